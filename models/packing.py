@@ -1,0 +1,203 @@
+"""Conversations packed into micro-batches without padding, each attending to itself alone.
+
+    plan = StepPlan(num_tokens, num_targets, micro_batch_tokens=2048, num_workers=2, gradient_accumulation=1, seed=0)
+    rows = plan.micro_batches(step=17, worker=0)      # lists of row numbers
+    batch = pack([(input_ids, supervised), ...])
+
+Shape suffix: T tokens in a micro-batch, S of them predicted ("targets").
+"""
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+
+PACKED_ATTENTION = "rayconteur_packed"
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Whole conversations in one row, as a model reads them."""
+
+    input_ids: torch.Tensor
+    """int64 [1, T]"""
+    position_ids: torch.Tensor
+    """int64 [1, T]; starts at 0 with every conversation"""
+    sequence_lengths: list[int]
+    """tokens of each conversation; their sum is T"""
+    predictors: torch.Tensor
+    """int64 [S]: the positions whose next token is supervised"""
+    targets: torch.Tensor
+    """int64 [S]: those next tokens"""
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        """The same batch on another device."""
+        move = [tensor.to(device, non_blocking=True) for tensor in
+                (self.input_ids, self.position_ids, self.predictors, self.targets)]  # fmt: skip
+        return PackedBatch(move[0], move[1], self.sequence_lengths, move[2], move[3])
+
+
+def pack(conversations: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> PackedBatch:
+    """Conversations, each as (input_ids, supervised), as one packed batch.
+
+    The first token of a conversation has nothing before it and is never a target.
+    """
+    lengths = [len(input_ids) for input_ids, _ in conversations]
+    input_ids = np.concatenate([np.asarray(ids, dtype=np.int64) for ids, _ in conversations])
+    supervised = np.concatenate([np.asarray(mask, dtype=bool) for _, mask in conversations])
+    starts = np.cumsum([0, *lengths[:-1]])
+    supervised[starts] = False
+    target_positions = np.flatnonzero(supervised)
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    return PackedBatch(
+        input_ids=torch.from_numpy(input_ids)[None],
+        position_ids=torch.from_numpy(positions)[None],
+        sequence_lengths=lengths,
+        predictors=torch.from_numpy(target_positions - 1),
+        targets=torch.from_numpy(input_ids[target_positions]),
+    )
+
+
+class StepPlan:
+    """Which conversations every worker reads in every step, from the lengths and a seed alone.
+
+    So any worker can say what step n holds without having read the steps before it, which is what makes a resumed
+    run read exactly what an undisturbed one would have read.
+
+    An epoch is cut into micro-batches of at most `micro_batch_tokens` tokens (a longer conversation stands alone),
+    as even as possible (longest processing time first, Graham 1969), so that workers do not wait for each other.
+    """
+
+    def __init__(
+        self,
+        num_tokens: Sequence[int],
+        num_targets: Sequence[int],
+        micro_batch_tokens: int,
+        num_workers: int,
+        gradient_accumulation: int,
+        seed: int,
+    ) -> None:
+        self._num_tokens = np.asarray(num_tokens, dtype=np.int64)
+        self._num_targets = np.asarray(num_targets, dtype=np.int64)
+        self._num_workers = num_workers
+        self._gradient_accumulation = gradient_accumulation
+        self._seed = seed
+        self._per_step = num_workers * gradient_accumulation
+        if len(self._num_tokens) < self._per_step:
+            raise ValueError(
+                f"train: {len(self._num_tokens)} training conversations are fewer than the {self._per_step} "
+                f"micro-batches of one step (num_workers {num_workers} x gradient_accumulation "
+                f"{gradient_accumulation}); lower one of them or add data"
+            )
+        self.steps_per_epoch = self._count_steps(micro_batch_tokens)
+        self._epoch: tuple[int, list[list[int]]] | None = None
+
+    def _count_steps(self, budget: int) -> int:
+        """The fewest steps in which no micro-batch of several conversations is over the budget."""
+        lengths = np.sort(self._num_tokens)[::-1]
+        most = len(lengths) // self._per_step
+        steps = min(most, max(1, math.ceil(int(lengths.sum()) / (budget * self._per_step))))
+        while steps < most:
+            bins = _spread(lengths, np.arange(len(lengths)), steps * self._per_step)
+            if all(len(rows) == 1 or int(lengths[rows].sum()) <= budget for rows in bins):
+                break
+            steps += max(1, steps // 50)
+        return min(steps, most)
+
+    def micro_batches(self, step: int, worker: int) -> list[list[int]]:
+        """The row numbers of each of the worker's micro-batches in a step (both from 0)."""
+        rows = self._step_rows(step)
+        return rows[worker * self._gradient_accumulation : (worker + 1) * self._gradient_accumulation]
+
+    def num_targets(self, step: int) -> int:
+        """Supervised tokens of all workers in a step: what the step's loss is divided by."""
+        return int(sum(self._num_targets[rows].sum() for rows in self._step_rows(step)))
+
+    def num_tokens(self, step: int) -> int:
+        """Tokens of all workers in a step."""
+        return int(sum(self._num_tokens[rows].sum() for rows in self._step_rows(step)))
+
+    def _step_rows(self, step: int) -> list[list[int]]:
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, self._shuffled_epoch(epoch))
+        return self._epoch[1][index * self._per_step : (index + 1) * self._per_step]
+
+    def _shuffled_epoch(self, epoch: int) -> list[list[int]]:
+        random = np.random.default_rng([self._seed, epoch])
+        shuffled = random.permutation(len(self._num_tokens))
+        rows = shuffled[np.argsort(-self._num_tokens[shuffled], kind="stable")]
+        bins = _spread(self._num_tokens[rows], rows, self.steps_per_epoch * self._per_step)
+        return [bins[index] for index in random.permutation(len(bins))]
+
+
+def _spread(lengths: Any, rows: Any, num_bins: int) -> list[list[int]]:
+    """Rows, longest first, each into the emptiest bin so far."""
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    loads = [(0, index) for index in range(num_bins)]
+    for length, row in zip(lengths.tolist(), rows.tolist(), strict=True):
+        load, index = loads[0]
+        bins[index].append(row)
+        heapq.heapreplace(loads, (load + length, index))
+    return bins
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sequence_lengths: list[int] | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each conversation of a packed row, conversation by conversation.
+
+    query [1, heads, T, size], key and value [1, key-value heads, T, size]; returns [1, T, heads, size]. On a CPU
+    this is a quarter faster than one block-diagonal mask, which computes what it then hides.
+    """
+    assert sequence_lengths is not None, "the model must be called with sequence_lengths"
+    if kwargs.get("softcap") is not None:
+        raise ValueError("base_model: attention with soft-capped scores (Gemma 2) is not supported in training")
+    outputs = []
+    for q, k, v in zip(
+        torch.split(query, sequence_lengths, dim=2),
+        torch.split(key, sequence_lengths, dim=2),
+        torch.split(value, sequence_lengths, dim=2),
+        strict=True,
+    ):
+        mask = _window_mask(q.shape[2], sliding_window, q.device)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=mask is None,
+                scale=scaling,
+                enable_gqa=k.shape[1] != q.shape[1],
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Causal mask [length, length] of a sliding window; None where the window covers everything."""
+    if window is None or length <= window:
+        return None
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None]
+    return (distance >= 0) & (distance < window)
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+AttentionMaskInterface.register(PACKED_ATTENTION, lambda *args, **kwargs: None)

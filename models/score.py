@@ -1,0 +1,85 @@
+"""Base and tuned model side by side: losses on the same tokens, replies to the same prompts, facts in them."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import adapters
+from models.base import load_model, load_tokenizer
+from models.chat import Message, encode_prompt, end_token_ids
+from models.loss import supervised_loss_sum
+from models.packing import PACKED_ATTENTION, PackedBatch
+
+
+class ModelPair:
+    """A base model and what training made of it. With an adapter both are one model, the adapter on or off."""
+
+    def __init__(self, base_folder: Path | str, checkpoint_folder: Path | str, dtype: torch.dtype) -> None:
+        self.tokenizer = load_tokenizer(checkpoint_folder)
+        self._has_adapter = adapters.is_adapter(checkpoint_folder)
+        base = load_model(base_folder, dtype)
+        if self._has_adapter:
+            self._tuned = adapters.load(base, checkpoint_folder).eval()
+            self._base = self._tuned
+        else:
+            self._base, self._tuned = base, load_model(checkpoint_folder, dtype)
+        self._ends = sorted(end_token_ids(self.tokenizer))
+
+    def loss_sums(self, batch: PackedBatch) -> tuple[float, float]:
+        """Loss sums in nats of base and tuned model on a packed batch."""
+        with torch.inference_mode():
+            with self._base_model(PACKED_ATTENTION) as model:
+                base = float(supervised_loss_sum(model, batch))
+            with self._tuned_model(PACKED_ATTENTION) as model:
+                return base, float(supervised_loss_sum(model, batch))
+
+    def replies(self, conversations: Sequence[list[Message]], max_new_tokens: int) -> tuple[list[str], list[str]]:
+        """Greedy replies of base and tuned model to each conversation, all in one batch."""
+        prompts = [encode_prompt(self.tokenizer, messages) for messages in conversations]
+        with self._base_model("sdpa") as model:
+            base = self._generate(model, prompts, max_new_tokens)
+        with self._tuned_model("sdpa") as model:
+            return base, self._generate(model, prompts, max_new_tokens)
+
+    def _generate(self, model: Any, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
+        longest = max(len(prompt) for prompt in prompts)
+        pad = self.tokenizer.pad_token_id
+        device = next(model.parameters()).device
+        ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=self._ends,
+                pad_token_id=pad,
+            )
+        texts = self.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    @contextlib.contextmanager
+    def _base_model(self, attention: str) -> Iterator[Any]:
+        _plain(self._base).set_attn_implementation(attention)
+        with self._base.disable_adapter() if self._has_adapter else contextlib.nullcontext():
+            yield self._base
+
+    @contextlib.contextmanager
+    def _tuned_model(self, attention: str) -> Iterator[Any]:
+        _plain(self._tuned).set_attn_implementation(attention)
+        yield self._tuned
+
+
+def _plain(model: Any) -> Any:
+    """The transformers model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def count_facts(reply: str, facts: Sequence[Sequence[str]]) -> int:
+    """How many of the facts stand in the reply: each in any one of its spellings, whatever the case."""
+    text = " ".join(reply.lower().split())
+    return sum(any(spelling.lower() in text for spelling in spellings) for spellings in facts)

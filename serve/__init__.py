@@ -1,0 +1,1 @@
+"""The chat endpoint: an OpenAI-compatible API over an engine; only `serve.app` knows Ray."""

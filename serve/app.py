@@ -1,0 +1,98 @@
+"""The endpoint on Ray Serve: replicas that each hold one release, autoscaled by requests in progress.
+
+from ray import serve as ray_serve
+ray_serve.run(build("/releases/abc", "abc", "my-model"), name="chat", route_prefix="/")
+"""
+
+import math
+from typing import Any
+
+# Named so that it is never taken for our own package `serve`.
+from ray import serve as ray_serve
+
+from serve.engines.base import DEFAULT_MAX_ACTIVE, Dtype
+
+
+class ChatReplica:
+    """One replica: an engine with the release, and the HTTP app over it."""
+
+    def __init__(
+        self,
+        release_folder: str,
+        release_key: str,
+        model_name: str,
+        dtype: Dtype,
+        max_new_tokens: int,
+        max_active: int,
+        num_threads: int,
+        device: str,
+    ) -> None:
+        from models.base import load_tokenizer
+        from serve.engines.torch import TorchEngine
+
+        self._tokenizer = load_tokenizer(release_folder)
+        self._engine = TorchEngine(release_folder, dtype, max_active, num_threads, device)
+        self._model_name = model_name
+        self._release_key = release_key
+        self._max_new_tokens = max_new_tokens
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Called by Ray Serve in the replica, after the constructor."""
+        from serve.api import create_app
+
+        return create_app(self._engine, self._tokenizer, self._model_name, self._release_key, self._max_new_tokens)
+
+    def check_health(self) -> None:
+        """Called by Ray Serve, which replaces a replica that raises here."""
+        if not self._engine.health().is_alive:
+            raise RuntimeError("the engine's thread has ended")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.close()
+
+
+def build(
+    release_folder: str,
+    release_key: str,
+    model_name: str,
+    *,
+    min_replicas: int = 1,
+    max_replicas: int = 1,
+    target_ongoing_requests: float = DEFAULT_MAX_ACTIVE / 2,
+    max_queued_requests: int = 64,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    dtype: Dtype = "bfloat16",
+    max_new_tokens: int = 512,
+) -> Any:
+    """The Ray Serve application (`ray.serve.Application`) that serves the release in `release_folder`.
+
+    Every node that may hold a replica must see `release_folder`. `num_cpus` and `num_gpus` are per replica;
+    `max_new_tokens` limits replies to requests that set no limit. Beyond what replicas take, up to
+    `max_queued_requests` wait; later ones get 503 from Ray Serve.
+    """
+    max_active = max(DEFAULT_MAX_ACTIVE, math.ceil(target_ongoing_requests))
+    deployment = ray_serve.deployment(
+        ray_serve.ingress()(ChatReplica),
+        name="ChatReplica",
+        ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
+        # More than the engine decodes at once: the next ones wait in it, and /health is not held up by them.
+        max_ongoing_requests=2 * max_active,
+        max_queued_requests=max_queued_requests,
+        autoscaling_config={
+            "min_replicas": min_replicas,
+            "max_replicas": max_replicas,
+            "target_ongoing_requests": target_ongoing_requests,
+        },
+    )
+    return deployment.bind(
+        release_folder,
+        release_key,
+        model_name,
+        dtype=dtype,
+        max_new_tokens=max_new_tokens,
+        max_active=max_active,
+        num_threads=max(1, math.floor(num_cpus)),
+        device="cuda" if num_gpus else "cpu",
+    )

@@ -1,0 +1,86 @@
+"""The engine interface: prompts in as token ids, replies out as a stream of token ids.
+
+An engine knows no text, no HTTP and no Ray: `serve.api` renders and reads, `serve.app` deploys.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Literal
+from uuid import uuid4
+
+from serve.protocol import FinishReason
+
+Dtype = Literal["bfloat16", "float32"]
+
+# Requests that an engine decodes at the same time, unless told otherwise.
+DEFAULT_MAX_ACTIVE = 8
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What to generate; temperature 0 takes the likeliest token each time, `seed` None draws a new one."""
+
+    prompt_ids: list[int]
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    end_token_ids: frozenset[int] = frozenset()
+    request_id: str = field(default_factory=lambda: uuid4().hex)
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise ValueError("prompt_ids: got none; a reply needs at least one token to follow")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: got {self.max_new_tokens}; must be at least 1")
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One generated token; the last one has the reason why: "stop" (an end token) or "length"."""
+
+    token_id: int
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class EngineHealth:
+    """Whether the engine still generates, and how many requests it has in hand and in its queue."""
+
+    is_alive: bool
+    num_active: int
+    num_waiting: int
+
+
+class EngineError(RuntimeError):
+    """The engine could not finish a request; other requests are not affected."""
+
+
+class Engine(ABC):
+    """Generates tokens for many requests at once; made to be used from one asyncio loop."""
+
+    @property
+    @abstractmethod
+    def max_positions(self) -> int:
+        """The most tokens that prompt and reply may have together."""
+
+    @abstractmethod
+    def submit(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
+        """The tokens of the reply as they are generated, the end token included.
+
+        The request enters the engine when the first event is awaited, and leaves it when the generator ends
+        or is closed. Raises EngineError, and ValueError for a request that does not fit.
+        """
+
+    @abstractmethod
+    def cancel(self, request_id: str) -> None:
+        """End a request before its next token: its stream ends without a finish reason. Any id is fine."""
+
+    @abstractmethod
+    def health(self) -> EngineHealth:
+        """The engine's state at this moment."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop generating; streams that are still open raise EngineError."""

@@ -1,0 +1,150 @@
+"""The client and the terminal chat against a real endpoint."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+import torch
+import uvicorn
+
+from models.base import load_tokenizer, resolve
+from serve.api import create_app
+from serve.client import EndpointError, chat_in_terminal, model_names, stream_reply
+from serve.engines.torch import TorchEngine
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    torch.set_num_threads(1)
+    folder = resolve("random:tiny-llama")
+    engine = TorchEngine(folder, dtype="float32", num_threads=1)
+    app = create_app(engine, load_tokenizer(folder), "tiny", default_max_tokens=12)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    engine.close()
+
+
+def test_a_reply_comes_in_pieces(url: str) -> None:
+    pieces = list(stream_reply(url, HELLO, temperature=2, seed=1, max_tokens=30))
+    assert len(pieces) > 5
+    assert "".join(pieces) == "".join(stream_reply(f"{url}/v1/", HELLO, "tiny", temperature=2, seed=1, max_tokens=30))
+    assert model_names(url) == ["tiny"]
+
+
+def test_a_refusal_is_told_in_the_endpoints_words(url: str) -> None:
+    with pytest.raises(EndpointError, match="400: Unrecognized or unsupported request argument: tools"):
+        list(stream_reply(url, HELLO, tools=[]))
+    with pytest.raises(EndpointError, match="'other' does not exist"):
+        list(stream_reply(url, HELLO, "other"))
+
+
+def test_nobody_there() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    with pytest.raises(EndpointError, match=f"Nothing answers at {address}"):
+        list(stream_reply(address, HELLO))
+    with pytest.raises(EndpointError, match="not an address"):
+        model_names("localhost:8000")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ('data: {"choices": [{"delta": {"content": "a"}}]}\n\n', "before it was complete"),
+        ('data: {"error": {"message": "The engine failed."}}\n\n', "The engine failed."),
+        ("data: nonsense\n\n", "not a chat chunk: nonsense"),
+        ("<html>", "before it was complete"),
+    ],
+)
+def test_a_broken_stream_is_an_error(answer: str, message: str) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        with pytest.raises(EndpointError, match=message):
+            list(stream_reply(f"http://127.0.0.1:{server.server_port}", HELLO, "any"))
+        thread.join()
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes input() return these lines; an exception is raised, and after the last the input ends."""
+
+    def type_lines(*lines: str | BaseException) -> None:
+        remaining = iter([*lines, EOFError()])
+
+        def read(prompt: str) -> str:
+            assert prompt == "you> "
+            line = next(remaining)
+            if isinstance(line, BaseException):
+                raise line
+            return line
+
+        monkeypatch.setattr("builtins.input", read)
+
+    return type_lines
+
+
+def test_the_terminal_keeps_the_conversation(
+    url: str, typed: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[list[dict[str, str]]] = []
+
+    def reply(base_url: str, messages: list[dict[str, str]], *args: Any, **params: Any) -> Iterator[str]:
+        asked.append(list(messages))
+        yield from ["an ", "answer"]
+        if messages[-1]["content"] == "stop me":
+            raise KeyboardInterrupt
+        if messages[-1]["content"] == "fail":
+            raise EndpointError("It broke.")
+
+    monkeypatch.setattr("serve.client.stream_reply", reply)
+    typed("one", "", "stop me", KeyboardInterrupt(), "two", "/new", "/what", "fail", "/quit", "never")
+    chat_in_terminal(url)
+
+    def turns(*texts: str) -> list[tuple[str, str]]:
+        return [("assistant" if index % 2 else "user", text) for index, text in enumerate(texts)]
+
+    assert [[(message["role"], message["content"]) for message in messages] for messages in asked] == [
+        turns("one"),
+        turns("one", "an answer", "stop me"),
+        turns("one", "an answer", "stop me", "an answer", "two"),
+        turns("fail"),
+    ]
+    output = capsys.readouterr()
+    assert "Talking with tiny." in output.out
+    assert "an answer [stopped]" in output.out
+    assert "no command /what" in output.out
+    assert output.err == "error: It broke.\n"
+
+
+def test_the_terminal_talks_with_the_endpoint(
+    url: str, typed: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed("Hello", "Again")
+    chat_in_terminal(url, temperature=2, seed=1)
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) > 2
+    assert output.err == ""

@@ -1,0 +1,230 @@
+"""The torch engine against transformers' own generate, and the text of its tokens."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.base import load_model, load_tokenizer, resolve
+from serve.engines.base import EngineError, EngineHealth, GenerationRequest, TokenEvent
+from serve.engines.sampling import sample
+from serve.engines.torch import TorchEngine
+from serve.text import ReplyText
+
+PROMPTS = [[256, 71, 72, 220], [256, 64], list(range(200)), [n * 7 % 200 for n in range(700)]]
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny-llama with louder weights: as it comes, it repeats one token whatever it has read."""
+    torch.set_num_threads(1)
+    folder: Path = tmp_path_factory.mktemp("release")
+    model = load_model(resolve("random:tiny-llama"), torch.float32)
+    torch.manual_seed(0)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    for name, parameter in model.model.layers.named_parameters():
+        parameter.data *= 8 if "proj" in name else 1
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(release: Path) -> Iterator[TorchEngine]:
+    engine = TorchEngine(release, dtype="float32", max_active=3, num_threads=1)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return load_tokenizer(resolve("random:tiny-llama"))
+
+
+async def collect(engine: TorchEngine, request: GenerationRequest) -> list[TokenEvent]:
+    return [event async for event in engine.submit(request)]
+
+
+async def collect_all(engine: TorchEngine, *requests: GenerationRequest) -> list[Any]:
+    return await asyncio.gather(*(collect(engine, request) for request in requests), return_exceptions=True)
+
+
+async def until_idle(engine: TorchEngine) -> None:
+    for _ in range(1000):
+        if engine.health() == EngineHealth(is_alive=True, num_active=0, num_waiting=0):
+            return
+        await asyncio.sleep(0.005)
+    pytest.fail(f"{engine.health()} after 5 s")
+
+
+def token_ids(events: list[TokenEvent]) -> list[int]:
+    return [event.token_id for event in events]
+
+
+def test_greedy_tokens_are_those_of_generate_for_several_prompts_at_once(engine: TorchEngine, release: Path) -> None:
+    requests = [GenerationRequest(prompt_ids, 30, temperature=0) for prompt_ids in PROMPTS]
+    replies = asyncio.run(collect_all(engine, *requests))
+
+    model = load_model(release, torch.float32)
+    for prompt_ids, reply in zip(PROMPTS, replies, strict=True):
+        tokens = torch.tensor([prompt_ids])
+        model.generation_config.eos_token_id = None
+        mask = torch.ones_like(tokens)
+        expected = model.generate(tokens, attention_mask=mask, max_new_tokens=30, do_sample=False)
+        assert token_ids(reply) == expected[0, len(prompt_ids) :].tolist()
+        assert len(set(token_ids(reply))) > 5, "the test's model says the same whatever it read"
+        assert [event.finish_reason for event in reply] == [None] * 29 + ["length"]
+
+
+def test_an_end_token_stops_the_reply(engine: TorchEngine) -> None:
+    reply = asyncio.run(collect(engine, GenerationRequest(PROMPTS[0], 30, temperature=0)))
+    end = token_ids(reply)[10]
+    request = GenerationRequest(PROMPTS[0], 30, temperature=0, end_token_ids=frozenset({end}))
+    stopped = asyncio.run(collect(engine, request))
+    assert stopped[-1] == TokenEvent(end, "stop")
+    assert len(stopped) == token_ids(reply).index(end) + 1
+
+
+def test_a_seed_fixes_the_reply_whoever_else_is_served(engine: TorchEngine) -> None:
+    def request(seed: int | None) -> GenerationRequest:
+        return GenerationRequest(PROMPTS[0], 20, temperature=2, top_p=0.95, seed=seed)
+
+    alone = asyncio.run(collect(engine, request(7)))
+    again, other, free, free_too = asyncio.run(
+        collect_all(engine, request(7), request(8), request(None), request(None))
+    )
+    assert token_ids(alone) == token_ids(again)
+    assert len({tuple(token_ids(reply)) for reply in (again, other, free, free_too)}) == 4
+
+
+def test_closing_the_stream_frees_the_slot(engine: TorchEngine) -> None:
+    async def run() -> None:
+        async with aclosing(engine.submit(GenerationRequest(PROMPTS[0], 2000))) as events:
+            await anext(events)
+            assert engine.health().num_active == 1
+        await until_idle(engine)
+
+    asyncio.run(run())
+
+
+def test_cancel_ends_active_and_waiting_streams_without_a_reason(engine: TorchEngine) -> None:
+    async def run() -> None:
+        requests = [GenerationRequest(PROMPTS[0], 2000, request_id=f"request {n}") for n in range(5)]
+        running = asyncio.gather(*(collect(engine, request) for request in requests))
+        await asyncio.sleep(0.05)
+        health = engine.health()
+        assert (health.is_alive, health.num_active, health.num_waiting) == (True, 3, 2)
+        for request in requests:
+            engine.cancel(request.request_id)
+        engine.cancel("unknown")
+        for reply in await asyncio.wait_for(running, 5):
+            assert len(reply) < 2000
+            assert not reply or reply[-1].finish_reason is None
+        await until_idle(engine)
+
+    asyncio.run(run())
+
+
+def test_a_failing_request_does_not_hurt_its_neighbours(engine: TorchEngine) -> None:
+    good = GenerationRequest(PROMPTS[0], 20, temperature=0)
+    expected = asyncio.run(collect(engine, good))
+    bad = GenerationRequest([10**6], 20)  # No such token: the embedding raises.
+    reply, failure = asyncio.run(collect_all(engine, good, bad))
+    assert reply == expected
+    assert isinstance(failure, EngineError)
+    assert engine.health().is_alive
+
+
+def test_requests_that_do_not_fit_are_refused(engine: TorchEngine) -> None:
+    with pytest.raises(ValueError, match="need 2049 positions; the model has 2048"):
+        asyncio.run(collect(engine, GenerationRequest([1] * 2000, 49)))
+    with pytest.raises(ValueError, match="prompt_ids"):
+        GenerationRequest([], 1)
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        GenerationRequest([1], 0)
+
+
+def test_a_closed_engine_fails_open_and_later_streams(release: Path) -> None:
+    engine = TorchEngine(release, dtype="bfloat16", num_threads=1)
+
+    async def run() -> None:
+        running = asyncio.create_task(collect(engine, GenerationRequest(PROMPTS[0], 2000)))
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(engine.close)
+        with pytest.raises(EngineError, match="stopped"):
+            await running
+        with pytest.raises(EngineError, match="stopped"):
+            await collect(engine, GenerationRequest(PROMPTS[0], 1))
+        assert not engine.health().is_alive
+
+    asyncio.run(run())
+
+
+def test_top_p_keeps_the_likeliest_tokens_until_it_is_reached() -> None:
+    logits = torch.tensor([0.1, 0.5, 0.15, 0.25]).log()
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(top_p: float, temperature: float = 1) -> set[int]:
+        return {sample(logits, temperature, top_p, generator) for _ in range(300)}
+
+    assert drawn(0) == drawn(0.5) == {1}
+    assert drawn(0.6) == {1, 3}
+    assert drawn(1) == {0, 1, 2, 3}
+    assert drawn(1, temperature=0) == drawn(1, temperature=1e-300) == {1}
+
+
+def shown(tokenizer: Any, text: str, stops: list[str]) -> tuple[list[str], bool]:
+    """What each byte of `text` (a token each) lets a reader see, and whether a stop string was met."""
+    reply = ReplyText(tokenizer, stops)
+    pieces = [reply.push(token_id) for token_id in tokenizer(text)["input_ids"]]
+    return [*pieces, reply.finish()], reply.is_stopped
+
+
+def test_characters_of_several_tokens_appear_whole(tokenizer: Any) -> None:
+    pieces, _ = shown(tokenizer, "é€👍🏽a", [])
+    assert [piece for piece in pieces if piece] == ["é", "€", "👍", "🏽", "a"]
+
+
+def test_half_a_character_at_the_end_is_not_shown(tokenizer: Any) -> None:
+    reply = ReplyText(tokenizer, [])
+    assert [reply.push(token_id) for token_id in tokenizer("a€")["input_ids"][:-1]] == ["a", "", ""]
+    assert reply.finish() == ""
+
+
+def test_bytes_that_are_no_text_do_not_hold_back_what_follows(tokenizer: Any) -> None:
+    continuation = tokenizer("€")["input_ids"][1]
+    reply = ReplyText(tokenizer, [])
+    text = "".join(reply.push(token_id) for token_id in [continuation] * 20 + tokenizer("ok")["input_ids"])
+    assert text.endswith("ok")
+
+
+def test_special_tokens_are_not_shown(tokenizer: Any) -> None:
+    pieces, _ = shown(tokenizer, "a<|start_header_id|>b", [])
+    assert pieces == ["a", "", "b", ""]
+
+
+def test_stop_strings_split_over_tokens_never_leak(tokenizer: Any) -> None:
+    assert shown(tokenizer, "one\nUser: two", ["\nUser:"]) == (
+        ["o", "n", "e", *[""] * 10, ""],
+        True,
+    )
+    # Held back for a stop string that does not come.
+    pieces, is_stopped = shown(tokenizer, "aab aaab", ["aaaa", "b c"])
+    assert ("".join(pieces), is_stopped) == ("aab aaab", False)
+    assert shown(tokenizer, "xaab", ["aab"])[1]
+    assert "".join(shown(tokenizer, "aaab", ["aab"])[0]) == "a"
+    assert "".join(shown(tokenizer, "5 € net", ["€"])[0]) == "5 "
+
+
+def test_a_stop_string_inside_one_token(tokenizer: Any) -> None:
+    class WordTokenizer:
+        def decode(self, token_ids: list[int], **settings: bool) -> str:
+            return "".join(["Hello. ", "Bye. END and", " more"][token_id] for token_id in token_ids)
+
+    reply = ReplyText(WordTokenizer(), ["END", ". E"])
+    assert [reply.push(token_id) for token_id in range(3)] == ["Hello", ". Bye", ""]
+    assert reply.is_stopped

@@ -1,0 +1,5 @@
+"""`python -m workflows` is `rayconteur`."""
+
+from workflows.cli import main
+
+main()

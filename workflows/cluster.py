@@ -1,0 +1,191 @@
+"""The Ray cluster: connect to one or start a local one, what it has, and how workers report back.
+
+with connect(spec.cluster):
+    with watching(progress, "steps") as board: ...   # workers call board.post.remote(...)
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from workflows.progress import Progress
+from workflows.spec import ClusterSpec
+
+# glibc gives freed memory back to the kernel at once and faults it in again: on CPUs this costs half the speed.
+_MALLOC = (
+    "glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=17179869184:"
+    "glibc.malloc.top_pad=268435456:glibc.malloc.hugetlb=1"
+)
+
+_ENVIRONMENT = {
+    "RAY_worker_niceness": "0",  # Ray's default gives way to every other process on the machine
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+class ClusterError(ValueError):
+    """A cluster that cannot be reached or lacks what a stage asks for."""
+
+
+class Connection:
+    """A connection to the cluster, opened when first needed; a local cluster that it started ends with it."""
+
+    def __init__(self, cluster: ClusterSpec) -> None:
+        self._cluster = cluster
+        self.is_open = False
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.is_open:
+            ray.shutdown()
+
+    def open(self) -> None:
+        """Connect, or start a local cluster, unless that is done already; raises ClusterError."""
+        if self.is_open:
+            return
+        divert_library_output()
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if self._cluster.address is None:
+            # Said outright: an address in the environment must not pull a laptop's run onto a cluster.
+            options |= {"address": "local", "num_cpus": self._cluster.num_cpus}
+        else:
+            options["address"] = self._cluster.address
+        try:
+            ray.init(**options)
+        except ConnectionError as error:
+            raise ClusterError(
+                f"cluster.address: no Ray cluster answers at {self._cluster.address!r} ({error}); "
+                "start one, or leave the field out for a local one"
+            ) from None
+        self.is_open = True
+        _quieten()
+
+
+def library_log() -> Path:
+    """The file that gets what Ray and its libraries would write to this terminal."""
+    return Path(tempfile.gettempdir()) / f"rayconteur-{os.getpid()}.log"
+
+
+def divert_library_output() -> None:
+    """Send standard error to `library_log()`, but for what this program itself writes to `sys.stderr`.
+
+    Ray's core, its daemons and the loggers of its libraries write there whatever Python is told; the progress of
+    the run would drown in it.
+    """
+    terminal = os.fdopen(os.dup(2), "w", buffering=1)
+    log = os.open(library_log(), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 2)
+    os.close(log)
+    sys.stderr = terminal
+
+
+def _quieten() -> None:
+    """Progress bars of Ray's libraries would stand in ours."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def worker_environment(threads: float, gpus: float) -> dict[str, str]:
+    """Environment variables of a process that computes, set before it starts."""
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, int(threads))),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+    if not gpus:
+        environment |= {"DS_ACCELERATOR": "cpu", "GLIBC_TUNABLES": _MALLOC}
+    return environment
+
+
+def innermost(error: BaseException) -> str:
+    """What went wrong first, without the frames that Ray puts around it."""
+    cause: BaseException = error
+    while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
+        cause = inner
+    if isinstance(cause, ValueError):
+        return str(cause)
+    lines = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {lines[-1] if lines else 'no words'}"
+
+
+def check_fits(field: str, num_workers: int, cpus: float, gpus: float) -> None:
+    """Raise ClusterError, with both numbers, where the cluster can never hold these workers."""
+    have = ray.cluster_resources()
+    for name, resource, each in (("CPUs", "CPU", cpus), ("GPUs", "GPU", float(gpus))):
+        if num_workers * each > have.get(resource, 0.0):
+            raise ClusterError(
+                f"{field}: {num_workers} workers with {each:g} {name} each need {num_workers * each:g}, the "
+                f"cluster has {have.get(resource, 0.0):g}; ask for less or give it more"
+            )
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where workers write how far they are, and the driver reads it."""
+
+    def __init__(self) -> None:
+        self._counters: dict[str, float] = {}
+        self._latest: dict[str, Any] = {}
+
+    def add(self, **counters: float) -> None:
+        """Count further items done."""
+        for name, value in counters.items():
+            self._counters[name] = self._counters.get(name, 0) + value
+
+    def post(self, **values: Any) -> None:
+        """Replace values of the moment."""
+        self._latest.update(values)
+
+    def read(self) -> dict[str, Any]:
+        """Counters and latest values together."""
+        return {**self._counters, **self._latest}
+
+
+@contextlib.contextmanager
+def watching(progress: Progress, unit: str, total: float | None = None) -> Iterator[Any]:
+    """A `Board`, shown on `progress` until the block ends. Workers count `done`; other values are shown as they are.
+
+    `total` may instead be posted by a worker.
+    """
+    board = Board.remote()  # type: ignore[attr-defined]
+    ended = threading.Event()
+
+    def show() -> None:
+        values = ray.get(board.read.remote())
+        if values:
+            values = dict(values)
+            done, whole = values.pop("done", 0), values.pop("total", total)
+            progress.update(done, whole, unit, values)
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            with contextlib.suppress(ray.exceptions.RayError):
+                show()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        ended.set()
+        thread.join(timeout=5.0)
+        ray.kill(board)

@@ -1,0 +1,128 @@
+"""deploy: release to endpoint, with Ray Serve.
+
+    rayconteur deploy PIPELINE
+
+Refuses a release whose scorecard did not pass. Leaves in the store a manifest with the endpoint's address; the
+endpoint is up to date while `/health` there names this release.
+"""
+
+import socket
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+import httpx
+
+from models.base import cache_folder
+from workflows.pipeline import GateFailed, StageFailed
+from workflows.progress import Progress
+from workflows.spec import PipelineSpec, ServeSpec
+from workflows.store import Artifact, Store, content_key
+
+
+def url_of(serve: ServeSpec) -> str:
+    """Where clients on this machine find the endpoint."""
+    host = "127.0.0.1" if serve.host == "0.0.0.0" else serve.host
+    return f"http://{host}:{serve.port}"
+
+
+def deployment_key(spec: PipelineSpec, release: str) -> str:
+    """Changes with the release and with every setting of the endpoint."""
+    return content_key({"release": release, "serve": spec.serve.result_fields(), "model": model_name(spec)})
+
+
+def model_name(spec: PipelineSpec) -> str:
+    """What clients put into `model`."""
+    return spec.serve.model_name or spec.name
+
+
+def living_endpoint(spec: PipelineSpec, store: Store, release: str) -> Artifact | None:
+    """The endpoint of this release with these settings, if it answers now."""
+    url = url_of(spec.serve)
+    deployed = [artifact for artifact in store.all_of("deploy") if artifact.figures["url"] == url]
+    if not deployed or deployed[-1].key != deployment_key(spec, release):
+        return None
+    return deployed[-1] if _served_release(url) == release else None
+
+
+def _served_release(url: str) -> str | None:
+    try:
+        return str(httpx.get(f"{url}/health", timeout=2.0).json()["release"])
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return None
+
+
+def check_passed(scorecard: Artifact, force: bool) -> None:
+    """Raise GateFailed for a release whose evaluation did not pass, unless `force`."""
+    if not scorecard.figures["passed"] and not force:
+        raise GateFailed(
+            f"deploy: refused, the scorecard {scorecard.figures['verdict']}; --force deploys all the same"
+        )
+
+
+def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress: Progress) -> Artifact:
+    """Start or update the endpoint on the connected cluster and wait until it answers; its artifact."""
+    import ray
+    from ray import serve as ray_serve
+
+    from serve.app import build
+    from workflows.cluster import check_fits
+
+    serve, release, url = spec.serve, done["optimize"], url_of(spec.serve)
+    check_fits("serve.min_replicas", max(1, serve.min_replicas), serve.cpus_per_replica, serve.gpus_per_replica)
+    if spec.cluster.address is None:
+        _check_port(serve)
+    progress.start("deploy", f"release {release.key} to {url} (Ray Serve)")
+    started, began = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
+    app = build(
+        str(store.local_folder("optimize", release.key, "model", cache_folder())),
+        release.key,
+        model_name(spec),
+        min_replicas=serve.min_replicas,
+        max_replicas=serve.max_replicas,
+        target_ongoing_requests=serve.target_ongoing_requests,
+        max_queued_requests=serve.max_queued_requests,
+        num_cpus=serve.cpus_per_replica,
+        num_gpus=serve.gpus_per_replica,
+        dtype="bfloat16" if serve.precision == "bf16" else "float32",
+        max_new_tokens=serve.max_new_tokens,
+    )
+    try:
+        ray_serve.start(http_options={"host": serve.host, "port": serve.port}, logging_config={"log_level": "ERROR"})
+        ray_serve.run(app, name=spec.name, route_prefix="/")
+    except (RuntimeError, ray.exceptions.RayError) as error:
+        raise StageFailed(f"deploy: Ray Serve could not start the endpoint: {error}") from error
+    artifact = Artifact(
+        stage="deploy",
+        key=deployment_key(spec, release.key),
+        pipeline=spec.name,
+        inputs={name: done[name].key for name in ("evaluate", "optimize")},
+        settings={"serve": serve.result_fields()},
+        figures={"url": url, "model": model_name(spec)},
+        started=started,
+        seconds=round(time.monotonic() - began, 3),
+    )
+    store.finish(artifact)
+    progress.finish("deploy", {})
+    return artifact
+
+
+def _check_port(serve: ServeSpec) -> None:
+    """Raise StageFailed if another program listens there; Ray would start beside it and never be reached."""
+    family = socket.AF_INET6 if ":" in serve.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((serve.host, serve.port))
+        except OSError as error:
+            raise StageFailed(
+                f"serve.port: cannot listen on {serve.host}:{serve.port}: {error.strerror}; "
+                f"free it or take another, as in --set serve.port={min(serve.port + 1, 65535)}"
+            ) from None
+
+
+def curl_line(artifact: Artifact) -> str:
+    """A command that shows the endpoint at work."""
+    figures: dict[str, Any] = artifact.figures
+    body = f'{{"model": "{figures["model"]}", "messages": [{{"role": "user", "content": "Hello!"}}], "stream": true}}'
+    return f"curl -N {figures['url']}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"

@@ -1,0 +1,324 @@
+"""The order of the stages, what each one depends on, and the loop that runs what is not up to date.
+
+    prepare -> train -> evaluate -> optimize -> deploy
+
+Nothing here imports Ray or torch: an up-to-date run says so at once.
+"""
+
+import importlib
+import importlib.metadata
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+
+from models import base
+from workflows.progress import Progress
+from workflows.spec import PipelineSpec
+from workflows.store import Artifact, Store, content_key, fingerprint
+
+
+class StageFailed(ValueError):
+    """A stage that could not do its work; the text is for the user."""
+
+
+class GateFailed(StageFailed):
+    """The scorecard says that the checkpoint is not good enough."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of conversations, on any filesystem, with how many of its lines to read."""
+
+    uri: str
+    limit: int | None
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage gets: the spec, where to write, the artifacts before it, and the display."""
+
+    spec: PipelineSpec
+    store: Store
+    key: str
+    inputs: dict[str, Artifact]
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the pipeline.
+
+    `workflows/<name>.py` has its `run(context) -> figures`, and `tidy(context)` where something can be let go of
+    once the artifact is whole.
+    """
+
+    name: str
+    version: int
+    """raised when the stage's output changes its meaning"""
+    inputs: tuple[str, ...]
+    settings: Callable[[PipelineSpec], dict[str, Any]]
+    """what of the spec, and of the files it names, decides the output"""
+    summary: str
+
+    @property
+    def module(self) -> Any:
+        """The stage's module, imported when it is needed: it brings a Ray library with it."""
+        return importlib.import_module(f"workflows.{self.name}")
+
+
+def open_uri(uri: str) -> tuple[Any, str]:
+    """The filesystem of a path or URI, and the path on it."""
+    if "://" in uri:
+        filesystem, path = pa.fs.FileSystem.from_uri(uri)
+        return filesystem, path
+    return pa.fs.LocalFileSystem(), uri
+
+
+def source_files(spec: PipelineSpec) -> list[SourceFile]:
+    """The files behind `data.sources`, in order; raises StageFailed for a source without files."""
+    files = []
+    for index, source in enumerate(spec.data.sources):
+        field = f"data.sources.{index}.path"
+        try:
+            filesystem, path = open_uri(source.path)
+            found = _expand(filesystem, path)
+            if not found:
+                raise StageFailed(f"{field}: nothing found at {source.path}; give a file, folder, glob or URI")
+            prefix = source.path[: source.path.index("://") + 3] if "://" in source.path else ""
+            files += [SourceFile(prefix + file, source.limit, fingerprint(filesystem, file)) for file in found]
+        except (OSError, pa.ArrowException) as error:
+            raise StageFailed(f"{field}: cannot read {source.path}: {error}") from error
+    return files
+
+
+def _expand(filesystem: Any, path: str) -> list[str]:
+    endings = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+    if any(sign in path for sign in "*?["):
+        import fnmatch
+
+        folder = path[: min(path.index(sign) for sign in "*?[" if sign in path)].rpartition("/")[0]
+        selector = pa.fs.FileSelector(folder or ".", recursive=True, allow_not_found=True)
+        infos = filesystem.get_file_info(selector)
+        return sorted(
+            info.path for info in infos if info.type == pa.fs.FileType.File and fnmatch.fnmatch(info.path, path)
+        )
+    info = filesystem.get_file_info(path)
+    if info.type == pa.fs.FileType.File:
+        return [path]
+    if info.type == pa.fs.FileType.NotFound:
+        return []
+    inside = filesystem.get_file_info(pa.fs.FileSelector(path, recursive=True))
+    return sorted(item.path for item in inside if item.type == pa.fs.FileType.File and item.path.endswith(endings))
+
+
+def _prepare_settings(spec: PipelineSpec) -> dict[str, Any]:
+    files = [[file.fingerprint, file.limit] for file in source_files(spec)]
+    section = {name: value for name, value in spec.data.result_fields().items() if name != "sources"}
+    return {"data": section, "files": files, "base_model": base.identity(spec.base_model)}
+
+
+def _train_settings(spec: PipelineSpec) -> dict[str, Any]:
+    return {"train": spec.train.result_fields(), "base_model": base.identity(spec.base_model)}
+
+
+def _evaluate_settings(spec: PipelineSpec) -> dict[str, Any]:
+    section = spec.evaluate.result_fields()
+    if spec.evaluate.questions is not None:
+        filesystem, path = open_uri(spec.evaluate.questions)
+        try:
+            section["questions"] = fingerprint(filesystem, path)
+        except (OSError, pa.ArrowException) as error:
+            raise StageFailed(f"evaluate.questions: cannot read {spec.evaluate.questions}: {error}") from error
+    return {"evaluate": section}
+
+
+def _optimize_settings(spec: PipelineSpec) -> dict[str, Any]:
+    return {"optimize": spec.optimize.result_fields()}
+
+
+STAGES = (
+    Stage("prepare", 1, (), _prepare_settings, "conversations to token shards (Ray Data)"),
+    Stage("train", 1, ("prepare",), _train_settings, "fine-tune (Ray Train, DeepSpeed)"),
+    Stage("evaluate", 1, ("prepare", "train"), _evaluate_settings, "tuned against base (Ray Data)"),
+    Stage("optimize", 1, ("train",), _optimize_settings, "checkpoint to release"),
+)
+# The last step keeps no artifact but a living endpoint: workflows/deploy.py.
+STAGE_NAMES = (*(stage.name for stage in STAGES), "deploy")
+
+
+@dataclass(frozen=True)
+class StageState:
+    """A stage before a run: its key, its finished artifact if there is one, and else why it will run."""
+
+    stage: Stage
+    key: str
+    settings: dict[str, Any]
+    artifact: Artifact | None
+    reason: str
+
+
+def examine(spec: PipelineSpec, store: Store) -> list[StageState]:
+    """What is up to date and what will run and why; changes nothing."""
+    states: list[StageState] = []
+    keys: dict[str, str] = {}
+    for stage in STAGES:
+        inputs = {name: keys[name] for name in stage.inputs}
+        settings = {"version": stage.version, **stage.settings(spec)}
+        key = content_key({"stage": stage.name, "inputs": inputs, **settings})
+        keys[stage.name] = key
+        artifact = store.find(stage.name, key)
+        reason = "" if artifact else _why(stage, settings, inputs, spec, store, states)
+        states.append(StageState(stage, key, settings, artifact, reason))
+    return states
+
+
+def _why(
+    stage: Stage,
+    settings: dict[str, Any],
+    inputs: dict[str, str],
+    spec: PipelineSpec,
+    store: Store,
+    before: list[StageState],
+) -> str:
+    waiting = [state.stage.name for state in before if state.stage.name in inputs and state.artifact is None]
+    if waiting:
+        return f"{' and '.join(waiting)} will run"
+    mine = [artifact for artifact in store.all_of(stage.name) if artifact.pipeline == spec.name]
+    if not mine:
+        return "not done yet"
+    changed = sorted(_differences(mine[-1].settings, settings, ""))
+    changed += [f"the {name} artifact" for name, key in inputs.items() if mine[-1].inputs.get(name) != key]
+    return f"changed: {', '.join(changed)}" if changed else "not done yet"
+
+
+def _differences(old: Any, new: Any, path: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for name in {*old, *new}:
+            found += _differences(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))
+        return found
+    return [] if old == new else [path]
+
+
+def run_stages(
+    spec: PipelineSpec,
+    store: Store,
+    progress: Progress,
+    last: str,
+    connect: Callable[[], None],
+    force: bool = False,
+) -> dict[str, Artifact]:
+    """Bring every stage up to and including `last` up to date; `connect()` is called before the first that runs.
+
+    Returns the artifacts by stage. Raises StageFailed; GateFailed after an evaluation that did not pass, unless
+    `force`, if a stage after it was asked for.
+    """
+    states = examine(spec, store)
+    wanted = STAGES[: STAGE_NAMES.index(last) + 1]
+    record = _run_record(spec, last)
+    done: dict[str, Artifact] = {}
+    try:
+        for state in states[: len(wanted)]:
+            artifact = state.artifact
+            if artifact is None:
+                if record["status"] != "running":
+                    record["status"] = "running"
+                    store.write_run(record)
+                connect()
+                artifact = _run_stage(state, spec, store, progress, done)
+            else:
+                progress.finish(state.stage.name, artifact.figures, word="up to date")
+            done[state.stage.name] = artifact
+            record["stages"][state.stage.name] = {"key": artifact.key, "seconds": artifact.seconds}
+            if state.stage.name == "evaluate" and not artifact.figures["passed"] and not force and last != "evaluate":
+                raise GateFailed(f"evaluate: {artifact.figures['verdict']}; --force deploys it all the same")
+        ran = record["status"] == "running"
+        record["status"] = "finished"
+    except BaseException as error:
+        ran = True
+        record["status"] = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        record["error"] = str(error)
+        raise
+    finally:
+        if ran:
+            record["ended"] = _now()
+            store.write_run(record)
+    return done
+
+
+def _run_stage(
+    state: StageState, spec: PipelineSpec, store: Store, progress: Progress, done: dict[str, Artifact]
+) -> Artifact:
+    stage = state.stage
+    with store.lock(stage.name, state.key, progress.note):
+        finished = store.find(stage.name, state.key)
+        if finished is not None:  # by another run, while this one waited
+            progress.finish(stage.name, finished.figures, word="up to date")
+            return finished
+        progress.start(stage.name, f"{stage.summary}; {state.reason}")
+        started, began = _now(), time.monotonic()
+        inputs = {name: done[name] for name in stage.inputs}
+        context = Context(spec, store, state.key, inputs, progress)
+        figures = _run_module(stage, context)
+        artifact = Artifact(
+            stage=stage.name,
+            key=state.key,
+            pipeline=spec.name,
+            inputs={name: artifact.key for name, artifact in inputs.items()},
+            settings=state.settings,
+            figures=figures,
+            versions=_versions(),
+            started=started,
+            seconds=round(time.monotonic() - began, 3),
+        )
+        store.finish(artifact)
+        getattr(stage.module, "tidy", lambda context: None)(context)
+        progress.finish(stage.name, figures)
+        return artifact
+
+
+def _run_module(stage: Stage, context: Context) -> dict[str, Any]:
+    from ray.exceptions import RayError
+
+    from workflows.cluster import innermost
+
+    try:
+        figures: dict[str, Any] = stage.module.run(context)
+    except RayError as error:
+        text = innermost(error)
+        raise StageFailed(text if isinstance(error, ValueError) else f"{stage.name}: {text}") from error
+    return figures
+
+
+def _run_record(spec: PipelineSpec, last: str) -> dict[str, Any]:
+    now = _now()
+    return {
+        "run": f"{now[:19].replace(':', '').replace('-', '')}-{uuid.uuid4().hex[:4]}",
+        "pipeline": spec.name,
+        "to": last,
+        "status": "up to date",
+        "started": now,
+        "ended": None,
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "spec": spec.model_dump(),
+        "stages": {},
+    }
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    names = ("rayconteur", "ray", "torch", "transformers", "deepspeed", "peft")
+    return {name: importlib.metadata.version(name) for name in names}

@@ -1,0 +1,130 @@
+"""plan: what a run would do, what it asks for and what is there; changes nothing."""
+
+import os
+from typing import Any
+
+from models.base import known_sizes
+from models.memory import estimate_training_memory
+from workflows.pipeline import StageState, open_uri, source_files
+from workflows.spec import PipelineSpec
+
+# For conversations that are not tokenized yet: English chat text, JSON around it, and gzip.
+_BYTES_PER_TOKEN = 4.6
+_GZIP_FACTOR = 4.0
+
+
+def plan_of(spec: PipelineSpec, states: list[StageState], endpoint_lives: bool) -> dict[str, Any]:
+    """The plan as plain data."""
+    stages = [
+        {
+            "stage": state.stage.name,
+            "key": state.key,
+            "up_to_date": state.artifact is not None,
+            "reason": state.reason,
+        }
+        for state in states
+    ]
+    stages.append(
+        {
+            "stage": "deploy",
+            "key": None,
+            "up_to_date": endpoint_lives,
+            "reason": "" if endpoint_lives else "no endpoint of this release answers",
+        }
+    )
+    return {
+        "pipeline": spec.name,
+        "stages": stages,
+        "resources": _resources(spec),
+        "training": _training(spec, states),
+    }
+
+
+def _row(stage: str, up_to_date: bool, reason: str) -> dict[str, Any]:
+    return {"stage": stage, "up_to_date": up_to_date, "reason": "" if up_to_date else reason}
+
+
+def _resources(spec: PipelineSpec) -> dict[str, Any]:
+    train, evaluate, serve = spec.train, spec.evaluate, spec.serve
+    asked = {
+        "train": (train.num_workers, train.cpus_per_worker, float(train.gpus_per_worker)),
+        "evaluate": (evaluate.num_workers, evaluate.cpus_per_worker, evaluate.gpus_per_worker),
+        "deploy": (max(1, serve.min_replicas), serve.cpus_per_replica, serve.gpus_per_replica),
+    }
+    there = _there(spec)
+    rows = {}
+    for stage, (workers, cpus, gpus) in asked.items():
+        fits = workers * cpus <= there["cpus"] and workers * gpus <= there["gpus"]
+        rows[stage] = {"workers": workers, "cpus": workers * cpus, "gpus": workers * gpus, "fits": fits}
+    return {"there": there, "asked": rows}
+
+
+def _there(spec: PipelineSpec) -> dict[str, Any]:
+    if spec.cluster.address is not None:
+        import ray
+
+        have = ray.cluster_resources()
+        return {"cpus": have.get("CPU", 0.0), "gpus": have.get("GPU", 0.0), "memory_gb": have.get("memory", 0) / 1e9}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    gpus = len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])
+    return {"cpus": spec.cluster.num_cpus or os.cpu_count() or 1, "gpus": gpus, "memory_gb": round(memory, 1)}
+
+
+def _training(spec: PipelineSpec, states: list[StageState]) -> dict[str, Any]:
+    train, corpus = spec.train, states[0].artifact
+    tokens = corpus.figures["tokens"] if corpus else _estimated_tokens(spec)
+    per_step = train.micro_batch_tokens * train.gradient_accumulation * train.num_workers
+    steps_per_epoch = max(1, -(-tokens // per_step))
+    steps = max(1, round(steps_per_epoch * train.epochs))
+    if train.max_steps:
+        steps = min(steps, train.max_steps)
+    sizes = known_sizes(spec.base_model)
+    memory = None
+    if sizes is not None:
+        memory = estimate_training_memory(
+            sizes,
+            micro_batch_tokens=train.micro_batch_tokens,
+            precision=train.precision,
+            adapter_rank=train.adapter.rank if train.adapter else None,
+            zero_stage=train.zero.stage,
+            num_workers=train.num_workers,
+        ).total_gb
+    return {
+        "tokens_per_epoch": tokens,
+        "tokens_are_estimated": corpus is None,
+        "steps": steps,
+        "tokens": int(tokens * steps / steps_per_epoch),
+        "memory_gb_per_worker": None if memory is None else round(memory, 1),
+    }
+
+
+def _estimated_tokens(spec: PipelineSpec) -> int:
+    """From the sizes of the files alone; a `limit` is not looked at."""
+    total = 0.0
+    for file in source_files(spec):
+        filesystem, path = open_uri(file.uri)
+        size = filesystem.get_file_info(path).size
+        total += size * (_GZIP_FACTOR if path.endswith(".gz") else 1.0) / _BYTES_PER_TOKEN
+    return max(1, int(total * (1 - spec.data.held_out_share)))
+
+
+def plan_text(plan: dict[str, Any]) -> str:
+    """The plan as a person reads it."""
+    lines = [f"pipeline {plan['pipeline']}"]
+    for row in plan["stages"]:
+        word = "up to date" if row["up_to_date"] else f"will run: {row['reason']}"
+        lines.append(f"  {row['stage']:<9} {word}")
+    there = plan["resources"]["there"]
+    lines.append(f"there: {there['cpus']:g} CPUs, {there['gpus']:g} GPUs, {there['memory_gb']:g} GB of memory")
+    for stage, row in plan["resources"]["asked"].items():
+        verdict = "fits" if row["fits"] else "DOES NOT FIT"
+        gpus = f", {row['gpus']:g} GPUs" if row["gpus"] else ""
+        lines.append(f"  {stage:<9} asks {row['workers']} x worker: {row['cpus']:g} CPUs{gpus}: {verdict}")
+    training = plan["training"]
+    about = "about " if training["tokens_are_estimated"] else ""
+    memory = training["memory_gb_per_worker"]
+    lines.append(
+        f"training: {about}{training['tokens']:,} tokens in {about}{training['steps']:,} steps, "
+        + (f"about {memory:g} GB a worker" if memory else "memory unknown until the base model is here")
+    )
+    return "\n".join(lines)

@@ -1,0 +1,140 @@
+"""What a run shows while it works: a live line on a terminal, plain lines elsewhere, JSON lines for machines.
+
+with Progress(json_lines=False) as progress:
+    progress.start("train", "LoRA, 2 workers")
+    progress.update(done=10, total=100, unit="steps", figures={"loss": 2.1})
+    progress.finish("train", {"held_out_loss": 1.2})
+"""
+
+import json
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+# Without a terminal, one line of progress at most this often.
+_PLAIN_EVERY_S = 5.0
+
+
+def duration(seconds: float) -> str:
+    """`95` as `1m35s`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes, rest = divmod(seconds, 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def figure(value: Any) -> str:
+    """A number as a person reads it."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+class Progress:
+    """The display of one command. Notes and results go to stdout in order; nothing is printed twice."""
+
+    def __init__(self, json_lines: bool = False) -> None:
+        self.json_lines = json_lines
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+        self._stage = ""
+        self._began = time.monotonic()
+        self._first_done: tuple[float, float] | None = None
+        self._last_plain = 0.0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop_live()
+
+    def start(self, stage: str, detail: str = "") -> None:
+        """A stage begins."""
+        self._stage, self._began, self._first_done = stage, time.monotonic(), None
+        self._last_plain = 0.0
+        if self.json_lines:
+            self._event("started", detail=detail)
+            return
+        self._print(f"[bold]{stage:<9}[/] {detail or 'started'}")
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+            self._live.start()
+
+    def update(self, done: float, total: float | None, unit: str, figures: dict[str, Any] | None = None) -> None:
+        """How far the stage has come, with figures of the moment."""
+        figures = figures or {}
+        now = time.monotonic()
+        if self._first_done is None:
+            self._first_done = (now, done)
+        began, first = self._first_done
+        left = (total - done) * (now - began) / (done - first) if total and done > first else None
+        with self._lock:
+            if self.json_lines:
+                self._event("progress", done=done, total=total, unit=unit, seconds_left=left, **figures)
+            elif self._live is not None:
+                self._live.update(Text(self._line(done, total, unit, figures, left)))
+            elif now - self._last_plain >= _PLAIN_EVERY_S:
+                self._last_plain = now
+                self._print(self._line(done, total, unit, figures, left), markup=False)
+
+    def finish(self, stage: str, figures: dict[str, Any], word: str = "done") -> None:
+        """A stage has ended well, or was already there."""
+        self._stop_live()
+        if self.json_lines:
+            self._event(word.replace(" ", "_"), stage=stage, figures=figures)
+            return
+        shown = ", ".join(
+            f"{name.replace('_', ' ')} {figure(value)}"
+            for name, value in figures.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        )
+        took = f" in {duration(time.monotonic() - self._began)}" if word == "done" else ""
+        self._print(f"[bold]{stage:<9}[/] [green]{word}{took}[/]{': ' if shown else ''}", end="")
+        self._print(shown, markup=False)
+
+    def note(self, text: str, **fields: Any) -> None:
+        """A line that stays."""
+        if self.json_lines:
+            self._event("note", text=text, **fields)
+        else:
+            self._print(text, markup=False)
+
+    def result(self, name: str, content: dict[str, Any], text: str) -> None:
+        """A result: `text` for people, `content` for machines."""
+        if self.json_lines:
+            self._event(name, **content)
+        else:
+            self._print(text, markup=False)
+
+    def _line(self, done: float, total: float | None, unit: str, figures: dict[str, Any], left: float | None) -> str:
+        parts = [f"{figure(int(done))}/{figure(int(total))} {unit}" if total else f"{figure(int(done))} {unit}"]
+        if total:
+            parts.append(f"{min(1.0, done / total):.0%}")
+        parts += [f"{name.replace('_', ' ')} {figure(value)}" for name, value in figures.items()]
+        if left is not None:
+            parts.append(f"{duration(left)} left")
+        return f"  {self._stage}: " + ", ".join(parts)
+
+    def _event(self, event: str, **fields: Any) -> None:
+        record = {"event": event, "time": round(time.time(), 3), "stage": self._stage or None, **fields}
+        sys.stdout.write(json.dumps(record) + "\n")
+        sys.stdout.flush()
+
+    def _print(self, text: str, markup: bool = True, end: str = "\n") -> None:
+        self.console.print(text, markup=markup, end=end)
+        self.console.file.flush()
+
+    def _stop_live(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None

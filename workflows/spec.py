@@ -1,0 +1,294 @@
+"""The whole pipeline file as pydantic models: every knob is declared here, once.
+
+    spec = read_spec("workflows/pipelines/demo.yaml")     # workflows/spec_file.py
+
+Prints as a reference with `rayconteur spec`. This module imports pydantic alone, so that `--help` and a mistake
+in a pipeline file are answered at once.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Precision = Literal["bf16", "fp32"]
+PositiveInt = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+# Fields with this mark change how a stage runs and not what it makes: they are left out of an artifact's key.
+_HOW: dict[str, Any] = {"affects_result": False}
+
+
+class Section(BaseModel):
+    """A part of the pipeline file: frozen, and without fields that are not declared."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, strict=False
+    )
+
+    def result_fields(self) -> dict[str, Any]:
+        """The values that change what a stage makes, as plain data: the section's part of an artifact's key."""
+        values: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("affects_result") is False:
+                continue
+            value = getattr(self, name)
+            values[name] = value.result_fields() if isinstance(value, Section) else _plain(value)
+        return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [item.result_fields() if isinstance(item, Section) else item for item in value]
+    return value
+
+
+class Source(Section):
+    """Where conversations come from."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """A file, a folder, a glob or a URI of JSON lines (.jsonl, .json, plain or .gz); a relative path starts at
+    the pipeline file's folder. The layout (`messages`, ShareGPT, Alpaca) is recognised line by line."""
+
+    limit: Annotated[int, Field(ge=1, le=1_000_000_000_000)] | None = None
+    """Read only so many lines of each file."""
+
+
+class DataSpec(Section):
+    """prepare: raw conversations to token shards."""
+
+    sources: Annotated[list[Source], Field(min_length=1)]
+    """The files to read, in this order."""
+
+    held_out_share: Annotated[float, Field(gt=0.0, le=0.5)] = 0.05
+    """Share of the conversations kept for evaluation, chosen by a hash of the conversation's text: the same
+    conversation always falls on the same side."""
+
+    max_length: Annotated[int, Field(ge=16, le=1_048_576)] = 1024
+    """Tokens of a conversation; what is longer is cut at its end."""
+
+    max_bad_share: Share = 0.01
+    """Share of lines that may be set aside as unusable before prepare fails."""
+
+
+class AdapterSpec(Section):
+    """LoRA (Hu et al. 2021, arXiv:2106.09685): W + (alpha / rank) B A, with W frozen."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Inner size of the two factors."""
+
+    alpha: Annotated[float, Field(gt=0.0, le=4096.0)] = 32.0
+    """Scale of the adapter's output, divided by the rank."""
+
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout probability on the adapter's input."""
+
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """Names of the linear layers to adapt, or `all-linear` for all but the head."""
+
+
+class ZeroSpec(Section):
+    """DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054): what the workers split among themselves."""
+
+    stage: Annotated[int, Field(ge=0, le=3)] = 0
+    """0 nothing, 1 optimizer states, 2 and gradients, 3 and parameters."""
+
+
+class TrainSpec(Section):
+    """train: corpus to checkpoint."""
+
+    adapter: AdapterSpec | None = AdapterSpec()
+    """A LoRA adapter; `null` trains all weights."""
+
+    epochs: Annotated[float, Field(gt=0.0, le=1000.0)] = 3.0
+    """Passes over the training conversations; may be a fraction."""
+
+    max_steps: PositiveInt | None = None
+    """Stop after so many optimizer steps, if that comes before `epochs`."""
+
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 2e-4
+    """Peak learning rate of AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+
+    warmup_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.05
+    """Share of the steps in which the learning rate climbs from 0 to its peak."""
+
+    final_learning_rate_share: Share = 0.1
+    """Where the cosine ends, as a share of the peak."""
+
+    weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """AdamW's decoupled weight decay."""
+
+    gradient_clip: Annotated[float, Field(ge=0.0, le=1000.0)] = 1.0
+    """Largest norm of the gradient over all parameters; 0 switches clipping off."""
+
+    micro_batch_tokens: Annotated[int, Field(ge=16, le=16_777_216)] = 2048
+    """Tokens of one forward and backward pass on one worker; whole conversations are packed into it, each
+    attending to itself alone."""
+
+    gradient_accumulation: Annotated[int, Field(ge=1, le=65_536)] = 1
+    """Forward and backward passes on every worker for one optimizer step."""
+
+    precision: Precision = "bf16"
+    """`bf16`: forward and backward in bfloat16, the optimizer's own copy of the weights in float32."""
+
+    zero: ZeroSpec = ZeroSpec()
+    """How DeepSpeed divides the training state among the workers."""
+
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """Seed of the adapter's start, the order of the conversations, and dropout."""
+
+    checkpoint_every_steps: PositiveInt = 50
+    """Steps between checkpoints; at each the held-out loss is measured, and the best one becomes the result."""
+
+    held_out_tokens: Annotated[int, Field(ge=16, le=1_000_000_000)] = 16_384
+    """Tokens of held-out conversations measured at each checkpoint (evaluate measures all of them)."""
+
+    num_workers: Annotated[int, Field(ge=1, le=65_536)] = 1
+    """Training processes, each with its own share of the data."""
+
+    cpus_per_worker: Annotated[float, Field(gt=0.0, le=4096.0)] = Field(default=1.0, json_schema_extra=_HOW)
+    """CPU cores and threads of a worker."""
+
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = Field(default=0, json_schema_extra=_HOW)
+    """GPUs of a worker."""
+
+    max_failures: Annotated[int, Field(ge=0, le=1000)] = Field(default=3, json_schema_extra=_HOW)
+    """How often lost workers are started again from the last checkpoint before training fails."""
+
+    @model_validator(mode="after")
+    def _steps_exist(self) -> "TrainSpec":
+        if self.max_steps is not None and self.checkpoint_every_steps > 10 * self.max_steps:
+            raise ValueError(
+                f"checkpoint_every_steps ({self.checkpoint_every_steps}) is over ten times max_steps "
+                f"({self.max_steps}); lower it, or leave it out"
+            )
+        return self
+
+
+class GateSpec(Section):
+    """What a checkpoint must reach before it may be deployed."""
+
+    min_loss_reduction: Annotated[float, Field(ge=-100.0, le=100.0)] = 0.0
+    """Nats per token by which the tuned held-out loss must be below the base model's."""
+
+    min_fact_share: Share = 0.0
+    """Share of the facts asked for in `evaluate.questions` that the tuned model must get right."""
+
+
+class EvaluateSpec(Section):
+    """evaluate: checkpoint to scorecard."""
+
+    gate: GateSpec = GateSpec()
+    """When the scorecard says pass."""
+
+    num_replies: Annotated[int, Field(ge=0, le=1000)] = 3
+    """Held-out prompts answered by base and tuned model side by side."""
+
+    questions: str | None = None
+    """A JSON-lines file of {"question", "facts": [[spelling, ...], ...]}: questions that both models are asked,
+    and the facts looked for in their replies. A relative path starts at the pipeline file's folder."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=65_536)] = 64
+    """Tokens of a reply."""
+
+    num_workers: Annotated[int, Field(ge=1, le=65_536)] = Field(default=1, json_schema_extra=_HOW)
+    """Processes that score and reply, each with both models."""
+
+    cpus_per_worker: Annotated[float, Field(gt=0.0, le=4096.0)] = Field(default=1.0, json_schema_extra=_HOW)
+    """CPU cores and threads of a worker."""
+
+    gpus_per_worker: Annotated[float, Field(ge=0.0, le=8.0)] = Field(default=0.0, json_schema_extra=_HOW)
+    """GPUs of a worker."""
+
+
+class OptimizeSpec(Section):
+    """optimize: checkpoint to release."""
+
+    weights: Precision = "bf16"
+    """Number format of the released weights."""
+
+
+class ServeSpec(Section):
+    """deploy: release to endpoint."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all."""
+
+    port: Annotated[int, Field(ge=1, le=65_535)] = 8000
+    """Port of the endpoint and its chat page."""
+
+    model_name: str | None = None
+    """The `model` that clients ask for; the pipeline's name if left out."""
+
+    min_replicas: Annotated[int, Field(ge=0, le=100_000)] = 1
+    """Replicas kept when nobody asks anything; 0 lets go of them all."""
+
+    max_replicas: Annotated[int, Field(ge=1, le=100_000)] = 2
+    """Replicas at the highest load."""
+
+    target_ongoing_requests: Annotated[float, Field(gt=0.0, le=100_000.0)] = 4.0
+    """Requests in progress per replica that autoscaling aims at."""
+
+    max_queued_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 128
+    """Requests that wait before further ones are refused."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 512
+    """Tokens of a reply when the client does not say."""
+
+    precision: Precision = "bf16"
+    """Number format of the computation."""
+
+    cpus_per_replica: Annotated[float, Field(gt=0.0, le=4096.0)] = 1.0
+    """CPU cores and threads of a replica."""
+
+    gpus_per_replica: Annotated[float, Field(ge=0.0, le=64.0)] = 0.0
+    """GPUs of a replica."""
+
+    @model_validator(mode="after")
+    def _replicas_ordered(self) -> "ServeSpec":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})")
+        return self
+
+
+class ClusterSpec(Section):
+    """The Ray cluster that the stages run on."""
+
+    address: str | None = None
+    """`auto` for the cluster this machine belongs to, or its address; left out, a local one is started."""
+
+    num_cpus: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """CPU cores of a local cluster; all of the machine's if left out."""
+
+
+class PipelineSpec(Section):
+    """From raw conversations to a chat endpoint."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+    """Name of the pipeline: lower-case letters, digits, `.`, `_` and `-`."""
+
+    store: Annotated[str, Field(min_length=1)] = "rayconteur-store"
+    """Folder or URI (s3://, gs://) of all artifacts; a relative path starts at the current folder."""
+
+    base_model: Annotated[str, Field(min_length=1)]
+    """`builtin:smollm2-135m-instruct`, a local Hugging Face folder (a path that starts with `/`, `./`, `../` or
+    `~`; relative to the pipeline file), a Hub id (`owner/name`, `owner/name@revision`), or for tests
+    `random:tiny-llama` and `random:tiny-gpt2`."""
+
+    data: DataSpec
+    """prepare: which conversations."""
+
+    train: TrainSpec = TrainSpec()
+    """train: how to fine-tune."""
+
+    evaluate: EvaluateSpec = EvaluateSpec()
+    """evaluate: what to measure and when it is good enough."""
+
+    optimize: OptimizeSpec = OptimizeSpec()
+    """optimize: the form of the release."""
+
+    serve: ServeSpec = ServeSpec()
+    """deploy: the endpoint."""
+
+    cluster: ClusterSpec = ClusterSpec()
+    """Where it all runs."""

@@ -1,0 +1,328 @@
+"""Reading a pipeline file: YAML with line numbers, `--set` overrides, all errors at once, and the reference."""
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from workflows.spec import PipelineSpec
+
+Location = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class SpecProblem:
+    """One mistake: where it stands, which field, and what is wrong with it, in words."""
+
+    where: str
+    field: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.field}: {self.problem}" if self.field else f"{self.where}: {self.problem}"
+
+
+class SpecError(ValueError):
+    """A pipeline file that cannot be used; `problems` has every mistake in it."""
+
+    def __init__(self, problems: list[SpecProblem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems,)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number and only true and false are booleans (as in YAML 1.2)."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (so declared by PyYAML)
+        first: [rule for rule in rules if not rule[0].endswith((":float", ":bool", ":timestamp"))]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.[\d_]*|\.\d+|\d[\d_]*(?=[eE]))(?:[eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"),
+    list("-+0123456789."),
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.I), list("tTfF"))
+
+
+def read_spec(file: str | Path, overrides: list[str] | None = None) -> PipelineSpec:
+    """The pipeline in `file`, with `overrides` like `train.learning_rate=2e-4`; raises SpecError.
+
+    Relative data paths come back absolute, from the file's folder.
+    """
+    path = Path(file)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SpecError([SpecProblem(str(file), "", "there is no such file")]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError([SpecProblem(str(file), "", f"cannot be read: {error}")]) from None
+    values, lines = _parse(text, str(file))
+    where = {location: f"{file}:{line}" for location, line in lines.items()}
+    for override in overrides or []:
+        _apply_override(values, where, override)
+    try:
+        spec = PipelineSpec.model_validate(values)
+    except ValidationError as error:
+        problems = [_problem(item, where, str(file)) for item in error.errors()]
+        raise SpecError(sorted(problems, key=lambda problem: _line_number(problem.where))) from None
+    return _with_absolute_paths(spec, path.resolve().parent)
+
+
+def _line_number(where: str) -> int:
+    tail = where.rpartition(":")[2]
+    return int(tail) if tail.isdigit() else 0
+
+
+def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[Location, int]]:
+    """The file's values, and the line (from 1) of every one of them."""
+    lines: dict[Location, int] = {(): 1}
+    problems: list[SpecProblem] = []
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        values = {} if root is None else _construct(loader, root, (), lines, problems, file)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        words = " ".join(part for part in (error.context, error.problem) if part)
+        raise SpecError([SpecProblem(f"{file}:{line}", "", f"not YAML: {words}")]) from None
+    except yaml.YAMLError as error:
+        raise SpecError([SpecProblem(f"{file}:1", "", f"not YAML: {error}")]) from None
+    if not isinstance(values, dict):
+        problems.append(SpecProblem(f"{file}:1", "", "a pipeline file is a mapping of fields to values"))
+    if problems:
+        raise SpecError(problems)
+    return values, lines
+
+
+def _construct(
+    loader: _Loader,
+    node: yaml.Node,
+    at: Location,
+    lines: dict[Location, int],
+    problems: list[SpecProblem],
+    file: str,
+) -> Any:
+    lines.setdefault(at, node.start_mark.line + 1)
+    if isinstance(node, yaml.SequenceNode):
+        return [
+            _construct(loader, item, (*at, index), lines, problems, file) for index, item in enumerate(node.value)
+        ]
+    if not isinstance(node, yaml.MappingNode):
+        return loader.construct_object(node, deep=True)
+    loader.flatten_mapping(node)
+    values: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = str(key_node.value)
+        inner = (*at, key)
+        line = key_node.start_mark.line + 1
+        if key in values:
+            first = lines[inner]
+            problems.append(
+                SpecProblem(f"{file}:{line}", dotted(inner), f"stands twice, first on line {first}; keep one")
+            )
+        lines[inner] = line
+        values[key] = _construct(loader, value_node, inner, lines, problems, file)
+    return values
+
+
+def _apply_override(values: dict[str, Any], where: dict[Location, str], override: str) -> None:
+    """Set one `dotted.field=value` in the raw values; the value is read as YAML."""
+    label = f"--set {override}"
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise SpecError([SpecProblem(label, "", "must be field=value, as in train.learning_rate=2e-4")])
+    keys: list[str | int] = [int(part) if part.isdigit() else part for part in name.strip().split(".")]
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise SpecError([SpecProblem(label, name, f"the value is not YAML: {error}")]) from None
+    target: Any = values
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(target, list):
+            if not isinstance(key, int) or key >= len(target):
+                raise SpecError(
+                    [SpecProblem(label, name, f"{key!r} is no entry of a list of {len(target)} (from 0)")]
+                )
+        elif not isinstance(target, dict):
+            raise SpecError([SpecProblem(label, name, f"{dotted(tuple(keys[:depth]))} has no fields")])
+        where[tuple(keys[: depth + 1])] = label
+        if last:
+            target[key] = value
+        else:
+            if isinstance(target, dict) and not isinstance(target.get(key), dict | list):
+                target[key] = {}
+            target = target[key]
+
+
+def dotted(location: Location) -> str:
+    """`("data", "sources", 0, "path")` as `data.sources.0.path`."""
+    return ".".join(str(part) for part in location)
+
+
+def _problem(error: Any, where: dict[Location, str], file: str) -> SpecProblem:
+    """A pydantic error in our words: the place, the dotted field, what it got, the rule, the fix."""
+    location = _field_location(error["loc"])
+    place = next((where[location[:end]] for end in range(len(location), -1, -1) if location[:end] in where), file)
+    kind, got = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        siblings = _field_names(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), siblings, n=1, cutoff=0.5)
+        parent = dotted(location[:-1])
+        prefix = f"{parent}." if parent else ""
+        fix = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(siblings)}"
+        return SpecProblem(place, dotted(location), f"unknown field; {fix}")
+    if kind == "missing":
+        return SpecProblem(place, dotted(location), f"is required; {_first_sentence(location)}")
+    rule = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    if kind == "value_error":
+        return SpecProblem(place, dotted(location), rule)
+    field = _field_at(location)
+    allowed = f"; allowed: {describe_type(field)}, default {describe_default(field)}" if field else ""
+    near_values = difflib.get_close_matches(got, re.findall(r"'([^']+)'", rule), n=1) if isinstance(got, str) else []
+    hint = f"; did you mean {near_values[0]}?" if near_values else ""
+    return SpecProblem(place, dotted(location), f"got {got!r}; {rule}{allowed}{hint}")
+
+
+def _field_location(location: Location) -> Location:
+    """Without the names of union members, which pydantic puts between fields."""
+    kept: list[str | int] = []
+    for part in location:
+        if isinstance(part, str) and re.search(r"[\[(-]|^(?:str|int|float|bool)$", part):
+            continue
+        kept.append(part)
+    return tuple(kept)
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """The section inside an annotation such as `AdapterSpec | None` or `list[Source]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for inner in get_args(annotation) if (model := _model_of(inner))), None)
+
+
+def _field_at(location: Location) -> FieldInfo | None:
+    model: type[BaseModel] | None = PipelineSpec
+    field: FieldInfo | None = None
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part) if model else None
+        if field is None:
+            return None
+        model = _model_of(field.annotation)
+    return field
+
+
+def _field_names(location: Location) -> list[str]:
+    if not location:
+        return list(PipelineSpec.model_fields)
+    field = _field_at(location)
+    model = _model_of(field.annotation) if field else None
+    return list(model.model_fields) if model else []
+
+
+def _first_sentence(location: Location) -> str:
+    field = _field_at(location)
+    text = " ".join(field.description.split()) if field and field.description else "give it a value"
+    return re.split(r"(?<=[.;])\s", text)[0].rstrip(".;")
+
+
+def _with_absolute_paths(spec: PipelineSpec, folder: Path) -> PipelineSpec:
+    def absolute(path: str) -> str:
+        return path if "://" in path else str((folder / Path(path).expanduser()).resolve())
+
+    sources = [source.model_copy(update={"path": absolute(source.path)}) for source in spec.data.sources]
+    questions = absolute(spec.evaluate.questions) if spec.evaluate.questions else None
+    is_path = spec.base_model.startswith(("/", "./", "../", "~"))
+    return spec.model_copy(
+        update={
+            "base_model": absolute(spec.base_model) if is_path else spec.base_model,
+            "data": spec.data.model_copy(update={"sources": sources}),
+            "evaluate": spec.evaluate.model_copy(update={"questions": questions}),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class FieldReference:
+    """One line of the reference: a field's dotted path, type with bounds, default and description."""
+
+    path: str
+    type: str
+    default: str
+    description: str
+
+
+def reference(model: type[BaseModel] = PipelineSpec, prefix: str = "") -> list[FieldReference]:
+    """All fields of the pipeline file, in the order in which they are declared."""
+    rows = []
+    for name, field in model.model_fields.items():
+        text = " ".join((field.description or "").split())
+        path = prefix + name
+        rows.append(FieldReference(path, describe_type(field), describe_default(field), text))
+        if inner := _model_of(field.annotation):
+            rows += reference(inner, f"{path}.{'0.' if 'list[' in str(field.annotation) else ''}")
+    return rows
+
+
+_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >=", "pattern": "matches"}
+
+
+def describe_type(field: FieldInfo) -> str:
+    """A field's type and bounds, such as `int >= 1, <= 1024`."""
+    bounds = [
+        f"{sign} {_number(getattr(rule, key))}"
+        for rule in [*field.metadata, *_inner_metadata(field.annotation)]
+        for key, sign in _BOUNDS.items()
+        if getattr(rule, key, None) is not None
+    ]
+    return f"{_type_name(field.annotation)} {', '.join(bounds)}".strip()
+
+
+def _inner_metadata(annotation: Any) -> list[Any]:
+    found: list[Any] = []
+    for inner in get_args(annotation):
+        for extra in getattr(inner, "__metadata__", ()):
+            found += getattr(extra, "metadata", [extra])
+    return found
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _type_name(annotation: Any) -> str:
+    if hasattr(annotation, "__metadata__"):
+        return _type_name(annotation.__origin__)
+    arguments = get_args(annotation)
+    if isinstance(annotation, type) and not arguments:
+        return "section" if issubclass(annotation, BaseModel) else annotation.__name__
+    if annotation is None or annotation is type(None):
+        return "null"
+    if getattr(annotation, "__origin__", None) is list:
+        return f"list of {_type_name(arguments[0])}"
+    if arguments and all(isinstance(argument, str) for argument in arguments):
+        return " | ".join(str(argument) for argument in arguments)
+    return " | ".join(_type_name(argument) for argument in arguments)
+
+
+def describe_default(field: FieldInfo) -> str:
+    """A field's default value, `required` where it has none."""
+    if field.default is PydanticUndefined:
+        return "required"
+    if isinstance(field.default, BaseModel):
+        return "section"
+    return "null" if field.default is None else _number(field.default)

@@ -1,0 +1,255 @@
+"""Artifacts, addressed by content, on a local folder or any URI that pyarrow opens (s3://, gs://).
+
+<store>/<stage>/<key>/manifest.json     written last: without it the artifact does not exist
+<store>/<stage>/<key>/...               the stage's files
+<store>/runs/<run>.json                 one record for each `rayconteur run`
+
+store = Store("s3://bucket/rayconteur")
+artifact = store.find("prepare", key)
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+from filelock import FileLock, Timeout
+
+# A lease on a store without file locks: renewed this often, given up for dead after that long without renewal.
+_LEASE_RENEWAL_S = 10.0
+_LEASE_DEAD_AFTER_S = 45.0
+_LEASE_SETTLE_S = 2.0
+
+
+class StoreError(ValueError):
+    """A store that cannot be opened, read or written."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a finished stage left: its manifest."""
+
+    stage: str
+    key: str
+    pipeline: str
+    inputs: dict[str, str]
+    """stage -> key of the artifacts that it was made from"""
+    settings: dict[str, Any]
+    """everything that went into the key: the resolved section of the spec, fingerprints of files, the version"""
+    figures: dict[str, Any]
+    """what the stage measured"""
+    versions: dict[str, str] = field(default_factory=dict)
+    started: str = ""
+    """UTC, ISO 8601"""
+    seconds: float = 0.0
+
+
+def content_key(content: dict[str, Any]) -> str:
+    """16 hexadecimal digits that change when anything in `content` does."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Store:
+    """A folder of artifacts that several programs on several machines may use at once."""
+
+    def __init__(self, uri: str) -> None:
+        """Open `uri`, a folder (made if need be) or a URI; raises StoreError."""
+        try:
+            if "://" in uri:
+                self.filesystem, self.root = pa.fs.FileSystem.from_uri(uri)
+            else:
+                self.filesystem, self.root = pa.fs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
+            self.filesystem.create_dir(self.root, recursive=True)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StoreError(
+                f"store: cannot open {uri!r}: {error}; give a folder or a URI such as s3://bucket/path"
+            ) from error
+        self.is_local = isinstance(self.filesystem, pa.fs.LocalFileSystem)
+        self.uri = self.root if self.is_local else uri
+
+    def path(self, stage: str, key: str, *parts: str) -> str:
+        """The path of an artifact's file on `self.filesystem`."""
+        return "/".join([self.root, stage, key, *parts])
+
+    def find(self, stage: str, key: str) -> Artifact | None:
+        """The finished artifact, or None."""
+        text = self._read(self.path(stage, key, "manifest.json"))
+        return Artifact(**json.loads(text)) if text is not None else None
+
+    def all_of(self, stage: str) -> list[Artifact]:
+        """Every finished artifact of a stage, oldest first."""
+        found = []
+        for info in self._list(f"{self.root}/{stage}"):
+            artifact = self.find(stage, info.base_name) if info.type == pa.fs.FileType.Directory else None
+            if artifact is not None:
+                found.append(artifact)
+        return sorted(found, key=lambda artifact: artifact.started)
+
+    def finish(self, artifact: Artifact) -> None:
+        """Write the manifest: from now on the artifact exists."""
+        self.write_json(self.path(artifact.stage, artifact.key, "manifest.json"), asdict(artifact))
+
+    def clear(self, stage: str, key: str) -> None:
+        """Remove what an unfinished attempt left."""
+        path = self.path(stage, key)
+        if self.filesystem.get_file_info(path).type == pa.fs.FileType.Directory:
+            self.filesystem.delete_dir(path)
+
+    def add_folder(self, source: str, stage: str, key: str, name: str, filesystem: Any = None) -> None:
+        """Copy a folder, local or on another filesystem, into an artifact."""
+        target = self.path(stage, key, name)
+        for info in (filesystem or pa.fs.LocalFileSystem()).get_file_info(pa.fs.FileSelector(source, recursive=True)):
+            if info.type == pa.fs.FileType.Directory:
+                self.filesystem.create_dir(target + info.path[len(source) :], recursive=True)
+        self.filesystem.create_dir(target, recursive=True)
+        pa.fs.copy_files(source, target, source_filesystem=filesystem, destination_filesystem=self.filesystem)
+
+    def local_folder(self, stage: str, key: str, name: str, cache: Path) -> Path:
+        """A finished artifact's folder on this machine: itself on a local store, else a copy under `cache`."""
+        path = self.path(stage, key, name)
+        if self.is_local:
+            return Path(path)
+        folder = cache / stage / key / name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                unfinished = folder.with_name(f"{name}.unfinished")
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                pa.fs.copy_files(path, str(unfinished), source_filesystem=self.filesystem)
+                unfinished.rename(folder)
+        return folder
+
+    def write_json(self, path: str, content: dict[str, Any]) -> None:
+        """Write a whole file or none."""
+        data = json.dumps(content, indent=2, ensure_ascii=False).encode()
+        self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        if not self.is_local:  # an object store shows an object only when it is complete
+            with self.filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        unfinished = f"{path}.{uuid.uuid4().hex[:8]}.unfinished"
+        Path(unfinished).write_bytes(data)
+        os.replace(unfinished, path)
+
+    def write_run(self, record: dict[str, Any]) -> None:
+        """Write or replace the record of a run, named by its `run`."""
+        self.write_json(f"{self.root}/runs/{record['run']}.json", record)
+
+    def runs(self) -> list[dict[str, Any]]:
+        """The records of all runs, oldest first."""
+        texts = [self._read(info.path) for info in self._list(f"{self.root}/runs") if info.extension == "json"]
+        return sorted((json.loads(text) for text in texts if text), key=lambda record: str(record["started"]))
+
+    @contextlib.contextmanager
+    def lock(self, stage: str, key: str, on_wait: Callable[[str], None]) -> Iterator[None]:
+        """Make this program the only one that works on an artifact; waits for another one to end.
+
+        On a local folder the operating system lets go of the lock when its program dies, however it dies. On an
+        object store the lock is a lease that a living program renews; one that died is passed over after 45 s.
+        """
+        if self.is_local:
+            path = Path(self.root) / stage / f"{key}.lock"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                on_wait(f"another run is working on {stage} {key}; waiting for it")
+                lock.acquire()
+            try:
+                yield
+            finally:
+                lock.release()
+            return
+        lease = _Lease(self, f"{self.root}/{stage}/{key}.lease", on_wait)
+        lease.acquire()
+        try:
+            yield
+        finally:
+            lease.release()
+
+    def _read(self, path: str) -> str | None:
+        try:
+            with self.filesystem.open_input_stream(path) as stream:
+                return str(stream.read().decode())
+        except FileNotFoundError:
+            return None
+
+    def _list(self, path: str) -> list[Any]:
+        return list(self.filesystem.get_file_info(pa.fs.FileSelector(path, allow_not_found=True)))
+
+
+class _Lease:
+    """An object that says who works on an artifact, for stores that have no locks of their own.
+
+    Two programs that start within the same two seconds both write it, wait, and read it again: the last writer
+    goes on, the other one waits.
+    """
+
+    def __init__(self, store: Store, path: str, on_wait: Callable[[str], None]) -> None:
+        self._store, self._path, self._on_wait = store, path, on_wait
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._released = threading.Event()
+
+    def acquire(self) -> None:
+        said = False
+        while True:
+            holder = self._holder()
+            if holder is None:
+                self._renew()
+                time.sleep(_LEASE_SETTLE_S)
+                if self._holder() == self._owner:
+                    break
+            elif not said:
+                self._on_wait(f"another run ({holder}) is working here; waiting for it")
+                said = True
+            time.sleep(1.0)
+        threading.Thread(target=self._keep, daemon=True).start()
+
+    def release(self) -> None:
+        self._released.set()
+        if self._holder() == self._owner:
+            self._store.filesystem.delete_file(self._path)
+
+    def _holder(self) -> str | None:
+        text = self._store._read(self._path)
+        if text is None:
+            return None
+        lease = json.loads(text)
+        return str(lease["owner"]) if time.time() - lease["renewed"] < _LEASE_DEAD_AFTER_S else None
+
+    def _renew(self) -> None:
+        self._store.write_json(self._path, {"owner": self._owner, "renewed": time.time()})
+
+    def _keep(self) -> None:
+        while not self._released.wait(_LEASE_RENEWAL_S):
+            with contextlib.suppress(OSError):
+                self._renew()
+
+
+def fingerprint(filesystem: Any, path: str) -> str:
+    """A text that changes with a file's content; of files over 64 MiB only size, time and both ends are read."""
+    info = filesystem.get_file_info(path)
+    digest = hashlib.sha256(str(info.size).encode())
+    with filesystem.open_input_file(path) as stream:
+        if info.size <= 1 << 26:
+            digest.update(stream.read())
+        else:
+            digest.update(str(info.mtime_ns).encode())
+            digest.update(stream.read(1 << 20))
+            stream.seek(info.size - (1 << 20))
+            digest.update(stream.read())
+    return digest.hexdigest()[:16]

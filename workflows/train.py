@@ -1,0 +1,238 @@
+"""train: corpus to checkpoint, with Ray Train and DeepSpeed.
+
+    rayconteur train PIPELINE
+
+Leaves in the store: `model/`, a Hugging Face folder (for LoRA a PEFT adapter) of the best checkpoint by held-out
+loss, with tokenizer and chat template; and `history.jsonl`, a line for every step.
+
+While it runs, `run/` holds the last and the best checkpoint: the same command goes on from the last.
+"""
+
+import json
+import os
+import resource
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+
+from models import adapters
+from models.base import cache_folder, load_model, load_tokenizer, resolve
+from models.engine import DeepSpeedEngine, check_build_tools
+from models.fit import FitSettings, fit, held_out_batches
+from models.fit import Progress as StepProgress
+from models.packing import PACKED_ATTENTION, StepPlan
+from workflows.cluster import check_fits, innermost, watching, worker_environment
+from workflows.pipeline import Context, StageFailed
+from workflows.spec import PipelineSpec, TrainSpec
+from workflows.store import Store
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Train on the corpus, from the last checkpoint if there is one; returns what was measured."""
+    spec, store, train = context.spec, context.store, context.spec.train
+    check_fits("train.num_workers", train.num_workers, train.cpus_per_worker, train.gpus_per_worker)
+    if not train.gpus_per_worker:
+        check_build_tools()
+    folder = store.path("train", context.key)
+    resources = {"CPU": train.cpus_per_worker, **({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {})}
+    with watching(context.progress, "steps") as board:
+        trainer = ray.train.torch.TorchTrainer(
+            _work,
+            train_loop_config={
+                "spec": spec.model_dump(),
+                "store": store.uri,
+                "corpus": context.inputs["prepare"].key,
+                "board": board,
+            },
+            torch_config=ray.train.torch.TorchConfig(backend="nccl" if train.gpus_per_worker else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=train.num_workers, use_gpu=train.gpus_per_worker > 0, resources_per_worker=resources
+            ),
+            run_config=ray.train.RunConfig(
+                name="run",
+                storage_path=folder,
+                storage_filesystem=store.filesystem,
+                failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(
+                    num_to_keep=1, checkpoint_score_attribute="held_out_loss", checkpoint_score_order="min"
+                ),
+                worker_runtime_env={"env_vars": worker_environment(train.cpus_per_worker, train.gpus_per_worker)},
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise StageFailed(_reason(error)) from error
+    if result.return_value:
+        raise StageFailed(result.return_value)
+    best, figures = min(result.best_checkpoints, key=lambda pair: pair[1]["held_out_loss"])
+    last = result.metrics
+    store.add_folder(f"{best.path}/model", "train", context.key, "model", best.filesystem)
+    store.filesystem.copy_file(f"{result.checkpoint.path}/history.jsonl", f"{folder}/history.jsonl")
+    return {
+        "steps": last["step"],
+        "best_step": figures["step"],
+        "held_out_loss": figures["held_out_loss"],
+        "training_loss": last["loss"],
+        "tokens": last["num_tokens"],
+        "tokens_per_second": last["tokens_per_second"],
+        "resumed_from_step": last["resumed_from_step"],
+        "peak_memory_gb_per_worker": last["peak_memory_gb"],
+    }
+
+
+def tidy(context: Context) -> None:
+    """Once the artifact is whole: let go of the checkpoints that it was taken from."""
+    context.store.filesystem.delete_dir(context.store.path("train", context.key, "run"))
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in the workers, without Ray's frames around it."""
+    failures = getattr(error, "worker_failures", None) or {}
+    causes = [f"worker {rank}: {innermost(cause)}" for rank, cause in sorted(failures.items())]
+    return f"train: {'; '.join(causes) or innermost(error)}"
+
+
+def num_steps(train: TrainSpec, plan: StepPlan) -> int:
+    """Optimizer steps that `epochs` and `max_steps` come to."""
+    steps = max(1, round(train.epochs * plan.steps_per_epoch))
+    return min(steps, train.max_steps) if train.max_steps else steps
+
+
+def _work(config: dict[str, Any]) -> str | None:
+    """What one worker does, from its start to the end of training; returns what is wrong with the spec, if so."""
+    # A mistake in the spec shows on every worker alike: said once, and not tried again like a lost worker.
+    try:
+        _train(PipelineSpec.model_validate(config["spec"]), Store(config["store"]), config["corpus"], config["board"])
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _train(spec: PipelineSpec, store: Store, corpus: str, board: Any) -> None:
+    import torch
+
+    train = spec.train
+    worker = ray.train.get_context()
+    rank, num_workers = worker.get_world_rank(), worker.get_world_size()
+    torch.set_num_threads(max(1, int(train.cpus_per_worker)))
+    rows = open_split(store, corpus, "train")
+    held_out = open_split(store, corpus, "held_out")
+    plan = StepPlan(
+        rows["num_tokens"],
+        rows["num_targets"],
+        micro_batch_tokens=train.micro_batch_tokens,
+        num_workers=num_workers,
+        gradient_accumulation=train.gradient_accumulation,
+        seed=train.seed,
+    )
+    torch.manual_seed(train.seed)  # the same on all workers: the adapter's start
+    engine = _engine(spec)
+    torch.manual_seed(train.seed + 1 + rank)  # dropout
+    start_step, history = _resume(engine)
+    settings = FitSettings(
+        num_steps=num_steps(train, plan),
+        learning_rate=train.learning_rate,
+        warmup_share=train.warmup_share,
+        final_learning_rate_share=train.final_learning_rate_share,
+        checkpoint_every_steps=train.checkpoint_every_steps,
+    )
+    tokenizer = load_tokenizer(resolve(spec.base_model))
+
+    def on_step(progress: StepProgress) -> None:
+        history.append({**asdict(progress), "time": round(time.time(), 3)})
+        if rank == 0:
+            shown = {"loss": round(progress.loss, 4), "tokens_per_second": round(progress.tokens_per_second, 1)}
+            resumed = {"resumed_from_step": start_step} if start_step else {}
+            board.post.remote(done=progress.step, total=progress.num_steps, **shown, **resumed)
+
+    def on_checkpoint(step: int, metrics: dict[str, Any]) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            engine.save(folder)
+            engine.export(folder / "model")
+            if rank == 0:
+                tokenizer.save_pretrained(folder / "model")
+                (folder / "step").write_text(str(step))
+                (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
+                board.post.remote(held_out_loss=round(metrics["held_out_loss"], 4))
+            extra = {"resumed_from_step": start_step, "peak_memory_gb": _peak_memory_gb()}
+            ray.train.report({**metrics, **extra}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    fit(
+        engine,
+        plan,
+        lambda row: (rows[row]["input_ids"], rows[row]["supervised"]),
+        settings,
+        list(_held_out(held_out, train, rank, num_workers)),
+        on_step=on_step,
+        on_checkpoint=on_checkpoint,
+        start_step=start_step,
+    )
+
+
+def _engine(spec: PipelineSpec) -> DeepSpeedEngine:
+    import torch
+
+    train = spec.train
+    if not train.gpus_per_worker:
+        check_build_tools()
+    base_folder = resolve(spec.base_model)
+    model = load_model(base_folder, torch.bfloat16 if train.precision == "bf16" else torch.float32, PACKED_ATTENTION)
+    if train.adapter is not None:
+        lora = train.adapter
+        model = adapters.attach(model, lora.rank, lora.alpha, lora.dropout, lora.target_modules, base=spec.base_model)
+    return DeepSpeedEngine(
+        model,
+        zero_stage=train.zero.stage,
+        precision=train.precision,
+        gradient_accumulation=train.gradient_accumulation,
+        weight_decay=train.weight_decay,
+        gradient_clip=train.gradient_clip,
+    )
+
+
+def _resume(engine: DeepSpeedEngine) -> tuple[int, list[dict[str, Any]]]:
+    """Load the last checkpoint if there is one; returns the step to go on with and the history up to it."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0, []
+    with checkpoint.as_directory() as name:
+        folder = Path(name)
+        engine.load(folder)
+        history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        return int((folder / "step").read_text()), history
+
+
+def open_split(store: Store, corpus: str, split: str) -> Any:
+    """A split of the corpus in the order of its sources, as a memory-mapped `datasets.Dataset` on this machine."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    folder = store.local_folder("prepare", corpus, "corpus", cache_folder())
+    files = sorted(str(path) for path in (folder / f"split={split}").glob("*.parquet"))
+    columns = ["source", "line", "input_ids", "supervised", "num_tokens", "num_targets"]
+    cache = cache_folder() / "corpus" / f"{corpus}-{os.getpid()}"
+    rows = datasets.Dataset.from_parquet(files, columns=columns, cache_dir=str(cache))
+    return rows.sort(["source", "line"])
+
+
+def _held_out(rows: Any, train: TrainSpec, rank: int, num_workers: int) -> Any:
+    """This worker's held-out batches, from the first `held_out_tokens` tokens."""
+    taken, tokens = [], 0
+    for row in rows:
+        if tokens >= train.held_out_tokens:
+            break
+        taken.append((row["input_ids"], row["supervised"]))
+        tokens += row["num_tokens"]
+    return held_out_batches(taken, train.micro_batch_tokens, rank, num_workers)
+
+
+def _peak_memory_gb() -> float:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
