@@ -130,6 +130,10 @@ class DeepSpeedEngine:
             model=model.train(), optimizer=optimizer_for(model, weight_decay), config=config
         )
         self.device = self._engine.device
+        if zero_stage == 0 and precision == "bf16":
+            # DeepSpeed's optimizer of this case has taken a step with empty gradients: Adam's bias correction
+            # would count one step too many, and stage 0 would learn otherwise than stages 1 to 3.
+            self._engine.optimizer.optimizer.state.clear()
 
     def accumulate(self, batch: PackedBatch, step_targets: int) -> float:
         loss = supervised_loss_sum(self._engine, batch)

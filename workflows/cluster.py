@@ -92,6 +92,7 @@ def divert_library_output() -> None:
     os.dup2(log, 2)
     os.close(log)
     sys.stderr = terminal
+    logging.disable(logging.INFO)
 
 
 def _quieten() -> None:
