@@ -25,7 +25,7 @@ _MALLOC = (
     "glibc.malloc.top_pad=268435456:glibc.malloc.hugetlb=1"
 )
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # Ray's default gives way to every other process on the machine
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -57,7 +57,7 @@ class Connection:
         if self.is_open:
             return
         divert_library_output()
-        for name, value in _ENVIRONMENT.items():
+        for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if self._cluster.address is None:
@@ -92,7 +92,7 @@ def divert_library_output() -> None:
     os.dup2(log, 2)
     os.close(log)
     sys.stderr = terminal
-    logging.disable(logging.INFO)
+    logging.disable(logging.WARNING)
 
 
 def _quieten() -> None:

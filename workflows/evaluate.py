@@ -44,6 +44,8 @@ def run(context: Context) -> dict[str, Any]:
     rows = scored.map_batches(_as_scored, batch_format="pyarrow")
     if asked:
         rows = rows.union(ray.data.from_arrow(_as_prompts(asked)))
+    # Read before the workers start: where they take all CPUs of the cluster, a read would wait for them for ever.
+    rows = rows.materialize()
     with watching(context.progress, "conversations", total=num_rows) as board:
         results = rows.map_batches(
             Judge,

@@ -9,7 +9,6 @@ While it runs, `run/` holds the last and the best checkpoint: the same command g
 """
 
 import json
-import os
 import resource
 import tempfile
 import time
@@ -218,7 +217,7 @@ def open_split(store: Store, corpus: str, split: str) -> Any:
     folder = store.local_folder("prepare", corpus, "corpus", cache_folder())
     files = sorted(str(path) for path in (folder / f"split={split}").glob("*.parquet"))
     columns = ["source", "line", "input_ids", "supervised", "num_tokens", "num_targets"]
-    cache = cache_folder() / "corpus" / f"{corpus}-{os.getpid()}"
+    cache = cache_folder() / "corpus" / corpus  # one copy for all workers on this machine
     rows = datasets.Dataset.from_parquet(files, columns=columns, cache_dir=str(cache))
     return rows.sort(["source", "line"])
 

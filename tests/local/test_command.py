@@ -1,0 +1,89 @@
+"""The command as a user runs it: in a process of its own, on a Ray cluster of its own, killed in the middle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+
+@pytest.fixture
+def pipeline(tmp_path, tiny):
+    tiny["train"] |= {"micro_batch_tokens": 256, "epochs": 6, "checkpoint_every_steps": 5, "num_workers": 1}
+    tiny["cluster"] = {"num_cpus": 2}
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(yaml.safe_dump(tiny))
+    return file
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "workflows", *map(str, arguments), "--json"], stdout=subprocess.PIPE, text=True
+    )
+
+
+def events(process):
+    for line in process.stdout:
+        yield json.loads(line)
+
+
+def finished(*arguments):
+    process = start(*arguments)
+    seen = list(events(process))
+    assert process.wait() == 0, seen
+    return seen
+
+
+def train_figures(seen):
+    return next(event["figures"] for event in seen if event["event"] == "done" and event["stage"] == "train")
+
+
+def test_a_killed_run_goes_on_and_a_finished_one_is_not_repeated(pipeline, tmp_path):
+    process = start("train", pipeline)
+    for event in events(process):
+        if event["event"] == "progress" and event["stage"] == "train" and event["done"] > 6:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+
+    seen = finished("train", pipeline)
+    assert [event["stage"] for event in seen if event["event"] == "up_to_date"] == ["prepare"]
+    resumed = train_figures(seen)
+    assert resumed["resumed_from_step"] >= 5
+    assert resumed["resumed_from_step"] % 5 == 0
+
+    undisturbed = finished("train", pipeline, "--set", f"store={tmp_path / 'other'}")
+    figures = next(
+        event["figures"] for event in undisturbed if event["event"] == "done" and event["stage"] == "train"
+    )
+    assert figures["resumed_from_step"] == 0
+    assert figures["steps"] == resumed["steps"]
+    assert resumed["held_out_loss"] == pytest.approx(figures["held_out_loss"], rel=0.02)
+
+    check = (
+        "import sys; from workflows.cli import command\n"
+        "command(sys.argv[1:], standalone_mode=False)\n"
+        "assert not {'ray', 'torch'} & set(sys.modules)"
+    )
+    again = subprocess.run(
+        [sys.executable, "-c", check, "train", str(pipeline)], capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.strip().endswith("nothing to do")
+
+    changed = subprocess.run(
+        [sys.executable, "-m", "workflows", "plan", str(pipeline), "--set", "train.learning_rate=1e-3", "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    stages = {row["stage"]: row for row in json.loads(changed.stdout)["stages"]}
+    assert stages["prepare"]["up_to_date"]
+    assert stages["train"]["reason"] == "changed: train.learning_rate"
+
+    listed = subprocess.run(
+        [sys.executable, "-m", "workflows", "runs", str(pipeline)], capture_output=True, text=True, check=True
+    )
+    assert "interrupted" in listed.stdout
+    assert "finished" in listed.stdout

@@ -1,0 +1,76 @@
+"""The whole pipeline in this process, and its endpoint on Ray Serve, asked with the official client."""
+
+import socket
+
+import httpx
+import openai
+import pytest
+
+from workflows.deploy import check_passed, deploy, living_endpoint
+from workflows.pipeline import GateFailed, StageFailed
+from workflows.progress import Progress
+from workflows.spec import PipelineSpec
+
+
+@pytest.fixture(scope="module")
+def port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_from_conversations_to_an_endpoint(run, tiny, port):
+    from ray import serve as ray_serve
+
+    tiny["train"] |= {"adapter": {"rank": 4}, "learning_rate": 1e-2}
+    tiny["serve"] |= {"port": port, "max_replicas": 1}
+    done, store = run("optimize", tiny)
+    assert done["evaluate"].figures["passed"]
+    assert done["optimize"].figures["greedy_agreement"] > 0.99
+    spec = PipelineSpec.model_validate(tiny)
+    assert living_endpoint(spec, store, done["optimize"].key) is None
+    with Progress() as progress:
+        endpoint = deploy(spec, store, done, progress)
+    try:
+        assert living_endpoint(spec, store, done["optimize"].key) == endpoint
+        _ask(endpoint.figures["url"])
+        with Progress() as progress, pytest.raises(StageFailed, match="cannot listen"):
+            deploy(spec, store, done, progress)
+    finally:
+        ray_serve.shutdown()
+
+
+def _ask(url):
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    ask = {"model": "tiny", "messages": [{"role": "user", "content": "1+1?"}], "temperature": 0, "max_tokens": 12}
+    plain = client.chat.completions.create(**ask)
+    streamed = list(client.chat.completions.create(**ask, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == plain.choices[0].message.content
+    assert plain.usage.completion_tokens <= 12
+    bad = [
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages[0].role"),
+        ({"model": "other"}, 404, "model"),
+        ({"temperature": 9}, 400, "temperature"),
+        ({"extra_body": {"colour": "red"}}, 400, "colour"),
+        ({"messages": [{"role": "user", "content": "long " * 2000}]}, 400, "messages"),
+    ]
+    for change, status, param in bad:
+        with pytest.raises(openai.APIStatusError) as raised:
+            client.chat.completions.create(**{**ask, **change})
+        assert raised.value.status_code == status
+        assert raised.value.param == param
+    page = httpx.get(f"{url}/")
+    assert page.status_code == 200
+    assert "<html" in page.text
+
+
+def test_a_release_that_did_not_pass_is_refused(run, tiny):
+    tiny["evaluate"]["gate"] = {"min_loss_reduction": 99}
+    with pytest.raises(GateFailed, match=r"failed: the tuned held-out loss .* min_loss_reduction"):
+        run("optimize", tiny)
+    done, _ = run("evaluate", tiny)
+    with pytest.raises(GateFailed, match="--force"):
+        check_passed(done["evaluate"], force=False)
+    check_passed(done["evaluate"], force=True)

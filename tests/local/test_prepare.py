@@ -1,0 +1,74 @@
+"""prepare on a real Ray cluster: layouts, quarantine, split."""
+
+import json
+
+import pyarrow.dataset
+import pytest
+
+from workflows.pipeline import StageFailed
+
+ALPACA = {"instruction": "Say hello", "input": "in French", "output": "Bonjour!"}
+SHAREGPT = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]}
+
+
+def rows_of(store, key, split):
+    path = store.path("prepare", key, "corpus", f"split={split}")
+    return pyarrow.dataset.dataset(path, filesystem=store.filesystem, format="parquet").to_table().to_pylist()
+
+
+def test_bad_lines_are_set_aside_with_file_line_and_reason(run, tiny, tmp_path):
+    mixed = tmp_path / "mixed.jsonl"
+    bad = {
+        2: ("{broken", "not JSON"),
+        4: (json.dumps({"messages": [{"role": "robot", "content": "x"}]}), "unknown role 'robot'"),
+        5: (json.dumps({"messages": [{"role": "user", "content": "only a question"}]}), "nothing to learn"),
+        7: (json.dumps({"text": "no layout"}), "unknown layout"),
+    }
+    good = {1: ALPACA, 3: SHAREGPT, 6: {"messages": [*ALPACA_MESSAGES]}}
+    lines = [bad[n][0] if n in bad else json.dumps(good[n]) for n in range(1, 8)]
+    mixed.write_text("\n".join(lines) + "\n")
+    tiny["data"]["sources"].append({"path": str(mixed)})
+    tiny["data"]["max_bad_share"] = 0.1
+    done, store = run("prepare", tiny)
+    figures = done["prepare"].figures
+    assert figures["conversations"] + figures["held_out_conversations"] == 123
+    assert figures["quarantined"] == 4
+    with store.filesystem.open_input_stream(store.path("prepare", done["prepare"].key, "quarantine.jsonl")) as stream:
+        records = {record["line"]: record for record in map(json.loads, stream.read().decode().splitlines())}
+    assert sorted(records) == sorted(bad)
+    for line, (text, reason) in bad.items():
+        assert records[line]["file"] == str(mixed)
+        assert reason in records[line]["reason"]
+        assert records[line]["text"] == text
+
+
+ALPACA_MESSAGES = [{"role": "user", "content": "Bye"}, {"role": "assistant", "content": "See you!"}]
+
+
+def test_too_many_bad_lines_fail_with_the_numbers(run, tiny, tmp_path):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("{\n" * 10)
+    tiny["data"]["sources"].append({"path": str(broken)})
+    with pytest.raises(StageFailed, match=r"data\.max_bad_share: 10 of 130 lines .*broken\.jsonl:1: not JSON"):
+        run("prepare", tiny)
+
+
+def test_the_split_is_the_conversations_own(run, tiny):
+    done, store = run("prepare", tiny)
+    key = done["prepare"].key
+    train = {row["messages"] for row in rows_of(store, key, "train")}
+    held_out = {row["messages"] for row in rows_of(store, key, "held_out")}
+    assert train
+    assert held_out
+    assert not train & held_out
+    # Fewer lines of the same file: every conversation stays on its side.
+    tiny["data"]["sources"][0]["limit"] = 60
+    fewer, _ = run("prepare", tiny)
+    assert {row["messages"] for row in rows_of(store, fewer["prepare"].key, "held_out")} <= held_out
+    assert {row["messages"] for row in rows_of(store, fewer["prepare"].key, "train")} <= train
+
+
+def test_a_file_that_breaks_off_is_named(run, tiny, sums_file):
+    sums_file.write_bytes(sums_file.read_bytes()[:-200])
+    with pytest.raises(StageFailed, match=r"sums\.jsonl\.gz:\d+: the file breaks off"):
+        run("prepare", tiny)
