@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,13 +121,16 @@ def known_sizes(name: str) -> dict[str, int] | None:
     return describe(folder) if (folder / "config.json").is_file() else None
 
 
-def _cached(name: str, make: Any) -> Path:
-    """`make(folder)` once per machine, under a lock, whole or not at all."""
-    folder = cache_folder() / "base" / name
+def _cached(name: str, make: Callable[[Path], None]) -> Path:
+    return made_once(cache_folder() / "base" / name, make)
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, filled by `make` if it is not there: by one process of this machine, whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            unfinished = folder.with_name(f"{name}.unfinished")
+            unfinished = folder.with_name(f"{folder.name}.unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()
             make(unfinished)

@@ -8,6 +8,7 @@ import torch
 
 from models import adapters
 from models.base import load_model, load_tokenizer
+from models.loss import supervised_logits
 from models.packing import PACKED_ATTENTION, pack
 
 
@@ -20,35 +21,22 @@ def release(
     compared with the unmerged float32 model. Returns `greedy_agreement` (share of supervised tokens at which both
     put the same token first), `largest_logit_change` and `size_mb`.
     """
+    batch = pack(probe)
     with torch.inference_mode():
         if adapters.is_adapter(checkpoint_folder):
             unmerged = adapters.load(load_model(base_folder, torch.float32, PACKED_ATTENTION), checkpoint_folder)
-            reference = _logits(unmerged.eval(), probe)
+            reference = supervised_logits(unmerged.eval(), batch)
             model = adapters.merge(unmerged)
         else:
             model = load_model(checkpoint_folder, torch.float32, PACKED_ATTENTION)
-            reference = _logits(model, probe)
+            reference = supervised_logits(model, batch)
         model.to(dtype).save_pretrained(target)
         load_tokenizer(checkpoint_folder).save_pretrained(target)
         del model
-        logits = _logits(load_model(target, dtype, PACKED_ATTENTION), probe)
+        logits = supervised_logits(load_model(target, dtype, PACKED_ATTENTION), batch)
     agreement = (logits.argmax(-1) == reference.argmax(-1)).float().mean()
     return {
         "greedy_agreement": round(float(agreement), 4),
         "largest_logit_change": round(float((logits - reference).abs().max()), 4),
         "size_mb": round(sum(file.stat().st_size for file in target.rglob("*") if file.is_file()) / 1e6, 1),
     }
-
-
-def _logits(model: Any, probe: Sequence[Any]) -> torch.Tensor:
-    """float32 [S, vocabulary] at the predicting positions of the probe."""
-    batch = pack(probe)
-    output = model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        sequence_lengths=batch.sequence_lengths,
-        logits_to_keep=batch.predictors,
-        use_cache=False,
-    )
-    logits: torch.Tensor = output.logits[0].float()
-    return logits

@@ -8,11 +8,10 @@ import torch.nn.functional as F
 from models.packing import PackedBatch
 
 
-def supervised_loss_sum(model: Any, batch: PackedBatch) -> torch.Tensor:
-    """Sum over the targets of -log p(target | what is before it in its conversation), in nats, as a scalar.
+def supervised_logits(model: Any, batch: PackedBatch) -> torch.Tensor:
+    """float32 [S, vocabulary]: logits at the predicting positions of the batch, and at no others.
 
-    The model must use `models.packing.PACKED_ATTENTION`. Logits exist at the S predicting positions alone; the
-    sum is taken in float32.
+    The model must use `models.packing.PACKED_ATTENTION`.
     """
     output = model(
         input_ids=batch.input_ids,
@@ -21,4 +20,10 @@ def supervised_loss_sum(model: Any, batch: PackedBatch) -> torch.Tensor:
         logits_to_keep=batch.predictors,
         use_cache=False,
     )
-    return F.cross_entropy(output.logits[0].float(), batch.targets, reduction="sum")
+    logits: torch.Tensor = output.logits[0].float()
+    return logits
+
+
+def supervised_loss_sum(model: Any, batch: PackedBatch) -> torch.Tensor:
+    """Sum over the targets of -log p(target | what is before it in its conversation), in nats, as a scalar."""
+    return F.cross_entropy(supervised_logits(model, batch), batch.targets, reduction="sum")

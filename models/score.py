@@ -17,7 +17,9 @@ from models.packing import PACKED_ATTENTION, PackedBatch
 class ModelPair:
     """A base model and what training made of it. With an adapter both are one model, the adapter on or off."""
 
-    def __init__(self, base_folder: Path | str, checkpoint_folder: Path | str, dtype: torch.dtype) -> None:
+    def __init__(
+        self, base_folder: Path | str, checkpoint_folder: Path | str, dtype: torch.dtype, device: str = "cpu"
+    ) -> None:
         self.tokenizer = load_tokenizer(checkpoint_folder)
         self._has_adapter = adapters.is_adapter(checkpoint_folder)
         base = load_model(base_folder, dtype)
@@ -25,11 +27,14 @@ class ModelPair:
             self._tuned = adapters.load(base, checkpoint_folder).eval()
             self._base = self._tuned
         else:
-            self._base, self._tuned = base, load_model(checkpoint_folder, dtype)
+            self._base, self._tuned = base.to(device), load_model(checkpoint_folder, dtype)
+        self._tuned.to(device)
+        self._device = torch.device(device)
         self._ends = sorted(end_token_ids(self.tokenizer))
 
     def loss_sums(self, batch: PackedBatch) -> tuple[float, float]:
         """Loss sums in nats of base and tuned model on a packed batch."""
+        batch = batch.to(self._device)
         with torch.inference_mode():
             with self._base_model(PACKED_ATTENTION) as model:
                 base = float(supervised_loss_sum(model, batch))
@@ -47,9 +52,8 @@ class ModelPair:
     def _generate(self, model: Any, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
         longest = max(len(prompt) for prompt in prompts)
         pad = self.tokenizer.pad_token_id
-        device = next(model.parameters()).device
-        ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+        ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=self._device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self._device)
         with torch.inference_mode():
             output = model.generate(
                 input_ids=ids,

@@ -4,6 +4,7 @@ Heavy libraries are imported inside commands, so that `--help` and a mistake in 
 Exit codes: 0 done, 1 a stage failed, 2 a wrong command line or pipeline file, 130 stopped with Ctrl-C.
 """
 
+import contextlib
 import functools
 import json
 import signal
@@ -67,6 +68,9 @@ def _answering_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         except ValueError as error:
             _complain(str(error), json_lines)
             sys.exit(1)
+        except BrokenPipeError:  # `| head` has seen enough
+            sys.stdout = None  # type: ignore[assignment]
+            sys.exit(0)
         except OSError as error:
             _complain(f"{error}; check the path, the permissions and the space left, then run it again", json_lines)
             sys.exit(1)
@@ -298,8 +302,10 @@ def _serve(
         progress.note("nothing to do")
     elif spec.cluster.address is None:
         progress.note("serving until Ctrl-C")
-        while True:
-            time.sleep(3600)
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(3600)
+        progress.note("the endpoint is stopped")
 
 
 def _ask_once(url: str, model: str, progress: "Progress") -> None:

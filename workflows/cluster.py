@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ _MALLOC = (
 ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # Ray's default gives way to every other process on the machine
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
@@ -169,11 +169,13 @@ def watching(progress: Progress, unit: str, total: float | None = None) -> Itera
     """
     board = Board.remote()  # type: ignore[attr-defined]
     ended = threading.Event()
+    began = time.monotonic()
 
     def show() -> None:
         values = ray.get(board.read.remote())
         if values:
-            values = dict(values)
+            if "tokens" in values:
+                values["tokens_per_second"] = values["tokens"] / (time.monotonic() - began)
             done, whole = values.pop("done", 0), values.pop("total", total)
             progress.update(done, whole, unit, values)
 

@@ -55,6 +55,7 @@ def run(context: Context) -> dict[str, Any]:
                 "base_model": context.spec.base_model,
                 "precision": context.spec.train.precision,
                 "threads": evaluate.cpus_per_worker,
+                "gpus": evaluate.gpus_per_worker,
                 "max_new_tokens": evaluate.max_new_tokens,
                 "board": board,
             },
@@ -81,6 +82,7 @@ class Judge:
         base_model: str,
         precision: str,
         threads: float,
+        gpus: float,
         max_new_tokens: int,
         board: Any,
     ) -> None:
@@ -91,7 +93,8 @@ class Judge:
 
         torch.set_num_threads(max(1, int(threads)))
         folder = Store(store).local_folder("train", checkpoint, "model", cache_folder())
-        self._pair = ModelPair(resolve(base_model), folder, torch.bfloat16 if precision == "bf16" else torch.float32)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._pair = ModelPair(resolve(base_model), folder, dtype, "cuda" if gpus else "cpu")
         self._max_new_tokens = max_new_tokens
         self._board = board
 

@@ -48,6 +48,7 @@ class Progress:
         self._began = time.monotonic()
         self._first_done: tuple[float, float] | None = None
         self._last_plain = 0.0
+        self._last_line = ""
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Progress":
@@ -61,13 +62,15 @@ class Progress:
     def start(self, stage: str, detail: str = "") -> None:
         """A stage begins."""
         self._stage, self._began, self._first_done = stage, time.monotonic(), None
-        self._last_plain = 0.0
+        self._last_plain, self._last_line = 0.0, ""
         if self.json_lines:
             self._event("started", detail=detail)
             return
         self._print(f"[bold]{stage:<9}[/] {detail or 'started'}")
         if self.console.is_terminal:
-            self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+            self._live = Live(
+                console=self.console, refresh_per_second=4, transient=True, get_renderable=self._live_line
+            )
             self._live.start()
 
     def update(self, done: float, total: float | None, unit: str, figures: dict[str, Any] | None = None) -> None:
@@ -81,11 +84,14 @@ class Progress:
         with self._lock:
             if self.json_lines:
                 self._event("progress", done=done, total=total, unit=unit, seconds_left=left, **figures)
-            elif self._live is not None:
-                self._live.update(Text(self._line(done, total, unit, figures, left)))
-            elif now - self._last_plain >= _PLAIN_EVERY_S:
+                return
+            line = self._line(done, total, unit, figures, left)
+            is_due = now - self._last_plain >= _PLAIN_EVERY_S and line != self._last_line
+            if self._live is None and is_due:
                 self._last_plain = now
-                self._print(self._line(done, total, unit, figures, left), markup=False)
+                self._print(f"  {self._stage}: {line}", markup=False)
+            if self._live is not None or is_due:
+                self._last_line = line
 
     def finish(self, stage: str, figures: dict[str, Any], word: str = "done") -> None:
         """A stage has ended well, or was already there."""
@@ -123,7 +129,11 @@ class Progress:
         parts += [f"{name.replace('_', ' ')} {figure(value)}" for name, value in figures.items()]
         if left is not None:
             parts.append(f"{duration(left)} left")
-        return f"  {self._stage}: " + ", ".join(parts)
+        return ", ".join(parts)
+
+    def _live_line(self) -> Text:
+        """How long the stage has been at work, and how far it is as soon as it says so."""
+        return Text(f"  {self._stage} {duration(time.monotonic() - self._began)}: {self._last_line or 'starting'}")
 
     def _event(self, event: str, **fields: Any) -> None:
         record = {"event": event, "time": round(time.time(), 3), "stage": self._stage or None, **fields}

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import socket
 import threading
 import time
@@ -25,6 +24,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 from filelock import FileLock, Timeout
+
+from models.base import made_once
 
 # A lease on a store without file locks: renewed this often, given up for dead after that long without renewal.
 _LEASE_RENEWAL_S = 10.0
@@ -121,16 +122,10 @@ class Store:
         path = self.path(stage, key, name)
         if self.is_local:
             return Path(path)
-        folder = cache / stage / key / name
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.is_dir():
-                unfinished = folder.with_name(f"{name}.unfinished")
-                shutil.rmtree(unfinished, ignore_errors=True)
-                unfinished.mkdir()
-                pa.fs.copy_files(path, str(unfinished), source_filesystem=self.filesystem)
-                unfinished.rename(folder)
-        return folder
+        return made_once(
+            cache / stage / key / name,
+            lambda folder: pa.fs.copy_files(path, str(folder), source_filesystem=self.filesystem),
+        )
 
     def write_json(self, path: str, content: dict[str, Any]) -> None:
         """Write a whole file or none."""

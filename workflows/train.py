@@ -68,6 +68,8 @@ def run(context: Context) -> dict[str, Any]:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise StageFailed(_reason(error)) from error
+        except SystemExit:  # how Ray Train ends the program on Ctrl-C
+            raise KeyboardInterrupt from None
     if result.return_value:
         raise StageFailed(result.return_value)
     best, figures = min(result.best_checkpoints, key=lambda pair: pair[1]["held_out_loss"])
