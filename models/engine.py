@@ -93,7 +93,7 @@ class TorchEngine:
         set_random_state(state["random"])
 
     def export(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
+        _save_pretrained(self.model, folder)
 
 
 class DeepSpeedEngine:
@@ -186,18 +186,24 @@ class DeepSpeedEngine:
         module = self._engine.module
         if self._zero_stage < 3:
             if self.rank == 0:
-                module.save_pretrained(folder)
+                _save_pretrained(module, folder)
             return
-        names = [name for name, p in module.named_parameters() if p.requires_grad or not self._has_adapter]
         state = {}
         for name, parameter in module.named_parameters():
-            if name not in set(names):
+            if self._has_adapter and not parameter.requires_grad:
                 continue
             with deepspeed.zero.GatheredParameters([parameter]):
                 if self.rank == 0:
                     state[name] = parameter.detach().cpu().clone()
         if self.rank == 0:
-            module.save_pretrained(folder, state_dict=state)
+            _save_pretrained(module, folder, state_dict=state)
+
+
+def _save_pretrained(model: Any, folder: Path, **options: Any) -> None:
+    if hasattr(model, "peft_config"):
+        # Else PEFT asks the Hub whether the base model's vocabulary has grown; we never change it.
+        options["save_embedding_layers"] = False
+    model.save_pretrained(folder, **options)
 
 
 def _loss_sum_without_gradient(model: Any, batch: PackedBatch) -> float:

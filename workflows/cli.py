@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 a stage failed, 2 a wrong command line or pipeline file, 1
 import contextlib
 import functools
 import json
+import os
 import signal
 import sys
 import time
@@ -69,7 +70,7 @@ def _answering_errors(function: Callable[..., Any]) -> Callable[..., Any]:
             _complain(str(error), json_lines)
             sys.exit(1)
         except BrokenPipeError:  # `| head` has seen enough
-            sys.stdout = None  # type: ignore[assignment]
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for what Python flushes at its end)
             sys.exit(0)
         except OSError as error:
             _complain(f"{error}; check the path, the permissions and the space left, then run it again", json_lines)
