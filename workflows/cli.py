@@ -130,13 +130,13 @@ def plan(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
     states = examine(spec, store)
     endpoint = living_endpoint(spec, store, states[-1].key) is not None
     if spec.cluster.address is None:
-        result = plan_of(spec, states, endpoint)
+        result = plan_of(spec, store, states, endpoint)
     else:
         from workflows.cluster import Connection
 
         with Connection(spec.cluster) as connection:
             connection.open()
-            result = plan_of(spec, states, endpoint)
+            result = plan_of(spec, store, states, endpoint)
     click.echo(json.dumps(result) if json_lines else plan_text(result))
 
 

@@ -21,7 +21,7 @@ import pyarrow.fs
 
 from models import base
 from workflows.progress import Progress
-from workflows.spec import PipelineSpec
+from workflows.spec import PipelineSpec, TrainSpec
 from workflows.store import Artifact, Store, content_key, fingerprint
 
 
@@ -143,6 +143,12 @@ def _evaluate_settings(spec: PipelineSpec) -> dict[str, Any]:
 
 def _optimize_settings(spec: PipelineSpec) -> dict[str, Any]:
     return {"optimize": spec.optimize.result_fields()}
+
+
+def num_steps(train: TrainSpec, steps_per_epoch: int) -> int:
+    """Optimizer steps that `epochs` and `max_steps` come to."""
+    steps = max(1, round(train.epochs * steps_per_epoch))
+    return min(steps, train.max_steps) if train.max_steps else steps
 
 
 STAGES = (

@@ -5,15 +5,16 @@ from typing import Any
 
 from models.base import known_sizes
 from models.memory import estimate_training_memory
-from workflows.pipeline import StageState, open_uri, source_files
+from workflows.pipeline import StageState, num_steps, open_uri, source_files
 from workflows.spec import PipelineSpec
+from workflows.store import Store
 
 # For conversations that are not tokenized yet: English chat text, JSON around it, and gzip.
 _BYTES_PER_TOKEN = 4.6
 _GZIP_FACTOR = 4.0
 
 
-def plan_of(spec: PipelineSpec, states: list[StageState], endpoint_lives: bool) -> dict[str, Any]:
+def plan_of(spec: PipelineSpec, store: Store, states: list[StageState], endpoint_lives: bool) -> dict[str, Any]:
     """The plan as plain data."""
     stages = [
         {
@@ -36,7 +37,7 @@ def plan_of(spec: PipelineSpec, states: list[StageState], endpoint_lives: bool) 
         "pipeline": spec.name,
         "stages": stages,
         "resources": _resources(spec),
-        "training": _training(spec, states),
+        "training": _training(spec, store, states[0]),
     }
 
 
@@ -70,14 +71,16 @@ def _there(spec: PipelineSpec) -> dict[str, Any]:
     return {"cpus": spec.cluster.num_cpus or os.cpu_count() or 1, "gpus": gpus, "memory_gb": round(memory, 1)}
 
 
-def _training(spec: PipelineSpec, states: list[StageState]) -> dict[str, Any]:
-    train, corpus = spec.train, states[0].artifact
-    tokens = corpus.figures["tokens"] if corpus else _estimated_tokens(spec)
-    per_step = train.micro_batch_tokens * train.gradient_accumulation * train.num_workers
-    steps_per_epoch = max(1, -(-tokens // per_step))
-    steps = max(1, round(steps_per_epoch * train.epochs))
-    if train.max_steps:
-        steps = min(steps, train.max_steps)
+def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> dict[str, Any]:
+    train, corpus = spec.train, prepare.artifact
+    if corpus is not None:
+        tokens = corpus.figures["tokens"]
+        steps_per_epoch = _steps_per_epoch(spec, store, prepare.key)
+    else:
+        tokens = _estimated_tokens(spec)
+        per_step = train.micro_batch_tokens * train.gradient_accumulation * train.num_workers
+        steps_per_epoch = max(1, -(-tokens // per_step))
+    steps = num_steps(train, steps_per_epoch)
     sizes = known_sizes(spec.base_model)
     memory = None
     if sizes is not None:
@@ -96,6 +99,22 @@ def _training(spec: PipelineSpec, states: list[StageState]) -> dict[str, Any]:
         "tokens": int(tokens * steps / steps_per_epoch),
         "memory_gb_per_worker": None if memory is None else round(memory, 1),
     }
+
+
+def _steps_per_epoch(spec: PipelineSpec, store: Store, key: str) -> int:
+    """Packed as training will pack it; of the corpus only the lengths are read."""
+    import pyarrow.dataset
+
+    from models.packing import StepPlan
+
+    train = spec.train
+    path = store.path("prepare", key, "corpus", "split=train")
+    parts = pyarrow.dataset.dataset(path, filesystem=store.filesystem, format="parquet")
+    lengths = parts.to_table(columns=["num_tokens"])["num_tokens"].to_numpy()
+    plan = StepPlan(
+        lengths, lengths, train.micro_batch_tokens, train.num_workers, train.gradient_accumulation, train.seed
+    )
+    return plan.steps_per_epoch
 
 
 def _estimated_tokens(spec: PipelineSpec) -> int:

@@ -27,7 +27,7 @@ from models.fit import FitSettings, fit, held_out_batches
 from models.fit import Progress as StepProgress
 from models.packing import PACKED_ATTENTION, StepPlan
 from workflows.cluster import check_fits, innermost, watching, worker_environment
-from workflows.pipeline import Context, StageFailed
+from workflows.pipeline import Context, StageFailed, num_steps
 from workflows.spec import PipelineSpec, TrainSpec
 from workflows.store import Store
 
@@ -100,12 +100,6 @@ def _reason(error: BaseException) -> str:
     return f"train: {'; '.join(causes) or innermost(error)}"
 
 
-def num_steps(train: TrainSpec, plan: StepPlan) -> int:
-    """Optimizer steps that `epochs` and `max_steps` come to."""
-    steps = max(1, round(train.epochs * plan.steps_per_epoch))
-    return min(steps, train.max_steps) if train.max_steps else steps
-
-
 def _work(config: dict[str, Any]) -> str | None:
     """What one worker does, from its start to the end of training; returns what is wrong with the spec, if so."""
     # A mistake in the spec shows on every worker alike: said once, and not tried again like a lost worker.
@@ -138,7 +132,7 @@ def _train(spec: PipelineSpec, store: Store, corpus: str, board: Any) -> None:
     torch.manual_seed(train.seed + 1 + rank)  # dropout
     start_step, history = _resume(engine)
     settings = FitSettings(
-        num_steps=num_steps(train, plan),
+        num_steps=num_steps(train, plan.steps_per_epoch),
         learning_rate=train.learning_rate,
         warmup_share=train.warmup_share,
         final_learning_rate_share=train.final_learning_rate_share,

@@ -74,6 +74,13 @@ def test_a_killed_run_goes_on_and_a_finished_one_is_not_repeated(pipeline, tmp_p
     assert again.returncode == 0, again.stderr
     assert again.stdout.strip().endswith("nothing to do")
 
+    planned = subprocess.run(
+        [sys.executable, "-m", "workflows", "plan", str(pipeline), "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    training = json.loads(planned.stdout)["training"]
+    assert (training["steps"], training["tokens_are_estimated"]) == (figures["steps"], False)
+
     changed = subprocess.run(
         [sys.executable, "-m", "workflows", "plan", str(pipeline), "--set", "train.learning_rate=1e-3", "--json"],
         capture_output=True, text=True, check=True,

@@ -2,16 +2,15 @@
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import uvicorn
 
-from models.base import load_tokenizer, resolve
+from models.base import load_tokenizer
 from serve.api import create_app
 from serve.client import EndpointError, chat_in_terminal, model_names, stream_reply
 from serve.engines.torch import TorchEngine
@@ -20,19 +19,10 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    torch.set_num_threads(1)
-    folder = resolve("random:tiny-llama")
-    engine = TorchEngine(folder, dtype="float32", num_threads=1)
-    app = create_app(engine, load_tokenizer(folder), "tiny", default_max_tokens=12)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+def url(serving: Callable[[Any], AbstractContextManager[str]], tiny_llama: Path) -> Iterator[str]:
+    engine = TorchEngine(tiny_llama, dtype="float32", num_threads=1)
+    with serving(create_app(engine, load_tokenizer(tiny_llama), "tiny", default_max_tokens=12)) as url:
+        yield url
     engine.close()
 
 

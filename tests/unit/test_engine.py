@@ -1,7 +1,7 @@
 """The torch engine against transformers' own generate, and the text of its tokens."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from models.base import load_model, load_tokenizer, resolve
+from models.base import load_model, load_tokenizer
 from serve.engines.base import EngineError, EngineHealth, GenerationRequest, TokenEvent
 from serve.engines.sampling import sample
 from serve.engines.torch import TorchEngine
@@ -19,17 +19,9 @@ PROMPTS = [[256, 71, 72, 220], [256, 64], list(range(200)), [n * 7 % 200 for n i
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tiny-llama with louder weights: as it comes, it repeats one token whatever it has read."""
-    torch.set_num_threads(1)
+def release(make_loud: Callable[[Path], Any], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("release")
-    model = load_model(resolve("random:tiny-llama"), torch.float32)
-    torch.manual_seed(0)
-    model.config.tie_word_embeddings = False
-    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
-    for name, parameter in model.model.layers.named_parameters():
-        parameter.data *= 8 if "proj" in name else 1
-    model.save_pretrained(folder)
+    make_loud(tiny_llama).save_pretrained(folder)
     return folder
 
 
@@ -41,8 +33,8 @@ def engine(release: Path) -> Iterator[TorchEngine]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return load_tokenizer(resolve("random:tiny-llama"))
+def tokenizer(tiny_llama: Path) -> Any:
+    return load_tokenizer(tiny_llama)
 
 
 async def collect(engine: TorchEngine, request: GenerationRequest) -> list[TokenEvent]:

@@ -102,17 +102,20 @@ def test_folders_and_globs_are_files_in_order(values, tmp_path):
         assert [file.uri.rpartition("/")[2] for file in files] == names
 
 
-def test_the_plan_counts_steps_and_says_what_does_not_fit(values):
-    finish_all(values)
+def test_the_plan_estimates_steps_and_says_what_does_not_fit(values, tmp_path):
+    (tmp_path / "talk.jsonl").write_text((json.dumps(TALK) + "\n") * 1000)
     values |= {"train": {"num_workers": 2, "epochs": 2, "micro_batch_tokens": 1000, "cpus_per_worker": 4096}}
     values["cluster"] = {"num_cpus": 4}
     spec = PipelineSpec.model_validate(values)
-    plan = plan_of(spec, examine(spec, Store(spec.store)), endpoint_lives=False)
-    assert plan["training"]["steps"] == 100
-    assert plan["training"]["tokens"] == 200_000
+    store = Store(spec.store)
+    plan = plan_of(spec, store, examine(spec, store), endpoint_lives=False)
+    training = plan["training"]
+    assert training["tokens_are_estimated"]
+    assert training["tokens"] == pytest.approx(2 * 1000 * len(json.dumps(TALK)) / 4.6, rel=0.1)
+    assert training["steps"] == pytest.approx(training["tokens"] / 2000, abs=2)
     assert not plan["resources"]["asked"]["train"]["fits"]
     assert plan["resources"]["asked"]["evaluate"]["fits"]
     text = plan_text(plan)
     assert "DOES NOT FIT" in text
-    assert "prepare   up to date" in text
-    assert "will run: changed: train.epochs" in text
+    assert "prepare   will run: not done yet" in text
+    assert not (tmp_path / "store" / "prepare").exists()

@@ -1,0 +1,89 @@
+"""What the unit tests share: a server on a free port, a model that says something, a plain loss to compare with."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import uvicorn
+
+from models.base import load_model
+
+Conversation = tuple[list[int], list[bool]]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Models this small are slower on more threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def tiny_model(request: pytest.FixtureRequest) -> Path:
+    """The folder of each tiny model in turn: rotary and learned positions, Linear and Conv1D layers."""
+    folder: Path = request.getfixturevalue(f"tiny_{request.param}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[[Any], AbstractContextManager[str]]:
+    """`with serving(app) as url`: the app on a free port of this machine, in a thread."""
+
+    @contextmanager
+    def serve(app: Any) -> Iterator[str]:
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+    return serve
+
+
+@pytest.fixture
+def make_loud() -> Callable[[Path], Any]:
+    """Loads a model with louder weights: as it comes, a tiny one repeats one token whatever it has read."""
+
+    def load(folder: Path) -> Any:
+        model = load_model(folder, torch.float32)
+        torch.manual_seed(0)
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+        for name, parameter in model.base_model.named_parameters():
+            parameter.data *= 8 if "proj" in name or "c_attn" in name or "c_fc" in name else 1
+        return model
+
+    return load
+
+
+@pytest.fixture
+def token_rows() -> list[Conversation]:
+    """Conversations of 5 to 60 random tokens, half of them supervised."""
+    draw = random.Random(0)
+    lengths = [draw.randrange(5, 60) for _ in range(7)]
+    return [([draw.randrange(200) for _ in range(n)], [draw.random() < 0.5 for _ in range(n)]) for n in lengths]
+
+
+@pytest.fixture
+def plain_loss_sum() -> Callable[[Any, list[Conversation]], torch.Tensor]:
+    """The supervised loss by transformers' own forward and attention, one conversation and token at a time."""
+
+    def loss_sum(model: Any, rows: list[Conversation]) -> torch.Tensor:
+        total = torch.zeros(())
+        for ids, supervised in rows:
+            logits = model(torch.tensor([ids])).logits[0]
+            for position in range(1, len(ids)):
+                if supervised[position]:
+                    total = total - F.log_softmax(logits[position - 1].float(), -1)[ids[position]]
+        return total
+
+    return loss_sum
