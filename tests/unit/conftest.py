@@ -42,14 +42,16 @@ def serving() -> Callable[[Any], AbstractContextManager[str]]:
         thread.start()
         while not server.started:
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
     return serve
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_loud() -> Callable[[Path], Any]:
     """Loads a model with louder weights: as it comes, a tiny one repeats one token whatever it has read."""
 

@@ -1,95 +1,113 @@
-"""LoRA: attached, saved in PEFT's form, merged into a plain release."""
+"""LoRA adapters: attached, saved, loaded, and merged into a release that needs no PEFT."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models import adapters
 from models.base import load_model, load_tokenizer
-from models.chat import encode_conversation
 from models.compress import release
-from models.engine import TorchEngine
-from models.loss import supervised_loss_sum
-from models.packing import PACKED_ATTENTION, pack
-from models.score import ModelPair, count_facts
 
-TALK = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because of it."}]
+Conversation = tuple[list[int], list[bool]]
 
 
-@pytest.fixture(params=["tiny_llama", "tiny_gpt2"])
-def base(request):
-    return request.getfixturevalue(request.param)
+def logits(model: Any, rows: list[Conversation]) -> torch.Tensor:
+    """By transformers' own forward, one conversation at a time."""
+    with torch.no_grad():
+        return torch.cat([model.eval()(torch.tensor([ids])).logits[0].float() for ids, _ in rows])
+
+
+def attached(folder: Path, target_modules: str | list[str] = "all-linear") -> Any:
+    model = load_model(folder, torch.float32)
+    return adapters.attach(model, 4, 8.0, 0.0, target_modules, base="random:tiny")
 
 
 @pytest.fixture
-def checkpoint(base, tmp_path):
-    """An adapter that changes the model a lot."""
-    model = adapters.attach(load_model(base, torch.float32), 4, 8, 0.0, "all-linear", base="base")
-    trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    assert trainable
+def adapter(tiny_model: Path, tmp_path: Path) -> Path:
+    """A saved adapter that changes the model."""
+    model = attached(tiny_model)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    folder = tmp_path / "adapter"
+    model.save_pretrained(folder)
+    load_tokenizer(tiny_model).save_pretrained(folder)
+    return folder
+
+
+def test_a_new_adapter_is_all_that_trains_and_changes_nothing(
+    tiny_model: Path, token_rows: list[Conversation]
+) -> None:
+    model = attached(tiny_model)
+    trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     assert all("lora_" in name for name in trainable)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.5)
-    TorchEngine(model).export(tmp_path / "checkpoint")
-    load_tokenizer(base).save_pretrained(tmp_path / "checkpoint")
-    assert adapters.is_adapter(tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
+    inner = {"llama": 7 * 64 * 4 * 2 + 3 * 64 * 4 - 2 * 32 * 4, "gpt2": (64 + 192) * 4 + 128 * 4 + 2 * (64 + 256) * 4}
+    assert sum(trainable.values()) == 2 * inner["llama" if "llama" in tiny_model.name else "gpt2"]
+    assert torch.equal(logits(model, token_rows), logits(load_model(tiny_model, torch.float32), token_rows))
 
 
-def rows_of(folder):
-    encoded = encode_conversation(load_tokenizer(folder), TALK)
-    return [(encoded.input_ids, encoded.supervised)]
+def test_only_the_named_layers_are_adapted(tiny_gpt2: Path) -> None:
+    names = [name for name, p in attached(tiny_gpt2, ["c_attn"]).named_parameters() if p.requires_grad]
+    assert len(names) == 4
+    assert all(".attn.c_attn.lora_" in name for name in names)
 
 
-def test_a_release_is_plain_and_computes_the_same(base, checkpoint, tmp_path):
-    target = tmp_path / "release"
-    figures = release(base, checkpoint, target, torch.float32, rows_of(base))
+def test_an_unknown_layer_is_named_with_its_field(tiny_llama: Path) -> None:
+    with pytest.raises(ValueError, match=r"^train\.adapter\.target_modules: .*no_such_layer"):
+        attached(tiny_llama, ["no_such_layer"])
+
+
+def test_a_saved_adapter_comes_back(tiny_model: Path, adapter: Path, token_rows: list[Conversation]) -> None:
+    assert adapters.is_adapter(adapter)
+    assert not adapters.is_adapter(tiny_model)
+    assert '"base_model_name_or_path": "random:tiny"' in (adapter / "adapter_config.json").read_text()
+    base = load_model(tiny_model, torch.float32)
+    before = logits(base, token_rows)
+    model = adapters.load(base, adapter)
+    assert float((logits(model, token_rows) - before).abs().max()) > 0.1
+    with model.disable_adapter():
+        assert torch.equal(logits(model, token_rows), before)
+
+
+def test_a_merged_release_needs_no_peft_and_says_the_same(
+    tiny_model: Path, adapter: Path, token_rows: list[Conversation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unmerged = logits(adapters.load(load_model(tiny_model, torch.float32), adapter), token_rows)
+    folder = tmp_path / "release"
+    folder.mkdir()
+    figures = release(tiny_model, adapter, folder, torch.float32, token_rows)
     assert figures["greedy_agreement"] == 1.0
-    assert figures["largest_logit_change"] < 1e-3
-    assert not (target / "adapter_config.json").exists()
-    ids = torch.tensor([rows_of(base)[0][0]])
-    with torch.no_grad():
-        merged = AutoModelForCausalLM.from_pretrained(target)(ids).logits
-        unmerged = adapters.load(load_model(base, torch.float32), checkpoint)(ids).logits
-        plain = load_model(base, torch.float32)(ids).logits
-    assert torch.allclose(merged, unmerged, atol=1e-4)
-    assert not torch.allclose(merged, plain, atol=1e-1)
-    assert load_tokenizer(target).chat_template
+    assert figures["largest_logit_change"] <= 1e-4
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    assert figures["size_mb"] == pytest.approx(size / 1e6, abs=0.06)
+
+    monkeypatch.setitem(sys.modules, "peft", None)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert not adapters.is_adapter(folder)
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
+    assert torch.allclose(logits(model, token_rows), unmerged, rtol=0, atol=1e-4)
+    assert AutoTokenizer.from_pretrained(folder).chat_template == load_tokenizer(tiny_model).chat_template
 
 
-def test_base_and_tuned_are_scored_on_the_same_tokens(base, checkpoint, tmp_path):
-    target = tmp_path / "release"
-    release(base, checkpoint, target, torch.float32, rows_of(base))
-    batch = pack(rows_of(base))
-    with torch.no_grad():
-        expected = [
-            float(supervised_loss_sum(load_model(folder, torch.float32, PACKED_ATTENTION), batch))
-            for folder in (base, target)
-        ]
-    for folder in (checkpoint, target):  # as an adapter, and as a whole model
-        pair = ModelPair(base, folder, torch.float32)
-        assert list(pair.loss_sums(batch)) == pytest.approx(expected, rel=1e-4)
-
-
-def test_replies_in_a_batch_are_the_replies_alone(base, checkpoint):
-    pair = ModelPair(base, checkpoint, torch.float32)
-    asked = [TALK[:1], [{"role": "user", "content": "A much longer question than that?"}]]
-    together = pair.replies(asked, 12)
-    alone = [pair.replies([messages], 12) for messages in asked]
-    assert together == ([alone[0][0][0], alone[1][0][0]], [alone[0][1][0], alone[1][1][0]])
-    assert together[0] != together[1]
-
-
-def test_layers_that_are_not_there_are_named(tiny_llama):
-    with pytest.raises(ValueError, match=r"train\.adapter\.target_modules: .*no_such_layer"):
-        adapters.attach(load_model(tiny_llama, torch.float32), 4, 8, 0.0, ["no_such_layer"], base="base")
-
-
-def test_facts_count_in_any_spelling_once():
-    facts = [["45 days", "forty-five days"], ["Ottervale"]]
-    assert count_facts("Within FORTY-FIVE\n days, in ottervale: 45 days.", facts) == 1 + 1
-    assert count_facts("Within 45  days.", facts) == 1
-    assert count_facts("", facts) == 0
+def test_a_full_checkpoint_is_released_in_bf16(
+    tiny_llama: Path, make_loud: Callable[[Path], Any], token_rows: list[Conversation], tmp_path: Path
+) -> None:
+    checkpoint, folder = tmp_path / "checkpoint", tmp_path / "release"
+    model = make_loud(tiny_llama)
+    model.save_pretrained(checkpoint)
+    load_tokenizer(tiny_llama).save_pretrained(checkpoint)
+    folder.mkdir()
+    figures = release(tiny_llama, checkpoint, folder, torch.bfloat16, token_rows)
+    released = AutoModelForCausalLM.from_pretrained(folder)
+    assert released.dtype == torch.bfloat16
+    assert not torch.equal(released.lm_head.weight, load_model(tiny_llama, torch.bfloat16).lm_head.weight)
+    for mine, theirs in zip(released.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, theirs.to(torch.bfloat16))
+    assert 0.5 < figures["greedy_agreement"] < 1
+    assert 1e-3 < figures["largest_logit_change"] < 10

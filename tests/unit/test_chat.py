@@ -1,21 +1,19 @@
 """The one renderer: which tokens are supervised, in every kind of template."""
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from models.base import load_tokenizer
-from models.chat import (
-    ChatTemplateError,
-    check_messages,
-    encode_conversation,
-    encode_prompt,
-    end_token_ids,
-)
+from models.base import load_tokenizer, resolve
+from models.chat import ChatTemplateError, check_messages, encode_conversation, encode_prompt, end_token_ids
 
 TALK = [
     {"role": "user", "content": "Hi there"},
     {"role": "assistant", "content": "Hello! What is it?"},
     {"role": "user", "content": "A question"},
-    {"role": "assistant", "content": "Ask\nit."},
+    {"role": "assistant", "content": "Ask\nit. é€👍"},
     {"role": "user", "content": "No."},
     {"role": "assistant", "content": "Bye"},
 ]
@@ -25,7 +23,44 @@ CHATML = (
 )
 
 
-def chatml(folder):
+@dataclass(frozen=True)
+class Dialect:
+    """A tokenizer, and how its template writes a conversation, in words of our own."""
+
+    tokenizer: Any
+    begin: str
+    head: str
+    reply: str
+    other: str
+    tail: str
+    ends: tuple[str, ...]
+
+    def by_hand(self, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
+        """Ids and mask, tokenised piece by piece: a reply is learned, what stands around it is not."""
+        ids: list[int] = []
+        mask: list[bool] = []
+        pieces = [(self.begin, False)]
+        for message in messages:
+            is_reply = message["role"] == "assistant"
+            body = (self.reply if is_reply else self.other).format(message["content"])
+            pieces += [
+                (self.head.format(role=message["role"], Role=message["role"].capitalize()), False),
+                (body, is_reply),
+                (self.tail, False),
+            ]
+        for text, learned in pieces:
+            piece = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids += piece
+            mask += [learned] * len(piece)
+        return ids, mask
+
+    def learned(self, messages: list[dict[str, str]]) -> str:
+        encoded = encode_conversation(self.tokenizer, messages)
+        pairs = zip(encoded.input_ids, encoded.supervised, strict=True)
+        return str(self.tokenizer.decode([token for token, supervised in pairs if supervised]))
+
+
+def chatml(folder: Path) -> Any:
     tokenizer = load_tokenizer(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"], "eos_token": "<|im_end|>"})
     tokenizer.chat_template = CHATML
@@ -33,91 +68,106 @@ def chatml(folder):
 
 
 @pytest.fixture(params=["llama", "chatml", "gpt2"])
-def dialect(request, tiny_llama, tiny_gpt2):
-    """A tokenizer, and how its template writes a turn: what is not learned, what is, and what follows."""
+def dialect(request: pytest.FixtureRequest, tiny_llama: Path, tiny_gpt2: Path) -> Dialect:
     if request.param == "llama":
-        head = "<|start_header_id|>{role}<|end_header_id|>\n\n"
-        return load_tokenizer(tiny_llama), "<|begin_of_text|>", head, "{content}<|eot_id|>", ""
+        head, body = "<|start_header_id|>{role}<|end_header_id|>\n\n", "{}<|eot_id|>"
+        return Dialect(load_tokenizer(tiny_llama), "<|begin_of_text|>", head, body, body, "", ("<|eot_id|>",))
     if request.param == "chatml":
-        return chatml(tiny_gpt2), "", "<|im_start|>{role}\n", "{content}<|im_end|>", "\n"
-    return load_tokenizer(tiny_gpt2), "", "{Role}:", " {content}<|endoftext|>", "\n"
+        body = "{}<|im_end|>"
+        return Dialect(chatml(tiny_gpt2), "", "<|im_start|>{role}\n", body, body, "\n", ("<|im_end|>",))
+    return Dialect(load_tokenizer(tiny_gpt2), "", "{Role}:", " {}<|endoftext|>", " {}", "\n", ("<|endoftext|>",))
 
 
-def by_hand(dialect, messages):
-    """Ids and mask joined turn by turn, without the renderer."""
-    tokenizer, begin, head, body, tail = dialect
-    ids, mask = [], []
-
-    def add(text, supervised):
-        new = tokenizer(text, add_special_tokens=False)["input_ids"]
-        ids.extend(new)
-        mask.extend([supervised] * len(new))
-
-    add(begin, False)
-    for message in messages:
-        role = message["role"]
-        add(head.format(role=role, Role=role.capitalize()), False)
-        text = body.format(content=message["content"])
-        if role != "assistant" and dialect[2] == "{Role}:":
-            text = text.removesuffix("<|endoftext|>")
-        add(text, role == "assistant")
-        add(tail, False)
-    return ids, mask
+def test_exactly_the_assistant_turns_with_their_end_tokens_are_supervised(dialect: Dialect) -> None:
+    encoded = encode_conversation(dialect.tokenizer, TALK)
+    assert (encoded.input_ids, encoded.supervised) == dialect.by_hand(TALK)
 
 
-def test_exactly_the_assistant_turns_with_their_end_tokens_are_supervised(dialect):
-    encoded = encode_conversation(dialect[0], TALK)
-    assert (encoded.input_ids, encoded.supervised) == by_hand(dialect, TALK)
-    learned = [token for token, supervised in zip(*by_hand(dialect, TALK), strict=True) if supervised]
-    assert sum(token in end_token_ids(dialect[0]) for token in learned) == 3
-
-
-def test_a_prompt_is_the_beginning_of_its_conversation(dialect):
-    whole = encode_conversation(dialect[0], TALK)
+def test_a_prompt_is_the_beginning_of_its_conversation(dialect: Dialect) -> None:
+    whole = encode_conversation(dialect.tokenizer, TALK)
     for turns in (1, 3, 5):
-        prompt = encode_prompt(dialect[0], TALK[:turns])
+        prompt = encode_prompt(dialect.tokenizer, TALK[:turns])
         assert whole.input_ids[: len(prompt)] == prompt
         assert whole.supervised[len(prompt)]
 
 
-def test_the_builtin_model_too():
-    from models.base import resolve
+def test_a_system_message_is_never_supervised(dialect: Dialect) -> None:
+    talk = [{"role": "system", "content": "Be kind."}, *TALK]
+    encoded = encode_conversation(dialect.tokenizer, talk)
+    assert (encoded.input_ids, encoded.supervised) == dialect.by_hand(talk)
+    assert dialect.learned(talk) == dialect.learned(TALK)
 
+
+@pytest.mark.parametrize("talk", [TALK[1:], [{"role": "system", "content": "Be kind."}, *TALK[1:]]])
+def test_the_assistant_may_speak_first(dialect: Dialect, talk: list[dict[str, str]]) -> None:
+    assert encode_conversation(dialect.tokenizer, talk).input_ids == dialect.by_hand(talk)[0]
+    assert dialect.learned(talk).strip() == dialect.learned(TALK).strip()
+
+
+@pytest.mark.parametrize("word", ["A", "s", "assistant", "end"])
+def test_the_first_word_is_not_looked_for_in_the_template(dialect: Dialect, word: str) -> None:
+    learned = dialect.learned([{"role": "assistant", "content": word}, *TALK[:1]])
+    assert learned.strip() == word + dialect.ends[0]
+
+
+def test_the_tokens_that_end_a_reply(dialect: Dialect) -> None:
+    assert end_token_ids(dialect.tokenizer) == {*dialect.tokenizer.convert_tokens_to_ids(list(dialect.ends))}
+
+
+def test_a_template_may_end_a_reply_otherwise_than_the_tokenizer_ends_a_text(tiny_llama: Path) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    tokenizer.eos_token = "<|begin_of_text|>"
+    assert end_token_ids(tokenizer) == {*tokenizer.convert_tokens_to_ids(["<|begin_of_text|>", "<|eot_id|>"])}
+
+
+def test_the_builtin_model() -> None:
     tokenizer = load_tokenizer(resolve("builtin:smollm2-135m-instruct"))
-    encoded = encode_conversation(tokenizer, TALK)
-    learned = [token for token, supervised in zip(encoded.input_ids, encoded.supervised, strict=True) if supervised]
-    assert tokenizer.decode(learned) == "Hello! What is it?<|im_end|>Ask\nit.<|im_end|>Bye<|im_end|>"
+    ends = ("<|im_end|>",)
+    dialect = Dialect(tokenizer, "", "<|im_start|>{role}\n", "{}<|im_end|>", "{}<|im_end|>", "\n", ends)
+    talk = [{"role": "system", "content": "Be kind."}, *TALK]
+    encoded = encode_conversation(tokenizer, talk)
+    assert (encoded.input_ids, encoded.supervised) == dialect.by_hand(talk)
+    assert end_token_ids(tokenizer) == {*tokenizer.convert_tokens_to_ids(list(ends))}
 
 
-def test_a_system_message_and_a_first_word_by_the_assistant(dialect):
-    talk = [{"role": "system", "content": "Be kind."}, *TALK[1:2]]
-    encoded = encode_conversation(dialect[0], talk)
-    assert (encoded.input_ids, encoded.supervised) == by_hand(dialect, talk)
-    first = encode_conversation(dialect[0], TALK[1:3])
-    learned = [token for token, supervised in zip(first.input_ids, first.supervised, strict=True) if supervised]
-    assert dialect[0].decode(learned, skip_special_tokens=True).strip() == "Hello! What is it?"
+def test_white_space_before_a_reply_belongs_to_it() -> None:
+    tokenizer = load_tokenizer(resolve("builtin:smollm2-135m-instruct"))
+    talk = [*TALK[:1], {"role": "assistant", "content": "  indented"}]
+    prompt, whole = encode_prompt(tokenizer, talk[:1]), encode_conversation(tokenizer, talk)
+    assert whole.input_ids[: len(prompt)] == prompt
+    assert whole.supervised == [False] * len(prompt) + [True] * (len(whole.input_ids) - len(prompt) - 1) + [False]
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tiny_gpt2):
+@pytest.mark.parametrize(("template", "words"), [
+    ("{{ messages | length }} messages" + CHATML, "changes message 1 when later messages follow"),
+    (CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif"), "opens message 1 otherwise"),
+    ("{{ raise_exception('only one turn') }}", "refuses these messages: only one turn"),
+    ("{{ messages[9]['content'] + 1 }}", "refuses these messages"),
+])  # fmt: skip
+def test_a_template_that_does_not_grow_turn_by_turn_is_refused(tiny_gpt2: Path, template: str, words: str) -> None:
     tokenizer = chatml(tiny_gpt2)
-    tokenizer.chat_template = "{{ messages | length }} messages" + CHATML
-    with pytest.raises(ChatTemplateError, match="changes message"):
+    tokenizer.chat_template = template
+    with pytest.raises(ChatTemplateError, match=words):
         encode_conversation(tokenizer, TALK)
-    tokenizer.chat_template = "{{ raise_exception('no') }}"
-    with pytest.raises(ChatTemplateError, match="refuses"):
-        encode_prompt(tokenizer, TALK[:1])
 
 
 @pytest.mark.parametrize(("messages", "words"), [
-    ([], "non-empty list"),
-    ("hi", "non-empty list"),
-    ([{"content": "x"}], "has no role"),
-    ([{"role": "bot", "content": "x"}], "unknown role 'bot'"),
-    ([{"role": "user", "content": " "}], "no text"),
-    ([{"role": "user", "content": None}], "no text"),
-    ([{"role": "user", "content": "x"}, {"role": "user", "content": "y"}], "take turns"),
-    ([{"role": "user", "content": "x"}, {"role": "system", "content": "y"}], "only the first"),
+    ([], "not a non-empty list"),
+    ("hi", "not a non-empty list"),
+    ([{"content": "x"}], "message 0 has no role"),
+    (["x"], "message 0 has no role"),
+    ([{"role": "bot", "content": "x"}], "message 0 has the unknown role 'bot'; known are system, user, assistant"),
+    ([{"role": "user", "content": " \n"}], r"message 0 \(user\) has no text"),
+    ([{"role": "user", "content": None}], r"message 0 \(user\) has no text"),
+    ([{"role": "user"}], r"message 0 \(user\) has no text"),
+    ([*TALK[:1], *TALK[:1]], "messages 0 and 1 are both from 'user'"),
+    ([*TALK[:1], {"role": "system", "content": "y"}], "message 1 is a system message; only the first"),
 ])  # fmt: skip
-def test_what_is_no_conversation_says_why(messages, words):
+def test_what_is_no_conversation_says_why(messages: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         check_messages(messages)
+
+
+@pytest.mark.parametrize("messages", [TALK, TALK[:1], TALK[1:], [{"role": "system", "content": "x"}, *TALK[1:3]]])
+def test_what_is_a_conversation_passes(messages: list[dict[str, str]]) -> None:
+    check_messages(messages)

@@ -1,121 +1,196 @@
-"""The training loop in one process, and DeepSpeed beside plain torch."""
+"""The training loop on plain torch: it learns, it resumes where it was, and it stops when it diverges."""
 
-import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from models import adapters
 from models.base import load_model, load_tokenizer
 from models.chat import encode_conversation
 from models.engine import TorchEngine
-from models.fit import FitSettings, TrainingDiverged, fit, held_out_batches, learning_rate_at, mean_loss
-from models.packing import PACKED_ATTENTION, StepPlan
-
-SETTINGS = FitSettings(
-    num_steps=12, learning_rate=1e-2, warmup_share=0.25, final_learning_rate_share=0.1, checkpoint_every_steps=6
+from models.fit import (
+    FitSettings,
+    Progress,
+    TrainingDiverged,
+    fit,
+    held_out_batches,
+    learning_rate_at,
+    mean_loss,
 )
+from models.packing import PACKED_ATTENTION, StepPlan, pack
+
+Conversation = tuple[list[int], list[bool]]
 
 
 @pytest.fixture(scope="module")
-def rows(tiny_llama):
-    tokenizer = load_tokenizer(tiny_llama)
-    talks = [
-        [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"The number is {n}."}]
-        for n in range(20)
-    ]
-    encoded = [encode_conversation(tokenizer, talk) for talk in talks]
-    return [(talk.input_ids, talk.supervised) for talk in encoded]
+def sums(tiny_llama: Path) -> list[Conversation]:
+    """20 short conversations about sums."""
+    tokenizer, draw, rows = load_tokenizer(tiny_llama), random.Random(0), []
+    for _ in range(20):
+        a, b = draw.randrange(50), draw.randrange(50)
+        turns = [("user", f"{a}+{b}?"), ("assistant", f"It is {a + b}."), ("user", "Sure?"), ("assistant", "Yes!")]
+        encoded = encode_conversation(tokenizer, [{"role": role, "content": text} for role, text in turns])
+        rows.append((encoded.input_ids, encoded.supervised))
+    return rows
 
 
-def plan_of(rows, budget=200, accumulation=1):
-    return StepPlan([len(ids) for ids, _ in rows], [sum(mask[1:]) for _, mask in rows], budget, 1, accumulation, 0)
+def plan_of(rows: list[Conversation], budget: int = 600, accumulation: int = 1) -> StepPlan:
+    lengths, targets = [len(ids) for ids, _ in rows], [sum(supervised[1:]) for _, supervised in rows]
+    return StepPlan(lengths, targets, budget, 1, accumulation, seed=0)
 
 
-def engine_of(folder):
-    torch.manual_seed(0)
-    return TorchEngine(load_model(folder, torch.float32, PACKED_ATTENTION))
+def settings(num_steps: int, every: int = 1000) -> FitSettings:
+    return FitSettings(num_steps, 1e-2, 0.0, 1.0, every)
 
 
-def train(engine, rows, plan, settings=SETTINGS, start_step=0):
-    steps, checkpoints = [], []
-    held_out = list(held_out_batches(rows[:4], 100, 0, 1))
+def train(
+    engine: TorchEngine,
+    rows: list[Conversation],
+    wanted: FitSettings,
+    plan: StepPlan | None = None,
+    start_step: int = 0,
+    on_checkpoint: Callable[[int, dict[str, Any]], None] = lambda step, metrics: None,
+) -> list[Progress]:
+    history: list[Progress] = []
     fit(
-        engine, plan, lambda row: rows[row], settings, held_out, on_step=steps.append,
-        on_checkpoint=lambda step, metrics: checkpoints.append((step, metrics)), start_step=start_step,
+        engine, plan or plan_of(rows), rows.__getitem__, wanted, [pack(rows[:3])],
+        on_step=history.append, on_checkpoint=on_checkpoint, start_step=start_step,
     )  # fmt: skip
-    return steps, checkpoints
+    return history
 
 
-def test_the_loss_falls(tiny_llama, rows):
-    steps, checkpoints = train(engine_of(tiny_llama), rows, plan_of(rows))
-    assert steps[-1].loss < steps[0].loss - 1.5
-    assert [step for step, _ in checkpoints] == [6, 12]
-    assert checkpoints[1][1]["held_out_loss"] < checkpoints[0][1]["held_out_loss"]
-    assert steps[-1].num_tokens == sum(plan_of(rows).num_tokens(step) for step in range(12))
+def engine_of(folder: Path, dropout: float | None = None, **options: float) -> TorchEngine:
+    """On all weights, or on an adapter with dropout."""
+    model = load_model(folder, torch.float32, PACKED_ATTENTION)
+    if dropout is not None:
+        model = adapters.attach(model, 4, 8.0, dropout, "all-linear", base="random:tiny-llama")
+    return TorchEngine(model, **options)
 
 
-def test_a_resumed_run_equals_an_undisturbed_one(tiny_llama, rows, tmp_path):
-    plan = plan_of(rows)
-    whole = engine_of(tiny_llama)
-    steps, _ = train(whole, rows, plan)
-    first = engine_of(tiny_llama)
-    held_out = list(held_out_batches(rows[:4], 100, 0, 1))
+def test_the_loss_falls(tiny_llama: Path, sums: list[Conversation]) -> None:
+    checkpoints: dict[int, dict[str, Any]] = {}
+    history = train(engine_of(tiny_llama), sums, settings(40, every=15), on_checkpoint=checkpoints.__setitem__)
+    assert [progress.step for progress in history] == list(range(1, 41))
+    assert history[0].loss == pytest.approx(5.56, abs=0.2), "ln 260: nothing is known yet"
+    assert history[-1].loss < 2
+    assert list(checkpoints) == [15, 30, 40]
+    assert checkpoints[40]["held_out_loss"] < checkpoints[15]["held_out_loss"]
+    assert checkpoints[40]["loss"] == history[-1].loss
+    assert history[-1].num_tokens == sum(plan_of(sums).num_tokens(step) for step in range(40))
 
-    class Killed(Exception):
-        pass
 
-    def save_and_die(step, metrics):
-        first.save(tmp_path)
+def test_an_adapter_learns_and_leaves_the_base_alone(tiny_llama: Path, sums: list[Conversation]) -> None:
+    engine = engine_of(tiny_llama, dropout=0.0)
+    before = {name: p.detach().clone() for name, p in engine.model.named_parameters() if not p.requires_grad}
+    history = train(engine, sums, settings(40))
+    assert history[-1].loss < history[0].loss - 0.5
+    after = dict(engine.model.named_parameters())
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("dropout", [None, 0.2], ids=["all weights", "adapter with dropout"])
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(
+    tiny_llama: Path, sums: list[Conversation], tmp_path: Path, dropout: float | None
+) -> None:
+    torch.manual_seed(1)
+    straight = engine_of(tiny_llama, dropout)
+    expected = train(straight, sums, settings(6, every=3))
+
+    torch.manual_seed(1)
+    killed = engine_of(tiny_llama, dropout)
+
+    def save_and_die(step: int, metrics: dict[str, Any]) -> None:
+        killed.save(tmp_path)
         raise Killed
 
     with pytest.raises(Killed):
-        fit(
-            first, plan, lambda row: rows[row], SETTINGS, held_out, on_step=lambda p: None, on_checkpoint=save_and_die
-        )
-    second = engine_of(tiny_llama)
-    second.load(tmp_path)
-    resumed, _ = train(second, rows, plan_of(rows), start_step=6)
-    assert [step.loss for step in resumed] == [step.loss for step in steps[6:]]
-    for mine, theirs in zip(second.model.parameters(), whole.model.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
+        train(killed, sums, settings(6, every=3), on_checkpoint=save_and_die)
+    torch.manual_seed(2)
+    resumed = engine_of(tiny_llama, dropout)
+    resumed.load(tmp_path)
+    history = train(resumed, sums, settings(6, every=3), start_step=3)
+
+    assert [progress.step for progress in history] == [4, 5, 6]
+    assert [p.loss for p in history] == pytest.approx([p.loss for p in expected[3:]], abs=1e-6)
+    assert [p.num_tokens for p in history] == [p.num_tokens for p in expected[3:]]
+    for mine, theirs in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, rtol=0, atol=1e-6)
 
 
-def test_gradient_accumulation_changes_nothing(tiny_llama, rows):
-    few = FitSettings(3, 1e-2, 0.0, 1.0, 10)
-    whole, _ = train(engine_of(tiny_llama), rows, plan_of(rows, budget=10_000), few)
-    parts, _ = train(engine_of(tiny_llama), rows, plan_of(rows, budget=5_000, accumulation=4), few)
-    for one, other in zip(whole, parts, strict=True):
-        assert one.loss == pytest.approx(other.loss, abs=1e-4)
-        assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-3)
+def test_accumulating_small_batches_is_one_large_batch(tiny_llama: Path, sums: list[Conversation]) -> None:
+    tokens = sum(len(ids) for ids, _ in sums)
+    whole, halves = plan_of(sums, tokens), plan_of(sums, tokens // 2 + 60, accumulation=2)
+    assert (whole.steps_per_epoch, halves.steps_per_epoch) == (1, 1)
+    assert (len(whole.micro_batches(0, 0)), len(halves.micro_batches(0, 0))) == (1, 2)
+    [large], [small] = (train(engine_of(tiny_llama), sums, settings(1), plan) for plan in (whole, halves))
+    assert small.loss == pytest.approx(large.loss, rel=1e-4)
+    assert small.gradient_norm == pytest.approx(large.gradient_norm, rel=1e-4)
 
 
-def test_the_learning_rate_climbs_and_falls_along_a_cosine():
-    rates = [learning_rate_at(step, SETTINGS) for step in range(12)]
-    assert rates[:4] == pytest.approx([2.5e-3, 5e-3, 7.5e-3, 1e-2])
-    assert rates[3:] == sorted(rates[3:], reverse=True)
-    assert learning_rate_at(12, SETTINGS) == pytest.approx(1e-3)
-    middle = 3 + 4.5
-    assert learning_rate_at(7, SETTINGS) > 1e-2 * (0.1 + 0.9 * 0.5) > learning_rate_at(8, SETTINGS)
-    assert math.isclose(middle, 7.5)
+def test_the_gradient_is_clipped(tiny_llama: Path, sums: list[Conversation]) -> None:
+    """AdamW's first moment after one step is a tenth of the gradient that it was given."""
+    for clip in (0.0, 0.01):
+        engine = engine_of(tiny_llama, gradient_clip=clip)
+        [progress] = train(engine, sums, settings(1))
+        moments = [state["exp_avg"] for state in engine._optimizer.state.values()]
+        used = 10 * float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(m) for m in moments])))
+        assert used == pytest.approx(clip or progress.gradient_norm, rel=1e-3)
 
 
-def test_a_loss_that_is_no_number_ends_training_with_advice(tiny_llama, rows):
+def test_the_learning_rate_climbs_and_falls_to_its_share() -> None:
+    wanted = FitSettings(100, 1e-3, 0.1, 0.2, 1000)
+    rates = [learning_rate_at(step, wanted) for step in range(101)]
+    assert rates[0] == pytest.approx(1e-3 / 11)
+    assert rates[10] == pytest.approx(1e-3) == max(rates)
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx((1e-3 + 2e-4) / 2)
+    assert rates[100] == pytest.approx(2e-4)
+    constant = FitSettings(100, 1e-3, 0.0, 1.0, 1000)
+    assert {learning_rate_at(step, constant) for step in range(100)} == {1e-3}
+
+
+def test_a_loss_that_is_no_number_stops_training(tiny_llama: Path, sums: list[Conversation]) -> None:
     engine = engine_of(tiny_llama)
+    next(engine.model.parameters()).data[5] = float("nan")
+    with pytest.raises(TrainingDiverged, match=r"loss became nan at step 1; lower train.learning_rate \(now 0.01\)"):
+        train(engine, sums, settings(5))
+
+
+@pytest.mark.parametrize(("num_rows", "num_workers"), [(1, 1), (7, 1), (7, 3), (8, 8), (2, 5), (50, 4)])
+def test_held_out_batches_are_equally_many_and_cover_all(num_rows: int, num_workers: int) -> None:
+    rows = [([index, 1, 2, 3], [True] * 4) for index in range(num_rows)]
+    shares = [list(held_out_batches(rows, 12, rank, num_workers)) for rank in range(num_workers)]
+    assert len({len(batches) for batches in shares}) == 1
+    lengths = [length for batches in shares for batch in batches for length in batch.sequence_lengths]
+    assert set(lengths) == {4}
+    read = [int(batch.input_ids[0, at]) for batches in shares for batch in batches
+            for at in range(0, batch.input_ids.shape[1], 4)]  # fmt: skip
+    assert sorted(read) == sorted((list(range(num_rows)) * num_workers)[: max(num_rows, num_workers)])
+
+
+def test_the_mean_loss_is_over_all_targets(
+    tiny_llama: Path,
+    token_rows: list[Conversation],
+    plain_loss_sum: Callable[[Any, Sequence[Conversation]], torch.Tensor],
+) -> None:
+    batches = [pack(token_rows[:1]), pack(token_rows[1:])]
     with torch.no_grad():
-        engine.model.model.norm.weight.fill_(float("nan"))
-    with pytest.raises(TrainingDiverged, match=r"nan at step 1; lower train\.learning_rate"):
-        train(engine, rows, plan_of(rows))
+        total = float(plain_loss_sum(load_model(tiny_llama, torch.float32), token_rows))
+    targets = sum(sum(supervised[1:]) for _, supervised in token_rows)
+    assert mean_loss(engine_of(tiny_llama), batches) == pytest.approx(total / targets, rel=1e-5)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 3, 30])
-def test_every_worker_measures_equally_many_held_out_batches(tiny_llama, rows, num_workers):
-    shares = [list(held_out_batches(rows, 150, rank, num_workers)) for rank in range(num_workers)]
-    assert len({len(share) for share in shares}) == 1
-    assert shares[0]
-    if num_workers <= len(rows):
-        lengths = [length for share in shares for batch in share for length in batch.sequence_lengths]
-        assert sorted(lengths) == sorted(len(ids) for ids, _ in rows)
-        whole = mean_loss(engine_of(tiny_llama), list(held_out_batches(rows, 10_000, 0, 1)))
-        assert mean_loss(engine_of(tiny_llama), [b for share in shares for b in share]) == pytest.approx(
-            whole, abs=1e-5
-        )
+def test_the_held_out_loss_is_measured_without_dropout(tiny_llama: Path, sums: list[Conversation]) -> None:
+    engine = engine_of(tiny_llama, dropout=0.5)
+    train(engine, sums, settings(3))
+    assert mean_loss(engine, [pack(sums)]) == mean_loss(engine, [pack(sums)])
+    assert engine.model.training

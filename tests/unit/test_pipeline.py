@@ -1,121 +1,310 @@
-"""What is up to date, what will run, and why; without Ray."""
+"""What is up to date, what runs and why, and what it will need; all without Ray."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet
 import pytest
 
-from workflows.pipeline import STAGES, StageFailed, examine
+from models.base import describe
+from models.memory import estimate_training_memory
+from models.packing import StepPlan
+from workflows.pipeline import (
+    STAGES,
+    GateFailed,
+    StageFailed,
+    StageState,
+    examine,
+    run_stages,
+    source_files,
+)
 from workflows.plan import plan_of, plan_text
+from workflows.progress import Progress
 from workflows.spec import PipelineSpec
 from workflows.store import Artifact, Store
 
-TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+NAMES = ["prepare", "train", "evaluate", "optimize"]
+FIGURES = {"tokens": 8000, "passed": True, "verdict": "passed"}
 
 
 @pytest.fixture
-def values(tmp_path):
-    (tmp_path / "talk.jsonl").write_text(json.dumps(TALK) + "\n")
-    return {
-        "name": "p",
-        "store": str(tmp_path / "store"),
-        "base_model": "random:tiny-llama",
-        "data": {"sources": [{"path": str(tmp_path / "talk.jsonl")}]},
-    }
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
 
 
-def states_of(values):
-    spec = PipelineSpec.model_validate(values)
-    return {state.stage.name: state for state in examine(spec, Store(spec.store))}
+@pytest.fixture
+def spec_with(tmp_path: Path) -> Callable[..., PipelineSpec]:
+    """A pipeline over one small file, with these sections."""
+    file = tmp_path / "talk.jsonl"
+    file.write_text('{"messages": []}\n')
+
+    def make(**sections: Any) -> PipelineSpec:
+        values = {"name": "tiny", "base_model": "random:tiny-llama", "data": {"sources": [{"path": str(file)}]}}
+        return PipelineSpec.model_validate({**values, **sections})
+
+    return make
 
 
-def finish_all(values):
-    """Manifests as a run would have left them."""
-    store = Store(values["store"])
-    states = states_of(values)
-    figures = {"tokens": 100_000, "passed": True}
-    for name, state in states.items():
-        inputs = {given: states[given].key for given in state.stage.inputs}
-        store.finish(Artifact(name, state.key, "p", inputs, state.settings, figures, started=f"{len(inputs)}"))
-    return states
+def finish_all(spec: PipelineSpec, store: Store, **figures: Any) -> list[StageState]:
+    """Manifests of all stages, as a run would leave them."""
+    for state, minute in zip(examine(spec, store), range(60), strict=False):
+        if state.artifact is None:
+            keys = {done.stage.name: done.key for done in examine(spec, store)}
+            inputs = {name: keys[name] for name in state.stage.inputs}
+            started = f"2026-01-01T00:{minute:02d}:00+00:00"
+            artifact = Artifact(
+                state.stage.name, state.key, spec.name, inputs, state.settings, {**FIGURES, **figures}, {}, started
+            )
+            store.finish(artifact)
+    return examine(spec, store)
 
 
-def test_nothing_is_done_at_first(values):
-    states = states_of(values)
-    assert list(states) == [stage.name for stage in STAGES]
-    assert states["prepare"].reason == "not done yet"
-    assert states["train"].reason == "prepare will run"
-    assert states["evaluate"].reason == "prepare and train will run"
-    assert not any(state.artifact for state in states.values())
+def reasons(spec: PipelineSpec, store: Store) -> dict[str, str]:
+    return {state.stage.name: state.reason for state in examine(spec, store)}
 
 
-def test_finished_stages_are_up_to_date(values):
-    finish_all(values)
-    assert all(state.artifact for state in states_of(values).values())
+def test_the_stages_come_after_what_they_read() -> None:
+    assert [stage.name for stage in STAGES] == NAMES
+    for index, stage in enumerate(STAGES):
+        assert set(stage.inputs) <= set(NAMES[:index])
 
 
-def test_a_changed_knob_runs_from_the_stage_that_it_touches(values):
-    finish_all(values)
-    values["train"] = {"learning_rate": 1e-3}
-    states = states_of(values)
-    assert states["prepare"].artifact
-    assert states["train"].reason == "changed: train.learning_rate"
-    assert states["evaluate"].reason == "train will run"
-    values["train"] = {}
-    values["evaluate"] = {"num_replies": 0}
-    states = states_of(values)
-    assert [name for name, state in states.items() if not state.artifact] == ["evaluate"]
+def test_nothing_is_done_at_first_and_looking_changes_nothing(
+    spec_with: Callable[..., PipelineSpec], store: Store
+) -> None:
+    states = examine(spec_with(), store)
+    assert [state.artifact for state in states] == [None] * 4
+    assert states[0].reason == "not done yet"
+    assert states[1].reason == "prepare will run"
+    assert states[2].reason == "prepare and train will run"
+    assert list(Path(store.root).iterdir()) == []
 
 
-def test_how_it_runs_changes_nothing(values):
-    finish_all(values)
-    values |= {
-        "train": {"cpus_per_worker": 2, "max_failures": 0},
-        "cluster": {"num_cpus": 7},
-        "serve": {"port": 9999},
-    }
-    assert all(state.artifact for state in states_of(values).values())
+def test_finished_stages_are_up_to_date(spec_with: Callable[..., PipelineSpec], store: Store) -> None:
+    states = finish_all(spec_with(), store)
+    assert all(state.artifact is not None for state in states)
+    assert {state.reason for state in states} == {""}
 
 
-def test_changed_data_is_noticed(values, tmp_path):
-    finish_all(values)
-    (tmp_path / "talk.jsonl").write_text(json.dumps(TALK) + "\n" + json.dumps(TALK) + "\n")
-    states = states_of(values)
-    assert states["prepare"].reason == "changed: files"
-    assert states["optimize"].reason == "train will run"
+@pytest.mark.parametrize(("sections", "expected"), [
+    ({"train": {"learning_rate": 1e-3}},
+     ["", "changed: train.learning_rate", "train will run", "train will run"]),
+    ({"train": {"learning_rate": 1e-3, "adapter": {"rank": 2}, "zero": {"stage": 1}}},
+     ["", "changed: train.adapter.rank, train.learning_rate, train.zero.stage", "train will run", "train will run"]),
+    ({"train": {"adapter": None}}, ["", "changed: train.adapter", "train will run", "train will run"]),
+    ({"evaluate": {"num_replies": 5}}, ["", "", "changed: evaluate.num_replies", ""]),
+    ({"optimize": {"weights": "fp32"}}, ["", "", "", "changed: optimize.weights"]),
+    ({"serve": {"port": 9000}, "cluster": {"num_cpus": 8}}, [""] * 4),
+    ({"train": {"cpus_per_worker": 2, "max_failures": 0, "gpus_per_worker": 1}}, [""] * 4),
+    ({"evaluate": {"num_workers": 2, "cpus_per_worker": 2, "gpus_per_worker": 1}}, [""] * 4),
+    ({"base_model": "random:tiny-gpt2"}, ["changed: base_model", *["prepare will run"] * 3]),
+])  # fmt: skip
+def test_a_change_reaches_its_stage_and_those_after_it(
+    spec_with: Callable[..., PipelineSpec], store: Store, sections: dict[str, Any], expected: list[str]
+) -> None:
+    finish_all(spec_with(), store)
+    found = reasons(spec_with(**sections), store)
+    if "base_model" in sections:
+        expected = ["changed: base_model", "prepare will run", "prepare and train will run", "train will run"]
+    assert list(found.values()) == expected
 
 
-def test_missing_data_is_located(values):
-    values["data"]["sources"].append({"path": "/no/such/file.jsonl"})
-    with pytest.raises(StageFailed, match=r"data\.sources\.1\.path: nothing found at /no/such/file\.jsonl"):
-        states_of(values)
+def test_the_data_is_known_by_its_content(
+    spec_with: Callable[..., PipelineSpec], store: Store, tmp_path: Path
+) -> None:
+    finish_all(spec_with(), store)
+    copy = tmp_path / "elsewhere.jsonl"
+    copy.write_bytes((tmp_path / "talk.jsonl").read_bytes())
+    moved = spec_with(data={"sources": [{"path": str(copy)}]})
+    assert reasons(moved, store)["prepare"] == ""
+    copy.write_text('{"messages": [1]}\n')
+    assert reasons(moved, store)["prepare"].startswith("changed: ")
+    assert reasons(moved, store)["train"] == "prepare will run"
+    limited = spec_with(data={"sources": [{"path": str(tmp_path / "talk.jsonl"), "limit": 3}]})
+    assert reasons(limited, store)["prepare"].startswith("changed: ")
 
 
-def test_folders_and_globs_are_files_in_order(values, tmp_path):
-    (tmp_path / "more").mkdir()
-    for name in ("b.jsonl", "a.jsonl.gz", "notes.txt"):
-        (tmp_path / "more" / name).write_text("x")
-    from workflows.pipeline import source_files
-
-    for path, names in ((tmp_path / "more", ["a.jsonl.gz", "b.jsonl"]), (tmp_path / "more" / "*.jsonl", ["b.jsonl"])):
-        values["data"]["sources"] = [{"path": str(path)}]
-        files = source_files(PipelineSpec.model_validate(values))
-        assert [file.uri.rpartition("/")[2] for file in files] == names
+def test_going_back_to_earlier_settings_finds_the_earlier_artifacts(
+    spec_with: Callable[..., PipelineSpec], store: Store
+) -> None:
+    finish_all(spec_with(), store)
+    finish_all(spec_with(train={"seed": 1}), store)
+    assert set(reasons(spec_with(), store).values()) == {""}
+    assert len(store.all_of("train")) == 2
+    assert len(store.all_of("prepare")) == 1
 
 
-def test_the_plan_estimates_steps_and_says_what_does_not_fit(values, tmp_path):
-    (tmp_path / "talk.jsonl").write_text((json.dumps(TALK) + "\n") * 1000)
-    values |= {"train": {"num_workers": 2, "epochs": 2, "micro_batch_tokens": 1000, "cpus_per_worker": 4096}}
-    values["cluster"] = {"num_cpus": 4}
-    spec = PipelineSpec.model_validate(values)
-    store = Store(spec.store)
+def test_an_artifact_of_another_pipeline_is_used_but_is_no_reason(
+    spec_with: Callable[..., PipelineSpec], store: Store
+) -> None:
+    finish_all(spec_with(), store)
+    assert reasons(spec_with(name="other"), store)["prepare"] == ""
+    assert reasons(spec_with(name="other", train={"seed": 1}), store)["train"] == "not done yet"
+
+
+def test_sources_are_files_folders_and_globs(spec_with: Callable[..., PipelineSpec], tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    (folder / "inner").mkdir(parents=True)
+    for name in ("b.jsonl", "a.json", "inner/c.jsonl.gz", "notes.txt"):
+        (folder / name).write_text("{}\n")
+
+    def found(path: str, **options: Any) -> list[str]:
+        files = source_files(spec_with(data={"sources": [{"path": f"{folder}{path}", **options}]}))
+        assert {file.limit for file in files} == {options.get("limit")}
+        return [file.uri.removeprefix(f"{folder}/") for file in files]
+
+    assert found("") == ["a.json", "b.jsonl", "inner/c.jsonl.gz"]
+    assert found("/*.jsonl") == ["b.jsonl"]
+    assert found("/b.jsonl", limit=5) == ["b.jsonl"]
+    assert found("/notes.txt") == ["notes.txt"]
+
+
+@pytest.mark.parametrize("path", ["none.jsonl", "*.parquet", "empty"])
+def test_a_source_without_files_is_named(spec_with: Callable[..., PipelineSpec], tmp_path: Path, path: str) -> None:
+    (tmp_path / "empty").mkdir()
+    good, bad = str(tmp_path / "talk.jsonl"), str(tmp_path / path)
+    spec = spec_with(data={"sources": [{"path": good}, {"path": bad}]})
+    with pytest.raises(StageFailed, match=r"^data\.sources\.1\.path: nothing found at ") as raised:
+        source_files(spec)
+    assert bad in str(raised.value)
+
+
+def test_a_missing_file_stops_the_plan(spec_with: Callable[..., PipelineSpec], store: Store, tmp_path: Path) -> None:
+    (tmp_path / "talk.jsonl").unlink()
+    with pytest.raises(StageFailed, match=r"^data\.sources\.0\.path: "):
+        examine(spec_with(), store)
+
+
+def test_questions_are_known_by_their_content(
+    spec_with: Callable[..., PipelineSpec], store: Store, tmp_path: Path
+) -> None:
+    file = tmp_path / "questions.jsonl"
+    asking = spec_with(evaluate={"questions": str(file)})
+    with pytest.raises(StageFailed, match=r"^evaluate\.questions: cannot read "):
+        examine(asking, store)
+    file.write_text('{"question": "How long?", "facts": [["45 days"]]}\n')
+    finish_all(asking, store)
+    assert set(reasons(asking, store).values()) == {""}
+    file.write_text('{"question": "How much?", "facts": [["45 days"]]}\n')
+    assert list(reasons(asking, store).values()) == ["", "", "changed: evaluate.questions", ""]
+
+
+def connected() -> None:
+    pytest.fail("nothing has to run, and yet a cluster was asked for")
+
+
+def test_an_up_to_date_run_asks_for_no_cluster_and_writes_nothing(
+    spec_with: Callable[..., PipelineSpec], store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish_all(spec_with(), store)
+    with Progress(json_lines=True) as progress:
+        done = run_stages(spec_with(), store, progress, "deploy", connected)
+        assert list(done) == NAMES
+        assert list(run_stages(spec_with(), store, progress, "train", connected)) == NAMES[:2]
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(event["event"], event["stage"]) for event in events] == [
+        ("up_to_date", stage) for stage in NAMES + NAMES[:2]
+    ]
+    assert store.runs() == []
+
+
+def test_a_failed_gate_stops_what_comes_after_it(spec_with: Callable[..., PipelineSpec], store: Store) -> None:
+    finish_all(spec_with(), store, passed=False, verdict="failed: not better")
+    with Progress(json_lines=True) as progress:
+        for last in ("optimize", "deploy"):
+            with pytest.raises(GateFailed, match="evaluate: failed: not better; --force"):
+                run_stages(spec_with(), store, progress, last, connected)
+        assert list(run_stages(spec_with(), store, progress, "evaluate", connected)) == NAMES[:3]
+        assert list(run_stages(spec_with(), store, progress, "deploy", connected, force=True)) == NAMES
+    assert sorted((record["to"], record["status"]) for record in store.runs()) == [
+        ("deploy", "failed"),
+        ("optimize", "failed"),
+    ]
+    assert all("not better" in record["error"] and record["ended"] for record in store.runs())
+
+
+def test_a_cluster_that_cannot_be_reached_is_a_failed_run(
+    spec_with: Callable[..., PipelineSpec], store: Store
+) -> None:
+    def connect() -> None:
+        [record] = store.runs()
+        assert (record["status"], record["ended"]) == ("running", None)
+        raise StageFailed("cluster.address: nobody there")
+
+    with Progress(json_lines=True) as progress, pytest.raises(StageFailed, match="nobody there"):
+        run_stages(spec_with(), store, progress, "train", connect)
+    [record] = store.runs()
+    assert (record["status"], record["error"]) == ("failed", "cluster.address: nobody there")
+
+
+def test_the_plan_in_numbers(
+    spec_with: Callable[..., PipelineSpec], store: Store, tmp_path: Path, tiny_llama: Path
+) -> None:
+    (tmp_path / "talk.jsonl").write_bytes(b"x" * 46_000)  # 10 000 tokens of 4.6 bytes
+    train = {"micro_batch_tokens": 500, "gradient_accumulation": 2, "num_workers": 2, "epochs": 3, "adapter": None}
+    spec = spec_with(
+        train=train, evaluate={"num_workers": 4, "cpus_per_worker": 1.5}, cluster={"num_cpus": 4},
+        serve={"min_replicas": 0, "gpus_per_replica": 64},
+    )  # fmt: skip
     plan = plan_of(spec, store, examine(spec, store), endpoint_lives=False)
+    assert [(row["stage"], row["up_to_date"]) for row in plan["stages"]] == [
+        (name, False) for name in [*NAMES, "deploy"]
+    ]
     training = plan["training"]
-    assert training["tokens_are_estimated"]
-    assert training["tokens"] == pytest.approx(2 * 1000 * len(json.dumps(TALK)) / 4.6, rel=0.1)
-    assert training["steps"] == pytest.approx(training["tokens"] / 2000, abs=2)
-    assert not plan["resources"]["asked"]["train"]["fits"]
-    assert plan["resources"]["asked"]["evaluate"]["fits"]
+    assert training["tokens_are_estimated"] is True
+    assert training["tokens_per_epoch"] == pytest.approx(9500, abs=1)
+    assert training["steps"] == 5 * 3  # 9500 tokens at 500 x 2 x 2 a step
+    assert training["tokens"] == pytest.approx(3 * 9500, abs=3)
+    memory = estimate_training_memory(
+        describe(tiny_llama), micro_batch_tokens=500, precision="bf16", adapter_rank=None, zero_stage=0, num_workers=2
+    )
+    assert training["memory_gb_per_worker"] == round(memory.total_gb, 1)
+    assert plan["resources"]["there"]["cpus"] == 4
+    assert plan["resources"]["asked"] == {
+        "train": {"workers": 2, "cpus": 2.0, "gpus": 0.0, "fits": True},
+        "evaluate": {"workers": 4, "cpus": 6.0, "gpus": 0.0, "fits": False},
+        "deploy": {"workers": 1, "cpus": 1.0, "gpus": 64.0, "fits": False},
+    }
     text = plan_text(plan)
-    assert "DOES NOT FIT" in text
     assert "prepare   will run: not done yet" in text
-    assert not (tmp_path / "store" / "prepare").exists()
+    assert "evaluate  asks 4 x worker: 6 CPUs: DOES NOT FIT" in text
+    assert "about 15 steps" in text
+
+
+def test_the_plan_of_a_finished_corpus_counts_the_steps_of_training(
+    spec_with: Callable[..., PipelineSpec], store: Store
+) -> None:
+    train = {"micro_batch_tokens": 500, "gradient_accumulation": 2, "num_workers": 2, "epochs": 3}
+    states = finish_all(spec_with(train=train), store)
+    lengths = [100] * 70 + [200] * 5
+    shard = Path(store.path("prepare", states[0].key, "corpus", "split=train", "part.parquet"))
+    shard.parent.mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.table({"num_tokens": lengths}), shard)
+
+    def training(**changes: Any) -> dict[str, Any]:
+        spec = spec_with(train={**train, **changes})
+        plan = plan_of(spec, store, examine(spec, store), endpoint_lives=True)
+        assert [row["up_to_date"] for row in plan["stages"]] == [True, *[not changes] * 3, True]
+        assert f"training: {plan['training']['tokens']:,} tokens in" in plan_text(plan)
+        found: dict[str, Any] = plan["training"]
+        return found
+
+    packed = StepPlan(lengths, lengths, 500, num_workers=2, gradient_accumulation=2, seed=0)
+    whole = training()
+    assert whole["tokens_are_estimated"] is False
+    assert (whole["tokens_per_epoch"], whole["steps"]) == (8000, 3 * packed.steps_per_epoch)
+    assert whole["tokens"] == 3 * 8000
+    short = training(max_steps=2, checkpoint_every_steps=2)
+    assert (short["steps"], short["tokens"]) == (2, 8000 * 2 // packed.steps_per_epoch)
+
+
+def test_the_plan_does_not_make_a_model_to_know_its_size(
+    spec_with: Callable[..., PipelineSpec], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYCONTEUR_CACHE", str(tmp_path / "cache"))
+    plan = plan_of(spec_with(), store, examine(spec_with(), store), endpoint_lives=False)
+    assert plan["training"]["memory_gb_per_worker"] is None
+    assert "memory unknown until the base model is here" in plan_text(plan)
+    assert not (tmp_path / "cache").exists()

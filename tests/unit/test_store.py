@@ -1,126 +1,284 @@
 """The store on a local folder and on a real S3 server: whole artifacts or none, one worker at a time."""
 
+import json
+import logging
+import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from workflows import store as store_module
+from workflows.pipeline import open_uri, source_files
+from workflows.spec import PipelineSpec
 from workflows.store import Artifact, Store, StoreError, content_key, fingerprint
 
 
 @pytest.fixture(scope="module")
-def s3_uri():
+def s3_server() -> Iterator[str]:
+    """An S3 server's options for a URI."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    endpoint = f"scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
-    yield f"s3://testing:testing@bucket/rayconteur?{endpoint}"
+    yield f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
     server.stop()
 
 
+@pytest.fixture
+def s3_uri(s3_server: str, tmp_path: Path) -> str:
+    """A place on the server for this test alone."""
+    return f"s3://testing:testing@bucket/{tmp_path.name}{s3_server}"
+
+
 @pytest.fixture(params=["folder", "s3"])
-def store(request, tmp_path):
-    uri = str(tmp_path / "store") if request.param == "folder" else request.getfixturevalue("s3_uri")
-    return Store(uri)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store") if request.param == "folder" else request.getfixturevalue("s3_uri"))
 
 
-def artifact(key="k1", **changes):
+def artifact(key: str = "k1", **changes: Any) -> Artifact:
     values = {
-        "stage": "train", "key": key, "pipeline": "p", "inputs": {"prepare": "x"}, "settings": {"train": {}},
-        "figures": {"loss": 1.5}, "started": "2026-01-01",
+        "stage": "train", "key": key, "pipeline": "p", "inputs": {"prepare": "x"}, "settings": {"train": {"a": [1]}},
+        "figures": {"loss": 1.5, "word": "é"}, "versions": {"torch": "2"}, "started": "2026-01-01", "seconds": 2.5,
     }  # fmt: skip
     return Artifact(**{**values, **changes})
 
 
-def test_an_artifact_exists_with_its_manifest_and_not_before(store, tmp_path):
-    source = tmp_path / "made"
-    (source / "inner").mkdir(parents=True)
-    (source / "inner" / "weights").write_bytes(b"123")
-    (source / "config").write_text("c")
-    store.add_folder(str(source), "train", "k1", "model")
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder with folders in it."""
+    folder = tmp_path / "made"
+    (folder / "inner" / "deep").mkdir(parents=True)
+    (folder / "config").write_text("c")
+    (folder / "inner" / "weights").write_bytes(b"123" * 100_000)
+    (folder / "inner" / "deep" / "x").write_text("é")
+    return folder
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_an_artifact_exists_with_its_manifest_and_not_before(store: Store, model: Path, tmp_path: Path) -> None:
+    store.add_folder(str(model), "train", "k1", "model")
     assert store.find("train", "k1") is None
+    assert store.all_of("train") == []
     store.finish(artifact())
     store.finish(artifact("k0", started="2025-01-01"))
     assert store.find("train", "k1") == artifact()
-    assert [found.key for found in store.all_of("train")] == ["k0", "k1"]
+    assert store.find("evaluate", "k1") is None
+    assert store.all_of("train") == [artifact("k0", started="2025-01-01"), artifact()]
     assert store.all_of("nothing") == []
+    assert Store(store.uri).find("train", "k1") == artifact(), "its address is enough for another program"
+
+
+def test_a_folder_comes_back_whole(store: Store, model: Path, tmp_path: Path) -> None:
+    store.add_folder(str(model), "train", "k1", "model")
     local = store.local_folder("train", "k1", "model", tmp_path / "cache")
-    assert (local / "inner" / "weights").read_bytes() == b"123"
-    assert (local / "config").read_text() == "c"
+    assert files_in(local) == files_in(model)
+    assert local == store.local_folder("train", "k1", "model", tmp_path / "cache")
+    again = Store(str(tmp_path / "again"))
+    again.add_folder(store.path("train", "k1", "model"), "optimize", "k2", "copy", store.filesystem)
+    assert files_in(tmp_path / "again" / "optimize" / "k2" / "copy") == files_in(model)
+
+
+def test_what_an_unfinished_attempt_left_is_cleared(store: Store, model: Path) -> None:
+    store.add_folder(str(model), "train", "k1", "model")
+    store.finish(artifact("k2"))
     store.clear("train", "k1")
     store.clear("train", "never-there")
-    assert store.find("train", "k1") is None
+    store.add_folder(str(model / "inner" / "deep"), "train", "k1", "model")
+    listed = store.filesystem.get_file_info(
+        store_module.pa.fs.FileSelector(store.path("train", "k1"), recursive=True)
+    )
+    assert [info.base_name for info in listed if info.is_file] == ["x"]
+    assert store.find("train", "k2") == artifact("k2")
 
 
-def test_runs_are_listed_oldest_first(store):
+def test_runs_are_listed_oldest_first(store: Store) -> None:
+    assert store.runs() == []
     store.write_run({"run": "b", "started": "2026-02-01"})
     store.write_run({"run": "a", "started": "2026-01-01"})
     store.write_run({"run": "a", "started": "2026-01-01", "status": "finished"})
     assert [(run["run"], run.get("status")) for run in store.runs()] == [("a", "finished"), ("b", None)]
 
 
-def test_a_second_worker_waits_for_the_first(store, monkeypatch):
-    monkeypatch.setattr(store_module, "_LEASE_SETTLE_S", 0.1)
-    waited = []
-    with store.lock("train", "k2", waited.append):
-        assert waited == []
-    with store.lock("train", "k2", waited.append):
-        assert waited == []
-
-
-def test_a_dead_lease_is_passed_over(s3_uri, monkeypatch):
-    monkeypatch.setattr(store_module, "_LEASE_SETTLE_S", 0.1)
-    monkeypatch.setattr(store_module, "_LEASE_DEAD_AFTER_S", 2.0)
-    store = Store(s3_uri)
-    store.write_json(f"{store.root}/train/k3.lease", {"owner": "gone:1", "renewed": time.time()})
-    waited = []
-    with store.lock("train", "k3", waited.append):
-        assert "gone:1" in waited[0]
+def test_a_reader_sees_whole_files_only(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    path = store.path("train", "k", "manifest.json")
+    content = {"x": "é" * 200_000}
+    store.write_json(path, content)
+    writer = threading.Thread(target=lambda: [store.write_json(path, content) for _ in range(30)])
+    writer.start()
+    reads = 0
+    while writer.is_alive():
+        assert json.loads(Path(path).read_text()) == content
+        reads += 1
+    assert reads > 3
+    assert [file.name for file in Path(path).parent.iterdir()] == ["manifest.json"]
 
 
 HOLDER = (
-    "import sys, time; from workflows.store import Store\n"
-    "with Store(sys.argv[1]).lock('train', 'k', print): print('held', flush=True); time.sleep(600)"
+    "import sys; from workflows.store import Store\n"
+    "with Store(sys.argv[1]).lock('train', 'k', print): print('held', flush=True); sys.stdin.read()"
 )
 
 
-def test_a_killed_holder_lets_go_at_once(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "held\n"
-    waited = []
+@pytest.mark.parametrize("end", ["ends", "is killed"])
+def test_a_second_program_waits_until_the_first(tmp_path: Path, end: str) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        assert holder.stdout.readline() == "held\n"
+        waited, held = threading.Event(), threading.Event()
 
-    def say(text):
-        waited.append(text)
-        holder.kill()
+        def second() -> None:
+            with Store(str(tmp_path)).lock("train", "k", lambda text: waited.set()):
+                held.set()
 
-    with Store(str(tmp_path)).lock("train", "k", say):
-        assert "waiting" in waited[0]
-    assert holder.wait() == -9
-    holder.stdout.close()
-
-
-def test_a_file_is_written_whole(tmp_path):
-    store = Store(str(tmp_path))
-    store.write_json(store.path("a", "b", "c.json"), {"x": "ü"})
-    assert [file.name for file in (tmp_path / "a" / "b").iterdir()] == ["c.json"]
-
-
-def test_keys_and_fingerprints_follow_the_content(tmp_path):
-    assert content_key({"a": 1, "b": [2]}) == content_key({"b": [2], "a": 1})
-    assert content_key({"a": 1}) != content_key({"a": 2})
-    store, file = Store(str(tmp_path)), tmp_path / "data"
-    file.write_text("one")
-    first = fingerprint(store.filesystem, str(file))
-    file.write_text("two")
-    second = fingerprint(store.filesystem, str(file))
-    file.write_text("one")
-    assert first == fingerprint(store.filesystem, str(file)) != second
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waited.wait(10)
+        with Store(str(tmp_path)).lock("train", "other", pytest.fail):
+            assert not held.wait(0.3)
+        if end == "is killed":
+            holder.kill()
+        else:
+            holder.stdin.close()
+        assert held.wait(10)
+        thread.join()
+    assert holder.returncode == (-9 if end == "is killed" else 0)
 
 
-def test_a_store_that_cannot_be_is_said():
-    with pytest.raises(StoreError, match=r"store: cannot open 'nonsense://x'"):
-        Store("nonsense://x")
+@pytest.fixture
+def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_LEASE_SETTLE_S", 0.1)
+    monkeypatch.setattr(store_module, "_LEASE_RENEWAL_S", 0.2)
+    monkeypatch.setattr(store_module, "_LEASE_DEAD_AFTER_S", 1.0)
+
+
+@pytest.mark.usefixtures("short_leases")
+def test_on_s3_a_living_program_keeps_its_lease_and_a_second_waits(s3_uri: str) -> None:
+    store = Store(s3_uri)
+    held, said = threading.Event(), []
+
+    def second() -> None:
+        with Store(s3_uri).lock("train", "k", said.append):
+            held.set()
+
+    thread = threading.Thread(target=second)
+    with store.lock("train", "k", pytest.fail):
+        thread.start()
+        assert not held.wait(2.0), "twice as long as a lease lives unrenewed"
+        [text] = said
+        assert f":{os.getpid()}:" in text
+    assert held.wait(10)
+    thread.join()
+    assert Store(s3_uri).find("train", "k") is None
+    with Store(s3_uri).lock("train", "k", pytest.fail):
+        pass
+
+
+@pytest.mark.usefixtures("short_leases")
+def test_on_s3_of_two_at_once_one_works_at_a_time(s3_uri: str) -> None:
+    inside, most = [0], [0]
+
+    def work() -> None:
+        with Store(s3_uri).lock("train", "k", lambda text: None):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.3)
+            inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+
+
+@pytest.mark.usefixtures("short_leases")
+def test_on_s3_a_dead_lease_is_passed_over(s3_uri: str) -> None:
+    store = Store(s3_uri)
+    lease = {"owner": "gone:1", "renewed": time.time()}
+    store.write_json(f"{store.root}/train/k.lease", lease)
+    waited: list[str] = []
+    with store.lock("train", "k", waited.append):
+        assert time.time() - lease["renewed"] >= 1.0
+        assert "gone:1" in waited[0]
+
+
+def test_data_on_s3_is_opened_with_the_sources_own_options(s3_uri: str, s3_server: str) -> None:
+    store = Store(s3_uri)
+    for name in ("b", "a"):
+        with store.filesystem.open_output_stream(f"{store.root}/data/{name}.jsonl") as stream:
+            stream.write(name.encode())
+    for path in ("data", "data/*.jsonl", "data/a.jsonl"):
+        source = {"path": s3_uri.replace("?", f"/{path}?")}
+        spec = PipelineSpec.model_validate({"name": "x", "base_model": "y", "data": {"sources": [source]}})
+        contents = []
+        for file in source_files(spec):
+            filesystem, opened = open_uri(file.uri)
+            with filesystem.open_input_stream(opened) as stream:
+                contents.append(stream.read().decode())
+        assert contents == (["a"] if path == "data/a.jsonl" else ["a", "b"])
+
+
+def test_keys_follow_the_content() -> None:
+    first = {"a": 1, "b": {"c": [1, 2], "d": None}}
+    assert content_key(first) == content_key({"b": {"d": None, "c": [1, 2]}, "a": 1}) == "6146dd4938e3bf91"
+    changed = [{"a": 1.5}, {"a": "1"}, {"b": {"c": [2, 1], "d": None}}, {"b": {"c": [1, 2], "d": 0}}, {"e": None}]
+    assert len({content_key(first), *(content_key({**first, **change}) for change in changed)}) == 6
+
+
+def test_fingerprints_follow_the_content(tmp_path: Path) -> None:
+    filesystem, file = Store(str(tmp_path)).filesystem, tmp_path / "data"
+
+    def of(content: bytes) -> str:
+        file.write_bytes(content)
+        return fingerprint(filesystem, str(file))
+
+    assert of(b"one") == of(b"one") != of(b"two")
+    assert of(b"") != of(b"\0")
+
+
+@pytest.mark.parametrize("changed", ["size", "first byte", "last byte", "time"])
+def test_the_fingerprint_of_a_large_file_follows_its_ends_and_time(tmp_path: Path, changed: str) -> None:
+    filesystem, file = Store(str(tmp_path)).filesystem, tmp_path / "data"
+    size = 65 << 20
+    with file.open("wb") as stream:
+        stream.truncate(size)
+    os.utime(file, (1, 1))
+    first = fingerprint(filesystem, str(file))
+    with file.open("r+b") as stream:
+        if changed == "size":
+            stream.truncate(size + 1)
+        elif changed != "time":
+            stream.seek(0 if changed == "first byte" else size - 1)
+            stream.write(b"x")
+    os.utime(file, (2, 2) if changed == "time" else (1, 1))
+    assert fingerprint(filesystem, str(file)) != first
+
+
+@pytest.mark.parametrize("make", [
+    lambda folder, s3: "nonsense://x",
+    lambda folder, s3: f"{folder}/a file",
+    lambda folder, s3: "s3://testing:testing@bucket/x?wrong=1",
+    lambda folder, s3: f"s3://testing:testing@no-such-bucket/x{s3.replace('&allow_bucket_creation=true', '')}",
+], ids=["scheme", "file", "option", "bucket"])  # fmt: skip
+def test_a_store_that_cannot_be_is_said(make: Callable[[Path, str], str], tmp_path: Path, s3_server: str) -> None:
+    (tmp_path / "a file").touch()
+    with pytest.raises(
+        StoreError, match=r"^store: cannot open .*give a folder or a URI such as s3://bucket/path"
+    ) as e:
+        Store(make(tmp_path, s3_server))
+    assert "testing" not in str(e.value), "a secret key is shown"
