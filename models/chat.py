@@ -64,6 +64,10 @@ def check_messages(messages: Any) -> None:
         content = message.get("content")
         if not isinstance(content, str) or not content.strip():
             raise ValueError(f"message {index} ({role}) has no text in `content`")
+        try:
+            content.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"message {index} ({role}) has a character that is no text: {error.reason}") from None
         if role == "system" and index > 0:
             raise ValueError(f"message {index} is a system message; only the first may be one")
         if role == previous_role:
@@ -72,9 +76,14 @@ def check_messages(messages: Any) -> None:
 
 
 def render_text(tokenizer: Any, messages: list[Message], add_generation_prompt: bool = False) -> str:
-    """The chat template's text of `messages`; raises ChatTemplateError with the template's own words."""
+    """The chat template's text of `messages`; raises ChatTemplateError with the template's own words.
+
+    White space around a message's text is left out: tokenizers merge it with the template's own, and what is learned
+    would begin in another token than what is generated.
+    """
+    trimmed = [{**message, "content": message["content"].strip()} for message in messages]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        text = tokenizer.apply_chat_template(trimmed, tokenize=False, add_generation_prompt=add_generation_prompt)
     except (jinja2.exceptions.TemplateError, TypeError, ValueError) as error:
         raise ChatTemplateError(f"the chat template refuses these messages: {error}") from error
     assert isinstance(text, str)
@@ -125,12 +134,25 @@ def _assistant_span(tokenizer: Any, messages: list[Message], index: int, text: s
     until = render_text(tokenizer, messages[: index + 1])
     if not text.startswith(until):
         raise ChatTemplateError(f"the chat template changes message {index} when later messages follow it")
+    end = _turn_end(tokenizer, until)
     if index == 0:
-        return until.find(messages[0]["content"].strip()), _turn_end(tokenizer, until)
+        return _opening_start(tokenizer, messages[0]["content"].strip(), until[:end]), end
     before = render_text(tokenizer, messages[:index], add_generation_prompt=True)
     if not text.startswith(before):
         raise ChatTemplateError(f"the chat template opens message {index} otherwise than a generated reply")
-    return len(before), _turn_end(tokenizer, until)
+    return len(before), end
+
+
+def _opening_start(tokenizer: Any, content: str, text: str) -> int:
+    """Where `content` begins in `text`, which ends with it and perhaps with an end-of-turn token.
+
+    Looked for from the end: a template may write the same words before it.
+    """
+    ends = [token for token in tokenizer.all_special_tokens if text.endswith(token)]
+    start = text.rfind(content, 0, len(text) - max((len(token) for token in ends), default=0))
+    if start < 0:
+        raise ChatTemplateError("the chat template changes the text of message 0")
+    return start
 
 
 def _turn_end(tokenizer: Any, text: str) -> int:

@@ -151,11 +151,7 @@ class DeepSpeedEngine:
         return float(self._engine.get_global_grad_norm() or 0.0)
 
     def loss_sum(self, batch: PackedBatch) -> float:
-        self._engine.eval()
-        try:
-            return _loss_sum_without_gradient(self._engine, batch)
-        finally:
-            self._engine.train()
+        return _loss_sum_without_gradient(self._engine, batch)
 
     def total(self, values: list[float]) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -207,8 +203,12 @@ def _save_pretrained(model: Any, folder: Path, **options: Any) -> None:
 
 
 def _loss_sum_without_gradient(model: Any, batch: PackedBatch) -> float:
-    with torch.no_grad():
-        return float(supervised_loss_sum(model, batch))
+    model.eval()  # no dropout, and no random numbers used up
+    try:
+        with torch.no_grad():
+            return float(supervised_loss_sum(model, batch))
+    finally:
+        model.train()
 
 
 def random_state() -> dict[str, Any]:

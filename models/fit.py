@@ -114,6 +114,7 @@ def held_out_batches(
     With fewer conversations than workers, the first ones are measured more than once.
     """
     rows = list(rows)
+    assert rows, "prepare refuses a corpus without held-out conversations"
     while len(rows) < num_workers:
         rows += rows[: num_workers - len(rows)]
     total = sum(len(ids) for ids, _ in rows)

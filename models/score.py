@@ -1,6 +1,7 @@
 """Base and tuned model side by side: losses on the same tokens, replies to the same prompts, facts in them."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,4 +87,11 @@ def _plain(model: Any) -> Any:
 def count_facts(reply: str, facts: Sequence[Sequence[str]]) -> int:
     """How many of the facts stand in the reply: each in any one of its spellings, whatever the case."""
     text = " ".join(reply.lower().split())
-    return sum(any(spelling.lower() in text for spelling in spellings) for spellings in facts)
+    return sum(any(_stands_in(spelling.lower(), text) for spelling in spellings) for spellings in facts)
+
+
+def _stands_in(spelling: str, text: str) -> bool:
+    """Whether `text` has the spelling, and not only inside a longer number: 145 days are not 45 days."""
+    before = r"(?<!\d)" if spelling[0].isdigit() else ""
+    after = r"(?!\d)" if spelling[-1].isdigit() else ""
+    return re.search(before + re.escape(spelling) + after, text) is not None

@@ -55,7 +55,7 @@ def _from_sharegpt(record: dict[str, Any]) -> list[dict[str, Any]]:
     messages = [{"role": "system", "content": record["system"]}] if record.get("system") else []
     for index, turn in enumerate(turns):
         speaker = turn.get("from") if isinstance(turn, dict) else None
-        if speaker not in _SHAREGPT_ROLES:
+        if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
             raise ValueError(f"turn {index} has the unknown role {speaker!r}; known are {', '.join(_SHAREGPT_ROLES)}")
         messages.append({"role": _SHAREGPT_ROLES[speaker], "content": turn.get("value")})
     return messages

@@ -7,6 +7,7 @@ Nothing here imports Ray or torch: an up-to-date run says so at once.
 
 import importlib
 import importlib.metadata
+import json
 import os
 import socket
 import time
@@ -22,7 +23,7 @@ import pyarrow.fs
 from models import base
 from workflows.progress import Progress
 from workflows.spec import PipelineSpec, TrainSpec
-from workflows.store import Artifact, Store, content_key, fingerprint
+from workflows.store import Artifact, Store, content_key, fingerprint, without_secrets
 
 
 class StageFailed(ValueError):
@@ -37,7 +38,10 @@ class GateFailed(StageFailed):
 class SourceFile:
     """A file of conversations, on any filesystem, with how many of its lines to read."""
 
-    uri: str
+    source: str
+    """what `data.sources` says: it opens the filesystem, with its credentials and options"""
+    path: str
+    """the file on that filesystem"""
     limit: int | None
     fingerprint: str
 
@@ -92,11 +96,11 @@ def source_files(spec: PipelineSpec) -> list[SourceFile]:
             filesystem, path = open_uri(source.path)
             found = _expand(filesystem, path)
             if not found:
-                raise StageFailed(f"{field}: nothing found at {source.path}; give a file, folder, glob or URI")
-            prefix = source.path[: source.path.index("://") + 3] if "://" in source.path else ""
-            files += [SourceFile(prefix + file, source.limit, fingerprint(filesystem, file)) for file in found]
+                where = without_secrets(source.path)
+                raise StageFailed(f"{field}: nothing found at {where}; give a file, folder, glob or URI")
+            files += [SourceFile(source.path, file, source.limit, fingerprint(filesystem, file)) for file in found]
         except (OSError, pa.ArrowException) as error:
-            raise StageFailed(f"{field}: cannot read {source.path}: {error}") from error
+            raise StageFailed(f"{field}: cannot read {without_secrets(source.path)}: {error}") from error
     return files
 
 
@@ -122,8 +126,8 @@ def _expand(filesystem: Any, path: str) -> list[str]:
 
 def _prepare_settings(spec: PipelineSpec) -> dict[str, Any]:
     files = [[file.fingerprint, file.limit] for file in source_files(spec)]
-    section = {name: value for name, value in spec.data.result_fields().items() if name != "sources"}
-    return {"data": section, "files": files, "base_model": base.identity(spec.base_model)}
+    section = {**spec.data.result_fields(), "sources": files}
+    return {"data": section, "base_model": base.identity(spec.base_model)}
 
 
 def _train_settings(spec: PipelineSpec) -> dict[str, Any]:
@@ -316,7 +320,7 @@ def _run_record(spec: PipelineSpec, last: str) -> dict[str, Any]:
         "ended": None,
         "host": socket.gethostname(),
         "process": os.getpid(),
-        "spec": spec.model_dump(),
+        "spec": json.loads(without_secrets(spec.model_dump_json())),
         "stages": {},
     }
 

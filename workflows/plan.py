@@ -16,23 +16,8 @@ _GZIP_FACTOR = 4.0
 
 def plan_of(spec: PipelineSpec, store: Store, states: list[StageState], endpoint_lives: bool) -> dict[str, Any]:
     """The plan as plain data."""
-    stages = [
-        {
-            "stage": state.stage.name,
-            "key": state.key,
-            "up_to_date": state.artifact is not None,
-            "reason": state.reason,
-        }
-        for state in states
-    ]
-    stages.append(
-        {
-            "stage": "deploy",
-            "key": None,
-            "up_to_date": endpoint_lives,
-            "reason": "" if endpoint_lives else "no endpoint of this release answers",
-        }
-    )
+    stages = [_row(state.stage.name, state.artifact is not None, state.reason) for state in states]
+    stages.append(_row("deploy", endpoint_lives, "no endpoint of this release answers"))
     return {
         "pipeline": spec.name,
         "stages": stages,
@@ -121,9 +106,9 @@ def _estimated_tokens(spec: PipelineSpec) -> int:
     """From the sizes of the files alone; a `limit` is not looked at."""
     total = 0.0
     for file in source_files(spec):
-        filesystem, path = open_uri(file.uri)
-        size = filesystem.get_file_info(path).size
-        total += size * (_GZIP_FACTOR if path.endswith(".gz") else 1.0) / _BYTES_PER_TOKEN
+        filesystem, _ = open_uri(file.source)
+        size = filesystem.get_file_info(file.path).size
+        total += size * (_GZIP_FACTOR if file.path.endswith(".gz") else 1.0) / _BYTES_PER_TOKEN
     return max(1, int(total * (1 - spec.data.held_out_share)))
 
 

@@ -23,7 +23,7 @@ from models.base import load_tokenizer, resolve
 from models.chat import encode_conversation
 from workflows.cluster import watching
 from workflows.conversations import parse_line
-from workflows.pipeline import Context, StageFailed, open_uri, source_files
+from workflows.pipeline import Context, SourceFile, StageFailed, open_uri, source_files
 
 TRAIN, HELD_OUT, QUARANTINE = "train", "held_out", "quarantine"
 _LINES_PER_BLOCK = 512
@@ -52,9 +52,12 @@ def run(context: Context) -> dict[str, Any]:
     resolve(spec.base_model)
     files = source_files(spec)
     corpus_path = store.path("prepare", context.key, "corpus")
-    _set_block_size(sum(_size(file.uri) for file in files))
+    _set_block_size(sum(_size(file) for file in files))
     with watching(context.progress, "lines") as board:
-        items = [{"source": index, "uri": file.uri, "limit": file.limit or -1} for index, file in enumerate(files)]
+        items = [
+            {"source": index, "uri": file.source, "path": file.path, "limit": file.limit or -1}
+            for index, file in enumerate(files)
+        ]
         (
             ray.data.from_items(items, override_num_blocks=len(items))
             .map_batches(_read_lines, batch_size=1, fn_kwargs={"board": board})
@@ -72,7 +75,7 @@ def run(context: Context) -> dict[str, Any]:
             .write_parquet(corpus_path, filesystem=store.filesystem, partition_cols=["split"])
         )
     figures = _statistics(context)
-    _check(context, figures, [file.uri for file in files])
+    _check(context, figures, [file.path for file in files])
     return figures
 
 
@@ -83,15 +86,15 @@ def _set_block_size(total_bytes: int) -> None:
     ray.data.DataContext.get_current().target_max_block_size = block
 
 
-def _size(uri: str) -> int:
-    filesystem, path = open_uri(uri)
-    return int(filesystem.get_file_info(path).size)
+def _size(file: SourceFile) -> int:
+    filesystem, _ = open_uri(file.source)
+    return int(filesystem.get_file_info(file.path).size)
 
 
 def _read_lines(batch: dict[str, Any], board: Any) -> Iterator[dict[str, Any]]:
     """The lines of a file, in blocks of (source, line, text)."""
-    source, uri, limit = int(batch["source"][0]), str(batch["uri"][0]), int(batch["limit"][0])
-    filesystem, path = open_uri(uri)
+    source, path, limit = int(batch["source"][0]), str(batch["path"][0]), int(batch["limit"][0])
+    filesystem, _ = open_uri(str(batch["uri"][0]))
     number = 0
     block: list[tuple[int, bytes]] = []
     with filesystem.open_input_file(path) as raw:
@@ -101,7 +104,7 @@ def _read_lines(batch: dict[str, Any], board: Any) -> Iterator[dict[str, Any]]:
             try:
                 text = lines.readline()
             except OSError as error:
-                raise StageFailed(f"{uri}:{number + 1}: the file breaks off here: {error}; repair it") from None
+                raise StageFailed(f"{path}:{number + 1}: the file breaks off here: {error}; repair it") from None
             if not text:
                 break
             number += 1
@@ -176,7 +179,7 @@ def _statistics(context: Context) -> dict[str, Any]:
         ("conversations", "held_out_conversations", "quarantined", "tokens", "supervised_tokens", "held_out_tokens",
          "truncated", "longest"), 0
     )  # fmt: skip
-    uris = [file.uri for file in source_files(context.spec)]
+    paths = [file.path for file in source_files(context.spec)]
     path = store.path("prepare", context.key, "corpus")
     parts = pa.dataset.dataset(path, filesystem=store.filesystem, format="parquet", partitioning="hive")
     columns = ["split", "num_tokens", "num_targets", "truncated"]
@@ -189,7 +192,7 @@ def _statistics(context: Context) -> dict[str, Any]:
     with store.filesystem.open_output_stream(store.path("prepare", context.key, "quarantine.jsonl")) as stream:
         for batch in bad:
             for row in batch.to_pylist():
-                record = {"file": uris[row["source"]], "line": row["line"], "reason": row["reason"]}
+                record = {"file": paths[row["source"]], "line": row["line"], "reason": row["reason"]}
                 stream.write((json.dumps({**record, "text": row["messages"]}, ensure_ascii=False) + "\n").encode())
     return figures
 
@@ -206,14 +209,14 @@ def _count(figures: dict[str, int], row: dict[str, Any]) -> None:
     figures["longest"] = max(figures["longest"], row["num_tokens"])
 
 
-def _check(context: Context, figures: dict[str, Any], uris: list[str]) -> None:
+def _check(context: Context, figures: dict[str, Any], paths: list[str]) -> None:
     """Raise StageFailed if the corpus cannot be trained on."""
     data = context.spec.data
     good = figures["conversations"] + figures["held_out_conversations"]
     bad = figures["quarantined"]
     listing = context.store.path("prepare", context.key, "quarantine.jsonl")
     if good + bad == 0:
-        raise StageFailed(f"data.sources: no lines in {', '.join(uris)}")
+        raise StageFailed(f"data.sources: no lines in {', '.join(paths)}")
     if bad > data.max_bad_share * (good + bad):
         raise StageFailed(
             f"data.max_bad_share: {bad} of {good + bad} lines ({bad / (good + bad):.1%}) cannot be used, more than "

@@ -75,7 +75,11 @@ def read_spec(file: str | Path, overrides: list[str] | None = None) -> PipelineS
     try:
         spec = PipelineSpec.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(item, where, str(file)) for item in error.errors()]
+        problems: list[SpecProblem] = []
+        for problem in (_problem(item, where, str(file)) for item in error.errors()):
+            # A field of several types complains once for each of them.
+            if not any(f"{problem.field}.".startswith(f"{known.field}.") for known in problems):
+                problems.append(problem)
         raise SpecError(sorted(problems, key=lambda problem: _line_number(problem.where))) from None
     return _with_absolute_paths(spec, path.resolve().parent)
 
@@ -99,6 +103,8 @@ def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[Location, int]]:
         raise SpecError([SpecProblem(f"{file}:{line}", "", f"not YAML: {words}")]) from None
     except yaml.YAMLError as error:
         raise SpecError([SpecProblem(f"{file}:1", "", f"not YAML: {error}")]) from None
+    except RecursionError:
+        raise SpecError([SpecProblem(f"{file}:1", "", "nested too deeply, or refers to itself")]) from None
     if not isinstance(values, dict):
         problems.append(SpecProblem(f"{file}:1", "", "a pipeline file is a mapping of fields to values"))
     if problems:
@@ -307,11 +313,11 @@ def _number(value: Any) -> str:
 def _type_name(annotation: Any) -> str:
     if hasattr(annotation, "__metadata__"):
         return _type_name(annotation.__origin__)
+    if annotation is None or annotation is type(None):
+        return "null"
     arguments = get_args(annotation)
     if isinstance(annotation, type) and not arguments:
         return "section" if issubclass(annotation, BaseModel) else annotation.__name__
-    if annotation is None or annotation is type(None):
-        return "null"
     if getattr(annotation, "__origin__", None) is list:
         return f"list of {_type_name(arguments[0])}"
     if arguments and all(isinstance(argument, str) for argument in arguments):

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -56,6 +57,11 @@ class Artifact:
     seconds: float = 0.0
 
 
+def without_secrets(text: str) -> str:
+    """`text` with the user and password of every URI in it taken out."""
+    return re.sub(r"(?<=://)[^/@\s\"']+@", "", text)
+
+
 def content_key(content: dict[str, Any]) -> str:
     """16 hexadecimal digits that change when anything in `content` does."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -75,7 +81,7 @@ class Store:
             self.filesystem.create_dir(self.root, recursive=True)
         except (pa.ArrowInvalid, OSError) as error:
             raise StoreError(
-                f"store: cannot open {uri!r}: {error}; give a folder or a URI such as s3://bucket/path"
+                f"store: cannot open {without_secrets(uri)!r}: {error}; give a folder or a URI such as s3://bucket/path"
             ) from error
         self.is_local = isinstance(self.filesystem, pa.fs.LocalFileSystem)
         self.uri = self.root if self.is_local else uri
@@ -198,6 +204,7 @@ class _Lease:
         self._store, self._path, self._on_wait = store, path, on_wait
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._released = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
 
     def acquire(self) -> None:
         said = False
@@ -212,10 +219,11 @@ class _Lease:
                 self._on_wait(f"another run ({holder}) is working here; waiting for it")
                 said = True
             time.sleep(1.0)
-        threading.Thread(target=self._keep, daemon=True).start()
+        self._keeper.start()
 
     def release(self) -> None:
         self._released.set()
+        self._keeper.join()
         if self._holder() == self._owner:
             self._store.filesystem.delete_file(self._path)
 
@@ -232,7 +240,8 @@ class _Lease:
     def _keep(self) -> None:
         while not self._released.wait(_LEASE_RENEWAL_S):
             with contextlib.suppress(OSError):
-                self._renew()
+                if self._holder() in (None, self._owner):  # else it was given up for dead, and taken over
+                    self._renew()
 
 
 def fingerprint(filesystem: Any, path: str) -> str:

@@ -35,13 +35,17 @@ def test_the_loss_does_not_depend_on_packing_or_batching(
             assert torch.linalg.vector_norm(mine.grad - theirs.grad) <= 1e-4 * torch.linalg.vector_norm(theirs.grad)
 
 
-def test_a_sliding_window_is_kept(token_rows: list[Conversation], plain_loss_sum: PlainLoss) -> None:
+def test_a_sliding_window_and_a_models_own_scale_are_kept(
+    token_rows: list[Conversation], plain_loss_sum: PlainLoss
+) -> None:
     config = MistralConfig(
         vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, sliding_window=8, initializer_range=0.5,
     )  # fmt: skip
     torch.manual_seed(0)
     model = MistralForCausalLM(config).eval()
+    for layer in model.model.layers:
+        layer.self_attn.scaling = 0.2
     model.set_attn_implementation("eager")
     with torch.no_grad():
         expected = float(plain_loss_sum(model, token_rows))

@@ -153,7 +153,7 @@ def test_sources_are_files_folders_and_globs(spec_with: Callable[..., PipelineSp
     def found(path: str, **options: Any) -> list[str]:
         files = source_files(spec_with(data={"sources": [{"path": f"{folder}{path}", **options}]}))
         assert {file.limit for file in files} == {options.get("limit")}
-        return [file.uri.removeprefix(f"{folder}/") for file in files]
+        return [file.path.removeprefix(f"{folder}/") for file in files]
 
     assert found("") == ["a.json", "b.jsonl", "inner/c.jsonl.gz"]
     assert found("/*.jsonl") == ["b.jsonl"]

@@ -227,8 +227,8 @@ def test_data_on_s3_is_opened_with_the_sources_own_options(s3_uri: str, s3_serve
         spec = PipelineSpec.model_validate({"name": "x", "base_model": "y", "data": {"sources": [source]}})
         contents = []
         for file in source_files(spec):
-            filesystem, opened = open_uri(file.uri)
-            with filesystem.open_input_stream(opened) as stream:
+            filesystem, _ = open_uri(file.source)
+            with filesystem.open_input_stream(file.path) as stream:
                 contents.append(stream.read().decode())
         assert contents == (["a"] if path == "data/a.jsonl" else ["a", "b"])
 
