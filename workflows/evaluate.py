@@ -39,7 +39,7 @@ def run(context: Context) -> dict[str, Any]:
     questions = read_questions(evaluate.questions) if evaluate.questions else []
     prompts = [_held_out_prompt(row) for row in _first_rows(context.store, path, evaluate.num_replies)]
     asked = [*({"messages": [{"role": "user", "content": q["question"]}], **q} for q in questions), *prompts]
-    scored = ray.data.read_parquet(path, filesystem=context.store.filesystem, columns=_SCHEMA.names[1:])
+    scored = ray.data.read_parquet(path, filesystem=context.store.filesystem).select_columns(_SCHEMA.names[1:])
     num_rows = context.inputs["prepare"].figures["held_out_conversations"] + len(asked)
     rows = scored.map_batches(_as_scored, batch_format="pyarrow")
     if asked:

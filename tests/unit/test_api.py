@@ -267,8 +267,8 @@ def test_a_client_that_leaves_frees_its_slot(endpoint: Endpoint, stream: bool) -
 
 
 def wait_for_active(endpoint: Endpoint, num_active: int) -> None:
-    """29 000 tokens take the engine far longer than this waits."""
-    until = time.monotonic() + 10
+    """29 000 tokens take the engine far longer than this waits, also on a machine with other work."""
+    until = time.monotonic() + 20
     while endpoint.engine.health().num_active != num_active:
-        assert time.monotonic() < until, f"{endpoint.engine.health()} after 10 s"
+        assert time.monotonic() < until, f"{endpoint.engine.health()} after 20 s"
         time.sleep(0.01)
