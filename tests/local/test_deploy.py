@@ -68,7 +68,7 @@ def _ask(url):
 
 def test_a_release_that_did_not_pass_is_refused(run, tiny):
     tiny["evaluate"]["gate"] = {"min_loss_reduction": 99}
-    with pytest.raises(GateFailed, match=r"failed: the tuned held-out loss .* min_loss_reduction"):
+    with pytest.raises(GateFailed, match=r"failed: the tuned held-out loss .*min_loss_reduction"):
         run("optimize", tiny)
     done, _ = run("evaluate", tiny)
     with pytest.raises(GateFailed, match="--force"):
