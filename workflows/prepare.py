@@ -74,8 +74,9 @@ def run(context: Context) -> dict[str, Any]:
             )
             .write_parquet(corpus_path, filesystem=store.filesystem, partition_cols=["split"])
         )
-    figures = _statistics(context)
-    _check(context, figures, [file.path for file in files])
+    paths = [file.path for file in files]
+    figures = _statistics(context, paths)
+    _check(context, figures, paths)
     return figures
 
 
@@ -172,14 +173,13 @@ def _falls(content: str) -> float:
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") / 2**64
 
 
-def _statistics(context: Context) -> dict[str, Any]:
+def _statistics(context: Context, paths: list[str]) -> dict[str, Any]:
     """Counts over the written shards, a batch at a time; also writes quarantine.jsonl."""
     store = context.store
     figures = dict.fromkeys(
         ("conversations", "held_out_conversations", "quarantined", "tokens", "supervised_tokens", "held_out_tokens",
          "truncated", "longest"), 0
     )  # fmt: skip
-    paths = [file.path for file in source_files(context.spec)]
     path = store.path("prepare", context.key, "corpus")
     parts = pa.dataset.dataset(path, filesystem=store.filesystem, format="parquet", partitioning="hive")
     columns = ["split", "num_tokens", "num_targets", "truncated"]
