@@ -8,11 +8,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from models.loss import supervised_loss_sum
+from models.loss import fuse_head
+from models.objectives import Objective
 from models.packing import PackedBatch
 
 _BETAS = (0.9, 0.999)
 _TAG = "state"
+
+Sums = dict[str, float]
+"""sums over a batch: `loss` in nats, and the objective's figures; divided by the batch's weight they are means"""
 
 
 class TrainingEngine(Protocol):
@@ -22,14 +26,14 @@ class TrainingEngine(Protocol):
     num_workers: int
     device: torch.device
 
-    def accumulate(self, batch: PackedBatch, step_targets: int) -> float:
-        """Forward and backward of one micro-batch; returns its loss sum in nats."""
+    def accumulate(self, batch: PackedBatch, step_weight: int) -> Sums:
+        """Forward and backward of one micro-batch; the step's loss is the sum of all its batches over this weight."""
 
     def update(self, learning_rate: float) -> float:
         """Apply the accumulated gradient; returns its norm before clipping."""
 
-    def loss_sum(self, batch: PackedBatch) -> float:
-        """The loss sum of a batch in nats, without a gradient."""
+    def measure(self, batch: PackedBatch) -> Sums:
+        """The same of a batch without a gradient and without dropout."""
 
     def total(self, values: list[float]) -> list[float]:
         """Each value summed over all workers."""
@@ -56,16 +60,20 @@ class TorchEngine:
     rank = 0
     num_workers = 1
 
-    def __init__(self, model: Any, weight_decay: float = 0.0, gradient_clip: float = 1.0) -> None:
+    def __init__(
+        self, model: Any, objective: Objective, weight_decay: float = 0.0, gradient_clip: float = 1.0
+    ) -> None:
+        fuse_head(model)
         self.model = model.train()
+        self._objective = objective
         self.device = next(model.parameters()).device
         self._optimizer = optimizer_for(model, weight_decay)
         self._gradient_clip = gradient_clip
 
-    def accumulate(self, batch: PackedBatch, step_targets: int) -> float:
-        loss = supervised_loss_sum(self.model, batch)
-        (loss / step_targets).backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach())
+    def accumulate(self, batch: PackedBatch, step_weight: int) -> Sums:
+        loss, figures = self._objective.loss_sum(self.model, batch)
+        (loss / step_weight).backward()  # type: ignore[no-untyped-call]
+        return {"loss": float(loss.detach()), **figures}
 
     def update(self, learning_rate: float) -> float:
         for group in self._optimizer.param_groups:
@@ -76,8 +84,8 @@ class TorchEngine:
         self._optimizer.zero_grad()
         return float(norm)
 
-    def loss_sum(self, batch: PackedBatch) -> float:
-        return _loss_sum_without_gradient(self.model, batch)
+    def measure(self, batch: PackedBatch) -> Sums:
+        return _measure(self.model, self._objective, batch)
 
     def total(self, values: list[float]) -> list[float]:
         return values
@@ -102,6 +110,7 @@ class DeepSpeedEngine:
     def __init__(
         self,
         model: Any,
+        objective: Objective,
         *,
         zero_stage: int,
         precision: str,
@@ -116,6 +125,8 @@ class DeepSpeedEngine:
         self._gradient_accumulation = gradient_accumulation
         self._zero_stage = zero_stage
         self._has_adapter = hasattr(model, "peft_config")
+        self._objective = objective
+        fuse_head(model)
         config = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": gradient_accumulation,
@@ -135,14 +146,14 @@ class DeepSpeedEngine:
             # would count one step too many, and stage 0 would learn otherwise than stages 1 to 3.
             self._engine.optimizer.optimizer.state.clear()
 
-    def accumulate(self, batch: PackedBatch, step_targets: int) -> float:
-        loss = supervised_loss_sum(self._engine, batch)
-        # DeepSpeed averages gradients over workers and micro-batches; the step's loss is a sum over its targets.
-        scale = self.num_workers * self._gradient_accumulation / step_targets
+    def accumulate(self, batch: PackedBatch, step_weight: int) -> Sums:
+        loss, figures = self._objective.loss_sum(self._engine, batch)
+        # DeepSpeed averages gradients over workers and micro-batches; the step's loss is a sum over its weight.
+        scale = self.num_workers * self._gradient_accumulation / step_weight
         self._engine.backward(loss * scale)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
-        return float(loss.detach())
+        return {"loss": float(loss.detach()), **figures}
 
     def update(self, learning_rate: float) -> float:
         for group in self._engine.optimizer.param_groups:
@@ -150,8 +161,8 @@ class DeepSpeedEngine:
         self._engine.step()
         return float(self._engine.get_global_grad_norm() or 0.0)
 
-    def loss_sum(self, batch: PackedBatch) -> float:
-        return _loss_sum_without_gradient(self._engine, batch)
+    def measure(self, batch: PackedBatch) -> Sums:
+        return _measure(self._engine, self._objective, batch)
 
     def total(self, values: list[float]) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -159,7 +170,6 @@ class DeepSpeedEngine:
         return [float(value) for value in tensor]
 
     def save(self, folder: Path) -> None:
-        state = {f"random_{self.rank}": random_state()}
         self._engine.save_checkpoint(
             str(folder),
             tag=_TAG,
@@ -167,14 +177,13 @@ class DeepSpeedEngine:
             save_latest=False,
             exclude_frozen_parameters=self._has_adapter,
         )
-        torch.save(state, folder / f"random_{self.rank}.pt")
+        torch.save(random_state(), folder / f"random_{self.rank}.pt")
 
     def load(self, folder: Path) -> None:
         path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self._has_adapter)
         if path is None:
             raise RuntimeError(f"the checkpoint in {folder} cannot be read by this DeepSpeed")
-        mine = folder / f"random_{self.rank}.pt"
-        set_random_state(torch.load(mine, weights_only=False)[f"random_{self.rank}"])
+        set_random_state(torch.load(folder / f"random_{self.rank}.pt", weights_only=False))
 
     def export(self, folder: Path) -> None:
         import deepspeed
@@ -202,11 +211,12 @@ def _save_pretrained(model: Any, folder: Path, **options: Any) -> None:
     model.save_pretrained(folder, **options)
 
 
-def _loss_sum_without_gradient(model: Any, batch: PackedBatch) -> float:
+def _measure(model: Any, objective: Objective, batch: PackedBatch) -> Sums:
     model.eval()  # no dropout, and no random numbers used up
     try:
         with torch.no_grad():
-            return float(supervised_loss_sum(model, batch))
+            loss, figures = objective.loss_sum(model, batch)
+            return {"loss": float(loss), **figures}
     finally:
         model.train()
 

@@ -1,16 +1,17 @@
 """Conversations packed into micro-batches without padding, each attending to itself alone.
 
-    plan = StepPlan(num_tokens, num_targets, micro_batch_tokens=2048, num_workers=2, gradient_accumulation=1, seed=0)
+    plan = StepPlan(num_tokens, weights, micro_batch_tokens=2048, num_workers=2, gradient_accumulation=1, seed=0)
     rows = plan.micro_batches(step=17, worker=0)      # lists of row numbers
     batch = pack([(input_ids, supervised), ...])
 
-Shape suffix: T tokens in a micro-batch, S of them predicted ("targets").
+Shape suffixes: T tokens in a micro-batch, S of them predicted ("targets"), C conversations.
 """
 
+import functools
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 PACKED_ATTENTION = "rayconteur_packed"
+
+Conversation = tuple[Sequence[int], Sequence[bool]]
+"""(input_ids, supervised) of one conversation"""
 
 
 @dataclass(frozen=True)
@@ -35,16 +39,31 @@ class PackedBatch:
     """int64 [S]: the positions whose next token is supervised"""
     targets: torch.Tensor
     """int64 [S]: those next tokens"""
+    target_sequences: torch.Tensor
+    """int64 [S]: which conversation of the batch each target belongs to, from 0 to C - 1"""
+    weight: int
+    """what a sum over the batch is divided by for a mean: its targets, or its examples"""
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
+    """what else the objective needs, by name"""
 
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch on another device."""
-        move = [tensor.to(device, non_blocking=True) for tensor in
-                (self.input_ids, self.position_ids, self.predictors, self.targets)]  # fmt: skip
-        return PackedBatch(move[0], move[1], self.sequence_lengths, move[2], move[3])
+        move = functools.partial(torch.Tensor.to, device=device, non_blocking=True)
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            position_ids=move(self.position_ids),
+            predictors=move(self.predictors),
+            targets=move(self.targets),
+            target_sequences=move(self.target_sequences),
+            values={name: move(value) for name, value in self.values.items()},
+        )
 
 
-def pack(conversations: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> PackedBatch:
-    """Conversations, each as (input_ids, supervised), as one packed batch.
+def pack(
+    conversations: Sequence[Conversation], weight: int | None = None, values: dict[str, torch.Tensor] | None = None
+) -> PackedBatch:
+    """Conversations, each as (input_ids, supervised), as one packed batch; its weight is the number of targets.
 
     The first token of a conversation has nothing before it and is never a target.
     """
@@ -61,11 +80,16 @@ def pack(conversations: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> Packe
         sequence_lengths=lengths,
         predictors=torch.from_numpy(target_positions - 1),
         targets=torch.from_numpy(input_ids[target_positions]),
+        target_sequences=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)[target_positions]),
+        weight=len(target_positions) if weight is None else weight,
+        values=values or {},
     )
 
 
 class StepPlan:
     """Which conversations every worker reads in every step, from the lengths and a seed alone.
+
+    `num_tokens` and `weights` (`PackedBatch.weight`) are those of each row of the corpus.
 
     So any worker can say what step n holds without having read the steps before it, which is what makes a resumed
     run read exactly what an undisturbed one would have read.
@@ -77,14 +101,14 @@ class StepPlan:
     def __init__(
         self,
         num_tokens: Sequence[int],
-        num_targets: Sequence[int],
+        weights: Sequence[int],
         micro_batch_tokens: int,
         num_workers: int,
         gradient_accumulation: int,
         seed: int,
     ) -> None:
         self._num_tokens = np.asarray(num_tokens, dtype=np.int64)
-        self._num_targets = np.asarray(num_targets, dtype=np.int64)
+        self._weights = np.asarray(weights, dtype=np.int64)
         self._num_workers = num_workers
         self._gradient_accumulation = gradient_accumulation
         self._seed = seed
@@ -115,9 +139,9 @@ class StepPlan:
         rows = self._step_rows(step)
         return rows[worker * self._gradient_accumulation : (worker + 1) * self._gradient_accumulation]
 
-    def num_targets(self, step: int) -> int:
-        """Supervised tokens of all workers in a step: what the step's loss is divided by."""
-        return int(sum(self._num_targets[rows].sum() for rows in self._step_rows(step)))
+    def weight(self, step: int) -> int:
+        """Supervised tokens (or examples) of all workers in a step: what the step's loss sum is divided by."""
+        return int(sum(self._weights[rows].sum() for rows in self._step_rows(step)))
 
     def num_tokens(self, step: int) -> int:
         """Tokens of all workers in a step."""

@@ -25,6 +25,8 @@ from models.base import cache_folder, load_model, load_tokenizer, resolve
 from models.engine import DeepSpeedEngine, check_build_tools
 from models.fit import FitSettings, fit, held_out_batches
 from models.fit import Progress as StepProgress
+from models.objectives import Objective
+from models.objectives.sft import Sft
 from models.packing import PACKED_ATTENTION, StepPlan
 from workflows.cluster import check_fits, innermost, watching, worker_environment
 from workflows.pipeline import Context, StageFailed, num_steps
@@ -119,16 +121,17 @@ def _train(spec: PipelineSpec, store: Store, corpus: str, board: Any) -> None:
     torch.set_num_threads(max(1, int(train.cpus_per_worker)))
     rows = open_split(store, corpus, "train")
     held_out = open_split(store, corpus, "held_out")
+    objective = Sft()
     plan = StepPlan(
         rows["num_tokens"],
-        rows["num_targets"],
+        [1] * len(rows) if objective.per_example else rows["num_targets"],
         micro_batch_tokens=train.micro_batch_tokens,
         num_workers=num_workers,
         gradient_accumulation=train.gradient_accumulation,
         seed=train.seed,
     )
     torch.manual_seed(train.seed)  # the same on all workers: the adapter's start
-    engine = _engine(spec)
+    engine = _engine(spec, objective)
     torch.manual_seed(train.seed + 1 + rank)  # dropout
     start_step, history = _resume(engine)
     settings = FitSettings(
@@ -141,7 +144,9 @@ def _train(spec: PipelineSpec, store: Store, corpus: str, board: Any) -> None:
     tokenizer = load_tokenizer(resolve(spec.base_model))
 
     def on_step(progress: StepProgress) -> None:
-        history.append({**asdict(progress), "time": round(time.time(), 3)})
+        line = asdict(progress)
+        figures = line.pop("figures")
+        history.append({**line, **figures, "time": round(time.time(), 3)})
         if rank == 0:
             shown = {"loss": round(progress.loss, 4), "tokens_per_second": round(progress.tokens_per_second, 1)}
             resumed = {"resumed_from_step": start_step} if start_step else {}
@@ -163,16 +168,16 @@ def _train(spec: PipelineSpec, store: Store, corpus: str, board: Any) -> None:
     fit(
         engine,
         plan,
-        lambda row: (rows[row]["input_ids"], rows[row]["supervised"]),
+        lambda numbers: objective.batch([rows[number] for number in numbers]),
         settings,
-        list(_held_out(held_out, train, rank, num_workers)),
+        list(held_out_batches(_first(held_out, train), train.micro_batch_tokens, rank, num_workers, objective.batch)),
         on_step=on_step,
         on_checkpoint=on_checkpoint,
         start_step=start_step,
     )
 
 
-def _engine(spec: PipelineSpec) -> DeepSpeedEngine:
+def _engine(spec: PipelineSpec, objective: Objective) -> DeepSpeedEngine:
     import torch
 
     train = spec.train
@@ -185,6 +190,7 @@ def _engine(spec: PipelineSpec) -> DeepSpeedEngine:
         model = adapters.attach(model, lora.rank, lora.alpha, lora.dropout, lora.target_modules, base=spec.base_model)
     return DeepSpeedEngine(
         model,
+        objective,
         zero_stage=train.zero.stage,
         precision=train.precision,
         gradient_accumulation=train.gradient_accumulation,
@@ -218,15 +224,15 @@ def open_split(store: Store, corpus: str, split: str) -> Any:
     return rows.sort(["source", "line"])
 
 
-def _held_out(rows: Any, train: TrainSpec, rank: int, num_workers: int) -> Any:
-    """This worker's held-out batches, from the first `held_out_tokens` tokens."""
+def _first(rows: Any, train: TrainSpec) -> list[dict[str, Any]]:
+    """The first rows that hold `held_out_tokens` tokens together."""
     taken, tokens = [], 0
     for row in rows:
         if tokens >= train.held_out_tokens:
             break
-        taken.append((row["input_ids"], row["supervised"]))
+        taken.append(row)
         tokens += row["num_tokens"]
-    return held_out_batches(taken, train.micro_batch_tokens, rank, num_workers)
+    return taken
 
 
 def _peak_memory_gb() -> float:

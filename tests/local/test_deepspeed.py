@@ -14,6 +14,7 @@ from models import adapters
 from models.base import load_model, load_tokenizer, resolve
 from models.chat import encode_conversation
 from models.engine import DeepSpeedEngine, TorchEngine
+from models.objectives.sft import Sft
 from models.packing import PACKED_ATTENTION, StepPlan, pack
 
 folder = resolve("random:tiny-llama")
@@ -28,16 +29,16 @@ def make(kind, stage, precision):
     if kind == "lora":
         model = adapters.attach(model, 4, 8, 0.0, "all-linear", "base")
     if stage is None:
-        return TorchEngine(model)
-    return DeepSpeedEngine(model, zero_stage=stage, precision=precision, gradient_accumulation=2, weight_decay=0.0,
-                           gradient_clip=1.0)
+        return TorchEngine(model, Sft())
+    return DeepSpeedEngine(model, Sft(), zero_stage=stage, precision=precision, gradient_accumulation=2,
+                           weight_decay=0.0, gradient_clip=1.0)
 
 def steps(engine, start, end):
     losses = []
     for step in range(start, end):
         batches = [pack([rows[row] for row in part]) for part in plan.micro_batches(step, 0)]
-        targets = plan.num_targets(step)
-        losses.append(sum(engine.accumulate(batch, targets) for batch in batches) / targets)
+        weight = plan.weight(step)
+        losses.append(sum(engine.accumulate(batch, weight)["loss"] for batch in batches) / weight)
         engine.update(3e-3)
     return losses
 

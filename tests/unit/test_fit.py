@@ -19,8 +19,9 @@ from models.fit import (
     fit,
     held_out_batches,
     learning_rate_at,
-    mean_loss,
+    measure,
 )
+from models.objectives.sft import Sft
 from models.packing import PACKED_ATTENTION, StepPlan, pack
 
 Conversation = tuple[list[int], list[bool]]
@@ -57,7 +58,7 @@ def train(
 ) -> list[Progress]:
     history: list[Progress] = []
     fit(
-        engine, plan or plan_of(rows), rows.__getitem__, wanted, [pack(rows[:3])],
+        engine, plan or plan_of(rows), lambda numbers: pack([rows[n] for n in numbers]), wanted, [pack(rows[:3])],
         on_step=history.append, on_checkpoint=on_checkpoint, start_step=start_step,
     )  # fmt: skip
     return history
@@ -68,7 +69,7 @@ def engine_of(folder: Path, dropout: float | None = None, **options: float) -> T
     model = load_model(folder, torch.float32, PACKED_ATTENTION)
     if dropout is not None:
         model = adapters.attach(model, 4, 8.0, dropout, "all-linear", base="random:tiny-llama")
-    return TorchEngine(model, **options)
+    return TorchEngine(model, Sft(), **options)
 
 
 def test_the_loss_falls(tiny_llama: Path, sums: list[Conversation]) -> None:
@@ -167,8 +168,8 @@ def test_a_loss_that_is_no_number_stops_training(tiny_llama: Path, sums: list[Co
 
 @pytest.mark.parametrize(("num_rows", "num_workers"), [(1, 1), (7, 1), (7, 3), (8, 8), (2, 5), (50, 4)])
 def test_held_out_batches_are_equally_many_and_cover_all(num_rows: int, num_workers: int) -> None:
-    rows = [([index, 1, 2, 3], [True] * 4) for index in range(num_rows)]
-    shares = [list(held_out_batches(rows, 12, rank, num_workers)) for rank in range(num_workers)]
+    rows = [{"input_ids": [n, 1, 2, 3], "supervised": [True] * 4, "num_tokens": 4} for n in range(num_rows)]
+    shares = [list(held_out_batches(rows, 12, rank, num_workers, Sft().batch)) for rank in range(num_workers)]
     assert len({len(batches) for batches in shares}) == 1
     lengths = [length for batches in shares for batch in batches for length in batch.sequence_lengths]
     assert set(lengths) == {4}
@@ -177,7 +178,7 @@ def test_held_out_batches_are_equally_many_and_cover_all(num_rows: int, num_work
     assert sorted(read) == sorted((list(range(num_rows)) * num_workers)[: max(num_rows, num_workers)])
 
 
-def test_the_mean_loss_is_over_all_targets(
+def test_the_measure_is_over_all_targets(
     tiny_llama: Path,
     token_rows: list[Conversation],
     plain_loss_sum: Callable[[Any, Sequence[Conversation]], torch.Tensor],
@@ -186,11 +187,11 @@ def test_the_mean_loss_is_over_all_targets(
     with torch.no_grad():
         total = float(plain_loss_sum(load_model(tiny_llama, torch.float32), token_rows))
     targets = sum(sum(supervised[1:]) for _, supervised in token_rows)
-    assert mean_loss(engine_of(tiny_llama), batches) == pytest.approx(total / targets, rel=1e-5)
+    assert measure(engine_of(tiny_llama), batches)["loss"] == pytest.approx(total / targets, rel=1e-5)
 
 
 def test_the_held_out_loss_is_measured_without_dropout(tiny_llama: Path, sums: list[Conversation]) -> None:
     engine = engine_of(tiny_llama, dropout=0.5)
     train(engine, sums, settings(3))
-    assert mean_loss(engine, [pack(sums)]) == mean_loss(engine, [pack(sums)])
+    assert measure(engine, [pack(sums)]) == measure(engine, [pack(sums)])
     assert engine.model.training

@@ -82,7 +82,7 @@ def test_an_epoch_reads_every_conversation_once_within_the_budget(workers: int, 
         for rows in batches:
             assert len(rows) == 1 or 0 < sum(lengths[row] for row in rows) <= 300
         assert sum(plan.num_tokens(step) for step in steps) == sum(lengths)
-        assert sum(plan.num_targets(step) for step in steps) == sum(n // 2 for n in lengths)
+        assert sum(plan.weight(step) for step in steps) == sum(n // 2 for n in lengths)
 
 
 def test_what_a_step_divides_by_is_what_its_workers_read() -> None:
@@ -90,7 +90,7 @@ def test_what_a_step_divides_by_is_what_its_workers_read() -> None:
     for step in range(plan.steps_per_epoch):
         read = [row for worker in range(3) for rows in plan.micro_batches(step, worker) for row in rows]
         assert plan.num_tokens(step) == sum(lengths[row] for row in read)
-        assert plan.num_targets(step) == sum(lengths[row] // 2 for row in read)
+        assert plan.weight(step) == sum(lengths[row] // 2 for row in read)
 
 
 def test_a_step_is_known_without_the_steps_before_it() -> None:

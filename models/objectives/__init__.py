@@ -1,0 +1,32 @@
+"""What training minimises: one file each, one interface.
+
+objective = Sft()
+batch = objective.batch(rows)
+loss_sum, figures = objective.loss_sum(model, batch)
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from models.packing import PackedBatch
+
+
+class Objective(Protocol):
+    """A loss that is a sum over supervised tokens, or over examples."""
+
+    columns: tuple[str, ...]
+    """what `batch` reads of a row"""
+
+    per_example: bool
+    """whether a row weighs 1 in the mean loss, or as much as it has targets"""
+
+    def batch(self, rows: Sequence[dict[str, Any]]) -> PackedBatch:
+        """Rows of the corpus as one packed batch."""
+
+    def loss_sum(self, model: Any, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss in nats summed over the batch, a scalar with a gradient; and further sums to be shown by name.
+
+        Every sum divided by `batch.weight` is a mean. The names are the same for every batch.
+        """
