@@ -57,7 +57,8 @@ def fuse_head(model: Any) -> bool:
     tokens: some models scale or cap them.
     """
     head: Any = model.get_output_embeddings()
-    if head.__class__ is not torch.nn.Linear:
+    is_plain = head.__class__ is torch.nn.Linear  # an adapted or quantised head is not
+    if not is_plain:
         return False
     ids = torch.arange(4, device=head.weight.device)[None]
     seen: list[torch.Tensor] = []
