@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from models import adapters
+from models.attention import PACKED_ATTENTION
 from models.base import load_model, load_tokenizer
 from models.loss import supervised_logits
-from models.packing import PACKED_ATTENTION, pack
+from models.packing import pack
 
 
 def release(

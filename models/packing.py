@@ -16,10 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
-
-PACKED_ATTENTION = "rayconteur_packed"
 
 Conversation = tuple[Sequence[int], Sequence[bool]]
 """(input_ids, supervised) of one conversation"""
@@ -170,58 +166,3 @@ def _spread(lengths: Any, rows: Any, num_bins: int) -> list[list[int]]:
         bins[index].append(row)
         heapq.heapreplace(loads, (load + length, index))
     return bins
-
-
-def packed_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sequence_lengths: list[int] | None = None,
-    sliding_window: int | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Causal attention within each conversation of a packed row, conversation by conversation.
-
-    query [1, heads, T, size], key and value [1, key-value heads, T, size]; returns [1, T, heads, size]. On a CPU
-    this is a quarter faster than one block-diagonal mask, which computes what it then hides.
-    """
-    assert sequence_lengths is not None, "the model must be called with sequence_lengths"
-    if kwargs.get("softcap") is not None:
-        raise ValueError("base_model: attention with soft-capped scores (Gemma 2) is not supported in training")
-    outputs = []
-    for q, k, v in zip(
-        torch.split(query, sequence_lengths, dim=2),
-        torch.split(key, sequence_lengths, dim=2),
-        torch.split(value, sequence_lengths, dim=2),
-        strict=True,
-    ):
-        mask = _window_mask(q.shape[2], sliding_window, q.device)
-        outputs.append(
-            F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask,
-                dropout_p=dropout,
-                is_causal=mask is None,
-                scale=scaling,
-                enable_gqa=k.shape[1] != q.shape[1],
-            )
-        )
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
-
-
-def _window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """Causal mask [length, length] of a sliding window; None where the window covers everything."""
-    if window is None or length <= window:
-        return None
-    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None]
-    return (distance >= 0) & (distance < window)
-
-
-AttentionInterface.register(PACKED_ATTENTION, packed_attention)
-AttentionMaskInterface.register(PACKED_ATTENTION, lambda *args, **kwargs: None)

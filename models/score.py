@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from models import adapters
+from models.attention import PACKED_ATTENTION
 from models.base import load_model, load_tokenizer
 from models.chat import Message, encode_prompt, end_token_ids
 from models.loss import supervised_loss_sum
-from models.packing import PACKED_ATTENTION, PackedBatch
+from models.packing import PackedBatch
 
 
 class ModelPair:

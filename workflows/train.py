@@ -21,13 +21,14 @@ import ray.train
 import ray.train.torch
 
 from models import adapters
+from models.attention import PACKED_ATTENTION
 from models.base import cache_folder, load_model, load_tokenizer, resolve
 from models.engine import DeepSpeedEngine, check_build_tools
 from models.fit import FitSettings, fit, held_out_batches
 from models.fit import Progress as StepProgress
 from models.objectives import Objective
 from models.objectives.sft import Sft
-from models.packing import PACKED_ATTENTION, StepPlan
+from models.packing import StepPlan
 from workflows.cluster import check_fits, innermost, watching, worker_environment
 from workflows.pipeline import Context, StageFailed, num_steps
 from workflows.spec import PipelineSpec, TrainSpec

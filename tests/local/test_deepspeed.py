@@ -15,7 +15,8 @@ from models.base import load_model, load_tokenizer, resolve
 from models.chat import encode_conversation
 from models.engine import DeepSpeedEngine, TorchEngine
 from models.objectives.sft import Sft
-from models.packing import PACKED_ATTENTION, StepPlan, pack
+from models.attention import PACKED_ATTENTION
+from models.packing import StepPlan, pack
 
 folder = resolve("random:tiny-llama")
 tokenizer = load_tokenizer(folder)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models import adapters
+from models.attention import PACKED_ATTENTION
 from models.base import load_model, load_tokenizer
 from models.chat import encode_conversation
 from models.engine import TorchEngine
@@ -22,7 +23,7 @@ from models.fit import (
     measure,
 )
 from models.objectives.sft import Sft
-from models.packing import PACKED_ATTENTION, StepPlan, pack
+from models.packing import StepPlan, pack
 
 Conversation = tuple[list[int], list[bool]]
 

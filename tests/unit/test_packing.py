@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
+from models.attention import PACKED_ATTENTION, packed_attention
 from models.base import load_model
 from models.loss import supervised_loss_sum
-from models.packing import PACKED_ATTENTION, StepPlan, pack
+from models.packing import StepPlan, pack
 
 Conversation = tuple[list[int], list[bool]]
 PlainLoss = Callable[[Any, list[Conversation]], torch.Tensor]
@@ -33,6 +35,29 @@ def test_the_loss_does_not_depend_on_packing_or_batching(
         total.backward()
         for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
             assert torch.linalg.vector_norm(mine.grad - theirs.grad) <= 1e-4 * torch.linalg.vector_norm(theirs.grad)
+
+
+@pytest.mark.parametrize("window", [None, 5, 300])
+@pytest.mark.parametrize("lengths", [(1, 2, 3), (40, 1, 700), (256, 257, 512)])
+def test_the_attention_is_torchs_own(lengths: tuple[int, ...], window: int | None) -> None:
+    draw = torch.Generator().manual_seed(0)
+    query, key, value, upstream = (
+        torch.randn(1, heads, sum(lengths), 8, generator=draw, dtype=torch.float64) for heads in (6, 2, 2, 6)
+    )
+    inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
+    mine, _ = packed_attention(
+        torch.nn.Identity(), *inputs, None, scaling=0.3, sequence_lengths=list(lengths), sliding_window=window
+    )
+    distance = torch.arange(sum(lengths))[:, None] - torch.arange(sum(lengths))
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    seen = (distance >= 0) & (distance < (window or 10**9)) & (owner[:, None] == owner)
+    plain = F.scaled_dot_product_attention(*inputs, attn_mask=seen, scale=0.3, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(mine, plain)
+    upstream = upstream.transpose(1, 2)
+    for one, other in zip(
+        torch.autograd.grad(mine, inputs, upstream), torch.autograd.grad(plain, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)  # sums over blocks are kept in float32
 
 
 def test_a_sliding_window_and_a_models_own_scale_are_kept(
