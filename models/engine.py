@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from models.lora import fuse_lora
 from models.loss import fuse_head
 from models.objectives import Objective
 from models.packing import PackedBatch
@@ -64,6 +65,7 @@ class TorchEngine:
         self, model: Any, objective: Objective, weight_decay: float = 0.0, gradient_clip: float = 1.0
     ) -> None:
         fuse_head(model)
+        fuse_lora(model)
         self.model = model.train()
         self._objective = objective
         self.device = next(model.parameters()).device
@@ -127,6 +129,8 @@ class DeepSpeedEngine:
         self._has_adapter = hasattr(model, "peft_config")
         self._objective = objective
         fuse_head(model)
+        if zero_stage < 3:
+            fuse_lora(model)
         config = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": gradient_accumulation,

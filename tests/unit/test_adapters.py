@@ -10,8 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models import adapters
+from models.attention import PACKED_ATTENTION
 from models.base import load_model, load_tokenizer
 from models.compress import release
+from models.lora import fuse_lora
+from models.loss import supervised_loss_sum
+from models.packing import pack
 
 Conversation = tuple[list[int], list[bool]]
 
@@ -111,3 +115,42 @@ def test_a_full_checkpoint_is_released_in_bf16(
         assert torch.equal(mine, theirs.to(torch.bfloat16))
     assert 0.5 < figures["greedy_agreement"] < 1
     assert 1e-3 < figures["largest_logit_change"] < 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fused_forward_is_pefts(tiny_llama: Path, dtype: torch.dtype) -> None:
+    batch = pack([([5, 6, 7, 8, 9, 10], [True] * 6), ([11, 12, 13], [True] * 3)])
+    model = adapters.attach(load_model(tiny_llama, dtype, PACKED_ATTENTION), 4, 8.0, 0.0, "all-linear", "base")
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+
+    def loss_and_gradients() -> tuple[float, list[torch.Tensor]]:
+        model.zero_grad()
+        loss = supervised_loss_sum(model, batch)
+        loss.backward()
+        return float(loss.detach()), [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+    def losses_without_gradient() -> list[float]:
+        with torch.no_grad(), model.disable_adapter():
+            off = float(supervised_loss_sum(model, batch))
+        model.merge_adapter()
+        with torch.no_grad():
+            merged = float(supervised_loss_sum(model, batch))
+        model.unmerge_adapter()
+        return [off, merged]
+
+    plain, plain_off = loss_and_gradients(), losses_without_gradient()
+    assert fuse_lora(model) == 14
+    fused, fused_off = loss_and_gradients(), losses_without_gradient()
+    exact = dtype == torch.float32
+    assert plain[0] != pytest.approx(plain_off[0], rel=1e-3), "the adapter does something"
+    assert fused[0] == pytest.approx(plain[0], rel=1e-6 if exact else 1e-2)
+    assert fused_off == pytest.approx(plain_off, rel=1e-6 if exact else 1e-2)
+    for mine, theirs in zip(fused[1], plain[1], strict=True):
+        assert torch.linalg.vector_norm(mine - theirs) <= (1e-5 if exact else 0.15) * torch.linalg.vector_norm(theirs)
+
+
+def test_dropout_keeps_pefts_forward(tiny_llama: Path) -> None:
+    model = adapters.attach(load_model(tiny_llama, torch.float32), 4, 8.0, 0.1, "all-linear", "base")
+    assert fuse_lora(model) == 0
