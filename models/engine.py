@@ -1,20 +1,23 @@
 """What a training step stands on: DeepSpeed, or plain torch for unit tests. Both are a `TrainingEngine`."""
 
-import random
+import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from models.lora import fuse_lora
 from models.loss import fuse_head
 from models.objectives import Objective
 from models.packing import PackedBatch
+from models.snapshot import DeepSpeedFiles, Write, copied, model_writer, random_state, set_random_state
 
 _BETAS = (0.9, 0.999)
 _TAG = "state"
+MODEL_FOLDER = "model"
+"""where in a checkpoint the Hugging Face folder is"""
 
 Sums = dict[str, float]
 """sums over a batch: `loss` in nats, and the objective's figures; divided by the batch's weight they are means"""
@@ -39,14 +42,15 @@ class TrainingEngine(Protocol):
     def total(self, values: list[float]) -> list[float]:
         """Each value summed over all workers."""
 
-    def save(self, folder: Path) -> None:
-        """This worker's part of the whole training state; all workers call it together."""
+    def snapshot(self) -> Write:
+        """Copy this worker's part of the training state to memory; all workers call it together.
+
+        What is returned writes it into a folder that all workers' parts go into; worker 0 also writes `model/`, a
+        Hugging Face folder (for LoRA a PEFT adapter).
+        """
 
     def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote; all workers call it together."""
-
-    def export(self, folder: Path) -> None:
-        """Worker 0 writes a Hugging Face folder (for LoRA a PEFT adapter); all workers call it together."""
+        """Go on from what all workers' snapshots wrote; all workers call it together."""
 
 
 def optimizer_for(model: Any, weight_decay: float) -> torch.optim.Optimizer:
@@ -92,18 +96,22 @@ class TorchEngine:
     def total(self, values: list[float]) -> list[float]:
         return values
 
-    def save(self, folder: Path) -> None:
-        state = {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict()}
-        torch.save({**state, "random": random_state()}, folder / "state.pt")
+    def snapshot(self) -> Write:
+        model = copied(self.model.state_dict())
+        state = {"model": model, "optimizer": copied(self._optimizer.state_dict()), "random": random_state()}
+        write_model = model_writer(self.model, model)
+
+        def write(folder: Path) -> None:
+            torch.save(state, folder / "state.pt")
+            write_model(folder / MODEL_FOLDER)
+
+        return write
 
     def load(self, folder: Path) -> None:
         state = torch.load(folder / "state.pt", weights_only=False)
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         set_random_state(state["random"])
-
-    def export(self, folder: Path) -> None:
-        _save_pretrained(self.model, folder)
 
 
 class DeepSpeedEngine:
@@ -145,6 +153,8 @@ class DeepSpeedEngine:
             model=model.train(), optimizer=optimizer_for(model, weight_decay), config=config
         )
         self.device = self._engine.device
+        self._files = DeepSpeedFiles(self._engine.checkpoint_engine)
+        self._engine.checkpoint_engine = self._files
         if zero_stage == 0 and precision == "bf16":
             # DeepSpeed's optimizer of this case has taken a step with empty gradients: Adam's bias correction
             # would count one step too many, and stage 0 would learn otherwise than stages 1 to 3.
@@ -173,15 +183,26 @@ class DeepSpeedEngine:
         torch.distributed.all_reduce(tensor)
         return [float(value) for value in tensor]
 
-    def save(self, folder: Path) -> None:
+    def snapshot(self) -> Write:
+        root = (
+            Path(tempfile.gettempdir()) / f"rayconteur-{os.getpid()}"
+        )  # DeepSpeed wants a folder, and a script in it
+        root.mkdir(exist_ok=True)
         self._engine.save_checkpoint(
-            str(folder),
-            tag=_TAG,
-            client_state={},
-            save_latest=False,
-            exclude_frozen_parameters=self._has_adapter,
+            str(root), tag=_TAG, client_state={}, save_latest=False, exclude_frozen_parameters=self._has_adapter
         )
-        torch.save(random_state(), folder / f"random_{self.rank}.pt")
+        shutil.rmtree(root, ignore_errors=True)
+        write_state, state = self._files.taken(root), random_state()
+        weights = self._weights()
+        write_model = model_writer(self._engine.module, weights)
+
+        def write(folder: Path) -> None:
+            write_state(folder)
+            torch.save(state, folder / f"random_{self.rank}.pt")
+            if self.rank == 0:
+                write_model(folder / MODEL_FOLDER)
+
+        return write
 
     def load(self, folder: Path) -> None:
         path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self._has_adapter)
@@ -189,30 +210,21 @@ class DeepSpeedEngine:
             raise RuntimeError(f"the checkpoint in {folder} cannot be read by this DeepSpeed")
         set_random_state(torch.load(folder / f"random_{self.rank}.pt", weights_only=False))
 
-    def export(self, folder: Path) -> None:
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the model's weights (of an adapter, its own) on worker 0; empty on the others."""
         import deepspeed
 
         module = self._engine.module
         if self._zero_stage < 3:
-            if self.rank == 0:
-                _save_pretrained(module, folder)
-            return
-        state = {}
-        for name, parameter in module.named_parameters():
+            return copied(module.state_dict()) if self.rank == 0 else {}
+        weights = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
             if self._has_adapter and not parameter.requires_grad:
                 continue
             with deepspeed.zero.GatheredParameters([parameter]):
                 if self.rank == 0:
-                    state[name] = parameter.detach().cpu().clone()
-        if self.rank == 0:
-            _save_pretrained(module, folder, state_dict=state)
-
-
-def _save_pretrained(model: Any, folder: Path, **options: Any) -> None:
-    if hasattr(model, "peft_config"):
-        # Else PEFT asks the Hub whether the base model's vocabulary has grown; we never change it.
-        options["save_embedding_layers"] = False
-    model.save_pretrained(folder, **options)
+                    weights[name] = copied(parameter)
+        return weights
 
 
 def _measure(model: Any, objective: Objective, batch: PackedBatch) -> Sums:
@@ -223,27 +235,6 @@ def _measure(model: Any, objective: Objective, batch: PackedBatch) -> Sums:
             return {"loss": float(loss), **figures}
     finally:
         model.train()
-
-
-def random_state() -> dict[str, Any]:
-    """Every random generator's state in this process."""
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` gave."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 def check_build_tools() -> None:

@@ -16,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.fs
 import ray
 import ray.train
 import ray.train.torch
@@ -23,7 +25,7 @@ import ray.train.torch
 from models import adapters
 from models.attention import PACKED_ATTENTION
 from models.base import cache_folder, load_model, load_tokenizer, resolve
-from models.engine import DeepSpeedEngine, check_build_tools
+from models.engine import MODEL_FOLDER, DeepSpeedEngine, check_build_tools
 from models.fit import FitSettings, fit, held_out_batches
 from models.fit import Progress as StepProgress
 from models.objectives import Objective
@@ -50,6 +52,7 @@ def run(context: Context) -> dict[str, Any]:
                 "spec": spec.model_dump(),
                 "store": store.uri,
                 "corpus": context.inputs["prepare"].key,
+                "run_folder": f"{folder}/run",
                 "board": board,
             },
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if train.gpus_per_worker else "gloo"),
@@ -107,13 +110,14 @@ def _work(config: dict[str, Any]) -> str | None:
     """What one worker does, from its start to the end of training; returns what is wrong with the spec, if so."""
     # A mistake in the spec shows on every worker alike: said once, and not tried again like a lost worker.
     try:
-        _train(PipelineSpec.model_validate(config["spec"]), Store(config["store"]), config["corpus"], config["board"])
+        spec, store = PipelineSpec.model_validate(config["spec"]), Store(config["store"])
+        _train(spec, store, config["corpus"], config["run_folder"], config["board"])
     except ValueError as error:
         return str(error)
     return None
 
 
-def _train(spec: PipelineSpec, store: Store, corpus: str, board: Any) -> None:
+def _train(spec: PipelineSpec, store: Store, corpus: str, run_folder: str, board: Any) -> None:
     import torch
 
     train = spec.train
@@ -154,17 +158,31 @@ def _train(spec: PipelineSpec, store: Store, corpus: str, board: Any) -> None:
             board.post.remote(done=progress.step, total=progress.num_steps, **shown, **resumed)
 
     def on_checkpoint(step: int, metrics: dict[str, Any]) -> None:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            engine.save(folder)
-            engine.export(folder / "model")
+        write_state, steps_so_far = engine.snapshot(), list(history)
+
+        def upload(local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+            """On a thread of Ray's, while training goes on."""
+            folder = Path(local.path)
+            write_state(folder)
             if rank == 0:
-                tokenizer.save_pretrained(folder / "model")
+                tokenizer.save_pretrained(folder / MODEL_FOLDER)
                 (folder / "step").write_text(str(step))
-                (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
-                board.post.remote(held_out_loss=round(metrics["held_out_loss"], 4))
-            extra = {"resumed_from_step": start_step, "peak_memory_gb": _peak_memory_gb()}
-            ray.train.report({**metrics, **extra}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+                (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps_so_far))
+            target = f"{run_folder}/{name}"
+            store.filesystem.create_dir(target, recursive=True)
+            pa.fs.copy_files(str(folder), target, destination_filesystem=store.filesystem)
+            return ray.train.Checkpoint(target, filesystem=store.filesystem)
+
+        if rank == 0:
+            board.post.remote(held_out_loss=round(metrics["held_out_loss"], 4))
+        extra = {"resumed_from_step": start_step, "peak_memory_gb": _peak_memory_gb()}
+        ray.train.report(
+            {**metrics, **extra},
+            checkpoint=ray.train.Checkpoint.from_directory(tempfile.mkdtemp(prefix="rayconteur-")),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=upload,
+            delete_local_checkpoint_after_upload=True,
+        )
 
     fit(
         engine,

@@ -52,10 +52,9 @@ for kind in ("full", "lora"):
             first = make(kind, stage, precision)
             steps(first, 0, 3)
             state = pathlib.Path(tempfile.mkdtemp())
-            first.save(state)
+            first.snapshot()(state)
             second = make(kind, stage, precision)
             second.load(state)
-            second.export(state / "model")
             exported = sorted(file.name for file in (state / "model").iterdir())
             resumed = steps(second, 3, 6)
             results[kind][f"{stage} {precision}"] = {"whole": whole, "resumed": resumed, "files": exported}

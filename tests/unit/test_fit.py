@@ -110,7 +110,7 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(
     killed = engine_of(tiny_llama, dropout)
 
     def save_and_die(step: int, metrics: dict[str, Any]) -> None:
-        killed.save(tmp_path)
+        killed.snapshot()(tmp_path)
         raise Killed
 
     with pytest.raises(Killed):
