@@ -50,19 +50,22 @@ def log_probabilities(model: Any, batch: PackedBatch, tokens: torch.Tensor | Non
     return found[:, 0] if tokens is None else found
 
 
-def top_log_probabilities(model: Any, batch: PackedBatch, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def top_log_probabilities(
+    model: Any, batch: PackedBatch, k: int, vocabulary: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The k most likely tokens at each predicting position, likeliest first: int64 [S, k], and their
-    log-probabilities, float32 [S, k], in nats. Without a gradient."""
+    log-probabilities, float32 [S, k], in nats. Only tokens below `vocabulary` are taken. Without a gradient."""
     head = _fused_head(model)
     if head is None:
-        log_p, tokens = F.log_softmax(supervised_logits(model, batch), dim=-1).topk(k)
-        return tokens, log_p
+        log_p = F.log_softmax(supervised_logits(model, batch).detach(), dim=-1)
+        values, tokens = log_p[:, :vocabulary].topk(k)
+        return tokens, values
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def request(hidden: torch.Tensor) -> torch.Tensor:
         for chunk in _chunks(len(batch.targets)):
             log_p = F.log_softmax(F.linear(hidden[chunk], head.weight, head.bias).float(), dim=-1)
-            values, tokens = log_p.topk(k)
+            values, tokens = log_p[:, :vocabulary].topk(k)
             found.append((tokens, values))
         return hidden
 

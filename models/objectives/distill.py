@@ -18,11 +18,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.loss import log_probabilities
+from models.loss import log_probabilities, top_log_probabilities
 from models.packing import PackedBatch, pack
 
 # float32 knows 1 - sum(p) no better.
 _LEAST_REST = 1e-6
+
+
+def teacher_values(model: Any, rows: Sequence[dict[str, Any]], top_k: int, vocabulary: int) -> dict[str, list[Any]]:
+    """The teacher's `top_k` likeliest tokens at every target of every row, by column; flat, [targets x K].
+
+    `vocabulary`: the student's; a teacher may have more (unused) rows in its head.
+    """
+    batch = pack([(row["input_ids"], row["supervised"]) for row in rows]).to(model.device)
+    tokens, log_q = top_log_probabilities(model, batch, top_k, vocabulary)
+    counts = torch.bincount(batch.target_sequences, minlength=len(rows)).tolist()
+    columns = {"teacher_tokens": tokens, "teacher_log_probabilities": log_q}
+    return {
+        name: [part.flatten().tolist() for part in torch.split(values, counts)] for name, values in columns.items()
+    }
 
 
 class Distill:

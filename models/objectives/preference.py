@@ -38,6 +38,12 @@ def pack_both(rows: Sequence[dict[str, Any]], values: dict[str, torch.Tensor] | 
     return pack(sequences, weight=len(rows), values=values)
 
 
+def reference_values(model: Any, rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """log p_ref of both sequences of every row, by column."""
+    found = sequence_log_probabilities(model, pack_both(rows).to(model.device)).view(-1, 2)
+    return dict(zip(_REFERENCE, found.T.tolist(), strict=True))
+
+
 def _with_reference(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {"reference": torch.tensor([[row[name] for name in _REFERENCE] for row in rows], dtype=torch.float32)}
 

@@ -12,6 +12,8 @@ import torch
 from models.base import load_model
 from models.loss import fuse_head, top_log_probabilities
 from models.objectives import OBJECTIVES
+from models.objectives.distill import teacher_values
+from models.objectives.preference import reference_values
 from models.packing import PACKED_ATTENTION, pack
 
 Row = dict[str, Any]
@@ -201,13 +203,8 @@ def plain_distillation(
 
 
 def with_teacher(rows: list[Row], teacher: Any, k: int) -> list[Row]:
-    taught = []
-    for row in rows:
-        batch = pack([(row["input_ids"], row["supervised"])])
-        tokens, log_q = top_log_probabilities(teacher, batch, k)
-        values = {"teacher_tokens": tokens.flatten().tolist(), "teacher_log_probabilities": log_q.flatten().tolist()}
-        taught.append({**row, **values})
-    return taught
+    values = teacher_values(teacher, rows, k, vocabulary=260)
+    return [{**row, **{name: column[index] for name, column in values.items()}} for index, row in enumerate(rows)]
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -238,3 +235,29 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(tiny_llama: Path, ro
     loss, _ = objective.loss_sum(model, objective.batch(with_teacher(rows, model, 8)))
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-5)
     assert all(gradient.abs().max() < 1e-5 for gradient in gradients(model, loss))
+
+
+def test_stored_values_of_the_start_make_it_the_start(tiny_llama: Path, rows: list[Row]) -> None:
+    model = load_model(tiny_llama, torch.float32, PACKED_ATTENTION)
+    with torch.no_grad():
+        stored = reference_values(model, rows)
+        rows = [{**row, **{name: column[i] for name, column in stored.items()}} for i, row in enumerate(rows)]
+        for name, start in (("dpo", math.log(2)), ("kto", 0.5)):
+            loss, figures = OBJECTIVES[name]().loss_sum(model, OBJECTIVES[name]().batch(rows))
+            assert float(loss) == pytest.approx(3 * start, rel=1e-5)
+            assert figures["margin"] == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_teachers_tokens_are_in_the_students_vocabulary(tiny_llama: Path, fused: bool) -> None:
+    model = load_model(tiny_llama, torch.float32, PACKED_ATTENTION)
+    assert not fused or fuse_head(model)
+    batch = pack([([5, 6, 7, 8], [True] * 4)])
+    tokens, log_p = top_log_probabilities(model, batch, 3, vocabulary=50)
+    whole, whole_log_p = top_log_probabilities(model, batch, 260)
+    assert tokens.shape == log_p.shape == (3, 3)
+    assert int(tokens.max()) < 50
+    assert torch.allclose(whole_log_p.exp().sum(1), torch.ones(3))
+    for position in range(3):
+        inside = [int(token) for token in whole[position] if token < 50]
+        assert tokens[position].tolist() == inside[:3]
