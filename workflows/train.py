@@ -81,7 +81,7 @@ def run(context: Context) -> dict[str, Any]:
     return {
         "steps": last["step"],
         "best_step": figures["step"],
-        "held_out_loss": figures["held_out_loss"],
+        **{name: value for name, value in figures.items() if name.startswith("held_out_")},
         "training_loss": last["loss"],
         "tokens": last["num_tokens"],
         "tokens_per_second": last["tokens_per_second"],
@@ -147,7 +147,8 @@ def _train(spec: PipelineSpec, store: Store, keys: dict[str, str], board: Any) -
         figures = line.pop("figures")
         history.append({**line, **figures, "time": round(time.time(), 3)})
         if rank == 0:
-            shown = {"loss": round(progress.loss, 4), "tokens_per_second": round(progress.tokens_per_second, 1)}
+            shown = {name: round(value, 4) for name, value in {"loss": progress.loss, **figures}.items()}
+            shown["tokens_per_second"] = round(progress.tokens_per_second, 1)
             resumed = {"resumed_from_step": start_step} if start_step else {}
             board.post.remote(done=progress.step, total=progress.num_steps, **shown, **resumed)
 

@@ -2,11 +2,14 @@
 
 import json
 import random
+import re
 
 import pyarrow.dataset
 import pytest
 
+from workflows.evaluate import _judge
 from workflows.pipeline import StageFailed
+from workflows.spec import GateSpec
 
 
 def pairs(count: int, seed: int = 0) -> list[dict]:
@@ -112,6 +115,18 @@ def test_workers_that_take_every_cpu_do_not_starve_the_reading(run, paired):
     paired["train"]["cpus_per_worker"] = 2
     done, _ = run("reference", paired)
     assert done["reference"].figures["conversations"] == 200
+
+
+@pytest.mark.parametrize(("gate", "verdict"), [
+    ({}, "passed: the chosen reply favoured in 60.0%"),
+    ({"min_preference_accuracy": 0.6}, "failed: the chosen reply favoured in 60.0% .*min_preference_accuracy"),
+    ({"min_loss_reduction": 0.0}, r"failed: the tuned held-out loss .*min_loss_reduction"),
+])  # fmt: skip
+def test_the_gate_of_pairs_is_their_accuracy(gate, verdict):
+    scorecard = {"loss_reduction": -0.5, "base_loss": 2.0, "tuned_loss": 2.5, "preference_accuracy": 0.6}
+    passed, said = _judge(scorecard, GateSpec(**gate))
+    assert re.match(verdict, said)
+    assert passed == said.startswith("passed")
 
 
 def test_data_that_do_not_suit_the_objective_are_named(run, tiny, paired, sums_file):
