@@ -58,8 +58,8 @@ def test_dpo_from_raw_pairs_to_a_scorecard(run, paired):
     assert done["evaluate"].figures["passed"]
 
 
-def test_simpo_needs_no_reference(run, paired):
-    paired["train"] |= {"objective": "simpo", "learning_rate": 2e-3}
+def test_simpo_needs_no_reference_and_learns_with_its_parameters_split(run, paired):
+    paired["train"] |= {"objective": "simpo", "learning_rate": 2e-3, "zero": {"stage": 3}}
     done, store = run("evaluate", paired)
     assert list(done) == ["prepare", "train", "evaluate"]
     assert history(store, done["train"])[-1]["accuracy"] > 0.9
