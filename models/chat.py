@@ -96,8 +96,12 @@ def encode_prompt(tokenizer: Any, messages: list[Message]) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def encode_conversation(tokenizer: Any, messages: list[Message]) -> EncodedConversation:
+def encode_conversation(
+    tokenizer: Any, messages: list[Message], last_reply_only: bool = False
+) -> EncodedConversation:
     """Token ids of `messages`, supervised exactly at the assistant turns with their end-of-turn tokens.
+
+    With `last_reply_only` the last assistant turn alone is supervised.
 
     Works with any template in which the text of the first n messages is the beginning of the text of all
     messages; another template raises ChatTemplateError. The tokenizer must be a fast one (it maps tokens to
@@ -111,7 +115,7 @@ def encode_conversation(tokenizer: Any, messages: list[Message]) -> EncodedConve
     ]
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     supervised = []
-    remaining = iter(spans)
+    remaining = iter(spans[-1:] if last_reply_only else spans)
     span = next(remaining, None)
     for start, end in encoding["offset_mapping"]:
         while span is not None and start >= span[1]:

@@ -50,6 +50,30 @@ def log_probabilities(model: Any, batch: PackedBatch, tokens: torch.Tensor | Non
     return found[:, 0] if tokens is None else found
 
 
+def top_log_probabilities(
+    model: Any, batch: PackedBatch, k: int, vocabulary: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k most likely tokens at each predicting position, likeliest first: int64 [S, k], and their
+    log-probabilities, float32 [S, k], in nats. Only tokens below `vocabulary` are taken. Without a gradient."""
+    head = _fused_head(model)
+    if head is None:
+        log_p = F.log_softmax(supervised_logits(model, batch).detach(), dim=-1)
+        values, tokens = log_p[:, :vocabulary].topk(k)
+        return tokens, values
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def request(hidden: torch.Tensor) -> torch.Tensor:
+        for chunk in _chunks(len(batch.targets)):
+            log_p = F.log_softmax(F.linear(hidden[chunk], head.weight, head.bias).float(), dim=-1)
+            values, tokens = log_p[:, :vocabulary].topk(k)
+            found.append((tokens, values))
+        return hidden
+
+    with torch.no_grad(), _asked(head, request):
+        _forward(model, batch)
+    return torch.cat([tokens for tokens, _ in found]), torch.cat([values for _, values in found])
+
+
 def fuse_head(model: Any) -> bool:
     """Let this module's functions compute the model's head in chunks; returns whether the model's form allows it.
 

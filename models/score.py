@@ -13,6 +13,7 @@ from models.attention import PACKED_ATTENTION
 from models.base import load_model, load_tokenizer
 from models.chat import Message, encode_prompt, end_token_ids
 from models.loss import supervised_loss_sum
+from models.objectives.preference import sequence_log_probabilities
 from models.packing import PackedBatch
 
 
@@ -42,6 +43,15 @@ class ModelPair:
                 base = float(supervised_loss_sum(model, batch))
             with self._tuned_model(PACKED_ATTENTION) as model:
                 return base, float(supervised_loss_sum(model, batch))
+
+    def log_probabilities(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 [C] of base and tuned model: the log-probability of each sequence's targets together, in nats."""
+        batch = batch.to(self._device)
+        with torch.inference_mode():
+            with self._base_model(PACKED_ATTENTION) as model:
+                base = sequence_log_probabilities(model, batch).cpu()
+            with self._tuned_model(PACKED_ATTENTION) as model:
+                return base, sequence_log_probabilities(model, batch).cpu()
 
     def replies(self, conversations: Sequence[list[Message]], max_new_tokens: int) -> tuple[list[str], list[str]]:
         """Greedy replies of base and tuned model to each conversation, all in one batch."""

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.spec_file import SpecError, read_spec, reference
+from workflows import spec_file
+from workflows.spec_file import SpecError, read_spec
 
 if TYPE_CHECKING:
     from workflows.progress import Progress
     from workflows.spec import PipelineSpec
     from workflows.store import Artifact, Store
 
-_STAGES = ["prepare", "train", "evaluate", "optimize", "deploy"]
+_STAGES = ["prepare", "reference", "train", "evaluate", "optimize", "deploy"]
 
 
 def main() -> None:
@@ -102,8 +103,8 @@ def command() -> None:
 
     A PIPELINE is one YAML file; `rayconteur spec` lists all its fields.
 
-    Stages: prepare, train, evaluate, optimize, deploy. What is up to date is not done again, and a run that was
-    interrupted goes on where it was.
+    Stages: prepare, reference (for dpo, kto and distill), train, evaluate, optimize, deploy. What is up to date is
+    not done again, and a run that was interrupted goes on where it was.
     """
 
 
@@ -156,6 +157,13 @@ def prepare(pipeline: str, overrides: tuple[str, ...], json_lines: bool, show: i
 
 @command.command()
 @_options("set", "json")
+def reference(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
+    """Values that dpo, kto and distill learn against (Ray Data)."""
+    _run_to("reference", pipeline, overrides, False, json_lines)
+
+
+@command.command()
+@_options("set", "json")
 def train(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
     """Corpus to checkpoint (Ray Train, DeepSpeed)."""
     _run_to("train", pipeline, overrides, False, json_lines)
@@ -203,7 +211,7 @@ def spec(json_lines: bool) -> None:
     """All fields of a pipeline file: types, bounds, defaults, meaning."""
     from dataclasses import asdict
 
-    for row in reference():
+    for row in spec_file.reference():
         if json_lines:
             click.echo(json.dumps(asdict(row)))
         else:

@@ -3,6 +3,10 @@
     rayconteur evaluate PIPELINE
 
 Leaves in the store: `scorecard.json`: losses on the same tokens, replies side by side, facts, and the verdict.
+
+Of preference pairs the losses are the chosen replies'; `preference_accuracy` is the share of pairs with a reward
+margin above 0, and `reward_margin` its mean: by how much more training has raised the log-probability of the chosen
+reply than that of the rejected one, in nats. Of judged replies (KTO) only the desirable ones are scored.
 """
 
 import json
@@ -25,6 +29,9 @@ _SCHEMA = pa.schema(
         ("question", pa.int32()),  # -1 for a conversation that is scored
         ("input_ids", pa.list_(pa.int32())),
         ("supervised", pa.list_(pa.bool_())),
+        ("other_input_ids", pa.list_(pa.int32())),  # the rejected reply of a pair
+        ("other_supervised", pa.list_(pa.bool_())),
+        ("desirable", pa.bool_()),
         ("messages", pa.string()),
     ]
 )
@@ -101,7 +108,7 @@ class Judge:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Rows of base and tuned: loss sums with their targets, or replies."""
         rows = batch.to_pylist()
-        scored = [row for row in rows if row["question"] < 0]
+        scored = [row for row in rows if row["question"] < 0 and row["desirable"] is not False]
         asked = [row for row in rows if row["question"] >= 0]
         results = [self._score(scored)] if scored else []
         if asked:
@@ -115,11 +122,23 @@ class Judge:
         return pa.Table.from_pylist(results, schema=_RESULT_SCHEMA)
 
     def _score(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        from models.objectives.preference import pack_both
         from models.packing import pack
 
+        if rows[0]["desirable"] is None and rows[0]["other_input_ids"] is not None:
+            batch = pack_both(rows)
+            base, tuned = (log_p.view(-1, 2) for log_p in self._pair.log_probabilities(batch))
+            ratios = tuned - base
+            return {
+                "question": -1,
+                "base_loss": -float(base[:, 0].sum()),
+                "tuned_loss": -float(tuned[:, 0].sum()),
+                "targets": int((batch.target_sequences % 2 == 0).sum()),
+                "margins": (ratios[:, 0] - ratios[:, 1]).tolist(),
+            }
         batch = pack([(row["input_ids"], row["supervised"]) for row in rows])
-        base, tuned = self._pair.loss_sums(batch)
-        return {"question": -1, "base_loss": base, "tuned_loss": tuned, "targets": len(batch.targets)}
+        base_loss, tuned_loss = self._pair.loss_sums(batch)
+        return {"question": -1, "base_loss": base_loss, "tuned_loss": tuned_loss, "targets": len(batch.targets)}
 
 
 _RESULT_SCHEMA = pa.schema(
@@ -128,6 +147,7 @@ _RESULT_SCHEMA = pa.schema(
         ("base_loss", pa.float64()),
         ("tuned_loss", pa.float64()),
         ("targets", pa.int64()),
+        ("margins", pa.list_(pa.float64())),
         ("base_reply", pa.string()),
         ("tuned_reply", pa.string()),
     ]
@@ -200,6 +220,8 @@ def _scorecard(results: list[dict[str, Any]], asked: list[dict[str, Any]], gate:
 
     scored = [row for row in results if row["question"] < 0]
     targets = sum(row["targets"] for row in scored)
+    if not targets:
+        raise StageFailed("evaluate: no held-out reply is a desirable one; raise data.held_out_share or add data")
     base, tuned = (sum(row[name] for row in scored) / targets for name in ("base_loss", "tuned_loss"))
     scorecard: dict[str, Any] = {
         "base_loss": round(base, 4),
@@ -209,6 +231,11 @@ def _scorecard(results: list[dict[str, Any]], asked: list[dict[str, Any]], gate:
         "tuned_perplexity": round(math.exp(tuned), 3),
         "scored_tokens": targets,
     }
+    margins = [margin for row in scored for margin in row["margins"] or []]
+    if margins:
+        scorecard["preference_accuracy"] = round(sum(margin > 0 for margin in margins) / len(margins), 4)
+        scorecard["reward_margin"] = round(sum(margins) / len(margins), 4)
+        scorecard["scored_pairs"] = len(margins)
     said = {row["question"]: row for row in results if row["question"] >= 0}
     questions, replies = [], []
     for index, item in enumerate(asked):
@@ -229,15 +256,25 @@ def _scorecard(results: list[dict[str, Any]], asked: list[dict[str, Any]], gate:
 
 def _judge(scorecard: dict[str, Any], gate: GateSpec) -> tuple[bool, str]:
     reduction = scorecard["loss_reduction"]
-    if not reduction > gate.min_loss_reduction:
+    accuracy = scorecard.get("preference_accuracy")
+    least = gate.min_loss_reduction
+    if least is None and accuracy is None:
+        least = 0.0
+    if least is not None and not reduction > least:
         return False, (
             f"failed: the tuned held-out loss {scorecard['tuned_loss']:.4f} is not below the base's "
-            f"{scorecard['base_loss']:.4f} by more than {gate.min_loss_reduction:g} nats "
-            "(evaluate.gate.min_loss_reduction)"
+            f"{scorecard['base_loss']:.4f} by more than {least:g} nats (evaluate.gate.min_loss_reduction)"
+        )
+    if accuracy is not None and not accuracy > gate.min_preference_accuracy:
+        return False, (
+            f"failed: the chosen reply favoured in {accuracy:.1%} of the held-out pairs, more than "
+            f"{gate.min_preference_accuracy:.1%} asked for (evaluate.gate.min_preference_accuracy)"
         )
     share = scorecard.get("tuned_fact_share", 1.0)
     if share < gate.min_fact_share:
         return False, f"failed: {share:.0%} of the facts right, {gate.min_fact_share:.0%} asked for (evaluate.gate)"
+    if accuracy is not None:
+        return True, f"passed: the chosen reply favoured in {accuracy:.1%} of the held-out pairs"
     return True, f"passed: held-out loss lower by {reduction:.4f} nats a token"
 
 
@@ -258,6 +295,11 @@ def scorecard_text(scorecard: dict[str, Any]) -> str:
         f"(perplexity {scorecard['base_perplexity']:.2f} -> {scorecard['tuned_perplexity']:.2f}, "
         f"{scorecard['scored_tokens']:,} tokens)"
     )
+    if "preference_accuracy" in scorecard:
+        lines.append(
+            f"  held-out preference accuracy: {scorecard['preference_accuracy']:.2f} "
+            f"({scorecard['scored_pairs']:,} pairs, mean reward margin {scorecard['reward_margin']:.3f} nats)"
+        )
     if "tuned_fact_share" in scorecard:
         shares = [f"{name} {scorecard[f'{name}_fact_share']:.2f}" for name in ("base", "tuned")]
         lines.append(f"  share of facts right: {', '.join(shares)}")

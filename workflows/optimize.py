@@ -39,10 +39,10 @@ def _release(raw_spec: dict[str, Any], store_uri: str, checkpoint: str, corpus: 
 
     from models.base import cache_folder, resolve
     from models.compress import release
-    from workflows.train import open_split
+    from workflows.corpus import open_split
 
     spec, store = PipelineSpec.model_validate(raw_spec), Store(store_uri)
-    rows = open_split(store, corpus, "held_out")
+    rows = open_split(store, "prepare", corpus, "corpus", "held_out", ["input_ids", "supervised"])
     probe = [(row["input_ids"], row["supervised"]) for row in rows.take(min(_PROBE_CONVERSATIONS, len(rows)))]
     with tempfile.TemporaryDirectory() as name:
         figures = release(

@@ -1,6 +1,6 @@
 """The order of the stages, what each one depends on, and the loop that runs what is not up to date.
 
-    prepare -> train -> evaluate -> optimize -> deploy
+    prepare -> (reference ->) train -> evaluate -> optimize -> deploy
 
 Nothing here imports Ray or torch: an up-to-date run says so at once.
 """
@@ -22,7 +22,7 @@ import pyarrow.fs
 
 from models import base
 from workflows.progress import Progress
-from workflows.spec import PipelineSpec, TrainSpec
+from workflows.spec import DistillSpec, PipelineSpec, TrainSpec
 from workflows.store import Artifact, Store, content_key, fingerprint, without_secrets
 
 
@@ -69,9 +69,12 @@ class Stage:
     version: int
     """raised when the stage's output changes its meaning"""
     inputs: tuple[str, ...]
+    """the stages whose artifacts it reads, of those that the pipeline has"""
     settings: Callable[[PipelineSpec], dict[str, Any]]
     """what of the spec, and of the files it names, decides the output"""
     summary: str
+    is_needed: Callable[[PipelineSpec], bool] = lambda spec: True
+    """whether a pipeline has this stage at all"""
 
     @property
     def module(self) -> Any:
@@ -127,7 +130,17 @@ def _expand(filesystem: Any, path: str) -> list[str]:
 def _prepare_settings(spec: PipelineSpec) -> dict[str, Any]:
     files = [[file.fingerprint, file.limit] for file in source_files(spec)]
     section = {**spec.data.result_fields(), "sources": files}
-    return {"data": section, "base_model": base.identity(spec.base_model)}
+    examples = spec.train.objective.examples
+    return {"data": section, "base_model": base.identity(spec.base_model), "examples": examples}
+
+
+def _reference_settings(spec: PipelineSpec) -> dict[str, Any]:
+    """Nothing of what training does with the values: a change of beta computes none again."""
+    objective = spec.train.objective
+    settings: dict[str, Any] = {"computes": objective.reference, "precision": spec.train.precision}
+    if isinstance(objective, DistillSpec):
+        return {**settings, "model": base.identity(objective.teacher), "top_k": objective.top_k}
+    return {**settings, "model": base.identity(spec.base_model)}
 
 
 def _train_settings(spec: PipelineSpec) -> dict[str, Any]:
@@ -157,10 +170,14 @@ def num_steps(train: TrainSpec, steps_per_epoch: int) -> int:
 
 STAGES = (
     Stage("prepare", 1, (), _prepare_settings, "conversations to token shards (Ray Data)"),
-    Stage("train", 1, ("prepare",), _train_settings, "fine-tune (Ray Train, DeepSpeed)"),
+    Stage(
+        "reference", 1, ("prepare",), _reference_settings, "reference values for the objective (Ray Data)",
+        is_needed=lambda spec: spec.train.objective.reference != "none",
+    ),
+    Stage("train", 1, ("prepare", "reference"), _train_settings, "fine-tune (Ray Train, DeepSpeed)"),
     Stage("evaluate", 1, ("prepare", "train"), _evaluate_settings, "tuned against base (Ray Data)"),
     Stage("optimize", 1, ("train",), _optimize_settings, "checkpoint to release"),
-)
+)  # fmt: skip
 # The last step keeps no artifact but a living endpoint: workflows/deploy.py.
 STAGE_NAMES = (*(stage.name for stage in STAGES), "deploy")
 
@@ -181,7 +198,9 @@ def examine(spec: PipelineSpec, store: Store) -> list[StageState]:
     states: list[StageState] = []
     keys: dict[str, str] = {}
     for stage in STAGES:
-        inputs = {name: keys[name] for name in stage.inputs}
+        if not stage.is_needed(spec):
+            continue
+        inputs = {name: keys[name] for name in stage.inputs if name in keys}
         settings = {"version": stage.version, **stage.settings(spec)}
         key = content_key({"stage": stage.name, "inputs": inputs, **settings})
         keys[stage.name] = key
@@ -233,11 +252,17 @@ def run_stages(
     `force`, if a stage after it was asked for.
     """
     states = examine(spec, store)
-    wanted = STAGES[: STAGE_NAMES.index(last) + 1]
+    wanted = STAGE_NAMES[: STAGE_NAMES.index(last) + 1]
+    if last != "deploy" and last not in (state.stage.name for state in states):
+        raise StageFailed(
+            f"train.objective: {spec.train.objective.name} needs no {last} values; there is no such stage"
+        )
     record = _run_record(spec, last)
     done: dict[str, Artifact] = {}
     try:
-        for state in states[: len(wanted)]:
+        for state in states:
+            if state.stage.name not in wanted:
+                break
             artifact = state.artifact
             if artifact is None:
                 if record["status"] != "running":
@@ -276,7 +301,7 @@ def _run_stage(
             return finished
         progress.start(stage.name, f"{stage.summary}; {state.reason}")
         started, began = _now(), time.monotonic()
-        inputs = {name: done[name] for name in stage.inputs}
+        inputs = {name: done[name] for name in stage.inputs if name in done}
         context = Context(spec, store, state.key, inputs, progress)
         figures = _run_module(stage, context)
         artifact = Artifact(

@@ -37,6 +37,8 @@ def _resources(spec: PipelineSpec) -> dict[str, Any]:
         "evaluate": (evaluate.num_workers, evaluate.cpus_per_worker, evaluate.gpus_per_worker),
         "deploy": (max(1, serve.min_replicas), serve.cpus_per_replica, serve.gpus_per_replica),
     }
+    if spec.train.objective.reference != "none":
+        asked = {"reference": asked["train"], **asked}
     there = _there(spec)
     rows = {}
     for stage, (workers, cpus, gpus) in asked.items():

@@ -4,6 +4,12 @@
 
 Leaves in the store: `corpus/split=train` and `corpus/split=held_out` (Parquet: source, line, input_ids, supervised,
 num_tokens, num_targets, messages), and `quarantine.jsonl` with every line that was set aside, and why.
+
+What a line must be depends on `train.objective`. Of a preference pair, `input_ids`, `supervised` and `messages` are
+the prompt with the chosen reply, `other_input_ids` and `other_supervised` the prompt with the rejected one. Of a
+judged reply (KTO) the first are the prompt with this reply, the others the prompt with a reply to another prompt of
+the same file (`workflows.conversations.mismatched_replies`, over blocks of 512 lines). In both only the last reply is
+supervised, and the prompt alone decides the split.
 """
 
 import functools
@@ -20,9 +26,9 @@ import ray
 import ray.data
 
 from models.base import load_tokenizer, resolve
-from models.chat import encode_conversation
+from models.chat import EncodedConversation, Message, encode_conversation
 from workflows.cluster import watching
-from workflows.conversations import parse_line
+from workflows.conversations import mismatched_replies, parse_conversation, parse_judged, parse_pair
 from workflows.pipeline import Context, SourceFile, StageFailed, open_uri, source_files
 
 TRAIN, HELD_OUT, QUARANTINE = "train", "held_out", "quarantine"
@@ -35,6 +41,9 @@ _SCHEMA = pa.schema(
         ("line", pa.int64()),
         ("input_ids", pa.list_(pa.int32())),
         ("supervised", pa.list_(pa.bool_())),
+        ("other_input_ids", pa.list_(pa.int32())),
+        ("other_supervised", pa.list_(pa.bool_())),
+        ("desirable", pa.bool_()),
         ("num_tokens", pa.int32()),
         ("num_targets", pa.int32()),
         ("truncated", pa.bool_()),
@@ -47,7 +56,7 @@ _SCHEMA = pa.schema(
 
 def run(context: Context) -> dict[str, Any]:
     """Read, render, split and write all conversations, streaming; returns the corpus statistics."""
-    spec, store = context.spec, context.store
+    spec, store, examples = context.spec, context.store, context.spec.train.objective.examples
     store.clear("prepare", context.key)
     resolve(spec.base_model)
     files = source_files(spec)
@@ -60,12 +69,13 @@ def run(context: Context) -> dict[str, Any]:
         ]
         (
             ray.data.from_items(items, override_num_blocks=len(items))
-            .map_batches(_read_lines, batch_size=1, fn_kwargs={"board": board})
+            .map_batches(_read_lines, batch_size=1, fn_kwargs={"judged": examples == "judged", "board": board})
             .map_batches(
                 _encode_lines,
                 batch_size=_LINES_PER_BLOCK,
                 fn_kwargs={
                     "base_model": spec.base_model,
+                    "examples": examples,
                     "max_length": spec.data.max_length,
                     "held_out_share": spec.data.held_out_share,
                     "board": board,
@@ -92,12 +102,13 @@ def _size(file: SourceFile) -> int:
     return int(filesystem.get_file_info(file.path).size)
 
 
-def _read_lines(batch: dict[str, Any], board: Any) -> Iterator[dict[str, Any]]:
-    """The lines of a file, in blocks of (source, line, text)."""
+def _read_lines(batch: dict[str, Any], judged: bool, board: Any) -> Iterator[dict[str, Any]]:
+    """The lines of a file, in blocks of (source, line, text, mismatched)."""
     source, path, limit = int(batch["source"][0]), str(batch["path"][0]), int(batch["limit"][0])
     filesystem, _ = open_uri(str(batch["uri"][0]))
     number = 0
     block: list[tuple[int, bytes]] = []
+    before: list[tuple[int, bytes]] = []
     with filesystem.open_input_file(path) as raw:
         stream = pa.CompressedInputStream(raw, "gzip") if path.endswith(".gz") else raw
         lines = io.BufferedReader(stream, buffer_size=1 << 20)
@@ -113,16 +124,23 @@ def _read_lines(batch: dict[str, Any], board: Any) -> Iterator[dict[str, Any]]:
                 block.append((number, text))
             if len(block) == _LINES_PER_BLOCK:
                 board.add.remote(total=len(block))
-                yield _lines_block(source, block)
-                block = []
+                yield _lines_block(source, block, judged, before=[])
+                before, block = block, []
     if block:
         board.add.remote(total=len(block))
-        yield _lines_block(source, block)
+        yield _lines_block(source, block, judged, before)
 
 
-def _lines_block(source: int, block: list[tuple[int, bytes]]) -> dict[str, Any]:
+def _lines_block(
+    source: int, block: list[tuple[int, bytes]], judged: bool, before: list[tuple[int, bytes]]
+) -> dict[str, Any]:
+    """`before`: more lines that mismatched replies may come from, for the last block, which may be a short one."""
     numbers, texts = zip(*block, strict=True)
-    return {"source": [source] * len(block), "line": list(numbers), "text": list(texts)}
+    replies: list[Message | None] = [None] * len(block)
+    if judged:
+        replies = mismatched_replies([text for _, text in before + block])[len(before) :]
+    mismatched = ["" if reply is None else reply["content"] for reply in replies]
+    return {"source": [source] * len(block), "line": list(numbers), "text": list(texts), "mismatched": mismatched}
 
 
 @functools.lru_cache(maxsize=1)
@@ -130,42 +148,71 @@ def _tokenizer(base_model: str) -> Any:
     return load_tokenizer(resolve(base_model))
 
 
-def _encode_lines(batch: pa.Table, base_model: str, max_length: int, held_out_share: float, board: Any) -> pa.Table:
+def _encode_lines(
+    batch: pa.Table, base_model: str, examples: str, max_length: int, held_out_share: float, board: Any
+) -> pa.Table:
     tokenizer = _tokenizer(base_model)
-    rows = [
-        _encode_line(tokenizer, source, line, text, max_length, held_out_share)
-        for source, line, text in zip(*(batch[name].to_pylist() for name in ("source", "line", "text")), strict=True)
-    ]
+    columns = (batch[name].to_pylist() for name in ("source", "line", "text", "mismatched"))
+    rows = []
+    for source, line, text, mismatched in zip(*columns, strict=True):
+        row: dict[str, Any] = {"source": source, "line": line, "num_tokens": 0, "num_targets": 0, "truncated": False}
+        try:
+            row |= _encode_line(tokenizer, examples, text, mismatched, max_length, held_out_share)
+        except ValueError as error:
+            excerpt = text[:_EXCERPT_CHARACTERS].decode(errors="replace").strip()
+            row |= {"split": QUARANTINE, "reason": str(error), "messages": excerpt}
+        rows.append(row)
     good = sum(row["split"] != QUARANTINE for row in rows)
     board.add.remote(conversations=good, set_aside=len(rows) - good, tokens=sum(row["num_tokens"] for row in rows))
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 
 def _encode_line(
-    tokenizer: Any, source: int, line: int, text: bytes, max_length: int, held_out_share: float
+    tokenizer: Any, examples: str, text: bytes, mismatched: str, max_length: int, held_out_share: float
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"source": source, "line": line, "num_tokens": 0, "num_targets": 0, "truncated": False}
-    try:
-        messages = parse_line(text)
-        encoded = encode_conversation(tokenizer, messages)
-        supervised = encoded.supervised[:max_length]
-        if not any(supervised[1:]):
-            where = f"within the first {max_length} tokens" if any(encoded.supervised) else "in it"
-            raise ValueError(f"nothing to learn: no assistant turn {where}")
-    except ValueError as error:
-        excerpt = text[:_EXCERPT_CHARACTERS].decode(errors="replace").strip()
-        return {**row, "split": QUARANTINE, "reason": str(error), "messages": excerpt}
+    """A row of the corpus; raises ValueError where nothing can be learned from the line."""
+    other: list[Message] | None = None
+    desirable: bool | None = None
+    if examples == "conversations":
+        messages = parse_conversation(text)
+    elif examples == "pairs":
+        messages, other = parse_pair(text)
+    else:
+        messages, desirable = parse_judged(text)
+        if not mismatched:
+            raise ValueError(
+                f"no other prompt and reply within {_LINES_PER_BLOCK} lines, which KTO's reference point needs"
+            )
+        other = [*messages[:-1], {"role": "assistant", "content": mismatched}]
     content = json.dumps(messages, ensure_ascii=False)
+    prompt = content if other is None else json.dumps(messages[:-1], ensure_ascii=False)
+    sequences = [_cut(tokenizer, it, max_length, other is not None) for it in (messages, other) if it is not None]
+    columns = ("input_ids", "supervised"), ("other_input_ids", "other_supervised")
+    row: dict[str, Any] = {}
+    for names, (encoded, _) in zip(columns, sequences, strict=False):
+        row |= dict(zip(names, (encoded.input_ids, encoded.supervised), strict=True))
     return {
         **row,
-        "input_ids": encoded.input_ids[:max_length],
-        "supervised": supervised,
-        "num_tokens": len(supervised),
-        "num_targets": sum(supervised[1:]),
-        "truncated": len(encoded.input_ids) > max_length,
+        "desirable": desirable,
+        "num_tokens": sum(len(encoded.input_ids) for encoded, _ in sequences),
+        "num_targets": sum(sum(encoded.supervised[1:]) for encoded, _ in sequences),
+        "truncated": any(is_cut for _, is_cut in sequences),
         "messages": content,
-        "split": HELD_OUT if _falls(content) < held_out_share else TRAIN,
+        "split": HELD_OUT if _falls(prompt) < held_out_share else TRAIN,
     }
+
+
+def _cut(
+    tokenizer: Any, messages: list[Message], max_length: int, last_reply_only: bool
+) -> tuple[EncodedConversation, bool]:
+    """The first `max_length` tokens, and whether there were more; raises ValueError if no reply is among them."""
+    whole = encode_conversation(tokenizer, messages, last_reply_only)
+    cut = EncodedConversation(whole.input_ids[:max_length], whole.supervised[:max_length])
+    if not any(cut.supervised[1:]):
+        turn = "last reply" if last_reply_only else "assistant turn"
+        where = f"within the first {max_length} tokens (data.max_length)" if any(whole.supervised) else "in it"
+        raise ValueError(f"nothing to learn: no {turn} {where}")
+    return cut, len(whole.input_ids) > max_length
 
 
 def _falls(content: str) -> float:
@@ -217,6 +264,8 @@ def _check(context: Context, figures: dict[str, Any], paths: list[str]) -> None:
     listing = context.store.path("prepare", context.key, "quarantine.jsonl")
     if good + bad == 0:
         raise StageFailed(f"data.sources: no lines in {', '.join(paths)}")
+    if good == 0:
+        raise StageFailed(f"data.sources: none of {bad} lines can be used; first: {_first_bad(context)}")
     if bad > data.max_bad_share * (good + bad):
         raise StageFailed(
             f"data.max_bad_share: {bad} of {good + bad} lines ({bad / (good + bad):.1%}) cannot be used, more than "

@@ -24,14 +24,29 @@ def show_conversations(spec: PipelineSpec, store: Store, key: str, count: int, j
     path = store.path("prepare", key, "corpus", "split=train")
     parts = pyarrow.dataset.dataset(path, filesystem=store.filesystem, format="parquet")
     for row in parts.head(count).to_pylist():
-        spans = _spans(tokenizer, row["input_ids"], row["supervised"])
+        texts = [_spans(tokenizer, row["input_ids"], row["supervised"])]
+        if row["other_input_ids"] is not None:
+            texts.append(_spans(tokenizer, row["other_input_ids"], row["other_supervised"]))
         if json_lines:
-            event = {"event": "conversation", "source": row["source"], "line": row["line"]}
-            click.echo(json.dumps({**event, "spans": [{"supervised": s, "text": text} for s, text in spans]}))
+            event: dict[str, Any] = {"event": "conversation", "source": row["source"], "line": row["line"]}
+            names = ("spans", "other_spans")
+            for name, spans in zip(names, texts, strict=False):
+                event[name] = [{"supervised": supervised, "text": text} for supervised, text in spans]
+            click.echo(json.dumps(event))
             continue
         click.echo(f"--- source {row['source']}, line {row['line']}: {row['num_tokens']} tokens, "
                    f"{row['num_targets']} supervised")  # fmt: skip
-        click.echo("".join(_marked(text) if supervised else text for supervised, text in spans))
+        for title, spans in zip(_titles(row["desirable"]), texts, strict=False):
+            if len(texts) > 1:
+                click.echo(f"-- {title}:")
+            click.echo("".join(_marked(text) if supervised else text for supervised, text in spans))
+
+
+def _titles(desirable: bool | None) -> tuple[str, str]:
+    """What a row's two sequences are."""
+    if desirable is None:
+        return "chosen", "rejected"
+    return "desirable" if desirable else "undesirable", "with a reply to another prompt"
 
 
 def _spans(tokenizer: Any, input_ids: list[int], supervised: list[bool]) -> list[tuple[bool, str]]:

@@ -6,9 +6,9 @@ Prints as a reference with `rayconteur spec`. This module imports pydantic alone
 in a pipeline file are answered at once.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Precision = Literal["bf16", "fp32"]
 PositiveInt = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -48,7 +48,9 @@ class Source(Section):
 
     path: Annotated[str, Field(min_length=1)]
     """A file, a folder, a glob or a URI of JSON lines (.jsonl, .json, plain or .gz); a relative path starts at
-    the pipeline file's folder. The layout (`messages`, ShareGPT, Alpaca) is recognised line by line."""
+    the pipeline file's folder. The layout is recognised line by line: conversations (`messages`, ShareGPT, Alpaca),
+    for `train.objective` dpo, orpo and simpo pairs (`prompt` or `messages`, `chosen`, `rejected`), for kto judged
+    replies (`prompt` or `messages`, `completion`, `label`)."""
 
     limit: Annotated[int, Field(ge=1, le=1_000_000_000_000)] | None = None
     """Read only so many lines of each file."""
@@ -61,8 +63,8 @@ class DataSpec(Section):
     """The files to read, in this order."""
 
     held_out_share: Annotated[float, Field(gt=0.0, le=0.5)] = 0.05
-    """Share of the conversations kept for evaluation, chosen by a hash of the conversation's text: the same
-    conversation always falls on the same side."""
+    """Share of the conversations kept for evaluation, chosen by a hash of the conversation's text (of pairs and
+    judged replies: of the prompt's): the same conversation always falls on the same side."""
 
     max_length: Annotated[int, Field(ge=16, le=1_048_576)] = 1024
     """Tokens of a conversation; what is longer is cut at its end."""
@@ -94,8 +96,124 @@ class ZeroSpec(Section):
     """0 nothing, 1 optimizer states, 2 and gradients, 3 and parameters."""
 
 
+class ObjectiveSpec(Section):
+    """What training minimises. What it learns from, and what must be computed before it, are the class's own."""
+
+    name: str
+
+    examples: ClassVar[Literal["conversations", "pairs", "judged"]] = "conversations"
+    """what a line of the data must be"""
+
+    reference: ClassVar[Literal["none", "log_probabilities", "top_tokens"]] = "none"
+    """what the stage `reference` computes: nothing, the replies' log-probabilities under the base model, or a
+    teacher's most likely tokens"""
+
+
+class SftSpec(ObjectiveSpec):
+    """Supervised fine-tuning."""
+
+    name: Literal["sft"] = "sft"
+    """Supervised fine-tuning: the cross-entropy of every reply."""
+
+
+class DpoSpec(ObjectiveSpec):
+    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290)."""
+
+    examples = "pairs"
+    reference = "log_probabilities"
+
+    name: Literal["dpo"] = "dpo"
+    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290), from pairs."""
+
+    beta: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
+    """Scale of the reward, the log-ratio to the base model: the larger, the closer the model stays to its base."""
+
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Probability that a pair is the wrong way round (conservative DPO)."""
+
+
+class OrpoSpec(ObjectiveSpec):
+    """Odds ratio preference optimization (Hong et al. 2024, arXiv:2403.07691)."""
+
+    examples = "pairs"
+
+    name: Literal["orpo"] = "orpo"
+    """Odds ratio preference optimization (Hong et al. 2024, arXiv:2403.07691), from pairs, without a reference."""
+
+    weight: Annotated[float, Field(ge=0.0, le=100.0)] = 0.1
+    """Weight of the odds ratio beside the chosen reply's cross-entropy (the paper's lambda)."""
+
+
+class KtoSpec(ObjectiveSpec):
+    """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306)."""
+
+    examples = "judged"
+    reference = "log_probabilities"
+
+    name: Literal["kto"] = "kto"
+    """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306), from judged single replies."""
+
+    beta: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
+    """Scale of the reward, the log-ratio to the base model."""
+
+    desirable_weight: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
+    """Weight of desirable replies."""
+
+    undesirable_weight: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
+    """Weight of undesirable replies; weight times number should be about the same on both sides."""
+
+
+class SimpoSpec(ObjectiveSpec):
+    """Simple preference optimization (Meng et al. 2024, arXiv:2405.14734)."""
+
+    examples = "pairs"
+
+    name: Literal["simpo"] = "simpo"
+    """Simple preference optimization (Meng et al. 2024, arXiv:2405.14734), from pairs, without a reference."""
+
+    beta: Annotated[float, Field(gt=0.0, le=100.0)] = 2.0
+    """Scale of the reward, the mean log-probability of a reply's tokens."""
+
+    gamma: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
+    """By how much the chosen reply's reward should be above the rejected one's."""
+
+
+class DistillSpec(ObjectiveSpec):
+    """Distillation (Hinton et al. 2015, arXiv:1503.02531)."""
+
+    reference = "top_tokens"
+
+    name: Literal["distill"] = "distill"
+    """Distillation (Hinton et al. 2015, arXiv:1503.02531) of a teacher model, on conversations."""
+
+    teacher: Annotated[str, Field(min_length=1)]
+    """The model to learn from, named like `base_model`; its tokenizer must be the base model's."""
+
+    top_k: Annotated[int, Field(ge=1, le=4096)] = 32
+    """How many of the teacher's likeliest tokens are stored at each supervised position; the rest are one outcome."""
+
+    temperature: Annotated[float, Field(ge=0.1, le=100.0)] = 1.0
+    """Both models' distributions are softened by it before they are compared."""
+
+    plain_share: Share = 0.5
+    """Share of the plain cross-entropy in the loss; the rest is the divergence from the teacher."""
+
+
+def _named(value: Any) -> Any:
+    """`dpo` is short for `{name: dpo}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+AnyObjective = Annotated[
+    SftSpec | DpoSpec | OrpoSpec | KtoSpec | SimpoSpec | DistillSpec, Field(discriminator="name")
+]
+
+
 class TrainSpec(Section):
     """train: corpus to checkpoint."""
+
+    objective: Annotated[AnyObjective, BeforeValidator(_named)] = SftSpec()
+    """What training minimises: a name, or a mapping with `name` and the fields of this one."""
 
     adapter: AdapterSpec | None = AdapterSpec()
     """A LoRA adapter; `null` trains all weights."""
@@ -168,8 +286,13 @@ class TrainSpec(Section):
 class GateSpec(Section):
     """What a checkpoint must reach before it may be deployed."""
 
-    min_loss_reduction: Annotated[float, Field(ge=-100.0, le=100.0)] = 0.0
-    """Nats per token by which the tuned held-out loss must be below the base model's."""
+    min_loss_reduction: Annotated[float, Field(ge=-100.0, le=100.0)] | None = None
+    """Nats per token by which the tuned held-out loss must be below the base model's. Left out, 0; for preference
+    pairs, which may make the chosen reply itself less likely, it is not looked at then."""
+
+    min_preference_accuracy: Share = 0.5
+    """Of preference pairs: the share of held-out pairs in which training has favoured the chosen reply must be
+    above this."""
 
     min_fact_share: Share = 0.0
     """Share of the facts asked for in `evaluate.questions` that the tuned model must get right."""

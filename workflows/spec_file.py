@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from workflows.spec import PipelineSpec
+from workflows.spec import DistillSpec, PipelineSpec
 
 Location = tuple[str | int, ...]
 
@@ -169,7 +169,8 @@ def _apply_override(values: dict[str, Any], where: dict[Location, str], override
             target[key] = value
         else:
             if isinstance(target, dict) and not isinstance(target.get(key), dict | list):
-                target[key] = {}
+                named = _named_sections(_field_at(tuple(keys[: depth + 1])))
+                target[key] = {"name": target[key]} if named and isinstance(target.get(key), str) else {}
             target = target[key]
 
 
@@ -180,36 +181,77 @@ def dotted(location: Location) -> str:
 
 def _problem(error: Any, where: dict[Location, str], file: str) -> SpecProblem:
     """A pydantic error in our words: the place, the dotted field, what it got, the rule, the fix."""
-    location = _field_location(error["loc"])
+    location, field = _field_location(error["loc"]), _field_at(error["loc"])
+    kind, got, rule = error["type"], error["input"], error["msg"]
+    if kind.startswith("union_tag"):
+        names = error["ctx"].get("expected_tags") or ", ".join(_named_sections(field))
+        rule = f"must be one of {names}"
+        if kind == "union_tag_not_found" or (*location, "name") in where:
+            location = (*location, "name")
+        got, field = got.get("name"), None
     place = next((where[location[:end]] for end in range(len(location), -1, -1) if location[:end] in where), file)
-    kind, got = error["type"], error["input"]
+    if kind == "union_tag_not_found":
+        return SpecProblem(place, dotted(location), f"is required; {rule}")
     if kind == "extra_forbidden":
-        siblings = _field_names(location[:-1])
+        siblings = _field_names(error["loc"][:-1])
         near = difflib.get_close_matches(str(location[-1]), siblings, n=1, cutoff=0.5)
         parent = dotted(location[:-1])
         prefix = f"{parent}." if parent else ""
         fix = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(siblings)}"
         return SpecProblem(place, dotted(location), f"unknown field; {fix}")
     if kind == "missing":
-        return SpecProblem(place, dotted(location), f"is required; {_first_sentence(location)}")
-    rule = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        return SpecProblem(place, dotted(location), f"is required; {_first_sentence(field)}")
+    rule = rule.removeprefix("Value error, ").replace("Input should", "must")
     if kind == "value_error":
         return SpecProblem(place, dotted(location), rule)
-    field = _field_at(location)
     allowed = f"; allowed: {describe_type(field)}, default {describe_default(field)}" if field else ""
     near_values = difflib.get_close_matches(got, re.findall(r"'([^']+)'", rule), n=1) if isinstance(got, str) else []
     hint = f"; did you mean {near_values[0]}?" if near_values else ""
     return SpecProblem(place, dotted(location), f"got {got!r}; {rule}{allowed}{hint}")
 
 
-def _field_location(location: Location) -> Location:
-    """Without the names of union members, which pydantic puts between fields."""
+def _walk(location: Location) -> tuple[Location, FieldInfo | None, type[BaseModel] | None]:
+    """What stands at a pydantic location: its place in the file, the field, and the section that it holds.
+
+    pydantic puts the names of union members between fields; they are not in the file.
+    """
     kept: list[str | int] = []
+    field: FieldInfo | None = None
+    model: type[BaseModel] | None = PipelineSpec
+    named: dict[str, type[BaseModel]] = {}
     for part in location:
+        if isinstance(part, str) and part in named:
+            model, named = named[part], {}
+            continue
         if isinstance(part, str) and re.search(r"[\[(-]|^(?:str|int|float|bool)$", part):
             continue
         kept.append(part)
-    return tuple(kept)
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part) if model else None
+        named = _named_sections(field)
+        model = _model_of(field.annotation) if field and not named else None
+    return tuple(kept), field, model
+
+
+def _named_sections(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
+    """The sections that a field with a `name` chooses from, by name; none for another field."""
+    if field is None or field.discriminator is None:
+        return {}
+    return {model.model_fields["name"].default: model for model in get_args(field.annotation)}
+
+
+def _field_location(location: Location) -> Location:
+    return _walk(location)[0]
+
+
+def _field_at(location: Location) -> FieldInfo | None:
+    return _walk(location)[1]
+
+
+def _field_names(location: Location) -> list[str]:
+    model = _walk(location)[2]
+    return list(model.model_fields) if model else []
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
@@ -219,29 +261,7 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
     return next((model for inner in get_args(annotation) if (model := _model_of(inner))), None)
 
 
-def _field_at(location: Location) -> FieldInfo | None:
-    model: type[BaseModel] | None = PipelineSpec
-    field: FieldInfo | None = None
-    for part in location:
-        if isinstance(part, int):
-            continue
-        field = model.model_fields.get(part) if model else None
-        if field is None:
-            return None
-        model = _model_of(field.annotation)
-    return field
-
-
-def _field_names(location: Location) -> list[str]:
-    if not location:
-        return list(PipelineSpec.model_fields)
-    field = _field_at(location)
-    model = _model_of(field.annotation) if field else None
-    return list(model.model_fields) if model else []
-
-
-def _first_sentence(location: Location) -> str:
-    field = _field_at(location)
+def _first_sentence(field: FieldInfo | None) -> str:
     text = " ".join(field.description.split()) if field and field.description else "give it a value"
     return re.split(r"(?<=[.;])\s", text)[0].rstrip(".;")
 
@@ -252,10 +272,17 @@ def _with_absolute_paths(spec: PipelineSpec, folder: Path) -> PipelineSpec:
 
     sources = [source.model_copy(update={"path": absolute(source.path)}) for source in spec.data.sources]
     questions = absolute(spec.evaluate.questions) if spec.evaluate.questions else None
-    is_path = spec.base_model.startswith(("/", "./", "../", "~"))
+
+    def model(name: str) -> str:
+        return absolute(name) if name.startswith(("/", "./", "../", "~")) else name
+
+    objective = spec.train.objective
+    if isinstance(objective, DistillSpec):
+        objective = objective.model_copy(update={"teacher": model(objective.teacher)})
     return spec.model_copy(
         update={
-            "base_model": absolute(spec.base_model) if is_path else spec.base_model,
+            "base_model": model(spec.base_model),
+            "train": spec.train.model_copy(update={"objective": objective}),
             "data": spec.data.model_copy(update={"sources": sources}),
             "evaluate": spec.evaluate.model_copy(update={"questions": questions}),
         }
@@ -279,6 +306,11 @@ def reference(model: type[BaseModel] = PipelineSpec, prefix: str = "") -> list[F
         text = " ".join((field.description or "").split())
         path = prefix + name
         rows.append(FieldReference(path, describe_type(field), describe_default(field), text))
+        for word, section in _named_sections(field).items():
+            # The dotted path has no name of a section in it; it stands behind, to tell fields of the same name apart.
+            rows += [replace(row, path=f"{row.path} [{word}]") for row in reference(section, f"{path}.")]
+        if _named_sections(field):
+            continue
         if inner := _model_of(field.annotation):
             rows += reference(inner, f"{path}.{'0.' if 'list[' in str(field.annotation) else ''}")
     return rows
@@ -289,6 +321,8 @@ _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >
 
 def describe_type(field: FieldInfo) -> str:
     """A field's type and bounds, such as `int >= 1, <= 1024`."""
+    if named := _named_sections(field):
+        return " | ".join(named)
     bounds = [
         f"{sign} {_number(getattr(rule, key))}"
         for rule in [*field.metadata, *_inner_metadata(field.annotation)]
@@ -330,5 +364,5 @@ def describe_default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return "required"
     if isinstance(field.default, BaseModel):
-        return "section"
+        return str(getattr(field.default, "name", "section"))
     return "null" if field.default is None else _number(field.default)

@@ -24,16 +24,16 @@ import ray.train.torch
 
 from models import adapters
 from models.attention import PACKED_ATTENTION
-from models.base import cache_folder, load_model, load_tokenizer, resolve
+from models.base import load_model, load_tokenizer, resolve
 from models.engine import MODEL_FOLDER, DeepSpeedEngine, check_build_tools
 from models.fit import FitSettings, fit, held_out_batches
 from models.fit import Progress as StepProgress
-from models.objectives import Objective
-from models.objectives.sft import Sft
+from models.objectives import OBJECTIVES, Objective
 from models.packing import StepPlan
 from workflows.cluster import check_fits, innermost, watching, worker_environment
+from workflows.corpus import open_examples
 from workflows.pipeline import Context, StageFailed, num_steps
-from workflows.spec import PipelineSpec, TrainSpec
+from workflows.spec import ObjectiveSpec, PipelineSpec, TrainSpec
 from workflows.store import Store
 
 
@@ -51,7 +51,7 @@ def run(context: Context) -> dict[str, Any]:
             train_loop_config={
                 "spec": spec.model_dump(),
                 "store": store.uri,
-                "corpus": context.inputs["prepare"].key,
+                "keys": {name: artifact.key for name, artifact in context.inputs.items()},
                 "run_folder": f"{folder}/run",
                 "board": board,
             },
@@ -85,7 +85,7 @@ def run(context: Context) -> dict[str, Any]:
     return {
         "steps": last["step"],
         "best_step": figures["step"],
-        "held_out_loss": figures["held_out_loss"],
+        **{name: value for name, value in figures.items() if name.startswith("held_out_")},
         "training_loss": last["loss"],
         "tokens": last["num_tokens"],
         "tokens_per_second": last["tokens_per_second"],
@@ -111,25 +111,24 @@ def _work(config: dict[str, Any]) -> str | None:
     # A mistake in the spec shows on every worker alike: said once, and not tried again like a lost worker.
     try:
         spec, store = PipelineSpec.model_validate(config["spec"]), Store(config["store"])
-        _train(spec, store, config["corpus"], config["run_folder"], config["board"])
+        _train(spec, store, config["keys"], config["run_folder"], config["board"])
     except ValueError as error:
         return str(error)
     return None
 
 
-def _train(spec: PipelineSpec, store: Store, corpus: str, run_folder: str, board: Any) -> None:
+def _train(spec: PipelineSpec, store: Store, keys: dict[str, str], run_folder: str, board: Any) -> None:
     import torch
 
     train = spec.train
     worker = ray.train.get_context()
     rank, num_workers = worker.get_world_rank(), worker.get_world_size()
     torch.set_num_threads(max(1, int(train.cpus_per_worker)))
-    rows = open_split(store, corpus, "train")
-    held_out = open_split(store, corpus, "held_out")
-    objective = Sft()
+    objective = objective_of(spec.train.objective)
+    rows, held_out = (open_examples(store, keys, split, objective.columns) for split in ("train", "held_out"))
     plan = StepPlan(
-        rows["num_tokens"],
-        [1] * len(rows) if objective.per_example else rows["num_targets"],
+        rows.column("num_tokens"),
+        [1] * len(rows) if objective.per_example else rows.column("num_targets"),
         micro_batch_tokens=train.micro_batch_tokens,
         num_workers=num_workers,
         gradient_accumulation=train.gradient_accumulation,
@@ -153,7 +152,8 @@ def _train(spec: PipelineSpec, store: Store, corpus: str, run_folder: str, board
         figures = line.pop("figures")
         history.append({**line, **figures, "time": round(time.time(), 3)})
         if rank == 0:
-            shown = {"loss": round(progress.loss, 4), "tokens_per_second": round(progress.tokens_per_second, 1)}
+            shown = {name: round(value, 4) for name, value in {"loss": progress.loss, **figures}.items()}
+            shown["tokens_per_second"] = round(progress.tokens_per_second, 1)
             resumed = {"resumed_from_step": start_step} if start_step else {}
             board.post.remote(done=progress.step, total=progress.num_steps, **shown, **resumed)
 
@@ -196,6 +196,11 @@ def _train(spec: PipelineSpec, store: Store, corpus: str, run_folder: str, board
     )
 
 
+def objective_of(section: ObjectiveSpec) -> Objective:
+    """The objective that `train.objective` describes."""
+    return OBJECTIVES[section.name](**section.model_dump(exclude={"name", "teacher"}))
+
+
 def _engine(spec: PipelineSpec, objective: Objective) -> DeepSpeedEngine:
     import torch
 
@@ -228,19 +233,6 @@ def _resume(engine: DeepSpeedEngine) -> tuple[int, list[dict[str, Any]]]:
         engine.load(folder)
         history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
         return int((folder / "step").read_text()), history
-
-
-def open_split(store: Store, corpus: str, split: str) -> Any:
-    """A split of the corpus in the order of its sources, as a memory-mapped `datasets.Dataset` on this machine."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    folder = store.local_folder("prepare", corpus, "corpus", cache_folder())
-    files = sorted(str(path) for path in (folder / f"split={split}").glob("*.parquet"))
-    columns = ["source", "line", "input_ids", "supervised", "num_tokens", "num_targets"]
-    cache = cache_folder() / "corpus" / corpus  # one copy for all workers on this machine
-    rows = datasets.Dataset.from_parquet(files, columns=columns, cache_dir=str(cache))
-    return rows.sort(["source", "line"])
 
 
 def _first(rows: Any, train: TrainSpec) -> list[dict[str, Any]]:

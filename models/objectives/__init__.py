@@ -1,15 +1,18 @@
 """What training minimises: one file each, one interface.
 
-objective = Sft()
+objective = OBJECTIVES["dpo"](beta=0.2)
 batch = objective.batch(rows)
 loss_sum, figures = objective.loss_sum(model, batch)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 
+from models.objectives.distill import Distill
+from models.objectives.preference import Dpo, Kto, Orpo, Simpo
+from models.objectives.sft import Sft
 from models.packing import PackedBatch
 
 
@@ -30,3 +33,14 @@ class Objective(Protocol):
 
         Every sum divided by `batch.weight` is a mean. The names are the same for every batch.
         """
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "sft": Sft,
+    "dpo": Dpo,
+    "orpo": Orpo,
+    "kto": Kto,
+    "simpo": Simpo,
+    "distill": Distill,
+}
+"""by their name in a pipeline file; each takes its section's fields as keyword arguments"""

@@ -52,7 +52,7 @@ def finish_all(spec: PipelineSpec, store: Store, **figures: Any) -> list[StageSt
     for state, minute in zip(examine(spec, store), range(60), strict=False):
         if state.artifact is None:
             keys = {done.stage.name: done.key for done in examine(spec, store)}
-            inputs = {name: keys[name] for name in state.stage.inputs}
+            inputs = {name: keys[name] for name in state.stage.inputs if name in keys}
             started = f"2026-01-01T00:{minute:02d}:00+00:00"
             artifact = Artifact(
                 state.stage.name, state.key, spec.name, inputs, state.settings, {**FIGURES, **figures}, {}, started
@@ -66,9 +66,53 @@ def reasons(spec: PipelineSpec, store: Store) -> dict[str, str]:
 
 
 def test_the_stages_come_after_what_they_read() -> None:
-    assert [stage.name for stage in STAGES] == NAMES
+    order = [stage.name for stage in STAGES]
+    assert order == ["prepare", "reference", *NAMES[1:]]
     for index, stage in enumerate(STAGES):
-        assert set(stage.inputs) <= set(NAMES[:index])
+        assert set(stage.inputs) <= set(order[:index])
+
+
+@pytest.mark.parametrize(("objective", "has_it"), [
+    ("sft", False), ("orpo", False), ("simpo", False), ("dpo", True), ("kto", True),
+    ({"name": "distill", "teacher": "random:tiny-llama"}, True),
+])  # fmt: skip
+def test_only_some_objectives_have_a_reference(
+    spec_with: Callable[..., PipelineSpec], store: Store, objective: Any, has_it: bool
+) -> None:
+    spec = spec_with(train={"objective": objective})
+    names = [state.stage.name for state in examine(spec, store)]
+    assert names == (["prepare", "reference", *NAMES[1:]] if has_it else NAMES)
+    plan = plan_of(spec, store, examine(spec, store), endpoint_lives=False)
+    assert [row["stage"] for row in plan["stages"]] == [*names, "deploy"]
+    assert ("reference" in plan["resources"]["asked"]) == has_it
+    assert ("reference will run: " in plan_text(plan)) == has_it
+    with Progress() as progress:
+        if not has_it:
+            with pytest.raises(StageFailed, match=r"^train\.objective: .* needs no reference values"):
+                run_stages(spec, store, progress, "reference", connected)
+        finish_all(spec, store)
+        assert list(run_stages(spec, store, progress, "train", connected)) == names[: names.index("train") + 1]
+
+
+def test_the_reference_values_depend_on_what_they_are(spec_with: Callable[..., PipelineSpec], store: Store) -> None:
+    def found(objective: Any, **train: Any) -> dict[str, str]:
+        return reasons(spec_with(train={"objective": objective, **train}), store)
+
+    finish_all(spec_with(train={"objective": "dpo"}), store)
+    changed = found({"name": "dpo", "beta": 0.3}, learning_rate=1e-3, seed=3)
+    assert (changed["reference"], changed["train"]) == (
+        "",
+        "changed: train.learning_rate, train.objective.beta, train.seed",
+    )
+    assert found("dpo", precision="fp32")["reference"] == "changed: precision"
+    # Another kind of examples is another corpus; the same kind is the same one.
+    assert found("simpo")["prepare"] == ""
+    assert found("kto")["prepare"] == "changed: examples"
+    taught = {"name": "distill", "teacher": "random:tiny-llama", "top_k": 8}
+    finish_all(spec_with(train={"objective": taught}), store)
+    assert found({**taught, "temperature": 2, "plain_share": 0})["reference"] == ""
+    assert found({**taught, "top_k": 4})["reference"] == "changed: top_k"
+    assert found({**taught, "teacher": "random:tiny-gpt2"})["reference"] == "changed: model"
 
 
 def test_nothing_is_done_at_first_and_looking_changes_nothing(

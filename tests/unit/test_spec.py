@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from workflows.spec import DpoSpec, KtoSpec, OrpoSpec, PipelineSpec, SimpoSpec
 from workflows.spec_file import SpecError, read_spec, reference
 
 GOOD = """\
@@ -197,3 +198,62 @@ def test_the_reference_explains_every_field() -> None:
     assert found["train.precision"] == ("bf16 | fp32", "bf16")
     assert found["name"][1] == "required"
     assert found["train.max_steps"] == ("int | null >= 1, <= 1000000000", "null")
+
+
+def test_an_objective_is_a_word_or_a_section(tmp_path: Path) -> None:
+    assert read_spec(write(tmp_path, GOOD)).train.objective.name == "sft"
+    worded = write(tmp_path, GOOD + "  objective: dpo\n")
+    assert read_spec(worded).train.objective == DpoSpec(beta=0.1)
+    assert read_spec(worded, ["train.objective.beta=0.2"]).train.objective == DpoSpec(beta=0.2)
+    assert read_spec(worded, ["train.objective=simpo"]).train.objective == SimpoSpec()
+    assert read_spec(worded, ["train.objective={name: kto, beta: 2}"]).train.objective == KtoSpec(beta=2.0)
+    both = ["train.objective=orpo", "train.objective.weight=0.5"]
+    assert read_spec(write(tmp_path, GOOD), both).train.objective == OrpoSpec(weight=0.5)
+    section = write(tmp_path, GOOD + "  objective:\n    name: dpo\n    beta: 0.3\n")
+    assert read_spec(section, ["train.objective.label_smoothing=.1"]).train.objective == DpoSpec(
+        beta=0.3, label_smoothing=0.1
+    )
+    again = PipelineSpec.model_validate(read_spec(section).model_dump())
+    assert again == read_spec(section)
+    distilled = read_spec(worded, ["train.objective={name: distill, teacher: ../big}"]).train.objective
+    assert distilled.model_dump()["teacher"] == str(tmp_path.parent / "big")
+
+
+NAMES = "'sft', 'dpo', 'orpo', 'kto', 'simpo', 'distill'"
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("  objective: dop\n", f"8: train.objective: got 'dop'; must be one of {NAMES}; did you mean dpo?"),
+    ("  objective:\n    name: dop\n", f"9: train.objective.name: got 'dop'; must be one of {NAMES}; did you mean"),
+    ("  objective:\n    beta: 1\n", "8: train.objective.name: is required; must be one of sft, dpo"),
+    ("  objective: distill\n", "8: train.objective.teacher: is required; The model to learn from"),
+    ("  objective: 5\n", "8: train.objective: got 5; must be"),
+    ("  objective:\n    name: dpo\n    bta: 1\n",
+     "10: train.objective.bta: unknown field; did you mean train.objective.beta?"),
+    ("  objective:\n    name: sft\n    beta: 1\n", "10: train.objective.beta: unknown field; known here: name"),
+    ("  objective:\n    name: simpo\n    beta: -1\n",
+     "10: train.objective.beta: got -1; must be greater than 0; allowed: float > 0, <= 100, default 2"),
+    ("  objective:\n    name: kto\n    beta: high\n",
+     "10: train.objective.beta: got 'high'; must be a valid number, unable to parse string as a number; allowed: "
+     "float > 0, <= 100, default 0.1"),
+])  # fmt: skip
+def test_a_wrong_objective_is_located(tmp_path: Path, text: str, words: str) -> None:
+    file = write(tmp_path, GOOD + text)
+    [problem] = problems_of(file)
+    assert problem.startswith(f"{file}:{words}")
+
+
+def test_a_wrong_objective_on_the_command_line(tmp_path: Path) -> None:
+    file = write(tmp_path, GOOD + "  objective: dpo\n")
+    [problem] = problems_of(file, "train.objective.beta=0")
+    assert problem.startswith("--set train.objective.beta=0: train.objective.beta: got 0; must be greater than 0")
+    [problem] = problems_of(file, "train.objective=kot")
+    assert problem.startswith("--set train.objective=kot: train.objective: got 'kot'; must be one of")
+
+
+def test_the_reference_tells_objectives_apart() -> None:
+    found = {row.path: (row.type, row.default) for row in reference()}
+    assert found["train.objective"] == ("sft | dpo | orpo | kto | simpo | distill", "sft")
+    assert found["train.objective.beta [dpo]"] == ("float > 0, <= 100", "0.1")
+    assert found["train.objective.beta [simpo]"] == ("float > 0, <= 100", "2")
+    assert found["train.objective.teacher [distill]"] == ("str length >= 1", "required")

@@ -1,0 +1,65 @@
+"""The corpus as a worker reads it: memory-mapped, in the order of its sources, reference values beside their rows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+
+from models.base import cache_folder
+from workflows.store import Store
+
+_PLACE = ["source", "line"]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of one split; of each are read the columns asked for, wherever they stand."""
+
+    parts: tuple[Any, ...]
+    """memory-mapped `datasets.Dataset`s in the same order of rows"""
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return {name: value for part in self.parts for name, value in part[number].items()}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[number] for number in range(len(self)))
+
+    def column(self, name: str) -> Sequence[int]:
+        """A whole column of the corpus, such as `num_tokens`."""
+        values: Sequence[int] = self.parts[0][name]
+        return values
+
+
+def open_examples(store: Store, keys: dict[str, str], split: str, columns: Sequence[str]) -> Examples:
+    """A split of the corpus and, where `keys` (by stage) has one, of its reference values: `columns` and the counts.
+
+    The values belong to their rows by (source, line).
+    """
+    corpus = open_split(store, "prepare", keys["prepare"], "corpus", split, [*columns, "num_tokens", "num_targets"])
+    if "reference" not in keys:
+        return Examples((corpus,))
+    values = open_split(store, "reference", keys["reference"], "values", split, columns)
+    for name in _PLACE:
+        mine, theirs = (np.asarray(part.with_format("numpy")[name][:]) for part in (corpus, values))
+        assert np.array_equal(mine, theirs), f"prepare and reference have other rows: {name}"
+    return Examples((corpus, values))
+
+
+def open_split(store: Store, stage: str, key: str, name: str, split: str, columns: Sequence[str]) -> Any:
+    """Parquet files of an artifact as a `datasets.Dataset` on this machine, sorted by (source, line).
+
+    It has these two columns, and those of `columns` that are in the files.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    folder = store.local_folder(stage, key, name, cache_folder())
+    files = sorted(str(path) for path in (folder / f"split={split}").glob("*.parquet"))
+    found = [column for column in pyarrow.parquet.read_schema(files[0]).names if column in (*_PLACE, *columns)]
+    cache = cache_folder() / "corpus" / key  # one copy for all workers on this machine
+    return datasets.Dataset.from_parquet(files, columns=found, cache_dir=str(cache)).sort(_PLACE)
