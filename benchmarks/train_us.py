@@ -1,0 +1,74 @@
+"""The side `us` of train_vs_peers.py, and `rate`, which measures the machine."""
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
+WARM_UP_STEPS = 2
+
+
+def rate() -> dict[str, float]:
+    """GFLOP/s of bf16 matrix products of 2,048 x 2,048, the best of thirty."""
+    one, other = (torch.randn(2048, 2048, dtype=torch.bfloat16) for _ in range(2))
+    best = float("inf")
+    for _ in range(30):
+        began = time.perf_counter()
+        one @ other
+        best = min(best, time.perf_counter() - began)
+    return {"gflops": 2 * 2048**3 / best / 1e9}
+
+
+def train(kind: str, folder: str, data: str) -> dict[str, object]:
+    """One pass over the examples as a worker of `rayconteur train` makes it."""
+    from models import adapters
+    from models.attention import PACKED_ATTENTION
+    from models.base import load_model
+    from models.engine import DeepSpeedEngine
+    from models.fit import FitSettings, Progress, fit
+    from models.objectives.sft import Sft
+    from models.packing import StepPlan
+
+    rendezvous = Path(tempfile.mkdtemp()) / "rendezvous"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
+    rows = [
+        {"input_ids": example["input_ids"], "supervised": [label != -100 for label in example["labels"]]}
+        for example in json.loads(Path(data).read_text())
+    ]
+    plan = StepPlan(
+        [len(row["input_ids"]) for row in rows], [sum(row["supervised"][1:]) for row in rows],
+        micro_batch_tokens=2048, num_workers=1, gradient_accumulation=1, seed=0,
+    )  # fmt: skip
+    model = load_model(folder, torch.bfloat16, PACKED_ATTENTION)
+    if kind == "lora":
+        model = adapters.attach(model, 16, 32.0, 0.0, "all-linear", folder)
+    objective = Sft()
+    engine = DeepSpeedEngine(
+        model, objective, zero_stage=0, precision="bf16", gradient_accumulation=1, weight_decay=0.0, gradient_clip=1.0
+    )
+    steps: list[tuple[float, Progress]] = []
+    settings = FitSettings(plan.steps_per_epoch, 1e-4, 0.0, 1.0, plan.steps_per_epoch + 1)
+    fit(
+        engine, plan, lambda numbers: objective.batch([rows[number] for number in numbers]), settings,
+        [objective.batch(rows[:2])], on_step=lambda progress: steps.append((time.perf_counter(), progress)),
+        on_checkpoint=lambda *_: None,
+    )  # fmt: skip
+    tokens = [plan.num_tokens(step) for step in range(plan.steps_per_epoch)]
+    seconds = steps[-1][0] - steps[WARM_UP_STEPS - 1][0]
+    return {
+        "tokens_per_second": sum(tokens[WARM_UP_STEPS:]) / seconds,
+        "losses": [progress.loss for _, progress in steps],
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
+
+
+if __name__ == "__main__":
+    side, kind, folder, data, threads = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    print("\n" + json.dumps(rate() if side == "rate" else train(kind, folder, data)))

@@ -1,0 +1,199 @@
+"""Training against its peers on this machine: TRL's SFTTrainer and transformers' Trainer, as ratios.
+
+    python benchmarks/train_vs_peers.py setup
+    python benchmarks/train_vs_peers.py run --data a.jsonl.gz --data b.jsonl.gz --write docs/train_vs_peers.md
+
+Every side trains SmolLM2-135M-Instruct on the same conversations, rendered and masked once by `models/chat.py`, once
+each, with about 2,048 tokens a step; AdamW on float32 weights, with bf16 in the forward and backward pass (TRL at its
+defaults: whatever those are). Sides are processes of their own, alternated; figures are medians over `--repeats`.
+
+    trl        SFTTrainer at its defaults
+    trl-best   SFTTrainer with packing (its padding-free mode), no gradient checkpointing, and our malloc settings
+    trainer    Trainer with dynamic padding, grouped by length, and our malloc settings
+    us         models/fit.py with models/engine.py, as a worker of `rayconteur train` runs it
+
+Utilisation is the share of the machine's bf16 matrix-product rate, measured in the same run, that the model's own
+products make up: 6 floating-point operations per weight and token (4 with LoRA, whose frozen weights have no
+gradient), the head at supervised positions alone, and causal attention.
+"""
+
+import argparse
+import gzip
+import itertools
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PEERS = HERE / ".peers-venv"
+SIDES = ("trl", "trl-best", "trainer", "us")
+BASE_MODEL = "builtin:smollm2-135m-instruct"
+CONVERSATIONS_PER_STEP = 8
+MAX_LENGTH = 1024
+
+
+def main() -> None:
+    """`setup` or `run`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("setup", help="make the peers' own virtual environment")
+    run = commands.add_parser("run")
+    run.add_argument("--data", type=Path, action="append", required=True, help="conversations; equal shares of each")
+    run.add_argument("--steps", type=int, default=10)
+    run.add_argument("--repeats", type=int, default=3)
+    run.add_argument("--threads", type=int, default=os.cpu_count())
+    run.add_argument("--kinds", default="full,lora")
+    run.add_argument("--sides", default=",".join(SIDES))
+    run.add_argument("--write", type=Path, help="also write the table to this file")
+    options = parser.parse_args()
+    if options.command == "setup":
+        setup()
+        return
+    if not PEERS.is_dir():
+        sys.exit(f"there is no {PEERS}; run: python {sys.argv[0]} setup")
+    result = run_all(options)
+    text = table(result)
+    print(text, file=sys.stderr)
+    if options.write:
+        command = "python " + " ".join(["benchmarks/train_vs_peers.py", *sys.argv[1:]])
+        options.write.write_text(f"# Training against its peers\n\n    {command}\n\n{text}\n")
+    print(json.dumps(result))
+
+
+def setup() -> None:
+    """The peers and what they need, pinned in peers-constraints.txt."""
+    subprocess.run([sys.executable, "-m", "venv", PEERS], check=True)
+    pip = [PEERS / "bin" / "pip", "install", "--disable-pip-version-check", "-q"]
+    pins = HERE / "peers-constraints.txt"
+    names = [line.split("==")[0] for line in pins.read_text().splitlines() if line and not line.startswith("#")]
+    subprocess.run([*pip, "-c", pins, *names], check=True)
+
+
+def run_all(options: argparse.Namespace) -> dict[str, Any]:
+    """Every side and kind `repeats` times, in turns."""
+    from models.base import resolve
+
+    folder = resolve(BASE_MODEL)
+    examples = read_examples(options.data, options.steps * CONVERSATIONS_PER_STEP, folder)
+    kinds, sides = options.kinds.split(","), options.sides.split(",")
+    runs: dict[str, list[dict[str, Any]]] = {f"{kind} {side}": [] for kind in kinds for side in sides}
+    rates = []
+    with tempfile.TemporaryDirectory() as name:
+        data = Path(name) / "examples.json"
+        data.write_text(json.dumps(examples))
+        for repeat, kind, side in itertools.product(range(options.repeats), kinds, sides):
+            began = time.monotonic()
+            out = one(side, kind, folder, data, options.threads)
+            runs[f"{kind} {side}"].append(out)
+            rates.append(one("rate", kind, folder, data, options.threads)["gflops"])
+            shown = f"{out['tokens_per_second']:.0f} tokens/s, first loss {out['losses'][0]:.3f}"
+            took = time.monotonic() - began
+            print(
+                f"{repeat + 1}/{options.repeats} {kind} {side}: {shown} ({took:.0f} s)", file=sys.stderr, flush=True
+            )
+    rate = statistics.median(rates)
+    config = json.loads((folder / "config.json").read_text())
+    result: dict[str, Any] = {"bf16_gflops": round(rate, 1), "threads": options.threads, "sides": {}}
+    for name, found in runs.items():
+        speed = statistics.median(run["tokens_per_second"] for run in found)
+        needed = flops_per_token(config, examples, lora=name.startswith("lora"))
+        result["sides"][name] = {
+            "tokens_per_second": round(speed, 1),
+            "runs": [round(run["tokens_per_second"], 1) for run in found],
+            "utilisation": round(speed * needed / rate / 1e9, 3),
+            "peak_gb": round(statistics.median(run["peak_gb"] for run in found), 2),
+            "first_loss": round(found[0]["losses"][0], 4),
+            "last_loss": round(found[0]["losses"][-1], 4),
+        }
+    return {**result, "ratios": ratios(result["sides"])}
+
+
+def one(side: str, kind: str, folder: Path, data: Path, threads: int) -> dict[str, Any]:
+    """Run one side in its own process and environment."""
+    from workflows.cluster import worker_environment
+
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
+    if side != "trl":
+        environment |= worker_environment(threads, gpus=0)
+    program = HERE / ("train_us.py" if side in ("us", "rate") else "train_peer.py")
+    python = sys.executable if side in ("us", "rate") else str(PEERS / "bin" / "python")
+    environment["PYTHONPATH"] = str(HERE.parent) if side in ("us", "rate") else ""
+    command = [python, program, side, kind, folder, data, str(threads)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"{side} {kind} failed:\n{done.stderr[-3000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def read_examples(files: list[Path], count: int, folder: Path) -> list[dict[str, list[int]]]:
+    """`count` conversations, equally many of each file, as token ids with labels (-100 where not supervised)."""
+    from models.base import load_tokenizer
+    from models.chat import encode_conversation
+
+    tokenizer = load_tokenizer(folder)
+    examples = []
+    for file in files:
+        opener: Any = gzip.open if file.suffix == ".gz" else open
+        found = 0
+        with opener(file, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                if found == count // len(files):
+                    break
+                encoded = encode_conversation(tokenizer, json.loads(line)["messages"])
+                if len(encoded.input_ids) > MAX_LENGTH:
+                    continue
+                found += 1
+                pairs = zip(encoded.input_ids, encoded.supervised, strict=True)
+                labels = [token if supervised else -100 for token, supervised in pairs]
+                examples.append({"input_ids": encoded.input_ids, "labels": labels})
+    random.Random(0).shuffle(examples)
+    return examples
+
+
+def flops_per_token(config: dict[str, Any], examples: list[dict[str, list[int]]], lora: bool) -> float:
+    """Floating-point operations of a Llama's matrix products per token read, forward and backward."""
+    hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+    key_value = hidden * config["num_key_value_heads"] // config["num_attention_heads"]
+    weights = layers * (2 * hidden * hidden + 2 * hidden * key_value + 3 * hidden * inner)
+    lengths = [len(example["input_ids"]) for example in examples]
+    supervised = sum(label != -100 for example in examples for label in example["labels"][1:]) / sum(lengths)
+    weights += hidden * config["vocab_size"] * supervised
+    seen = sum(length * (length + 1) / 2 for length in lengths) / sum(lengths)
+    attention = layers * 4 * hidden * seen
+    return (4 if lora else 6) * weights + 3 * attention
+
+
+def ratios(sides: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Our tokens/s over each peer's, by kind."""
+    found = {}
+    for name, figures in sides.items():
+        kind, side = name.split(" ")
+        if side != "us" and f"{kind} us" in sides:
+            ours = sides[f"{kind} us"]["tokens_per_second"]
+            found[f"{kind} us/{side}"] = round(ours / figures["tokens_per_second"], 2)
+    return found
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    lines = ["| | tokens/s | runs | utilisation | peak GB | ours / theirs |", "|---|---|---|---|---|---|"]
+    for name, row in result["sides"].items():
+        kind, side = name.split(" ")
+        ratio = result["ratios"].get(f"{kind} us/{side}", "")
+        each = ", ".join(f"{speed:g}" for speed in row["runs"])
+        shown = f"{row['tokens_per_second']:g} | {each} | {row['utilisation']:.0%} | {row['peak_gb']:g} | {ratio}"
+        lines.append(f"| {name} | {shown} |")
+    lines += ["", f"{result['threads']} threads, bf16 matrix products at {result['bf16_gflops']:g} GFLOP/s."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
