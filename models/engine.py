@@ -11,6 +11,7 @@ import torch
 from models.lora import fuse_lora
 from models.loss import fuse_head
 from models.objectives import Objective
+from models.operator import load_operator
 from models.packing import PackedBatch
 from models.snapshot import DeepSpeedFiles, Write, copied, model_writer, random_state, set_random_state
 
@@ -130,6 +131,7 @@ class DeepSpeedEngine:
     ) -> None:
         import deepspeed
 
+        load_operator()
         self.rank = torch.distributed.get_rank()
         self.num_workers = torch.distributed.get_world_size()
         self._gradient_accumulation = gradient_accumulation
@@ -235,18 +237,3 @@ def _measure(model: Any, objective: Objective, batch: PackedBatch) -> Sums:
             return {"loss": float(loss), **figures}
     finally:
         model.train()
-
-
-def check_build_tools() -> None:
-    """Raise ValueError, naming the missing program, where DeepSpeed could not build its CPU operator."""
-    if torch.cuda.is_available():
-        return
-    for program, fix in (
-        ("g++", "install a C++ compiler (Debian: apt-get install g++)"),
-        ("ninja", "run: pip install ninja"),
-    ):
-        if shutil.which(program) is None:
-            raise ValueError(
-                f"train: DeepSpeed builds a small C++ operator on its first use on a CPU and needs {program}, "
-                f"which is not on this machine; {fix}"
-            )

@@ -25,10 +25,11 @@ import ray.train.torch
 from models import adapters
 from models.attention import PACKED_ATTENTION
 from models.base import load_model, load_tokenizer, resolve
-from models.engine import MODEL_FOLDER, DeepSpeedEngine, check_build_tools
+from models.engine import MODEL_FOLDER, DeepSpeedEngine
 from models.fit import FitSettings, fit, held_out_batches
 from models.fit import Progress as StepProgress
 from models.objectives import OBJECTIVES, Objective
+from models.operator import check_build_tools
 from models.packing import StepPlan
 from workflows.cluster import check_fits, innermost, watching, worker_environment
 from workflows.corpus import open_examples
