@@ -57,7 +57,7 @@ class InOrder(SFTTrainer):
         return SequentialSampler(self.train_dataset)
 
 
-def make(side: str, kind: str, folder: str, rows: Dataset, out: str) -> Any:
+def make(side: str, kind: str, folder: str, rows: Dataset, out: str, one_by_one: bool) -> Any:
     """The trainer of a side."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     common: dict[str, Any] = {
@@ -74,7 +74,9 @@ def make(side: str, kind: str, folder: str, rows: Dataset, out: str) -> Any:
         )
         collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
         return Trainer(model, settings, train_dataset=rows, data_collator=collator, processing_class=tokenizer)
-    if side == "trl":
+    if one_by_one:
+        config = SFTConfig(**common, per_device_train_batch_size=1)
+    elif side == "trl":
         config = SFTConfig(**common)
     else:
         config = SFTConfig(
@@ -85,15 +87,21 @@ def make(side: str, kind: str, folder: str, rows: Dataset, out: str) -> Any:
     return InOrder(folder, config, train_dataset=rows, processing_class=tokenizer, peft_config=peft_config)
 
 
-def main(side: str, kind: str, folder: str, data: str, threads: str) -> None:
-    """Train once over the examples; the last line of output is the measurement as JSON."""
+def main(side: str, kind: str, folder: str, data: str, threads: str, save_to: str = "") -> None:
+    """Train once over the examples; the last line of output is the measurement as JSON.
+
+    With `save_to`, one conversation a step, and the model is saved there.
+    """
+    torch.manual_seed(0)  # the adapter's start
     torch.set_num_threads(int(threads))
     clock = Clock()
     with tempfile.TemporaryDirectory() as out:
-        trainer = make(side, kind, folder, Dataset.from_list(json.loads(Path(data).read_text())), out)
+        trainer = make(side, kind, folder, Dataset.from_list(json.loads(Path(data).read_text())), out, bool(save_to))
         trainer.data_collator = clock.counting(trainer.data_collator)
         trainer.add_callback(clock)
         trainer.train()
+        if save_to:
+            trainer.model.save_pretrained(save_to)
     seconds = clock.ends[-1] - clock.ends[WARM_UP_STEPS - 1]
     result = {
         "tokens_per_second": sum(clock.tokens[WARM_UP_STEPS : len(clock.ends)]) / seconds,

@@ -3,10 +3,12 @@
 import json
 import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,18 +16,34 @@ os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
 WARM_UP_STEPS = 2
 
 
+class InOrder:
+    """A conversation a step, as they come: for comparing losses. Stands in for `models.packing.StepPlan`."""
+
+    def __init__(self, num_tokens: list[int], weights: list[int]) -> None:
+        self._num_tokens, self._weights = num_tokens, weights
+        self.steps_per_epoch = len(num_tokens)
+
+    def rows(self, step: int) -> list[list[int]]:
+        return [[step]]
+
+    def micro_batches(self, step: int, worker: int, num_workers: int, split: int = 1) -> list[list[int]]:
+        return self.rows(step)
+
+    def weight(self, step: int) -> int:
+        return self._weights[step]
+
+    def num_tokens(self, step: int) -> int:
+        return self._num_tokens[step]
+
+
 def rate() -> dict[str, float]:
-    """GFLOP/s of bf16 matrix products of 2,048 x 2,048, the best of thirty."""
-    one, other = (torch.randn(2048, 2048, dtype=torch.bfloat16) for _ in range(2))
-    best = float("inf")
-    for _ in range(30):
-        began = time.perf_counter()
-        one @ other
-        best = min(best, time.perf_counter() - began)
-    return {"gflops": 2 * 2048**3 / best / 1e9}
+    """GFLOP/s of the machine's bf16 matrix products."""
+    from models.flops import matrix_product_rate
+
+    return {"gflops": matrix_product_rate(torch.device("cpu"), torch.bfloat16) / 1e9}
 
 
-def train(kind: str, folder: str, data: str) -> dict[str, object]:
+def train(kind: str, folder: str, data: str, save_to: str | None) -> dict[str, object]:
     """One pass over the examples as a worker of `rayconteur train` makes it."""
     from models import adapters
     from models.attention import PACKED_ATTENTION
@@ -41,17 +59,15 @@ def train(kind: str, folder: str, data: str) -> dict[str, object]:
         {"input_ids": example["input_ids"], "supervised": [label != -100 for label in example["labels"]]}
         for example in json.loads(Path(data).read_text())
     ]
-    plan = StepPlan(
-        [len(row["input_ids"]) for row in rows], [sum(row["supervised"][1:]) for row in rows],
-        micro_batch_tokens=2048, num_workers=1, gradient_accumulation=1, seed=0,
-    )  # fmt: skip
+    num_tokens, weights = [len(row["input_ids"]) for row in rows], [sum(row["supervised"][1:]) for row in rows]
+    plan: Any = InOrder(num_tokens, weights)
+    if save_to is None:
+        plan = StepPlan(num_tokens, weights, micro_batch_tokens=2048, num_workers=1, gradient_accumulation=1, seed=0)
     model = load_model(folder, torch.bfloat16, PACKED_ATTENTION)
     if kind == "lora":
         model = adapters.attach(model, 16, 32.0, 0.0, "all-linear", folder)
     objective = Sft()
-    engine = DeepSpeedEngine(
-        model, objective, zero_stage=0, precision="bf16", gradient_accumulation=1, weight_decay=0.0, gradient_clip=1.0
-    )
+    engine = DeepSpeedEngine(model, objective, zero_stage=0, precision="bf16", weight_decay=0.0, gradient_clip=1.0)
     steps: list[tuple[float, Progress]] = []
     settings = FitSettings(plan.steps_per_epoch, 1e-4, 0.0, 1.0, plan.steps_per_epoch + 1)
     fit(
@@ -59,6 +75,10 @@ def train(kind: str, folder: str, data: str) -> dict[str, object]:
         [objective.batch(rows[:2])], on_step=lambda progress: steps.append((time.perf_counter(), progress)),
         on_checkpoint=lambda *_: None,
     )  # fmt: skip
+    if save_to is not None:
+        with tempfile.TemporaryDirectory() as name:
+            engine.snapshot()(Path(name))
+            shutil.copytree(Path(name) / "model", save_to)
     tokens = [plan.num_tokens(step) for step in range(plan.steps_per_epoch)]
     seconds = steps[-1][0] - steps[WARM_UP_STEPS - 1][0]
     return {
@@ -69,6 +89,7 @@ def train(kind: str, folder: str, data: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    side, kind, folder, data, threads = sys.argv[1:]
+    side, kind, folder, data, threads, *save_to = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    print("\n" + json.dumps(rate() if side == "rate" else train(kind, folder, data)))
+    torch.manual_seed(0)  # the adapter's start
+    print("\n" + json.dumps(rate() if side == "rate" else train(kind, folder, data, *save_to or [None])))

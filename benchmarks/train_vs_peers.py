@@ -2,6 +2,7 @@
 
     python benchmarks/train_vs_peers.py setup
     python benchmarks/train_vs_peers.py run --data a.jsonl.gz --data b.jsonl.gz --write docs/train_vs_peers.md
+    python benchmarks/train_vs_peers.py equal --data a.jsonl.gz --data b.jsonl.gz
 
 Every side trains SmolLM2-135M-Instruct on the same conversations, rendered and masked once by `models/chat.py`, once
 each, with about 2,048 tokens a step; AdamW on float32 weights, with bf16 in the forward and backward pass (TRL at its
@@ -15,6 +16,9 @@ defaults: whatever those are). Sides are processes of their own, alternated; fig
 Utilisation is the share of the machine's bf16 matrix-product rate, measured in the same run, that the model's own
 products make up: 6 floating-point operations per weight and token (4 with LoRA, whose frozen weights have no
 gradient), the head at supervised positions alone, and causal attention.
+
+`equal` trains TRL and us on the same conversations in the same order, and compares the held-out losses of what both
+have saved, measured by transformers' own forward pass in float32.
 """
 
 import argparse
@@ -52,12 +56,24 @@ def main() -> None:
     run.add_argument("--kinds", default="full,lora")
     run.add_argument("--sides", default=",".join(SIDES))
     run.add_argument("--write", type=Path, help="also write the table to this file")
+    equal = commands.add_parser("equal")
+    equal.add_argument(
+        "--data", type=Path, action="append", required=True, help="conversations; equal shares of each"
+    )
+    equal.add_argument("--steps", type=int, default=200)
+    equal.add_argument("--longest", type=int, default=160, help="tokens of a conversation; one is read a step")
+    equal.add_argument("--held-out", type=int, default=60, help="conversations to measure on")
+    equal.add_argument("--threads", type=int, default=os.cpu_count())
+    equal.add_argument("--kinds", default="full,lora")
     options = parser.parse_args()
     if options.command == "setup":
         setup()
         return
     if not PEERS.is_dir():
         sys.exit(f"there is no {PEERS}; run: python {sys.argv[0]} setup")
+    if options.command == "equal":
+        print(json.dumps(compare_losses(options)))
+        return
     result = run_all(options)
     text = table(result)
     print(text, file=sys.stderr)
@@ -99,15 +115,14 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
                 f"{repeat + 1}/{options.repeats} {kind} {side}: {shown} ({took:.0f} s)", file=sys.stderr, flush=True
             )
     rate = statistics.median(rates)
-    config = json.loads((folder / "config.json").read_text())
+    needed = {kind: operations_per_token(folder, examples, kind == "lora") for kind in kinds}
     result: dict[str, Any] = {"bf16_gflops": round(rate, 1), "threads": options.threads, "sides": {}}
     for name, found in runs.items():
         speed = statistics.median(run["tokens_per_second"] for run in found)
-        needed = flops_per_token(config, examples, lora=name.startswith("lora"))
         result["sides"][name] = {
             "tokens_per_second": round(speed, 1),
             "runs": [round(run["tokens_per_second"], 1) for run in found],
-            "utilisation": round(speed * needed / rate / 1e9, 3),
+            "utilisation": round(speed * needed[name.split(" ")[0]] / rate / 1e9, 3),
             "peak_gb": round(statistics.median(run["peak_gb"] for run in found), 2),
             "first_loss": round(found[0]["losses"][0], 4),
             "last_loss": round(found[0]["losses"][-1], 4),
@@ -115,8 +130,53 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
     return {**result, "ratios": ratios(result["sides"])}
 
 
-def one(side: str, kind: str, folder: Path, data: Path, threads: int) -> dict[str, Any]:
-    """Run one side in its own process and environment."""
+def compare_losses(options: argparse.Namespace) -> dict[str, Any]:
+    """Held-out loss before, and after the same steps by TRL and by us; the difference as a share of TRL's."""
+    from models.base import resolve
+
+    folder = resolve(BASE_MODEL)
+    examples = read_examples(options.data, options.steps + options.held_out, folder, options.longest)
+    result: dict[str, Any] = {"steps": options.steps}
+    with tempfile.TemporaryDirectory() as name:
+        data = Path(name) / "examples.json"
+        data.write_text(json.dumps(examples[: options.steps]))
+        held_out = examples[options.steps :]
+        result["held_out_tokens"] = sum(label != -100 for example in held_out for label in example["labels"][1:])
+        result["base"] = held_out_loss(folder, folder, held_out)
+        for kind in options.kinds.split(","):
+            for side in ("trl", "us"):
+                saved = Path(name) / f"{kind}-{side}"
+                one(side, kind, folder, data, options.threads, saved)
+                result[f"{kind} {side}"] = held_out_loss(folder, saved, held_out)
+                print(f"{kind} {side}: {result[f'{kind} {side}']:.4f}", file=sys.stderr, flush=True)
+            theirs = result[f"{kind} trl"]
+            result[f"{kind} difference"] = round((result[f"{kind} us"] - theirs) / theirs, 5)
+    return result
+
+
+def held_out_loss(base: Path, saved: Path, examples: list[dict[str, list[int]]]) -> float:
+    """Mean cross-entropy in nats of the supervised tokens, one conversation at a time, in float32."""
+    import torch
+
+    from models import adapters
+    from models.base import load_model
+
+    is_adapter = adapters.is_adapter(saved)
+    model = load_model(base if is_adapter else saved, torch.float32)
+    if is_adapter:
+        model = adapters.load(model, saved).eval()
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for example in examples:
+            logits = model(torch.tensor([example["input_ids"]])).logits[0, :-1]
+            labels = torch.tensor(example["labels"][1:])
+            total += float(torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"))
+            count += int((labels != -100).sum())
+    return total / count
+
+
+def one(side: str, kind: str, folder: Path, data: Path, threads: int, save_to: Path | None = None) -> dict[str, Any]:
+    """Run one side in its own process and environment; with `save_to`, one conversation a step in their order."""
     from workflows.cluster import worker_environment
 
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
@@ -125,7 +185,7 @@ def one(side: str, kind: str, folder: Path, data: Path, threads: int) -> dict[st
     program = HERE / ("train_us.py" if side in ("us", "rate") else "train_peer.py")
     python = sys.executable if side in ("us", "rate") else str(PEERS / "bin" / "python")
     environment["PYTHONPATH"] = str(HERE.parent) if side in ("us", "rate") else ""
-    command = [python, program, side, kind, folder, data, str(threads)]
+    command = [python, program, side, kind, folder, data, str(threads), *([save_to] if save_to else [])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"{side} {kind} failed:\n{done.stderr[-3000:]}")
@@ -133,7 +193,9 @@ def one(side: str, kind: str, folder: Path, data: Path, threads: int) -> dict[st
     return answer
 
 
-def read_examples(files: list[Path], count: int, folder: Path) -> list[dict[str, list[int]]]:
+def read_examples(
+    files: list[Path], count: int, folder: Path, longest: int = MAX_LENGTH
+) -> list[dict[str, list[int]]]:
     """`count` conversations, equally many of each file, as token ids with labels (-100 where not supervised)."""
     from models.base import load_tokenizer
     from models.chat import encode_conversation
@@ -148,7 +210,7 @@ def read_examples(files: list[Path], count: int, folder: Path) -> list[dict[str,
                 if found == count // len(files):
                     break
                 encoded = encode_conversation(tokenizer, json.loads(line)["messages"])
-                if len(encoded.input_ids) > MAX_LENGTH:
+                if len(encoded.input_ids) > longest:
                     continue
                 found += 1
                 pairs = zip(encoded.input_ids, encoded.supervised, strict=True)
@@ -158,17 +220,18 @@ def read_examples(files: list[Path], count: int, folder: Path) -> list[dict[str,
     return examples
 
 
-def flops_per_token(config: dict[str, Any], examples: list[dict[str, list[int]]], lora: bool) -> float:
-    """Floating-point operations of a Llama's matrix products per token read, forward and backward."""
-    hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
-    key_value = hidden * config["num_key_value_heads"] // config["num_attention_heads"]
-    weights = layers * (2 * hidden * hidden + 2 * hidden * key_value + 3 * hidden * inner)
+def operations_per_token(folder: Path, examples: list[dict[str, list[int]]], lora: bool) -> float:
+    """Floating-point operations of the model's matrix products per token read, forward and backward."""
+    import torch
+
+    from models.base import load_model
+    from models.flops import StepOperations
+
+    model = load_model(folder, torch.bfloat16).requires_grad_(not lora)
     lengths = [len(example["input_ids"]) for example in examples]
-    supervised = sum(label != -100 for example in examples for label in example["labels"][1:]) / sum(lengths)
-    weights += hidden * config["vocab_size"] * supervised
-    seen = sum(length * (length + 1) / 2 for length in lengths) / sum(lengths)
-    attention = layers * 4 * hidden * seen
-    return (4 if lora else 6) * weights + 3 * attention
+    targets = sum(label != -100 for example in examples for label in example["labels"][1:])
+    pairs = sum(length * (length + 1) / 2 for length in lengths)
+    return StepOperations(model).of(sum(lengths), targets, pairs) / sum(lengths)
 
 
 def ratios(sides: dict[str, dict[str, Any]]) -> dict[str, float]:

@@ -1,21 +1,61 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685) through PEFT: attach to a model, load, merge."""
+"""Adapters through PEFT, and frozen layers: what of a model is trained.
 
+LoRA (Hu et al. 2021, arXiv:2106.09685), rsLoRA (Kalajdzievski 2023, arXiv:2312.03732), DoRA (Liu et al. 2024,
+arXiv:2402.09353).
+"""
+
+import fnmatch
 from pathlib import Path
 from typing import Any
 
 
-def attach(model: Any, rank: int, alpha: float, dropout: float, target_modules: str | list[str], base: str) -> Any:
-    """A PEFT model whose only trainable weights are new LoRA factors; `base` names the model it belongs to."""
+def attach(
+    model: Any,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    target_modules: str | list[str],
+    base: str,
+    method: str = "lora",
+) -> Any:
+    """A PEFT model whose only trainable weights are the adapter's; `base` names the model it belongs to.
+
+    `method` is `lora`, `rslora` or `dora`. Raises ValueError where no layer has one of the `target_modules`' names.
+    """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_modules
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target_modules,
+        use_rslora=method == "rslora",
+        use_dora=method == "dora",
     )
     model.name_or_path = base
     try:
         return get_peft_model(model, config)
     except ValueError as error:
         raise ValueError(f"train.adapter.target_modules: {error}") from error
+
+
+def freeze(model: Any, patterns: list[str]) -> None:
+    """Take the parameters whose names match a pattern (`*` for anything) out of training.
+
+    Raises ValueError where a pattern matches none, or all are frozen.
+    """
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        names = fnmatch.filter(parameters, pattern)
+        if not names:
+            raise ValueError(
+                f"train.frozen: {pattern!r} matches no parameter; there are {', '.join(list(parameters)[:3])}, ..."
+            )
+        for name in names:
+            parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ValueError(f"train.frozen: {', '.join(patterns)} leave nothing to train; freeze less")
 
 
 def load(model: Any, folder: Path | str) -> Any:
@@ -26,7 +66,7 @@ def load(model: Any, folder: Path | str) -> Any:
 
 
 def merge(model: Any) -> Any:
-    """The plain model with its adapter's W + (alpha / rank) B A added into W."""
+    """The plain model with the adapter's change added into its weights."""
     return model.merge_and_unload()
 
 

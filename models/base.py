@@ -95,13 +95,33 @@ def load_tokenizer(folder: Path | str) -> Any:
     return tokenizer
 
 
-def load_model(folder: Path | str, dtype: "torch.dtype", attention: str = "sdpa") -> Any:
-    """The folder's causal language model on the CPU in `dtype`, in evaluation mode."""
+def load_model(folder: Path | str, dtype: "torch.dtype", attention: str = "sdpa", quantize: str | None = None) -> Any:
+    """The folder's causal language model in `dtype`, in evaluation mode: on the CPU, if it is not quantised.
+
+    `quantize="nf4"` keeps the linear layers' weights as 4-bit NormalFloat, on the GPU where there is one.
+    """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, attn_implementation=attention)
+    options = {} if quantize is None else _quantized(dtype)
+    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, attn_implementation=attention, **options)
     model.eval()
     return model
+
+
+def _quantized(dtype: "torch.dtype") -> dict[str, Any]:
+    """What transformers needs to quantise a model as it loads it."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "train.adapter.quantize needs the package bitsandbytes, which is not installed; "
+            "run: pip install 'rayconteur[qlora]'"
+        )
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True
+    )
+    return {"quantization_config": config, "device_map": {"": 0 if torch.cuda.is_available() else "cpu"}}
 
 
 def max_positions(config: Any) -> int:

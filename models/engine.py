@@ -8,12 +8,14 @@ from typing import Any, Protocol
 
 import torch
 
+from models.deepspeed_config import deepspeed_config
 from models.lora import fuse_lora
 from models.loss import fuse_head
 from models.objectives import Objective
 from models.operator import load_operator
 from models.packing import PackedBatch
 from models.snapshot import DeepSpeedFiles, Write, copied, model_writer, random_state, set_random_state
+from models.universal import to_universal
 
 _BETAS = (0.9, 0.999)
 _TAG = "state"
@@ -27,21 +29,41 @@ Sums = dict[str, float]
 class TrainingEngine(Protocol):
     """A model with its optimizer, spread over `num_workers` processes of which this is number `rank`."""
 
+    model: Any
     rank: int
     num_workers: int
     device: torch.device
 
-    def accumulate(self, batch: PackedBatch, step_weight: int) -> Sums:
-        """Forward and backward of one micro-batch; the step's loss is the sum of all its batches over this weight."""
+    def accumulate(self, batch: PackedBatch, step_weight: float, is_last: bool = True) -> Sums:
+        """Forward and backward of one micro-batch; the step's loss is the sum of all its batches over this weight.
+
+        With an infinite weight the batch adds nothing: for workers with fewer batches than others. `is_last` says
+        that no other batch of this worker's is accumulated before `update` or `skip`.
+        """
 
     def update(self, learning_rate: float) -> float:
-        """Apply the accumulated gradient; returns its norm before clipping."""
+        """Apply the accumulated gradient; returns its norm before clipping.
+
+        Where that is no finite number nothing is applied.
+        """
+
+    def skip(self) -> None:
+        """Drop the accumulated gradient."""
 
     def measure(self, batch: PackedBatch) -> Sums:
         """The same of a batch without a gradient and without dropout."""
 
     def total(self, values: list[float]) -> list[float]:
         """Each value summed over all workers."""
+
+    def largest(self, value: float) -> float:
+        """The largest of all workers' values."""
+
+    def gb_to_come(self) -> float:
+        """GB (10^9 bytes) that this worker will hold beside what it holds before its first update.
+
+        The optimizer's moments, and where it computes in main memory a checkpoint's copy.
+        """
 
     def snapshot(self) -> Write:
         """Copy this worker's part of the training state to memory; all workers call it together.
@@ -51,13 +73,30 @@ class TrainingEngine(Protocol):
         """
 
     def load(self, folder: Path) -> None:
-        """Go on from what all workers' snapshots wrote; all workers call it together."""
+        """Go on from what all workers' snapshots wrote; all workers call it together.
+
+        They may be more or fewer than wrote it.
+        """
 
 
-def optimizer_for(model: Any, weight_decay: float) -> torch.optim.Optimizer:
+class _AdamW(torch.optim.AdamW):
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) that can let a step pass without a trace."""
+
+    skips = False
+
+    def step(self, closure: Any = None) -> Any:
+        """DeepSpeed calls this; it clears the gradients itself whether or not they were applied."""
+        return None if self.skips or not self._is_finite() else super().step(closure)
+
+    def _is_finite(self) -> bool:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        return all(bool(torch.isfinite(gradient.sum(dtype=torch.float32))) for gradient in gradients)
+
+
+def optimizer_for(model: Any, weight_decay: float) -> _AdamW:
     """AdamW over the trainable weights; its learning rate is set anew before every update."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trainable, lr=0.0, betas=_BETAS, weight_decay=weight_decay)
+    return _AdamW(trainable, lr=0.0, betas=_BETAS, weight_decay=weight_decay, fused=True)
 
 
 class TorchEngine:
@@ -77,7 +116,7 @@ class TorchEngine:
         self._optimizer = optimizer_for(model, weight_decay)
         self._gradient_clip = gradient_clip
 
-    def accumulate(self, batch: PackedBatch, step_weight: int) -> Sums:
+    def accumulate(self, batch: PackedBatch, step_weight: float, is_last: bool = True) -> Sums:
         loss, figures = self._objective.loss_sum(self.model, batch)
         (loss / step_weight).backward()  # type: ignore[no-untyped-call]
         return {"loss": float(loss.detach()), **figures}
@@ -91,11 +130,21 @@ class TorchEngine:
         self._optimizer.zero_grad()
         return float(norm)
 
+    def skip(self) -> None:
+        self._optimizer.zero_grad()
+
     def measure(self, batch: PackedBatch) -> Sums:
         return _measure(self.model, self._objective, batch)
 
     def total(self, values: list[float]) -> list[float]:
         return values
+
+    def largest(self, value: float) -> float:
+        return value
+
+    def gb_to_come(self) -> float:
+        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        return float(trained * (8 + 12) / 1e9)
 
     def snapshot(self) -> Write:
         model = copied(self.model.state_dict())
@@ -116,7 +165,10 @@ class TorchEngine:
 
 
 class DeepSpeedEngine:
-    """DeepSpeed over the processes of an initialised torch.distributed group, with any ZeRO stage."""
+    """DeepSpeed over the processes of an initialised torch.distributed group, with any ZeRO stage.
+
+    `extra_config` is merged into DeepSpeed's configuration.
+    """
 
     def __init__(
         self,
@@ -125,35 +177,35 @@ class DeepSpeedEngine:
         *,
         zero_stage: int,
         precision: str,
-        gradient_accumulation: int,
         weight_decay: float,
         gradient_clip: float,
+        offload: str | None = None,
+        offload_folder: str | None = None,
+        extra_config: dict[str, Any] | None = None,
     ) -> None:
         import deepspeed
 
         load_operator()
         self.rank = torch.distributed.get_rank()
         self.num_workers = torch.distributed.get_world_size()
-        self._gradient_accumulation = gradient_accumulation
         self._zero_stage = zero_stage
+        self._is_offloaded = offload is not None
         self._has_adapter = hasattr(model, "peft_config")
         self._objective = objective
         fuse_head(model)
         if zero_stage < 3:
             fuse_lora(model)
-        config = {
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": gradient_accumulation,
-            "gradient_clipping": gradient_clip,
-            "zero_optimization": {"stage": zero_stage},
-            "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": precision == "bf16"},
-            "steps_per_print": 2**31,
-            "wall_clock_breakdown": False,
-        }
-        self._engine, *_ = deepspeed.initialize(
-            model=model.train(), optimizer=optimizer_for(model, weight_decay), config=config
+        config = deepspeed_config(
+            zero_stage=zero_stage,
+            offload=offload,
+            offload_folder=offload_folder,
+            precision=precision,
+            gradient_clip=gradient_clip,
+            extra=extra_config or {},
         )
+        self._optimizer = optimizer_for(model, weight_decay)
+        self._engine, *_ = deepspeed.initialize(model=model.train(), optimizer=self._optimizer, config=config)
+        self.model = self._engine.module
         self.device = self._engine.device
         self._files = DeepSpeedFiles(self._engine.checkpoint_engine)
         self._engine.checkpoint_engine = self._files
@@ -162,20 +214,27 @@ class DeepSpeedEngine:
             # would count one step too many, and stage 0 would learn otherwise than stages 1 to 3.
             self._engine.optimizer.optimizer.state.clear()
 
-    def accumulate(self, batch: PackedBatch, step_weight: int) -> Sums:
+    def accumulate(self, batch: PackedBatch, step_weight: float, is_last: bool = True) -> Sums:
+        self._engine.set_gradient_accumulation_boundary(is_last)
         loss, figures = self._objective.loss_sum(self._engine, batch)
-        # DeepSpeed averages gradients over workers and micro-batches; the step's loss is a sum over its weight.
-        scale = self.num_workers * self._gradient_accumulation / step_weight
-        self._engine.backward(loss * scale)
-        if not self._engine.is_gradient_accumulation_boundary():
-            self._engine.step()
+        # DeepSpeed averages gradients over workers; the step's loss is a sum over its weight.
+        self._engine.backward(loss * (self.num_workers / step_weight), scale_wrt_gas=False)
         return {"loss": float(loss.detach()), **figures}
 
     def update(self, learning_rate: float) -> float:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        if self._zero_stage == 0 and not self._engine.bfloat16_enabled():  # here DeepSpeed does not say the norm
+            norm = float(torch.nn.utils.get_total_norm(self._gradients()))
+            self._engine.step()
+            return norm
         self._engine.step()
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else float("nan")
+
+    def skip(self) -> None:
+        self._optimizer.skips = True
+        self._engine.step()
+        self._optimizer.skips = False
 
     def measure(self, batch: PackedBatch) -> Sums:
         return _measure(self._engine, self._objective, batch)
@@ -185,21 +244,32 @@ class DeepSpeedEngine:
         torch.distributed.all_reduce(tensor)
         return [float(value) for value in tensor]
 
+    def largest(self, value: float) -> float:
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+        return float(tensor)
+
+    def gb_to_come(self) -> float:
+        sizes = [getattr(p, "ds_numel", p.numel()) for p in self.model.parameters() if p.requires_grad]
+        states = sum(sizes) / (self.num_workers if self._zero_stage else 1) / 1e9
+        if self.device.type != "cpu":
+            return 0.0 if self._is_offloaded else 8 * states
+        return float(8 * states + 12 * states + (4 * sum(sizes) / 1e9 if self.rank == 0 else 0.0))
+
     def snapshot(self) -> Write:
-        root = (
-            Path(tempfile.gettempdir()) / f"rayconteur-{os.getpid()}"
-        )  # DeepSpeed wants a folder, and a script in it
-        root.mkdir(exist_ok=True)
+        # DeepSpeed wants a folder; into it go a script and, offloaded to files, the tensors that lie there.
+        root = Path(tempfile.mkdtemp(prefix="rayconteur-state-"))
         self._engine.save_checkpoint(
             str(root), tag=_TAG, client_state={}, save_latest=False, exclude_frozen_parameters=self._has_adapter
         )
-        shutil.rmtree(root, ignore_errors=True)
         write_state, state = self._files.taken(root), random_state()
         weights = self._weights()
-        write_model = model_writer(self._engine.module, weights)
+        write_model = model_writer(self.model, weights)
 
         def write(folder: Path) -> None:
             write_state(folder)
+            shutil.copytree(root, folder, dirs_exist_ok=True)
+            shutil.rmtree(root)
             torch.save(state, folder / f"random_{self.rank}.pt")
             if self.rank == 0:
                 write_model(folder / MODEL_FOLDER)
@@ -207,16 +277,43 @@ class DeepSpeedEngine:
         return write
 
     def load(self, folder: Path) -> None:
+        num_parts = len(list(folder.glob("random_*.pt")))
+        if num_parts == self.num_workers or self._zero_stage == 0:
+            self._load(folder)
+        else:
+            self._load_universal(folder)
+        if (random := folder / f"random_{self.rank}.pt").is_file():
+            set_random_state(torch.load(random, weights_only=False))
+
+    def _load(self, folder: Path) -> None:
         path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self._has_adapter)
         if path is None:
             raise RuntimeError(f"the checkpoint in {folder} cannot be read by this DeepSpeed")
-        set_random_state(torch.load(folder / f"random_{self.rank}.pt", weights_only=False))
+
+    def _load_universal(self, folder: Path) -> None:
+        """Load what another number of workers has written; one worker of each machine joins the parts."""
+        names = [tempfile.mkdtemp(prefix="rayconteur-universal-")] if self.rank == 0 else [""]
+        torch.distributed.broadcast_object_list(names)
+        joined = Path(names[0])
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            joined.mkdir(exist_ok=True)
+            to_universal(folder / _TAG, joined / _TAG)
+        torch.distributed.barrier()
+        self._engine._config.load_universal_checkpoint = True
+        self._load(joined)
+        self._engine._config.load_universal_checkpoint = False
+        torch.distributed.barrier()
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            shutil.rmtree(joined)
+
+    def _gradients(self) -> list[torch.Tensor]:
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """A copy of the model's weights (of an adapter, its own) on worker 0; empty on the others."""
         import deepspeed
 
-        module = self._engine.module
+        module = self.model
         if self._zero_stage < 3:
             return copied(module.state_dict()) if self.rank == 0 else {}
         weights = {}

@@ -5,7 +5,9 @@ unit test passes `list.append`.
 """
 
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,6 +15,10 @@ from typing import Any
 
 from models.engine import Sums, TrainingEngine
 from models.packing import PackedBatch, StepPlan
+
+_SPIKE_WINDOW = 32
+_LEAST_BEFORE_SPIKE = 8
+_SECONDS_BETWEEN_NOTICES = 5.0
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,10 @@ class FitSettings:
     warmup_share: float
     final_learning_rate_share: float
     checkpoint_every_steps: int
+    spike_factor: float | None = None
+    """a step whose loss is so many times the median of those before it is not applied"""
+    max_skipped_steps: int = 0
+    """more of them end the training"""
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,10 @@ class Progress:
     num_steps: int
     loss: float
     learning_rate: float
-    gradient_norm: float
+    gradient_norm: float | None
+    """before clipping; None where it was not computed"""
+    skipped: bool
+    """whether the step was not applied, because its loss or gradient was no finite number or its loss a spike"""
     num_tokens: int
     """tokens read since the start of training, all workers together"""
     tokens_per_second: float
@@ -44,7 +57,12 @@ class Progress:
 
 
 class TrainingDiverged(ValueError):
-    """The loss is no longer a number."""
+    """Too many steps could not be applied."""
+
+    def __init__(self, message: str, rows: list[int]) -> None:
+        super().__init__(message)
+        self.rows = rows
+        """the rows of the corpus in the micro-batches with the highest loss of these steps"""
 
 
 def learning_rate_at(step: int, settings: FitSettings) -> float:
@@ -66,41 +84,112 @@ def fit(
     *,
     on_step: Callable[[Progress], None],
     on_checkpoint: Callable[[int, dict[str, Any]], None],
-    start_step: int = 0,
+    leaving: Callable[[], bool] = lambda: False,
+    before: Sequence[Progress] = (),
+    split: int = 1,
 ) -> None:
-    """Train from `start_step` to `settings.num_steps`.
+    """Train to `settings.num_steps`, from where `before`, the progress of all steps already done, ends.
 
     `read(rows)` gives rows of the corpus as a batch. `held_out` is this worker's share of the held-out batches.
     `on_step` gets the progress of every step; `on_checkpoint(step, metrics)` is called on all workers every
-    `checkpoint_every_steps` steps and at the end, with the held-out loss in the metrics.
+    `checkpoint_every_steps` steps, at the end, and once where `leaving` (asked on all workers at once, every few
+    seconds) says that a machine is about to go; with the held-out loss in the metrics. Micro-batches are cut into
+    `split`. Raises TrainingDiverged.
     """
-    began = time.monotonic()
-    num_tokens = sum(plan.num_tokens(step) for step in range(start_step))
-    tokens_before = num_tokens
-    steps = range(start_step, settings.num_steps)
-    for step, batches in zip(steps, _read_ahead(plan, steps, engine.rank, read), strict=True):
-        weight = plan.weight(step)
-        sums: Sums = {}
-        for batch in batches:
-            for name, value in engine.accumulate(batch.to(engine.device), weight).items():
-                sums[name] = sums.get(name, 0.0) + value
-        learning_rate = learning_rate_at(step, settings)
-        gradient_norm = engine.update(learning_rate)
-        means = _means(engine, sums, weight)
-        loss = means.pop("loss")
-        if not math.isfinite(loss):
-            raise TrainingDiverged(
-                f"train: the loss became {loss} at step {step + 1}; lower train.learning_rate "
-                f"(now {settings.learning_rate:g}) or train.gradient_clip"
-            )
+    began = noticed = time.monotonic()
+    num_tokens = tokens_before = before[-1].num_tokens if before else 0
+    losses = deque((progress.loss for progress in before if not progress.skipped), maxlen=_SPIKE_WINDOW)
+    worst = [_worst(plan, progress.step - 1, None) for progress in before if progress.skipped]
+    steps, left = range(len(before), settings.num_steps), False
+    for step, batches in zip(steps, _read_ahead(plan, steps, engine, read, split), strict=True):
+        weight, num_parts = plan.weight(step), len(plan.rows(step))
+        parts, sums = _accumulate(engine, batches, num_parts, weight, split)
+        since_notice = time.monotonic() - noticed
+        totals = engine.total([*parts, *sums.values(), since_notice])
+        parts, since_notice = totals[:num_parts], totals[-1]
+        means = {name: total / weight for name, total in zip(sums, totals[num_parts:], strict=False)}
+        loss, learning_rate = sum(parts) / weight, learning_rate_at(step, settings)
+        why_not = _why_not_apply(loss, losses, settings)
+        gradient_norm = None
+        if why_not:
+            engine.skip()
+        else:
+            gradient_norm = engine.update(learning_rate)
+            if not math.isfinite(gradient_norm):
+                why_not = f"the gradient's norm is {gradient_norm}"
+        if why_not:
+            worst.append(_worst(plan, step, parts))
+            if len(worst) > settings.max_skipped_steps:
+                raise _diverged(step, why_not, worst, settings)
+        else:
+            losses.append(loss)
         num_tokens += plan.num_tokens(step)
         rate = (num_tokens - tokens_before) / (time.monotonic() - began)
-        on_step(Progress(step + 1, settings.num_steps, loss, learning_rate, gradient_norm, num_tokens, rate, means))
         done = step + 1
-        if done % settings.checkpoint_every_steps == 0 or done == settings.num_steps:
+        on_step(
+            Progress(
+                done, settings.num_steps, loss, learning_rate, gradient_norm, bool(why_not), num_tokens, rate, means
+            )
+        )
+        due = done % settings.checkpoint_every_steps == 0 or done == settings.num_steps
+        if since_notice > _SECONDS_BETWEEN_NOTICES * engine.num_workers and not left:
+            noticed, left = time.monotonic(), leaving()
+            due = due or left
+        if due:
             measured = {f"held_out_{name}": value for name, value in measure(engine, held_out).items()}
             metrics = {"step": done, "loss": loss, "tokens_per_second": rate, "num_tokens": num_tokens}
-            on_checkpoint(done, {**metrics, **measured})
+            on_checkpoint(done, {**metrics, "skipped_steps": len(worst), **measured})
+
+
+def _accumulate(
+    engine: TrainingEngine, batches: Sequence[PackedBatch | None], num_parts: int, weight: int, split: int
+) -> tuple[list[float], Sums]:
+    """This worker's share of a step: the loss of each of the step's micro-batches (0 for others'), and its figures.
+
+    None stands for an empty micro-batch: the worker goes through its first one again, to no effect.
+    """
+    parts, sums = [0.0] * num_parts, Sums()
+    for index, batch in enumerate(batches):
+        used, share = (batch, weight) if batch else (batches[0], math.inf)
+        assert used is not None, "a worker's first micro-batch is never empty"
+        found = engine.accumulate(used.to(engine.device), share, index == len(batches) - 1)
+        if batch is None:
+            found = dict.fromkeys(found, 0.0)
+        else:
+            parts[engine.rank + index // split * engine.num_workers] += found["loss"]
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + value
+    del sums["loss"]
+    return parts, sums
+
+
+def _why_not_apply(loss: float, losses: Sequence[float], settings: FitSettings) -> str:
+    """What is wrong with a step's loss, after those of the steps before it; empty if nothing is."""
+    if not math.isfinite(loss):
+        return f"the loss is {loss}"
+    if settings.spike_factor is not None and len(losses) >= _LEAST_BEFORE_SPIKE:
+        usual = statistics.median(losses)
+        if loss > settings.spike_factor * usual:
+            return f"the loss is {loss:.4g}, over {settings.spike_factor:g} times the usual {usual:.4g}"
+    return ""
+
+
+def _worst(plan: StepPlan, step: int, losses: Sequence[float] | None) -> list[int]:
+    """The rows of the step's micro-batches whose loss is no number, else of that with the highest; None: of all."""
+    parts = plan.rows(step)
+    if losses is None:
+        return [row for rows in parts for row in rows]
+    broken = [row for rows, loss in zip(parts, losses, strict=True) if not math.isfinite(loss) for row in rows]
+    return broken or parts[max(range(len(parts)), key=lambda index: losses[index])]
+
+
+def _diverged(step: int, why_not: str, worst: list[list[int]], settings: FitSettings) -> TrainingDiverged:
+    return TrainingDiverged(
+        f"train: {len(worst)} steps could not be applied, more than train.max_skipped_steps "
+        f"({settings.max_skipped_steps}); at the last one, step {step + 1}, {why_not}; lower train.learning_rate "
+        f"(now {settings.learning_rate:g}) or train.gradient_clip, or look at the conversations",
+        [row for rows in worst for row in rows],
+    )
 
 
 def measure(engine: TrainingEngine, batches: Sequence[PackedBatch]) -> Sums:
@@ -117,18 +206,23 @@ def _means(engine: TrainingEngine, sums: Sums, weight: float) -> Sums:
 
 
 def _read_ahead(
-    plan: StepPlan, steps: range, rank: int, read: Callable[[Sequence[int]], PackedBatch]
-) -> Iterator[list[PackedBatch]]:
-    """Each step's micro-batches of this worker, read while the step before it is computed."""
+    plan: StepPlan,
+    steps: range,
+    engine: TrainingEngine,
+    read: Callable[[Sequence[int]], PackedBatch],
+    split: int,
+) -> Iterator[list[PackedBatch | None]]:
+    """Each step's micro-batches of this worker, read while the step before it is computed; None where empty."""
     with ThreadPoolExecutor(max_workers=1) as thread:
 
         def begin(step: int) -> list[Any]:
-            return [thread.submit(read, rows) for rows in plan.micro_batches(step, rank)]
+            batches = plan.micro_batches(step, engine.rank, engine.num_workers, split)
+            return [thread.submit(read, rows) if rows else None for rows in batches]
 
         coming = begin(steps[0]) if steps else []
         for step in steps:
             ready, coming = coming, begin(step + 1) if step + 1 in steps else []
-            yield [future.result() for future in ready]
+            yield [future and future.result() for future in ready]
 
 
 def held_out_batches(

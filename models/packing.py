@@ -1,7 +1,7 @@
 """Conversations packed into micro-batches without padding, each attending to itself alone.
 
     plan = StepPlan(num_tokens, weights, micro_batch_tokens=2048, num_workers=2, gradient_accumulation=1, seed=0)
-    rows = plan.micro_batches(step=17, worker=0)      # lists of row numbers
+    rows = plan.micro_batches(step=17, worker=0, num_workers=2)      # lists of row numbers
     batch = pack([(input_ids, supervised), ...])
 
 Shape suffixes: T tokens in a micro-batch, S of them predicted ("targets"), C conversations.
@@ -90,6 +90,9 @@ class StepPlan:
     So any worker can say what step n holds without having read the steps before it, which is what makes a resumed
     run read exactly what an undisturbed one would have read.
 
+    What a step holds does not depend on how many workers there are: fewer than `num_workers` divide the same
+    micro-batches among them.
+
     An epoch is cut into micro-batches of at most `micro_batch_tokens` tokens (a longer conversation stands alone),
     as even as possible (longest processing time first, Graham 1969), so that workers do not wait for each other.
     """
@@ -105,8 +108,6 @@ class StepPlan:
     ) -> None:
         self._num_tokens = np.asarray(num_tokens, dtype=np.int64)
         self._weights = np.asarray(weights, dtype=np.int64)
-        self._num_workers = num_workers
-        self._gradient_accumulation = gradient_accumulation
         self._seed = seed
         self._per_step = num_workers * gradient_accumulation
         if len(self._num_tokens) < self._per_step:
@@ -130,20 +131,40 @@ class StepPlan:
             steps += max(1, steps // 50)
         return min(steps, most)
 
-    def micro_batches(self, step: int, worker: int) -> list[list[int]]:
-        """The row numbers of each of the worker's micro-batches in a step (both from 0)."""
-        rows = self._step_rows(step)
-        return rows[worker * self._gradient_accumulation : (worker + 1) * self._gradient_accumulation]
+    def micro_batches(self, step: int, worker: int, num_workers: int, split: int = 1) -> list[list[int]]:
+        """The row numbers of each of the worker's micro-batches in a step (both from 0), each cut into `split`.
+
+        Equally many on all workers: where the step's cannot be divided so, some are empty.
+        """
+        mine = self.rows(step)[worker::num_workers]
+        mine += [[]] * (self.micro_batches_per_worker(num_workers) - len(mine))
+        return [part for rows in mine for part in self._cut(rows, split)]
+
+    def _cut(self, rows: list[int], split: int) -> list[list[int]]:
+        if split == 1:
+            return [rows]
+        longest_first = sorted(rows, key=lambda row: -self._num_tokens[row])
+        return _spread(self._num_tokens[longest_first], np.asarray(longest_first, dtype=np.int64), split)
+
+    def micro_batches_per_worker(self, num_workers: int) -> int:
+        """How many of a step's micro-batches each worker goes through."""
+        return -(-self._per_step // num_workers)
 
     def weight(self, step: int) -> int:
         """Supervised tokens (or examples) of all workers in a step: what the step's loss sum is divided by."""
-        return int(sum(self._weights[rows].sum() for rows in self._step_rows(step)))
+        return int(sum(self._weights[rows].sum() for rows in self.rows(step)))
 
     def num_tokens(self, step: int) -> int:
         """Tokens of all workers in a step."""
-        return int(sum(self._num_tokens[rows].sum() for rows in self._step_rows(step)))
+        return int(sum(self._num_tokens[rows].sum() for rows in self.rows(step)))
 
-    def _step_rows(self, step: int) -> list[list[int]]:
+    def num_pairs(self, step: int) -> int:
+        """Pairs of positions of a step, one of which sees the other (or itself)."""
+        lengths = [self._num_tokens[rows] for rows in self.rows(step)]
+        return int(sum((each * (each + 1) // 2).sum() for each in lengths))
+
+    def rows(self, step: int) -> list[list[int]]:
+        """The row numbers of each micro-batch in a step, all workers together."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = (epoch, self._shuffled_epoch(epoch))

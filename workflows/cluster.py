@@ -117,11 +117,16 @@ def worker_environment(threads: float, gpus: float) -> dict[str, str]:
     return environment
 
 
+def root_cause(error: BaseException) -> BaseException:
+    """What went wrong first, without what Ray puts around it."""
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = inner
+    return error
+
+
 def innermost(error: BaseException) -> str:
-    """What went wrong first, without the frames that Ray puts around it."""
-    cause: BaseException = error
-    while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
-        cause = inner
+    """What went wrong first, in words."""
+    cause = root_cause(error)
     if isinstance(cause, ValueError):
         return str(cause)
     lines = str(cause).strip().splitlines()

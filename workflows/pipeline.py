@@ -12,10 +12,10 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.fs
@@ -24,6 +24,9 @@ from models import base
 from workflows.progress import Progress
 from workflows.spec import DistillSpec, PipelineSpec, TrainSpec
 from workflows.store import Artifact, Store, content_key, fingerprint, without_secrets
+
+if TYPE_CHECKING:
+    from models.packing import StepPlan  # at run time it would import torch
 
 
 class StageFailed(ValueError):
@@ -160,6 +163,15 @@ def _evaluate_settings(spec: PipelineSpec) -> dict[str, Any]:
 
 def _optimize_settings(spec: PipelineSpec) -> dict[str, Any]:
     return {"optimize": spec.optimize.result_fields()}
+
+
+def step_plan(train: TrainSpec, lengths: Sequence[int], weights: Sequence[int]) -> "StepPlan":
+    """Which rows of the corpus, of these lengths and weights, every step reads."""
+    from models.packing import StepPlan
+
+    return StepPlan(
+        lengths, weights, train.pass_tokens, train.most_workers, gradient_accumulation=train.passes, seed=train.seed
+    )
 
 
 def num_steps(train: TrainSpec, steps_per_epoch: int) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 from models.base import known_sizes
 from models.memory import estimate_training_memory
-from workflows.pipeline import StageState, num_steps, open_uri, source_files
+from workflows.pipeline import StageState, num_steps, open_uri, source_files, step_plan
 from workflows.spec import PipelineSpec
 from workflows.store import Store
 
@@ -32,8 +32,9 @@ def _row(stage: str, up_to_date: bool, reason: str) -> dict[str, Any]:
 
 def _resources(spec: PipelineSpec) -> dict[str, Any]:
     train, evaluate, serve = spec.train, spec.evaluate, spec.serve
+    most = {"train": train.most_workers, "reference": train.fewest_workers}
     asked = {
-        "train": (train.num_workers, train.cpus_per_worker, float(train.gpus_per_worker)),
+        "train": (train.fewest_workers, train.cpus_per_worker, float(train.gpus_per_worker)),
         "evaluate": (evaluate.num_workers, evaluate.cpus_per_worker, evaluate.gpus_per_worker),
         "deploy": (max(1, serve.min_replicas), serve.cpus_per_replica, serve.gpus_per_replica),
     }
@@ -43,7 +44,8 @@ def _resources(spec: PipelineSpec) -> dict[str, Any]:
     rows = {}
     for stage, (workers, cpus, gpus) in asked.items():
         fits = workers * cpus <= there["cpus"] and workers * gpus <= there["gpus"]
-        rows[stage] = {"workers": workers, "cpus": workers * cpus, "gpus": workers * gpus, "fits": fits}
+        up_to = {"most_workers": most[stage]} if most.get(stage, workers) != workers else {}
+        rows[stage] = {"workers": workers, **up_to, "cpus": workers * cpus, "gpus": workers * gpus, "fits": fits}
     return {"there": there, "asked": rows}
 
 
@@ -65,7 +67,7 @@ def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> dict[str
         steps_per_epoch = _steps_per_epoch(spec, store, prepare.key)
     else:
         tokens = _estimated_tokens(spec)
-        per_step = train.micro_batch_tokens * train.gradient_accumulation * train.num_workers
+        per_step = train.pass_tokens * train.passes * train.most_workers
         steps_per_epoch = max(1, -(-tokens // per_step))
     steps = num_steps(train, steps_per_epoch)
     sizes = known_sizes(spec.base_model)
@@ -73,11 +75,11 @@ def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> dict[str
     if sizes is not None:
         memory = estimate_training_memory(
             sizes,
-            micro_batch_tokens=train.micro_batch_tokens,
+            micro_batch_tokens=train.pass_tokens,
             precision=train.precision,
             adapter_rank=train.adapter.rank if train.adapter else None,
             zero_stage=train.zero.stage,
-            num_workers=train.num_workers,
+            num_workers=train.fewest_workers,
         ).total_gb
     return {
         "tokens_per_epoch": tokens,
@@ -92,16 +94,10 @@ def _steps_per_epoch(spec: PipelineSpec, store: Store, key: str) -> int:
     """Packed as training will pack it; of the corpus only the lengths are read."""
     import pyarrow.dataset
 
-    from models.packing import StepPlan
-
-    train = spec.train
     path = store.path("prepare", key, "corpus", "split=train")
     parts = pyarrow.dataset.dataset(path, filesystem=store.filesystem, format="parquet")
     lengths = parts.to_table(columns=["num_tokens"])["num_tokens"].to_numpy()
-    plan = StepPlan(
-        lengths, lengths, train.micro_batch_tokens, train.num_workers, train.gradient_accumulation, train.seed
-    )
-    return plan.steps_per_epoch
+    return step_plan(spec.train, lengths, lengths).steps_per_epoch
 
 
 def _estimated_tokens(spec: PipelineSpec) -> int:
@@ -125,7 +121,8 @@ def plan_text(plan: dict[str, Any]) -> str:
     for stage, row in plan["resources"]["asked"].items():
         verdict = "fits" if row["fits"] else "DOES NOT FIT"
         gpus = f", {row['gpus']:g} GPUs" if row["gpus"] else ""
-        lines.append(f"  {stage:<9} asks {row['workers']} x worker: {row['cpus']:g} CPUs{gpus}: {verdict}")
+        more = f" (up to {row['most_workers']})" if "most_workers" in row else ""
+        lines.append(f"  {stage:<9} asks {row['workers']} x worker{more}: {row['cpus']:g} CPUs{gpus}: {verdict}")
     training = plan["training"]
     about = "about " if training["tokens_are_estimated"] else ""
     memory = training["memory_gb_per_worker"]

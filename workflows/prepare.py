@@ -69,7 +69,10 @@ def run(context: Context) -> dict[str, Any]:
         ]
         (
             ray.data.from_items(items, override_num_blocks=len(items))
-            .map_batches(_read_lines, batch_size=1, fn_kwargs={"judged": examples == "judged", "board": board})
+            # Asking for other resources than the encoding keeps Ray Data from joining both into one task for a file.
+            .map_batches(
+                _read_lines, batch_size=1, fn_kwargs={"judged": examples == "judged", "board": board}, num_cpus=0
+            )
             .map_batches(
                 _encode_lines,
                 batch_size=_LINES_PER_BLOCK,

@@ -21,6 +21,7 @@ from workflows.spec import DistillSpec, PipelineSpec
 from workflows.store import Store
 
 _ROWS_AT_ONCE = 64
+_PASS_TOKENS = 2048  # where train.batch_tokens is auto
 _PLACE = ("source", "line", "split")
 _NEEDED = {
     "log_probabilities": ["input_ids", "supervised", "other_input_ids", "other_supervised"],
@@ -41,7 +42,7 @@ _SCHEMAS = {
 def run(context: Context) -> dict[str, Any]:
     """Compute the values of all rows on the cluster's workers; returns how many there are."""
     spec, store, train = context.spec, context.store, context.spec.train
-    check_fits("train.num_workers", train.num_workers, train.cpus_per_worker, train.gpus_per_worker)
+    check_fits("train.num_workers", train.fewest_workers, train.cpus_per_worker, train.gpus_per_worker)
     _check_model(spec)
     store.clear("reference", context.key)
     corpus = context.inputs["prepare"].figures
@@ -63,7 +64,7 @@ def run(context: Context) -> dict[str, Any]:
                 fn_constructor_kwargs={"spec": spec.model_dump(), "board": board},
                 batch_size=_ROWS_AT_ONCE,
                 batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=train.num_workers),
+                compute=ray.data.ActorPoolStrategy(size=train.fewest_workers),
                 num_cpus=train.cpus_per_worker,
                 num_gpus=train.gpus_per_worker or None,
                 runtime_env={"env_vars": worker_environment(train.cpus_per_worker, train.gpus_per_worker)},
@@ -134,7 +135,7 @@ class ReferenceModel:
         train = pipeline.train
         torch.set_num_threads(max(1, int(train.cpus_per_worker)))
         self._objective = train.objective
-        self._micro_batch_tokens = train.micro_batch_tokens
+        self._micro_batch_tokens = _PASS_TOKENS if train.batch_tokens == "auto" else train.batch_tokens
         self._vocabulary = describe(resolve(pipeline.base_model))["vocab_size"]
         self._board = board
         name = self._objective.teacher if isinstance(self._objective, DistillSpec) else pipeline.base_model

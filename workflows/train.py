@@ -3,19 +3,19 @@
     rayconteur train PIPELINE
 
 Leaves in the store: `model/`, a Hugging Face folder (for LoRA a PEFT adapter) of the best checkpoint by held-out
-loss, with tokenizer and chat template; and `history.jsonl`, a line for every step.
+loss, with tokenizer and chat template; `history.jsonl`, a line for every step; `curves.html` and `tensorboard/`, the
+same to look at. Where MLFLOW_TRACKING_URI is set, an MLflow run too.
 
 While it runs, `run/` holds the last and the best checkpoint: the same command goes on from the last.
 """
 
-import json
-import resource
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import ray
@@ -25,27 +25,39 @@ import ray.train.torch
 from models import adapters
 from models.attention import PACKED_ATTENTION
 from models.base import load_model, load_tokenizer, resolve
+from models.batch_size import default_limit_gb, largest_batch, peak_gb
 from models.engine import MODEL_FOLDER, DeepSpeedEngine
-from models.fit import FitSettings, fit, held_out_batches
+from models.fit import FitSettings, TrainingDiverged, fit, held_out_batches
 from models.fit import Progress as StepProgress
+from models.flops import StepOperations, matrix_product_rate
 from models.objectives import OBJECTIVES, Objective
 from models.operator import check_build_tools
-from models.packing import StepPlan
+from models.packing import PackedBatch, StepPlan
 from workflows.cluster import check_fits, innermost, watching, worker_environment
 from workflows.corpus import open_examples
-from workflows.pipeline import Context, StageFailed, num_steps
+from workflows.curves import check_mlflow, log_to_mlflow, write_curves
+from workflows.history import HISTORY, Record, shown
+from workflows.pipeline import Context, StageFailed, num_steps, source_files, step_plan
+from workflows.recovery import AfterFailure, Watchdog, read_cut, write_cut
 from workflows.spec import ObjectiveSpec, PipelineSpec, TrainSpec
 from workflows.store import Store
+
+_MOST_NAMED = 20
+_RESIZE_SECONDS = 30.0
 
 
 def run(context: Context) -> dict[str, Any]:
     """Train on the corpus, from the last checkpoint if there is one; returns what was measured."""
     spec, store, train = context.spec, context.store, context.spec.train
-    check_fits("train.num_workers", train.num_workers, train.cpus_per_worker, train.gpus_per_worker)
+    check_fits("train.num_workers", train.fewest_workers, train.cpus_per_worker, train.gpus_per_worker)
     if not train.gpus_per_worker:
         check_build_tools()
+    check_mlflow()
     folder = store.path("train", context.key)
     resources = {"CPU": train.cpus_per_worker, **({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {})}
+    if train.memory_gb_per_worker:
+        resources["memory"] = train.memory_gb_per_worker * 1e9
+    elastic = isinstance(train.num_workers, list)
     with watching(context.progress, "steps") as board:
         trainer = ray.train.torch.TorchTrainer(
             _work,
@@ -58,7 +70,10 @@ def run(context: Context) -> dict[str, Any]:
             },
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if train.gpus_per_worker else "gloo"),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=train.num_workers, use_gpu=train.gpus_per_worker > 0, resources_per_worker=resources
+                num_workers=(train.fewest_workers, train.most_workers) if elastic else train.fewest_workers,
+                use_gpu=train.gpus_per_worker > 0,
+                resources_per_worker=resources,
+                elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
             ),
             run_config=ray.train.RunConfig(
                 name="run",
@@ -68,6 +83,7 @@ def run(context: Context) -> dict[str, Any]:
                 checkpoint_config=ray.train.CheckpointConfig(
                     num_to_keep=1, checkpoint_score_attribute="held_out_loss", checkpoint_score_order="min"
                 ),
+                callbacks=[AfterFailure(store.uri, f"{folder}/run", board)],
                 worker_runtime_env={"env_vars": worker_environment(train.cpus_per_worker, train.gpus_per_worker)},
             ),
         )
@@ -82,7 +98,7 @@ def run(context: Context) -> dict[str, Any]:
     best, figures = min(result.best_checkpoints, key=lambda pair: pair[1]["held_out_loss"])
     last = result.metrics
     store.add_folder(f"{best.path}/model", "train", context.key, "model", best.filesystem)
-    store.filesystem.copy_file(f"{result.checkpoint.path}/history.jsonl", f"{folder}/history.jsonl")
+    _keep_history(context, f"{result.checkpoint.path}/{HISTORY}")
     return {
         "steps": last["step"],
         "best_step": figures["step"],
@@ -91,8 +107,24 @@ def run(context: Context) -> dict[str, Any]:
         "tokens": last["num_tokens"],
         "tokens_per_second": last["tokens_per_second"],
         "resumed_from_step": last["resumed_from_step"],
+        "batch_tokens": last["batch_tokens"],
+        "skipped_steps": last["skipped_steps"],
         "peak_memory_gb_per_worker": last["peak_memory_gb"],
     }
+
+
+def _keep_history(context: Context, path: str) -> None:
+    """The history at `path` into the artifact, with what is drawn from it."""
+    store, key = context.store, context.key
+    with store.filesystem.open_input_stream(path) as stream:
+        text = stream.read().decode()
+    lines = Record(text).lines
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / HISTORY).write_text(text)
+        write_curves(context.spec.name, lines, Path(name))
+        pa.fs.copy_files(name, store.path("train", key), destination_filesystem=store.filesystem)
+    context.progress.note(f"curves: {store.path('train', key, 'curves.html')}")
+    log_to_mlflow(context.spec.name, key, {"train": context.spec.train.model_dump()}, lines)
 
 
 def tidy(context: Context) -> None:
@@ -125,76 +157,142 @@ def _train(spec: PipelineSpec, store: Store, keys: dict[str, str], run_folder: s
     worker = ray.train.get_context()
     rank, num_workers = worker.get_world_rank(), worker.get_world_size()
     torch.set_num_threads(max(1, int(train.cpus_per_worker)))
-    objective = objective_of(spec.train.objective)
-    rows, held_out = (open_examples(store, keys, split, objective.columns) for split in ("train", "held_out"))
-    plan = StepPlan(
-        rows.column("num_tokens"),
-        [1] * len(rows) if objective.per_example else rows.column("num_targets"),
-        micro_batch_tokens=train.micro_batch_tokens,
-        num_workers=num_workers,
-        gradient_accumulation=train.gradient_accumulation,
-        seed=train.seed,
-    )
-    torch.manual_seed(train.seed)  # the same on all workers: the adapter's start
-    engine = _engine(spec, objective)
-    torch.manual_seed(train.seed + 1 + rank)  # dropout
-    start_step, history = _resume(engine)
-    settings = FitSettings(
+    with Watchdog(train.hang_minutes * 60, lambda: board.post.remote(hung_worker=rank)) as watchdog:
+        objective = objective_of(train.objective)
+        rows, held_out = (open_examples(store, keys, split, objective.columns) for split in ("train", "held_out"))
+        weights = [1] * len(rows) if objective.per_example else rows.column("num_targets")
+        plan = step_plan(train, rows.column("num_tokens"), weights)
+        torch.manual_seed(train.seed)  # the same on all workers: the adapter's start
+        engine = _engine(spec, objective)
+        torch.manual_seed(train.seed + 1 + rank)  # dropout
+
+        def read(numbers: Sequence[int]) -> PackedBatch:
+            return objective.batch([rows[number] for number in numbers])
+
+        cut = _cut(engine, train, store, run_folder, rows.column("num_tokens"), read)
+        record = Record(_resume(engine))
+        start_step = len(record.lines)
+        dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+        rate = engine.total([matrix_product_rate(engine.device, dtype)])[0]
+        operations, num_targets = StepOperations(engine.model), np.asarray(rows.column("num_targets"))
+        ended = time.monotonic()
+        tokenizer = load_tokenizer(resolve(spec.base_model))
+
+        def on_step(progress: StepProgress) -> None:
+            nonlocal ended
+            watchdog.alive()
+            step, began, ended = progress.step - 1, ended, time.monotonic()
+            targets = sum(int(num_targets[part].sum()) for part in plan.rows(step))
+            needed = operations.of(plan.num_tokens(step), targets, plan.num_pairs(step))
+            record.add(progress, utilisation=needed / (ended - began) / rate, memory_gb=peak_gb())
+            if rank == 0:
+                resumed = {"resumed_from_step": start_step} if start_step else {}
+                board.post.remote(**shown(progress), **resumed, num_workers=num_workers)
+
+        def on_checkpoint(step: int, metrics: dict[str, Any]) -> None:
+            record.add_held_out(metrics)
+            write_state, steps_so_far = engine.snapshot(), record.text()
+
+            def upload(local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+                """On a thread of Ray's, while training goes on."""
+                folder = Path(local.path)
+                write_state(folder)
+                if rank == 0:
+                    tokenizer.save_pretrained(folder / MODEL_FOLDER)
+                    (folder / HISTORY).write_text(steps_so_far)
+                target = f"{run_folder}/{name}"
+                store.filesystem.create_dir(target, recursive=True)
+                pa.fs.copy_files(str(folder), target, destination_filesystem=store.filesystem)
+                return ray.train.Checkpoint(target, filesystem=store.filesystem)
+
+            nonlocal ended
+            watchdog.alive()
+            ended = time.monotonic()
+            if rank == 0:
+                board.post.remote(held_out_loss=round(metrics["held_out_loss"], 4))
+            extra = {
+                "resumed_from_step": start_step,
+                "peak_memory_gb": round(peak_gb(), 2),
+                "batch_tokens": -(-train.pass_tokens // cut),
+            }
+            ray.train.report(
+                {**metrics, **extra},
+                checkpoint=ray.train.Checkpoint.from_directory(tempfile.mkdtemp(prefix="rayconteur-")),
+                checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+                checkpoint_upload_fn=upload,
+                delete_local_checkpoint_after_upload=True,
+            )
+
+        measured = held_out_batches(
+            _first(held_out, train), train.pass_tokens // cut, rank, num_workers, objective.batch
+        )
+        try:
+            fit(
+                engine, plan, read, _settings(train, plan), list(measured),
+                on_step=on_step, on_checkpoint=on_checkpoint,
+                leaving=lambda: ray.train.get_preemption_info() is not None,
+                before=record.steps(), split=cut,
+            )  # fmt: skip
+        except TrainingDiverged as error:
+            raise ValueError(f"{error}: {_places(rows, error.rows, spec)}") from error
+
+
+def _settings(train: TrainSpec, plan: StepPlan) -> FitSettings:
+    return FitSettings(
         num_steps=num_steps(train, plan.steps_per_epoch),
         learning_rate=train.learning_rate,
         warmup_share=train.warmup_share,
         final_learning_rate_share=train.final_learning_rate_share,
         checkpoint_every_steps=train.checkpoint_every_steps,
+        spike_factor=train.spike_factor,
+        max_skipped_steps=train.max_skipped_steps,
     )
-    tokenizer = load_tokenizer(resolve(spec.base_model))
 
-    def on_step(progress: StepProgress) -> None:
-        line = asdict(progress)
-        figures = line.pop("figures")
-        history.append({**line, **figures, "time": round(time.time(), 3)})
-        if rank == 0:
-            shown = {name: round(value, 4) for name, value in {"loss": progress.loss, **figures}.items()}
-            shown["tokens_per_second"] = round(progress.tokens_per_second, 1)
-            resumed = {"resumed_from_step": start_step} if start_step else {}
-            board.post.remote(done=progress.step, total=progress.num_steps, **shown, **resumed)
 
-    def on_checkpoint(step: int, metrics: dict[str, Any]) -> None:
-        write_state, steps_so_far = engine.snapshot(), list(history)
+def _cut(
+    engine: DeepSpeedEngine,
+    train: TrainSpec,
+    store: Store,
+    run_folder: str,
+    lengths: Sequence[int],
+    read: Callable[[Sequence[int]], PackedBatch],
+) -> int:
+    """Into how many parts each micro-batch is cut so that it fits into memory; the same when a run is resumed."""
+    if (known := read_cut(store, run_folder)) is not None:
+        return known
+    if train.batch_tokens != "auto":
+        return 1
+    longest_first = sorted(range(len(lengths)), key=lambda row: -lengths[row])
 
-        def upload(local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-            """On a thread of Ray's, while training goes on."""
-            folder = Path(local.path)
-            write_state(folder)
-            if rank == 0:
-                tokenizer.save_pretrained(folder / MODEL_FOLDER)
-                (folder / "step").write_text(str(step))
-                (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps_so_far))
-            target = f"{run_folder}/{name}"
-            store.filesystem.create_dir(target, recursive=True)
-            pa.fs.copy_files(str(folder), target, destination_filesystem=store.filesystem)
-            return ray.train.Checkpoint(target, filesystem=store.filesystem)
+    def batch_of(tokens: int) -> PackedBatch:
+        """The longest conversations that fit into so many tokens together."""
+        taken, total = [], 0
+        for row in longest_first:
+            if total + lengths[row] <= tokens:
+                taken.append(row)
+                total += lengths[row]
+        return read(taken or longest_first[-1:])
 
-        if rank == 0:
-            board.post.remote(held_out_loss=round(metrics["held_out_loss"], 4))
-        extra = {"resumed_from_step": start_step, "peak_memory_gb": _peak_memory_gb()}
-        ray.train.report(
-            {**metrics, **extra},
-            checkpoint=ray.train.Checkpoint.from_directory(tempfile.mkdtemp(prefix="rayconteur-")),
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=upload,
-            delete_local_checkpoint_after_upload=True,
-        )
-
-    fit(
+    machine_cpus = int(ray.cluster_resources().get("CPU", 1))
+    tokens = largest_batch(
         engine,
-        plan,
-        lambda numbers: objective.batch([rows[number] for number in numbers]),
-        settings,
-        list(held_out_batches(_first(held_out, train), train.micro_batch_tokens, rank, num_workers, objective.batch)),
-        on_step=on_step,
-        on_checkpoint=on_checkpoint,
-        start_step=start_step,
+        batch_of,
+        most_tokens=train.pass_tokens,
+        longest=max(lengths),
+        limit_gb=train.memory_gb_per_worker or default_limit_gb(train.cpus_per_worker, machine_cpus),
     )
+    cut = max(1, -(-train.pass_tokens // tokens))
+    if engine.rank == 0:
+        write_cut(store, run_folder, cut)
+    return cut
+
+
+def _places(rows: Any, numbers: list[int], spec: PipelineSpec) -> str:
+    """Where the conversations of these rows stand, as `file:line`, the first ones."""
+    files = source_files(spec)
+    found = sorted({(rows[number]["source"], rows[number]["line"]) for number in numbers})
+    names = [f"{files[source].path}:{line}" for source, line in found[:_MOST_NAMED]]
+    return ", ".join(names) + (f" and {len(found) - len(names)} more" if len(found) > len(names) else "")
 
 
 def objective_of(section: ObjectiveSpec) -> Objective:
@@ -209,31 +307,34 @@ def _engine(spec: PipelineSpec, objective: Objective) -> DeepSpeedEngine:
     if not train.gpus_per_worker:
         check_build_tools()
     base_folder = resolve(spec.base_model)
-    model = load_model(base_folder, torch.bfloat16 if train.precision == "bf16" else torch.float32, PACKED_ATTENTION)
+    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    quantize = train.adapter.quantize if train.adapter else None
+    model = load_model(base_folder, dtype, PACKED_ATTENTION, quantize)
     if train.adapter is not None:
-        lora = train.adapter
-        model = adapters.attach(model, lora.rank, lora.alpha, lora.dropout, lora.target_modules, base=spec.base_model)
+        fields = train.adapter.model_dump(exclude={"quantize"})
+        model = adapters.attach(model, **fields, base=spec.base_model)
+    adapters.freeze(model, train.frozen)
     return DeepSpeedEngine(
         model,
         objective,
         zero_stage=train.zero.stage,
         precision=train.precision,
-        gradient_accumulation=train.gradient_accumulation,
         weight_decay=train.weight_decay,
         gradient_clip=train.gradient_clip,
+        offload=train.zero.offload,
+        offload_folder=train.zero.offload_folder,
+        extra_config=train.deepspeed,
     )
 
 
-def _resume(engine: DeepSpeedEngine) -> tuple[int, list[dict[str, Any]]]:
-    """Load the last checkpoint if there is one; returns the step to go on with and the history up to it."""
+def _resume(engine: DeepSpeedEngine) -> str:
+    """Load the last checkpoint if there is one; returns the history up to it."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return 0, []
+        return ""
     with checkpoint.as_directory() as name:
-        folder = Path(name)
-        engine.load(folder)
-        history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-        return int((folder / "step").read_text()), history
+        engine.load(Path(name))
+        return (Path(name) / HISTORY).read_text()
 
 
 def _first(rows: Any, train: TrainSpec) -> list[dict[str, Any]]:
@@ -245,7 +346,3 @@ def _first(rows: Any, train: TrainSpec) -> list[dict[str, Any]]:
         taken.append(row)
         tokens += row["num_tokens"]
     return taken
-
-
-def _peak_memory_gb() -> float:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)

@@ -133,7 +133,7 @@ class Kto:
     L = desirable_weight (1 - s(beta (r(y) - z))) of a desirable reply, undesirable_weight (1 - s(beta (z - r(y)))) of
     an undesirable one. The reference point z estimates KL(p || p_ref): the mean of r over mismatched
     replies (a row's second sequence: its prompt with a reply to another prompt), at least 0, without a gradient.
-    The mean is taken over the micro-batch, so `micro_batch_tokens` changes how well z is known. The margin is
+    The mean is taken over the micro-batch, so `train.batch_tokens` changes how well z is known. The margin is
     beta (r - z) of desirable replies and beta (z - r) of undesirable ones.
     """
 

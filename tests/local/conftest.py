@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from models.base import resolve
 from workflows.pipeline import run_stages
 from workflows.progress import Progress
 from workflows.spec import PipelineSpec
@@ -80,10 +81,26 @@ def tiny(tmp_path: Path, sums_file: Path) -> dict[str, Any]:
             "adapter": None,
             "precision": "fp32",
             "epochs": 1,
-            "micro_batch_tokens": 512,
+            "batch_tokens": 512,
             "learning_rate": 3e-3,
             "num_workers": 2,
         },
         "evaluate": {"num_replies": 1, "max_new_tokens": 8},
         "serve": {"precision": "fp32"},
     }
+
+
+@pytest.fixture(scope="session")
+def wider(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose checkpoints take some time to write, and whose batches some memory."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("wider")
+    tokenizer = AutoTokenizer.from_pretrained(resolve("random:tiny-llama"))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=384, intermediate_size=1024, num_hidden_layers=6,
+        num_attention_heads=6, num_key_value_heads=6, max_position_embeddings=2048, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

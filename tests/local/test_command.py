@@ -12,7 +12,7 @@ import yaml
 
 @pytest.fixture
 def pipeline(tmp_path, tiny):
-    tiny["train"] |= {"micro_batch_tokens": 256, "epochs": 6, "checkpoint_every_steps": 5, "num_workers": 1}
+    tiny["train"] |= {"batch_tokens": 256, "epochs": 6, "checkpoint_every_steps": 5, "num_workers": 1}
     tiny["cluster"] = {"num_cpus": 2}
     file = tmp_path / "pipeline.yaml"
     file.write_text(yaml.safe_dump(tiny))

@@ -28,7 +28,7 @@ def paired(tmp_path, tiny):
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in pairs(200)))
     tiny["data"] = {"sources": [{"path": str(file)}], "held_out_share": 0.2}
-    tiny["train"] |= {"objective": "dpo", "epochs": 4, "micro_batch_tokens": 768, "learning_rate": 1e-3}
+    tiny["train"] |= {"objective": "dpo", "epochs": 4, "batch_tokens": 768, "learning_rate": 1e-3}
     return tiny
 
 
@@ -76,7 +76,7 @@ def test_kto_learns_from_judged_replies(run, tiny, tmp_path):
     file.write_text("\n".join(lines))
     tiny["data"] = {"sources": [{"path": str(file)}], "held_out_share": 0.2}
     tiny["train"] |= {"objective": {"name": "kto", "beta": 0.2}, "epochs": 4, "learning_rate": 1e-3}
-    tiny["train"]["micro_batch_tokens"] = 768
+    tiny["train"]["batch_tokens"] = 768
     done, store = run("evaluate", tiny)
     corpus = [row for row in rows_of(store, "prepare", done["prepare"].key, "corpus") if row["split"] != "quarantine"]
     assert len(corpus) == 200

@@ -13,8 +13,10 @@ from models import adapters
 from models.attention import PACKED_ATTENTION
 from models.base import load_model, load_tokenizer
 from models.compress import release
+from models.engine import TorchEngine
 from models.lora import fuse_lora
 from models.loss import supervised_loss_sum
+from models.objectives.sft import Sft
 from models.packing import pack
 
 Conversation = tuple[list[int], list[bool]]
@@ -26,9 +28,9 @@ def logits(model: Any, rows: list[Conversation]) -> torch.Tensor:
         return torch.cat([model.eval()(torch.tensor([ids])).logits[0].float() for ids, _ in rows])
 
 
-def attached(folder: Path, target_modules: str | list[str] = "all-linear") -> Any:
+def attached(folder: Path, target_modules: str | list[str] = "all-linear", method: str = "lora") -> Any:
     model = load_model(folder, torch.float32)
-    return adapters.attach(model, 4, 8.0, 0.0, target_modules, base="random:tiny")
+    return adapters.attach(model, 4, 8.0, 0.0, target_modules, base="random:tiny", method=method)
 
 
 @pytest.fixture
@@ -60,6 +62,62 @@ def test_only_the_named_layers_are_adapted(tiny_gpt2: Path) -> None:
     names = [name for name, p in attached(tiny_gpt2, ["c_attn"]).named_parameters() if p.requires_grad]
     assert len(names) == 4
     assert all(".attn.c_attn.lora_" in name for name in names)
+
+
+def test_rank_stabilised_lora_scales_by_the_root_of_the_rank(tiny_llama: Path) -> None:
+    """arXiv:2312.03732, section 3: alpha / sqrt(r) for alpha / r."""
+    scales = {
+        method: {layer.scaling["default"] for layer in attached(tiny_llama, method=method).modules()
+                 if isinstance(getattr(layer, "scaling", None), dict)}
+        for method in ("lora", "rslora")
+    }  # fmt: skip
+    assert scales == {"lora": {8.0 / 4}, "rslora": {8.0 / 2}}
+
+
+def test_dora_is_a_magnitude_times_a_direction(tiny_llama: Path) -> None:
+    """arXiv:2402.09353, equation 5: m (W + s B A) / |W + s B A|, by rows of W as torch has it."""
+    model = attached(tiny_llama, ["q_proj"], method="dora")
+    torch.manual_seed(0)
+    layer = next(module for name, module in model.named_modules() if name.endswith("layers.0.self_attn.q_proj"))
+    for parameter in (layer.lora_B["default"].weight, layer.lora_magnitude_vector["default"].weight):
+        torch.nn.init.uniform_(parameter, 0.5, 1.0)
+    adapted = layer.base_layer.weight + 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    magnitude = layer.lora_magnitude_vector["default"].weight[:, None]
+    x = torch.randn(3, adapted.shape[1])
+    expected = x @ (magnitude * adapted / adapted.norm(dim=1, keepdim=True)).T
+    assert torch.allclose(layer(x), expected, rtol=0, atol=1e-5)
+    assert fuse_lora(model) == 0, "DoRA keeps PEFT's forward"
+
+
+def test_frozen_parameters_are_named_by_patterns(tiny_llama: Path) -> None:
+    model = load_model(tiny_llama, torch.float32)
+    adapters.freeze(model, ["model.embed_tokens.*", "model.layers.0.*"])
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert all(name.startswith(("model.layers.1.", "model.norm.")) for name in trained)
+    with pytest.raises(ValueError, match=r"train\.frozen: 'layers\.0\.\*' matches no parameter; there are model\."):
+        adapters.freeze(model, ["layers.0.*"])
+    with pytest.raises(ValueError, match=r"leave nothing to train"):
+        adapters.freeze(model, ["*"])
+
+
+def test_a_quantised_base_trains_an_adapter(tiny_llama: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs the extra qlora: pip install 'rayconteur[qlora]'")
+    torch.manual_seed(0)
+    base = load_model(tiny_llama, torch.bfloat16, PACKED_ATTENTION, quantize="nf4")
+    model = adapters.attach(base, 4, 8.0, 0.0, "all-linear", base="random:tiny")
+    layer = next(module for name, module in model.named_modules() if name.endswith("layers.0.self_attn.q_proj"))
+    kept, exact = (
+        layer.base_layer.weight,
+        load_model(tiny_llama, torch.float32).model.layers[0].self_attn.q_proj.weight,
+    )
+    assert kept.numel() * kept.element_size() == exact.numel() / 2, "four bits a weight"
+    engine, batch = TorchEngine(model, Sft()), pack([(list(range(5, 45)), [True] * 40)])
+    losses = []
+    for _ in range(20):
+        losses.append(engine.accumulate(batch, batch.weight)["loss"] / batch.weight)
+        engine.update(2e-2)
+    assert losses[-1] < losses[0] - 0.3
 
 
 def test_an_unknown_layer_is_named_with_its_field(tiny_llama: Path) -> None:

@@ -1,7 +1,9 @@
 """The training loop on plain torch: it learns, it resumes where it was, and it stops when it diverges."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from models.fit import (
     measure,
 )
 from models.objectives.sft import Sft
-from models.packing import StepPlan, pack
+from models.packing import PackedBatch, StepPlan, pack
 
 Conversation = tuple[list[int], list[bool]]
 
@@ -54,13 +56,13 @@ def train(
     rows: list[Conversation],
     wanted: FitSettings,
     plan: StepPlan | None = None,
-    start_step: int = 0,
+    before: Sequence[Progress] = (),
     on_checkpoint: Callable[[int, dict[str, Any]], None] = lambda step, metrics: None,
 ) -> list[Progress]:
     history: list[Progress] = []
     fit(
         engine, plan or plan_of(rows), lambda numbers: pack([rows[n] for n in numbers]), wanted, [pack(rows[:3])],
-        on_step=history.append, on_checkpoint=on_checkpoint, start_step=start_step,
+        on_step=history.append, on_checkpoint=on_checkpoint, before=before,
     )  # fmt: skip
     return history
 
@@ -118,7 +120,7 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(
     torch.manual_seed(2)
     resumed = engine_of(tiny_llama, dropout)
     resumed.load(tmp_path)
-    history = train(resumed, sums, settings(6, every=3), start_step=3)
+    history = train(resumed, sums, settings(6, every=3), before=expected[:3])
 
     assert [progress.step for progress in history] == [4, 5, 6]
     assert [p.loss for p in history] == pytest.approx([p.loss for p in expected[3:]], abs=1e-6)
@@ -131,7 +133,7 @@ def test_accumulating_small_batches_is_one_large_batch(tiny_llama: Path, sums: l
     tokens = sum(len(ids) for ids, _ in sums)
     whole, halves = plan_of(sums, tokens), plan_of(sums, tokens // 2 + 60, accumulation=2)
     assert (whole.steps_per_epoch, halves.steps_per_epoch) == (1, 1)
-    assert (len(whole.micro_batches(0, 0)), len(halves.micro_batches(0, 0))) == (1, 2)
+    assert (len(whole.micro_batches(0, 0, 1)), len(halves.micro_batches(0, 0, 1))) == (1, 2)
     [large], [small] = (train(engine_of(tiny_llama), sums, settings(1), plan) for plan in (whole, halves))
     assert small.loss == pytest.approx(large.loss, rel=1e-4)
     assert small.gradient_norm == pytest.approx(large.gradient_norm, rel=1e-4)
@@ -160,11 +162,97 @@ def test_the_learning_rate_climbs_and_falls_to_its_share() -> None:
     assert {learning_rate_at(step, constant) for step in range(100)} == {1e-3}
 
 
-def test_a_loss_that_is_no_number_stops_training(tiny_llama: Path, sums: list[Conversation]) -> None:
+class Faulty(Sft):
+    """Fine-tuning in which the loss of batches with one row is multiplied, like a broken conversation's."""
+
+    def __init__(self, token: int, factor: float) -> None:
+        self._token, self._factor = token, factor
+
+    def loss_sum(self, model: Any, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        loss, figures = super().loss_sum(model, batch)
+        return (loss * self._factor if self._token in batch.input_ids else loss), figures
+
+
+def with_fault(
+    folder: Path, rows: list[Conversation], factor: float, most: int, clip: float = 1.0
+) -> tuple[TorchEngine, list[Conversation], FitSettings]:
+    """Row 7 is marked with a token that no other row has."""
+    model = load_model(folder, torch.float32, PACKED_ATTENTION)
+    marked = [([250, *ids[1:]] if index == 7 else ids, mask) for index, (ids, mask) in enumerate(rows)]
+    assert not any(250 in ids for index, (ids, _) in enumerate(marked) if index != 7)
+    engine = TorchEngine(model, Faulty(250, factor), gradient_clip=clip)
+    return engine, marked, replace(settings(24), spike_factor=5.0, max_skipped_steps=most)
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), 40.0])
+def test_a_broken_step_leaves_no_trace(tiny_llama: Path, sums: list[Conversation], factor: float) -> None:
+    engine, rows, wanted = with_fault(tiny_llama, sums, factor, most=100)
+    plan = plan_of(rows, budget=150)
+    broken = [step + 1 for step in range(24) if any(7 in part for part in plan.rows(step))]
+    first = next(step for step in broken if step > 8)  # a spike shows against the steps before it
+    weights: dict[int, torch.Tensor] = {}
+    history: list[Progress] = []
+
+    def on_step(progress: Progress) -> None:
+        history.append(progress)
+        weights[progress.step] = torch.cat([p.detach().flatten().clone() for p in engine.model.parameters()])
+
+    fit(engine, plan, lambda numbers: pack([rows[n] for n in numbers]), wanted, [pack(rows[:3])],
+        on_step=on_step, on_checkpoint=lambda *_: None)  # fmt: skip
+    skipped = [progress.step for progress in history if progress.skipped]
+    assert skipped == [step for step in broken if step > 8 or math.isnan(factor) or math.isinf(factor)]
+    assert torch.equal(weights[first], weights[first - 1])
+    assert not torch.equal(weights[first + 1], weights[first])
+    applied = [progress.loss for progress in history if not progress.skipped]
+    assert applied[-1] < applied[0] - 1
+
+
+def test_a_gradient_that_is_no_number_is_not_applied(tiny_llama: Path, sums: list[Conversation]) -> None:
     engine = engine_of(tiny_llama)
-    next(engine.model.parameters()).data[5] = float("nan")
-    with pytest.raises(TrainingDiverged, match=r"loss became nan at step 1; lower train.learning_rate \(now 0.01\)"):
-        train(engine, sums, settings(5))
+    before = [p.detach().clone() for p in engine.model.parameters()]
+    engine.accumulate(pack(sums), 1)
+    next(engine.model.parameters()).grad[0] = float("nan")
+    assert not math.isfinite(engine.update(1e-2))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(engine.model.parameters(), before, strict=True))
+    assert engine._optimizer.state == {}
+
+
+def test_too_many_broken_steps_end_training_and_name_their_rows(tiny_llama: Path, sums: list[Conversation]) -> None:
+    engine, rows, wanted = with_fault(tiny_llama, sums, float("nan"), most=1)
+    plan = plan_of(rows, budget=150)
+    words = r"2 steps could not be applied, more than train\.max_skipped_steps \(1\); .* the loss is nan; lower"
+    with pytest.raises(TrainingDiverged, match=words) as caught:
+        train(engine, rows, wanted, plan)
+    assert 7 in caught.value.rows
+    assert len(set(caught.value.rows)) < len(rows), "the other micro-batches are not blamed"
+
+
+@pytest.mark.parametrize("split", [2, 3])
+def test_a_cut_micro_batch_is_the_same_step(tiny_llama: Path, sums: list[Conversation], split: int) -> None:
+    [whole] = train(engine_of(tiny_llama), sums, settings(1))
+    history: list[Progress] = []
+    fit(engine_of(tiny_llama), plan_of(sums), lambda numbers: pack([sums[n] for n in numbers]), settings(1),
+        [pack(sums[:3])], on_step=history.append, on_checkpoint=lambda *_: None, split=split)  # fmt: skip
+    assert history[0].loss == pytest.approx(whole.loss, rel=1e-5)
+    assert history[0].gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-4)
+
+
+def test_a_machine_about_to_go_gets_a_checkpoint(
+    tiny_llama: Path, sums: list[Conversation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.fit._SECONDS_BETWEEN_NOTICES", 0.0)
+    asked: list[int] = []
+    saved: list[int] = []
+
+    def leaving() -> bool:
+        asked.append(1)
+        return len(asked) >= 3
+
+    fit(
+        engine_of(tiny_llama), plan_of(sums), lambda numbers: pack([sums[n] for n in numbers]), settings(6),
+        [pack(sums[:3])], on_step=lambda _: None, on_checkpoint=lambda step, _: saved.append(step), leaving=leaving,
+    )  # fmt: skip
+    assert saved == [3, 6], "once for the notice, once at the end"
 
 
 @pytest.mark.parametrize(("num_rows", "num_workers"), [(1, 1), (7, 1), (7, 3), (8, 8), (2, 5), (50, 4)])

@@ -101,7 +101,9 @@ def test_an_epoch_reads_every_conversation_once_within_the_budget(workers: int, 
     plan, lengths = plan_of(workers, accumulation)
     for epoch in range(2):
         steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
-        batches = [rows for step in steps for worker in range(workers) for rows in plan.micro_batches(step, worker)]
+        batches = [
+            rows for step in steps for worker in range(workers) for rows in plan.micro_batches(step, worker, workers)
+        ]
         assert len(batches) == len(steps) * workers * accumulation
         assert sorted(row for rows in batches for row in rows) == list(range(98))
         for rows in batches:
@@ -113,18 +115,45 @@ def test_an_epoch_reads_every_conversation_once_within_the_budget(workers: int, 
 def test_what_a_step_divides_by_is_what_its_workers_read() -> None:
     plan, lengths = plan_of()
     for step in range(plan.steps_per_epoch):
-        read = [row for worker in range(3) for rows in plan.micro_batches(step, worker) for row in rows]
+        read = [row for worker in range(3) for rows in plan.micro_batches(step, worker, 3) for row in rows]
         assert plan.num_tokens(step) == sum(lengths[row] for row in read)
         assert plan.weight(step) == sum(lengths[row] // 2 for row in read)
 
 
 def test_a_step_is_known_without_the_steps_before_it() -> None:
     plan, _ = plan_of()
-    steps = [plan.micro_batches(step, 1) for step in range(2 * plan.steps_per_epoch)]
+    steps = [plan.micro_batches(step, 1, 3) for step in range(2 * plan.steps_per_epoch)]
     for step in (5, 0, 2 * plan.steps_per_epoch - 1):
-        assert plan_of()[0].micro_batches(step, 1) == steps[step]
+        assert plan_of()[0].micro_batches(step, 1, 3) == steps[step]
     assert steps[: plan.steps_per_epoch] != steps[plan.steps_per_epoch :]
-    assert plan_of(seed=2)[0].micro_batches(0, 1) != steps[0]
+    assert plan_of(seed=2)[0].micro_batches(0, 1, 3) != steps[0]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 5, 6])
+def test_fewer_workers_divide_the_same_step(workers: int) -> None:
+    plan, _ = plan_of(workers=3, accumulation=2)
+    for step in range(plan.steps_per_epoch):
+        shares = [plan.micro_batches(step, worker, workers) for worker in range(workers)]
+        assert {len(share) for share in shares} == {plan.micro_batches_per_worker(workers)}
+        assert all(share[0] for share in shares), "no worker is without work"
+        assert sorted(rows for share in shares for rows in share if rows) == sorted(plan.rows(step))
+
+
+def test_a_micro_batch_is_cut_into_even_parts() -> None:
+    plan, lengths = plan_of(workers=3, accumulation=2)
+    for step in range(plan.steps_per_epoch):
+        whole, parts = plan.micro_batches(step, 1, 3), plan.micro_batches(step, 1, 3, split=2)
+        assert len(parts) == 2 * len(whole)
+        for index, rows in enumerate(whole):
+            one, other = parts[2 * index : 2 * index + 2]
+            assert sorted(one + other) == sorted(rows)
+            loads = [sum(lengths[row] for row in part) for part in (one, other)]
+            assert abs(loads[0] - loads[1]) <= max(lengths[row] for row in rows)
+
+
+def test_pairs_are_positions_that_see_each_other() -> None:
+    plan = StepPlan([3, 5], [1, 1], 100, 1, 1, 0)
+    assert plan.num_pairs(0) == (1 + 2 + 3) + (1 + 2 + 3 + 4 + 5)
 
 
 def test_too_few_conversations_are_said_with_both_numbers() -> None:

@@ -287,7 +287,7 @@ def test_the_plan_in_numbers(
     spec_with: Callable[..., PipelineSpec], store: Store, tmp_path: Path, tiny_llama: Path
 ) -> None:
     (tmp_path / "talk.jsonl").write_bytes(b"x" * 46_000)  # 10 000 tokens of 4.6 bytes
-    train = {"micro_batch_tokens": 500, "gradient_accumulation": 2, "num_workers": 2, "epochs": 3, "adapter": None}
+    train = {"batch_tokens": 500, "gradient_accumulation": 2, "num_workers": 2, "epochs": 3, "adapter": None}
     spec = spec_with(
         train=train, evaluate={"num_workers": 4, "cpus_per_worker": 1.5}, cluster={"num_cpus": 4},
         serve={"min_replicas": 0, "gpus_per_replica": 64},
@@ -320,7 +320,7 @@ def test_the_plan_in_numbers(
 def test_the_plan_of_a_finished_corpus_counts_the_steps_of_training(
     spec_with: Callable[..., PipelineSpec], store: Store
 ) -> None:
-    train = {"micro_batch_tokens": 500, "gradient_accumulation": 2, "num_workers": 2, "epochs": 3}
+    train = {"batch_tokens": 500, "gradient_accumulation": 2, "num_workers": 2, "epochs": 3}
     states = finish_all(spec_with(train=train), store)
     lengths = [100] * 70 + [200] * 5
     shard = Path(store.path("prepare", states[0].key, "corpus", "split=train", "part.parquet"))

@@ -112,7 +112,7 @@ def test_one_mistake_in_a_field_of_several_types_is_one_error(tmp_path: Path, wr
 def test_numbers_as_people_write_them(tmp_path: Path, written: str, number: float) -> None:
     file = write(tmp_path, GOOD.replace("1e-4", written))
     assert read_spec(file).train.learning_rate == number
-    assert read_spec(file, ["train.micro_batch_tokens=1E5"]).train.micro_batch_tokens == 100_000
+    assert read_spec(file, ["train.batch_tokens=1E5"]).train.batch_tokens == 100_000
 
 
 @pytest.mark.parametrize("word", ["yes", "no", "on", "off", "y", "2026-11-23"])
@@ -181,10 +181,47 @@ def test_how_a_stage_runs_is_not_what_it_makes(tmp_path: Path) -> None:
     spec = read_spec(write(tmp_path, GOOD))
     trained, evaluated = spec.train.result_fields(), spec.evaluate.result_fields()
     assert trained["learning_rate"] == 1e-4
-    assert trained["zero"] == {"stage": 0}
+    assert trained["zero"] == {"stage": 0, "offload": None, "offload_folder": None}
     assert not {"cpus_per_worker", "gpus_per_worker", "max_failures"} & set(trained)
     assert not {"num_workers", "cpus_per_worker", "gpus_per_worker"} & set(evaluated)
     assert "num_workers" in trained, "the number of workers changes which conversations share a step"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["num_workers=[4, 1]"], r"train.num_workers: got \[4, 1\]; must be from 1 to 65536, or \[fewest, most\]"),
+        (["num_workers=[1, 2, 3]"], r"train.num_workers: got \[1, 2, 3\]"),
+        (["num_workers=0"], r"train.num_workers: got 0; must be from 1"),
+        (["batch_tokens=most"], r"train.batch_tokens: got 'most'; "),
+        (["zero={offload: cpu}"], r"train.zero: offload cpu needs stage 1 or more, and stage is 0"),
+        (["zero={stage: 2, offload: nvme, offload_folder: /x}"], r"offload nvme needs stage 3 or more"),
+        (["zero={stage: 3, offload: nvme}"], r"offload_folder is for offload: nvme, which needs it"),
+        (["frozen=[model.embed_tokens.*]"], r"train: frozen is for training all weights"),
+        (["adapter.quantize=nf4", "zero.stage=3"], r"train: adapter.quantize keeps weights"),
+        (["deepspeed={gradient_clipping: 1}"], r"train.deepspeed: gradient_clipping is set by train.gradient_clip"),
+        (["adapter.method=adalora"], r"train.adapter.method: got 'adalora'; must be 'lora', 'rslora' or 'dora'"),
+    ],
+)
+def test_wrong_training_is_located(tmp_path: Path, overrides: list[str], words: str) -> None:
+    with pytest.raises(SpecError, match=words) as caught:
+        read_spec(write(tmp_path, GOOD), [f"train.{override}" for override in overrides])
+    assert len(caught.value.problems) == 1
+
+
+def test_workers_are_a_number_or_a_range(tmp_path: Path) -> None:
+    train = read_spec(write(tmp_path, GOOD), ["train.num_workers=[1, 4]", "train.batch_tokens=auto"]).train
+    assert (train.fewest_workers, train.most_workers) == (1, 4)
+    train = read_spec(write(tmp_path, GOOD), ["train.num_workers=3"]).train
+    assert (train.fewest_workers, train.most_workers) == (3, 3)
+
+
+def test_a_step_of_auto_is_one_pass_of_the_usual_size(tmp_path: Path) -> None:
+    overrides = ["train.batch_tokens=auto", "train.gradient_accumulation=4"]
+    train = read_spec(write(tmp_path, GOOD), overrides).train
+    assert (train.pass_tokens, train.passes) == (4 * 2048, 1)
+    train = read_spec(write(tmp_path, GOOD), ["train.batch_tokens=500", *overrides[1:]]).train
+    assert (train.pass_tokens, train.passes) == (500, 4)
 
 
 def test_the_reference_explains_every_field() -> None:

@@ -1,0 +1,62 @@
+"""DeepSpeed's configuration: from plain fields, with what is passed through, and no two ways to say a thing."""
+
+from typing import Any
+
+import pytest
+
+from models.deepspeed_config import check_passed_through, deepspeed_config
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {"zero_stage": 2, "offload": None, "offload_folder": None, "precision": "bf16"}
+    return deepspeed_config(**values | {"gradient_clip": 0.5, "extra": {}} | changes)
+
+
+def test_plain_fields_become_deepspeeds() -> None:
+    found = config()
+    assert found["zero_optimization"] == {"stage": 2}
+    assert found["bf16"] == {"enabled": True}
+    assert found["gradient_clipping"] == 0.5
+    assert config(precision="fp32")["bf16"] == {"enabled": False}
+
+
+@pytest.mark.parametrize(("stage", "moved"), [(1, {"optimizer"}), (3, {"optimizer", "param"})])
+def test_offload_moves_what_the_stage_splits(stage: int, moved: set[str]) -> None:
+    zero = config(zero_stage=stage, offload="cpu")["zero_optimization"]
+    assert zero == {"stage": stage, **{f"offload_{name}": {"device": "cpu"} for name in moved}}
+
+
+def test_files_are_offloaded_into_the_folder() -> None:
+    zero = config(zero_stage=3, offload="nvme", offload_folder="/fast")["zero_optimization"]
+    assert zero["offload_param"] == zero["offload_optimizer"] == {"device": "nvme", "nvme_path": "/fast"}
+
+
+def test_what_is_passed_through_is_merged() -> None:
+    extra = {
+        "zero_optimization": {"reduce_bucket_size": 5, "offload_optimizer": {"ratio": 0.5}},
+        "prescale_gradients": True,
+    }
+    found = config(offload="cpu", extra=check_passed_through(extra))
+    assert found["zero_optimization"] == {
+        "stage": 2, "reduce_bucket_size": 5, "offload_optimizer": {"device": "cpu", "ratio": 0.5},
+    }  # fmt: skip
+    assert found["prescale_gradients"] is True
+    assert found["gradient_clipping"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"zero_optimization": {"stage": 1}}, r"zero_optimization\.stage is set by train\.zero\.stage"),
+        ({"gradient_clipping": 1}, r"gradient_clipping is set by train\.gradient_clip;"),
+        ({"optimizer": {"type": "Adam"}}, r"optimizer is set by train\.learning_rate and train\.weight_decay"),
+        (
+            {"zero_optimization": {"offload_param": {"device": "cpu"}}},
+            r"offload_param\.device .* train\.zero\.offload",
+        ),
+        ({"fp16": {"enabled": True}}, r"fp16 is set by train\.precision"),
+    ],
+)
+def test_what_has_a_field_is_refused(extra: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_passed_through(extra)

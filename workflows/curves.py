@@ -1,0 +1,120 @@
+"""What a training's history looks like: a page with its curves, TensorBoard's event files, and an MLflow run."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+_TRACKING_URI = "MLFLOW_TRACKING_URI"
+_TITLES = {
+    "loss": "training loss, nats",
+    "held_out_loss": "held-out loss, nats",
+    "learning_rate": "learning rate",
+    "gradient_norm": "gradient norm before clipping",
+    "tokens_per_second": "tokens a second",
+    "utilisation": "share of the machine's matrix-product rate",
+    "memory_gb": "most memory held by worker 0, GB",
+}
+_NO_CURVES = {"step", "num_steps", "time", "num_tokens", "skipped"}
+_PANEL_PIXELS = 260
+
+
+def write_curves(name: str, lines: list[dict[str, Any]], folder: Path) -> None:
+    """`curves.html`, readable without a network, and `tensorboard/` into `folder`; `lines` are the history's."""
+    _write_page(name, lines, folder / "curves.html")
+    _write_events(lines, folder / "tensorboard")
+
+
+def curves_of(lines: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
+    """Every figure of the history that was measured at least once: its steps and values, the usual ones first."""
+    names = list(dict.fromkeys([*_TITLES, *(name for line in lines for name in line)]))
+    curves = {}
+    for name in names:
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        if name not in _NO_CURVES and points:
+            curves[name] = ([step for step, _ in points], [value for _, value in points])
+    return curves
+
+
+def _write_page(name: str, lines: list[dict[str, Any]], file: Path) -> None:
+    import plotly.graph_objects
+    from plotly.subplots import make_subplots
+
+    curves = curves_of(lines)
+    loss = "loss" if "loss" in curves else next(iter(curves))
+    # Both losses in one panel; every other figure in its own.
+    panels = [curve for curve in curves if curve != "held_out_loss"]
+    rows = -(-len(panels) // 2)
+    titles = [_TITLES.get(panel, panel.replace("_", " ")) for panel in panels]
+    figure = make_subplots(rows=rows, cols=2, subplot_titles=titles, vertical_spacing=min(0.12, 0.3 / rows))
+    for index, panel in enumerate(panels):
+        place = {"row": index // 2 + 1, "col": index % 2 + 1}
+        steps, values = curves[panel]
+        line = plotly.graph_objects.Scatter(x=steps, y=values, name=panel, mode="lines", showlegend=False)
+        figure.add_trace(line, **place)
+        if panel == loss and "held_out_loss" in curves:
+            steps, values = curves["held_out_loss"]
+            held_out = plotly.graph_objects.Scatter(
+                x=steps, y=values, name="held_out_loss", mode="lines+markers", showlegend=False
+            )
+            figure.add_trace(held_out, **place)
+            figure.layout.annotations[index].text = "training loss, and held-out loss (dots), nats"
+        skipped = [line["step"] for line in lines if line.get("skipped")]
+        for step in skipped if panel == loss else []:
+            figure.add_vline(x=step, line_dash="dot", line_color="firebrick", annotation_text="skipped", **place)
+    figure.update_xaxes(title_text="step")
+    figure.update_layout(title=f"Training of {name}", height=_PANEL_PIXELS * rows + 120, template="plotly_white")
+    figure.write_html(file, include_plotlyjs=True)
+
+
+def _write_events(lines: list[dict[str, Any]], folder: Path) -> None:
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for name, (steps, values) in curves_of(lines).items():
+            times = {line["step"]: line["time"] for line in lines}
+            for step, value in zip(steps, values, strict=True):
+                writer.add_scalar(f"train/{name}", value, step, walltime=times[step])
+
+
+def check_mlflow() -> None:
+    """Raise ValueError where MLflow's variable is set and MLflow is not there, before anything is trained."""
+    if os.environ.get(_TRACKING_URI) and importlib.util.find_spec("mlflow") is None:
+        raise ValueError(
+            f"{_TRACKING_URI} is set, and the package mlflow is not installed; "
+            "run: pip install 'rayconteur[mlflow]', or unset the variable"
+        )
+
+
+def log_to_mlflow(name: str, key: str, settings: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+    """Where MLflow's variable is set: a run in the experiment `name`, with all settings and every step's figures."""
+    if not os.environ.get(_TRACKING_URI):
+        return
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param
+
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name(name)
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
+    run = client.create_run(experiment_id, start_time=_milliseconds(lines[0]), run_name=key)
+    times = {line["step"]: _milliseconds(line) for line in lines}
+    metrics = [
+        Metric(curve, value, times[step], step)
+        for curve, (steps, values) in curves_of(lines).items()
+        for step, value in zip(steps, values, strict=True)
+    ]
+    for start in range(0, len(metrics), 1000):  # as many as MLflow takes at once
+        client.log_batch(run.info.run_id, metrics=metrics[start : start + 1000])
+    client.log_batch(run.info.run_id, params=[Param(field, str(value)) for field, value in _flat(settings).items()])
+    client.set_terminated(run.info.run_id, end_time=_milliseconds(lines[-1]))
+
+
+def _milliseconds(line: dict[str, Any]) -> int:
+    return int(line["time"] * 1000)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found

@@ -1,0 +1,86 @@
+"""What training does about lost workers: hanging ones are ended, and memory that ran out is asked for in halves."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow.fs
+import ray.exceptions
+import torch
+from ray.train import UserCallback
+
+from workflows.cluster import root_cause
+from workflows.store import Store
+
+_CUT = "cut"
+# What torch's CPU allocator raises, and what Ray says of an actor that its memory monitor has ended.
+_SAY_OUT_OF_MEMORY = ("can't allocate memory", "running low on memory")
+_OUT_OF_MEMORY = (torch.OutOfMemoryError, ray.exceptions.OutOfMemoryError, MemoryError)
+
+
+class Watchdog:
+    """Ends this process where nothing happened in `seconds`: Ray takes it for lost and starts all workers again."""
+
+    def __init__(self, seconds: float, before_end: Callable[[], Any]) -> None:
+        self._seconds = seconds
+        self._before_end = before_end
+        self._last = time.monotonic()
+        self._stopped = threading.Event()
+
+    def __enter__(self) -> "Watchdog":
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+
+    def alive(self) -> None:
+        """Something has happened."""
+        self._last = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(min(5.0, self._seconds / 4)):
+            if time.monotonic() - self._last > self._seconds:
+                self._before_end()
+                time.sleep(1.0)  # for the message to go out
+                os._exit(1)
+
+
+class AfterFailure(UserCallback):  # type: ignore[misc]
+    """Told by Ray Train's controller of a failure, before it starts the workers again from the last checkpoint."""
+
+    def __init__(self, store_uri: str, run_folder: str, board: Any) -> None:
+        self._store_uri = store_uri
+        self._run_folder = run_folder
+        self._board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Where memory ran out, cut micro-batches into twice as many parts; a step still reads the same."""
+        self._board.add.remote(lost_workers=len(worker_exceptions))
+        if any(is_out_of_memory(error) for error in worker_exceptions.values()):
+            store = Store(self._store_uri)
+            write_cut(store, self._run_folder, 2 * (read_cut(store, self._run_folder) or 1))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: a GPU's, the process's, or so much of the machine's that Ray ended the worker."""
+    cause = root_cause(error)
+    return isinstance(cause, _OUT_OF_MEMORY) or any(words in str(cause) for words in _SAY_OUT_OF_MEMORY)
+
+
+def read_cut(store: Store, run_folder: str) -> int | None:
+    """Into how many parts micro-batches are cut in this run, if anything has said so."""
+    path = f"{run_folder}/{_CUT}"
+    if store.filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
+        return None
+    with store.filesystem.open_input_stream(path) as stream:
+        return int(stream.read())
+
+
+def write_cut(store: Store, run_folder: str, cut: int) -> None:
+    """Say it for every later start of this run."""
+    store.filesystem.create_dir(run_folder, recursive=True)
+    with store.filesystem.open_output_stream(f"{run_folder}/{_CUT}") as stream:
+        stream.write(str(cut).encode())
