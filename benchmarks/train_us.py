@@ -48,7 +48,7 @@ def train(kind: str, folder: str, data: str, save_to: str | None) -> dict[str, o
     from models import adapters
     from models.attention import PACKED_ATTENTION
     from models.base import load_model
-    from models.engine import DeepSpeedEngine
+    from models.deepspeed_engine import DeepSpeedEngine
     from models.fit import FitSettings, Progress, fit
     from models.objectives.sft import Sft
     from models.packing import StepPlan

@@ -27,6 +27,17 @@ def check_build_tools() -> None:
             )
 
 
+def check_file_offload() -> None:
+    """Raise ValueError where DeepSpeed cannot read and write files as offloading to them needs."""
+    from deepspeed.accelerator import get_accelerator
+
+    if not get_accelerator().create_op_builder("AsyncIOBuilder").is_compatible(verbose=False):
+        raise ValueError(
+            "train.zero.offload: nvme needs libaio, which is not on this machine; install it "
+            "(Debian: apt-get install libaio-dev), or use offload: cpu"
+        )
+
+
 def load_operator() -> None:
     """Build DeepSpeed's CPU operator, or load what was built; one process of this machine at a time.
 

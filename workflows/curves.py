@@ -15,6 +15,7 @@ _TITLES = {
     "utilisation": "share of the machine's matrix-product rate",
     "memory_gb": "most memory held by worker 0, GB",
 }
+_FROM_ZERO = {"tokens_per_second", "utilisation", "memory_gb"}
 _NO_CURVES = {"step", "num_steps", "time", "num_tokens", "skipped"}
 _PANEL_PIXELS = 260
 
@@ -52,6 +53,8 @@ def _write_page(name: str, lines: list[dict[str, Any]], file: Path) -> None:
         steps, values = curves[panel]
         line = plotly.graph_objects.Scatter(x=steps, y=values, name=panel, mode="lines", showlegend=False)
         figure.add_trace(line, **place)
+        if panel in _FROM_ZERO:
+            figure.update_yaxes(rangemode="tozero", **place)
         if panel == loss and "held_out_loss" in curves:
             steps, values = curves["held_out_loss"]
             held_out = plotly.graph_objects.Scatter(

@@ -22,7 +22,8 @@ import pyarrow.fs
 
 from models import base
 from workflows.progress import Progress
-from workflows.spec import DistillSpec, PipelineSpec, TrainSpec
+from workflows.spec import PipelineSpec
+from workflows.spec_train import DistillSpec, TrainSpec
 from workflows.store import Artifact, Store, content_key, fingerprint, without_secrets
 
 if TYPE_CHECKING:

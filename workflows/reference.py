@@ -17,7 +17,8 @@ import ray.data
 
 from workflows.cluster import check_fits, watching, worker_environment
 from workflows.pipeline import Context, StageFailed
-from workflows.spec import DistillSpec, PipelineSpec
+from workflows.spec import PipelineSpec
+from workflows.spec_train import DistillSpec
 from workflows.store import Store
 
 _ROWS_AT_ONCE = 64

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from workflows.spec import DistillSpec, PipelineSpec
+from workflows.spec import PipelineSpec
+from workflows.spec_train import DistillSpec
 
 Location = tuple[str | int, ...]
 
@@ -352,6 +353,8 @@ def _type_name(annotation: Any) -> str:
     arguments = get_args(annotation)
     if isinstance(annotation, type) and not arguments:
         return "section" if issubclass(annotation, BaseModel) else annotation.__name__
+    if getattr(annotation, "__origin__", None) is dict:
+        return "mapping"
     if getattr(annotation, "__origin__", None) is list:
         return f"list of {_type_name(arguments[0])}"
     if arguments and all(isinstance(argument, str) for argument in arguments):

@@ -26,12 +26,13 @@ from models import adapters
 from models.attention import PACKED_ATTENTION
 from models.base import load_model, load_tokenizer, resolve
 from models.batch_size import default_limit_gb, largest_batch, peak_gb
-from models.engine import MODEL_FOLDER, DeepSpeedEngine
+from models.deepspeed_engine import DeepSpeedEngine
+from models.engine import MODEL_FOLDER
 from models.fit import FitSettings, TrainingDiverged, fit, held_out_batches
 from models.fit import Progress as StepProgress
 from models.flops import StepOperations, matrix_product_rate
 from models.objectives import OBJECTIVES, Objective
-from models.operator import check_build_tools
+from models.operator import check_build_tools, check_file_offload
 from models.packing import PackedBatch, StepPlan
 from workflows.cluster import check_fits, innermost, watching, worker_environment
 from workflows.corpus import open_examples
@@ -39,7 +40,8 @@ from workflows.curves import check_mlflow, log_to_mlflow, write_curves
 from workflows.history import HISTORY, Record, shown
 from workflows.pipeline import Context, StageFailed, num_steps, source_files, step_plan
 from workflows.recovery import AfterFailure, Watchdog, read_cut, write_cut
-from workflows.spec import ObjectiveSpec, PipelineSpec, TrainSpec
+from workflows.spec import PipelineSpec
+from workflows.spec_train import ObjectiveSpec, TrainSpec
 from workflows.store import Store
 
 _MOST_NAMED = 20
@@ -306,6 +308,8 @@ def _engine(spec: PipelineSpec, objective: Objective) -> DeepSpeedEngine:
     train = spec.train
     if not train.gpus_per_worker:
         check_build_tools()
+    if train.zero.offload == "nvme":
+        check_file_offload()
     base_folder = resolve(spec.base_model)
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
     quantize = train.adapter.quantize if train.adapter else None

@@ -18,7 +18,8 @@ from models import adapters
 from models.attention import PACKED_ATTENTION
 from models.base import load_model, load_tokenizer, resolve
 from models.chat import encode_conversation
-from models.engine import DeepSpeedEngine, TorchEngine
+from models.deepspeed_engine import DeepSpeedEngine
+from models.engine import TorchEngine
 from models.fit import FitSettings, Progress, fit
 from models.objectives.sft import Sft
 from models.packing import StepPlan, pack

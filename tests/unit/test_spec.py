@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from workflows.spec import DpoSpec, KtoSpec, OrpoSpec, PipelineSpec, SimpoSpec
+from workflows.spec import PipelineSpec
 from workflows.spec_file import SpecError, read_spec, reference
+from workflows.spec_train import DpoSpec, KtoSpec, OrpoSpec, SimpoSpec
 
 GOOD = """\
 name: shop

@@ -1,0 +1,37 @@
+"""What all sections of the pipeline file are made of."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Precision = Literal["bf16", "fp32"]
+PositiveInt = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+HOW: dict[str, Any] = {"affects_result": False}
+"""mark of fields that change how a stage runs and not what it makes: they are left out of an artifact's key"""
+
+
+class Section(BaseModel):
+    """A part of the pipeline file: frozen, and without fields that are not declared."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, strict=False
+    )
+
+    def result_fields(self) -> dict[str, Any]:
+        """The values that change what a stage makes, as plain data: the section's part of an artifact's key."""
+        values: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("affects_result") is False:
+                continue
+            value = getattr(self, name)
+            values[name] = value.result_fields() if isinstance(value, Section) else _plain(value)
+        return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [item.result_fields() if isinstance(item, Section) else item for item in value]
+    return value
