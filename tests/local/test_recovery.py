@@ -1,6 +1,8 @@
 """kill -9 of workers: training goes on from the last whole checkpoint, with the losses of an undisturbed run."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -82,3 +84,17 @@ def test_a_killed_worker_costs_nothing_but_time(run, pipeline, undisturbed, tmp_
     assert killer.killed
     assert done["train"].figures["resumed_from_step"] in range(3, 30, 3)
     assert losses(store, done) == pytest.approx(undisturbed["losses"], abs=1e-4)
+
+
+def test_a_process_in_which_nothing_happens_ends_itself():
+    script = (
+        "import sys, time; from workflows.recovery import Watchdog\n"
+        "with Watchdog(2.0, lambda: print('hung')) as dog:\n"
+        "    for _ in range(8): time.sleep(0.5); dog.alive()\n"
+        "    print('alive', flush=True); time.sleep(600)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", script], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 1
+    assert done.stdout.split() == ["alive", "hung"]
