@@ -216,6 +216,8 @@ def read_examples(
                 pairs = zip(encoded.input_ids, encoded.supervised, strict=True)
                 labels = [token if supervised else -100 for token, supervised in pairs]
                 examples.append({"input_ids": encoded.input_ids, "labels": labels})
+    if len(examples) < count // len(files) * len(files):
+        sys.exit(f"--data holds {len(examples)} conversations of at most {longest} tokens, and {count} are needed")
     random.Random(0).shuffle(examples)
     return examples
 
