@@ -1,7 +1,7 @@
 """Training against its peers on this machine: TRL's SFTTrainer and transformers' Trainer, as ratios.
 
     python benchmarks/train_vs_peers.py setup
-    python benchmarks/train_vs_peers.py run --data a.jsonl.gz --data b.jsonl.gz --write docs/train_vs_peers.md
+    python benchmarks/train_vs_peers.py run --data a.jsonl.gz --data b.jsonl.gz --write table.md
     python benchmarks/train_vs_peers.py equal --data a.jsonl.gz --data b.jsonl.gz
 
 Every side trains SmolLM2-135M-Instruct on the same conversations, rendered and masked once by `models/chat.py`, once
@@ -11,7 +11,7 @@ defaults: whatever those are). Sides are processes of their own, alternated; fig
     trl        SFTTrainer at its defaults
     trl-best   SFTTrainer with packing (its padding-free mode), no gradient checkpointing, and our malloc settings
     trainer    Trainer with dynamic padding, grouped by length, and our malloc settings
-    us         models/fit.py with models/engine.py, as a worker of `rayconteur train` runs it
+    us         models/fit.py with models/deepspeed_engine.py, as a worker of `rayconteur train` runs it
 
 Utilisation is the share of the machine's bf16 matrix-product rate, measured in the same run, that the model's own
 products make up: 6 floating-point operations per weight and token (4 with LoRA, whose frozen weights have no

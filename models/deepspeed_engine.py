@@ -157,8 +157,8 @@ class DeepSpeedEngine:
         """Load what another number of workers has written; one worker of each machine joins the parts."""
         names = [tempfile.mkdtemp(prefix="rayconteur-universal-")] if self.rank == 0 else [""]
         torch.distributed.broadcast_object_list(names)
-        joined = Path(names[0])
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        joined, is_first_here = Path(names[0]), os.environ.get("LOCAL_RANK", "0") == "0"
+        if is_first_here:
             joined.mkdir(exist_ok=True)
             to_universal(folder / _TAG, joined / _TAG)
         torch.distributed.barrier()
@@ -166,7 +166,7 @@ class DeepSpeedEngine:
         self._load(joined)
         self._engine._config.load_universal_checkpoint = False
         torch.distributed.barrier()
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if is_first_here:
             shutil.rmtree(joined)
 
     def _gradients(self) -> list[torch.Tensor]:

@@ -157,8 +157,7 @@ def _accumulate(
             found = dict.fromkeys(found, 0.0)
         else:
             parts[engine.rank + index // split * engine.num_workers] += found["loss"]
-        for name, value in found.items():
-            sums[name] = sums.get(name, 0.0) + value
+        _add(sums, found)
     del sums["loss"]
     return parts, sums
 
@@ -196,13 +195,14 @@ def measure(engine: TrainingEngine, batches: Sequence[PackedBatch]) -> Sums:
     """Mean loss and figures over all workers' batches; every worker must bring equally many (ZeRO-3 counts)."""
     sums: Sums = {}
     for batch in batches:
-        for name, value in engine.measure(batch.to(engine.device)).items():
-            sums[name] = sums.get(name, 0.0) + value
-    return _means(engine, sums, engine.total([float(sum(batch.weight for batch in batches))])[0])
+        _add(sums, engine.measure(batch.to(engine.device)))
+    *totals, weight = engine.total([*sums.values(), float(sum(batch.weight for batch in batches))])
+    return {name: total / weight for name, total in zip(sums, totals, strict=True)}
 
 
-def _means(engine: TrainingEngine, sums: Sums, weight: float) -> Sums:
-    return {name: total / weight for name, total in zip(sums, engine.total([*sums.values()]), strict=True)}
+def _add(sums: Sums, more: Sums) -> None:
+    for name, value in more.items():
+        sums[name] = sums.get(name, 0.0) + value
 
 
 def _read_ahead(

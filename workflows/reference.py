@@ -18,11 +18,10 @@ import ray.data
 from workflows.cluster import check_fits, watching, worker_environment
 from workflows.pipeline import Context, StageFailed
 from workflows.spec import PipelineSpec
-from workflows.spec_train import DistillSpec
+from workflows.spec_train import AUTO_TOKENS, DistillSpec
 from workflows.store import Store
 
 _ROWS_AT_ONCE = 64
-_PASS_TOKENS = 2048  # where train.batch_tokens is auto
 _PLACE = ("source", "line", "split")
 _NEEDED = {
     "log_probabilities": ["input_ids", "supervised", "other_input_ids", "other_supervised"],
@@ -136,7 +135,7 @@ class ReferenceModel:
         train = pipeline.train
         torch.set_num_threads(max(1, int(train.cpus_per_worker)))
         self._objective = train.objective
-        self._micro_batch_tokens = _PASS_TOKENS if train.batch_tokens == "auto" else train.batch_tokens
+        self._micro_batch_tokens = AUTO_TOKENS if train.batch_tokens == "auto" else train.batch_tokens
         self._vocabulary = describe(resolve(pipeline.base_model))["vocab_size"]
         self._board = board
         name = self._objective.teacher if isinstance(self._objective, DistillSpec) else pipeline.base_model

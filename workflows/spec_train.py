@@ -10,8 +10,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from models.deepspeed_config import check_passed_through
 from workflows.spec_section import HOW, PositiveInt, Precision, Section, Share
 
-# Of a step on one worker, where `train.batch_tokens` is `auto`.
-_AUTO_TOKENS = 2048
+AUTO_TOKENS = 2048
+"""of a forward and backward pass where `train.batch_tokens` is `auto` and memory is no matter"""
+
 _MOST_WORKERS = 65_536
 
 
@@ -283,7 +284,7 @@ class TrainSpec(Section):
     @property
     def pass_tokens(self) -> int:
         """Tokens of a forward and backward pass if memory is no matter."""
-        return _AUTO_TOKENS * self.gradient_accumulation if self.batch_tokens == "auto" else self.batch_tokens
+        return AUTO_TOKENS * self.gradient_accumulation if self.batch_tokens == "auto" else self.batch_tokens
 
     @property
     def passes(self) -> int:

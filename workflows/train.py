@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import ray
@@ -162,8 +161,8 @@ def _train(spec: PipelineSpec, store: Store, keys: dict[str, str], run_folder: s
     with Watchdog(train.hang_minutes * 60, lambda: board.post.remote(hung_worker=rank)) as watchdog:
         objective = objective_of(train.objective)
         rows, held_out = (open_examples(store, keys, split, objective.columns) for split in ("train", "held_out"))
-        weights = [1] * len(rows) if objective.per_example else rows.column("num_targets")
-        plan = step_plan(train, rows.column("num_tokens"), weights)
+        num_tokens, num_targets = ([*rows.column(name)] for name in ("num_tokens", "num_targets"))
+        plan = step_plan(train, num_tokens, [1] * len(rows) if objective.per_example else num_targets)
         torch.manual_seed(train.seed)  # the same on all workers: the adapter's start
         engine = _engine(spec, objective)
         torch.manual_seed(train.seed + 1 + rank)  # dropout
@@ -171,12 +170,12 @@ def _train(spec: PipelineSpec, store: Store, keys: dict[str, str], run_folder: s
         def read(numbers: Sequence[int]) -> PackedBatch:
             return objective.batch([rows[number] for number in numbers])
 
-        cut = _cut(engine, train, store, run_folder, rows.column("num_tokens"), read)
+        cut = _cut(engine, train, store, run_folder, num_tokens, read)
         record = Record(_resume(engine))
         start_step = len(record.lines)
         dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
         rate = engine.total([matrix_product_rate(engine.device, dtype)])[0]
-        operations, num_targets = StepOperations(engine.model), np.asarray(rows.column("num_targets"))
+        operations = StepOperations(engine.model)
         ended = time.monotonic()
         tokenizer = load_tokenizer(resolve(spec.base_model))
 
@@ -184,7 +183,7 @@ def _train(spec: PipelineSpec, store: Store, keys: dict[str, str], run_folder: s
             nonlocal ended
             watchdog.alive()
             step, began, ended = progress.step - 1, ended, time.monotonic()
-            targets = sum(int(num_targets[part].sum()) for part in plan.rows(step))
+            targets = sum(num_targets[row] for part in plan.rows(step) for row in part)
             needed = operations.of(plan.num_tokens(step), targets, plan.num_pairs(step))
             record.add(progress, utilisation=needed / (ended - began) / rate, memory_gb=peak_gb())
             if rank == 0:
