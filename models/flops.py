@@ -5,21 +5,20 @@ from typing import Any
 
 import torch
 
-_SIZE = 2048
-_SECONDS = 0.4
 
-
-def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of products of square matrices: the best of those made in 0.4 s."""
-    one, other = (torch.randn(_SIZE, _SIZE, device=device).to(dtype) for _ in range(2))
-    best, end = float("inf"), time.perf_counter() + _SECONDS
+def matrix_product_rate(device: torch.device, dtype: torch.dtype, size: int = 2048, seconds: float = 0.4) -> float:
+    """Floating-point operations a second of products of square matrices: the best of those made in the time."""
+    own = torch.Generator(device).manual_seed(0)  # training's random numbers are not used up
+    one, other = (torch.randn(size, size, device=device, generator=own).to(dtype) for _ in range(2))
+    one @ other  # the first one prepares the others
+    best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         began = time.perf_counter()
         one @ other
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - began)
-    return float(2 * _SIZE**3 / best)
+    return float(2 * size**3 / best)
 
 
 class StepOperations:

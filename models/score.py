@@ -12,6 +12,7 @@ from models import adapters
 from models.attention import PACKED_ATTENTION
 from models.base import load_model, load_tokenizer
 from models.chat import Message, encode_prompt, end_token_ids
+from models.generation import greedy_replies
 from models.loss import supervised_loss_sum
 from models.objectives.preference import sequence_log_probabilities
 from models.packing import PackedBatch
@@ -62,20 +63,8 @@ class ModelPair:
             return base, self._generate(model, prompts, max_new_tokens)
 
     def _generate(self, model: Any, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
-        longest = max(len(prompt) for prompt in prompts)
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=self._device)
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self._device)
-        with torch.inference_mode():
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=self._ends,
-                pad_token_id=pad,
-            )
-        texts = self.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+        replies = greedy_replies(model, prompts, max_new_tokens, self._ends)
+        texts = self.tokenizer.batch_decode(replies, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
     @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 # Named so that it is never taken for our own package `serve`.
 from ray import serve as ray_serve
 
-from serve.engines.base import DEFAULT_MAX_ACTIVE, Dtype
+from serve.engines.base import DEFAULT_MAX_ACTIVE, Precision
 
 
 class ChatReplica:
@@ -21,7 +21,7 @@ class ChatReplica:
         release_folder: str,
         release_key: str,
         model_name: str,
-        dtype: Dtype,
+        precision: Precision,
         max_new_tokens: int,
         max_active: int,
         num_threads: int,
@@ -31,7 +31,7 @@ class ChatReplica:
         from serve.engines.torch import TorchEngine
 
         self._tokenizer = load_tokenizer(release_folder)
-        self._engine = TorchEngine(release_folder, dtype, max_active, num_threads, device)
+        self._engine = TorchEngine(release_folder, precision, max_active, num_threads, device)
         self._model_name = model_name
         self._release_key = release_key
         self._max_new_tokens = max_new_tokens
@@ -63,7 +63,7 @@ def build(
     max_queued_requests: int = 64,
     num_cpus: float = 1,
     num_gpus: float = 0,
-    dtype: Dtype = "bfloat16",
+    precision: Precision = "auto",
     max_new_tokens: int = 512,
 ) -> Any:
     """The Ray Serve application (`ray.serve.Application`) that serves the release in `release_folder`.
@@ -90,7 +90,7 @@ def build(
         release_folder,
         release_key,
         model_name,
-        dtype=dtype,
+        precision=precision,
         max_new_tokens=max_new_tokens,
         max_active=max_active,
         num_threads=max(1, math.floor(num_cpus)),

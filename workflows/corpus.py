@@ -18,7 +18,7 @@ class Examples:
     """Rows of one split; of each are read the columns asked for, wherever they stand."""
 
     parts: tuple[Any, ...]
-    """memory-mapped `datasets.Dataset`s in the same order of rows"""
+    """memory-mapped `datasets.Dataset`s in the same order of rows; what several have is read from the last"""
 
     def __len__(self) -> int:
         return len(self.parts[0])
@@ -30,8 +30,8 @@ class Examples:
         return (self[number] for number in range(len(self)))
 
     def column(self, name: str) -> Sequence[int]:
-        """A whole column of the corpus, such as `num_tokens`."""
-        values: Sequence[int] = self.parts[0][name]
+        """A whole column, such as `num_tokens`."""
+        values: Sequence[int] = next(part[name] for part in reversed(self.parts) if name in part.column_names)
         return values
 
 
@@ -40,10 +40,11 @@ def open_examples(store: Store, keys: dict[str, str], split: str, columns: Seque
 
     The values belong to their rows by (source, line).
     """
-    corpus = open_split(store, "prepare", keys["prepare"], "corpus", split, [*columns, "num_tokens", "num_targets"])
+    wanted = [*columns, "num_tokens", "num_targets"]
+    corpus = open_split(store, "prepare", keys["prepare"], "corpus", split, wanted)
     if "reference" not in keys:
         return Examples((corpus,))
-    values = open_split(store, "reference", keys["reference"], "values", split, columns)
+    values = open_split(store, "reference", keys["reference"], "values", split, wanted)
     for name in _PLACE:
         mine, theirs = (np.asarray(part.with_format("numpy")[name][:]) for part in (corpus, values))
         assert np.array_equal(mine, theirs), f"prepare and reference have other rows: {name}"

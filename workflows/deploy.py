@@ -84,7 +84,7 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
         max_queued_requests=serve.max_queued_requests,
         num_cpus=serve.cpus_per_replica,
         num_gpus=serve.gpus_per_replica,
-        dtype="bfloat16" if serve.precision == "bf16" else "float32",
+        precision=serve.precision,
         max_new_tokens=serve.max_new_tokens,
     )
     try:

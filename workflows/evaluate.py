@@ -96,12 +96,13 @@ class Judge:
         import torch
 
         from models.base import cache_folder, resolve
+        from models.precision import dtype_of
         from models.score import ModelPair
 
         torch.set_num_threads(max(1, int(threads)))
         folder = Store(store).local_folder("train", checkpoint, "model", cache_folder())
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._pair = ModelPair(resolve(base_model), folder, dtype, "cuda" if gpus else "cpu")
+        device = "cuda" if gpus else "cpu"
+        self._pair = ModelPair(resolve(base_model), folder, dtype_of(precision, device), device)
         self._max_new_tokens = max_new_tokens
         self._board = board
 

@@ -23,7 +23,7 @@ import pyarrow.fs
 from models import base
 from workflows.progress import Progress
 from workflows.spec import PipelineSpec
-from workflows.spec_train import DistillSpec, TrainSpec
+from workflows.spec_train import DistillRepliesSpec, DistillSpec, TrainSpec
 from workflows.store import Artifact, Store, content_key, fingerprint, without_secrets
 
 if TYPE_CHECKING:
@@ -144,6 +144,9 @@ def _reference_settings(spec: PipelineSpec) -> dict[str, Any]:
     settings: dict[str, Any] = {"computes": objective.reference, "precision": spec.train.precision}
     if isinstance(objective, DistillSpec):
         return {**settings, "model": base.identity(objective.teacher), "top_k": objective.top_k}
+    if isinstance(objective, DistillRepliesSpec):
+        most = {"max_reply_tokens": objective.max_reply_tokens}
+        return {**settings, "model": base.identity(objective.teacher), **most}
     return {**settings, "model": base.identity(spec.base_model)}
 
 

@@ -7,6 +7,7 @@ from models.base import known_sizes
 from models.memory import estimate_training_memory
 from workflows.pipeline import StageState, num_steps, open_uri, source_files, step_plan
 from workflows.spec import PipelineSpec
+from workflows.spec_train import TrainSpec
 from workflows.store import Store
 
 # For conversations that are not tokenized yet: English chat text, JSON around it, and gzip.
@@ -76,18 +77,24 @@ def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> dict[str
         memory = estimate_training_memory(
             sizes,
             micro_batch_tokens=train.pass_tokens,
-            precision=train.precision,
+            precision=_largest_precision(train),
             adapter_rank=train.adapter.rank if train.adapter else None,
             zero_stage=train.zero.stage,
             num_workers=train.fewest_workers,
         ).total_gb
     return {
         "tokens_per_epoch": tokens,
-        "tokens_are_estimated": corpus is None,
+        # A teacher's replies have other lengths than those that they replace.
+        "tokens_are_estimated": corpus is None or train.objective.reference == "replies",
         "steps": steps,
         "tokens": int(tokens * steps / steps_per_epoch),
         "memory_gb_per_worker": None if memory is None else round(memory, 1),
     }
+
+
+def _largest_precision(train: TrainSpec) -> str:
+    """Which one `auto` will be is known when a worker has measured it: on CPUs, the one that takes more memory."""
+    return train.precision if train.precision != "auto" else "bf16" if train.gpus_per_worker else "fp32"
 
 
 def _steps_per_epoch(spec: PipelineSpec, store: Store, key: str) -> int:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import pyarrow.fs
 import ray.exceptions
 import torch
 from ray.train import UserCallback
@@ -14,7 +13,7 @@ from ray.train import UserCallback
 from workflows.cluster import root_cause
 from workflows.store import Store
 
-_CUT = "cut"
+_SETTLED = "settled.json"
 # What torch's CPU allocator raises, and what Ray says of an actor that its memory monitor has ended.
 _SAY_OUT_OF_MEMORY = ("can't allocate memory", "running low on memory")
 _OUT_OF_MEMORY = (torch.OutOfMemoryError, ray.exceptions.OutOfMemoryError, MemoryError)
@@ -61,7 +60,7 @@ class AfterFailure(UserCallback):  # type: ignore[misc]
         self._board.add.remote(lost_workers=len(worker_exceptions))
         if any(is_out_of_memory(error) for error in worker_exceptions.values()):
             store = Store(self._store_uri)
-            write_cut(store, self._run_folder, 2 * (read_cut(store, self._run_folder) or 1))
+            settle(store, self._run_folder, cut=2 * settled(store, self._run_folder).get("cut", 1))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -70,17 +69,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(cause, _OUT_OF_MEMORY) or any(words in str(cause) for words in _SAY_OUT_OF_MEMORY)
 
 
-def read_cut(store: Store, run_folder: str) -> int | None:
-    """Into how many parts micro-batches are cut in this run, if anything has said so."""
-    path = f"{run_folder}/{_CUT}"
-    if store.filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
-        return None
-    with store.filesystem.open_input_stream(path) as stream:
-        return int(stream.read())
+def settled(store: Store, run_folder: str) -> dict[str, Any]:
+    """What this run has found out for all its later starts: `precision`, and `cut`, the parts of a micro-batch."""
+    return store.read_json(f"{run_folder}/{_SETTLED}") or {}
 
 
-def write_cut(store: Store, run_folder: str, cut: int) -> None:
-    """Say it for every later start of this run."""
-    store.filesystem.create_dir(run_folder, recursive=True)
-    with store.filesystem.open_output_stream(f"{run_folder}/{_CUT}") as stream:
-        stream.write(str(cut).encode())
+def settle(store: Store, run_folder: str, **values: Any) -> None:
+    """Add to it."""
+    store.write_json(f"{run_folder}/{_SETTLED}", {**settled(store, run_folder), **values})

@@ -2,8 +2,9 @@
 
     rayconteur reference PIPELINE
 
-Only for `train.objective` dpo and kto (the log-probabilities of both replies of every row under the base model) and
-distill (the teacher's likeliest tokens at every supervised position). Leaves in the store: `values/split=train` and
+Only for `train.objective` dpo and kto (the log-probabilities of both replies of every row under the base model),
+distill (the teacher's likeliest tokens at every supervised position) and distill_replies (the rows with the teacher's
+reply in the place of their last one). Leaves in the store: `values/split=train` and
 `values/split=held_out` (Parquet: source, line, and the values), which training reads beside the corpus.
 """
 
@@ -18,7 +19,7 @@ import ray.data
 from workflows.cluster import check_fits, watching, worker_environment
 from workflows.pipeline import Context, StageFailed
 from workflows.spec import PipelineSpec
-from workflows.spec_train import AUTO_TOKENS, DistillSpec
+from workflows.spec_train import AUTO_TOKENS, DistillRepliesSpec, DistillSpec, TeacherSpec
 from workflows.store import Store
 
 _ROWS_AT_ONCE = 64
@@ -26,6 +27,7 @@ _PLACE = ("source", "line", "split")
 _NEEDED = {
     "log_probabilities": ["input_ids", "supervised", "other_input_ids", "other_supervised"],
     "top_tokens": ["input_ids", "supervised"],
+    "replies": ["input_ids", "supervised"],
 }
 _SCHEMAS = {
     "log_probabilities": [
@@ -35,6 +37,12 @@ _SCHEMAS = {
     "top_tokens": [
         ("teacher_tokens", pa.list_(pa.int32())),
         ("teacher_log_probabilities", pa.list_(pa.float32())),
+    ],
+    "replies": [
+        ("input_ids", pa.list_(pa.int32())),
+        ("supervised", pa.list_(pa.bool_())),
+        ("num_tokens", pa.int32()),
+        ("num_targets", pa.int32()),
     ],
 }
 
@@ -106,7 +114,7 @@ def _check_model(spec: PipelineSpec) -> None:
 
     base = resolve(spec.base_model)
     objective = spec.train.objective
-    if not isinstance(objective, DistillSpec):
+    if not isinstance(objective, TeacherSpec):
         return
     try:
         teacher = resolve(objective.teacher)
@@ -117,7 +125,8 @@ def _check_model(spec: PipelineSpec) -> None:
             f"train.objective.teacher: the tokens of {objective.teacher} are not those of base_model "
             f"{spec.base_model}; give a teacher with the same tokenizer"
         )
-    if objective.top_k > (most := min(describe(teacher)["vocab_size"], describe(base)["vocab_size"])):
+    most = min(describe(teacher)["vocab_size"], describe(base)["vocab_size"])
+    if isinstance(objective, DistillSpec) and objective.top_k > most:
         raise StageFailed(f"train.objective.top_k: got {objective.top_k}; the vocabulary has {most} tokens")
 
 
@@ -128,8 +137,10 @@ class ReferenceModel:
         import torch
 
         from models.attention import PACKED_ATTENTION
-        from models.base import describe, load_model, resolve
+        from models.base import describe, load_model, load_tokenizer, resolve
+        from models.chat import end_token_ids
         from models.loss import fuse_head
+        from models.precision import dtype_of
 
         pipeline = PipelineSpec.model_validate(spec)
         train = pipeline.train
@@ -138,11 +149,13 @@ class ReferenceModel:
         self._micro_batch_tokens = AUTO_TOKENS if train.batch_tokens == "auto" else train.batch_tokens
         self._vocabulary = describe(resolve(pipeline.base_model))["vocab_size"]
         self._board = board
-        name = self._objective.teacher if isinstance(self._objective, DistillSpec) else pipeline.base_model
-        dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-        model = load_model(resolve(name), dtype, PACKED_ATTENTION)
-        self._model = model.to("cuda" if train.gpus_per_worker else "cpu")
-        fuse_head(self._model)
+        name = self._objective.teacher if isinstance(self._objective, TeacherSpec) else pipeline.base_model
+        device = "cuda" if train.gpus_per_worker else "cpu"
+        attention = "sdpa" if self._objective.reference == "replies" else PACKED_ATTENTION
+        self._model = load_model(resolve(name), dtype_of(train.precision, device), attention).to(device)
+        if attention == PACKED_ATTENTION:
+            fuse_head(self._model)
+        self._end_tokens = sorted(end_token_ids(load_tokenizer(resolve(pipeline.base_model))))
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """The values of the rows, in tables of a micro-batch each."""
@@ -162,12 +175,15 @@ class ReferenceModel:
     def _values(self, rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
         import torch
 
-        from models.objectives.distill import teacher_values
+        from models.objectives.distill import teacher_replies, teacher_values
         from models.objectives.preference import reference_values
 
         with torch.inference_mode():
             if isinstance(self._objective, DistillSpec):
                 return teacher_values(self._model, rows, self._objective.top_k, self._vocabulary)
+            if isinstance(self._objective, DistillRepliesSpec):
+                most = self._objective.max_reply_tokens
+                return teacher_replies(self._model, rows, most, self._end_tokens)
             return reference_values(self._model, rows)
 
 

@@ -119,8 +119,8 @@ class ServeSpec(Section):
     max_new_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 512
     """Tokens of a reply when the client does not say."""
 
-    precision: Precision = "bf16"
-    """Number format of the computation."""
+    precision: Precision = "auto"
+    """Number format of the computation; `auto`: `bf16`, or `fp32` where that is faster."""
 
     cpus_per_replica: Annotated[float, Field(gt=0.0, le=4096.0)] = 1.0
     """CPU cores and threads of a replica."""

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from workflows.spec import PipelineSpec
-from workflows.spec_train import DistillSpec
+from workflows.spec_train import TeacherSpec
 
 Location = tuple[str | int, ...]
 
@@ -278,7 +278,7 @@ def _with_absolute_paths(spec: PipelineSpec, folder: Path) -> PipelineSpec:
         return absolute(name) if name.startswith(("/", "./", "../", "~")) else name
 
     objective = spec.train.objective
-    if isinstance(objective, DistillSpec):
+    if isinstance(objective, TeacherSpec):
         objective = objective.model_copy(update={"teacher": model(objective.teacher)})
     return spec.model_copy(
         update={

@@ -70,9 +70,9 @@ class ObjectiveSpec(Section):
     examples: ClassVar[Literal["conversations", "pairs", "judged"]] = "conversations"
     """what a line of the data must be"""
 
-    reference: ClassVar[Literal["none", "log_probabilities", "top_tokens"]] = "none"
-    """what the stage `reference` computes: nothing, the replies' log-probabilities under the base model, or a
-    teacher's most likely tokens"""
+    reference: ClassVar[Literal["none", "log_probabilities", "top_tokens", "replies"]] = "none"
+    """what the stage `reference` computes: nothing, the replies' log-probabilities under the base model, a
+    teacher's most likely tokens, or its replies"""
 
 
 class SftSpec(ObjectiveSpec):
@@ -165,6 +165,25 @@ class DistillSpec(ObjectiveSpec):
     """Share of the plain cross-entropy in the loss; the rest is the divergence from the teacher."""
 
 
+class DistillRepliesSpec(ObjectiveSpec):
+    """Sequence-level distillation (Kim and Rush 2016, arXiv:1606.07947)."""
+
+    reference = "replies"
+
+    name: Literal["distill_replies"] = "distill_replies"
+    """Sequence-level distillation (Kim and Rush 2016, arXiv:1606.07947): the cross-entropy of the reply that a
+    teacher writes, greedily, in the place of each conversation's last one."""
+
+    teacher: Annotated[str, Field(min_length=1)]
+    """The model to learn from, named like `base_model`; its tokenizer must be the base model's."""
+
+    max_reply_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 256
+    """Where the teacher's replies are cut."""
+
+
+TeacherSpec = DistillSpec | DistillRepliesSpec
+
+
 def _fewest_and_most(count: int | list[int]) -> int | list[int]:
     fewest, most = (count, count) if isinstance(count, int) else count if len(count) == 2 else (0, 0)
     if not 1 <= fewest <= most <= _MOST_WORKERS:
@@ -178,7 +197,8 @@ def _named(value: Any) -> Any:
 
 
 AnyObjective = Annotated[
-    SftSpec | DpoSpec | OrpoSpec | KtoSpec | SimpoSpec | DistillSpec, Field(discriminator="name")
+    SftSpec | DpoSpec | OrpoSpec | KtoSpec | SimpoSpec | DistillSpec | DistillRepliesSpec,
+    Field(discriminator="name"),
 ]
 
 
@@ -230,8 +250,9 @@ class TrainSpec(Section):
     """Main memory of a worker in 10^9 bytes: Ray starts it only where so much is free, and `batch_tokens: auto` stays
     below it. Left out, a worker may take its CPUs' share of its machine's memory."""
 
-    precision: Precision = "bf16"
-    """`bf16`: forward and backward in bfloat16, the optimizer's own copy of the weights in float32."""
+    precision: Precision = "auto"
+    """`bf16`: forward and backward in bfloat16, the optimizer's own copy of the weights in float32. `auto`: `bf16`,
+    or `fp32` where that is faster, as on CPUs without bfloat16 units; kept when a training is resumed."""
 
     zero: ZeroSpec = ZeroSpec()
     """How DeepSpeed divides the training state among the workers."""

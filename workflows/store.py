@@ -92,8 +92,8 @@ class Store:
 
     def find(self, stage: str, key: str) -> Artifact | None:
         """The finished artifact, or None."""
-        text = self._read(self.path(stage, key, "manifest.json"))
-        return Artifact(**json.loads(text)) if text is not None else None
+        content = self.read_json(self.path(stage, key, "manifest.json"))
+        return Artifact(**content) if content is not None else None
 
     def all_of(self, stage: str) -> list[Artifact]:
         """Every finished artifact of a stage, oldest first."""
@@ -144,6 +144,11 @@ class Store:
         unfinished = f"{path}.{uuid.uuid4().hex[:8]}.unfinished"
         Path(unfinished).write_bytes(data)
         os.replace(unfinished, path)
+
+    def read_json(self, path: str) -> dict[str, Any] | None:
+        """What `write_json` wrote, or None."""
+        text = self._read(path)
+        return json.loads(text) if text is not None else None
 
     def write_run(self, record: dict[str, Any]) -> None:
         """Write or replace the record of a run, named by its `run`."""

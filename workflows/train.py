@@ -33,12 +33,13 @@ from models.flops import StepOperations, matrix_product_rate
 from models.objectives import OBJECTIVES, Objective
 from models.operator import check_build_tools, check_file_offload
 from models.packing import PackedBatch, StepPlan
+from models.precision import dtype_of, faster_precision
 from workflows.cluster import check_fits, innermost, watching, worker_environment
 from workflows.corpus import open_examples
 from workflows.curves import check_mlflow, log_to_mlflow, write_curves
 from workflows.history import HISTORY, Record, shown
 from workflows.pipeline import Context, StageFailed, num_steps, source_files, step_plan
-from workflows.recovery import AfterFailure, Watchdog, read_cut, write_cut
+from workflows.recovery import AfterFailure, Watchdog, settle, settled
 from workflows.spec import PipelineSpec
 from workflows.spec_train import ObjectiveSpec, TrainSpec
 from workflows.store import Store
@@ -109,6 +110,7 @@ def run(context: Context) -> dict[str, Any]:
         "tokens_per_second": last["tokens_per_second"],
         "resumed_from_step": last["resumed_from_step"],
         "batch_tokens": last["batch_tokens"],
+        "precision": last["precision"],
         "skipped_steps": last["skipped_steps"],
         "peak_memory_gb_per_worker": last["peak_memory_gb"],
     }
@@ -163,8 +165,9 @@ def _train(spec: PipelineSpec, store: Store, keys: dict[str, str], run_folder: s
         rows, held_out = (open_examples(store, keys, split, objective.columns) for split in ("train", "held_out"))
         num_tokens, num_targets = ([*rows.column(name)] for name in ("num_tokens", "num_targets"))
         plan = step_plan(train, num_tokens, [1] * len(rows) if objective.per_example else num_targets)
+        precision = _precision(train, store, run_folder)
         torch.manual_seed(train.seed)  # the same on all workers: the adapter's start
-        engine = _engine(spec, objective)
+        engine = _engine(spec, objective, precision)
         torch.manual_seed(train.seed + 1 + rank)  # dropout
 
         def read(numbers: Sequence[int]) -> PackedBatch:
@@ -173,8 +176,7 @@ def _train(spec: PipelineSpec, store: Store, keys: dict[str, str], run_folder: s
         cut = _cut(engine, train, store, run_folder, num_tokens, read)
         record = Record(_resume(engine))
         start_step = len(record.lines)
-        dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-        rate = engine.total([matrix_product_rate(engine.device, dtype)])[0]
+        rate = engine.total([matrix_product_rate(engine.device, dtype_of(precision))])[0]
         operations = StepOperations(engine.model)
         ended = time.monotonic()
         tokenizer = load_tokenizer(resolve(spec.base_model))
@@ -215,6 +217,7 @@ def _train(spec: PipelineSpec, store: Store, keys: dict[str, str], run_folder: s
                 "resumed_from_step": start_step,
                 "peak_memory_gb": round(peak_gb(), 2),
                 "batch_tokens": -(-train.pass_tokens // cut),
+                "precision": precision,
             }
             ray.train.report(
                 {**metrics, **extra},
@@ -259,8 +262,8 @@ def _cut(
     read: Callable[[Sequence[int]], PackedBatch],
 ) -> int:
     """Into how many parts each micro-batch is cut so that it fits into memory; the same when a run is resumed."""
-    if (known := read_cut(store, run_folder)) is not None:
-        return known
+    if (known := settled(store, run_folder).get("cut")) is not None:
+        return int(known)
     if train.batch_tokens != "auto":
         return 1
     longest_first = sorted(range(len(lengths)), key=lambda row: -lengths[row])
@@ -284,7 +287,7 @@ def _cut(
     )
     cut = max(1, -(-train.pass_tokens // tokens))
     if engine.rank == 0:
-        write_cut(store, run_folder, cut)
+        settle(store, run_folder, cut=cut)
     return cut
 
 
@@ -298,21 +301,34 @@ def _places(rows: Any, numbers: list[int], spec: PipelineSpec) -> str:
 
 def objective_of(section: ObjectiveSpec) -> Objective:
     """The objective that `train.objective` describes."""
-    return OBJECTIVES[section.name](**section.model_dump(exclude={"name", "teacher"}))
+    return OBJECTIVES[section.name](**section.model_dump(exclude={"name", "teacher", "max_reply_tokens"}))
 
 
-def _engine(spec: PipelineSpec, objective: Objective) -> DeepSpeedEngine:
+def _precision(train: TrainSpec, store: Store, run_folder: str) -> str:
+    """`bf16` or `fp32` for all workers of this run, also when it is resumed elsewhere."""
     import torch
 
+    if train.precision != "auto":
+        return train.precision
+    if (known := settled(store, run_folder).get("precision")) is not None:
+        return str(known)
+    answers: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(answers, faster_precision("cuda" if train.gpus_per_worker else "cpu"))
+    precision = "fp32" if "fp32" in answers else "bf16"
+    if torch.distributed.get_rank() == 0:
+        settle(store, run_folder, precision=precision)
+    return precision
+
+
+def _engine(spec: PipelineSpec, objective: Objective, precision: str) -> DeepSpeedEngine:
     train = spec.train
     if not train.gpus_per_worker:
         check_build_tools()
     if train.zero.offload == "nvme":
         check_file_offload()
     base_folder = resolve(spec.base_model)
-    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
     quantize = train.adapter.quantize if train.adapter else None
-    model = load_model(base_folder, dtype, PACKED_ATTENTION, quantize)
+    model = load_model(base_folder, dtype_of(precision), PACKED_ATTENTION, quantize)
     if train.adapter is not None:
         fields = train.adapter.model_dump(exclude={"quantize"})
         model = adapters.attach(model, **fields, base=spec.base_model)
@@ -321,7 +337,7 @@ def _engine(spec: PipelineSpec, objective: Objective) -> DeepSpeedEngine:
         model,
         objective,
         zero_stage=train.zero.stage,
-        precision=train.precision,
+        precision=precision,
         weight_decay=train.weight_decay,
         gradient_clip=train.gradient_clip,
         offload=train.zero.offload,

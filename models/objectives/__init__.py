@@ -42,5 +42,6 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "kto": Kto,
     "simpo": Simpo,
     "distill": Distill,
+    "distill_replies": Sft,
 }
 """by their name in a pipeline file; each takes its section's fields as keyword arguments"""

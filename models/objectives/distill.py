@@ -1,4 +1,5 @@
-"""Distillation (Hinton et al. 2015, arXiv:1503.02531): the student learns the teacher's whole distribution.
+"""Distillation (Hinton et al. 2015, arXiv:1503.02531): the student learns the teacher's whole distribution, or, by
+`teacher_replies`, from replies that the teacher writes (Kim and Rush 2016, arXiv:1606.07947, section 3.2).
 
 The teacher's K most likely tokens and their log-probabilities are stored at every supervised position; what else it
 holds likely is not known singly. So both models are compared over K + 1 outcomes: each of the teacher's K tokens, and
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.base import max_positions
+from models.generation import greedy_replies
 from models.loss import log_probabilities, top_log_probabilities
 from models.packing import PackedBatch, pack
 
@@ -37,6 +40,33 @@ def teacher_values(model: Any, rows: Sequence[dict[str, Any]], top_k: int, vocab
     return {
         name: [part.flatten().tolist() for part in torch.split(values, counts)] for name, values in columns.items()
     }
+
+
+def teacher_replies(
+    model: Any, rows: Sequence[dict[str, Any]], max_reply_tokens: int, end_tokens: Sequence[int]
+) -> dict[str, list[Any]]:
+    """The rows with their last reply replaced by the teacher's greedy one, which alone is supervised, by column.
+
+    Greedy stands for the mode of the teacher's distribution over replies, which Kim and Rush find by beam search.
+    """
+    prompts = [row["input_ids"][: _last_reply_start(row["supervised"])] for row in rows]
+    room = max_positions(model.config) - max(len(prompt) for prompt in prompts)
+    replies = greedy_replies(model, prompts, min(max_reply_tokens, room), end_tokens)
+    return {
+        "input_ids": [[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)],
+        "supervised": [
+            [False] * len(prompt) + [True] * len(reply) for prompt, reply in zip(prompts, replies, strict=True)
+        ],
+        "num_tokens": [len(prompt) + len(reply) for prompt, reply in zip(prompts, replies, strict=True)],
+        "num_targets": [len(reply) for reply in replies],
+    }
+
+
+def _last_reply_start(supervised: Sequence[bool]) -> int:
+    """Where the last run of supervised tokens begins."""
+    last = max(index for index, is_target in enumerate(supervised) if is_target)
+    before = (index for index in range(last, -1, -1) if not supervised[index])
+    return next(before, -1) + 1
 
 
 class Distill:

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from serve.protocol import FinishReason
 
-Dtype = Literal["bfloat16", "float32"]
+Precision = Literal["auto", "bf16", "fp32"]
 
 # Requests that an engine decodes at the same time, unless told otherwise.
 DEFAULT_MAX_ACTIVE = 8

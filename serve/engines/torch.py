@@ -1,6 +1,6 @@
 """A plain transformers engine: one thread owns the model and gives each request a token in turn.
 
-engine = TorchEngine("/releases/abc", dtype="float32", num_threads=2)
+engine = TorchEngine("/releases/abc", precision="fp32", num_threads=2)
 async for event in engine.submit(GenerationRequest(prompt_ids, max_new_tokens=64)): ...
 """
 
@@ -16,13 +16,14 @@ import torch
 from transformers import DynamicCache
 
 from models.base import load_model, max_positions
+from models.precision import dtype_of
 from serve.engines.base import (
     DEFAULT_MAX_ACTIVE,
-    Dtype,
     Engine,
     EngineError,
     EngineHealth,
     GenerationRequest,
+    Precision,
     TokenEvent,
 )
 from serve.engines.sampling import sample
@@ -57,14 +58,14 @@ class TorchEngine(Engine):
     def __init__(
         self,
         release_folder: Path | str,
-        dtype: Dtype = "bfloat16",
+        precision: Precision = "auto",
         max_active: int = DEFAULT_MAX_ACTIVE,
         num_threads: int | None = None,
         device: str = "cpu",
     ) -> None:
         if max_active < 1:
             raise ValueError(f"max_active: got {max_active}; must be at least 1")
-        self._model = load_model(release_folder, getattr(torch, dtype)).to(device)
+        self._model = load_model(release_folder, dtype_of(precision, device)).to(device)
         self._max_positions = max_positions(self._model.config)
         self._device = device
         self._max_active = max_active

@@ -7,7 +7,7 @@ import torch
 
 from workflows.cluster import Board
 from workflows.pipeline import StageFailed
-from workflows.recovery import AfterFailure, is_out_of_memory, read_cut
+from workflows.recovery import AfterFailure, is_out_of_memory, settled
 from workflows.store import Store
 
 
@@ -61,7 +61,7 @@ def test_out_of_memory_halves_the_micro_batch_for_all_later_starts(cluster, tmp_
     folder = store.path("train", "key", "run")
     told = AfterFailure(store.uri, folder, board)
     told.after_exception(None, {0: RuntimeError("shapes do not match")})
-    assert read_cut(store, folder) is None
+    assert settled(store, folder) == {}
     for expected in (2, 4):
         told.after_exception(None, {0: RuntimeError("lost"), 1: out_of_torchs_memory()})
-        assert read_cut(store, folder) == expected
+        assert settled(store, folder) == {"cut": expected}

@@ -111,6 +111,27 @@ def test_a_student_learns_its_teachers_distribution(run, tiny):
         run("train", tiny)
 
 
+def test_a_student_learns_its_teachers_replies(run, tiny):
+    tiny["train"] |= {"epochs": 3}
+    taught, store = run("train", tiny)
+    teacher = store.path("train", taught["train"].key, "model")
+    tiny["train"]["objective"] = {"name": "distill_replies", "teacher": teacher, "max_reply_tokens": 9}
+    done, _ = run("evaluate", tiny)
+    corpus = rows_of(store, "prepare", done["prepare"].key, "corpus")
+    written = rows_of(store, "reference", done["reference"].key, "values")
+    assert len(written) == len(corpus)
+    for before, row in zip(corpus, written, strict=True):
+        reply = row["num_targets"]
+        assert 1 <= reply <= 9
+        assert row["supervised"] == [False] * (row["num_tokens"] - reply) + [True] * reply
+        prompt = row["input_ids"][:-reply]
+        assert prompt == before["input_ids"][: len(prompt)]
+        assert not before["supervised"][len(prompt) - 1]
+    steps = history(store, done["train"])
+    assert steps[0]["num_tokens"] < sum(row["num_tokens"] for row in written)
+    assert steps[-1]["loss"] < 0.5 * steps[0]["loss"]
+
+
 def test_workers_that_take_every_cpu_do_not_starve_the_reading(run, paired):
     paired["train"]["cpus_per_worker"] = 2
     done, _ = run("reference", paired)

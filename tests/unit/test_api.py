@@ -58,7 +58,7 @@ def open_endpoint(
     def opened(ends: bool) -> Iterator[Endpoint]:
         release = tmp_path_factory.mktemp("release")
         save_talker(make_loud(tiny_llama), load_tokenizer(tiny_llama), release, ends)
-        engine = TorchEngine(release, dtype="float32", max_active=2, num_threads=1)
+        engine = TorchEngine(release, precision="fp32", max_active=2, num_threads=1)
         app = create_app(engine, load_tokenizer(release), MODEL, "3f2a", default_max_tokens=16)
         with (
             serving(app) as url,

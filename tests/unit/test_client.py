@@ -20,7 +20,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 @pytest.fixture(scope="module")
 def url(serving: Callable[[Any], AbstractContextManager[str]], tiny_llama: Path) -> Iterator[str]:
-    engine = TorchEngine(tiny_llama, dtype="float32", num_threads=1)
+    engine = TorchEngine(tiny_llama, precision="fp32", num_threads=1)
     with serving(create_app(engine, load_tokenizer(tiny_llama), "tiny", default_max_tokens=12)) as url:
         yield url
     engine.close()

@@ -27,7 +27,7 @@ def release(make_loud: Callable[[Path], Any], tiny_llama: Path, tmp_path_factory
 
 @pytest.fixture(scope="module")
 def engine(release: Path) -> Iterator[TorchEngine]:
-    engine = TorchEngine(release, dtype="float32", max_active=3, num_threads=1)
+    engine = TorchEngine(release, precision="fp32", max_active=3, num_threads=1)
     yield engine
     engine.close()
 
@@ -141,7 +141,7 @@ def test_requests_that_do_not_fit_are_refused(engine: TorchEngine) -> None:
 
 
 def test_a_closed_engine_fails_open_and_later_streams(release: Path) -> None:
-    engine = TorchEngine(release, dtype="bfloat16", num_threads=1)
+    engine = TorchEngine(release, precision="bf16", num_threads=1)
 
     async def run() -> None:
         running = asyncio.create_task(collect(engine, GenerationRequest(PROMPTS[0], 2000)))

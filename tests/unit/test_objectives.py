@@ -13,7 +13,7 @@ from models.attention import PACKED_ATTENTION
 from models.base import load_model
 from models.loss import fuse_head, top_log_probabilities
 from models.objectives import OBJECTIVES
-from models.objectives.distill import teacher_values
+from models.objectives.distill import teacher_replies, teacher_values
 from models.objectives.preference import reference_values
 from models.packing import pack
 
@@ -262,3 +262,32 @@ def test_the_teachers_tokens_are_in_the_students_vocabulary(tiny_llama: Path, fu
     for position in range(3):
         inside = [int(token) for token in whole[position] if token < 50]
         assert tokens[position].tolist() == inside[:3]
+
+
+def test_a_teachers_reply_takes_the_place_of_the_last_one(tiny_model: Path, make_loud: Callable[[Path], Any]) -> None:
+    teacher = make_loud(tiny_model)
+    draw = random.Random(4)
+    rows, prompts = [], []
+    for prompt_length, reply_length in ((9, 4), (30, 2), (1, 7)):
+        ids = [draw.randrange(3, 200) for _ in range(prompt_length + reply_length)]
+        supervised = [False] * prompt_length + [True] * reply_length
+        supervised[: prompt_length // 3] = [True] * (prompt_length // 3)  # an earlier reply stays as it is
+        rows.append({"input_ids": [*ids, 5], "supervised": [*supervised, False]})
+        prompts.append(ids[:prompt_length])
+    alone = [
+        teacher.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+        for ids in prompts
+    ]
+    expected = [output[0, len(ids) :].tolist() for output, ids in zip(alone, prompts, strict=True)]
+    ends = [expected[0][5], 0]
+    expected = [
+        reply[: next((index + 1 for index, token in enumerate(reply) if token in ends), 12)] for reply in expected
+    ]
+    found = teacher_replies(teacher, rows, 12, ends)
+    assert found["input_ids"] == [ids + reply for ids, reply in zip(prompts, expected, strict=True)]
+    assert found["supervised"] == [
+        [False] * len(ids) + [True] * len(reply) for ids, reply in zip(prompts, expected, strict=True)
+    ]
+    assert found["num_tokens"] == [len(ids) for ids in found["input_ids"]]
+    assert found["num_targets"] == [len(reply) for reply in expected]
+    assert found["num_targets"][0] <= 6

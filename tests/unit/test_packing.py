@@ -19,22 +19,30 @@ Conversation = tuple[list[int], list[bool]]
 PlainLoss = Callable[[Any, list[Conversation]], torch.Tensor]
 
 
+# In bfloat16 a weight's gradient, a number of 8 bits, is itself rounded by up to 0.4 %.
+@pytest.mark.parametrize(("dtype", "of_loss", "of_gradients"), [
+    (torch.float32, 1e-6, 1e-5), (torch.bfloat16, 1e-3, 1e-2),
+])  # fmt: skip
 def test_the_loss_does_not_depend_on_packing_or_batching(
-    tiny_model: Path, token_rows: list[Conversation], plain_loss_sum: PlainLoss
-) -> None:
+    tiny_model: Path, token_rows: list[Conversation], plain_loss_sum: PlainLoss, dtype: torch.dtype, of_loss: float,
+    of_gradients: float,
+) -> None:  # fmt: skip
     rows = token_rows
-    plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation="sdpa").eval()
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype, attn_implementation="sdpa").eval()
     expected = plain_loss_sum(plain, rows)
     expected.backward()
-    model = load_model(tiny_model, torch.float32, PACKED_ATTENTION)
+    model = load_model(tiny_model, dtype, PACKED_ATTENTION)
     groupings = [[rows], [[row] for row in rows], [rows[::-1]], [rows[:3], rows[3:]], [rows[4:], rows[:4]]]
     for grouping in groupings:
         model.zero_grad()
         total = sum(supervised_loss_sum(model, pack(group)) for group in grouping)
-        assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+        assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=of_loss)
         total.backward()
-        for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
-            assert torch.linalg.vector_norm(mine.grad - theirs.grad) <= 1e-4 * torch.linalg.vector_norm(theirs.grad)
+        mine, theirs = (
+            torch.cat([parameter.grad.double().flatten() for parameter in each.parameters()])
+            for each in (model, plain)
+        )
+        assert torch.linalg.vector_norm(mine - theirs) <= of_gradients * torch.linalg.vector_norm(theirs)
 
 
 @pytest.mark.parametrize("window", [None, 5, 300])

@@ -75,6 +75,7 @@ def test_the_stages_come_after_what_they_read() -> None:
 @pytest.mark.parametrize(("objective", "has_it"), [
     ("sft", False), ("orpo", False), ("simpo", False), ("dpo", True), ("kto", True),
     ({"name": "distill", "teacher": "random:tiny-llama"}, True),
+    ({"name": "distill_replies", "teacher": "random:tiny-llama"}, True),
 ])  # fmt: skip
 def test_only_some_objectives_have_a_reference(
     spec_with: Callable[..., PipelineSpec], store: Store, objective: Any, has_it: bool
@@ -113,6 +114,11 @@ def test_the_reference_values_depend_on_what_they_are(spec_with: Callable[..., P
     assert found({**taught, "temperature": 2, "plain_share": 0})["reference"] == ""
     assert found({**taught, "top_k": 4})["reference"] == "changed: top_k"
     assert found({**taught, "teacher": "random:tiny-gpt2"})["reference"] == "changed: model"
+    written = {"name": "distill_replies", "teacher": "random:tiny-llama", "max_reply_tokens": 9}
+    finish_all(spec_with(train={"objective": written}), store)
+    assert found({**written, "max_reply_tokens": 9})["reference"] == ""
+    assert "max_reply_tokens" in found({**written, "max_reply_tokens": 8})["reference"]
+    assert "model" in found({**written, "teacher": "random:tiny-gpt2"})["reference"]
 
 
 def test_nothing_is_done_at_first_and_looking_changes_nothing(

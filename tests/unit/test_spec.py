@@ -54,7 +54,7 @@ def test_five_mistakes_give_five_located_errors(tmp_path: Path) -> None:
         (5, "data.sources.0.limt", ["unknown field", "did you mean data.sources.0.limit?"]),
         (6, "data.held_out_share", ["got 0.9", "less than or equal to 0.5", "default 0.05"]),
         (9, "train.adapter.rank", ["got 'eight'", "valid integer", "int >= 1, <= 1024, default 16"]),
-        (10, "train.precision", ["got 'bf61'", "'bf16' or 'fp32'", "did you mean bf16?"]),
+        (10, "train.precision", ["got 'bf61'", "'auto', 'bf16' or 'fp32'", "did you mean bf16?"]),
     ], strict=True):  # fmt: skip
         assert problem.startswith(f"{file}:{line}: {field}: ")
         assert [word for word in words if word not in problem] == []
@@ -233,7 +233,7 @@ def test_the_reference_explains_every_field() -> None:
     assert [row.path for row in rows if not (row.description and row.default and row.type)] == []
     found = {row.path: (row.type, row.default) for row in rows}
     assert found["train.adapter.rank"] == ("int >= 1, <= 1024", "16")
-    assert found["train.precision"] == ("bf16 | fp32", "bf16")
+    assert found["train.precision"] == ("auto | bf16 | fp32", "auto")
     assert found["name"][1] == "required"
     assert found["train.max_steps"] == ("int | null >= 1, <= 1000000000", "null")
 
@@ -257,7 +257,7 @@ def test_an_objective_is_a_word_or_a_section(tmp_path: Path) -> None:
     assert distilled.model_dump()["teacher"] == str(tmp_path.parent / "big")
 
 
-NAMES = "'sft', 'dpo', 'orpo', 'kto', 'simpo', 'distill'"
+NAMES = "'sft', 'dpo', 'orpo', 'kto', 'simpo', 'distill', 'distill_replies'"
 
 
 @pytest.mark.parametrize(("text", "words"), [
@@ -291,7 +291,7 @@ def test_a_wrong_objective_on_the_command_line(tmp_path: Path) -> None:
 
 def test_the_reference_tells_objectives_apart() -> None:
     found = {row.path: (row.type, row.default) for row in reference()}
-    assert found["train.objective"] == ("sft | dpo | orpo | kto | simpo | distill", "sft")
+    assert found["train.objective"] == ("sft | dpo | orpo | kto | simpo | distill | distill_replies", "sft")
     assert found["train.objective.beta [dpo]"] == ("float > 0, <= 100", "0.1")
     assert found["train.objective.beta [simpo]"] == ("float > 0, <= 100", "2")
     assert found["train.objective.teacher [distill]"] == ("str length >= 1", "required")
