@@ -22,7 +22,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-WARM_UP_STEPS = 2
+WARM_UP_STEPS = 1
 
 
 class Clock(TrainerCallback):
@@ -57,12 +57,13 @@ class InOrder(SFTTrainer):
         return SequentialSampler(self.train_dataset)
 
 
-def make(side: str, kind: str, folder: str, rows: Dataset, out: str, one_by_one: bool) -> Any:
-    """The trainer of a side."""
+def make(side: str, kind: str, precision: str, folder: str, rows: Dataset, out: str, one_by_one: bool) -> Any:
+    """The trainer of a side; `trl` takes its own default precision."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    bf16 = {} if side == "trl" else {"bf16": precision == "bf16"}
     common: dict[str, Any] = {
         "output_dir": out, "use_cpu": True, "num_train_epochs": 1, "learning_rate": 1e-4, "save_strategy": "no",
-        "lr_scheduler_type": "constant", "logging_steps": 1, "report_to": [], "disable_tqdm": True,
+        "lr_scheduler_type": "constant", "logging_steps": 1, "report_to": [], "disable_tqdm": True, **bf16,
     }  # fmt: skip
     lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
     if side == "trainer":
@@ -70,24 +71,24 @@ def make(side: str, kind: str, folder: str, rows: Dataset, out: str, one_by_one:
         if kind == "lora":
             model = get_peft_model(model, lora)
         settings = TrainingArguments(
-            **common, per_device_train_batch_size=8, bf16=True, train_sampling_strategy="group_by_length"
+            **common, per_device_train_batch_size=8, train_sampling_strategy="group_by_length"
         )
         collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
         return Trainer(model, settings, train_dataset=rows, data_collator=collator, processing_class=tokenizer)
     if one_by_one:
         config = SFTConfig(**common, per_device_train_batch_size=1)
-    elif side == "trl":
+    elif side in ("trl", "trl-fp32"):
         config = SFTConfig(**common)
     else:
         config = SFTConfig(
-            **common, bf16=True, gradient_checkpointing=False, packing=True, max_length=2048,
+            **common, gradient_checkpointing=False, packing=True, max_length=2048,
             per_device_train_batch_size=1,
         )  # fmt: skip
     peft_config = lora if kind == "lora" else None
     return InOrder(folder, config, train_dataset=rows, processing_class=tokenizer, peft_config=peft_config)
 
 
-def main(side: str, kind: str, folder: str, data: str, threads: str, save_to: str = "") -> None:
+def main(side: str, kind: str, precision: str, folder: str, data: str, threads: str, save_to: str = "") -> None:
     """Train once over the examples; the last line of output is the measurement as JSON.
 
     With `save_to`, one conversation a step, and the model is saved there.
@@ -96,7 +97,9 @@ def main(side: str, kind: str, folder: str, data: str, threads: str, save_to: st
     torch.set_num_threads(int(threads))
     clock = Clock()
     with tempfile.TemporaryDirectory() as out:
-        trainer = make(side, kind, folder, Dataset.from_list(json.loads(Path(data).read_text())), out, bool(save_to))
+        trainer = make(
+            side, kind, precision, folder, Dataset.from_list(json.loads(Path(data).read_text())), out, bool(save_to)
+        )
         trainer.data_collator = clock.counting(trainer.data_collator)
         trainer.add_callback(clock)
         trainer.train()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
-WARM_UP_STEPS = 2
+WARM_UP_STEPS = 1
 
 
 class InOrder:
@@ -36,14 +36,15 @@ class InOrder:
         return self._num_tokens[step]
 
 
-def rate() -> dict[str, float]:
-    """GFLOP/s of the machine's bf16 matrix products."""
+def rate(precision: str) -> dict[str, float]:
+    """GFLOP/s of the machine's matrix products."""
     from models.flops import matrix_product_rate
+    from models.precision import dtype_of
 
-    return {"gflops": matrix_product_rate(torch.device("cpu"), torch.bfloat16) / 1e9}
+    return {"gflops": matrix_product_rate(torch.device("cpu"), dtype_of(precision)) / 1e9}
 
 
-def train(kind: str, folder: str, data: str, save_to: str | None) -> dict[str, object]:
+def train(kind: str, precision: str, folder: str, data: str, save_to: str | None) -> dict[str, object]:
     """One pass over the examples as a worker of `rayconteur train` makes it."""
     from models import adapters
     from models.attention import PACKED_ATTENTION
@@ -52,6 +53,7 @@ def train(kind: str, folder: str, data: str, save_to: str | None) -> dict[str, o
     from models.fit import FitSettings, Progress, fit
     from models.objectives.sft import Sft
     from models.packing import StepPlan
+    from models.precision import dtype_of
 
     rendezvous = Path(tempfile.mkdtemp()) / "rendezvous"
     torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
@@ -63,11 +65,11 @@ def train(kind: str, folder: str, data: str, save_to: str | None) -> dict[str, o
     plan: Any = InOrder(num_tokens, weights)
     if save_to is None:
         plan = StepPlan(num_tokens, weights, micro_batch_tokens=2048, num_workers=1, gradient_accumulation=1, seed=0)
-    model = load_model(folder, torch.bfloat16, PACKED_ATTENTION)
+    model = load_model(folder, dtype_of(precision), PACKED_ATTENTION)
     if kind == "lora":
         model = adapters.attach(model, 16, 32.0, 0.0, "all-linear", folder)
     objective = Sft()
-    engine = DeepSpeedEngine(model, objective, zero_stage=0, precision="bf16", weight_decay=0.0, gradient_clip=1.0)
+    engine = DeepSpeedEngine(model, objective, zero_stage=0, precision=precision, weight_decay=0.0, gradient_clip=1.0)
     steps: list[tuple[float, Progress]] = []
     settings = FitSettings(plan.steps_per_epoch, 1e-4, 0.0, 1.0, plan.steps_per_epoch + 1)
     fit(
@@ -89,7 +91,8 @@ def train(kind: str, folder: str, data: str, save_to: str | None) -> dict[str, o
 
 
 if __name__ == "__main__":
-    side, kind, folder, data, threads, *save_to = sys.argv[1:]
+    side, kind, precision, folder, data, threads, *save_to = sys.argv[1:]
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)  # the adapter's start
-    print("\n" + json.dumps(rate() if side == "rate" else train(kind, folder, data, *save_to or [None])))
+    answer = rate(precision) if side == "rate" else train(kind, precision, folder, data, *save_to or [None])
+    print("\n" + json.dumps(answer))

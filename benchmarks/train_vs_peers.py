@@ -5,16 +5,18 @@
     python benchmarks/train_vs_peers.py equal --data a.jsonl.gz --data b.jsonl.gz
 
 Every side trains SmolLM2-135M-Instruct on the same conversations, rendered and masked once by `models/chat.py`, once
-each, with about 2,048 tokens a step; AdamW on float32 weights, with bf16 in the forward and backward pass (TRL at its
-defaults: whatever those are). Sides are processes of their own, alternated; figures are medians over `--repeats`.
+each, with about 2,048 tokens a step; AdamW on float32 weights, with bf16 in the forward and backward pass, or fp32
+where the machine multiplies that faster (as `train.precision: auto` has it). Sides are processes of their own,
+alternated; figures are medians over `--repeats`.
 
-    trl        SFTTrainer at its defaults
+    trl        SFTTrainer at its defaults, which is bf16 on any machine
+    trl-fp32   SFTTrainer at its defaults, but in the faster format; only where that is fp32
     trl-best   SFTTrainer with packing (its padding-free mode), no gradient checkpointing, and our malloc settings
     trainer    Trainer with dynamic padding, grouped by length, and our malloc settings
     us         models/fit.py with models/deepspeed_engine.py, as a worker of `rayconteur train` runs it
 
-Utilisation is the share of the machine's bf16 matrix-product rate, measured in the same run, that the model's own
-products make up: 6 floating-point operations per weight and token (4 with LoRA, whose frozen weights have no
+Utilisation is the share of the machine's matrix-product rate in that format, measured in the same run, that the
+model's own products make up: 6 floating-point operations per weight and token (4 with LoRA, whose frozen weights have no
 gradient), the head at supervised positions alone, and causal attention.
 
 `equal` trains TRL and us on the same conversations in the same order, and compares the held-out losses of what both
@@ -37,7 +39,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE / ".peers-venv"
-SIDES = ("trl", "trl-best", "trainer", "us")
+SIDES = ("trl", "trl-fp32", "trl-best", "trainer", "us")
 BASE_MODEL = "builtin:smollm2-135m-instruct"
 CONVERSATIONS_PER_STEP = 8
 MAX_LENGTH = 1024
@@ -55,6 +57,7 @@ def main() -> None:
     run.add_argument("--threads", type=int, default=os.cpu_count())
     run.add_argument("--kinds", default="full,lora")
     run.add_argument("--sides", default=",".join(SIDES))
+    run.add_argument("--longest", type=int, default=MAX_LENGTH, help="tokens of a conversation")
     run.add_argument("--write", type=Path, help="also write the table to this file")
     equal = commands.add_parser("equal")
     equal.add_argument(
@@ -95,10 +98,14 @@ def setup() -> None:
 def run_all(options: argparse.Namespace) -> dict[str, Any]:
     """Every side and kind `repeats` times, in turns."""
     from models.base import resolve
+    from models.precision import faster_precision
 
     folder = resolve(BASE_MODEL)
-    examples = read_examples(options.data, options.steps * CONVERSATIONS_PER_STEP, folder)
+    examples = read_examples(options.data, options.steps * CONVERSATIONS_PER_STEP, folder, options.longest)
+    precision = faster_precision("cpu")
     kinds, sides = options.kinds.split(","), options.sides.split(",")
+    if precision == "bf16":
+        sides = [side for side in sides if side != "trl-fp32"]
     runs: dict[str, list[dict[str, Any]]] = {f"{kind} {side}": [] for kind in kinds for side in sides}
     rates = []
     with tempfile.TemporaryDirectory() as name:
@@ -106,9 +113,9 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
         data.write_text(json.dumps(examples))
         for repeat, kind, side in itertools.product(range(options.repeats), kinds, sides):
             began = time.monotonic()
-            out = one(side, kind, folder, data, options.threads)
+            out = one(side, kind, precision, folder, data, options.threads)
             runs[f"{kind} {side}"].append(out)
-            rates.append(one("rate", kind, folder, data, options.threads)["gflops"])
+            rates.append(one("rate", kind, precision, folder, data, options.threads)["gflops"])
             shown = f"{out['tokens_per_second']:.0f} tokens/s, first loss {out['losses'][0]:.3f}"
             took = time.monotonic() - began
             print(
@@ -116,7 +123,9 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
             )
     rate = statistics.median(rates)
     needed = {kind: operations_per_token(folder, examples, kind == "lora") for kind in kinds}
-    result: dict[str, Any] = {"bf16_gflops": round(rate, 1), "threads": options.threads, "sides": {}}
+    result: dict[str, Any] = {
+        "precision": precision, "gflops": round(rate, 1), "threads": options.threads, "sides": {},
+    }  # fmt: skip
     for name, found in runs.items():
         speed = statistics.median(run["tokens_per_second"] for run in found)
         result["sides"][name] = {
@@ -133,10 +142,11 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
 def compare_losses(options: argparse.Namespace) -> dict[str, Any]:
     """Held-out loss before, and after the same steps by TRL and by us; the difference as a share of TRL's."""
     from models.base import resolve
+    from models.precision import faster_precision
 
-    folder = resolve(BASE_MODEL)
+    folder, precision = resolve(BASE_MODEL), faster_precision("cpu")
     examples = read_examples(options.data, options.steps + options.held_out, folder, options.longest)
-    result: dict[str, Any] = {"steps": options.steps}
+    result: dict[str, Any] = {"steps": options.steps, "precision": precision}
     with tempfile.TemporaryDirectory() as name:
         data = Path(name) / "examples.json"
         data.write_text(json.dumps(examples[: options.steps]))
@@ -144,11 +154,11 @@ def compare_losses(options: argparse.Namespace) -> dict[str, Any]:
         result["held_out_tokens"] = sum(label != -100 for example in held_out for label in example["labels"][1:])
         result["base"] = held_out_loss(folder, folder, held_out)
         for kind in options.kinds.split(","):
-            for side in ("trl", "us"):
+            for side in ("trl-fp32" if precision == "fp32" else "trl", "us"):
                 saved = Path(name) / f"{kind}-{side}"
-                one(side, kind, folder, data, options.threads, saved)
-                result[f"{kind} {side}"] = held_out_loss(folder, saved, held_out)
-                print(f"{kind} {side}: {result[f'{kind} {side}']:.4f}", file=sys.stderr, flush=True)
+                one(side, kind, precision, folder, data, options.threads, saved)
+                result[f"{kind} {side[:3]}"] = held_out_loss(folder, saved, held_out)
+                print(f"{kind} {side}: {result[f'{kind} {side[:3]}']:.4f}", file=sys.stderr, flush=True)
             theirs = result[f"{kind} trl"]
             result[f"{kind} difference"] = round((result[f"{kind} us"] - theirs) / theirs, 5)
     return result
@@ -175,17 +185,19 @@ def held_out_loss(base: Path, saved: Path, examples: list[dict[str, list[int]]])
     return total / count
 
 
-def one(side: str, kind: str, folder: Path, data: Path, threads: int, save_to: Path | None = None) -> dict[str, Any]:
+def one(
+    side: str, kind: str, precision: str, folder: Path, data: Path, threads: int, save_to: Path | None = None
+) -> dict[str, Any]:
     """Run one side in its own process and environment; with `save_to`, one conversation a step in their order."""
     from workflows.cluster import worker_environment
 
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
-    if side != "trl":
+    if side not in ("trl", "trl-fp32") or save_to:
         environment |= worker_environment(threads, gpus=0)
     program = HERE / ("train_us.py" if side in ("us", "rate") else "train_peer.py")
     python = sys.executable if side in ("us", "rate") else str(PEERS / "bin" / "python")
     environment["PYTHONPATH"] = str(HERE.parent) if side in ("us", "rate") else ""
-    command = [python, program, side, kind, folder, data, str(threads), *([save_to] if save_to else [])]
+    command = [python, program, side, kind, precision, folder, data, str(threads), *([save_to] if save_to else [])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"{side} {kind} failed:\n{done.stderr[-3000:]}")
@@ -256,7 +268,10 @@ def table(result: dict[str, Any]) -> str:
         each = ", ".join(f"{speed:g}" for speed in row["runs"])
         shown = f"{row['tokens_per_second']:g} | {each} | {row['utilisation']:.0%} | {row['peak_gb']:g} | {ratio}"
         lines.append(f"| {name} | {shown} |")
-    lines += ["", f"{result['threads']} threads, bf16 matrix products at {result['bf16_gflops']:g} GFLOP/s."]
+    lines += [
+        "",
+        f"{result['threads']} threads, {result['precision']} matrix products at {result['gflops']:g} GFLOP/s.",
+    ]
     return "\n".join(lines)
 
 
