@@ -16,8 +16,8 @@ alternated; figures are medians over `--repeats`.
     us         models/fit.py with models/deepspeed_engine.py, as a worker of `rayconteur train` runs it
 
 Utilisation is the share of the machine's matrix-product rate in that format, measured in the same run, that the
-model's own products make up: 6 floating-point operations per weight and token (4 with LoRA, whose frozen weights have no
-gradient), the head at supervised positions alone, and causal attention.
+model's own products make up: 6 floating-point operations per weight and token (4 with LoRA, whose frozen weights have
+no gradient), the head at supervised positions alone, and causal attention.
 
 `equal` trains TRL and us on the same conversations in the same order, and compares the held-out losses of what both
 have saved, measured by transformers' own forward pass in float32.

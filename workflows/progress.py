@@ -47,6 +47,7 @@ class Progress:
         self._stage = ""
         self._began = time.monotonic()
         self._first_done: tuple[float, float] | None = None
+        self._last_done = 0.0
         self._last_plain = 0.0
         self._last_line = ""
         self._lock = threading.Lock()
@@ -77,8 +78,9 @@ class Progress:
         """How far the stage has come, with figures of the moment."""
         figures = figures or {}
         now = time.monotonic()
-        if self._first_done is None:
+        if self._first_done is None or done < self._last_done:  # a lost worker: some of it is done again
             self._first_done = (now, done)
+        self._last_done = done
         began, first = self._first_done
         left = (total - done) * (now - began) / (done - first) if total and done > first else None
         with self._lock:

@@ -9,6 +9,7 @@ same to look at. Where MLFLOW_TRACKING_URI is set, an MLflow run too.
 While it runs, `run/` holds the last and the best checkpoint: the same command goes on from the last.
 """
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -60,6 +61,8 @@ def run(context: Context) -> dict[str, Any]:
     if train.memory_gb_per_worker:
         resources["memory"] = train.memory_gb_per_worker * 1e9
     elastic = isinstance(train.num_workers, list)
+    # A worker that is stopped as a whole cannot watch itself: Ray asks it, and waits as long.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.hang_minutes * 60)
     with watching(context.progress, "steps") as board:
         trainer = ray.train.torch.TorchTrainer(
             _work,

@@ -1,6 +1,9 @@
-"""kill -9 of workers: training goes on from the last whole checkpoint, with the losses of an undisturbed run."""
+"""Workers are killed, stopped, refused memory: training goes on with the losses of an undisturbed run."""
 
+import gzip
 import json
+import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -28,25 +31,53 @@ def losses(store, done):
 
 @pytest.fixture(scope="module")
 def undisturbed():
+    """Losses of runs in which nothing happens, by the content of their data."""
     return {}
 
 
-def kill_a_worker(when):
-    """On a thread: kill -9 of a training worker as soon as `when()`; the thread's `killed` says whether it did."""
+@pytest.fixture
+def losses_alone(run, pipeline, undisturbed, tmp_path):
+    """The losses of the pipeline where nothing happens to it."""
 
-    def watch():
-        while not thread.stopped and not when():
+    def alone():
+        data = gzip.decompress(Path(pipeline["data"]["sources"][0]["path"]).read_bytes())
+        if data not in undisturbed:
+            done, store = run("train", {**pipeline, "store": str(tmp_path / "undisturbed")})
+            assert done["train"].figures["resumed_from_step"] == 0
+            undisturbed[data] = losses(store, done)
+        return undisturbed[data]
+
+    return alone
+
+
+def workers():
+    return [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in child.name()
+            or any("RayTrainWorker" in word for word in child.cmdline()[:1])]  # fmt: skip
+
+
+class Disturbance:
+    """While it is entered: `act(a training worker)` as soon as `when()`; `happened` says whether that came."""
+
+    def __init__(self, when, act):
+        self._when, self._act = when, act
+        self._ended = threading.Event()
+        self.happened = False
+
+    def __enter__(self):
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self):
+        while not self._ended.is_set() and not self._when():
             time.sleep(0.001)
-        workers = [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in child.name()
-                   or any("RayTrainWorker" in word for word in child.cmdline()[:1])]  # fmt: skip
-        if workers and not thread.stopped:
-            workers[-1].kill()
-            thread.killed = True
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.stopped = thread.killed = False
-    thread.start()
-    return thread
+        if (found := workers()) and not self._ended.is_set():
+            self._act(found[-1])
+            self.happened = True
 
 
 def checkpoints(store_folder):
@@ -72,18 +103,48 @@ def in_the_middle_of_a_save(folder):
 
 
 @pytest.mark.parametrize("when", [between_checkpoints, in_the_middle_of_a_save])
-def test_a_killed_worker_costs_nothing_but_time(run, pipeline, undisturbed, tmp_path, when):
-    if not undisturbed:
-        done, store = run("train", {**pipeline, "store": str(tmp_path / "undisturbed")})
-        undisturbed["losses"] = losses(store, done)
-        assert done["train"].figures["resumed_from_step"] == 0
-    killer = kill_a_worker(lambda: when(pipeline["store"]))
-    done, store = run("train", pipeline)
-    killer.stopped = True
-    killer.join()
-    assert killer.killed
+def test_a_killed_worker_costs_nothing_but_time(run, pipeline, losses_alone, when):
+    expected = losses_alone()
+    with Disturbance(lambda: when(pipeline["store"]), psutil.Process.kill) as killing:
+        done, store = run("train", pipeline)
+    assert killing.happened
     assert done["train"].figures["resumed_from_step"] in range(3, 30, 3)
-    assert losses(store, done) == pytest.approx(undisturbed["losses"], abs=1e-4)
+    assert losses(store, done) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("num_workers", [2, 1])
+def test_a_hanging_worker_counts_as_lost(run, pipeline, losses_alone, num_workers):
+    """Stopped as a whole: of two the other one notices, a single one is noticed by Ray."""
+    expected = losses_alone()
+    pipeline["train"] |= {"hang_minutes": 0.4}
+    if num_workers == 1:  # the same steps
+        pipeline["train"] |= {"num_workers": 1, "gradient_accumulation": 2}
+    stop = lambda worker: worker.send_signal(signal.SIGSTOP)  # noqa: E731
+    with Disturbance(lambda: between_checkpoints(pipeline["store"]), stop) as stopping:
+        done, store = run("train", pipeline)
+    assert stopping.happened
+    assert done["train"].figures["resumed_from_step"] in range(3, 30, 3)
+    assert losses(store, done) == pytest.approx(expected, abs=1e-4)
+
+
+def test_memory_that_runs_out_halves_the_micro_batch(run, pipeline, losses_alone, sums_file):
+    """A long conversation comes after the worker may have no more memory."""
+    with gzip.open(sums_file, "at") as stream:
+        long = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "0123456789" * 190}]
+        stream.write(json.dumps({"messages": long}) + "\n")
+    pipeline["train"] |= {"epochs": 1}
+    expected = losses_alone()
+
+    def refuse_more(worker):
+        held = int(worker.memory_full_info().data) + (100 << 20)
+        worker.rlimit(resource.RLIMIT_DATA, (held, held))
+
+    with Disturbance(lambda: between_checkpoints(pipeline["store"]), refuse_more) as refusing:
+        done, store = run("train", pipeline)
+    assert refusing.happened
+    assert done["train"].figures["resumed_from_step"] >= 3
+    assert done["train"].figures["batch_tokens"] == 128
+    assert losses(store, done) == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_process_in_which_nothing_happens_ends_itself():

@@ -1,0 +1,69 @@
+"""Several machines on one: network namespaces, made by the script that RAYCONTEUR_HOSTS names."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+class Hosts:
+    """h0 is a laptop, h1 the head, h2 and on are workers; a power cut is `off`."""
+
+    def __init__(self, script: str, shared: Path) -> None:
+        self._script = script
+        self.shared = shared
+        self._environment = {
+            **os.environ,
+            "VENV": sys.prefix,
+            "SHARE": f"{REPO} {shared}",
+            "HOSTS": str(shared / "h"),
+        }
+
+    def call(self, *words: str, **options: Any) -> str:
+        """What `hosts.sh` prints."""
+        done = subprocess.run(
+            [self._script, *words], env=self._environment, capture_output=True, text=True, timeout=300, **options
+        )
+        assert done.returncode == 0, f"{words}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+        return done.stdout
+
+    def sh(self, host: str, command: str) -> str:
+        """What a command prints on a host."""
+        return self.call("sh", host, command)
+
+    def begin(self, host: str, command: str, output: Path) -> subprocess.Popen[bytes]:
+        """Start a command on a host; it writes into a file."""
+        return subprocess.Popen(
+            [self._script, "sh", host, command], env=self._environment, stdout=output.open("wb"),
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def start_ray(self, host: str) -> None:
+        """The head, with no CPU to work with, or a worker with one."""
+        here = f"--node-ip-address 198.18.7.{10 + int(host[1:])}"
+        to = "--head --num-cpus 0" if host == "h1" else "--address 198.18.7.11:6379 --num-cpus 1"
+        settings = "RAY_worker_niceness=0 RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.5"
+        self.sh(host, f"{settings} ray start {to} {here} --object-store-memory 200000000")
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[Hosts]:
+    """Five hosts, Ray on the head and three workers."""
+    script = os.environ.get("RAYCONTEUR_HOSTS")
+    if script is None or os.geteuid() != 0 or any(shutil.which(name) is None for name in ("ip", "sshd", "ssh")):
+        pytest.skip("needs root, iproute2, openssh-server, and RAYCONTEUR_HOSTS: a script that makes hosts")
+    found = Hosts(script, tmp_path)
+    found.call("up", "5")
+    try:
+        for host in ("h1", "h2", "h3", "h4"):
+            found.start_ray(host)
+        yield found
+    finally:
+        found.call("down")
