@@ -31,6 +31,7 @@ from models.engine import MODEL_FOLDER
 from models.fit import FitSettings, TrainingDiverged, fit, held_out_batches
 from models.fit import Progress as StepProgress
 from models.flops import StepOperations, matrix_product_rate
+from models.liger import use_liger
 from models.objectives import OBJECTIVES, Objective
 from models.operator import check_build_tools, check_file_offload
 from models.packing import PackedBatch, StepPlan
@@ -47,6 +48,7 @@ from workflows.store import Store
 
 _MOST_NAMED = 20
 _RESIZE_SECONDS = 30.0
+_ELASTIC_START_SECONDS = "10"
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -63,6 +65,8 @@ def run(context: Context) -> dict[str, Any]:
     elastic = isinstance(train.num_workers, list)
     # A worker that is stopped as a whole cannot watch itself: Ray asks it, and waits as long.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.hang_minutes * 60)
+    if elastic:  # Ray counts on a lost machine for a while, and would wait a minute for workers on it
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _ELASTIC_START_SECONDS)
     with watching(context.progress, "steps") as board:
         trainer = ray.train.torch.TorchTrainer(
             _work,
@@ -332,6 +336,8 @@ def _engine(spec: PipelineSpec, objective: Objective, precision: str) -> DeepSpe
     base_folder = resolve(spec.base_model)
     quantize = train.adapter.quantize if train.adapter else None
     model = load_model(base_folder, dtype_of(precision), PACKED_ATTENTION, quantize)
+    if train.gpus_per_worker:
+        use_liger(model)
     if train.adapter is not None:
         fields = train.adapter.model_dump(exclude={"quantize"})
         model = adapters.attach(model, **fields, base=spec.base_model)
