@@ -180,7 +180,7 @@ def _train(spec: PipelineSpec, store: Store, keys: dict[str, str], run_folder: s
         def read(numbers: Sequence[int]) -> PackedBatch:
             return objective.batch([rows[number] for number in numbers])
 
-        cut = _cut(engine, train, store, run_folder, num_tokens, read)
+        cut = _cut(engine, train, store, run_folder, plan, num_tokens, read)
         record = Record(_resume(engine))
         start_step = len(record.lines)
         rate = engine.total([matrix_product_rate(engine.device, dtype_of(precision))])[0]
@@ -265,6 +265,7 @@ def _cut(
     train: TrainSpec,
     store: Store,
     run_folder: str,
+    plan: StepPlan,
     lengths: Sequence[int],
     read: Callable[[Sequence[int]], PackedBatch],
 ) -> int:
@@ -292,7 +293,7 @@ def _cut(
         longest=max(lengths),
         limit_gb=train.memory_gb_per_worker or default_limit_gb(train.cpus_per_worker, machine_cpus),
     )
-    cut = max(1, -(-train.pass_tokens // tokens))
+    cut = plan.parts_within(tokens)
     if engine.rank == 0:
         settle(store, run_folder, cut=cut)
     return cut

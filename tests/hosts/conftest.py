@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from models.base import cache_folder
+
 REPO = Path(__file__).resolve().parents[2]
 
 
@@ -19,10 +21,13 @@ class Hosts:
     def __init__(self, script: str, shared: Path) -> None:
         self._script = script
         self.shared = shared
+        cache = cache_folder()  # with DeepSpeed's operator: hosts that compile it all at once take minutes
+        cache.mkdir(parents=True, exist_ok=True)
+        self._settings = f"RAYCONTEUR_CACHE={cache}"
         self._environment = {
             **os.environ,
             "VENV": sys.prefix,
-            "SHARE": f"{REPO} {shared}",
+            "SHARE": f"{REPO} {shared} {cache}",
             "HOSTS": str(shared / "h"),
         }
 
@@ -36,13 +41,13 @@ class Hosts:
 
     def sh(self, host: str, command: str) -> str:
         """What a command prints on a host."""
-        return self.call("sh", host, command)
+        return self.call("sh", host, f"{self._settings} {command}")
 
     def begin(self, host: str, command: str, output: Path) -> subprocess.Popen[bytes]:
         """Start a command on a host; it writes into a file."""
         return subprocess.Popen(
-            [self._script, "sh", host, command], env=self._environment, stdout=output.open("wb"),
-            stderr=subprocess.STDOUT,
+            [self._script, "sh", host, f"{self._settings} {command}"],
+            env=self._environment, stdout=output.open("wb"), stderr=subprocess.STDOUT,
         )  # fmt: skip
 
     def start_ray(self, host: str) -> None:

@@ -167,3 +167,17 @@ def test_pairs_are_positions_that_see_each_other() -> None:
 def test_too_few_conversations_are_said_with_both_numbers() -> None:
     with pytest.raises(ValueError, match=r"2 training conversations are fewer than the 4 micro-batches"):
         StepPlan([5, 5], [2, 2], 100, 2, 2, 0)
+
+
+def test_no_part_of_a_micro_batch_is_over_what_fits() -> None:
+    plan, lengths = plan_of(workers=1, accumulation=2)
+    found = [plan.parts_within(most) for most in (5000, 1200, 900)]
+    assert found == sorted(found)
+    assert found[0] == 1
+    for most, parts in zip((5000, 1200, 900), found, strict=True):
+        for step in range(plan.steps_per_epoch):
+            cut = plan.micro_batches(step, 0, 1, split=parts)
+            assert all(sum(lengths[row] for row in rows) <= most for rows in cut)
+            assert sorted(row for rows in cut for row in rows) == sorted(
+                row for rows in plan.rows(step) for row in rows
+            )
