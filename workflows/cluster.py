@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from workflows.progress import Progress
 from workflows.spec import ClusterSpec
@@ -172,7 +173,9 @@ def watching(progress: Progress, unit: str, total: float | None = None) -> Itera
 
     `total` may instead be posted by a worker.
     """
-    board = Board.remote()  # type: ignore[attr-defined]
+    # Beside this program: on another machine it could be lost with it, and the display with both.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     ended = threading.Event()
     began = time.monotonic()
 

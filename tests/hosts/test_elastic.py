@@ -35,7 +35,7 @@ def test_a_lost_machine_is_done_without_and_taken_back(hosts, sums_file, tiny, r
     file.write_text(yaml.safe_dump(tiny))
     driver = hosts.begin("h1", f"rayconteur train {file} --json", output)
     try:
-        wait_for(output, "training with 3 workers", at(3, 60))
+        wait_for(output, "training with 3 workers", at(3, 60), seconds=600)  # the operator may have to be built
         hosts.call("off", "h4")
         done = events(output)[-1]["done"]
         lost = wait_for(output, "training with 2 workers", at(2, 0))
