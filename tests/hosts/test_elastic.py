@@ -1,4 +1,4 @@
-"""A machine is lost in training, comes back, another one says that it will go: training goes on."""
+"""A machine is lost in training and comes back: training goes on without it, then with it."""
 
 import json
 import time
@@ -28,7 +28,7 @@ def at(workers, after):
     )
 
 
-def test_a_lost_machine_is_done_without_and_taken_back(hosts, sums_file, tiny, record_property):
+def test_a_lost_machine_is_done_without_and_taken_back(hosts, sums_file, tiny):
     store, output, file = hosts.shared / "store", hosts.shared / "output", hosts.shared / "pipeline.yaml"
     tiny |= {"store": str(store), "cluster": {"address": "auto"}}
     tiny["train"] |= {"num_workers": [1, 3], "zero": {"stage": 2}, "epochs": 400, "checkpoint_every_steps": 50}
@@ -43,19 +43,6 @@ def test_a_lost_machine_is_done_without_and_taken_back(hosts, sums_file, tiny, r
         time.sleep(2)
         hosts.start_ray("h4")
         back = wait_for(output, "3 workers again", at(3, done))
-        node = hosts.sh("h3", "ray list nodes --format json --filter node_ip=198.18.7.13 --filter state=ALIVE")
-        node_id = json.loads(node[node.index("[") :])[0]["node_id"]
-        before = set(store.glob("train/*/run/checkpoint_*"))
-        done = events(output)[-1]["done"]
-        hosts.sh("h1", f"ray drain-node --address 198.18.7.11:6379 --node-id {node_id} --reason-message spot "
-                       "--reason DRAIN_NODE_REASON_PREEMPTION --deadline-remaining-seconds 30")  # fmt: skip
-        time.sleep(20)
-        written = [json.loads(line)["step"] for path in set(store.glob("train/*/run/checkpoint_*")) - before
-                   for line in (path / "history.jsonl").read_text().splitlines()[-1:]]  # fmt: skip
-        hosts.call("off", "h3")
-        gone = wait_for(output, "training with 2 workers", at(2, done))
-        print(f"cut off: {lost:.0f} s to the next step; taken back: {back:.0f} s; preempted: {gone:.0f} s; "
-              f"checkpoints after the notice: {sorted(written)}")  # fmt: skip
-        assert any(step % 50 for step in written)
+        print(f"cut off: {lost:.0f} s to the next step; taken back: {back:.0f} s after its ray start")
     finally:
         driver.terminate()
