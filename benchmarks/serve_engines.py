@@ -27,7 +27,7 @@ from serve.engines.torch import TorchEngine
 
 MODEL = "builtin:smollm2-135m-instruct"
 PROMPT_TOKENS, REPLY_TOKENS = 125, 64
-NUM_REQUESTS = {1: 4, 8: 24, 32: 64}
+NUM_REQUESTS = {1: 4, 8: 16, 32: 32}
 """by how many are in progress at once"""
 
 
