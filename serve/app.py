@@ -10,7 +10,7 @@ from typing import Any
 # Named so that it is never taken for our own package `serve`.
 from ray import serve as ray_serve
 
-from serve.engines.base import DEFAULT_MAX_ACTIVE, Precision
+from serve.engines.base import DEFAULT_MAX_ACTIVE, Engine, Precision
 
 
 class ChatReplica:
@@ -21,6 +21,7 @@ class ChatReplica:
         release_folder: str,
         release_key: str,
         model_name: str,
+        engine: str,
         precision: Precision,
         max_new_tokens: int,
         max_active: int,
@@ -28,10 +29,9 @@ class ChatReplica:
         device: str,
     ) -> None:
         from models.base import load_tokenizer
-        from serve.engines.torch import TorchEngine
 
         self._tokenizer = load_tokenizer(release_folder)
-        self._engine = TorchEngine(release_folder, precision, max_active, num_threads, device)
+        self._engine = _load_engine(engine, release_folder, precision, max_active, num_threads, device)
         self._model_name = model_name
         self._release_key = release_key
         self._max_new_tokens = max_new_tokens
@@ -45,11 +45,23 @@ class ChatReplica:
     def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises here."""
         if not self._engine.health().is_alive:
-            raise RuntimeError("the engine's thread has ended")
+            raise RuntimeError("the engine has stopped")
 
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
             self._engine.close()
+
+
+def _load_engine(
+    name: str, folder: str, precision: Precision, max_active: int, num_threads: int, device: str
+) -> Engine:
+    if name == "openvino":
+        from serve.engines.openvino import OpenVINOEngine
+
+        return OpenVINOEngine(folder, precision, max_active, num_threads)
+    from serve.engines.torch import TorchEngine
+
+    return TorchEngine(folder, precision, max_active, num_threads, device)
 
 
 def build(
@@ -59,20 +71,22 @@ def build(
     *,
     min_replicas: int = 1,
     max_replicas: int = 1,
-    target_ongoing_requests: float = DEFAULT_MAX_ACTIVE / 2,
+    target_ongoing_requests: float = 4,
     max_queued_requests: int = 64,
     num_cpus: float = 1,
     num_gpus: float = 0,
+    engine: str = "torch",
     precision: Precision = "auto",
     max_new_tokens: int = 512,
 ) -> Any:
     """The Ray Serve application (`ray.serve.Application`) that serves the release in `release_folder`.
 
-    Every node that may hold a replica must see `release_folder`. `num_cpus` and `num_gpus` are per replica;
+    Every node that may hold a replica must see `release_folder`: a Hugging Face folder for the engine `torch`, an
+    OpenVINO export for `openvino`. `num_cpus` and `num_gpus` are per replica;
     `max_new_tokens` limits replies to requests that set no limit. Beyond what replicas take, up to
     `max_queued_requests` wait; later ones get 503 from Ray Serve.
     """
-    max_active = max(DEFAULT_MAX_ACTIVE, math.ceil(target_ongoing_requests))
+    max_active = max(DEFAULT_MAX_ACTIVE[engine], math.ceil(target_ongoing_requests))
     deployment = ray_serve.deployment(
         ray_serve.ingress()(ChatReplica),
         name="ChatReplica",
@@ -90,6 +104,7 @@ def build(
         release_folder,
         release_key,
         model_name,
+        engine=engine,
         precision=precision,
         max_new_tokens=max_new_tokens,
         max_active=max_active,

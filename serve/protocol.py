@@ -89,7 +89,8 @@ class ChatRequest(_Request):
         | None
     ) = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    """The same seed and request give the same reply from the same release and kind of machine."""
+    """The same seed and request give the same reply from the same release and kind of machine, as far as an engine's
+    sums do not depend on what it decodes beside it: OpenVINO's do in other precisions than fp32."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Literal[1] | None = None

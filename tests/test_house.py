@@ -67,6 +67,12 @@ def test_the_protocol_needs_pydantic_alone() -> None:
     assert not loaded_by("import serve.protocol") & (HEAVY | {"fastapi", "yaml", "workflows", "models"})
 
 
+def test_the_process_of_an_engine_starts_without_torch() -> None:
+    loaded = loaded_by("import serve.engines.openvino_process as p; p.import_openvino(); import openvino_genai")
+    assert "openvino_genai" in loaded
+    assert not loaded & {*HEAVY, "fastapi"}
+
+
 def test_models_and_serve_are_imported_without_ray() -> None:
     modules = [module for module in modules_in("models") + modules_in("serve") if module != "serve.app"]
     loaded = loaded_by("import " + ", ".join(modules))

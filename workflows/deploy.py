@@ -19,6 +19,9 @@ from workflows.progress import Progress
 from workflows.spec import PipelineSpec, ServeSpec
 from workflows.store import Artifact, Store, content_key
 
+# The part of a release that an engine loads.
+_FOLDERS = {"openvino": "openvino", "torch": "model"}
+
 
 def url_of(serve: ServeSpec) -> str:
     """Where clients on this machine find the endpoint."""
@@ -60,6 +63,18 @@ def check_passed(scorecard: Artifact, force: bool) -> None:
         )
 
 
+def chosen_engine(serve: ServeSpec, release: Artifact) -> tuple[str, str]:
+    """What generates, and why."""
+    if serve.engine != "auto":
+        return serve.engine, "as serve.engine says"
+    if serve.gpus_per_replica:
+        return "torch", "replicas have GPUs"
+    export = release.figures["openvino"]
+    if export == "exported":
+        return "openvino", "on CPUs, and the release has an OpenVINO export"
+    return "torch", f"the release has no OpenVINO export: {export}"
+
+
 def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress: Progress) -> Artifact:
     """Start or update the endpoint on the connected cluster and wait until it answers; its artifact."""
     import ray
@@ -72,10 +87,11 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
     check_fits("serve.min_replicas", max(1, serve.min_replicas), serve.cpus_per_replica, serve.gpus_per_replica)
     if spec.cluster.address is None:
         _check_port(serve)
-    progress.start("deploy", f"release {release.key} to {url} (Ray Serve)")
+    engine, reason = chosen_engine(serve, release)
+    progress.start("deploy", f"release {release.key} to {url} (Ray Serve); engine {engine}: {reason}")
     started, began = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
     app = build(
-        str(store.local_folder("optimize", release.key, "model", cache_folder())),
+        str(store.local_folder("optimize", release.key, _FOLDERS[engine], cache_folder())),
         release.key,
         model_name(spec),
         min_replicas=serve.min_replicas,
@@ -84,6 +100,7 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
         max_queued_requests=serve.max_queued_requests,
         num_cpus=serve.cpus_per_replica,
         num_gpus=serve.gpus_per_replica,
+        engine=engine,
         precision=serve.precision,
         max_new_tokens=serve.max_new_tokens,
     )
@@ -98,7 +115,7 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
         pipeline=spec.name,
         inputs={name: done[name].key for name in ("evaluate", "optimize")},
         settings={"serve": serve.result_fields()},
-        figures={"url": url, "model": model_name(spec)},
+        figures={"url": url, "model": model_name(spec), "engine": engine, "engine_because": reason},
         started=started,
         seconds=round(time.monotonic() - began, 3),
     )

@@ -166,7 +166,7 @@ def _evaluate_settings(spec: PipelineSpec) -> dict[str, Any]:
 
 
 def _optimize_settings(spec: PipelineSpec) -> dict[str, Any]:
-    return {"optimize": spec.optimize.result_fields()}
+    return {"optimize": spec.optimize.result_fields(), "for_openvino": spec.serve.may_use_openvino}
 
 
 def step_plan(train: TrainSpec, lengths: Sequence[int], weights: Sequence[int]) -> "StepPlan":
@@ -192,7 +192,7 @@ STAGES = (
     ),
     Stage("train", 1, ("prepare", "reference"), _train_settings, "fine-tune (Ray Train, DeepSpeed)"),
     Stage("evaluate", 1, ("prepare", "train"), _evaluate_settings, "tuned against base (Ray Data)"),
-    Stage("optimize", 1, ("train",), _optimize_settings, "checkpoint to release"),
+    Stage("optimize", 2, ("train",), _optimize_settings, "checkpoint to release"),
 )  # fmt: skip
 # The last step keeps no artifact but a living endpoint: workflows/deploy.py.
 STAGE_NAMES = (*(stage.name for stage in STAGES), "deploy")
@@ -371,5 +371,5 @@ def _now() -> str:
 
 
 def _versions() -> dict[str, str]:
-    names = ("rayconteur", "ray", "torch", "transformers", "deepspeed", "peft")
+    names = ("rayconteur", "ray", "torch", "transformers", "deepspeed", "peft", "openvino")
     return {name: importlib.metadata.version(name) for name in names}

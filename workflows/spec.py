@@ -6,7 +6,7 @@ Prints as a reference with `rayconteur spec`. This module imports no library but
 mistake in a pipeline file are answered at once.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -88,8 +88,12 @@ class EvaluateSpec(Section):
 class OptimizeSpec(Section):
     """optimize: checkpoint to release."""
 
-    weights: Precision = "bf16"
-    """Number format of the released weights."""
+    weights: Literal["bf16", "fp32", "int8"] = "bf16"
+    """Number format of the released weights. `int8` is the OpenVINO export's, for CPUs: 8 bits with a scale for every
+    output; the Hugging Face folder beside it is `bf16` then."""
+
+    max_perplexity_increase: Annotated[float, Field(ge=0.0, le=100.0)] = 0.01
+    """By what share of the checkpoint's the perplexity of the release on held-out conversations may be higher."""
 
 
 class ServeSpec(Section):
@@ -119,6 +123,10 @@ class ServeSpec(Section):
     max_new_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 512
     """Tokens of a reply when the client does not say."""
 
+    engine: Literal["auto", "openvino", "torch"] = "auto"
+    """What generates: `torch` on GPUs, and on CPUs `openvino` for the architectures that it is proven exact for.
+    `auto` takes what the release is made for."""
+
     precision: Precision = "auto"
     """Number format of the computation; `auto`: `bf16`, or `fp32` where that is faster."""
 
@@ -133,6 +141,17 @@ class ServeSpec(Section):
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})")
         return self
+
+    @model_validator(mode="after")
+    def _openvino_is_for_cpus(self) -> "ServeSpec":
+        if self.engine == "openvino" and self.gpus_per_replica:
+            raise ValueError(f"engine openvino computes on CPUs, gpus_per_replica is {self.gpus_per_replica:g}")
+        return self
+
+    @property
+    def may_use_openvino(self) -> bool:
+        """Whether a release for it needs an OpenVINO export, if there can be one."""
+        return self.engine != "torch" and not self.gpus_per_replica
 
 
 class ClusterSpec(Section):
@@ -176,3 +195,12 @@ class PipelineSpec(Section):
 
     cluster: ClusterSpec = ClusterSpec()
     """Where it all runs."""
+
+    @model_validator(mode="after")
+    def _int8_needs_openvino(self) -> "PipelineSpec":
+        if self.optimize.weights == "int8" and not self.serve.may_use_openvino:
+            raise ValueError(
+                "optimize.weights: int8 is a format of the OpenVINO export, which serve.engine torch and "
+                "serve.gpus_per_replica have no use for; take bf16"
+            )
+        return self

@@ -13,8 +13,11 @@ from serve.protocol import FinishReason
 
 Precision = Literal["auto", "bf16", "fp32"]
 
+# Below this the likeliest token is certain in float32, and dividing by it would overflow.
+SMALLEST_TEMPERATURE = 1e-4
+
 # Requests that an engine decodes at the same time, unless told otherwise.
-DEFAULT_MAX_ACTIVE = 8
+DEFAULT_MAX_ACTIVE = {"torch": 8, "openvino": 32}
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,11 @@ class GenerationRequest:
             raise ValueError("prompt_ids: got none; a reply needs at least one token to follow")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: got {self.max_new_tokens}; must be at least 1")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken each time."""
+        return self.temperature < SMALLEST_TEMPERATURE or self.top_p == 0
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 import torch
 
-# Below this the likeliest token is certain in float32, and dividing by it would overflow.
-SMALLEST_TEMPERATURE = 1e-4
+from serve.engines.base import SMALLEST_TEMPERATURE
 
 
 def sample(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:

@@ -59,7 +59,7 @@ class TorchEngine(Engine):
         self,
         release_folder: Path | str,
         precision: Precision = "auto",
-        max_active: int = DEFAULT_MAX_ACTIVE,
+        max_active: int = DEFAULT_MAX_ACTIVE["torch"],
         num_threads: int | None = None,
         device: str = "cpu",
     ) -> None:

@@ -27,10 +27,13 @@ def test_from_conversations_to_an_endpoint(run, tiny, port):
     done, store = run("optimize", tiny)
     assert done["evaluate"].figures["passed"]
     assert done["optimize"].figures["greedy_agreement"] > 0.99
+    assert done["optimize"].figures["openvino"] == "exported"
+    assert abs(done["optimize"].figures["openvino_perplexity_increase"]) < 0.01
     spec = PipelineSpec.model_validate(tiny)
     assert living_endpoint(spec, store, done["optimize"].key) is None
     with Progress() as progress:
         endpoint = deploy(spec, store, done, progress)
+    assert endpoint.figures["engine"] == "openvino"
     try:
         assert living_endpoint(spec, store, done["optimize"].key) == endpoint
         _ask(endpoint.figures["url"])

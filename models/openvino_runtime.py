@@ -1,0 +1,78 @@
+"""OpenVINO without its telemetry, and an exported model run by hand: for parity checks and perplexity.
+
+Nothing here imports torch: the serving child process is smaller and starts faster without it.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Logits = npt.NDArray[np.float32]
+
+MODEL_FILE = "openvino_model.xml"
+# What an engine must know before it loads the model: max_positions, vocab_size, cache_numbers_per_token.
+FACTS_FILE = "facts.json"
+
+# Precise to the last token, also in a batch; `auto` leaves both to OpenVINO: bfloat16 where the processor has it.
+_HINTS: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
+    "fp32": {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # of what int8 weights are multiplied with
+    },
+}
+
+
+def import_openvino() -> Any:
+    """The module `openvino`. Its package of usage reports, which asks nobody, is taken for not installed."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+def compile_options(precision: str, num_threads: int | None = None) -> dict[str, Any]:
+    """OpenVINO's settings for `auto`, `bf16` or `fp32`; threads None are all."""
+    threads = {} if num_threads is None else {"INFERENCE_NUM_THREADS": num_threads}
+    # Pinned, the threads of several processes would all sit on the same cores.
+    return {"ENABLE_CPU_PINNING": False, **_HINTS[precision], **threads}
+
+
+class ExportedModel:
+    """An exported model on the CPU, one sequence at a time."""
+
+    def __init__(self, model: Path | Any, precision: str = "fp32") -> None:
+        """`model` is an export's folder or an `openvino.Model`."""
+        openvino = import_openvino()
+        source = openvino.Core().read_model(model / MODEL_FILE) if isinstance(model, Path) else model
+        # On a machine with few cores a second stream would only halve the threads.
+        options = {"NUM_STREAMS": 1, **compile_options(precision)}
+        self._request = openvino.compile_model(source, "CPU", options).create_infer_request()
+        self._num_read = 0
+
+    def restart(self) -> None:
+        """Forget the sequence."""
+        self._request.reset_state()
+        self._num_read = 0
+
+    def read(self, token_ids: Sequence[int]) -> Logits:
+        """float32 [T, V]: what follows each of the next T tokens of the sequence."""
+        num_tokens = len(token_ids)
+        total = self._num_read + num_tokens
+        self._request.infer(
+            {
+                "input_ids": np.asarray([token_ids], dtype=np.int64),
+                "attention_mask": np.ones((1, total), dtype=np.int64),
+                "position_ids": np.arange(self._num_read, total, dtype=np.int64)[None],
+                "beam_idx": np.zeros(1, dtype=np.int32),
+            }
+        )
+        self._num_read = total
+        logits: Logits = self._request.get_tensor("logits").data[0].copy()
+        return logits

@@ -1,0 +1,251 @@
+"""OpenVINO's paged, continuous batching on CPUs, in a process of its own.
+
+engine = OpenVINOEngine("/releases/abc-openvino", precision="auto", num_threads=2)
+async for event in engine.submit(GenerationRequest(prompt_ids, max_new_tokens=64)): ...
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import secrets
+import threading
+from collections import defaultdict
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, get_args
+
+from models.openvino_runtime import FACTS_FILE
+from serve.engines.base import (
+    DEFAULT_MAX_ACTIVE,
+    Engine,
+    EngineError,
+    EngineHealth,
+    GenerationRequest,
+    Precision,
+    TokenEvent,
+)
+from serve.engines.openvino_process import (
+    BLOCK_TOKENS,
+    CANCELLED,
+    PipelineSettings,
+    Progress,
+    SamplingSettings,
+    start,
+)
+from serve.protocol import FinishReason
+
+logger = logging.getLogger(__name__)
+
+# The cache takes memory as it fills, up to this; less where so many of the longest sequences need less.
+CACHE_BYTES = 2 << 30
+
+_Event = TokenEvent | Exception | None
+
+
+@dataclass
+class _Stream:
+    """An open request: where its events go."""
+
+    number: int
+    request: GenerationRequest
+    loop: asyncio.AbstractEventLoop
+    events: "asyncio.Queue[_Event]" = field(default_factory=asyncio.Queue)
+
+
+class OpenVINOEngine(Engine):
+    """Up to `max_active` requests are decoded together, the others wait; all of it in a child process.
+
+    Computed in `fp32` the tokens are those of transformers, in any company; in other precisions a reply may depend on
+    what is decoded beside it. If the child dies, every open request fails, and the engine is not alive any more.
+    """
+
+    def __init__(
+        self,
+        export_folder: Path | str,
+        precision: Precision = "auto",
+        max_active: int = DEFAULT_MAX_ACTIVE["openvino"],
+        num_threads: int | None = None,
+    ) -> None:
+        """Raises EngineError for an export that OpenVINO cannot load."""
+        if max_active < 1:
+            raise ValueError(f"max_active: got {max_active}; must be at least 1")
+        facts = json.loads((Path(export_folder) / FACTS_FILE).read_text())
+        num_blocks = _num_blocks(facts, precision, max_active)
+        self._vocab_size: int = facts["vocab_size"]
+        # One block is kept free for the token that is being written.
+        self._max_positions: int = min(facts["max_positions"], (num_blocks - 1) * BLOCK_TOKENS)
+        self._max_active = max_active
+        self._numbers = itertools.count()
+        self._streams: dict[int, _Stream] = {}
+        self._by_id: dict[str, _Stream] = {}
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._farewell = "the engine has stopped"
+        self._outbox: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
+        folder = str(Path(export_folder).resolve())
+        self._process, self._connection = start(
+            PipelineSettings(folder, precision, num_threads, max_active, num_blocks)
+        )
+        self._receiver = threading.Thread(target=self._receive, name="openvino-receiver", daemon=True)
+        self._sender = threading.Thread(target=self._send, name="openvino-sender", daemon=True)
+        self._receiver.start()
+        self._sender.start()
+
+    @property
+    def max_positions(self) -> int:
+        return self._max_positions
+
+    @property
+    def process_id(self) -> int:
+        """The child's."""
+        return self._process.pid
+
+    async def submit(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
+        self._refuse(request)
+        stream = self._open(request)
+        try:
+            while (event := await stream.events.get()) is not None:
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if event.finish_reason is not None:
+                    return
+        finally:
+            self._cancel(stream)
+
+    def cancel(self, request_id: str) -> None:
+        stream = self._by_id.get(request_id)
+        if stream is not None and self._cancel(stream):
+            _deliver([(stream, None)])
+
+    def health(self) -> EngineHealth:
+        num_open = len(self._streams)
+        is_alive = not self._is_closed and self._process.poll() is None
+        return EngineHealth(is_alive, min(num_open, self._max_active), max(0, num_open - self._max_active))
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+        self._process.kill()
+        self._receiver.join()
+        self._sender.join()
+
+    def _refuse(self, request: GenerationRequest) -> None:
+        """Raise ValueError for what the pipeline would take in and answer wrongly, together with its neighbours."""
+        total = len(request.prompt_ids) + request.max_new_tokens
+        if total > self._max_positions:
+            raise ValueError(f"prompt and reply together need {total} positions; the model has {self._max_positions}")
+        worst = max(request.prompt_ids, key=lambda token_id: abs(token_id - self._vocab_size / 2))
+        if not 0 <= worst < self._vocab_size:
+            raise ValueError(f"prompt_ids: got {worst}; the model knows tokens 0 to {self._vocab_size - 1}")
+
+    def _open(self, request: GenerationRequest) -> _Stream:
+        stream = _Stream(next(self._numbers), request, asyncio.get_running_loop())
+        with self._lock:
+            if self._is_closed:
+                raise EngineError(self._farewell)
+            if request.request_id in self._by_id:
+                raise ValueError(f"request_id: {request.request_id!r} is already being generated")
+            self._by_id[request.request_id] = self._streams[stream.number] = stream
+            self._outbox.put(("add", stream.number, request.prompt_ids, _settings(request)))
+        return stream
+
+    def _cancel(self, stream: _Stream) -> bool:
+        """Whether it was still open. It counts as active until the child has let go of it."""
+        with self._lock:
+            if not self._is_open(stream):
+                return False
+            del self._by_id[stream.request.request_id]
+            if stream.number in self._streams:
+                self._outbox.put(("cancel", stream.number))
+            return True
+
+    def _send(self) -> None:
+        """Writes to the child, which reads between two steps only: asyncio's loop must not wait for it."""
+        with contextlib.suppress(OSError):
+            while (message := self._outbox.get()) is not None:
+                self._connection.send(message)
+
+    def _receive(self) -> None:
+        """Reads from the child until it is gone, however it goes."""
+        try:
+            with contextlib.suppress(EOFError, OSError):
+                while True:
+                    self._pass_on(self._connection.recv())
+        finally:
+            self._fail_all()
+
+    def _fail_all(self) -> None:
+        """End the child and every stream that is still open."""
+        self._process.kill()
+        code = self._process.wait()
+        with self._lock:
+            if not self._is_closed:
+                self._farewell += f": its process ended with exit code {code}"
+                logger.error(self._farewell)
+            self._is_closed = True
+            left = [stream for stream in self._streams.values() if self._is_open(stream)]
+            self._streams.clear()
+            self._by_id.clear()
+        self._outbox.put(None)
+        _deliver([(stream, EngineError(self._farewell)) for stream in left])
+        self._connection.close()
+
+    def _pass_on(self, found: list[Progress]) -> None:
+        events: list[tuple[_Stream, _Event]] = []
+        with self._lock:
+            for progress in found:
+                stream = self._streams[progress.number]
+                if progress.end is not None:
+                    del self._streams[progress.number]
+                if progress.end != CANCELLED and self._is_open(stream):
+                    events += [(stream, event) for event in _events(progress)]
+        _deliver(events)
+
+    def _is_open(self, stream: _Stream) -> bool:
+        """Whether somebody still reads it."""
+        return self._by_id.get(stream.request.request_id) is stream
+
+
+def _events(progress: Progress) -> list[TokenEvent | Exception]:
+    """A failed request's last tokens are left out: they may be wrong."""
+    if progress.end is not None and progress.end not in get_args(FinishReason):
+        return [EngineError(f"OpenVINO could not generate the next token: {progress.end}")]
+    events = [TokenEvent(token_id) for token_id in progress.token_ids]
+    if events and progress.end is not None:
+        reason: Any = progress.end
+        events[-1] = TokenEvent(events[-1].token_id, reason)
+    return list(events)
+
+
+def _deliver(events: list[tuple[_Stream, _Event]]) -> None:
+    """Hand events to their streams, with one wake-up for each asyncio loop."""
+    by_loop = defaultdict(list)
+    for stream, event in events:
+        by_loop[stream.loop].append((stream.events, event))
+    for loop, pairs in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
+            loop.call_soon_threadsafe(_put, pairs)
+
+
+def _put(pairs: "list[tuple[asyncio.Queue[_Event], _Event]]") -> None:
+    for queue, event in pairs:
+        queue.put_nowait(event)
+
+
+def _settings(request: GenerationRequest) -> SamplingSettings:
+    """A request in the pipeline's terms: it refuses a temperature of 0, and knows no negative seeds."""
+    seed = secrets.randbits(63) if request.seed is None else request.seed % 2**63
+    temperature = None if request.is_greedy else request.temperature
+    return SamplingSettings(request.max_new_tokens, temperature, request.top_p, seed, sorted(request.end_token_ids))
+
+
+def _num_blocks(facts: dict[str, int], precision: str, max_active: int) -> int:
+    """Of the cache. Besides float32, a number takes two bytes of it or, by OpenVINO's choice, about one."""
+    block_bytes = facts["cache_numbers_per_token"] * (4 if precision == "fp32" else 2) * BLOCK_TOKENS
+    most = max_active * (facts["max_positions"] // BLOCK_TOKENS + 2)
+    return min(max(2, CACHE_BYTES // block_bytes), most)

@@ -1,0 +1,214 @@
+"""The process that owns an OpenVINO pipeline: takes requests from a connection, sends tokens back.
+
+A step of the pipeline keeps Python's lock until it is done. In a process of its own it delays nobody else, and if it
+dies, what it served is told so. Started by serve/engines/openvino.py; needs neither torch nor transformers.
+
+    in:  ("add", number, token ids, settings) or ("cancel", number)
+    out: ("ready",) or ("failed", why), then after every step a list of (number, token ids, end)
+"""
+
+import contextlib
+import gc
+import logging
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.openvino_runtime import compile_options, import_openvino
+from serve.engines.base import EngineError
+
+logger = logging.getLogger(__name__)
+
+# Tokens in a block of the key-value cache on CPUs.
+BLOCK_TOKENS = 32
+# Prompt tokens read in one step, together with a token for everybody else: a long prompt holds up the others' streams
+# by such a step at a time.
+STEP_TOKENS = 256
+
+# Why a request ended, if none of its neighbours' errors: "stop", "length", "cancelled", or the words of a failure.
+STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """How the pipeline is built."""
+
+    folder: str
+    precision: str
+    num_threads: int | None
+    max_active: int
+    num_blocks: int
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How one request's tokens are drawn; temperature None takes the likeliest."""
+
+    max_new_tokens: int
+    temperature: float | None
+    top_p: float
+    seed: int
+    end_token_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """New tokens of a request, and why it ended if it did."""
+
+    number: int
+    token_ids: list[int]
+    end: str | None = None
+
+
+class PipelineOwner:
+    """A pipeline and its open requests, by number. An error in a step spoils the pipeline: it is built again."""
+
+    def __init__(self, settings: PipelineSettings) -> None:
+        self._settings = settings
+        self._handles: dict[int, Any] = {}
+        self._pipeline = _build(settings)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is open, nor a cancelled one still to be let go of."""
+        return not self._handles and not self._pipeline.has_non_finished_requests()
+
+    def add(self, number: int, token_ids: list[int], settings: SamplingSettings) -> list[Progress]:
+        """Take a request in; its end, if the pipeline refuses it."""
+        try:
+            self.add_configured(number, token_ids, _generation_config(settings))
+        except RuntimeError as error:
+            return [Progress(number, [], str(error))]
+        return []
+
+    def add_configured(self, number: int, token_ids: list[int], config: Any) -> None:
+        """Take a request in with an `openvino_genai.GenerationConfig`."""
+        openvino = import_openvino()
+        prompt = openvino.Tensor(np.array([token_ids], dtype=np.int64))
+        self._handles[number] = self._pipeline.add_request(number, prompt, config)
+
+    def cancel(self, number: int) -> list[Progress]:
+        """End a request; none, if it has ended already."""
+        handle = self._handles.pop(number, None)
+        if handle is None:
+            return []
+        handle.cancel()
+        return [Progress(number, [], CANCELLED)]
+
+    def step(self) -> list[Progress]:
+        """One step of all open requests: the tokens that it brought, and who ended."""
+        try:
+            self._pipeline.step()
+            found = [self._read(number, handle) for number, handle in self._handles.items()]
+        except RuntimeError as error:
+            logger.exception("a step failed; the pipeline is built again")
+            return self._rebuild(str(error))
+        for progress in found:
+            if progress.end is not None:
+                del self._handles[progress.number]
+        return [progress for progress in found if progress.token_ids or progress.end]
+
+    def _read(self, number: int, handle: Any) -> Progress:
+        from openvino_genai import GenerationFinishReason, GenerationStatus
+
+        token_ids: list[int] = []
+        end = None
+        while handle.can_read():
+            [output] = handle.read().values()
+            token_ids += output.generated_ids
+            if output.finish_reason != GenerationFinishReason.NONE:
+                end = STOP if output.finish_reason == GenerationFinishReason.STOP else LENGTH
+        if handle.get_status() == GenerationStatus.IGNORED:  # its outputs say LENGTH all the same
+            end = "its tokens do not fit into the cache"
+        return Progress(number, token_ids, end)
+
+    def _rebuild(self, why: str) -> list[Progress]:
+        """A new pipeline; the old one's requests end with the error."""
+        ended = [Progress(number, [], f"a step of the pipeline failed: {why}") for number in self._handles]
+        self._handles.clear()
+        self._pipeline = None
+        gc.collect()
+        self._pipeline = _build(self._settings)
+        return ended
+
+
+def _build(settings: PipelineSettings) -> Any:
+    import_openvino()
+    from openvino_genai import ContinuousBatchingPipeline, SchedulerConfig
+
+    scheduler = SchedulerConfig()
+    scheduler.max_num_seqs = settings.max_active
+    scheduler.num_kv_blocks = settings.num_blocks
+    scheduler.max_num_batched_tokens = max(STEP_TOKENS, settings.max_active)
+    scheduler.dynamic_split_fuse = True
+    scheduler.enable_prefix_caching = True
+    options = compile_options(settings.precision, settings.num_threads)
+    return ContinuousBatchingPipeline(Path(settings.folder), scheduler, "CPU", options)
+
+
+def _generation_config(settings: SamplingSettings) -> Any:
+    from openvino_genai import GenerationConfig
+
+    config = GenerationConfig()
+    config.max_new_tokens = settings.max_new_tokens
+    # Without these the pipeline would add the end token of the model's own configuration.
+    config.ignore_eos = not settings.end_token_ids
+    config.eos_token_id = next(iter(settings.end_token_ids), -1)
+    config.stop_token_ids = set(settings.end_token_ids)
+    if settings.temperature is not None:
+        config.do_sample = True
+        config.temperature, config.top_p, config.rng_seed = settings.temperature, settings.top_p, settings.seed
+    return config
+
+
+def serve(connection: Connection) -> None:
+    """Serve until the other side is gone."""
+    settings: PipelineSettings = connection.recv()
+    try:
+        owner = PipelineOwner(settings)
+    except Exception as error:  # whatever it is, the other side is told
+        connection.send(("failed", str(error)))
+        return
+    connection.send(("ready",))
+    while True:
+        ended: list[Progress] = []
+        while (owner.is_idle and not ended) or connection.poll():
+            kind, number, *rest = connection.recv()
+            ended += owner.add(number, *rest) if kind == "add" else owner.cancel(number)
+        if found := ended + ([] if owner.is_idle else owner.step()):
+            connection.send(found)
+
+
+def main() -> None:
+    """The child's whole life."""
+    # The engine is gone, and nobody waits any more.
+    with contextlib.suppress(EOFError, OSError):
+        serve(Connection(int(sys.argv[1])))
+
+
+def start(settings: PipelineSettings) -> tuple["subprocess.Popen[bytes]", Connection]:
+    """A child that is ready to generate, and the connection to it; raises EngineError."""
+    ours, theirs = socket.socketpair()
+    connection = Connection(ours.detach())
+    with theirs:  # closed on this side, so that the child's end of life is seen
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"from {__name__} import main; main()", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            cwd=Path(__file__).parents[2],  # where our own packages are found first
+            start_new_session=True,  # Ctrl-C is for the engine, whose end the child follows
+        )
+    try:
+        connection.send(settings)
+        answer = connection.recv()
+    except (EOFError, OSError):
+        answer = ("failed", f"its process ended with exit code {process.wait()}")
+    if answer[0] == "failed":
+        process.wait()
+        raise EngineError(f"OpenVINO could not load {settings.folder}: {answer[1]}")
+    return process, connection

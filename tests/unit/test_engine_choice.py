@@ -1,0 +1,42 @@
+"""Which engine a release is served with, and what a pipeline file may ask for."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from workflows.deploy import chosen_engine
+from workflows.spec import PipelineSpec
+from workflows.store import Artifact
+
+
+def spec_with(**sections: Any) -> PipelineSpec:
+    data = {"sources": [{"path": "talk.jsonl"}]}
+    return PipelineSpec.model_validate({"name": "x", "base_model": "random:tiny-llama", "data": data, **sections})
+
+
+def release_with(openvino: str) -> Artifact:
+    return Artifact("optimize", "key", "x", {}, {}, {"openvino": openvino})
+
+
+@pytest.mark.parametrize(("serve", "openvino", "engine", "reason"), [
+    ({}, "exported", "openvino", "has an OpenVINO export"),
+    ({}, "its model_type 'bloom' is not", "torch", "no OpenVINO export: its model_type 'bloom' is not"),
+    ({"gpus_per_replica": 1}, "no use", "torch", "have GPUs"),
+    ({"engine": "torch"}, "exported", "torch", "serve.engine"),
+    ({"engine": "openvino"}, "exported", "openvino", "serve.engine"),
+])  # fmt: skip
+def test_the_engine_and_why(serve: dict[str, Any], openvino: str, engine: str, reason: str) -> None:
+    chosen, why = chosen_engine(spec_with(serve=serve).serve, release_with(openvino))
+    assert chosen == engine
+    assert reason in why
+
+
+@pytest.mark.parametrize(("sections", "words"), [
+    ({"serve": {"engine": "openvino", "gpus_per_replica": 1}}, "openvino computes on CPUs, gpus_per_replica is 1"),
+    ({"optimize": {"weights": "int8"}, "serve": {"engine": "torch"}}, "optimize.weights: int8 is a format of the"),
+    ({"optimize": {"weights": "int8"}, "serve": {"gpus_per_replica": 0.5}}, "take bf16"),
+])  # fmt: skip
+def test_what_cannot_be_served_is_refused(sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        spec_with(**sections)

@@ -1,0 +1,253 @@
+"""The OpenVINO export and what only its engine can get wrong."""
+
+import asyncio
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig
+
+from models.base import load_model, load_tokenizer
+from models.compress import release, release_for_openvino
+from models.openvino_export import ARCHITECTURES, export, refusal, trace
+from models.openvino_parity import check_exact, check_rounded, reference_replies
+from models.openvino_runtime import MODEL_FILE, ExportedModel, import_openvino
+from models.openvino_weights import convert_weights
+from serve.engines import openvino as engine_module
+from serve.engines.base import EngineError, GenerationRequest
+from serve.engines.openvino import OpenVINOEngine
+from serve.engines.openvino_process import PipelineOwner, PipelineSettings, Progress, SamplingSettings
+
+PROMPTS = [[71, 72, 220], [64], list(range(200)), [n * 7 % 200 for n in range(500)]]
+
+
+@pytest.fixture(scope="module")
+def folder(make_loud: Callable[[Path], Any], tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 (learned positions, matrices the other way round) that says something."""
+    folder: Path = tmp_path_factory.mktemp("release")
+    make_loud(tiny_gpt2).save_pretrained(folder)
+    load_tokenizer(tiny_gpt2).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target: Path = tmp_path_factory.mktemp("export")
+    export(folder, target, "fp32")
+    return target
+
+
+@pytest.fixture(scope="module")
+def engine(exported: Path) -> Iterator[OpenVINOEngine]:
+    engine = OpenVINOEngine(exported, precision="fp32", num_threads=1)
+    yield engine
+    engine.close()
+
+
+async def reply_to(engine: OpenVINOEngine, request: GenerationRequest) -> list[int]:
+    return [event.token_id async for event in engine.submit(request)]
+
+
+async def replies_to(engine: OpenVINOEngine, *requests: GenerationRequest) -> list[Any]:
+    return await asyncio.gather(*(reply_to(engine, request) for request in requests), return_exceptions=True)
+
+
+def generated(model: Any, prompt_ids: list[int], num_tokens: int) -> list[int]:
+    """transformers' greedy tokens."""
+    model.generation_config.eos_token_id = None
+    tokens = torch.tensor([prompt_ids])
+    output = model.generate(
+        tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=num_tokens, do_sample=False
+    )
+    ids: list[int] = output[0, len(prompt_ids) :].tolist()
+    return ids
+
+
+def test_greedy_tokens_are_those_of_generate_alone_and_in_company(engine: OpenVINOEngine, folder: Path) -> None:
+    model = load_model(folder, torch.float32)
+    expected = [generated(model, prompt_ids, 30) for prompt_ids in PROMPTS]
+    assert all(len(set(tokens)) > 5 for tokens in expected), "the test's model says the same whatever it read"
+    requests = [GenerationRequest(prompt_ids, 30, temperature=0) for prompt_ids in PROMPTS]
+    alone = [asyncio.run(reply_to(engine, request)) for request in requests]
+    assert alone == expected
+    twice = [GenerationRequest(prompt_ids, 30, temperature=0) for prompt_ids in PROMPTS * 5]
+    assert asyncio.run(replies_to(engine, *twice)) == expected * 5
+
+
+def test_a_killed_child_fails_open_requests_and_says_so(exported: Path) -> None:
+    engine = OpenVINOEngine(exported, num_threads=1)
+
+    async def run() -> None:
+        running = [asyncio.create_task(reply_to(engine, GenerationRequest(PROMPTS[0], 1000))) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        assert engine.health().num_active == 3
+        os.kill(engine.process_id, signal.SIGKILL)
+        for task in running:
+            with pytest.raises(EngineError, match="process ended with exit code -9"):
+                await asyncio.wait_for(task, 5)
+        health = engine.health()
+        assert (health.is_alive, health.num_active) == (False, 0)
+        with pytest.raises(EngineError, match="exit code -9"):
+            await reply_to(engine, GenerationRequest(PROMPTS[0], 1))
+
+    asyncio.run(run())
+
+
+def test_the_child_ends_with_its_engine(exported: Path) -> None:
+    engine = OpenVINOEngine(exported, num_threads=1)
+    engine.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(engine.process_id, 0)
+
+
+def test_what_does_not_fit_is_refused_and_what_just_fits_is_served(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Room for few tokens: OpenVINO itself would drop a prompt that is larger, together with its neighbour.
+    monkeypatch.setattr(engine_module, "CACHE_BYTES", 10 * 32 * 4 * 256)
+    engine = OpenVINOEngine(exported, precision="fp32", max_active=4, num_threads=1)
+    most = engine.max_positions
+    assert most == 9 * 32
+    try:
+        too_long = GenerationRequest([5] * most, 1, temperature=0)
+        just = [GenerationRequest([n] * (most - 20), 20, temperature=0) for n in range(6)]
+        *replies, failure = asyncio.run(replies_to(engine, *just, too_long))
+        assert [len(reply) for reply in replies] == [20] * 6
+        assert isinstance(failure, ValueError)
+        assert str(failure) == f"prompt and reply together need {most + 1} positions; the model has {most}"
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("token_id", [-1, 257, 10**6])
+def test_a_token_that_the_model_does_not_know_is_refused(engine: OpenVINOEngine, token_id: int) -> None:
+    with pytest.raises(ValueError, match=f"prompt_ids: got {token_id}; the model knows tokens 0 to 256"):
+        asyncio.run(reply_to(engine, GenerationRequest([1, token_id, 2], 5)))
+
+
+def test_an_export_that_cannot_be_loaded_says_why(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "facts.json").write_text((exported / "facts.json").read_text())
+    with pytest.raises(EngineError, match=f"could not load {tmp_path}"):
+        OpenVINOEngine(tmp_path)
+
+
+def test_an_error_in_a_step_ends_its_requests_and_the_pipeline_serves_again(exported: Path) -> None:
+    import_openvino()
+    from openvino_genai import GenerationConfig, StructuredOutputConfig
+
+    owner = PipelineOwner(PipelineSettings(str(exported), "fp32", 1, max_active=4, num_blocks=64))
+    greedy = SamplingSettings(3, None, 1.0, 0, [])
+    assert owner.add(0, [1, 2], greedy) == []
+    schema = StructuredOutputConfig(json_schema="{no json")
+    owner.add_configured(1, [1, 2], GenerationConfig(max_new_tokens=3, structured_output_config=schema))
+    ended = owner.step()
+    assert [progress.number for progress in ended] == [0, 1]
+    assert all("a step of the pipeline failed" in str(progress.end) for progress in ended)
+    assert owner.is_idle
+
+    owner.add(2, [1, 2], greedy)
+    found: list[Progress] = []
+    while not owner.is_idle:
+        found += owner.step()
+    assert sum(len(progress.token_ids) for progress in found) == 3
+    assert found[-1].end == "length"
+
+
+@pytest.mark.parametrize(("config", "words"), [
+    (Gemma2Config(), "model_type 'gemma2' is not among those proven to be exact: .*llama"),
+    (MistralConfig(sliding_window=4096, max_position_embeddings=32768), "a window of 4096 tokens"),
+    (LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), "rope_type 'dynamic'"),
+])  # fmt: skip
+def test_what_openvino_would_compute_wrongly_is_refused(config: Any, words: str) -> None:
+    reason = refusal(config)
+    assert reason is not None
+    assert re.search(words, reason)
+
+
+# Heads share keys and values, where the architecture knows that.
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 99, "max_position_embeddings": 128, "pad_token_id": 0,
+}  # fmt: skip
+OTHER_SIZES = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "vocab_size": 99},
+    "gpt_bigcode": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "vocab_size": 99},
+    "gpt_neox": {name: size for name, size in SIZES.items() if name != "num_key_value_heads"},
+    "mistral": {**SIZES, "sliding_window": None},
+    "opt": {**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32},
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_listed_architectures_are_exact(architecture: str) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(architecture, **OTHER_SIZES.get(architecture, SIZES))
+    assert refusal(config) is None
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.3) if parameter.dim() == 2 else None
+    replies = reference_replies(model)
+    assert len({token for reply in replies for token in reply.reply_ids}) > 5, "it says the same whatever it read"
+    check_exact(trace(model), replies)
+
+
+def test_an_export_of_another_model_is_caught(tiny_gpt2: Path, exported: Path) -> None:
+    replies = reference_replies(load_model(tiny_gpt2, torch.float32))
+    model = import_openvino().Core().read_model(exported / MODEL_FILE)
+    with pytest.raises(ValueError, match=r"not exact: after 6 random tokens its greedy token \d+ is"):
+        check_exact(model, replies)
+    with pytest.raises(ValueError, match=r"root mean square change by int8 is \d.* at most"):
+        check_rounded(model, replies, "int8")
+
+
+@pytest.mark.parametrize(("weights", "most", "bytes_per_weight"), [("bf16", 0.02, 2.3), ("int8", 0.05, 1.5)])
+def test_rounded_weights_change_little_and_take_less(
+    tiny_gpt2: Path, tmp_path: Path, weights: Any, most: float, bytes_per_weight: float
+) -> None:
+    export(tiny_gpt2, tmp_path, weights)
+    ids = list(range(60))
+    with torch.inference_mode():
+        model = load_model(tiny_gpt2, torch.float32)
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    found = ExportedModel(tmp_path).read(ids)
+    assert np.sqrt(np.mean((found - expected) ** 2)) < most * expected.std()
+    num_weights = sum(parameter.numel() for parameter in model.parameters())
+    assert (tmp_path / MODEL_FILE).with_suffix(".bin").stat().st_size < bytes_per_weight * num_weights
+
+
+def test_int8_rows_keep_zero_and_both_ends() -> None:
+    """The dequantised matrix of a one-layer model, whichever way round it is stored."""
+    openvino = import_openvino()
+    from openvino import opset13
+
+    matrix = np.array([[0.0, 1.0, -2.0, 0.5], [0.0, 0.0, 0.0, 0.0], [3.0, 5.0, 4.0, 0.0]], dtype=np.float32)
+    for stored, transposed in ((matrix, True), (matrix.T.copy(), False)):
+        given = opset13.parameter([-1, 4], openvino.Type.f32)
+        model = openvino.Model([opset13.matmul(given, opset13.constant(stored), False, transposed)], [given], "one")
+        convert_weights(model, "int8")
+        compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        seen = compiled(np.eye(4, dtype=np.float32))[0].T
+        steps = np.array([3, 0, 5]) / 255
+        assert (np.abs(seen - matrix).max(axis=1) <= 0.6 * steps).all()
+        assert seen[:, 3][1:].tolist() == [0, 0]
+
+
+def test_the_release_is_measured_and_refused_above_its_bound(
+    tiny_gpt2: Path, folder: Path, token_rows: list[Any], tmp_path: Path
+) -> None:
+    probe, _ = release(tiny_gpt2, folder, tmp_path / "model", "fp32", token_rows, 0.01)
+    figures = release_for_openvino(tmp_path / "model", tmp_path / "exact", "fp32", probe)
+    assert figures["openvino_greedy_agreement"] == 1.0
+    assert abs(figures["openvino_perplexity_increase"]) < 1e-4
+    assert figures["openvino_load_s"] > 0
+
+    probe, _ = release(tiny_gpt2, folder, tmp_path / "model", "fp32", token_rows, 1e-9)
+    with pytest.raises(ValueError, match=r"max_perplexity_increase: the OpenVINO export with int8 weights has .* the "
+                       r"checkpoint \d.* more, at most 0.00% are allowed"):  # fmt: skip
+        release_for_openvino(tmp_path / "model", tmp_path / "int8", "int8", probe)
