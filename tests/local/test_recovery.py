@@ -116,7 +116,7 @@ def test_a_killed_worker_costs_nothing_but_time(run, pipeline, losses_alone, whe
 def test_a_hanging_worker_counts_as_lost(run, pipeline, losses_alone, num_workers):
     """Stopped as a whole: of two the other one notices, a single one is noticed by Ray."""
     expected = losses_alone()
-    pipeline["train"] |= {"hang_minutes": 0.3}
+    pipeline["train"] |= {"hang_minutes": 0.5}
     if num_workers == 1:  # the same steps
         pipeline["train"] |= {"num_workers": 1, "gradient_accumulation": 2}
     stop = lambda worker: worker.send_signal(signal.SIGSTOP)  # noqa: E731
