@@ -155,7 +155,8 @@ class ReferenceModel:
         self._model = load_model(resolve(name), dtype_of(train.precision, device), attention).to(device)
         if attention == PACKED_ATTENTION:
             fuse_head(self._model)
-        self._end_tokens = sorted(end_token_ids(load_tokenizer(resolve(pipeline.base_model))))
+        else:
+            self._end_tokens = sorted(end_token_ids(load_tokenizer(resolve(pipeline.base_model))))
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """The values of the rows, in tables of a micro-batch each."""

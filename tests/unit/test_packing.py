@@ -43,6 +43,9 @@ def test_the_loss_does_not_depend_on_packing_or_batching(
             for each in (model, plain)
         )
         assert torch.linalg.vector_norm(mine - theirs) <= of_gradients * torch.linalg.vector_norm(theirs)
+        for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+            within = 10 * of_gradients * torch.linalg.vector_norm(other.grad)
+            assert dtype == torch.bfloat16 or torch.linalg.vector_norm(one.grad - other.grad) <= within
 
 
 @pytest.mark.parametrize("window", [None, 5, 300])
