@@ -19,7 +19,7 @@ def port():
         return probe.getsockname()[1]
 
 
-def test_from_conversations_to_an_endpoint(run, tiny, port):
+def test_from_conversations_to_an_endpoint_and_a_refusal(run, tiny, port):
     from ray import serve as ray_serve
 
     tiny["train"] |= {"adapter": {"rank": 4}, "learning_rate": 1e-2}
@@ -41,6 +41,17 @@ def test_from_conversations_to_an_endpoint(run, tiny, port):
             deploy(spec, store, done, progress)
     finally:
         ray_serve.shutdown()
+    _refused_where_the_gate_is_too_high(run, tiny)
+
+
+def _refused_where_the_gate_is_too_high(run, tiny):
+    tiny["evaluate"]["gate"] = {"min_loss_reduction": 99}
+    with pytest.raises(GateFailed, match=r"failed: the tuned held-out loss .*min_loss_reduction"):
+        run("optimize", tiny)
+    done, _ = run("evaluate", tiny)
+    with pytest.raises(GateFailed, match="--force"):
+        check_passed(done["evaluate"], force=False)
+    check_passed(done["evaluate"], force=True)
 
 
 def _ask(url):
@@ -67,13 +78,3 @@ def _ask(url):
     page = httpx.get(f"{url}/")
     assert page.status_code == 200
     assert "<html" in page.text
-
-
-def test_a_release_that_did_not_pass_is_refused(run, tiny):
-    tiny["evaluate"]["gate"] = {"min_loss_reduction": 99}
-    with pytest.raises(GateFailed, match=r"failed: the tuned held-out loss .*min_loss_reduction"):
-        run("optimize", tiny)
-    done, _ = run("evaluate", tiny)
-    with pytest.raises(GateFailed, match="--force"):
-        check_passed(done["evaluate"], force=False)
-    check_passed(done["evaluate"], force=True)

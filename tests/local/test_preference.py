@@ -58,14 +58,6 @@ def test_dpo_from_raw_pairs_to_a_scorecard(run, paired):
     assert done["evaluate"].figures["passed"]
 
 
-def test_simpo_needs_no_reference_and_learns_with_its_parameters_split(run, paired):
-    paired["train"] |= {"objective": "simpo", "learning_rate": 2e-3, "zero": {"stage": 3}}
-    done, store = run("evaluate", paired)
-    assert list(done) == ["prepare", "train", "evaluate"]
-    assert history(store, done["train"])[-1]["accuracy"] > 0.9
-    assert done["evaluate"].figures["preference_accuracy"] > 0.9
-
-
 def test_kto_learns_from_judged_replies(run, tiny, tmp_path):
     file = tmp_path / "judged.jsonl"
     lines = []
@@ -89,12 +81,25 @@ def test_kto_learns_from_judged_replies(run, tiny, tmp_path):
     )
 
 
-def test_a_student_learns_its_teachers_distribution(run, tiny):
+@pytest.fixture(scope="module")
+def kept():
+    """What a test found out for the others."""
+    return {}
+
+
+@pytest.fixture
+def teacher(run, tiny, kept):
+    """The folder of a model that has learned; `tiny` trains its student as long."""
     tiny["train"] |= {"epochs": 3}
-    taught, store = run("train", tiny)
-    teacher = store.path("train", taught["train"].key, "model")
+    if "teacher" not in kept:
+        taught, store = run("train", tiny)
+        kept["teacher"] = store.path("train", taught["train"].key, "model")
+    return kept["teacher"]
+
+
+def test_a_student_learns_its_teachers_distribution(run, tiny, teacher):
     tiny["train"]["objective"] = {"name": "distill", "teacher": teacher, "top_k": 8, "plain_share": 0.0}
-    done, _ = run("evaluate", tiny)
+    done, store = run("evaluate", tiny)
     values = rows_of(store, "reference", done["reference"].key, "values")
     corpus = rows_of(store, "prepare", done["prepare"].key, "corpus")
     assert [len(row["teacher_tokens"]) for row in values] == [8 * row["num_targets"] for row in corpus]
@@ -111,12 +116,9 @@ def test_a_student_learns_its_teachers_distribution(run, tiny):
         run("train", tiny)
 
 
-def test_a_student_learns_its_teachers_replies(run, tiny):
-    tiny["train"] |= {"epochs": 3}
-    taught, store = run("train", tiny)
-    teacher = store.path("train", taught["train"].key, "model")
+def test_a_student_learns_its_teachers_replies(run, tiny, teacher):
     tiny["train"]["objective"] = {"name": "distill_replies", "teacher": teacher, "max_reply_tokens": 9}
-    done, _ = run("evaluate", tiny)
+    done, store = run("train", tiny)
     corpus = rows_of(store, "prepare", done["prepare"].key, "corpus")
     written = rows_of(store, "reference", done["reference"].key, "values")
     assert len(written) == len(corpus)

@@ -25,16 +25,6 @@ def losses():
     return {}
 
 
-def test_one_worker_and_two_take_the_same_steps(run, tiny):
-    found = []
-    for workers in (1, 2):
-        tiny["train"] |= {"num_workers": workers, "gradient_accumulation": 2 // workers}
-        done, store = run("train", tiny)
-        found.append([line["loss"] for line in history(store, done["train"])])
-    assert found[0] == pytest.approx(found[1], abs=2e-3)
-    assert found[0][-1] < found[0][0] - 1.0
-
-
 def held_out_loss(store, done, model):
     """By transformers' own forward, one conversation at a time."""
     rows = list(open_examples(store, {"prepare": done["prepare"].key}, "held_out", Sft.columns))
@@ -48,14 +38,20 @@ def held_out_loss(store, done, model):
     return total / targets
 
 
-@pytest.mark.parametrize("stage", range(4))
-@pytest.mark.parametrize("kind", ["full", "lora"])
-def test_every_stage_on_two_workers_ends_alike_and_exports_what_it_measured(run, tiny, losses, kind, stage):
+@pytest.mark.parametrize(("kind", "stage", "num_workers"), [
+    ("full", 0, 1), ("full", 3, 2), ("lora", 2, 2), ("lora", 3, 2),
+])  # fmt: skip
+def test_workers_and_stages_change_nothing_and_the_export_is_what_was_measured(
+    run, tiny, losses, kind, stage, num_workers
+):
+    """Every stage on two workers, full and LoRA, step by step: test_deepspeed.py."""
     tiny["train"] |= {"zero": {"stage": stage}, "adapter": {"rank": 4} if kind == "lora" else None}
+    tiny["train"] |= {"num_workers": num_workers, "gradient_accumulation": 2 // num_workers}
     tiny["train"]["learning_rate"] = 1e-2 if kind == "lora" else 3e-3
     done, store = run("train", tiny)
-    figures = done["train"].figures
-    assert losses.setdefault(kind, figures["training_loss"]) == pytest.approx(figures["training_loss"], rel=0.01)
+    figures, steps = done["train"].figures, [line["loss"] for line in history(store, done["train"])]
+    assert losses.setdefault(kind, steps) == pytest.approx(steps, abs=2e-3)
+    assert steps[-1] < steps[0] - (1.0 if kind == "full" else 0.4)
     folder = Path(store.path("train", done["train"].key, "model"))
     if kind == "lora":
         base = AutoModelForCausalLM.from_pretrained(resolve("random:tiny-llama"))
@@ -66,10 +62,9 @@ def test_every_stage_on_two_workers_ends_alike_and_exports_what_it_measured(run,
     assert AutoTokenizer.from_pretrained(folder).chat_template
 
 
-@pytest.mark.parametrize(("base", "stage"), [("random:tiny-gpt2", 0), ("random:tiny-llama", 3)])
-def test_an_adapter_opens_with_peft(run, tiny, base, stage):
-    tiny["base_model"] = base
-    tiny["train"] |= {"adapter": {"rank": 4}, "zero": {"stage": stage}, "precision": "bf16", "learning_rate": 1e-2}
+def test_an_adapter_of_gpt2_in_bf16_opens_with_peft(run, tiny):
+    tiny["base_model"] = base = "random:tiny-gpt2"
+    tiny["train"] |= {"adapter": {"rank": 4}, "precision": "bf16", "learning_rate": 1e-2}
     done, store = run("train", tiny)
     steps = [line["loss"] for line in history(store, done["train"])]
     assert steps[-1] < steps[0]
