@@ -1,28 +1,37 @@
-"""The HTTP routes: OpenAI's chat completions, models, health and the chat page, over any engine.
+"""The HTTP routes: OpenAI's chat and text completions, models, health and the chat page, over any engine.
 
 app = create_app(engine, tokenizer, "my-model", release_key="3f2a")
 uvicorn.run(app)
 """
 
 import asyncio
+import functools
 import time
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.types import Receive, Scope, Send
 
 from serve import errors
-from serve.completion import Reply
-from serve.engines.base import Engine
+from serve.admission import Admission
+from serve.completion import ChatReply, Reply, TextReply
+from serve.engines.base import Engine, GenerationRequest
 from serve.errors import ApiError
+from serve.generation import Generation
 from serve.prompt import PromptEncoder
-from serve.protocol import ChatRequest, Health, Model, ModelList
+from serve.protocol import ChatRequest, CompletionRequest, GenerationFields, TokenizeRequest
+from serve.responses import Health, Model, ModelList, Tokens
 
 DEFAULT_MAX_TOKENS = 512
 MAX_BODY_BYTES = 4 << 20
+MAX_WAITING = 128
+MAX_SECONDS = 600.0
+
+Body = TypeVar("Body", bound=BaseModel)
 
 PAGE = Path(__file__).parent / "page" / "index.html"
 # The page is whole in itself; even a bug in it could load or send nothing elsewhere.
@@ -33,12 +42,20 @@ PAGE_POLICY = (
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; their generator is closed when the client leaves, not when it is collected."""
+    """Server-sent events; their generator is closed when the client leaves, not when it is collected.
+
+    `at_end` is called once, whatever happens.
+    """
+
+    def __init__(self, events: AsyncGenerator[str, None], at_end: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._at_end = at_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
+            self._at_end()
             await self.body_iterator.aclose()  # type: ignore[attr-defined]
 
 
@@ -47,30 +64,60 @@ def create_app(
     tokenizer: Any,
     model_name: str,
     release_key: str = "",
+    *,
     default_max_tokens: int = DEFAULT_MAX_TOKENS,
     max_body_bytes: int = MAX_BODY_BYTES,
+    max_waiting: int = MAX_WAITING,
+    max_seconds: float = MAX_SECONDS,
 ) -> FastAPI:
     """The endpoint over `engine`.
 
-    A request without a limit gets `default_max_tokens`, less where the prompt leaves less.
+    A request without a limit gets `default_max_tokens`, less where the prompt leaves less. Beyond the replies that
+    the engine decodes at once, `max_waiting` wait and later requests get 429; a reply that is not done in
+    `max_seconds` is ended.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     errors.install(app)
-    encoder = PromptEncoder(tokenizer, engine.max_positions, default_max_tokens)
+    encoder = PromptEncoder(tokenizer, engine, default_max_tokens)
+    admission = Admission(engine.max_active + max_waiting)
     model = Model(id=model_name, created=int(time.time()))
     page = PAGE.read_text(encoding="utf-8")
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        chat_request = await _read_request(request, max_body_bytes)
-        _refuse_other_model(chat_request.model, model_name)
-        generation = await encoder.encode(chat_request)
-        reply = Reply(engine, tokenizer, generation, chat_request.stop_strings(), model_name)
-        if chat_request.stream:
-            options = chat_request.stream_options
+        body = await _read(ChatRequest, request, max_body_bytes)
+        _refuse_other_model(body.model, model_name)
+        return await answer(ChatReply, request, body, await encoder.chat(body))
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        body = await _read(CompletionRequest, request, max_body_bytes)
+        _refuse_other_model(body.model, model_name)
+        return await answer(TextReply, request, body, await encoder.completion(body))
+
+    async def answer(
+        kind: type[Reply], request: Request, body: GenerationFields, wanted: list[GenerationRequest]
+    ) -> Response:
+        generations = [Generation(engine, tokenizer, each, body.stop_strings(), max_seconds) for each in wanted]
+        reply = kind(generations, model_name, body.n or 1, with_logprobs=body.num_logprobs() is not None)
+        admission.enter(len(generations))
+        leave = functools.partial(admission.leave, len(generations))
+        if body.stream:
+            options = body.stream_options
             events = reply.events(include_usage=bool(options and options.include_usage))
-            return EventStream(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        return await _whole_reply(request, reply)
+            return EventStream(events, leave)
+        try:
+            return await _whole_reply(request, reply)
+        finally:
+            leave()
+
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> Tokens:
+        body = await _read(TokenizeRequest, request, max_body_bytes)
+        if body.model is not None:
+            _refuse_other_model(body.model, model_name)
+        tokens = await encoder.tokens(body)
+        return Tokens(count=len(tokens), max_model_len=engine.max_positions, tokens=tokens)
 
     @app.get("/v1/models")
     async def models() -> ModelList:
@@ -94,16 +141,16 @@ def create_app(
     return app
 
 
-async def _read_request(request: Request, max_body_bytes: int) -> ChatRequest:
-    """The parsed body; raises ApiError for anything that is not a chat request in JSON."""
+async def _read(kind: type[Body], request: Request, max_body_bytes: int) -> Body:
+    """The parsed body; raises ApiError for anything that is not a `kind` in JSON."""
     body = await _read_body(request, max_body_bytes)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise ApiError(415, f"Content-Type: got {content_type!r}; must be application/json.")
     try:
-        return ChatRequest.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
-        raise errors.refusal(error) from error
+        raise errors.refusal(error, kind) from error
 
 
 async def _read_body(request: Request, max_body_bytes: int) -> bytes:

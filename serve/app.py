@@ -12,6 +12,9 @@ from ray import serve as ray_serve
 
 from serve.engines.base import DEFAULT_MAX_ACTIVE, Engine, Precision
 
+# Requests that a replica answers at once beside the replies in it: refusals, health.
+_NEVER_HELD_UP = 64
+
 
 class ChatReplica:
     """One replica: an engine with the release, and the HTTP app over it."""
@@ -24,6 +27,8 @@ class ChatReplica:
         engine: str,
         precision: Precision,
         max_new_tokens: int,
+        max_waiting: int,
+        max_seconds: float,
         max_active: int,
         num_threads: int,
         device: str,
@@ -35,12 +40,22 @@ class ChatReplica:
         self._model_name = model_name
         self._release_key = release_key
         self._max_new_tokens = max_new_tokens
+        self._max_waiting = max_waiting
+        self._max_seconds = max_seconds
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Ray Serve in the replica, after the constructor."""
         from serve.api import create_app
 
-        return create_app(self._engine, self._tokenizer, self._model_name, self._release_key, self._max_new_tokens)
+        return create_app(
+            self._engine,
+            self._tokenizer,
+            self._model_name,
+            self._release_key,
+            default_max_tokens=self._max_new_tokens,
+            max_waiting=self._max_waiting,
+            max_seconds=self._max_seconds,
+        )
 
     def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises here."""
@@ -78,21 +93,23 @@ def build(
     engine: str = "torch",
     precision: Precision = "auto",
     max_new_tokens: int = 512,
+    max_seconds: float = 600.0,
 ) -> Any:
     """The Ray Serve application (`ray.serve.Application`) that serves the release in `release_folder`.
 
     Every node that may hold a replica must see `release_folder`: a Hugging Face folder for the engine `torch`, an
     OpenVINO export for `openvino`. `num_cpus` and `num_gpus` are per replica;
-    `max_new_tokens` limits replies to requests that set no limit. Beyond what replicas take, up to
-    `max_queued_requests` wait; later ones get 503 from Ray Serve.
+    `max_new_tokens` limits replies to requests that set no limit. At each replica, beyond what its engine decodes at
+    once, up to `max_queued_requests` wait, and later ones get 429; while there is no replica, as many wait in Ray
+    Serve. A reply takes `max_seconds` at most.
     """
     max_active = max(DEFAULT_MAX_ACTIVE[engine], math.ceil(target_ongoing_requests))
     deployment = ray_serve.deployment(
         ray_serve.ingress()(ChatReplica),
         name="ChatReplica",
         ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
-        # More than the engine decodes at once: the next ones wait in it, and /health is not held up by them.
-        max_ongoing_requests=2 * max_active,
+        # More than a replica lets in: it refuses the others itself, and they do not hold up /health.
+        max_ongoing_requests=max_active + max_queued_requests + _NEVER_HELD_UP,
         max_queued_requests=max_queued_requests,
         autoscaling_config={
             "min_replicas": min_replicas,
@@ -107,6 +124,8 @@ def build(
         engine=engine,
         precision=precision,
         max_new_tokens=max_new_tokens,
+        max_waiting=max_queued_requests,
+        max_seconds=max_seconds,
         max_active=max_active,
         num_threads=max(1, math.floor(num_cpus)),
         device="cuda" if num_gpus else "cpu",

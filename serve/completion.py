@@ -1,113 +1,222 @@
-"""A generated reply as one chat completion, or as the events of a stream."""
+"""Generated replies as one answer of OpenAI's API, or as the events of a stream."""
 
-import logging
+import asyncio
 import time
-from collections.abc import AsyncGenerator
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
 from uuid import uuid4
 
-from serve.engines.base import Engine, EngineError, GenerationRequest
+from pydantic import BaseModel
+
 from serve.errors import ApiError
-from serve.protocol import (
+from serve.generation import DrawnToken, Generation, Piece
+from serve.responses import (
     ChatCompletion,
     ChatCompletionChunk,
     Choice,
+    ChoiceLogprobs,
     ChunkChoice,
     Delta,
-    FinishReason,
     ReplyMessage,
+    TextChoice,
+    TextCompletion,
+    TextLogprobs,
     Usage,
 )
-from serve.text import ReplyText
-
-logger = logging.getLogger(__name__)
 
 
-class Reply:
-    """One reply while it is generated: its text in pieces, then why it ended and what it used."""
+class Reply(ABC):
+    """The replies to one request: `n` of them to each prompt."""
 
-    def __init__(
-        self, engine: Engine, tokenizer: Any, request: GenerationRequest, stops: list[str], model: str
-    ) -> None:
-        self.id = f"chatcmpl-{uuid4().hex}"
+    def __init__(self, generations: Sequence[Generation], model: str, n: int, with_logprobs: bool) -> None:
+        self.id = f"{self._prefix}-{uuid4().hex}"
         self.created = int(time.time())
         self.model = model
-        self.finish_reason: FinishReason = "length"
-        self._engine = engine
-        self._request = request
-        self._text = ReplyText(tokenizer, stops)
-        self._num_tokens = 0
+        self._generations = generations
+        self._n = n
+        self._with_logprobs = with_logprobs
 
-    async def pieces(self) -> AsyncGenerator[str, None]:
-        """The visible text as it grows; closing this cancels the generation. Raises ApiError."""
-        try:
-            async with aclosing(self._engine.submit(self._request)) as events:
-                async for event in events:
-                    self._num_tokens += 1
-                    if event.token_id not in self._request.end_token_ids and (
-                        piece := self._text.push(event.token_id)
-                    ):
-                        yield piece
-                    if self._text.is_stopped or event.finish_reason is not None:
-                        self.finish_reason = event.finish_reason or "stop"
-                        break
-                else:
-                    raise EngineError("the generation was cancelled")
-        except EngineError as error:
-            logger.exception("reply %s failed", self.id)
-            raise ApiError(500, f"The reply could not be generated: {error}.") from error
-        if rest := self._text.finish():
-            yield rest
-        if self._text.is_stopped:
-            self.finish_reason = "stop"
+    @property
+    @abstractmethod
+    def _prefix(self) -> str:
+        """Of the answer's id."""
+
+    @abstractmethod
+    def _whole(self, texts: list[str], tokens: list[list[DrawnToken]]) -> BaseModel:
+        """The answer without `stream`."""
+
+    @abstractmethod
+    def _event(self, index: int, piece: Piece | None) -> BaseModel:
+        """What an event says of a reply; None for its end."""
+
+    @abstractmethod
+    def _usage_event(self) -> BaseModel:
+        """The last one, if it was asked for."""
+
+    def _opening(self) -> list[BaseModel]:
+        return []
 
     def usage(self) -> Usage:
-        """Tokens so far."""
-        num_prompt_tokens = len(self._request.prompt_ids)
-        return Usage(
-            prompt_tokens=num_prompt_tokens,
-            completion_tokens=self._num_tokens,
-            total_tokens=num_prompt_tokens + self._num_tokens,
-        )
+        """Tokens so far; a prompt counts once, however many replies it has."""
+        prompts = sum(generation.num_prompt_tokens for generation in self._generations[:: self._n])
+        replies = sum(generation.num_tokens for generation in self._generations)
+        return Usage(prompt_tokens=prompts, completion_tokens=replies, total_tokens=prompts + replies)
 
-    async def completion(self) -> ChatCompletion:
-        """The whole reply at once."""
-        async with aclosing(self.pieces()) as pieces:
-            content = "".join([piece async for piece in pieces])
-        return ChatCompletion(
-            id=self.id,
-            created=self.created,
-            model=self.model,
-            choices=[Choice(message=ReplyMessage(content=content), finish_reason=self.finish_reason)],
-            usage=self.usage(),
-        )
+    async def completion(self) -> BaseModel:
+        """The whole answer at once."""
+        texts = [""] * len(self._generations)
+        tokens: list[list[DrawnToken]] = [[] for _ in texts]
+        async with aclosing(self._pieces()) as pieces:
+            async for index, piece in pieces:
+                if piece is not None:
+                    texts[index] += piece.text
+                    tokens[index] += piece.tokens
+        return self._whole(texts, tokens)
 
     async def events(self, include_usage: bool) -> AsyncGenerator[str, None]:
-        """The reply as server-sent events: the role, the pieces, the end, the usage if asked for."""
+        """The answer as server-sent events: the pieces as they come, each reply's end, the usage if asked for."""
         try:
-            yield self._event([self._choice(Delta(role="assistant", content=""))])
-            async with aclosing(self.pieces()) as pieces:
-                async for piece in pieces:
-                    yield self._event([self._choice(Delta(content=piece))])
-            yield self._event([self._choice(Delta(), self.finish_reason)])
+            for opening in self._opening():
+                yield _sent(opening)
+            async with aclosing(self._pieces()) as pieces:
+                async for index, piece in pieces:
+                    yield _sent(self._event(index, piece))
             if include_usage:
-                yield self._event([], self.usage())
+                yield _sent(self._usage_event())
         except ApiError as error:
             yield f"data: {error.body()}\n\n"
         yield "data: [DONE]\n\n"
 
-    def _choice(self, delta: Delta, finish_reason: FinishReason | None = None) -> ChunkChoice:
-        return ChunkChoice(index=0, delta=delta, logprobs=None, finish_reason=finish_reason)
+    async def _pieces(self) -> AsyncGenerator[tuple[int, Piece | None], None]:
+        """Of all replies as they come, with their numbers; None after a reply's last one."""
+        if len(self._generations) == 1:
+            async with aclosing(self._generations[0].pieces()) as pieces:
+                async for piece in pieces:
+                    yield 0, piece
+            yield 0, None
+            return
+        found: asyncio.Queue[tuple[int, Piece | None] | BaseException] = asyncio.Queue()
+        tasks = [asyncio.create_task(self._follow(index, found)) for index in range(len(self._generations))]
+        try:
+            left = len(tasks)
+            while left:
+                item = await found.get()
+                if isinstance(item, BaseException):
+                    raise item
+                left -= item[1] is None
+                yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _event(self, choices: list[ChunkChoice], usage: Usage | None = None) -> str:
-        chunk = ChatCompletionChunk(
-            id=self.id,
-            object="chat.completion.chunk",
-            created=self.created,
-            model=self.model,
-            choices=choices,
+    async def _follow(self, index: int, found: "asyncio.Queue[tuple[int, Piece | None] | BaseException]") -> None:
+        try:
+            async with aclosing(self._generations[index].pieces()) as pieces:
+                async for piece in pieces:
+                    found.put_nowait((index, piece))
+            found.put_nowait((index, None))
+        except Exception as error:
+            found.put_nowait(error)
+
+
+class ChatReply(Reply):
+    """The answer to a ChatRequest."""
+
+    _prefix = "chatcmpl"
+
+    def _whole(self, texts: list[str], tokens: list[list[DrawnToken]]) -> BaseModel:
+        choices = [
+            Choice(
+                index=index,
+                message=ReplyMessage(content=text),
+                logprobs=self._logprobs(drawn),
+                finish_reason=generation.finish_reason,
+            )
+            for index, (generation, text, drawn) in enumerate(zip(self._generations, texts, tokens, strict=True))
+        ]
+        return ChatCompletion(id=self.id, created=self.created, model=self.model, choices=choices, usage=self.usage())
+
+    def _opening(self) -> list[BaseModel]:
+        numbers = range(len(self._generations))
+        return [self._chunk([self._choice(number, Delta(role="assistant", content=""))]) for number in numbers]
+
+    def _event(self, index: int, piece: Piece | None) -> BaseModel:
+        if piece is None:
+            end = ChunkChoice(
+                index=index, delta=Delta(), logprobs=None, finish_reason=self._generations[index].finish_reason
+            )
+            return self._chunk([end])
+        return self._chunk([self._choice(index, Delta(content=piece.text), piece.tokens)])
+
+    def _usage_event(self) -> BaseModel:
+        chunk = self._chunk([])
+        chunk.usage = self.usage()
+        return chunk
+
+    def _choice(self, index: int, delta: Delta, tokens: Sequence[DrawnToken] = ()) -> ChunkChoice:
+        logprobs = self._logprobs(tokens) if tokens else None
+        return ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=None)
+
+    def _logprobs(self, tokens: Sequence[DrawnToken]) -> ChoiceLogprobs | None:
+        if not self._with_logprobs:
+            return None
+        return ChoiceLogprobs(content=[token.logprob for token in tokens])
+
+    def _chunk(self, choices: list[ChunkChoice]) -> ChatCompletionChunk:
+        return ChatCompletionChunk(
+            id=self.id, object="chat.completion.chunk", created=self.created, model=self.model, choices=choices
         )
-        if usage is not None:
-            chunk.usage = usage
-        return f"data: {chunk.model_dump_json(exclude_unset=True)}\n\n"
+
+
+class TextReply(Reply):
+    """The answer to a CompletionRequest."""
+
+    _prefix = "cmpl"
+
+    def _whole(self, texts: list[str], tokens: list[list[DrawnToken]]) -> BaseModel:
+        choices = [
+            TextChoice(
+                index=index,
+                text=text,
+                logprobs=self._logprobs(drawn),
+                finish_reason=self._generations[index].finish_reason,
+            )
+            for index, (text, drawn) in enumerate(zip(texts, tokens, strict=True))
+        ]
+        answer = self._answer(choices)
+        answer.usage = self.usage()
+        return answer
+
+    def _event(self, index: int, piece: Piece | None) -> BaseModel:
+        if piece is None:
+            reason = self._generations[index].finish_reason
+            return self._answer([TextChoice(index=index, text="", logprobs=None, finish_reason=reason)])
+        logprobs = self._logprobs(piece.tokens)
+        return self._answer([TextChoice(index=index, text=piece.text, logprobs=logprobs, finish_reason=None)])
+
+    def _usage_event(self) -> BaseModel:
+        answer = self._answer([])
+        answer.usage = self.usage()
+        return answer
+
+    def _logprobs(self, tokens: Sequence[DrawnToken]) -> TextLogprobs | None:
+        if not self._with_logprobs:
+            return None
+        found = [token.logprob for token in tokens]
+        return TextLogprobs(
+            tokens=[token.token for token in found],
+            token_logprobs=[token.logprob for token in found],
+            top_logprobs=[{top.token: top.logprob for top in token.top_logprobs} for token in found],
+            text_offset=[token.offset for token in tokens],
+        )
+
+    def _answer(self, choices: list[TextChoice]) -> TextCompletion:
+        return TextCompletion(
+            id=self.id, object="text_completion", created=self.created, model=self.model, choices=choices
+        )
+
+
+def _sent(event: BaseModel) -> str:
+    return f"data: {event.model_dump_json(exclude_unset=True)}\n\n"

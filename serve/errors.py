@@ -4,12 +4,13 @@ import difflib
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from serve.protocol import LIST_TAG, TEXT_TAG, ChatRequest, Error, ErrorBody
+from serve.protocol import BRANCH
+from serve.responses import Error, ErrorBody
 
 # nginx's number for a client that left before its answer; it stands in logs alone.
 CLIENT_CLOSED_REQUEST = 499
@@ -18,12 +19,20 @@ CLIENT_CLOSED_REQUEST = 499
 class ApiError(ValueError):
     """A request that gets an error answer; `param` names the field at fault."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = headers
         self.error = Error(
             message=message,
-            type="invalid_request_error" if status < 500 else "server_error",
+            type="rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error",
             param=param,
             code=code,
         )
@@ -33,11 +42,11 @@ class ApiError(ValueError):
         return ErrorBody(error=self.error).model_dump_json()
 
 
-def refusal(error: ValidationError) -> ApiError:
-    """The answer to a body that is not a ChatRequest: its first fault."""
+def refusal(error: ValidationError, kind: type[BaseModel]) -> ApiError:
+    """The answer to a body that is not a `kind`: its first fault."""
     first = error.errors(include_url=False)[0]
     param = _field_path(first["loc"])
-    return ApiError(400, _sentence(first, param), param)
+    return ApiError(400, _sentence(first, param, kind), param)
 
 
 def install(app: FastAPI) -> None:
@@ -45,7 +54,7 @@ def install(app: FastAPI) -> None:
 
     async def on_api_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
-        return _response(error)
+        return _response(error, error.headers)
 
     async def on_http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -78,12 +87,12 @@ def _field_path(location: tuple[int | str, ...]) -> str | None:
     for step in location:
         if isinstance(step, int):
             path += f"[{step}]"
-        elif step not in (TEXT_TAG, LIST_TAG):
+        elif not step.startswith(BRANCH):
             path += f".{step}" if path else step
     return path[:200] or None
 
 
-def _sentence(fault: ErrorDetails, param: str | None) -> str:
+def _sentence(fault: ErrorDetails, param: str | None, kind_of_request: type[BaseModel]) -> str:
     """The field, the rule and what it got, for one fault that pydantic found."""
     kind, rule = fault["type"], fault["msg"]
     if kind == "json_invalid":
@@ -91,7 +100,7 @@ def _sentence(fault: ErrorDetails, param: str | None) -> str:
     if param is None:
         return "The request body must be a JSON object."
     if kind == "extra_forbidden":
-        return f"Unrecognized or unsupported request argument: {param}.{_did_you_mean(param)}"
+        return f"Unrecognized or unsupported request argument: {param}.{_did_you_mean(param, kind_of_request)}"
     if kind == "missing":
         return f"Missing required parameter: {param}."
     if kind == "conflict":
@@ -101,6 +110,6 @@ def _sentence(fault: ErrorDetails, param: str | None) -> str:
     return f"{param}: {rule}; got {shortened}."
 
 
-def _did_you_mean(name: str) -> str:
-    close = difflib.get_close_matches(name, ChatRequest.model_fields, n=1, cutoff=0.75)
+def _did_you_mean(name: str, kind: type[BaseModel]) -> str:
+    close = difflib.get_close_matches(name, kind.model_fields, n=1, cutoff=0.75)
     return f" Did you mean {close[0]}?" if close else ""

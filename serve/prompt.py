@@ -1,64 +1,170 @@
-"""A chat request to what the engine needs: rules of the conversation, token ids, room for the reply."""
+"""A request to what the engine needs: rules of the conversation, token ids, room for the reply."""
 
 import asyncio
 import copy
+import dataclasses
 from bisect import bisect_left
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from models.chat import ChatTemplateError, Message, check_messages, encode_prompt, end_token_ids
-from serve.engines.base import GenerationRequest
+from serve.engines.base import Engine, GenerationRequest
 from serve.errors import ApiError
-from serve.protocol import ChatRequest
+from serve.protocol import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    GenerationFields,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    TokenizeRequest,
+)
+
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
+
+_MOST_SCHEMA_BYTES = 64 << 10
 
 
 class PromptEncoder:
     """Turns requests into prompts in a thread of its own, so that a long one does not delay other replies."""
 
-    def __init__(self, tokenizer: Any, max_positions: int, default_max_tokens: int) -> None:
+    def __init__(self, tokenizer: Any, engine: Engine, default_max_tokens: int) -> None:
         # A copy: a fast tokenizer refuses to encode in one thread while another thread changes its settings.
         self._tokenizer = copy.deepcopy(tokenizer)
         self._end_token_ids = end_token_ids(tokenizer)
-        self._max_positions = max_positions
+        self._engine = engine
         self._default_max_tokens = default_max_tokens
+        self._grammars: Any = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompt")
 
-    async def encode(self, request: ChatRequest) -> GenerationRequest:
-        """The engine's request; raises ApiError."""
-        loop = asyncio.get_running_loop()
-        prompt_ids = await loop.run_in_executor(self._thread, self._prompt_ids, request)
-        return GenerationRequest(
-            prompt_ids=prompt_ids,
-            max_new_tokens=self._room(request, len(prompt_ids)),
-            temperature=1.0 if request.temperature is None else request.temperature,
-            top_p=1.0 if request.top_p is None else request.top_p,
-            seed=request.seed,
-            end_token_ids=self._end_token_ids,
-        )
+    async def chat(self, request: ChatRequest) -> list[GenerationRequest]:
+        """The engine's requests, one for each reply; raises ApiError."""
+        return await self._in_thread(self._chat, request)
 
-    def _prompt_ids(self, request: ChatRequest) -> list[int]:
-        messages = [Message(role=message.role, content=message.text()) for message in request.messages]
+    async def completion(self, request: CompletionRequest) -> list[GenerationRequest]:
+        """The same for plain texts: the replies to the first one, then those to the next."""
+        return await self._in_thread(self._completion, request)
+
+    async def tokens(self, request: TokenizeRequest) -> list[int]:
+        """Token ids of a text, or of messages as a chat's prompt; raises ApiError."""
+        return await self._in_thread(self._tokens, request)
+
+    async def _in_thread(self, function: Callable[[Asked], Answer], request: Asked) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, request)
+
+    def _chat(self, request: ChatRequest) -> list[GenerationRequest]:
+        prompt_ids = self._chat_ids(request.messages)
+        return self._requests(request, prompt_ids, "messages", grammar=self._grammar(request))
+
+    def _completion(self, request: CompletionRequest) -> list[GenerationRequest]:
+        found = []
+        for prompt in request.prompts():
+            prompt_ids = self._text_ids(prompt, "prompt") if isinstance(prompt, str) else prompt
+            if (largest := max(prompt_ids)) >= self._engine.vocab_size:
+                raise _unknown_token("prompt", largest, self._engine.vocab_size)
+            found += self._requests(request, prompt_ids, "prompt")
+        return found
+
+    def _tokens(self, request: TokenizeRequest) -> list[int]:
+        if request.messages is not None:
+            return self._chat_ids(request.messages)
+        if request.prompt is None:
+            raise ApiError(400, "Missing required parameter: prompt or messages.", "prompt")
+        return self._text_ids(request.prompt, "prompt") if request.prompt else []
+
+    def _text_ids(self, text: str, param: str) -> list[int]:
+        try:
+            token_ids = list(self._tokenizer(text)["input_ids"])
+        except UnicodeEncodeError as error:
+            raise ApiError(400, f"{param}: a character that is no text: {error.reason}.", param) from None
+        return token_ids
+
+    def _chat_ids(self, turns: list[ChatMessage]) -> list[int]:
+        messages = [Message(role=message.role, content=message.text()) for message in turns]
         _refuse_bad_turns(messages)
         try:
             return encode_prompt(self._tokenizer, messages)
         except ChatTemplateError as error:
             raise ApiError(400, f"messages: {error}.", "messages") from error
 
-    def _room(self, request: ChatRequest, num_prompt_tokens: int) -> int:
+    def _requests(
+        self, request: GenerationFields, prompt_ids: list[int], param: str, grammar: Any = None
+    ) -> list[GenerationRequest]:
+        """One for each of `n` replies; raises ApiError for what does not fit, or the engine cannot do."""
+        first = GenerationRequest(
+            prompt_ids=prompt_ids,
+            max_new_tokens=self._room(request, len(prompt_ids), param),
+            temperature=1.0 if request.temperature is None else request.temperature,
+            top_p=1.0 if request.top_p is None else request.top_p,
+            top_k=request.top_k or 0,
+            presence_penalty=request.presence_penalty or 0.0,
+            frequency_penalty=request.frequency_penalty or 0.0,
+            repetition_penalty=request.repetition_penalty or 1.0,
+            logit_bias=self._bias(request),
+            num_logprobs=request.num_logprobs(),
+            grammar=grammar,
+            seed=request.seed,
+            end_token_ids=self._end_token_ids,
+        )
+        if (refusal := self._engine.refusal(first)) is not None:
+            name, why = refusal
+            raise ApiError(400, f"{name}: this endpoint's engine cannot do this: {why}.", name)
+        return [first, *(_again(first, number) for number in range(1, request.n or 1))]
+
+    def _bias(self, request: GenerationFields) -> dict[int, float]:
+        bias = {int(name): value for name, value in (request.logit_bias or {}).items()}
+        if bias and (largest := max(bias)) >= self._engine.vocab_size:
+            raise _unknown_token("logit_bias", largest, self._engine.vocab_size)
+        return bias
+
+    def _grammar(self, request: ChatRequest) -> Any:
+        wanted = request.response_format
+        if isinstance(wanted, JsonObjectFormat):
+            return self._compile({"type": "object"}, "response_format")
+        if isinstance(wanted, JsonSchemaFormat):
+            return self._compile(wanted.json_schema.schema_, "response_format.json_schema.schema")
+        return None
+
+    def _compile(self, schema: dict[str, Any], param: str) -> Any:
+        from serve.grammar import Grammars
+
+        if len(str(schema)) > _MOST_SCHEMA_BYTES:
+            raise ApiError(400, f"{param}: at most {_MOST_SCHEMA_BYTES} characters are read.", param)
+        if self._grammars is None:
+            self._grammars = Grammars(self._tokenizer, self._engine.vocab_size, self._end_token_ids)
+        try:
+            return self._grammars.of(schema)
+        except ValueError as error:
+            raise ApiError(400, f"{param}: {error}.", param) from error
+
+    def _room(self, request: GenerationFields, num_prompt_tokens: int, param: str) -> int:
         """Tokens that the reply may have; raises ApiError when it does not fit in the model's positions."""
         limit_name, limit = request.token_limit()
-        left = self._max_positions - num_prompt_tokens
+        most = self._engine.max_positions
+        left = most - num_prompt_tokens
         if left >= (1 if limit is None else limit):
             return min(self._default_max_tokens, left) if limit is None else limit
         wanted = "a reply needs at least 1" if limit is None else f"{limit_name} asks for {limit}"
         raise ApiError(
             400,
-            f"This model's maximum context length is {self._max_positions} tokens, and the messages take "
+            f"This model's maximum context length is {most} tokens, and the {param} take{'s' * (param == 'prompt')} "
             f"{num_prompt_tokens}, which leaves {max(left, 0)} for the reply; {wanted}. "
-            f"Shorten the messages{'' if limit is None else f' or lower {limit_name}'}.",
-            "messages" if left < 1 else limit_name,
+            f"Shorten the {param}{'' if limit is None else f' or lower {limit_name}'}.",
+            param if left < 1 else limit_name,
             "context_length_exceeded",
         )
+
+
+def _again(request: GenerationRequest, number: int) -> GenerationRequest:
+    """The request for another reply to the same prompt."""
+    seed = None if request.seed is None else request.seed + number
+    return dataclasses.replace(request, seed=seed, request_id=f"{request.request_id}-{number}")
+
+
+def _unknown_token(param: str, token_id: int, vocab_size: int) -> ApiError:
+    return ApiError(400, f"{param}: got token {token_id}; the model knows 0 to {vocab_size - 1}.", param)
 
 
 def _refuse_bad_turns(messages: list[Message]) -> None:

@@ -1,4 +1,4 @@
-"""Requests and responses of OpenAI's chat completions API, as far as this endpoint serves it.
+"""Requests of OpenAI's API, as far as this endpoint serves it; serve/responses.py has the answers.
 
 A field that is not declared here is refused by name: a client never believes that an ignored setting worked.
 """
@@ -17,11 +17,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-FinishReason = Literal["stop", "length"]
+MOST_CHOICES = 16
+MOST_PROMPTS = 64
 
 # Names that pydantic puts into an error's location for the branches of a union; they name no field.
-TEXT_TAG = "as text"
-LIST_TAG = "as list"
+BRANCH = "as "
+TEXT_TAG = BRANCH + "text"
+LIST_TAG = BRANCH + "list"
 
 
 def _text_or_list(value: Any) -> str | None:
@@ -70,17 +72,29 @@ class StreamOptions(_Request):
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class ChatRequest(_Request):
-    """The body of POST /v1/chat/completions; null means the default, as in OpenAI's API."""
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+class GenerationFields(_Request):
+    """What requests for chats and for plain texts have in common; null means the default, as in OpenAI's API."""
 
     model: Annotated[str, Field(min_length=1)]
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096), FailFast()]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     """Default 1; 0 takes the likeliest token each time."""
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    """Not in OpenAI's API: of the likeliest so many tokens one is drawn; 0 and null mean all."""
+    presence_penalty: Penalty | None = None
+    """Taken off the scores of tokens that the reply has already."""
+    frequency_penalty: Penalty | None = None
+    """Taken off them for each time that the reply has them."""
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    """Not in OpenAI's API: scores of tokens in prompt and reply are divided by it, negative ones multiplied
+    (Keskar et al. 2019, arXiv:1909.05858, 4.1)."""
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
+    """Added to the scores of tokens, by their ids."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Tokens to generate at most; the older name of `max_completion_tokens`."""
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens to generate at most."""
     stop: (
         Annotated[
             Annotated[StopString, Tag(TEXT_TAG)] | Annotated[list[StopString], Field(max_length=4), Tag(LIST_TAG)],
@@ -93,21 +107,16 @@ class ChatRequest(_Request):
     sums do not depend on what it decodes beside it: OpenVINO's do in other precisions than fp32."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Literal[1] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    """Replies to one prompt; the second has the next seed, and so on."""
     user: Annotated[str, Field(max_length=512)] | None = None
-    metadata: (
-        Annotated[
-            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
-            Field(max_length=16),
-        ]
-        | None
-    ) = None
 
-    @field_validator("max_completion_tokens")
+    @field_validator("logit_bias")
     @classmethod
-    def _one_limit(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is not None and info.data.get("max_tokens") is not None:
-            raise PydanticCustomError("conflict", "Give either max_tokens or max_completion_tokens, not both")
+    def _by_token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for name in value or {}:
+            if not (name.isascii() and name.isdigit()):
+                raise PydanticCustomError("keys", "Keys should be token ids, as in {{'50256': -100}}")
         return value
 
     @field_validator("stream_options")
@@ -125,109 +134,144 @@ class ChatRequest(_Request):
 
     def token_limit(self) -> tuple[str, int | None]:
         """The name of the field that limits the reply, and its value in tokens."""
-        if self.max_completion_tokens is not None:
-            return "max_completion_tokens", self.max_completion_tokens
         return "max_tokens", self.max_tokens
 
-
-class Usage(BaseModel):
-    """Tokens of one request; a generated end-of-turn token counts as a completion token."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
+    def num_logprobs(self) -> int | None:
+        """Of how many likely tokens log-probabilities are wanted beside the drawn one's; None for none at all."""
+        raise NotImplementedError
 
 
-class ReplyMessage(BaseModel):
-    """The assistant's whole turn."""
+class TextFormat(_Request):
+    """Any text."""
 
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
+    type: Literal["text"]
 
 
-class Choice(BaseModel):
-    """The only choice: `n` is 1."""
+class JsonObjectFormat(_Request):
+    """Any JSON object."""
 
-    index: Literal[0] = 0
-    message: ReplyMessage
-    logprobs: None = None
-    finish_reason: FinishReason
+    type: Literal["json_object"]
 
 
-class ChatCompletion(BaseModel):
-    """The answer to a request without `stream`."""
+class JsonSchema(_Request):
+    """What a reply has to look like."""
 
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    """Seconds since 1970."""
-    model: str
-    choices: list[Choice]
-    usage: Usage
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    description: str | None = None
+    strict: bool | None = None
+    """A reply always follows the schema, whatever this says."""
 
 
-class Delta(BaseModel):
-    """What a chunk adds to the assistant's turn; unset fields are left out of the JSON."""
+class JsonSchemaFormat(_Request):
+    """JSON of a schema."""
 
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChunkChoice(BaseModel):
-    """The only choice of a chunk."""
-
-    index: int
-    delta: Delta
-    logprobs: None
-    finish_reason: FinishReason | None
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
 
 
-class ChatCompletionChunk(BaseModel):
-    """One event of a streamed answer; unset fields are left out of the JSON."""
-
-    id: str
-    object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: Usage | None = None
+def _format_branch(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else None
+    return f"{BRANCH}{kind}" if kind in ("text", "json_object", "json_schema") else None
 
 
-class Model(BaseModel):
-    """A model that the endpoint serves."""
+class ChatRequest(GenerationFields):
+    """The body of POST /v1/chat/completions."""
 
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "rayconteur"
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096), FailFast()]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    """The newer name of `max_tokens`."""
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: (
+        Annotated[
+            Annotated[TextFormat, Tag(BRANCH + "text")]
+            | Annotated[JsonObjectFormat, Tag(BRANCH + "json_object")]
+            | Annotated[JsonSchemaFormat, Tag(BRANCH + "json_schema")],
+            Discriminator(
+                _format_branch,
+                custom_error_type="response_format",
+                custom_error_message="Its type should be text, json_object or json_schema",
+            ),
+        ]
+        | None
+    ) = None
+    metadata: (
+        Annotated[
+            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+            Field(max_length=16),
+        ]
+        | None
+    ) = None
+
+    @field_validator("max_completion_tokens")
+    @classmethod
+    def _one_limit(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("max_tokens") is not None:
+            raise PydanticCustomError("conflict", "Give either max_tokens or max_completion_tokens, not both")
+        return value
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _only_with_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and not info.data.get("logprobs"):
+            raise PydanticCustomError("conflict", "Only a request with logprobs true may have top_logprobs")
+        return value
+
+    def token_limit(self) -> tuple[str, int | None]:
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return super().token_limit()
+
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class ModelList(BaseModel):
-    """The answer of GET /v1/models."""
-
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
-class Health(BaseModel):
-    """The answer of GET /health; `release` is the key of the release that is served."""
-
-    status: Literal["ok", "failed"]
-    model: str
-    release: str
+def _is_prompt(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value)
+    return isinstance(value, list) and bool(value) and all(type(token) is int and token >= 0 for token in value)
 
 
-class Error(BaseModel):
-    """What was wrong; `param` names the field, `code` the kind for programs."""
+class CompletionRequest(GenerationFields):
+    """The body of POST /v1/completions: a text, or its token ids, that the model goes on with; or several of them."""
 
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
+    prompt: str | list[Any]
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+
+    @field_validator("prompt", mode="plain")
+    @classmethod
+    def _texts_or_token_ids(cls, value: Any) -> Any:
+        several = value if isinstance(value, list) and value and not isinstance(value[0], int) else [value]
+        if len(several) <= MOST_PROMPTS and all(_is_prompt(prompt) for prompt in several):
+            return value
+        raise PydanticCustomError(
+            "prompt", "Input should be a text, a list of token ids, or a list of up to {most} of these",
+            {"most": MOST_PROMPTS},
+        )  # fmt: skip
+
+    def prompts(self) -> list[str | list[int]]:
+        """One or more texts or lists of token ids."""
+        prompt: Any = self.prompt
+        return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
+
+    def token_limit(self) -> tuple[str, int | None]:
+        return "max_tokens", 16 if self.max_tokens is None else self.max_tokens
+
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
 
-class ErrorBody(BaseModel):
-    """The body of every answer that is not a success."""
+class TokenizeRequest(_Request):
+    """The body of POST /tokenize, which is not in OpenAI's API: a text as it is, or messages as a chat's prompt."""
 
-    error: Error
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)] | None = None
+
+    @field_validator("messages")
+    @classmethod
+    def _one_of_both(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("prompt") is not None:
+            raise PydanticCustomError("conflict", "Give either prompt or messages, not both")
+        return value

@@ -73,11 +73,16 @@ class StopFilter:
 
 
 class ReplyText:
-    """The visible text of a reply, token by token; `is_stopped` once a stop string was met."""
+    """The visible text of a reply, token by token; `is_stopped` once a stop string was met.
+
+    `num_decoded` and `num_shown` count characters: of all tokens so far, and of what may be shown.
+    """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
         self._decoder = TokenDecoder(tokenizer)
         self._filter = StopFilter(stops)
+        self.num_decoded = 0
+        self.num_shown = 0
 
     @property
     def is_stopped(self) -> bool:
@@ -85,11 +90,20 @@ class ReplyText:
 
     def push(self, token_id: int) -> str:
         """The text that may be shown after `token_id`."""
-        return self._filter.push(self._decoder.push(token_id))
+        return self._show(self._decoder.push(token_id))
 
     def finish(self) -> str:
         """The rest, when no more tokens come."""
-        return self._filter.push(self._decoder.finish()) + self._filter.finish()
+        shown = self._show(self._decoder.finish())
+        rest = self._filter.finish()
+        self.num_shown += len(rest)
+        return shown + rest
+
+    def _show(self, text: str) -> str:
+        self.num_decoded += len(text)
+        shown = self._filter.push(text)
+        self.num_shown += len(shown)
+        return shown
 
 
 def _overlap(text: str, stop: str) -> int:

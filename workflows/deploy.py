@@ -103,6 +103,7 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
         engine=engine,
         precision=serve.precision,
         max_new_tokens=serve.max_new_tokens,
+        max_seconds=serve.max_reply_seconds,
     )
     try:
         ray_serve.start(http_options={"host": serve.host, "port": serve.port}, logging_config={"log_level": "ERROR"})

@@ -118,10 +118,13 @@ class ServeSpec(Section):
     """Requests in progress per replica that autoscaling aims at."""
 
     max_queued_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 128
-    """Requests that wait before further ones are refused."""
+    """Replies that wait at each replica, beyond those that it generates, before further ones are refused with 429."""
 
     max_new_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 512
     """Tokens of a reply when the client does not say."""
+
+    max_reply_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = 600.0
+    """A reply that takes longer, its waiting included, is ended with an error."""
 
     engine: Literal["auto", "openvino", "torch"] = "auto"
     """What generates: `torch` on GPUs, and on CPUs `openvino` for the architectures that it is proven exact for.

@@ -4,12 +4,12 @@ An engine knows no text, no HTTP and no Ray: `serve.api` renders and reads, `ser
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Protocol
 from uuid import uuid4
 
-from serve.protocol import FinishReason
+from serve.responses import FinishReason
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -20,14 +20,45 @@ SMALLEST_TEMPERATURE = 1e-4
 DEFAULT_MAX_ACTIVE = {"torch": 8, "openvino": 32}
 
 
+class Grammar(Protocol):
+    """What a reply has to follow; see serve/grammar.py."""
+
+    schema: str
+    """JSON schema"""
+
+    def start(self) -> "GrammarState":
+        """Where a reply begins."""
+
+
+class GrammarState(Protocol):
+    """How far a reply has come."""
+
+    def allowed(self) -> Any:
+        """A numpy array of bool for every token of the vocabulary: may it come next?"""
+
+    def accept(self, token_id: int) -> None:
+        """It came next."""
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What to generate; temperature 0 takes the likeliest token each time, `seed` None draws a new one."""
+    """What to generate; serve/protocol.py says what the fields mean that requests have too.
+
+    Temperature 0 takes the likeliest token each time, top_k 0 keeps all, `seed` None draws a new one; `num_logprobs`
+    None asks for no log-probabilities, 0 for the drawn token's alone.
+    """
 
     prompt_ids: list[int]
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    num_logprobs: int | None = None
+    grammar: Grammar | None = None
     seed: int | None = None
     end_token_ids: frozenset[int] = frozenset()
     request_id: str = field(default_factory=lambda: uuid4().hex)
@@ -41,7 +72,13 @@ class GenerationRequest:
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken each time."""
-        return self.temperature < SMALLEST_TEMPERATURE or self.top_p == 0
+        return self.temperature < SMALLEST_TEMPERATURE or self.top_p == 0 or self.top_k == 1
+
+    @property
+    def changes_scores(self) -> bool:
+        """Whether the model's own scores are changed before a token is drawn by them."""
+        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
+        return bool(penalties != (0.0, 0.0, 1.0) or self.logit_bias or self.grammar)
 
 
 @dataclass(frozen=True)
@@ -50,6 +87,10 @@ class TokenEvent:
 
     token_id: int
     finish_reason: FinishReason | None = None
+    logprob: float | None = None
+    """natural logarithm of its probability by the model's own scores, where it was asked for"""
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """the likeliest tokens and theirs, the likeliest first"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +113,20 @@ class Engine(ABC):
     @abstractmethod
     def max_positions(self) -> int:
         """The most tokens that prompt and reply may have together."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """How many tokens the model has scores for."""
+
+    @property
+    @abstractmethod
+    def max_active(self) -> int:
+        """Requests that are decoded at the same time; later ones wait."""
+
+    def refusal(self, request: GenerationRequest) -> tuple[str, str] | None:
+        """The field of `request` that this engine cannot do justice to, and why."""
+        return None
 
     @abstractmethod
     def submit(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:

@@ -36,12 +36,17 @@ from serve.engines.openvino_process import (
     SamplingSettings,
     start,
 )
-from serve.protocol import FinishReason
+from serve.responses import FinishReason
 
 logger = logging.getLogger(__name__)
 
 # The cache takes memory as it fills, up to this; less where so many of the longest sequences need less.
 CACHE_BYTES = 2 << 30
+
+_SURE_RULES = {
+    "type", "properties", "required", "additionalProperties", "items", "enum", "const", "anyOf", "$ref", "$defs",
+    "title", "description",
+}  # fmt: skip
 
 _Event = TokenEvent | Exception | None
 
@@ -100,6 +105,14 @@ class OpenVINOEngine(Engine):
         return self._max_positions
 
     @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    @property
+    def max_active(self) -> int:
+        return self._max_active
+
+    @property
     def process_id(self) -> int:
         """The child's."""
         return self._process.pid
@@ -133,6 +146,21 @@ class OpenVINOEngine(Engine):
         self._process.kill()
         self._receiver.join()
         self._sender.join()
+
+    def refusal(self, request: GenerationRequest) -> tuple[str, str] | None:
+        instead = "serve.engine: torch does"
+        if request.logit_bias:
+            return "logit_bias", f"OpenVINO changes no scores by token; {instead}"
+        if request.num_logprobs:
+            return "top_logprobs", f"OpenVINO tells the drawn token's log-probability alone; {instead} more"
+        if request.num_logprobs is not None and (request.changes_scores or not request.is_greedy):
+            return "logprobs", (
+                f"OpenVINO tells them as changed by temperature, penalties and formats; with temperature 0 and none "
+                f"of these it can, {instead} always"
+            )
+        if request.grammar and (rule := _unsure_rule(json.loads(request.grammar.schema))):
+            return "response_format", f"OpenVINO is not known to follow {rule!r} in a schema; {instead}"
+        return None
 
     def _refuse(self, request: GenerationRequest) -> None:
         """Raise ValueError for what the pipeline would take in and answer wrongly, together with its neighbours."""
@@ -203,7 +231,7 @@ class OpenVINOEngine(Engine):
                 if progress.end is not None:
                     del self._streams[progress.number]
                 if progress.end != CANCELLED and self._is_open(stream):
-                    events += [(stream, event) for event in _events(progress)]
+                    events += [(stream, event) for event in _events(progress, stream.request)]
         _deliver(events)
 
     def _is_open(self, stream: _Stream) -> bool:
@@ -211,15 +239,34 @@ class OpenVINOEngine(Engine):
         return self._by_id.get(stream.request.request_id) is stream
 
 
-def _events(progress: Progress) -> list[TokenEvent | Exception]:
+def _events(progress: Progress, request: GenerationRequest) -> list[TokenEvent | Exception]:
     """A failed request's last tokens are left out: they may be wrong."""
     if progress.end is not None and progress.end not in get_args(FinishReason):
         return [EngineError(f"OpenVINO could not generate the next token: {progress.end}")]
-    events = [TokenEvent(token_id) for token_id in progress.token_ids]
-    if events and progress.end is not None:
-        reason: Any = progress.end
-        events[-1] = TokenEvent(events[-1].token_id, reason)
-    return list(events)
+    last = len(progress.token_ids) - 1
+    # OpenVINO writes zeros where they were not asked for.
+    logprobs = progress.logprobs if request.num_logprobs is not None else [None] * (last + 1)
+    reason: Any = progress.end
+    return [
+        TokenEvent(token_id, reason if place == last else None, logprob)
+        for place, (token_id, logprob) in enumerate(zip(progress.token_ids, logprobs, strict=True))
+    ]
+
+
+def _unsure_rule(schema: Any) -> str | None:
+    """A rule of a JSON schema beyond those that are tested here: at others OpenVINO may fail in mid-step, and with it
+    every other request."""
+    if not isinstance(schema, dict):
+        return None
+    for rule, value in schema.items():
+        if rule not in _SURE_RULES:
+            return str(rule)
+        within = value.values() if rule in ("properties", "$defs") else value if rule == "anyOf" else [value]
+        if rule in ("properties", "$defs", "anyOf", "items", "additionalProperties"):
+            for part in within:
+                if (found := _unsure_rule(part)) is not None:
+                    return found
+    return None
 
 
 def _deliver(events: list[tuple[_Stream, _Event]]) -> None:
@@ -241,7 +288,19 @@ def _settings(request: GenerationRequest) -> SamplingSettings:
     """A request in the pipeline's terms: it refuses a temperature of 0, and knows no negative seeds."""
     seed = secrets.randbits(63) if request.seed is None else request.seed % 2**63
     temperature = None if request.is_greedy else request.temperature
-    return SamplingSettings(request.max_new_tokens, temperature, request.top_p, seed, sorted(request.end_token_ids))
+    return SamplingSettings(
+        max_new_tokens=request.max_new_tokens,
+        temperature=temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
+        seed=seed,
+        end_token_ids=sorted(request.end_token_ids),
+        wants_logprobs=request.num_logprobs is not None,
+        schema=request.grammar.schema if request.grammar else None,
+    )
 
 
 def _num_blocks(facts: dict[str, int], precision: str, max_active: int) -> int:

@@ -13,7 +13,7 @@ import logging
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,20 @@ class PipelineSettings:
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How one request's tokens are drawn; temperature None takes the likeliest."""
+    """How one request's tokens are drawn; temperature None takes the likeliest, top_k 0 keeps all."""
 
     max_new_tokens: int
-    temperature: float | None
-    top_p: float
-    seed: int
-    end_token_ids: list[int]
+    temperature: float | None = None
+    top_p: float = 1.0
+    top_k: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    end_token_ids: list[int] = field(default_factory=list)
+    wants_logprobs: bool = False
+    schema: str | None = None
+    """JSON schema"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,8 @@ class Progress:
     number: int
     token_ids: list[int]
     end: str | None = None
+    logprobs: list[float] = field(default_factory=list)
+    """one for each token, where they were asked for"""
 
 
 class PipelineOwner:
@@ -81,17 +90,13 @@ class PipelineOwner:
 
     def add(self, number: int, token_ids: list[int], settings: SamplingSettings) -> list[Progress]:
         """Take a request in; its end, if the pipeline refuses it."""
+        openvino = import_openvino()
+        prompt = openvino.Tensor(np.array([token_ids], dtype=np.int64))
         try:
-            self.add_configured(number, token_ids, _generation_config(settings))
+            self._handles[number] = self._pipeline.add_request(number, prompt, _generation_config(settings))
         except RuntimeError as error:
             return [Progress(number, [], str(error))]
         return []
-
-    def add_configured(self, number: int, token_ids: list[int], config: Any) -> None:
-        """Take a request in with an `openvino_genai.GenerationConfig`."""
-        openvino = import_openvino()
-        prompt = openvino.Tensor(np.array([token_ids], dtype=np.int64))
-        self._handles[number] = self._pipeline.add_request(number, prompt, config)
 
     def cancel(self, number: int) -> list[Progress]:
         """End a request; none, if it has ended already."""
@@ -118,15 +123,17 @@ class PipelineOwner:
         from openvino_genai import GenerationFinishReason, GenerationStatus
 
         token_ids: list[int] = []
+        logprobs: list[float] = []
         end = None
         while handle.can_read():
             [output] = handle.read().values()
             token_ids += output.generated_ids
+            logprobs += output.generated_log_probs
             if output.finish_reason != GenerationFinishReason.NONE:
                 end = STOP if output.finish_reason == GenerationFinishReason.STOP else LENGTH
         if handle.get_status() == GenerationStatus.IGNORED:  # its outputs say LENGTH all the same
             end = "its tokens do not fit into the cache"
-        return Progress(number, token_ids, end)
+        return Progress(number, token_ids, end, logprobs)
 
     def _rebuild(self, why: str) -> list[Progress]:
         """A new pipeline; the old one's requests end with the error."""
@@ -153,7 +160,7 @@ def _build(settings: PipelineSettings) -> Any:
 
 
 def _generation_config(settings: SamplingSettings) -> Any:
-    from openvino_genai import GenerationConfig
+    from openvino_genai import GenerationConfig, StructuredOutputConfig
 
     config = GenerationConfig()
     config.max_new_tokens = settings.max_new_tokens
@@ -161,9 +168,17 @@ def _generation_config(settings: SamplingSettings) -> Any:
     config.ignore_eos = not settings.end_token_ids
     config.eos_token_id = next(iter(settings.end_token_ids), -1)
     config.stop_token_ids = set(settings.end_token_ids)
+    config.presence_penalty = settings.presence_penalty
+    config.frequency_penalty = settings.frequency_penalty
+    config.repetition_penalty = settings.repetition_penalty
+    config.logprobs = int(settings.wants_logprobs)
     if settings.temperature is not None:
         config.do_sample = True
         config.temperature, config.top_p, config.rng_seed = settings.temperature, settings.top_p, settings.seed
+        if settings.top_k:
+            config.top_k = settings.top_k
+    if settings.schema is not None:
+        config.structured_output_config = StructuredOutputConfig(json_schema=settings.schema)
     return config
 
 

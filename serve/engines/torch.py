@@ -26,8 +26,8 @@ from serve.engines.base import (
     Precision,
     TokenEvent,
 )
-from serve.engines.sampling import sample
-from serve.protocol import FinishReason
+from serve.engines.sampling import Sampler, log_probabilities
+from serve.responses import FinishReason
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +45,7 @@ class _Sequence:
         self.unread_ids = list(request.prompt_ids)
         self.num_generated = 0
         self.cache: Any = None
-        self.generator = torch.Generator()
-        if request.seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(request.seed)
+        self.sampler = Sampler(request)
 
 
 class TorchEngine(Engine):
@@ -81,6 +77,14 @@ class TorchEngine(Engine):
     @property
     def max_positions(self) -> int:
         return self._max_positions
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._model.config.vocab_size)
+
+    @property
+    def max_active(self) -> int:
+        return self._max_active
 
     async def submit(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         total = len(request.prompt_ids) + request.max_new_tokens
@@ -207,10 +211,14 @@ class TorchEngine(Engine):
         if sequence.unread_ids:
             return None
         request = sequence.request
-        token_id = sample(output.logits[0, -1], request.temperature, request.top_p, sequence.generator)
+        logits = output.logits[0, -1]
+        token_id = sequence.sampler.draw(logits)
         sequence.unread_ids = [token_id]
         sequence.num_generated += 1
-        return TokenEvent(token_id, self._finish_reason(sequence, token_id))
+        reason = self._finish_reason(sequence, token_id)
+        if request.num_logprobs is None:
+            return TokenEvent(token_id, reason)
+        return TokenEvent(token_id, reason, *log_probabilities(logits, token_id, request.num_logprobs))
 
     @staticmethod
     def _finish_reason(sequence: _Sequence, token_id: int) -> FinishReason | None:

@@ -1,5 +1,6 @@
 """The endpoint over a real engine and server, asked with OpenAI's own client."""
 
+import contextlib
 import json
 import string
 import time
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -21,6 +23,7 @@ from serve.engines.torch import TorchEngine
 
 MODEL = "tiny/talker"
 END_TOKEN = 257
+NOTHING = SimpleNamespace(content=[])
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -53,13 +56,13 @@ def open_endpoint(
     serving: Callable[[Any], AbstractContextManager[str]],
     tiny_llama: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[bool], AbstractContextManager[Endpoint]]:
+) -> Callable[..., AbstractContextManager[Endpoint]]:
     @contextmanager
-    def opened(ends: bool) -> Iterator[Endpoint]:
+    def opened(ends: bool, **limits: Any) -> Iterator[Endpoint]:
         release = tmp_path_factory.mktemp("release")
         save_talker(make_loud(tiny_llama), load_tokenizer(tiny_llama), release, ends)
         engine = TorchEngine(release, precision="fp32", max_active=2, num_threads=1)
-        app = create_app(engine, load_tokenizer(release), MODEL, "3f2a", default_max_tokens=16)
+        app = create_app(engine, load_tokenizer(release), MODEL, "3f2a", default_max_tokens=16, **limits)
         with (
             serving(app) as url,
             openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=20) as client,
@@ -71,7 +74,7 @@ def open_endpoint(
 
 
 @pytest.fixture(scope="module")
-def endpoint(open_endpoint: Callable[[bool], AbstractContextManager[Endpoint]]) -> Iterator[Endpoint]:
+def endpoint(open_endpoint: Callable[..., AbstractContextManager[Endpoint]]) -> Iterator[Endpoint]:
     with open_endpoint(False) as endpoint:
         yield endpoint
 
@@ -111,6 +114,7 @@ def test_a_stream_is_the_same_reply_in_pieces(endpoint: Endpoint) -> None:
     assert chunks[0].choices[0].delta.role == "assistant"
     assert streamed_text(chunks[:-1]) == whole.choices[0].message.content
     assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * 31 + ["length"]
+    assert all(chunk.choices[0].logprobs is None for chunk in chunks[:-1])
     assert chunks[-1].choices == []
     assert chunks[-1].usage == whole.usage
     assert all(chunk.usage is None for chunk in chat(endpoint, **params, stream=True))
@@ -134,7 +138,7 @@ def test_a_stop_string_ends_the_reply_before_it(endpoint: Endpoint) -> None:
 
 
 def test_an_end_token_ends_the_reply_and_is_counted(
-    open_endpoint: Callable[[bool], AbstractContextManager[Endpoint]],
+    open_endpoint: Callable[..., AbstractContextManager[Endpoint]],
 ) -> None:
     with open_endpoint(True) as endpoint:
         replies = [chat(endpoint, temperature=1, seed=seed, max_tokens=300) for seed in range(5)]
@@ -157,6 +161,13 @@ def test_models_health_and_page(endpoint: Endpoint) -> None:
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "<script src" not in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+SCHEMA = "response_format.json_schema.schema"
+
+
+def schema(rules: dict[str, Any]) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": rules}}}
 
 
 BAD_REQUESTS: list[tuple[dict[str, Any], int, str, str]] = [
@@ -189,7 +200,27 @@ BAD_REQUESTS: list[tuple[dict[str, Any], int, str, str]] = [
     ({"stop": ["a", ""]}, 400, "stop[1]", "at least 1 character"),
     ({"stop": 5}, 400, "stop", "a string or a list"),
     ({"seed": 2**63}, 400, "seed", "less than or equal to"),
-    ({"n": 2}, 400, "n", "got 2"),
+    ({"n": 0}, 400, "n", "got 0"),
+    ({"n": 17}, 400, "n", "less than or equal to 16"),
+    ({"top_k": -1}, 400, "top_k", "greater than or equal to 0"),
+    ({"presence_penalty": 2.5}, 400, "presence_penalty", "less than or equal to 2"),
+    ({"frequency_penalty": "0"}, 400, "frequency_penalty", "valid number"),
+    ({"repetition_penalty": 0}, 400, "repetition_penalty", "greater than 0"),
+    ({"logit_bias": {"5": 101}}, 400, "logit_bias.5", "less than or equal to 100"),
+    ({"logit_bias": {"five": 1}}, 400, "logit_bias", "token ids"),
+    ({"logit_bias": {"260": 1}}, 400, "logit_bias", "knows 0 to 259"),
+    ({"logprobs": 1}, 400, "logprobs", "valid boolean"),
+    ({"top_logprobs": 2}, 400, "top_logprobs", "logprobs true"),
+    ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "less than or equal to 20"),
+    ({"response_format": "json"}, 400, "response_format", "json_schema"),
+    ({"response_format": {"type": "xml"}}, 400, "response_format", "json_schema"),
+    ({"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema", "Missing"),
+    (schema({"type": "thing"}), 400, SCHEMA, "thing"),
+    (schema({"$ref": "#/nowhere"}), 400, SCHEMA, "nowhere"),
+    (schema({"type": "string", "pattern": "(a"}), 400, SCHEMA, "regex"),
+    (schema({"type": "string", "pattern": "(?=a)b"}), 400, SCHEMA, "look-around"),
+    (schema({"type": "string", "no_such_rule": 1, "format": "no-such-format"}), 400, SCHEMA, "no-such-format"),
+    (schema({"enum": ["x" * 70_000]}), 400, SCHEMA, "65536"),
     ({"stream_options": {"include_usage": True}}, 400, "stream_options", "stream true"),
     ({"messages": [{"role": "user", "content": "x" * 40_000}]}, 400, "messages", "30000 tokens"),
     ({"max_tokens": 30_000}, 400, "max_tokens", "max_tokens asks for 30000"),
@@ -244,6 +275,143 @@ def test_other_refusals_have_the_same_shape(endpoint: Endpoint) -> None:
         assert response.status_code == status
         assert response.json()["error"]["type"] == "invalid_request_error"
     assert responses[405].headers["allow"] == "POST"
+
+
+def test_n_replies_are_those_of_n_seeds(endpoint: Endpoint) -> None:
+    def alone(seed: int) -> str:
+        return str(chat(endpoint, temperature=1.5, seed=seed).choices[0].message.content)
+
+    completion = chat(endpoint, n=3, temperature=1.5, seed=4)
+    texts = [choice.message.content for choice in completion.choices]
+    assert [choice.index for choice in completion.choices] == [0, 1, 2]
+    assert texts == [alone(4), alone(5), alone(6)]
+    assert len(set(texts)) == 3
+    one = chat(endpoint, temperature=1.5, seed=4).usage
+    assert completion.usage.prompt_tokens == one.prompt_tokens
+    assert completion.usage.completion_tokens == 3 * one.completion_tokens
+    streamed = ["", "", ""]
+    ends = []
+    for chunk in chat(endpoint, n=3, temperature=1.5, seed=4, stream=True):
+        streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+        ends += [chunk.choices[0].finish_reason] if chunk.choices[0].finish_reason else []
+    assert streamed == texts
+    assert ends == ["length"] * 3
+
+
+def test_log_probabilities_are_those_of_the_shown_tokens(endpoint: Endpoint) -> None:
+    whole = chat(endpoint, temperature=0, logprobs=True, top_logprobs=2).choices[0]
+    found = whole.logprobs.content
+    assert "".join(token.token for token in found) == whole.message.content
+    for token in found:
+        assert bytes(token.bytes).decode() == token.token
+        assert token.top_logprobs[0].token == token.token, "the likeliest one was drawn"
+        assert token.logprob == token.top_logprobs[0].logprob >= token.top_logprobs[1].logprob
+    stop = whole.message.content[5:8]
+    stopped = chat(endpoint, temperature=0, stop=stop, logprobs=True).choices[0]
+    assert [token.logprob for token in stopped.logprobs.content] == [token.logprob for token in found[:5]]
+    assert stopped.logprobs.content[0].top_logprobs == []
+    stream = chat(endpoint, temperature=0, stop=stop, logprobs=True, stream=True)
+    pieces = [token for chunk in stream for token in (chunk.choices[0].logprobs or NOTHING).content]
+    assert [token.token for token in pieces] == list(stopped.message.content)
+
+
+def test_a_bias_bans_or_forces_a_token(endpoint: Endpoint) -> None:
+    text = chat(endpoint, temperature=0).choices[0].message.content
+    [first] = httpx.post(f"{endpoint.url}/tokenize", json={"prompt": text[0]}).json()["tokens"][-1:]
+    banned = chat(endpoint, temperature=0, logit_bias={str(first): -100}).choices[0].message.content
+    assert text[0] not in banned
+    assert set(chat(endpoint, temperature=0, logit_bias={str(first): 100}).choices[0].message.content) == {text[0]}
+
+
+def test_a_reply_follows_its_schema(endpoint: Endpoint) -> None:
+    rules = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 5}, "size": {"enum": ["small", "large"]}},
+        "required": ["name", "size"],
+        "additionalProperties": False,
+    }
+    for seed in range(3):
+        choice = chat(endpoint, **schema(rules), seed=seed, temperature=1.5, max_tokens=100).choices[0]
+        found = json.loads(choice.message.content)
+        assert choice.finish_reason == "stop"
+        assert set(found) == {"name", "size"}
+        assert found["size"] in ("small", "large")
+    any_object = chat(endpoint, response_format={"type": "json_object"}, max_tokens=40)
+    assert any_object.choices[0].message.content.startswith("{")
+
+
+def test_texts_are_gone_on_with(endpoint: Endpoint) -> None:
+    ask = {"model": MODEL, "temperature": 0, "max_tokens": 8, "logprobs": 1}
+    one = endpoint.client.completions.create(prompt="Once upon", **ask)
+    assert one.choices[0].logprobs.tokens == list(one.choices[0].text)
+    assert one.choices[0].logprobs.text_offset == list(range(8))
+    assert one.choices[0].finish_reason == "length"
+    ids = httpx.post(f"{endpoint.url}/tokenize", json={"prompt": "Once upon"}).json()
+    assert ids["count"] == len(ids["tokens"]) == one.usage.prompt_tokens
+    assert ids["max_model_len"] == 30_000
+    assert endpoint.client.completions.create(prompt=ids["tokens"], **ask).choices[0].text == one.choices[0].text
+    several = endpoint.client.completions.create(prompt=["Once upon", "a time"], **ask, n=2)
+    assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
+    assert several.choices[0].text == several.choices[1].text == one.choices[0].text != several.choices[2].text
+    stream = endpoint.client.completions.create(prompt="Once upon", **ask, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in stream) == one.choices[0].text
+    assert endpoint.client.completions.create(prompt="x", model=MODEL).usage.completion_tokens == 16
+
+
+def test_a_chats_prompt_in_tokens(endpoint: Endpoint) -> None:
+    found = httpx.post(f"{endpoint.url}/tokenize", json={"model": MODEL, "messages": HELLO}).json()
+    assert found["count"] == chat(endpoint, max_tokens=1).usage.prompt_tokens
+
+
+@pytest.mark.parametrize(("path", "body", "param"), [
+    ("/v1/completions", {"prompt": ""}, "prompt"),
+    ("/v1/completions", {"prompt": []}, "prompt"),
+    ("/v1/completions", {"prompt": [1, "a"]}, "prompt"),
+    ("/v1/completions", {"prompt": [[1], []]}, "prompt"),
+    ("/v1/completions", {"prompt": [True]}, "prompt"),
+    ("/v1/completions", {"prompt": ["a"] * 65}, "prompt"),
+    ("/v1/completions", {"prompt": [260]}, "prompt"),
+    ("/v1/completions", {"prompt": "a", "echo": True}, "echo"),
+    ("/v1/completions", {"prompt": "a", "max_tokens": 30_000}, "max_tokens"),
+    ("/v1/completions", {"prompt": "a" * 30_001}, "prompt"),
+    ("/v1/completions", {}, "prompt"),
+    ("/tokenize", {}, "prompt"),
+    ("/tokenize", {"prompt": "a", "messages": HELLO}, "messages"),
+    ("/tokenize", {"prompt": 1}, "prompt"),
+])  # fmt: skip
+def test_the_other_routes_refuse_by_name_too(endpoint: Endpoint, path: str, body: dict[str, Any], param: str) -> None:
+    response = httpx.post(f"{endpoint.url}{path}", json={"model": MODEL, **body})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_beyond_its_room_the_endpoint_says_come_again(
+    open_endpoint: Callable[..., AbstractContextManager[Endpoint]],
+) -> None:
+    with open_endpoint(False, max_waiting=2) as endpoint:
+        body = {"model": MODEL, "messages": HELLO, "max_tokens": 20_000, "stream": True}
+        url = f"{endpoint.url}/v1/chat/completions"
+        with contextlib.ExitStack() as streams:
+            held = [streams.enter_context(httpx.stream("POST", url, json=body)) for _ in range(4)]
+            assert [response.status_code for response in held] == [200] * 4
+            refused = endpoint.post({"model": MODEL, "messages": HELLO})
+            assert refused.status_code == 429
+            assert refused.headers["retry-after"] == "1"
+            assert refused.json()["error"]["code"] == "queue_full"
+            assert httpx.get(f"{endpoint.url}/health").status_code == 200
+        wait_for_active(endpoint, 0)
+        assert endpoint.post({"model": MODEL, "messages": HELLO, "max_tokens": 2}).status_code == 200
+
+
+def test_a_reply_that_takes_too_long_is_ended(
+    open_endpoint: Callable[..., AbstractContextManager[Endpoint]],
+) -> None:
+    with open_endpoint(False, max_seconds=0.5) as endpoint:
+        whole = endpoint.post({"model": MODEL, "messages": HELLO, "max_tokens": 29_000})
+        assert (whole.status_code, whole.json()["error"]["code"]) == (504, "deadline_exceeded")
+        with pytest.raises(openai.APIError) as caught:
+            list(chat(endpoint, max_tokens=29_000, stream=True))
+        assert "0.5 seconds" in caught.value.message
+        wait_for_active(endpoint, 0)
 
 
 def test_more_requests_than_slots_are_all_answered(endpoint: Endpoint) -> None:

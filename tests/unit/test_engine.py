@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import json
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 import torch
 
 from models.base import load_model, load_tokenizer
+from models.chat import end_token_ids
 from models.openvino_export import export
 from serve.engines.base import Engine, EngineError, EngineHealth, GenerationRequest, TokenEvent
 from serve.engines.openvino import OpenVINOEngine
-from serve.engines.sampling import sample
+from serve.engines.sampling import Sampler
 from serve.engines.torch import TorchEngine
+from serve.grammar import Grammars
 from serve.text import ReplyText
 
 PROMPTS = [[256, 71, 72, 220], [256, 64], list(range(200)), [n * 7 % 200 for n in range(700)]]
@@ -174,16 +177,149 @@ def test_a_closed_engine_fails_open_and_later_streams(make_engine: Callable[...,
 
 
 def test_top_p_keeps_the_likeliest_tokens_until_it_is_reached() -> None:
+    assert drawn(top_p=0) == drawn(top_p=0.5) == {1}
+    assert drawn(top_p=0.6) == {1, 3}
+    assert drawn() == {0, 1, 2, 3}
+    assert drawn(temperature=0) == drawn(temperature=1e-300) == {1}
+
+
+def drawn(**fields: Any) -> set[int]:
     logits = torch.tensor([0.1, 0.5, 0.15, 0.25]).log()
-    generator = torch.Generator().manual_seed(0)
+    sampler = Sampler(GenerationRequest([0], 1, seed=0, **fields))
+    return {sampler.draw(logits) for _ in range(300)}
 
-    def drawn(top_p: float, temperature: float = 1) -> set[int]:
-        return {sample(logits, temperature, top_p, generator) for _ in range(300)}
 
-    assert drawn(0) == drawn(0.5) == {1}
-    assert drawn(0.6) == {1, 3}
-    assert drawn(1) == {0, 1, 2, 3}
-    assert drawn(1, temperature=0) == drawn(1, temperature=1e-300) == {1}
+def test_top_k_keeps_so_many() -> None:
+    assert drawn(top_k=1) == {1}
+    assert drawn(top_k=2) == {1, 3}
+    assert drawn(top_k=3, top_p=0.7) == {1, 3}
+    assert drawn(top_k=9) == {0, 1, 2, 3}
+
+
+def greedy(count: int, prompt_ids: list[int], logits: list[float], **fields: Any) -> list[int]:
+    sampler = Sampler(GenerationRequest(prompt_ids, count, temperature=0, **fields))
+    return [sampler.draw(torch.tensor(logits)) for _ in range(count)]
+
+
+def test_penalties_and_biases_change_scores_as_said() -> None:
+    # Once for a token that the reply has; then for every time.
+    assert greedy(4, [0], [2.0, 1.5, 0.85], presence_penalty=1.0) == [0, 1, 0, 0]
+    assert greedy(5, [0], [2.0, 1.5, 0.85], frequency_penalty=0.6) == [0, 1, 0, 1, 2]
+    # The prompt counts, positive scores are divided and negative ones multiplied.
+    assert greedy(2, [0], [1.0, 0.6, -3.0], repetition_penalty=2.0) == [1, 0]
+    assert greedy(2, [0, 1], [-1.0, -1.2, -1.9], repetition_penalty=2.0) == [2, 0]
+    assert greedy(2, [0], [1.0, 0.6, -3.0], logit_bias={2: 5.0, 0: -100.0}) == [2, 2]
+
+
+@pytest.mark.parametrize("fields", [
+    {"presence_penalty": 1.5}, {"frequency_penalty": 1.0}, {"repetition_penalty": 1.3},
+    {"presence_penalty": -0.5, "frequency_penalty": 0.7, "repetition_penalty": 1.1},
+])  # fmt: skip
+def test_penalties_are_the_samplers_in_every_engine(engine: Engine, release: Path, fields: dict[str, float]) -> None:
+    request = GenerationRequest(PROMPTS[0], 40, temperature=0, **fields)  # type: ignore[arg-type]
+    reply = asyncio.run(collect(engine, request))
+    plain = asyncio.run(collect(engine, GenerationRequest(PROMPTS[0], 40, temperature=0)))
+    assert token_ids(reply) == by_hand(release, request)
+    assert token_ids(reply) != token_ids(plain)
+
+
+def by_hand(release: Path, request: GenerationRequest) -> list[int]:
+    """One token after the other, each from the whole text before it."""
+    model, sampler, read = load_model(release, torch.float32), Sampler(request), list(request.prompt_ids)
+    with torch.inference_mode():
+        for _ in range(request.max_new_tokens):
+            read.append(sampler.draw(model(torch.tensor([read])).logits[0, -1]))
+    return read[len(request.prompt_ids) :]
+
+
+def test_the_drawn_tokens_log_probabilities(engine: Engine, release: Path) -> None:
+    reply = asyncio.run(collect(engine, GenerationRequest(PROMPTS[0], 20, temperature=0, num_logprobs=0)))
+    whole = torch.tensor([PROMPTS[0] + token_ids(reply)])
+    with torch.inference_mode():
+        logits = load_model(release, torch.float32)(whole).logits[0, len(PROMPTS[0]) - 1 : -1]
+    expected = torch.log_softmax(logits, -1)[range(20), token_ids(reply)].tolist()
+    assert [event.logprob for event in reply] == pytest.approx(expected, abs=1e-4)
+    assert all(event.top_logprobs == () for event in reply)
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "size": {"enum": ["small", "large"]},
+        "of": {"$ref": "#/$defs/counts"},
+        "also": {"anyOf": [{"type": "null"}, {"const": "yes"}]},
+    },
+    "required": ["size", "of", "also"],
+    "additionalProperties": False,
+    "$defs": {"counts": {"type": "array", "items": {"type": "boolean"}}},
+}
+
+
+def test_a_reply_follows_its_schema_and_its_neighbours_do_not_mind(engine: Engine, tokenizer: Any) -> None:
+    ends = end_token_ids(tokenizer)
+    grammar = Grammars(tokenizer, engine.vocab_size, ends).of(PERSON)
+    plain = GenerationRequest(PROMPTS[0], 20, temperature=0)
+    alone = asyncio.run(collect(engine, plain))
+    bound = [
+        GenerationRequest(PROMPTS[0], 400, temperature=1.0, seed=seed, grammar=grammar, end_token_ids=ends)
+        for seed in range(3)
+    ]
+    *replies, beside = asyncio.run(collect_all(engine, *bound, plain))
+    assert beside == alone
+    for reply in replies:
+        if isinstance(engine, OpenVINOEngine) and reply[-1].finish_reason == "length":
+            # It allows white space without end, of which a model that has learned nothing makes use.
+            assert tokenizer.decode(token_ids(reply)).startswith("{")
+            continue
+        assert reply[-1].finish_reason == "stop"
+        found = json.loads(tokenizer.decode(token_ids(reply)[:-1]))
+        assert found["size"] in ("small", "large")
+        assert {type(one) for one in found["of"]} <= {bool}
+        assert found["also"] in (None, "yes")
+
+
+@pytest.mark.parametrize(("rules", "allowed"), [
+    ({"enum": ["small", 3, None]}, ["small", 3, None]),
+    ({"anyOf": [{"const": "yes"}, {"type": "boolean"}]}, ["yes", True, False]),
+    ({"$ref": "#/$defs/answer", "$defs": {"answer": {"const": [1]}}}, [[1]]),
+])  # fmt: skip
+def test_a_small_schema_leaves_no_choice(
+    engine: Engine, tokenizer: Any, rules: dict[str, Any], allowed: list[Any]
+) -> None:
+    ends = end_token_ids(tokenizer)
+    grammar = Grammars(tokenizer, engine.vocab_size, ends).of(rules)
+    requests = [
+        GenerationRequest(PROMPTS[0], 60, temperature=2.0, seed=seed, grammar=grammar, end_token_ids=ends)
+        for seed in range(6)
+    ]
+    for reply in asyncio.run(collect_all(engine, *requests)):
+        assert reply[-1].finish_reason == "stop"
+        assert json.loads(tokenizer.decode(token_ids(reply)[:-1])) in allowed
+
+
+@pytest.mark.parametrize("rules", [{"type": "string", "pattern": "a+"}, {"items": {"type": "number", "minimum": 3}}])
+def test_what_an_engine_may_not_follow_it_refuses(engine: Engine, tokenizer: Any, rules: dict[str, Any]) -> None:
+    grammar = Grammars(tokenizer, engine.vocab_size, frozenset({257})).of(rules)
+    refusal = engine.refusal(GenerationRequest(PROMPTS[0], 5, grammar=grammar))
+    assert (refusal is not None) == isinstance(engine, OpenVINOEngine)
+    if refusal is not None:
+        assert refusal[0] == "response_format"
+        assert "pattern" in refusal[1] or "minimum" in refusal[1]
+
+
+def test_likely_tokens_are_told_or_refused(engine: Engine) -> None:
+    request = GenerationRequest(PROMPTS[0], 10, temperature=1.5, seed=1, num_logprobs=3)
+    if (refusal := engine.refusal(request)) is not None:
+        assert isinstance(engine, OpenVINOEngine)
+        assert refusal[0] == "top_logprobs"
+        return
+    for event in asyncio.run(collect(engine, request)):
+        likely = [logprob for _, logprob in event.top_logprobs]
+        assert len(likely) == 3
+        assert likely == sorted(likely, reverse=True)
+        assert event.logprob is not None
+        assert event.logprob <= likely[0]
 
 
 def shown(tokenizer: Any, text: str, stops: list[str]) -> tuple[list[str], bool]:

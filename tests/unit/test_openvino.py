@@ -138,14 +138,10 @@ def test_an_export_that_cannot_be_loaded_says_why(exported: Path, tmp_path: Path
 
 
 def test_an_error_in_a_step_ends_its_requests_and_the_pipeline_serves_again(exported: Path) -> None:
-    import_openvino()
-    from openvino_genai import GenerationConfig, StructuredOutputConfig
-
     owner = PipelineOwner(PipelineSettings(str(exported), "fp32", 1, max_active=4, num_blocks=64))
-    greedy = SamplingSettings(3, None, 1.0, 0, [])
+    greedy = SamplingSettings(3)
     assert owner.add(0, [1, 2], greedy) == []
-    schema = StructuredOutputConfig(json_schema="{no json")
-    owner.add_configured(1, [1, 2], GenerationConfig(max_new_tokens=3, structured_output_config=schema))
+    assert owner.add(1, [1, 2], SamplingSettings(3, schema="{no json")) == []
     ended = owner.step()
     assert [progress.number for progress in ended] == [0, 1]
     assert all("a step of the pipeline failed" in str(progress.end) for progress in ended)

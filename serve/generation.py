@@ -1,0 +1,119 @@
+"""One generated reply as it grows: its text in pieces, the log-probabilities of their tokens, why it ended."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from serve.engines.base import Engine, EngineError, GenerationRequest, TokenEvent
+from serve.errors import ApiError
+from serve.responses import FinishReason, TokenLogprob, TopLogprob
+from serve.text import REPLACEMENT, ReplyText
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DrawnToken:
+    """A token with its log-probability, and how many characters of the reply come before it."""
+
+    offset: int
+    logprob: TokenLogprob
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some more of the visible text, and the tokens that are wholly shown with it, if they were asked for."""
+
+    text: str
+    tokens: list[DrawnToken] = field(default_factory=list)
+
+
+class Generation:
+    """A reply while it is generated."""
+
+    def __init__(
+        self, engine: Engine, tokenizer: Any, request: GenerationRequest, stops: list[str], max_seconds: float
+    ) -> None:
+        self.finish_reason: FinishReason = "length"
+        self.num_tokens = 0
+        self.num_prompt_tokens = len(request.prompt_ids)
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._request = request
+        self._max_seconds = max_seconds
+        self._text = ReplyText(tokenizer, stops)
+        self._unshown: list[tuple[int, DrawnToken]] = []  # with the reply's characters up to its end
+        self._is_late = False
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """The visible text as it grows; closing this cancels the generation. Raises ApiError."""
+        deadline = asyncio.get_running_loop().call_later(self._max_seconds, self._end_late)
+        try:
+            async with aclosing(self._engine.submit(self._request)) as events:
+                async for event in events:
+                    if piece := self._take(event):
+                        yield piece
+                    if self._text.is_stopped or event.finish_reason is not None:
+                        self.finish_reason = event.finish_reason or "stop"
+                        break
+                else:
+                    raise self._cancelled()
+        except EngineError as error:
+            logger.exception("reply %s failed", self._request.request_id)
+            raise ApiError(500, f"The reply could not be generated: {error}.") from error
+        finally:
+            deadline.cancel()
+        rest = self._text.finish()
+        if self._text.is_stopped:
+            self.finish_reason = "stop"
+        tokens = self._shown_tokens()
+        if rest or tokens:
+            yield Piece(rest, tokens)
+
+    def _take(self, event: TokenEvent) -> Piece | None:
+        self.num_tokens += 1
+        if event.token_id in self._request.end_token_ids:
+            return None
+        offset = self._text.num_decoded
+        text = self._text.push(event.token_id)
+        if event.logprob is None:
+            return Piece(text) if text else None
+        self._unshown.append((self._text.num_decoded, DrawnToken(offset, self._named(event))))
+        tokens = self._shown_tokens()
+        return Piece(text, tokens) if text or tokens else None
+
+    def _shown_tokens(self) -> list[DrawnToken]:
+        """The tokens that are wholly shown now, and were not before: nothing of a stop string."""
+        shown = [token for end, token in self._unshown if end <= self._text.num_shown]
+        self._unshown = self._unshown[len(shown) :]
+        return shown
+
+    def _named(self, event: TokenEvent) -> TokenLogprob:
+        assert event.logprob is not None
+        tops = [self._top(token_id, logprob) for token_id, logprob in event.top_logprobs]
+        return TokenLogprob(**self._top(event.token_id, event.logprob).model_dump(), top_logprobs=tops)
+
+    def _top(self, token_id: int, logprob: float) -> TopLogprob:
+        text = str(self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+        return TopLogprob(
+            token=text,
+            logprob=max(logprob, -9999.0),  # JSON has no infinity; OpenAI's API writes this too
+            bytes=None if REPLACEMENT in text else list(text.encode()),
+        )
+
+    def _end_late(self) -> None:
+        self._is_late = True
+        self._engine.cancel(self._request.request_id)
+
+    def _cancelled(self) -> Exception:
+        if not self._is_late:
+            return EngineError("the generation was cancelled")
+        return ApiError(
+            504,
+            f"The reply took longer than the {self._max_seconds:g} seconds that a request may; "
+            f"{self.num_tokens} tokens were generated.",
+            code="deadline_exceeded",
+        )

@@ -1,0 +1,171 @@
+"""Answers of OpenAI's API, and of the endpoint's own routes."""
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+FinishReason = Literal["stop", "length"]
+
+
+class Usage(BaseModel):
+    """Tokens of one request; a generated end-of-turn token counts as a completion token."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class TopLogprob(BaseModel):
+    """A token that might have been drawn, and the natural logarithm of its probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    """None for a token that is no text alone, such as a part of a character."""
+
+
+class TokenLogprob(TopLogprob):
+    """The token that was drawn, with the likeliest ones in its place. By the model's own scores: before temperature,
+    penalties and biases."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(BaseModel):
+    """The log-probabilities of a reply's tokens."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class TextLogprobs(BaseModel):
+    """The same for a plain text, in that API's form; an offset counts the characters of the reply before a token."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class ReplyMessage(BaseModel):
+    """The assistant's whole turn."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    """One of `n` replies."""
+
+    index: int
+    message: ReplyMessage
+    logprobs: ChoiceLogprobs | None = None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(BaseModel):
+    """The answer to a request without `stream`."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    """Seconds since 1970."""
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class Delta(BaseModel):
+    """What a chunk adds to the assistant's turn; unset fields are left out of the JSON."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(BaseModel):
+    """What a chunk adds to one of the replies."""
+
+    index: int
+    delta: Delta
+    logprobs: ChoiceLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatCompletionChunk(BaseModel):
+    """One event of a streamed answer; unset fields are left out of the JSON."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+class TextChoice(BaseModel):
+    """One reply to one prompt, or what an event adds to it."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class TextCompletion(BaseModel):
+    """The answer of POST /v1/completions; in a stream, one event of it. Unset fields are left out of the JSON."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage | None = None
+
+
+class Tokens(BaseModel):
+    """The answer of POST /tokenize."""
+
+    count: int
+    max_model_len: int
+    """Tokens that a prompt and its reply may have together."""
+    tokens: list[int]
+
+
+class Model(BaseModel):
+    """A model that the endpoint serves."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "rayconteur"
+
+
+class ModelList(BaseModel):
+    """The answer of GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(BaseModel):
+    """The answer of GET /health; `release` is the key of the release that is served."""
+
+    status: Literal["ok", "failed"]
+    model: str
+    release: str
+
+
+class Error(BaseModel):
+    """What was wrong; `param` names the field, `code` the kind for programs."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: Error
