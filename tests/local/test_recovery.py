@@ -121,11 +121,12 @@ def test_a_hanging_worker_counts_as_lost(run, pipeline, losses_alone):
 
 
 def test_memory_that_runs_out_halves_the_micro_batch(run, pipeline, losses_alone):
-    """The long conversation comes after the worker may have no more memory."""
+    """The long conversation comes after the workers may have no more memory."""
 
-    def refuse_more(worker):
-        held = int(worker.memory_full_info().data) + (100 << 20)
-        worker.rlimit(resource.RLIMIT_DATA, (held, held))
+    def refuse_more(_):
+        for worker in workers():  # either may get the long conversation
+            held = int(worker.memory_full_info().data) + (100 << 20)
+            worker.rlimit(resource.RLIMIT_DATA, (held, held))
 
     with Disturbance(lambda: between_checkpoints(pipeline["store"]), refuse_more) as refusing:
         done, store = run("train", pipeline)
