@@ -75,7 +75,9 @@ def check_messages(messages: Any) -> None:
         previous_role = role
 
 
-def render_text(tokenizer: Any, messages: list[Message], add_generation_prompt: bool = False) -> str:
+def render_text(
+    tokenizer: Any, messages: list[Message], add_generation_prompt: bool = False, tools: list[Any] | None = None
+) -> str:
     """The chat template's text of `messages`; raises ChatTemplateError with the template's own words.
 
     White space around a message's text is left out: tokenizers merge it with the template's own, and what is learned
@@ -83,16 +85,21 @@ def render_text(tokenizer: Any, messages: list[Message], add_generation_prompt: 
     """
     trimmed = [{**message, "content": message["content"].strip()} for message in messages]
     try:
-        text = tokenizer.apply_chat_template(trimmed, tokenize=False, add_generation_prompt=add_generation_prompt)
+        text = tokenizer.apply_chat_template(
+            trimmed, tokenize=False, add_generation_prompt=add_generation_prompt, tools=tools
+        )
     except (jinja2.exceptions.TemplateError, TypeError, ValueError) as error:
         raise ChatTemplateError(f"the chat template refuses these messages: {error}") from error
     assert isinstance(text, str)
     return text
 
 
-def encode_prompt(tokenizer: Any, messages: list[Message]) -> list[int]:
-    """Token ids of `messages` followed by the template's opening of an assistant turn."""
-    text = render_text(tokenizer, messages, add_generation_prompt=True)
+def encode_prompt(tokenizer: Any, messages: list[Message], tools: list[Any] | None = None) -> list[int]:
+    """Token ids of `messages` followed by the template's opening of an assistant turn.
+
+    `tools` are what a model may call, in OpenAI's form, for templates that tell it of them.
+    """
+    text = render_text(tokenizer, messages, add_generation_prompt=True, tools=tools)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -98,7 +98,10 @@ def create_app(
     async def answer(
         kind: type[Reply], request: Request, body: GenerationFields, wanted: list[GenerationRequest]
     ) -> Response:
-        generations = [Generation(engine, tokenizer, each, body.stop_strings(), max_seconds) for each in wanted]
+        stops = body.stop_strings()
+        generations = [
+            Generation(engine, tokenizer, each, stops, max_seconds, encoder.call_reader(body)) for each in wanted
+        ]
         reply = kind(generations, model_name, body.n or 1, with_logprobs=body.num_logprobs() is not None)
         admission.enter(len(generations))
         leave = functools.partial(admission.leave, len(generations))

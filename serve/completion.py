@@ -12,6 +12,9 @@ from pydantic import BaseModel
 from serve.errors import ApiError
 from serve.generation import DrawnToken, Generation, Piece
 from serve.responses import (
+    CalledFunction,
+    CalledTool,
+    CalledToolDelta,
     ChatCompletion,
     ChatCompletionChunk,
     Choice,
@@ -24,6 +27,7 @@ from serve.responses import (
     TextLogprobs,
     Usage,
 )
+from serve.tools import ToolCall
 
 
 class Reply(ABC):
@@ -130,7 +134,7 @@ class ChatReply(Reply):
         choices = [
             Choice(
                 index=index,
-                message=ReplyMessage(content=text),
+                message=_message(generation, text),
                 logprobs=self._logprobs(drawn),
                 finish_reason=generation.finish_reason,
             )
@@ -144,10 +148,14 @@ class ChatReply(Reply):
 
     def _event(self, index: int, piece: Piece | None) -> BaseModel:
         if piece is None:
-            end = ChunkChoice(
-                index=index, delta=Delta(), logprobs=None, finish_reason=self._generations[index].finish_reason
-            )
-            return self._chunk([end])
+            generation = self._generations[index]
+            calls = [
+                CalledToolDelta(index=place, **_called(call).model_dump())
+                for place, call in enumerate(generation.tool_calls)
+            ]
+            delta = Delta(tool_calls=calls) if calls else Delta()
+            reason = generation.finish_reason
+            return self._chunk([ChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=reason)])
         return self._chunk([self._choice(index, Delta(content=piece.text), piece.tokens)])
 
     def _usage_event(self) -> BaseModel:
@@ -216,6 +224,15 @@ class TextReply(Reply):
         return TextCompletion(
             id=self.id, object="text_completion", created=self.created, model=self.model, choices=choices
         )
+
+
+def _message(generation: Generation, text: str) -> ReplyMessage:
+    calls = [_called(call) for call in generation.tool_calls]
+    return ReplyMessage(content=text or None, tool_calls=calls) if calls else ReplyMessage(content=text)
+
+
+def _called(call: ToolCall) -> CalledTool:
+    return CalledTool(id=call.id, type="function", function=CalledFunction(name=call.name, arguments=call.arguments))
 
 
 def _sent(event: BaseModel) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 from serve.engines.base import Engine, EngineError, GenerationRequest, TokenEvent
 from serve.errors import ApiError
-from serve.responses import FinishReason, TokenLogprob, TopLogprob
+from serve.responses import ReplyReason, TokenLogprob, TopLogprob
 from serve.text import REPLACEMENT, ReplyText
+from serve.tools import CallReader, ToolCall
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +33,18 @@ class Piece:
 
 
 class Generation:
-    """A reply while it is generated."""
+    """A reply while it is generated; `reader` keeps calls of tools out of its text."""
 
     def __init__(
-        self, engine: Engine, tokenizer: Any, request: GenerationRequest, stops: list[str], max_seconds: float
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        request: GenerationRequest,
+        stops: list[str],
+        max_seconds: float,
+        reader: CallReader | None = None,
     ) -> None:
-        self.finish_reason: FinishReason = "length"
+        self.finish_reason: ReplyReason = "length"
         self.num_tokens = 0
         self.num_prompt_tokens = len(request.prompt_ids)
         self._engine = engine
@@ -47,6 +54,12 @@ class Generation:
         self._text = ReplyText(tokenizer, stops)
         self._unshown: list[tuple[int, DrawnToken]] = []  # with the reply's characters up to its end
         self._is_late = False
+        self._reader = reader
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """What the reply calls, once it has ended."""
+        return self._reader.calls if self._reader else []
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The visible text as it grows; closing this cancels the generation. Raises ApiError."""
@@ -66,9 +79,13 @@ class Generation:
             raise ApiError(500, f"The reply could not be generated: {error}.") from error
         finally:
             deadline.cancel()
-        rest = self._text.finish()
+        rest = self._without_calls(self._text.finish())
         if self._text.is_stopped:
             self.finish_reason = "stop"
+        if self._reader:
+            rest += self._reader.finish()
+        if self.tool_calls:
+            self.finish_reason = "tool_calls"
         tokens = self._shown_tokens()
         if rest or tokens:
             yield Piece(rest, tokens)
@@ -78,12 +95,15 @@ class Generation:
         if event.token_id in self._request.end_token_ids:
             return None
         offset = self._text.num_decoded
-        text = self._text.push(event.token_id)
+        text = self._without_calls(self._text.push(event.token_id))
         if event.logprob is None:
             return Piece(text) if text else None
         self._unshown.append((self._text.num_decoded, DrawnToken(offset, self._named(event))))
         tokens = self._shown_tokens()
         return Piece(text, tokens) if text or tokens else None
+
+    def _without_calls(self, text: str) -> str:
+        return self._reader.push(text) if self._reader else text
 
     def _shown_tokens(self) -> list[DrawnToken]:
         """The tokens that are wholly shown now, and were not before: nothing of a stop string."""

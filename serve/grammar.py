@@ -12,6 +12,8 @@ import llguidance
 import llguidance.hf
 import numpy as np
 
+from serve.tools import CallStyle
+
 # Small models fill a reply with white space where they may.
 _ONE_SPACE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
 
@@ -27,13 +29,30 @@ class Grammars:
     def of(self, schema: dict[str, Any]) -> "JsonGrammar":
         """Raises ValueError for a schema that is none, refers to what it has not, or takes too much to follow."""
         text = json.dumps(schema)
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=_ONE_SPACE)
+        return self._compiled(llguidance.LLMatcher.grammar_from_json_schema(text, overrides=_ONE_SPACE), text)
+
+    def of_call(self, style: CallStyle, functions: dict[str, dict[str, Any]]) -> "JsonGrammar":
+        """One call of one of these functions, by their names; the values are the schemas of their arguments."""
+        rules = []
+        for name, parameters in functions.items():
+            call = {
+                "type": "object",
+                "properties": {style.name_key: {"const": name}, style.arguments_key: parameters},
+                "required": [style.name_key, style.arguments_key],
+                "additionalProperties": False,
+                "x-guidance": _ONE_SPACE,
+            }
+            rules.append(f"%json {json.dumps(call)}")
+        opening, closing = (json.dumps(text, ensure_ascii=False) for text in (style.opening, style.closing))
+        return self._compiled(f"start: {opening} call {closing}\ncall: {' | '.join(rules)}", None)
+
+    def _compiled(self, grammar: str, schema: str | None) -> "JsonGrammar":
         start = llguidance.LLMatcher(self._mapped, grammar, log_level=0)
         if not start.is_error():
             start.compute_bitmask()  # too much to follow shows here
         if start.is_error():
             raise ValueError(_told(start))
-        return JsonGrammar(text, start, self._vocab_size)
+        return JsonGrammar(schema, start, self._vocab_size)
 
     @cached_property
     def _mapped(self) -> Any:
@@ -43,9 +62,9 @@ class Grammars:
 
 
 class JsonGrammar:
-    """A schema that can be followed."""
+    """What can be followed; `schema` is None where it is more than JSON."""
 
-    def __init__(self, schema: str, start: Any, vocab_size: int) -> None:
+    def __init__(self, schema: str | None, start: Any, vocab_size: int) -> None:
         self.schema = schema
         self._start = start
         self._vocab_size = vocab_size

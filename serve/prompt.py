@@ -3,12 +3,12 @@
 import asyncio
 import copy
 import dataclasses
-from bisect import bisect_left
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from models.chat import ChatTemplateError, Message, check_messages, encode_prompt, end_token_ids
+from models.chat import ChatTemplateError, encode_prompt, end_token_ids
 from serve.engines.base import Engine, GenerationRequest
 from serve.errors import ApiError
 from serve.protocol import (
@@ -20,10 +20,13 @@ from serve.protocol import (
     JsonSchemaFormat,
     TokenizeRequest,
 )
+from serve.tools import CallReader, call_style
+from serve.turns import check_turns
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 
+_NONE = {"additionalProperties": False}
 _MOST_SCHEMA_BYTES = 64 << 10
 
 
@@ -37,7 +40,15 @@ class PromptEncoder:
         self._engine = engine
         self._default_max_tokens = default_max_tokens
         self._grammars: Any = None
+        self._call_style = call_style(self._tokenizer)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompt")
+
+    def call_reader(self, request: GenerationFields) -> CallReader | None:
+        """What reads calls out of a reply, where there may be some."""
+        if not isinstance(request, ChatRequest) or not request.usable_tools() or self._call_style is None:
+            return None
+        names = [tool.function.name for tool in request.usable_tools()]
+        return CallReader(self._call_style, names, 1 if request.parallel_tool_calls is False else None)
 
     async def chat(self, request: ChatRequest) -> list[GenerationRequest]:
         """The engine's requests, one for each reply; raises ApiError."""
@@ -55,7 +66,10 @@ class PromptEncoder:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, request)
 
     def _chat(self, request: ChatRequest) -> list[GenerationRequest]:
-        prompt_ids = self._chat_ids(request.messages)
+        tools = [tool.model_dump(exclude_unset=True) for tool in request.usable_tools()]
+        if tools and self._call_style is None:
+            raise ApiError(400, "tools: this model's chat template has no place for tools.", "tools")
+        prompt_ids = self._chat_ids(request.messages, tools or None)
         return self._requests(request, prompt_ids, "messages", grammar=self._grammar(request))
 
     def _completion(self, request: CompletionRequest) -> list[GenerationRequest]:
@@ -81,11 +95,13 @@ class PromptEncoder:
             raise ApiError(400, f"{param}: a character that is no text: {error.reason}.", param) from None
         return token_ids
 
-    def _chat_ids(self, turns: list[ChatMessage]) -> list[int]:
-        messages = [Message(role=message.role, content=message.text()) for message in turns]
-        _refuse_bad_turns(messages)
+    def _chat_ids(self, turns: list[ChatMessage], tools: list[Any] | None = None) -> list[int]:
+        check_turns(turns)
+        messages: Any = [_as_templates_know_it(turn) for turn in turns]
+        if self._call_style is None and any("tool_calls" in message for message in messages):
+            raise ApiError(400, "messages: this model's chat template has no place for tools.", "messages")
         try:
-            return encode_prompt(self._tokenizer, messages)
+            return encode_prompt(self._tokenizer, messages, tools)
         except ChatTemplateError as error:
             raise ApiError(400, f"messages: {error}.", "messages") from error
 
@@ -120,14 +136,24 @@ class PromptEncoder:
         return bias
 
     def _grammar(self, request: ChatRequest) -> Any:
+        if functions := request.required_tools():
+            if request.response_format is not None:
+                raise ApiError(
+                    400, "response_format: a reply that has to be a tool call has no other format.", "response_format"
+                )
+            assert self._call_style is not None
+            called = {function.name: {"type": "object", **(function.parameters or _NONE)} for function in functions}
+            return self._compile("tools", lambda grammars: grammars.of_call(self._call_style, called), called)
         wanted = request.response_format
         if isinstance(wanted, JsonObjectFormat):
-            return self._compile({"type": "object"}, "response_format")
+            any_object = {"type": "object"}
+            return self._compile("response_format", lambda grammars: grammars.of(any_object), any_object)
         if isinstance(wanted, JsonSchemaFormat):
-            return self._compile(wanted.json_schema.schema_, "response_format.json_schema.schema")
+            schema = wanted.json_schema.schema_
+            return self._compile("response_format.json_schema.schema", lambda grammars: grammars.of(schema), schema)
         return None
 
-    def _compile(self, schema: dict[str, Any], param: str) -> Any:
+    def _compile(self, param: str, make: Callable[[Any], Any], schema: Any) -> Any:
         from serve.grammar import Grammars
 
         if len(str(schema)) > _MOST_SCHEMA_BYTES:
@@ -135,7 +161,7 @@ class PromptEncoder:
         if self._grammars is None:
             self._grammars = Grammars(self._tokenizer, self._engine.vocab_size, self._end_token_ids)
         try:
-            return self._grammars.of(schema)
+            return make(self._grammars)
         except ValueError as error:
             raise ApiError(400, f"{param}: {error}.", param) from error
 
@@ -167,22 +193,17 @@ def _unknown_token(param: str, token_id: int, vocab_size: int) -> ApiError:
     return ApiError(400, f"{param}: got token {token_id}; the model knows 0 to {vocab_size - 1}.", param)
 
 
-def _refuse_bad_turns(messages: list[Message]) -> None:
-    """Raise ApiError, naming the message and the field, for a conversation that cannot be answered."""
-    fault = _turn_fault(messages)
-    if fault is not None:
-        # The first n messages are faulty from some n on: that n is the faulty message.
-        last = bisect_left(range(1, len(messages)), True, key=lambda n: _turn_fault(messages[:n]) is not None)
-        field = "role" if messages[last]["content"].strip() else "content"
-        raise ApiError(400, f"messages[{last}].{field}: {fault}.", f"messages[{last}].{field}")
-    if messages[-1]["role"] == "assistant":
-        param = f"messages[{len(messages) - 1}].role"
-        raise ApiError(400, f"{param}: the last message is the assistant's; there is nothing to reply to.", param)
-
-
-def _turn_fault(messages: list[Message]) -> str | None:
-    try:
-        check_messages(messages)
-    except ValueError as error:
-        return str(error)
-    return None
+def _as_templates_know_it(turn: ChatMessage) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": turn.role, "content": turn.text()}
+    if turn.tool_calls:
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.function.name, "arguments": json.loads(call.function.arguments)},
+            }
+            for call in turn.tool_calls
+        ]
+    if turn.tool_call_id is not None:
+        message["tool_call_id"] = turn.tool_call_id
+    return message

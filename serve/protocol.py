@@ -3,6 +3,7 @@
 A field that is not declared here is refused by name: a client never believes that an ignored setting worked.
 """
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -47,20 +48,86 @@ class TextPart(_Request):
     text: str
 
 
-class ChatMessage(_Request):
-    """One turn of the conversation."""
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
-    role: Literal["system", "user", "assistant"]
-    content: Annotated[
-        Annotated[str, Tag(TEXT_TAG)] | Annotated[list[TextPart], Field(min_length=1, max_length=256), Tag(LIST_TAG)],
-        _one_or_many("Input should be a string or a list of text parts"),
-    ]
+
+class CalledFunction(_Request):
+    """What a model has called; `arguments` is JSON."""
+
+    name: ToolName
+    arguments: str
+
+    @field_validator("arguments")
+    @classmethod
+    def _is_an_object(cls, value: str) -> str:
+        try:
+            is_object = isinstance(json.loads(value), dict)
+        except (ValueError, RecursionError):
+            is_object = False
+        if not is_object:
+            raise PydanticCustomError("arguments", "Input should be a JSON object")
+        return value
+
+
+class ToolCall(_Request):
+    """A call of a model's, as it was answered with."""
+
+    id: Annotated[str, Field(min_length=1, max_length=256)]
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class ChatMessage(_Request):
+    """One turn of the conversation, a call in the assistant's turn, or what a tool has answered to one."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: (
+        Annotated[
+            Annotated[str, Tag(TEXT_TAG)]
+            | Annotated[list[TextPart], Field(min_length=1, max_length=256), Tag(LIST_TAG)],
+            _one_or_many("Input should be a string or a list of text parts"),
+        ]
+        | None
+    ) = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=128)] | None = None
+    tool_call_id: str | None = None
 
     def text(self) -> str:
         """The content as one string: parts stand on lines of their own."""
-        if isinstance(self.content, str):
-            return self.content
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
         return "\n".join(part.text for part in self.content)
+
+
+class Function(_Request):
+    """What a model may call."""
+
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """JSON schema of the arguments, an object; None means that there are none"""
+    strict: bool | None = None
+    """Where the reply has to be a call, its arguments follow the schema, whatever this says."""
+
+
+class Tool(_Request):
+    """A function with its kind."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(_Request):
+    """One of the request's functions."""
+
+    name: ToolName
+
+
+class NamedTool(_Request):
+    """The function that has to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
 
 
 class StreamOptions(_Request):
@@ -196,6 +263,22 @@ class ChatRequest(GenerationFields):
         ]
         | None
     ) = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: (
+        Annotated[
+            Annotated[Literal["none", "auto", "required"], Tag(TEXT_TAG)]
+            | Annotated[NamedTool, Tag(BRANCH + "object")],
+            Discriminator(
+                lambda value: TEXT_TAG if isinstance(value, str) else BRANCH + "object",
+                custom_error_type="tool_choice",
+                custom_error_message="Input should be none, auto, required, or the name of a function",
+            ),
+        ]
+        | None
+    ) = None
+    """Default auto, where there are tools."""
+    parallel_tool_calls: bool | None = None
+    """False: of several calls in a reply the first counts."""
     metadata: (
         Annotated[
             dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
@@ -209,6 +292,18 @@ class ChatRequest(GenerationFields):
     def _one_limit(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and info.data.get("max_tokens") is not None:
             raise PydanticCustomError("conflict", "Give either max_tokens or max_completion_tokens, not both")
+        return value
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _of_the_tools(cls, value: str | NamedTool | None, info: ValidationInfo) -> str | NamedTool | None:
+        names = [tool.function.name for tool in info.data.get("tools") or []]
+        if value in (None, "none"):
+            return value
+        if not names:
+            raise PydanticCustomError("conflict", "There are no tools to choose from")
+        if isinstance(value, NamedTool) and value.function.name not in names:
+            raise PydanticCustomError("conflict", "No such tool is in tools")
         return value
 
     @field_validator("top_logprobs")
@@ -225,6 +320,17 @@ class ChatRequest(GenerationFields):
 
     def num_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    def usable_tools(self) -> list[Tool]:
+        """What the reply may call."""
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    def required_tools(self) -> list[Function]:
+        """What the reply has to call one of; empty where it may be text."""
+        functions = [tool.function for tool in self.usable_tools()]
+        if isinstance(self.tool_choice, NamedTool):
+            return [function for function in functions if function.name == self.tool_choice.function.name]
+        return functions if self.tool_choice == "required" else []
 
 
 def _is_prompt(value: Any) -> bool:

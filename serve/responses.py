@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 FinishReason = Literal["stop", "length"]
+ReplyReason = Literal["stop", "length", "tool_calls"]
 
 
 class Usage(BaseModel):
@@ -47,12 +48,34 @@ class TextLogprobs(BaseModel):
     text_offset: list[int]
 
 
+class CalledFunction(BaseModel):
+    """What the model calls; `arguments` is JSON, as the model has written it."""
+
+    name: str
+    arguments: str
+
+
+class CalledTool(BaseModel):
+    """One call."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class CalledToolDelta(CalledTool):
+    """One whole call, in a stream."""
+
+    index: int
+
+
 class ReplyMessage(BaseModel):
-    """The assistant's whole turn."""
+    """The assistant's whole turn; its content is null where it is nothing but calls."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[CalledTool] | None = None
 
 
 class Choice(BaseModel):
@@ -61,7 +84,7 @@ class Choice(BaseModel):
     index: int
     message: ReplyMessage
     logprobs: ChoiceLogprobs | None = None
-    finish_reason: FinishReason
+    finish_reason: ReplyReason
 
 
 class ChatCompletion(BaseModel):
@@ -81,6 +104,7 @@ class Delta(BaseModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[CalledToolDelta] | None = None
 
 
 class ChunkChoice(BaseModel):
@@ -89,7 +113,7 @@ class ChunkChoice(BaseModel):
     index: int
     delta: Delta
     logprobs: ChoiceLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ReplyReason | None
 
 
 class ChatCompletionChunk(BaseModel):
@@ -109,7 +133,7 @@ class TextChoice(BaseModel):
     index: int
     text: str
     logprobs: TextLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ReplyReason | None
 
 
 class TextCompletion(BaseModel):

@@ -44,12 +44,16 @@ class TokenDecoder:
 
 
 class StopFilter:
-    """Passes text on until the first of `stops`; holds back what may be the beginning of one."""
+    """Passes text on until the first of `stops`; holds back what may be the beginning of one.
+
+    `rest` is what came from there on, in the push that found it.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
         self._held = ""
         self.is_stopped = False
+        self.rest = ""
 
     def push(self, text: str) -> str:
         """The text that may be shown now."""
@@ -60,6 +64,7 @@ class StopFilter:
         if starts:
             self.is_stopped = True
             self._held = ""
+            self.rest = text[min(starts) :]
             return text[: min(starts)]
         num_held = max((_overlap(text, stop) for stop in self._stops), default=0)
         shown = text[: len(text) - num_held]

@@ -23,8 +23,8 @@ DEFAULT_MAX_ACTIVE = {"torch": 8, "openvino": 32}
 class Grammar(Protocol):
     """What a reply has to follow; see serve/grammar.py."""
 
-    schema: str
-    """JSON schema"""
+    schema: str | None
+    """JSON schema; None where it is more than that, and followed by `GrammarState` alone"""
 
     def start(self) -> "GrammarState":
         """Where a reply begins."""

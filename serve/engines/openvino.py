@@ -158,7 +158,9 @@ class OpenVINOEngine(Engine):
                 f"OpenVINO tells them as changed by temperature, penalties and formats; with temperature 0 and none "
                 f"of these it can, {instead} always"
             )
-        if request.grammar and (rule := _unsure_rule(json.loads(request.grammar.schema))):
+        if request.grammar and request.grammar.schema is None:
+            return "tool_choice", f"OpenVINO cannot be made to call a tool; auto lets the model choose, {instead}"
+        if request.grammar and (rule := _unsure_rule(json.loads(str(request.grammar.schema)))):
             return "response_format", f"OpenVINO is not known to follow {rule!r} in a schema; {instead}"
         return None
 

@@ -89,3 +89,23 @@ def plain_loss_sum() -> Callable[[Any, list[Conversation]], torch.Tensor]:
         return total
 
     return loss_sum
+
+
+_TURNS = (
+    "{%% for message in messages %%}<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n{{ message.content }}"
+    "{%% for call in message.tool_calls %%}%s{%% endfor %%}<|eot_id|>{%% endfor %%}"
+    "{%% if add_generation_prompt %%}<|start_header_id|>assistant<|end_header_id|>\n\n{%% endif %%}"
+)
+_TOLD = "{% if tools %}{% for tool in tools %}{{ tool.function | tojson }}\n{% endfor %}{% endif %}"
+_CALL = '{"name": "{{ call.function.name }}", "%s": {{ call.function.arguments | tojson }}}'
+
+
+@pytest.fixture(scope="session")
+def tool_templates() -> dict[str, str]:
+    """Chat templates that write calls as the large families do."""
+    calls = {
+        "tags": "<tool_call>\n" + _CALL % "arguments" + "\n</tool_call>",
+        "bare": _CALL % "parameters",
+        "listed": "[TOOL_CALLS][" + _CALL % "arguments" + "]",
+    }
+    return {name: _TOLD + _TURNS % text for name, text in calls.items()}

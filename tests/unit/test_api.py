@@ -27,8 +27,9 @@ NOTHING = SimpleNamespace(content=[])
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
-def save_talker(model: Any, tokenizer: Any, folder: Path, ends: bool) -> None:
+def save_talker(model: Any, tokenizer: Any, folder: Path, ends: bool, template: str | None) -> None:
     """A release that says ASCII letters, a token each, and ends its replies or never."""
+    tokenizer.chat_template = template or tokenizer.chat_template
     letters = tokenizer.convert_tokens_to_ids(list(string.ascii_letters))
     said = torch.zeros(len(tokenizer), 1)
     said[[*letters, END_TOKEN] if ends else letters] = 1
@@ -58,9 +59,9 @@ def open_endpoint(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., AbstractContextManager[Endpoint]]:
     @contextmanager
-    def opened(ends: bool, **limits: Any) -> Iterator[Endpoint]:
+    def opened(ends: bool, template: str | None = None, **limits: Any) -> Iterator[Endpoint]:
         release = tmp_path_factory.mktemp("release")
-        save_talker(make_loud(tiny_llama), load_tokenizer(tiny_llama), release, ends)
+        save_talker(make_loud(tiny_llama), load_tokenizer(tiny_llama), release, ends, template)
         engine = TorchEngine(release, precision="fp32", max_active=2, num_threads=1)
         app = create_app(engine, load_tokenizer(release), MODEL, "3f2a", default_max_tokens=16, **limits)
         with (
@@ -170,15 +171,53 @@ def schema(rules: dict[str, Any]) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": rules}}}
 
 
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"enum": ["Oslo", "Rome"]}},
+                "required": ["city"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "time", "description": "What time is it?"}},
+]
+NAMED = {"type": "function", "function": {"name": "clock"}}
+CALLS = [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}]
+ANSWER = {"role": "tool", "tool_call_id": "c1", "content": "rain"}
+ASKED = [*HELLO, {"role": "assistant", "tool_calls": CALLS}, ANSWER]
+
+
 BAD_REQUESTS: list[tuple[dict[str, Any], int, str, str]] = [
-    ({"tools": []}, 400, "tools", "Unrecognized or unsupported request argument: tools"),
+    ({"tool": []}, 400, "tool", "Unrecognized or unsupported request argument: tool. Did you mean tools?"),
+    ({"tools": TOOLS}, 400, "tools", "no place for tools"),
+    ({"tools": [{"type": "retrieval"}]}, 400, "tools[0].type", "got 'retrieval'"),
+    ({"tools": TOOLS, "tool_choice": "always"}, 400, "tool_choice", "'none', 'auto' or 'required'"),
+    ({"tools": TOOLS, "tool_choice": NAMED}, 400, "tool_choice", "No such tool"),
+    ({"tool_choice": "required"}, 400, "tool_choice", "no tools"),
+    ({"messages": ASKED}, 400, "messages", "no place for tools"),
     ({"max_token": 5}, 400, "max_token", "Did you mean max_tokens?"),
     ({"messages": []}, 400, "messages", "at least 1 item"),
     ({"messages": "Hello"}, 400, "messages", "got 'Hello'"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role", "got 'tool'"),
-    ({"messages": [{"role": "user"}]}, 400, "messages[0].content", "Missing required parameter"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages[0].role", "got 'robot'"),
+    (
+        {"messages": [{"role": "tool", "content": "x"}]},
+        400,
+        "messages[0].tool_call_id",
+        "without an answer are: none",
+    ),
+    ({"messages": [*HELLO, {"role": "assistant", "tool_calls": CALLS}]}, 400, "messages[1].tool_calls", "'c1'"),
+    ({"messages": [*ASKED[:2], *HELLO]}, 400, "messages[1].tool_calls", "before message 2"),
+    ({"messages": [*ASKED, ANSWER]}, 400, "messages[3].tool_call_id", "got 'c1'"),
+    ({"messages": [{**HELLO[0], "tool_calls": CALLS}]}, 400, "messages[0].tool_calls", "only the assistant"),
+    ({"messages": [{**HELLO[0], "tool_call_id": "c1"}]}, 400, "messages[0].tool_call_id", "only a message"),
+    ({"messages": [{"role": "user"}]}, 400, "messages[0].content", "no text"),
     ({"messages": [{"role": "user", "content": " "}]}, 400, "messages[0].content", "no text"),
-    ({"messages": [{"role": "user", "content": None}]}, 400, "messages[0].content", "a string or a list"),
+    ({"messages": [{"role": "user", "content": 5}]}, 400, "messages[0].content", "a string or a list"),
     ({"messages": [{"role": "user", "content": []}]}, 400, "messages[0].content", "at least 1 item"),
     ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, 400, "messages[0].name", "argument"),
     (
@@ -245,7 +284,7 @@ def test_a_bad_request_is_refused_with_its_field(
 
 def test_openais_client_raises_its_own_errors(endpoint: Endpoint) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        chat(endpoint, tools=[])
+        chat(endpoint, tools=TOOLS)
     assert (caught.value.status_code, caught.value.param) == (400, "tools")
     with pytest.raises(openai.NotFoundError):
         chat(endpoint, model="other")
@@ -338,6 +377,34 @@ def test_a_reply_follows_its_schema(endpoint: Endpoint) -> None:
         assert found["size"] in ("small", "large")
     any_object = chat(endpoint, response_format={"type": "json_object"}, max_tokens=40)
     assert any_object.choices[0].message.content.startswith("{")
+
+
+def test_tools_are_called_where_they_have_to_be(
+    open_endpoint: Callable[..., AbstractContextManager[Endpoint]], tool_templates: dict[str, str]
+) -> None:
+    weather = {"type": "function", "function": {"name": "weather"}}
+    with open_endpoint(False, tool_templates["tags"]) as endpoint:
+        plain = chat(endpoint, tools=TOOLS, tool_choice="none", seed=1)
+        assert plain.choices[0].message.tool_calls is None
+        assert plain.usage.prompt_tokens == chat(endpoint, seed=1).usage.prompt_tokens
+        assert chat(endpoint, tools=TOOLS, seed=1).usage.prompt_tokens > plain.usage.prompt_tokens
+        for choice, names in (("required", {"weather", "time"}), (weather, {"weather"})):
+            reply = chat(endpoint, tools=TOOLS, tool_choice=choice, max_tokens=200, seed=3).choices[0]
+            [call] = reply.message.tool_calls
+            assert reply.finish_reason == "tool_calls"
+            assert reply.message.content is None
+            assert call.function.name in names
+            assert json.loads(call.function.arguments).get("city") in ("Oslo", "Rome", None)
+        chunks = list(chat(endpoint, tools=TOOLS, tool_choice=choice, max_tokens=200, seed=3, stream=True))
+        assert streamed_text(chunks) == ""
+        assert chunks[-1].choices[0].finish_reason == "tool_calls"
+        [streamed] = chunks[-1].choices[0].delta.tool_calls
+        assert streamed.index == 0
+        assert (streamed.function.name, streamed.function.arguments) == (call.function.name, call.function.arguments)
+        answered = [*HELLO, {"role": "assistant", "tool_calls": [call.model_dump()]}]
+        answered.append({"role": "tool", "tool_call_id": call.id, "content": "rain"})
+        told = chat(endpoint, messages=answered, tools=TOOLS, max_tokens=5)
+        assert told.usage.prompt_tokens > chat(endpoint, tools=TOOLS, max_tokens=5).usage.prompt_tokens
 
 
 def test_texts_are_gone_on_with(endpoint: Endpoint) -> None:
