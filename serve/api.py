@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from starlette.types import Receive, Scope, Send
 
@@ -22,6 +23,7 @@ from serve.completion import ChatReply, Reply, TextReply
 from serve.engines.base import Engine, GenerationRequest
 from serve.errors import ApiError
 from serve.generation import Generation
+from serve.observe import Metrics, RequestLog, TokenClock
 from serve.prompt import PromptEncoder
 from serve.protocol import ChatRequest, CompletionRequest, GenerationFields, TokenizeRequest
 from serve.responses import Health, Model, ModelList, Tokens
@@ -78,6 +80,8 @@ def create_app(
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     errors.install(app)
+    metrics = Metrics(engine)
+    app.add_middleware(RequestLog, metrics=metrics)
     encoder = PromptEncoder(tokenizer, engine, default_max_tokens)
     admission = Admission(engine.max_active + max_waiting)
     model = Model(id=model_name, created=int(time.time()))
@@ -100,10 +104,12 @@ def create_app(
     ) -> Response:
         stops = body.stop_strings()
         generations = [
-            Generation(engine, tokenizer, each, stops, max_seconds, encoder.call_reader(body)) for each in wanted
+            Generation(engine, tokenizer, each, stops, max_seconds, TokenClock(metrics), encoder.call_reader(body))
+            for each in wanted
         ]
         reply = kind(generations, model_name, body.n or 1, with_logprobs=body.num_logprobs() is not None)
         admission.enter(len(generations))
+        request.state.reply = reply
         leave = functools.partial(admission.leave, len(generations))
         if body.stream:
             options = body.stream_options
@@ -136,6 +142,10 @@ def create_app(
         is_alive = engine.health().is_alive
         body = Health(status="ok" if is_alive else "failed", model=model_name, release=release_key)
         return JSONResponse(body.model_dump(), 200 if is_alive else 503)
+
+    @app.get("/metrics")
+    async def all_metrics() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/")
     async def chat_page() -> Response:

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel
 
-from serve.errors import ApiError
+from serve.errors import CLIENT_CLOSED_REQUEST, ApiError
 from serve.generation import DrawnToken, Generation, Piece
 from serve.responses import (
     CalledFunction,
@@ -37,6 +37,8 @@ class Reply(ABC):
         self.id = f"{self._prefix}-{uuid4().hex}"
         self.created = int(time.time())
         self.model = model
+        self.status = CLIENT_CLOSED_REQUEST  # until it is known better
+        """HTTP's, as it would have been had all of it been known when the answer began"""
         self._generations = generations
         self._n = n
         self._with_logprobs = with_logprobs
@@ -70,12 +72,20 @@ class Reply(ABC):
     async def completion(self) -> BaseModel:
         """The whole answer at once."""
         texts = [""] * len(self._generations)
+        try:
+            return await self._completion(texts)
+        except ApiError as error:
+            self.status = error.status
+            raise
+
+    async def _completion(self, texts: list[str]) -> BaseModel:
         tokens: list[list[DrawnToken]] = [[] for _ in texts]
         async with aclosing(self._pieces()) as pieces:
             async for index, piece in pieces:
                 if piece is not None:
                     texts[index] += piece.text
                     tokens[index] += piece.tokens
+        self.status = 200
         return self._whole(texts, tokens)
 
     async def events(self, include_usage: bool) -> AsyncGenerator[str, None]:
@@ -88,7 +98,9 @@ class Reply(ABC):
                     yield _sent(self._event(index, piece))
             if include_usage:
                 yield _sent(self._usage_event())
+            self.status = 200
         except ApiError as error:
+            self.status = error.status
             yield f"data: {error.body()}\n\n"
         yield "data: [DONE]\n\n"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from serve.engines.base import Engine, EngineError, GenerationRequest, TokenEvent
 from serve.errors import ApiError
+from serve.observe import TokenClock
 from serve.responses import ReplyReason, TokenLogprob, TopLogprob
 from serve.text import REPLACEMENT, ReplyText
 from serve.tools import CallReader, ToolCall
@@ -42,6 +43,7 @@ class Generation:
         request: GenerationRequest,
         stops: list[str],
         max_seconds: float,
+        clock: TokenClock,
         reader: CallReader | None = None,
     ) -> None:
         self.finish_reason: ReplyReason = "length"
@@ -54,6 +56,7 @@ class Generation:
         self._text = ReplyText(tokenizer, stops)
         self._unshown: list[tuple[int, DrawnToken]] = []  # with the reply's characters up to its end
         self._is_late = False
+        self._clock = clock
         self._reader = reader
 
     @property
@@ -92,6 +95,7 @@ class Generation:
 
     def _take(self, event: TokenEvent) -> Piece | None:
         self.num_tokens += 1
+        self._clock.token()
         if event.token_id in self._request.end_token_ids:
             return None
         offset = self._text.num_decoded

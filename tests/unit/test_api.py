@@ -481,6 +481,45 @@ def test_a_reply_that_takes_too_long_is_ended(
         wait_for_active(endpoint, 0)
 
 
+def metrics_of(endpoint: Endpoint) -> dict[str, float]:
+    lines = httpx.get(f"{endpoint.url}/metrics").text.splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
+def test_requests_are_counted_and_logged_without_what_was_said(
+    endpoint: Endpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "rayconteur.requests")
+    before = metrics_of(endpoint)
+    secret = [{"role": "user", "content": "xyzzy"}]
+    answer = endpoint.post({"model": MODEL, "messages": secret, "max_tokens": 7})
+    list(chat(endpoint, messages=secret, max_tokens=5, stream=True))
+    endpoint.post({"model": MODEL, "messages": []})
+    with httpx.stream("POST", f"{endpoint.url}/v1/chat/completions", headers={"x-request-id": "mine"}, json={
+        "model": MODEL, "messages": secret, "max_tokens": 29_000, "stream": True,
+    }) as response:  # fmt: skip
+        events = response.iter_lines()
+        assert [next(events) for _ in range(8)], "tokens are on their way"
+    wait_for_active(endpoint, 0)
+
+    def more(name: str) -> float:
+        return metrics_of(endpoint).get(f"rayconteur_{name}", 0) - before.get(f"rayconteur_{name}", 0)
+
+    route = 'requests_total{route="/v1/chat/completions",status="%s"}'
+    assert [more(route % status) for status in (200, 400, 499)] == [2, 1, 1]
+    assert more("time_to_first_token_seconds_count") == 3
+    assert more("reply_tokens_total") >= 7 + 5
+    assert more("prompt_tokens_total") == 3 * answer.json()["usage"]["prompt_tokens"]
+    assert more("reply_tokens_total") - 3 == more("time_between_tokens_seconds_count")
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "rayconteur.requests"]
+    lines = [line for line in lines if line["path"] == "/v1/chat/completions"]
+    assert [line["status"] for line in lines] == [200, 200, 400, 499]
+    assert lines[0]["id"] == answer.headers["x-request-id"]
+    assert (lines[0]["reply"], lines[0]["reply_tokens"]) == (answer.json()["id"], 7)
+    assert lines[3]["id"] == "mine"
+    assert "xyzzy" not in caplog.text
+
+
 def test_more_requests_than_slots_are_all_answered(endpoint: Endpoint) -> None:
     with ThreadPoolExecutor(6) as threads:
         completions = list(threads.map(lambda _: chat(endpoint, temperature=0), range(6)))
