@@ -178,7 +178,11 @@ class DeepSpeedEngine:
 
         module = self.model
         if self._zero_stage < 3:
-            return copied(module.state_dict()) if self.rank == 0 else {}
+            kept = module.state_dict() if self.rank == 0 else {}
+            if self._has_adapter:
+                trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+                kept = {name: weight for name, weight in kept.items() if name in trained}
+            return copied(kept)
         weights = {}
         for name, parameter in module.named_parameters(remove_duplicate=False):
             if self._has_adapter and not parameter.requires_grad:
