@@ -182,7 +182,8 @@ class DeepSpeedEngine:
             if self._has_adapter:
                 trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
                 kept = {name: weight for name, weight in kept.items() if name in trained}
-            return copied(kept)
+            weights: dict[str, torch.Tensor] = copied(kept)
+            return weights
         weights = {}
         for name, parameter in module.named_parameters(remove_duplicate=False):
             if self._has_adapter and not parameter.requires_grad:
