@@ -93,6 +93,8 @@ class PromptEncoder:
             token_ids = list(self._tokenizer(text)["input_ids"])
         except UnicodeEncodeError as error:
             raise ApiError(400, f"{param}: a character that is no text: {error.reason}.", param) from None
+        if not token_ids:
+            raise ApiError(400, f"{param}: no token stands for this text; there is nothing to go on with.", param)
         return token_ids
 
     def _chat_ids(self, turns: list[ChatMessage], tools: list[Any] | None = None) -> list[int]:
