@@ -111,12 +111,14 @@ def run_on_ray(app: Any, port: int) -> None:
 
 def direct(loads: str, folder: str) -> None:
     """OpenVINO's pipeline without HTTP and Ray: takes the loads as JSON, prints their figures as JSON."""
-    from serve.engines.openvino import CACHE_BYTES
-    from serve.engines.openvino_process import BLOCK_TOKENS, PipelineOwner, PipelineSettings, SamplingSettings
+    from models.openvino_runtime import FACTS_FILE
+    from serve.engines.base import DEFAULT_MAX_ACTIVE
+    from serve.engines.openvino import num_blocks_of
+    from serve.engines.openvino_process import PipelineOwner, PipelineSettings, SamplingSettings
 
-    facts = json.loads((Path(folder) / "facts.json").read_text())
-    blocks = CACHE_BYTES // (facts["cache_numbers_per_token"] * 2 * BLOCK_TOKENS)
-    owner = PipelineOwner(PipelineSettings(folder, "auto", THREADS, 32, min(blocks, 32 * 260)))
+    facts, most = json.loads((Path(folder) / FACTS_FILE).read_text()), DEFAULT_MAX_ACTIVE["openvino"]
+    blocks = num_blocks_of(facts, "auto", most)
+    owner = PipelineOwner(PipelineSettings(folder, "auto", THREADS, most, blocks))
     for at_once, prompts in json.loads(loads):
         waiting, began, firsts = list(enumerate(prompts)), {}, []
         num_tokens, start = 0, time.perf_counter()

@@ -79,7 +79,7 @@ class OpenVINOEngine(Engine):
         if max_active < 1:
             raise ValueError(f"max_active: got {max_active}; must be at least 1")
         facts = json.loads((Path(export_folder) / FACTS_FILE).read_text())
-        num_blocks = _num_blocks(facts, precision, max_active)
+        num_blocks = num_blocks_of(facts, precision, max_active)
         self._vocab_size: int = facts["vocab_size"]
         # One block is kept free for the token that is being written.
         self._max_positions: int = min(facts["max_positions"], (num_blocks - 1) * BLOCK_TOKENS)
@@ -305,7 +305,7 @@ def _settings(request: GenerationRequest) -> SamplingSettings:
     )
 
 
-def _num_blocks(facts: dict[str, int], precision: str, max_active: int) -> int:
+def num_blocks_of(facts: dict[str, int], precision: str, max_active: int) -> int:
     """Of the cache. Besides float32, a number takes two bytes of it or, by OpenVINO's choice, about one."""
     block_bytes = facts["cache_numbers_per_token"] * (4 if precision == "fp32" else 2) * BLOCK_TOKENS
     most = max_active * (facts["max_positions"] // BLOCK_TOKENS + 2)
