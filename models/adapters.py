@@ -5,6 +5,7 @@ arXiv:2402.09353).
 """
 
 import fnmatch
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,27 @@ def load(model: Any, folder: Path | str) -> Any:
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, str(folder))
+
+
+def load_several(model: Any, folders: Mapping[str, Path | str]) -> Any:
+    """`model` with the LoRA adapters saved in `folders`, none of them active: each row of a batch names its own in
+    the argument `adapter_names`. Raises ValueError for what is no LoRA adapter of this model's.
+    """
+    from peft import LoraConfig, PeftConfig, PeftModel
+
+    several = model
+    for name, folder in folders.items():
+        try:
+            config = PeftConfig.from_pretrained(str(folder))
+            if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save:
+                raise ValueError("only LoRA without DoRA and modules_to_save can be mixed with others in a batch")
+            if several is model:
+                several = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+            else:
+                several.load_adapter(str(folder), name)
+        except (ValueError, RuntimeError, OSError, KeyError) as error:
+            raise ValueError(f"{folder} is no adapter that can be served on this model: {error}") from error
+    return several.eval()
 
 
 def merge(model: Any) -> Any:

@@ -95,10 +95,13 @@ def load_tokenizer(folder: Path | str) -> Any:
     return tokenizer
 
 
-def load_model(folder: Path | str, dtype: "torch.dtype", attention: str = "sdpa", quantize: str | None = None) -> Any:
+def load_model(
+    folder: Path | str, dtype: "torch.dtype", attention: str | None = "sdpa", quantize: str | None = None
+) -> Any:
     """The folder's causal language model in `dtype`, in evaluation mode: on the CPU, if it is not quantised.
 
-    `quantize="nf4"` keeps the linear layers' weights as 4-bit NormalFloat, on the GPU where there is one.
+    `attention` names its implementation, None leaves that to transformers. `quantize="nf4"` keeps the linear layers'
+    weights as 4-bit NormalFloat, on the GPU where there is one.
     """
     from transformers import AutoModelForCausalLM
 

@@ -4,7 +4,7 @@ An engine knows no text, no HTTP and no Ray: `serve.api` renders and reads, `ser
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 from uuid import uuid4
@@ -17,7 +17,10 @@ Precision = Literal["auto", "bf16", "fp32"]
 SMALLEST_TEMPERATURE = 1e-4
 
 # Requests that an engine decodes at the same time, unless told otherwise.
-DEFAULT_MAX_ACTIVE = {"torch": 8, "openvino": 32}
+DEFAULT_MAX_ACTIVE = {"torch": 32, "openvino": 32}
+
+# How long a long prompt may hold up the replies of others at a time.
+DEFAULT_MAX_STALL_SECONDS = 0.5
 
 
 class Grammar(Protocol):
@@ -61,6 +64,8 @@ class GenerationRequest:
     grammar: Grammar | None = None
     seed: int | None = None
     end_token_ids: frozenset[int] = frozenset()
+    adapter: str | None = None
+    """One of the engine's `adapters`, or the model without any."""
     request_id: str = field(default_factory=lambda: uuid4().hex)
 
     def __post_init__(self) -> None:
@@ -123,6 +128,11 @@ class Engine(ABC):
     @abstractmethod
     def max_active(self) -> int:
         """Requests that are decoded at the same time; later ones wait."""
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        """What a request may name as its `adapter`."""
+        return ()
 
     def refusal(self, request: GenerationRequest) -> tuple[str, str] | None:
         """The field of `request` that this engine cannot do justice to, and why."""

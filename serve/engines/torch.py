@@ -1,24 +1,25 @@
-"""A plain transformers engine: one thread owns the model and gives each request a token in turn.
+"""A plain transformers engine: one thread owns the model and decodes many replies together.
 
-engine = TorchEngine("/releases/abc", precision="fp32", num_threads=2)
-async for event in engine.submit(GenerationRequest(prompt_ids, max_new_tokens=64)): ...
+engine = TorchEngine("/releases/abc", precision="fp32", num_threads=2, adapters={"shop": "/adapters/shop"})
+async for event in engine.submit(GenerationRequest(prompt_ids, max_new_tokens=64, adapter="shop")): ...
 """
 
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import DynamicCache
 
+from models.adapters import load_several
 from models.base import load_model, max_positions
 from models.precision import dtype_of
 from serve.engines.base import (
     DEFAULT_MAX_ACTIVE,
+    DEFAULT_MAX_STALL_SECONDS,
     Engine,
     EngineError,
     EngineHealth,
@@ -27,16 +28,20 @@ from serve.engines.base import (
     TokenEvent,
 )
 from serve.engines.sampling import Sampler, log_probabilities
+from serve.engines.torch_slots import Row, SlotDecoder, in_rows
+from serve.engines.torch_turns import TurnDecoder
 from serve.responses import FinishReason
 
 logger = logging.getLogger(__name__)
 
-# Prompt tokens read in one turn: a long prompt delays the other requests by this much at most.
-PREFILL_TOKENS = 512
+# Prompt tokens read between two tokens of the others, if their wait allows.
+_MOST_READ, _LEAST_READ = 512, 16
+# The cache takes memory as it fills; replies wait where together they may need more.
+CACHE_BYTES = 2 << 30
 
 
 class _Sequence:
-    """A request in the owner thread's hands: its cache, and the tokens the model has not read yet."""
+    """A request in the owner thread's hands: its row, and the tokens the model has not read yet."""
 
     def __init__(self, request: GenerationRequest, deliver: Callable[[TokenEvent | Exception | None], None]) -> None:
         self.request = request
@@ -44,12 +49,26 @@ class _Sequence:
         self.is_cancelled = False
         self.unread_ids = list(request.prompt_ids)
         self.num_generated = 0
-        self.cache: Any = None
+        self.row: Row | None = None
         self.sampler = Sampler(request)
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether some of its prompt is unread."""
+        return self.num_generated == 0
+
+    @property
+    def longest(self) -> int:
+        """Tokens that it may come to."""
+        return len(self.request.prompt_ids) + self.request.max_new_tokens
 
 
 class TorchEngine(Engine):
-    """Decodes up to `max_active` requests round-robin, one token each; the others wait in a queue."""
+    """Decodes up to `max_active` requests together; the others wait in a queue.
+
+    While somebody's reply is decoded, prompts are read in pieces that take `max_stall_seconds` at most, by the speed
+    of those before. In float32 the tokens are those of transformers' `generate`, in any company.
+    """
 
     def __init__(
         self,
@@ -58,21 +77,32 @@ class TorchEngine(Engine):
         max_active: int = DEFAULT_MAX_ACTIVE["torch"],
         num_threads: int | None = None,
         device: str = "cpu",
+        adapters: Mapping[str, Path | str] | None = None,
+        max_stall_seconds: float = DEFAULT_MAX_STALL_SECONDS,
     ) -> None:
+        """`adapters` are folders of LoRA adapters by name. Raises ValueError for one that does not fit."""
         if max_active < 1:
             raise ValueError(f"max_active: got {max_active}; must be at least 1")
-        self._model = load_model(release_folder, dtype_of(precision, device)).to(device)
-        self._max_positions = max_positions(self._model.config)
-        self._device = device
+        model = load_model(release_folder, dtype_of(precision, device), attention=None).to(device)
+        self._max_positions = max_positions(model.config)
+        self._vocab_size = int(model.config.vocab_size)
+        # PEFT's names may not have dots.
+        self._adapters = {name: f"adapter{number}" for number, name in enumerate(adapters or {})}
+        self._model = load_several(model, {self._adapters[name]: folder for name, folder in (adapters or {}).items()})
         self._max_active = max_active
         self._num_threads = num_threads
+        self._max_stall_seconds = max_stall_seconds
+        self._seconds_per_token = 0.0
+        self._decoder: SlotDecoder | TurnDecoder
         self._active: list[_Sequence] = []
         self._waiting: deque[_Sequence] = deque()
         self._sequences: dict[str, _Sequence] = {}
         self._is_closed = False
         self._changed = threading.Condition()
-        self._owner = threading.Thread(target=self._own, name="torch-engine", daemon=True)
+        is_ready = threading.Event()
+        self._owner = threading.Thread(target=self._own, args=(is_ready,), name="torch-engine", daemon=True)
         self._owner.start()
+        is_ready.wait()
 
     @property
     def max_positions(self) -> int:
@@ -80,16 +110,27 @@ class TorchEngine(Engine):
 
     @property
     def vocab_size(self) -> int:
-        return int(self._model.config.vocab_size)
+        return self._vocab_size
 
     @property
     def max_active(self) -> int:
         return self._max_active
 
+    @property
+    def adapters(self) -> Sequence[str]:
+        return tuple(self._adapters)
+
+    @property
+    def decodes_together(self) -> bool:
+        """Whether this model's replies are computed in one forward pass, or a token each in turn."""
+        return isinstance(self._decoder, SlotDecoder)
+
     async def submit(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         total = len(request.prompt_ids) + request.max_new_tokens
         if total > self._max_positions:
             raise ValueError(f"prompt and reply together need {total} positions; the model has {self._max_positions}")
+        if request.adapter is not None and request.adapter not in self._adapters:
+            raise ValueError(f"adapter: got {request.adapter!r}; there are {', '.join(self._adapters) or 'none'}")
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[TokenEvent | Exception | None] = asyncio.Queue()
 
@@ -146,16 +187,21 @@ class TorchEngine(Engine):
     def _forget(self, sequence: _Sequence) -> None:
         self._sequences.pop(sequence.request.request_id, None)
 
-    def _own(self) -> None:
+    def _own(self, is_ready: threading.Event) -> None:
         """The owner thread: the only one that touches the model, the caches and `_active`."""
-        if self._num_threads is not None:
-            torch.set_num_threads(self._num_threads)
         try:
+            if self._num_threads is not None:
+                torch.set_num_threads(self._num_threads)
             with torch.inference_mode():
+                self._decoder = in_rows(self._model) or TurnDecoder(self._model)
+                is_ready.set()
                 while self._admit():
-                    for sequence in list(self._active):
-                        self._advance(sequence)
+                    for sequence in [sequence for sequence in self._active if sequence.is_cancelled]:
+                        self._release(sequence)
+                    self._read_prompts()
+                    self._decode()
         finally:
+            is_ready.set()
             with self._changed:
                 self._is_closed = True
                 for sequence in self._sequences.values():
@@ -169,56 +215,101 @@ class TorchEngine(Engine):
         with self._changed:
             while not (self._is_closed or self._active or self._waiting):
                 self._changed.wait()
-            while self._waiting and len(self._active) < self._max_active:
-                self._active.append(self._waiting.popleft())
+            while self._waiting and len(self._active) < self._max_active and self._has_room_for(self._waiting[0]):
+                sequence = self._waiting.popleft()
+                self._active.append(sequence)
             return not self._is_closed
 
-    def _advance(self, sequence: _Sequence) -> None:
-        """One turn of one request; whatever goes wrong in it ends that request alone."""
-        if sequence.is_cancelled:
-            self._release(sequence)
-            return
+    def _has_room_for(self, newcomer: _Sequence) -> bool:
+        """All rows take as much memory as the longest of them; one alone may always."""
+        longest = max(sequence.longest for sequence in (newcomer, *self._active))
+        most = (len(self._active) + 1) * longest * self._decoder.token_bytes
+        return not self._active or most <= CACHE_BYTES
+
+    def _read_prompts(self) -> None:
+        """Some tokens of the prompts that are not read yet, the first come first; then its reply begins."""
+        left = self._tokens_to_read()
+        for sequence in [sequence for sequence in self._active if sequence.is_reading]:
+            if left < 1:
+                return
+            piece = sequence.unread_ids[: left if self._decoder.reads_in_parts else None]
+            left -= len(piece)
+            self._guarded(sequence, lambda sequence=sequence, piece=piece: self._read(sequence, piece))  # type: ignore[misc]
+
+    def _tokens_to_read(self) -> int:
+        if all(sequence.is_reading for sequence in self._active):
+            return _MOST_READ
+        if not self._seconds_per_token:
+            return _LEAST_READ
+        return max(_LEAST_READ, min(_MOST_READ, int(self._max_stall_seconds / self._seconds_per_token)))
+
+    def _read(self, sequence: _Sequence, piece: list[int]) -> None:
+        if sequence.row is None:
+            sequence.row = self._decoder.open(self._adapters.get(sequence.request.adapter or ""))
+        began = time.perf_counter()
+        logits = self._decoder.read(sequence.row, piece)
+        if len(piece) >= _LEAST_READ:  # of fewer, most of the time is none of theirs
+            self._seconds_per_token = (time.perf_counter() - began) / len(piece)
+        del sequence.unread_ids[: len(piece)]
+        if not sequence.unread_ids:
+            self._draw(sequence, logits)
+
+    def _decode(self) -> None:
+        """A token for everybody whose prompt is read, or for one after the other where the model cannot do so."""
+        ready = [sequence for sequence in self._active if not sequence.is_reading]
+        for some in [ready] if self.decodes_together else [[sequence] for sequence in ready]:
+            if some:
+                self._step(some)
+
+    def _step(self, some: list[_Sequence]) -> None:
+        rows = [sequence.row for sequence in some if sequence.row is not None]
         try:
-            event = self._step(sequence)
+            logits = self._decoder.step(rows, [sequence.unread_ids[0] for sequence in some])
         except Exception as error:
-            logger.exception("request %s failed", sequence.request.request_id)
-            self._release(sequence)
-            failure = EngineError(f"the model could not generate the next token: {error}")
-            failure.__cause__ = error
-            sequence.deliver(failure)
+            if len(some) == 1:
+                self._fail(some[0], error)
+            else:  # whoever's fault it is, it is not the others'
+                for sequence in some:
+                    self._step([sequence])
             return
-        if event is None:
-            return
-        # Released first, so that a client which has its whole reply finds the slot free.
-        if event.finish_reason is not None:
-            self._release(sequence)
-        sequence.deliver(event)
+        for sequence, scores in zip(some, logits, strict=True):
+            self._guarded(sequence, lambda sequence=sequence, scores=scores: self._draw(sequence, scores))  # type: ignore[misc]
 
-    def _release(self, sequence: _Sequence) -> None:
-        with self._changed:
-            self._active.remove(sequence)
-            self._forget(sequence)
-        sequence.cache = None
-
-    def _step(self, sequence: _Sequence) -> TokenEvent | None:
-        """Read up to PREFILL_TOKENS tokens; the next token, or None while some of the prompt is unread."""
-        if sequence.cache is None:
-            sequence.cache = DynamicCache(config=self._model.config)
-        read_ids = sequence.unread_ids[:PREFILL_TOKENS]
-        sequence.unread_ids = sequence.unread_ids[PREFILL_TOKENS:]
-        input_ids = torch.tensor([read_ids], device=self._device)
-        output = self._model(input_ids=input_ids, past_key_values=sequence.cache, use_cache=True, logits_to_keep=1)
-        if sequence.unread_ids:
-            return None
+    def _draw(self, sequence: _Sequence, logits: torch.Tensor) -> None:
         request = sequence.request
-        logits = output.logits[0, -1]
         token_id = sequence.sampler.draw(logits)
         sequence.unread_ids = [token_id]
         sequence.num_generated += 1
         reason = self._finish_reason(sequence, token_id)
-        if request.num_logprobs is None:
-            return TokenEvent(token_id, reason)
-        return TokenEvent(token_id, reason, *log_probabilities(logits, token_id, request.num_logprobs))
+        event = TokenEvent(token_id, reason)
+        if request.num_logprobs is not None:
+            event = TokenEvent(token_id, reason, *log_probabilities(logits, token_id, request.num_logprobs))
+        # Released first, so that a client which has its whole reply finds the slot free.
+        if reason is not None:
+            self._release(sequence)
+        sequence.deliver(event)
+
+    def _guarded(self, sequence: _Sequence, work: Callable[[], None]) -> None:
+        """Do it; whatever goes wrong ends that request alone."""
+        try:
+            work()
+        except Exception as error:
+            self._fail(sequence, error)
+
+    def _fail(self, sequence: _Sequence, error: Exception) -> None:
+        logger.error("request %s failed", sequence.request.request_id, exc_info=error)
+        self._release(sequence)
+        failure = EngineError(f"the model could not generate the next token: {error}")
+        failure.__cause__ = error
+        sequence.deliver(failure)
+
+    def _release(self, sequence: _Sequence) -> None:
+        if sequence.row is not None:
+            self._decoder.close(sequence.row)
+            sequence.row = None
+        with self._changed:
+            self._active.remove(sequence)
+            self._forget(sequence)
 
     @staticmethod
     def _finish_reason(sequence: _Sequence, token_id: int) -> FinishReason | None:

@@ -1,0 +1,70 @@
+"""Decoding replies one after the other, a token each: for models that `serve.engines.torch_slots` cannot decode."""
+
+import inspect
+import logging
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from serve.engines.torch_slots import TOLERANCE, Row, adapters_of, probes
+
+logger = logging.getLogger(__name__)
+
+
+class TurnDecoder:
+    """The same as a SlotDecoder, with a cache for each reply of the kind that the model wants."""
+
+    token_bytes = 0
+    """not known: it is the cache of each reply that grows"""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        plain = model.get_base_model() if hasattr(model, "peft_config") else model
+        names = inspect.signature(plain.forward).parameters
+        self._cache_name = "cache_params" if "cache_params" in names else "past_key_values"
+        self._caches: dict[Row, Any] = {}
+        self.reads_in_parts = self._can_read_in_parts()
+
+    def open(self, adapter: str | None = None) -> Row:
+        """A row with nothing in it."""
+        row = Row(0, adapter=adapter)
+        self._caches[row] = DynamicCache(config=self._model.config)
+        return row
+
+    def close(self, row: Row) -> None:
+        """Its memory is given back."""
+        del self._caches[row]
+
+    def read(self, row: Row, token_ids: list[int]) -> torch.Tensor:
+        """Append them to the row; the logits [V] for what follows the last."""
+        output = self._model(
+            input_ids=torch.tensor([token_ids], device=self._model.device),
+            use_cache=True,
+            logits_to_keep=1,
+            **{self._cache_name: self._caches[row]},
+            **adapters_of(self._model, [row]),
+        )
+        row.length += len(token_ids)
+        logits: torch.Tensor = output.logits[0, -1]
+        return logits
+
+    def step(self, rows: list[Row], token_ids: list[int]) -> torch.Tensor:
+        """Append one to each row; logits [B, V] for what follows."""
+        return torch.stack([self.read(row, [token_id]) for row, token_id in zip(rows, token_ids, strict=True)])
+
+    def _can_read_in_parts(self) -> bool:
+        """Whether a prompt means the same in two parts; some models with a state begin anew at each."""
+        prompt, _ = probes(self._model)
+        whole, parts = self.open(), self.open()
+        try:
+            expected = self.read(whole, prompt)
+            self.read(parts, prompt[:8])
+            distance = (self.read(parts, prompt[8:]) - expected).abs().max() / expected.abs().max()
+            return bool(distance < TOLERANCE)
+        except Exception as error:  # whatever a model of any kind makes of it
+            logger.info("prompts are read whole: %s", error)
+            return False
+        finally:
+            self.close(whole)
+            self.close(parts)

@@ -1,0 +1,180 @@
+"""The torch engine's own: replies decoded together for any architecture, adapters mixed, one failure alone."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    MambaConfig,
+    MistralConfig,
+    OPTConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from models.base import load_model
+from serve.engines.base import EngineError, GenerationRequest
+from serve.engines.torch import TorchEngine
+from serve.engines.torch_slots import SlotDecoder
+
+PROMPTS = [[n * seed % 190 + 1 for n in range(1, length)] for seed, length in ((3, 60), (7, 6), (5, 30), (11, 90))]
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0,
+}  # fmt: skip
+
+TOGETHER = {
+    "mistral with a window": MistralConfig(**SIZES, sliding_window=16),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3, some layers with a window": Qwen3Config(
+        **SIZES, head_dim=8, use_sliding_window=True, sliding_window=16,
+        layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+    ),
+    "gemma3": Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=16),
+    "phi3": Phi3Config(**SIZES),
+    "neox": GPTNeoXConfig(**{**SIZES, "num_key_value_heads": 4}),
+    "opt": OPTConfig(vocab_size=200, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+                     word_embed_proj_dim=32, max_position_embeddings=256),
+}  # fmt: skip
+IN_TURN = {
+    "gemma2 caps its scores": Gemma2Config(**SIZES, head_dim=8, sliding_window=16),
+    "bloom knows positions by its mask": BloomConfig(vocab_size=200, hidden_size=32, n_layer=2, n_head=4),
+    "falcon has its own attention": FalconConfig(
+        vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True
+    ),
+    "mamba keeps a state": MambaConfig(vocab_size=200, hidden_size=32, num_hidden_layers=2, state_size=4),
+}
+
+
+def saved(config: Any, folder: Path) -> Path:
+    """A model with louder weights than a fresh one has, which says something else after another text."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and "embed" not in name:
+            parameter.data *= 4
+    model.save_pretrained(folder)
+    return folder
+
+
+def replies(engine: TorchEngine, *requests: GenerationRequest) -> list[list[int]]:
+    async def reply(request: GenerationRequest) -> list[int]:
+        return [event.token_id async for event in engine.submit(request)]
+
+    async def all_replies() -> list[list[int]]:
+        return await asyncio.gather(*(reply(request) for request in requests))
+
+    return asyncio.run(all_replies())
+
+
+def generated(model: Any, prompt_ids: list[int], count: int, **options: Any) -> list[int]:
+    model.generation_config.eos_token_id = None
+    tokens = torch.tensor([prompt_ids])
+    mask = torch.ones_like(tokens)
+    out = model.generate(
+        input_ids=tokens, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=0, **options
+    )
+    found: list[int] = out[0, len(prompt_ids) :].tolist()
+    return found
+
+
+@pytest.mark.parametrize("name", [*TOGETHER, *IN_TURN])
+def test_every_architecture_says_what_generate_says(name: str, tmp_path: Path) -> None:
+    folder = saved((TOGETHER | IN_TURN)[name], tmp_path)
+    engine = TorchEngine(folder, precision="fp32", num_threads=1)
+    try:
+        assert engine.decodes_together == (name in TOGETHER)
+        found = replies(engine, *(GenerationRequest(prompt_ids, 24, temperature=0) for prompt_ids in PROMPTS))
+    finally:
+        engine.close()
+    model = load_model(folder, torch.float32, attention=None)
+    assert found == [generated(model, prompt_ids, 24) for prompt_ids in PROMPTS]
+    assert len({token_id for reply in found for token_id in reply}) > 3, "the test's model says always the same"
+
+
+def adapted(model: Path, folder: Path, seed: int, **options: Any) -> Path:
+    torch.manual_seed(seed)
+    adapter = get_peft_model(load_model(model, torch.float32), LoraConfig(init_lora_weights=False, **options))
+    adapter.save_pretrained(folder)
+    return folder
+
+
+def test_adapters_mixed_in_one_batch_are_each_pefts_own(
+    make_loud: Callable[[Path], Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    release = tmp_path / "release"
+    make_loud(tiny_model).save_pretrained(release)
+    targets = ["c_attn", "c_proj"] if "gpt2" in str(tiny_model) else ["q_proj", "v_proj", "down_proj"]
+    folders = {
+        "a": adapted(release, tmp_path / "a", 1, r=4, lora_alpha=8, target_modules=targets),
+        "v1.5": adapted(release, tmp_path / "b", 2, r=2, lora_alpha=8, target_modules=targets[:1]),
+        "c": adapted(release, tmp_path / "c", 3, r=8, lora_alpha=4, target_modules=targets, use_rslora=True),
+    }
+    names = [None, *folders, None, *reversed(folders)]
+    requests = [
+        GenerationRequest(PROMPTS[place % 4], 20, temperature=0, adapter=name) for place, name in enumerate(names)
+    ]
+    engine = TorchEngine(release, precision="fp32", num_threads=1, adapters=folders)
+    try:
+        assert engine.adapters == ("a", "v1.5", "c")
+        assert engine.decodes_together
+        found = replies(engine, *requests)
+        with pytest.raises(ValueError, match=r"adapter: got 'd'; there are a, v1\.5, c"):
+            replies(engine, GenerationRequest([1], 1, adapter="d"))
+    finally:
+        engine.close()
+    for name, request, reply in zip(names, requests, found, strict=True):
+        model = load_model(release, torch.float32)
+        alone = model if name is None else PeftModel.from_pretrained(model, folders[name])
+        assert reply == generated(alone, request.prompt_ids, 20), name
+    assert len({tuple(reply) for reply in found}) == len({(r.adapter, tuple(r.prompt_ids)) for r in requests})
+
+
+def test_what_is_no_adapter_for_the_model_is_refused(tiny_llama: Path, tiny_gpt2: Path, tmp_path: Path) -> None:
+    dora = adapted(tiny_llama, tmp_path / "dora", 1, target_modules=["q_proj"], use_dora=True)
+    other = adapted(tiny_gpt2, tmp_path / "other", 1, target_modules=["c_attn"])
+    (tmp_path / "none").mkdir()
+    for folder, words in ((dora, "DoRA"), (other, "c_attn"), (tmp_path / "none", "adapter_config.json")):
+        with pytest.raises(ValueError, match=rf"no adapter that can be served on this model: (.|\n)*{words}"):
+            TorchEngine(tiny_llama, precision="fp32", num_threads=1, adapters={"a": folder})
+
+
+def test_a_row_that_fails_costs_no_other(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TorchEngine(tiny_llama, precision="fp32", num_threads=1)
+    requests = [GenerationRequest(prompt_ids, 24, temperature=0) for prompt_ids in PROMPTS]
+    try:
+        alone = replies(engine, *requests)
+        step = SlotDecoder.step
+
+        def failing(self: SlotDecoder, rows: list[Any], token_ids: list[int]) -> torch.Tensor:
+            if any(row.length == 95 for row in rows):  # only the longest comes so far
+                raise RuntimeError("no memory for it")
+            return step(self, rows, token_ids)
+
+        monkeypatch.setattr(SlotDecoder, "step", failing)
+        assert replies(engine, *requests[:3]) == alone[:3]
+
+        async def mixed() -> list[Any]:
+            async def reply(request: GenerationRequest) -> list[int]:
+                return [event.token_id async for event in engine.submit(request)]
+
+            return await asyncio.gather(*(reply(request) for request in requests), return_exceptions=True)
+
+        *good, bad = asyncio.run(mixed())
+        assert good == alone[:3]
+        assert isinstance(bad, EngineError)
+        assert engine.health().num_active == 0
+    finally:
+        engine.close()
