@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,14 @@ def serve_batch(port: int, folder: str) -> None:
 
 def us(port: int, folder: str) -> None:
     """`rayconteur deploy`'s application."""
-    from serve.app import build
+    from serve.app import build, open_front
 
-    run_on_ray(build(folder, "release", "model", engine="openvino", num_cpus=THREADS, max_queued_requests=128), port)
+    app = build(folder, "release", "model", engine="openvino", num_cpus=THREADS, max_queued_requests=128)
+    run_on_ray(app, port, lambda: open_front("app", "127.0.0.1", port, 600.0))
 
 
-def run_on_ray(app: Any, port: int) -> None:
+def run_on_ray(app: Any, port: int, listen: Callable[[], Any] | None = None) -> None:
+    """With Ray's own proxy on `port`, or with `listen`."""
     import ray
     from ray import serve as ray_serve
 
@@ -103,8 +106,11 @@ def run_on_ray(app: Any, port: int) -> None:
 
     os.environ.update(ENVIRONMENT)
     ray.init(address="local", num_cpus=THREADS, log_to_driver=False, logging_level="ERROR")
-    ray_serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "ERROR"})
-    ray_serve.run(app, name="app", route_prefix="/")
+    where: Any = {"proxy_location": "Disabled"} if listen else {"http_options": {"host": "127.0.0.1", "port": port}}
+    ray_serve.start(**where, logging_config={"log_level": "ERROR"})
+    ray_serve.run(app, name="app", route_prefix=None if listen else "/")
+    if listen:
+        listen()
     while True:
         time.sleep(60)
 

@@ -7,7 +7,7 @@ uvicorn.run(app)
 import asyncio
 import functools
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from serve import errors
 from serve.admission import Admission
 from serve.completion import ChatReply, Reply, TextReply
 from serve.engines.base import Engine, GenerationRequest
-from serve.errors import ApiError
+from serve.errors import LOST, ApiError
 from serve.generation import Generation
 from serve.observe import Metrics, RequestLog, TokenClock
 from serve.prompt import PromptEncoder
@@ -34,6 +34,7 @@ MAX_WAITING = 128
 MAX_SECONDS = 600.0
 
 Body = TypeVar("Body", bound=BaseModel)
+Answer = TypeVar("Answer")
 
 PAGE = Path(__file__).parent / "page" / "index.html"
 # The page is whole in itself; even a bug in it could load or send nothing elsewhere.
@@ -44,13 +45,18 @@ PAGE_POLICY = (
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; their generator is closed when the client leaves, not when it is collected.
-
-    `at_end` is called once, whatever happens.
+    """Server-sent events, the first of which is there; the others' generator is closed when the client leaves, not
+    when it is collected. `at_end` is called once, whatever happens.
     """
 
-    def __init__(self, events: AsyncGenerator[str, None], at_end: Callable[[], None]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    def __init__(self, first: str, events: AsyncGenerator[str, None], at_end: Callable[[], None]) -> None:
+        async def all_of_them() -> AsyncGenerator[str, None]:
+            yield first
+            async for event in events:
+                yield event
+
+        super().__init__(all_of_them(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._events = events
         self._at_end = at_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,7 +64,7 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._at_end()
-            await self.body_iterator.aclose()  # type: ignore[attr-defined]
+            await self._events.aclose()
 
 
 def create_app(
@@ -84,19 +90,20 @@ def create_app(
     app.add_middleware(RequestLog, metrics=metrics)
     encoder = PromptEncoder(tokenizer, engine, default_max_tokens)
     admission = Admission(engine.max_active + max_waiting)
-    model = Model(id=model_name, created=int(time.time()))
+    names = dict.fromkeys([model_name, *engine.adapters])
+    models_by_name = {name: Model(id=name, created=int(time.time())) for name in names}
     page = PAGE.read_text(encoding="utf-8")
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         body = await _read(ChatRequest, request, max_body_bytes)
-        _refuse_other_model(body.model, model_name)
+        _refuse_other_model(body.model, models_by_name)
         return await answer(ChatReply, request, body, await encoder.chat(body))
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         body = await _read(CompletionRequest, request, max_body_bytes)
-        _refuse_other_model(body.model, model_name)
+        _refuse_other_model(body.model, models_by_name)
         return await answer(TextReply, request, body, await encoder.completion(body))
 
     async def answer(
@@ -107,35 +114,43 @@ def create_app(
             Generation(engine, tokenizer, each, stops, max_seconds, TokenClock(metrics), encoder.call_reader(body))
             for each in wanted
         ]
-        reply = kind(generations, model_name, body.n or 1, with_logprobs=body.num_logprobs() is not None)
+        reply = kind(generations, body.model, body.n or 1, with_logprobs=body.num_logprobs() is not None)
+        if not engine.health().is_alive:
+            raise ApiError(503, "The engine has stopped.", code="engine_lost", headers={LOST: "before"})
         admission.enter(len(generations))
         request.state.reply = reply
         leave = functools.partial(admission.leave, len(generations))
-        if body.stream:
-            options = body.stream_options
-            events = reply.events(include_usage=bool(options and options.include_usage))
-            return EventStream(events, leave)
+        options = body.stream_options
+        events = reply.events(include_usage=bool(options and options.include_usage))
+        is_stream = False
         try:
-            return await _whole_reply(request, reply)
+            # The headers of a stream wait for its first event: a failure before it has a status of its own.
+            if body.stream and (first := await _unless_departed(request, anext(events))) is not None:
+                is_stream = True  # and leaves when it ends
+                return EventStream(first, events, leave)
+            if not body.stream and (whole := await _unless_departed(request, reply.completion())) is not None:
+                return JSONResponse(whole.model_dump())
+            return Response(status_code=errors.CLIENT_CLOSED_REQUEST)
         finally:
-            leave()
+            if not is_stream:
+                leave()
 
     @app.post("/tokenize")
     async def tokenize(request: Request) -> Tokens:
         body = await _read(TokenizeRequest, request, max_body_bytes)
         if body.model is not None:
-            _refuse_other_model(body.model, model_name)
+            _refuse_other_model(body.model, models_by_name)
         tokens = await encoder.tokens(body)
         return Tokens(count=len(tokens), max_model_len=engine.max_positions, tokens=tokens)
 
     @app.get("/v1/models")
     async def models() -> ModelList:
-        return ModelList(data=[model])
+        return ModelList(data=list(models_by_name.values()))
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> Model:
-        _refuse_other_model(name, model_name)
-        return model
+        _refuse_other_model(name, models_by_name)
+        return models_by_name[name]
 
     @app.get("/health")
     async def health() -> Response:
@@ -181,24 +196,21 @@ async def _read_body(request: Request, max_body_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _refuse_other_model(name: str, model_name: str) -> None:
-    if name != model_name:
-        raise ApiError(
-            404, f"The model {name[:200]!r} does not exist; {model_name!r} does.", "model", "model_not_found"
-        )
+def _refuse_other_model(name: str, known: Collection[str]) -> None:
+    if name not in known:
+        there = ", ".join(map(repr, known))
+        raise ApiError(404, f"The model {name[:200]!r} does not exist; there is {there}.", "model", "model_not_found")
 
 
-async def _whole_reply(request: Request, reply: Reply) -> Response:
-    """The reply in one piece; generation ends when the client goes away first."""
-    completion = asyncio.create_task(reply.completion())
+async def _unless_departed(request: Request, work: Awaitable[Answer]) -> Answer | None:
+    """What `work` makes; None, and its end, when the client goes away first."""
+    task = asyncio.ensure_future(work)
     departure = asyncio.create_task(_departure(request))
     try:
-        await asyncio.wait({completion, departure}, return_when=asyncio.FIRST_COMPLETED)
-        if completion.done():
-            return JSONResponse(completion.result().model_dump())
-        return Response(status_code=errors.CLIENT_CLOSED_REQUEST)
+        await asyncio.wait({task, departure}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
     finally:
-        completion.cancel()
+        task.cancel()
         departure.cancel()
 
 

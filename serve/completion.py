@@ -89,18 +89,26 @@ class Reply(ABC):
         return self._whole(texts, tokens)
 
     async def events(self, include_usage: bool) -> AsyncGenerator[str, None]:
-        """The answer as server-sent events: the pieces as they come, each reply's end, the usage if asked for."""
+        """The answer as server-sent events: the pieces as they come, each reply's end, the usage if asked for.
+
+        Nothing comes before there is something of a reply: until then ApiError is raised, later it is an event.
+        """
+        has_begun = False
         try:
-            for opening in self._opening():
-                yield _sent(opening)
             async with aclosing(self._pieces()) as pieces:
                 async for index, piece in pieces:
+                    if not has_begun:
+                        has_begun = True
+                        for opening in self._opening():
+                            yield _sent(opening)
                     yield _sent(self._event(index, piece))
             if include_usage:
                 yield _sent(self._usage_event())
             self.status = 200
         except ApiError as error:
             self.status = error.status
+            if not has_begun:
+                raise
             yield f"data: {error.body()}\n\n"
         yield "data: [DONE]\n\n"
 

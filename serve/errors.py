@@ -15,6 +15,9 @@ from serve.responses import Error, ErrorBody
 # nginx's number for a client that left before its answer; it stands in logs alone.
 CLIENT_CLOSED_REQUEST = 499
 
+LOST = "rayconteur-lost"
+"""header of an answer that says: this replica's engine is gone, ask another one. "before" the request, or "in" it"""
+
 
 class ApiError(ValueError):
     """A request that gets an error answer; `param` names the field at fault."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serve.engines.base import Engine, EngineError, GenerationRequest, TokenEvent
-from serve.errors import ApiError
+from serve.errors import LOST, ApiError
 from serve.observe import TokenClock
 from serve.responses import ReplyReason, TokenLogprob, TopLogprob
 from serve.text import REPLACEMENT, ReplyText
@@ -79,6 +79,8 @@ class Generation:
                     raise self._cancelled()
         except EngineError as error:
             logger.exception("reply %s failed", self._request.request_id)
+            if not self._engine.health().is_alive:
+                raise ApiError(503, f"{error}.", code="engine_lost", headers={LOST: "in"}) from error
             raise ApiError(500, f"The reply could not be generated: {error}.") from error
         finally:
             deadline.cancel()

@@ -125,6 +125,7 @@ class PromptEncoder:
             grammar=grammar,
             seed=request.seed,
             end_token_ids=self._end_token_ids,
+            adapter=request.model if request.model in self._engine.adapters else None,
         )
         if (refusal := self._engine.refusal(first)) is not None:
             name, why = refusal

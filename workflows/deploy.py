@@ -6,7 +6,6 @@ Refuses a release whose scorecard did not pass. Leaves in the store a manifest w
 endpoint is up to date while `/health` there names this release.
 """
 
-import socket
 import time
 from datetime import datetime, timezone
 from typing import Any
@@ -67,6 +66,8 @@ def chosen_engine(serve: ServeSpec, release: Artifact) -> tuple[str, str]:
     """What generates, and why."""
     if serve.engine != "auto":
         return serve.engine, "as serve.engine says"
+    if serve.adapters:
+        return "torch", "serve.adapters are computed together"
     if serve.gpus_per_replica:
         return "torch", "replicas have GPUs"
     export = release.figures["openvino"]
@@ -81,22 +82,24 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
     from ray import serve as ray_serve
 
     from serve.app import build
+    from serve.front import Endpoint
     from workflows.cluster import check_fits
 
     serve, release, url = spec.serve, done["optimize"], url_of(spec.serve)
     check_fits("serve.min_replicas", max(1, serve.min_replicas), serve.cpus_per_replica, serve.gpus_per_replica)
-    if spec.cluster.address is None:
-        _check_port(serve)
     engine, reason = chosen_engine(serve, release)
     progress.start("deploy", f"release {release.key} to {url} (Ray Serve); engine {engine}: {reason}")
     started, began = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
+    folder, adapters = _served_folders(spec, store, done, engine)
     app = build(
-        str(store.local_folder("optimize", release.key, _FOLDERS[engine], cache_folder())),
+        folder,
         release.key,
         model_name(spec),
         min_replicas=serve.min_replicas,
         max_replicas=serve.max_replicas,
         target_ongoing_requests=serve.target_ongoing_requests,
+        upscale_delay_seconds=serve.upscale_delay_s,
+        downscale_delay_seconds=serve.downscale_delay_s,
         max_queued_requests=serve.max_queued_requests,
         num_cpus=serve.cpus_per_replica,
         num_gpus=serve.gpus_per_replica,
@@ -104,12 +107,17 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
         precision=serve.precision,
         max_new_tokens=serve.max_new_tokens,
         max_seconds=serve.max_reply_seconds,
+        adapters=adapters,
+        max_stall_seconds=serve.max_stall_ms / 1000,
+        surge=_has_room_for_one_more(serve),
     )
+    front = _front(spec)
     try:
-        ray_serve.start(http_options={"host": serve.host, "port": serve.port}, logging_config={"log_level": "ERROR"})
-        ray_serve.run(app, name=spec.name, route_prefix="/")
+        ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
+        ray_serve.run(app, name=spec.name, route_prefix=None)
     except (RuntimeError, ray.exceptions.RayError) as error:
         raise StageFailed(f"deploy: Ray Serve could not start the endpoint: {error}") from error
+    ray.get(front.serve.remote(Endpoint(model_name(spec), release.key)))
     artifact = Artifact(
         stage="deploy",
         key=deployment_key(spec, release.key),
@@ -125,18 +133,42 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
     return artifact
 
 
-def _check_port(serve: ServeSpec) -> None:
-    """Raise StageFailed if another program listens there; Ray would start beside it and never be reached."""
-    family = socket.AF_INET6 if ":" in serve.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((serve.host, serve.port))
-        except OSError as error:
-            raise StageFailed(
-                f"serve.port: cannot listen on {serve.host}:{serve.port}: {error.strerror}; "
-                f"free it or take another, as in --set serve.port={min(serve.port + 1, 65535)}"
-            ) from None
+def _front(spec: PipelineSpec) -> Any:
+    """The actor that listens; raises StageFailed if another program listens there."""
+    from serve.app import open_front
+
+    serve = spec.serve
+    try:
+        return open_front(spec.name, serve.host, serve.port, serve.max_reply_seconds)
+    except OSError as error:
+        raise StageFailed(
+            f"serve.port: cannot listen on {serve.host}:{serve.port}: {error}; "
+            f"free it or take another, as in --set serve.port={min(serve.port + 1, 65535)}"
+        ) from None
+
+
+def _served_folders(
+    spec: PipelineSpec, store: Store, done: dict[str, Artifact], engine: str
+) -> tuple[str, dict[str, str]]:
+    """What an engine loads: the release; or for adapters the model that they belong to, and all adapters with the
+    pipeline's own among them, under the endpoint's name."""
+    from models.adapters import is_adapter
+    from models.base import resolve
+
+    cache, adapters = cache_folder(), dict(spec.serve.adapters)
+    if adapters:
+        checkpoint = store.local_folder("train", done["train"].key, "model", cache)
+        if is_adapter(checkpoint):
+            return str(resolve(spec.base_model)), {model_name(spec): str(checkpoint), **adapters}
+    return str(store.local_folder("optimize", done["optimize"].key, _FOLDERS[engine], cache)), adapters
+
+
+def _has_room_for_one_more(serve: ServeSpec) -> bool:
+    """Whether an update can start a new replica beside the old ones."""
+    import ray
+
+    free = ray.available_resources()
+    return bool(free.get("CPU", 0) >= serve.cpus_per_replica and free.get("GPU", 0) >= serve.gpus_per_replica)
 
 
 def curl_line(artifact: Artifact) -> str:

@@ -96,6 +96,10 @@ class OptimizeSpec(Section):
     """By what share of the checkpoint's the perplexity of the release on held-out conversations may be higher."""
 
 
+# As it stands in a request's `model`.
+AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+
 class ServeSpec(Section):
     """deploy: release to endpoint."""
 
@@ -117,14 +121,27 @@ class ServeSpec(Section):
     target_ongoing_requests: Annotated[float, Field(gt=0.0, le=100_000.0)] = 4.0
     """Requests in progress per replica that autoscaling aims at."""
 
+    upscale_delay_s: Annotated[float, Field(ge=0.0, le=86_400.0)] = 3.0
+    """Seconds that a higher load must last before replicas are added."""
+
+    downscale_delay_s: Annotated[float, Field(ge=0.0, le=86_400.0)] = 300.0
+    """Seconds that a lower load must last before replicas are let go of."""
+
     max_queued_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 128
-    """Replies that wait at each replica, beyond those that it generates, before further ones are refused with 429."""
+    """Requests that wait for a replica with room before further ones are refused with 429."""
 
     max_new_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 512
     """Tokens of a reply when the client does not say."""
 
     max_reply_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = 600.0
     """A reply that takes longer, its waiting included, is ended with an error."""
+
+    max_stall_ms: Annotated[float, Field(ge=10.0, le=60_000.0)] = 1000.0
+    """How long reading somebody's long prompt may hold up the replies of others at a time, in milliseconds."""
+
+    adapters: dict[AdapterName, str] = Field(default={})
+    """Further LoRA adapters of the base model, each a model of its own at the endpoint: names to PEFT folders
+    (relative to the pipeline file). All are computed in one batch, by the engine `torch`."""
 
     engine: Literal["auto", "openvino", "torch"] = "auto"
     """What generates: `torch` on GPUs, and on CPUs `openvino` for the architectures that it is proven exact for.
@@ -146,6 +163,12 @@ class ServeSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _adapters_need_torch(self) -> "ServeSpec":
+        if self.adapters and self.engine == "openvino":
+            raise ValueError("engine openvino serves one model; adapters need engine torch, or auto")
+        return self
+
+    @model_validator(mode="after")
     def _openvino_is_for_cpus(self) -> "ServeSpec":
         if self.engine == "openvino" and self.gpus_per_replica:
             raise ValueError(f"engine openvino computes on CPUs, gpus_per_replica is {self.gpus_per_replica:g}")
@@ -154,7 +177,7 @@ class ServeSpec(Section):
     @property
     def may_use_openvino(self) -> bool:
         """Whether a release for it needs an OpenVINO export, if there can be one."""
-        return self.engine != "torch" and not self.gpus_per_replica
+        return self.engine != "torch" and not self.gpus_per_replica and not self.adapters
 
 
 class ClusterSpec(Section):

@@ -274,6 +274,8 @@ def _with_absolute_paths(spec: PipelineSpec, folder: Path) -> PipelineSpec:
     sources = [source.model_copy(update={"path": absolute(source.path)}) for source in spec.data.sources]
     questions = absolute(spec.evaluate.questions) if spec.evaluate.questions else None
 
+    adapters = {name: absolute(path) for name, path in spec.serve.adapters.items()}
+
     def model(name: str) -> str:
         return absolute(name) if name.startswith(("/", "./", "../", "~")) else name
 
@@ -286,6 +288,7 @@ def _with_absolute_paths(spec: PipelineSpec, folder: Path) -> PipelineSpec:
             "train": spec.train.model_copy(update={"objective": objective}),
             "data": spec.data.model_copy(update={"sources": sources}),
             "evaluate": spec.evaluate.model_copy(update={"questions": questions}),
+            "serve": spec.serve.model_copy(update={"adapters": adapters}),
         }
     )
 

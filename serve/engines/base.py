@@ -20,7 +20,7 @@ SMALLEST_TEMPERATURE = 1e-4
 DEFAULT_MAX_ACTIVE = {"torch": 32, "openvino": 32}
 
 # How long a long prompt may hold up the replies of others at a time.
-DEFAULT_MAX_STALL_SECONDS = 0.5
+DEFAULT_MAX_STALL_SECONDS = 1.0
 
 
 class Grammar(Protocol):

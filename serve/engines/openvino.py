@@ -21,6 +21,7 @@ from typing import Any, get_args
 from models.openvino_runtime import FACTS_FILE
 from serve.engines.base import (
     DEFAULT_MAX_ACTIVE,
+    DEFAULT_MAX_STALL_SECONDS,
     Engine,
     EngineError,
     EngineHealth,
@@ -74,6 +75,7 @@ class OpenVINOEngine(Engine):
         precision: Precision = "auto",
         max_active: int = DEFAULT_MAX_ACTIVE["openvino"],
         num_threads: int | None = None,
+        max_stall_seconds: float = DEFAULT_MAX_STALL_SECONDS,
     ) -> None:
         """Raises EngineError for an export that OpenVINO cannot load."""
         if max_active < 1:
@@ -93,7 +95,7 @@ class OpenVINOEngine(Engine):
         self._outbox: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
         folder = str(Path(export_folder).resolve())
         self._process, self._connection = start(
-            PipelineSettings(folder, precision, num_threads, max_active, num_blocks)
+            PipelineSettings(folder, precision, num_threads, max_active, num_blocks, max_stall_seconds)
         )
         self._receiver = threading.Thread(target=self._receive, name="openvino-receiver", daemon=True)
         self._sender = threading.Thread(target=self._send, name="openvino-sender", daemon=True)

@@ -13,6 +13,7 @@ import logging
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -44,6 +45,8 @@ class PipelineSettings:
     num_threads: int | None
     max_active: int
     num_blocks: int
+    max_stall_seconds: float | None = None
+    """how long a step may read prompts; None: as long as it takes to read STEP_TOKENS"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,10 @@ class PipelineOwner:
     def __init__(self, settings: PipelineSettings) -> None:
         self._settings = settings
         self._handles: dict[int, Any] = {}
-        self._pipeline = _build(settings)
+        self._step_tokens = STEP_TOKENS
+        self._pipeline = _build(settings, STEP_TOKENS)
+        if settings.max_stall_seconds is not None:
+            self._keep_steps_below(settings.max_stall_seconds)
 
     @property
     def is_idle(self) -> bool:
@@ -126,14 +132,37 @@ class PipelineOwner:
         logprobs: list[float] = []
         end = None
         while handle.can_read():
-            [output] = handle.read().values()
-            token_ids += output.generated_ids
-            logprobs += output.generated_log_probs
-            if output.finish_reason != GenerationFinishReason.NONE:
-                end = STOP if output.finish_reason == GenerationFinishReason.STOP else LENGTH
+            for output in handle.read().values():  # one, or none for a request that is not computed just now
+                token_ids += output.generated_ids
+                logprobs += output.generated_log_probs
+                if output.finish_reason != GenerationFinishReason.NONE:
+                    end = STOP if output.finish_reason == GenerationFinishReason.STOP else LENGTH
         if handle.get_status() == GenerationStatus.IGNORED:  # its outputs say LENGTH all the same
             end = "its tokens do not fit into the cache"
         return Progress(number, token_ids, end, logprobs)
+
+    def _keep_steps_below(self, seconds: float) -> None:
+        """Measure a step of reading; where it takes longer, build a pipeline that reads fewer tokens in a step."""
+        self._seconds_to_read(1)  # the first one prepares what the others find ready
+        took = self._seconds_to_read(2)
+        if took > seconds:
+            blocks = int(STEP_TOKENS * seconds / took) // BLOCK_TOKENS
+            self._step_tokens = max(1, blocks) * BLOCK_TOKENS
+            logger.warning(
+                "%d prompt tokens take %.2f s: %d are read in a step, to hold up others for %.2f s at most",
+                STEP_TOKENS, took, self._step_tokens, seconds,
+            )  # fmt: skip
+            self._pipeline = None
+            gc.collect()
+            self._pipeline = _build(self._settings, self._step_tokens)
+
+    def _seconds_to_read(self, token_id: int) -> float:
+        num_tokens = min(STEP_TOKENS, (self._settings.num_blocks - 1) * BLOCK_TOKENS - 1)
+        self.add(0, [token_id] * num_tokens, SamplingSettings(max_new_tokens=1))
+        began = time.perf_counter()
+        while not self.is_idle:
+            self.step()
+        return time.perf_counter() - began
 
     def _rebuild(self, why: str) -> list[Progress]:
         """A new pipeline; the old one's requests end with the error."""
@@ -141,18 +170,18 @@ class PipelineOwner:
         self._handles.clear()
         self._pipeline = None
         gc.collect()
-        self._pipeline = _build(self._settings)
+        self._pipeline = _build(self._settings, self._step_tokens)
         return ended
 
 
-def _build(settings: PipelineSettings) -> Any:
+def _build(settings: PipelineSettings, step_tokens: int) -> Any:
     import_openvino()
     from openvino_genai import ContinuousBatchingPipeline, SchedulerConfig
 
     scheduler = SchedulerConfig()
     scheduler.max_num_seqs = settings.max_active
     scheduler.num_kv_blocks = settings.num_blocks
-    scheduler.max_num_batched_tokens = max(STEP_TOKENS, settings.max_active)
+    scheduler.max_num_batched_tokens = max(step_tokens, settings.max_active)
     scheduler.dynamic_split_fuse = True
     scheduler.enable_prefix_caching = True
     options = compile_options(settings.precision, settings.num_threads)

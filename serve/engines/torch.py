@@ -165,7 +165,8 @@ class TorchEngine(Engine):
 
     def health(self) -> EngineHealth:
         with self._changed:
-            return EngineHealth(self._owner.is_alive(), len(self._active), len(self._waiting))
+            is_alive = self._owner.is_alive() and not self._is_closed
+            return EngineHealth(is_alive, len(self._active), len(self._waiting))
 
     def close(self) -> None:
         with self._changed:

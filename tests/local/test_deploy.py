@@ -22,6 +22,8 @@ def port():
 def test_from_conversations_to_an_endpoint_and_a_refusal(run, tiny, port):
     from ray import serve as ray_serve
 
+    from serve.app import close_fronts
+
     tiny["train"] |= {"adapter": {"rank": 4}, "learning_rate": 1e-2}
     tiny["serve"] |= {"port": port, "max_replicas": 1}
     done, store = run("optimize", tiny)
@@ -37,10 +39,16 @@ def test_from_conversations_to_an_endpoint_and_a_refusal(run, tiny, port):
     try:
         assert living_endpoint(spec, store, done["optimize"].key) == endpoint
         _ask(endpoint.figures["url"])
-        with Progress() as progress, pytest.raises(StageFailed, match="cannot listen"):
-            deploy(spec, store, done, progress)
+        with socket.socket() as other, Progress() as progress:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            tiny["serve"]["port"] = other.getsockname()[1]
+            with pytest.raises(StageFailed, match="serve.port: cannot listen .* --set serve.port="):
+                deploy(PipelineSpec.model_validate(tiny), store, done, progress)
+        assert living_endpoint(spec, store, done["optimize"].key) == endpoint
     finally:
         ray_serve.shutdown()
+        close_fronts()
     _refused_where_the_gate_is_too_high(run, tiny)
 
 

@@ -457,14 +457,21 @@ def test_beyond_its_room_the_endpoint_says_come_again(
     with open_endpoint(False, max_waiting=2) as endpoint:
         body = {"model": MODEL, "messages": HELLO, "max_tokens": 20_000, "stream": True}
         url = f"{endpoint.url}/v1/chat/completions"
-        with contextlib.ExitStack() as streams:
-            held = [streams.enter_context(httpx.stream("POST", url, json=body)) for _ in range(4)]
-            assert [response.status_code for response in held] == [200] * 4
+        # A stream's headers come with its first token: those of the two that wait do not come yet.
+        impatient = httpx.Timeout(20, read=1)
+        with contextlib.ExitStack() as streams, ThreadPoolExecutor() as pool:
+            held = [streams.enter_context(httpx.stream("POST", url, json=body)) for _ in range(2)]
+            assert [response.status_code for response in held] == [200] * 2
+            late = [pool.submit(httpx.post, url, json=body, timeout=impatient) for _ in range(2)]
+            wait_for_active(endpoint, 2, num_waiting=2)
             refused = endpoint.post({"model": MODEL, "messages": HELLO})
             assert refused.status_code == 429
             assert refused.headers["retry-after"] == "1"
             assert refused.json()["error"]["code"] == "queue_full"
             assert httpx.get(f"{endpoint.url}/health").status_code == 200
+            for request in late:
+                with pytest.raises(httpx.ReadTimeout):
+                    request.result()
         wait_for_active(endpoint, 0)
         assert endpoint.post({"model": MODEL, "messages": HELLO, "max_tokens": 2}).status_code == 200
 
@@ -541,9 +548,11 @@ def test_a_client_that_leaves_frees_its_slot(endpoint: Endpoint, stream: bool) -
     wait_for_active(endpoint, 0)
 
 
-def wait_for_active(endpoint: Endpoint, num_active: int) -> None:
+def wait_for_active(endpoint: Endpoint, num_active: int, num_waiting: int | None = None) -> None:
     """29 000 tokens take the engine far longer than this waits, also on a machine with other work."""
     until = time.monotonic() + 20
-    while endpoint.engine.health().num_active != num_active:
+    while endpoint.engine.health().num_active != num_active or (
+        num_waiting is not None and endpoint.engine.health().num_waiting != num_waiting
+    ):
         assert time.monotonic() < until, f"{endpoint.engine.health()} after 20 s"
         time.sleep(0.01)

@@ -24,6 +24,7 @@ def release_with(openvino: str) -> Artifact:
     ({}, "its model_type 'bloom' is not", "torch", "no OpenVINO export: its model_type 'bloom' is not"),
     ({"gpus_per_replica": 1}, "no use", "torch", "have GPUs"),
     ({"engine": "torch"}, "exported", "torch", "serve.engine"),
+    ({"adapters": {"other": "folder"}}, "exported", "torch", "serve.adapters"),
     ({"engine": "openvino"}, "exported", "openvino", "serve.engine"),
 ])  # fmt: skip
 def test_the_engine_and_why(serve: dict[str, Any], openvino: str, engine: str, reason: str) -> None:
@@ -34,6 +35,7 @@ def test_the_engine_and_why(serve: dict[str, Any], openvino: str, engine: str, r
 
 @pytest.mark.parametrize(("sections", "words"), [
     ({"serve": {"engine": "openvino", "gpus_per_replica": 1}}, "openvino computes on CPUs, gpus_per_replica is 1"),
+    ({"serve": {"engine": "openvino", "adapters": {"other": "folder"}}}, "adapters need engine torch"),
     ({"optimize": {"weights": "int8"}, "serve": {"engine": "torch"}}, "optimize.weights: int8 is a format of the"),
     ({"optimize": {"weights": "int8"}, "serve": {"gpus_per_replica": 0.5}}, "take bf16"),
 ])  # fmt: skip
