@@ -8,7 +8,6 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -19,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from serve import errors
 from serve.admission import Admission
+from serve.chat_page import chat_page
 from serve.completion import ChatReply, Reply, TextReply
 from serve.engines.base import Engine, GenerationRequest
 from serve.errors import LOST, ApiError
@@ -35,13 +35,6 @@ MAX_SECONDS = 600.0
 
 Body = TypeVar("Body", bound=BaseModel)
 Answer = TypeVar("Answer")
-
-PAGE = Path(__file__).parent / "page" / "index.html"
-# The page is whole in itself; even a bug in it could load or send nothing elsewhere.
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
-)
 
 
 class EventStream(StreamingResponse):
@@ -92,7 +85,7 @@ def create_app(
     admission = Admission(engine.max_active + max_waiting)
     names = dict.fromkeys([model_name, *engine.adapters])
     models_by_name = {name: Model(id=name, created=int(time.time())) for name in names}
-    page = PAGE.read_text(encoding="utf-8")
+    page, page_policy = chat_page()
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
@@ -163,8 +156,8 @@ def create_app(
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/")
-    async def chat_page() -> Response:
-        return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
+    async def index() -> Response:
+        return HTMLResponse(page, headers={"Content-Security-Policy": page_policy})
 
     return app
 

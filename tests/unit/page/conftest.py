@@ -1,0 +1,181 @@
+"""The chat page in headless Chromium, over a real endpoint.
+
+Driven through Selenium: Playwright would bring a Node.js and 160 MB for the same.
+"""
+
+import json
+import shutil
+import string
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+from starlette.responses import JSONResponse
+
+from models.base import load_tokenizer
+from serve.api import create_app
+from serve.engines.torch import TorchEngine
+
+MODEL = "talker"
+SWITCHES = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+class Front:
+    """Before the endpoint: remembers what it was asked; where a test wants it, asks for a key, has another model."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.key: str | None = None
+        self.adapters: list[str] = []
+        self.asked: list[dict[str, Any]] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        path = scope.get("path", "")
+        authorization = dict(scope.get("headers", ())).get(b"authorization", b"").decode()
+        if self.key and path.startswith("/v1/") and authorization != f"Bearer {self.key}":
+            error = {"message": f"No such key: {authorization!r}.", "type": "invalid_request_error"}
+            await JSONResponse({"error": error}, 401)(scope, receive, send)
+        elif path == "/v1/models":
+            listed = [{"id": name, "parent": MODEL} for name in self.adapters]
+            await JSONResponse({"data": [*listed, {"id": MODEL}]})(scope, receive, send)
+        elif path == "/v1/chat/completions":
+            await self.app(scope, await self._remembering(receive), send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _remembering(self, receive: Any) -> Any:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message.get("more_body", False)
+        self.asked.append(json.loads(body))
+        body = json.dumps({**self.asked[-1], "model": MODEL}).encode()
+        first = [{"type": "http.request", "body": body}]
+
+        async def again() -> Any:
+            return first.pop() if first else await receive()
+
+        return again
+
+
+class Page:
+    """The page as somebody sees it who uses it."""
+
+    def __init__(self, driver: webdriver.Chrome, url: str, front: Front) -> None:
+        self.driver, self.url, self.front = driver, url, front
+
+    def open(self) -> None:
+        self.driver.get(self.url)
+        self.until(lambda: self.one("#model").text != "connecting…")
+
+    def one(self, selector: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector: str) -> list[WebElement]:
+        return [each for each in self.driver.find_elements(By.CSS_SELECTOR, selector) if each.is_displayed()]
+
+    def texts(self, selector: str) -> list[str]:
+        return [each.text for each in self.all(selector)]
+
+    def script(self, code: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(code, *arguments)
+
+    def cdp(self, method: str, **params: Any) -> None:
+        self.driver.execute_cdp_cmd(method, params)
+
+    def until(self, condition: Callable[[], Any]) -> Any:
+        return WebDriverWait(self.driver, 20, 0.02).until(lambda _: condition())
+
+    @property
+    def focused(self) -> WebElement:
+        return self.driver.switch_to.active_element
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.focused.send_keys(key)
+
+    def is_idle(self) -> bool:
+        return self.one("main").get_attribute("aria-busy") != "true"
+
+    def send(self, question: str) -> None:
+        self.one("#input").send_keys(question + Keys.ENTER)
+
+    def answer(self) -> str:
+        """The last one, when it is whole."""
+        self.until(self.is_idle)
+        answers: list[str] = self.texts(".answer .text")
+        return answers[-1] if answers else ""
+
+    def ask(self, question: str) -> str:
+        self.send(question)
+        return self.answer()
+
+    def set(self, **fields: Any) -> None:
+        self.one("#open-settings").click()
+        for name, value in fields.items():
+            field = self.one(f"[name={name}]")
+            field.clear()
+            field.send_keys(str(value))
+        self.one("#close-settings").click()
+
+
+@pytest.fixture(scope="session")
+def talker(
+    make_loud: Callable[[Path], Any], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[TorchEngine, Any]]:
+    """An engine with a model that says letters without end, and its tokenizer."""
+    model, tokenizer = make_loud(tiny_llama), load_tokenizer(tiny_llama)
+    is_letter = [token in string.ascii_letters for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
+    model.lm_head.weight.data *= model.lm_head.weight.new_tensor(is_letter)[:, None]
+    model.config.max_position_embeddings = 30_000
+    release = tmp_path_factory.mktemp("release")
+    model.save_pretrained(release)
+    tokenizer.save_pretrained(release)
+    engine = TorchEngine(release, precision="fp32", max_active=2, num_threads=1)
+    yield engine, tokenizer
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    chromium, driver_path = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver_path):
+        pytest.skip("no Chromium here; on Debian: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for switch in [*SWITCHES.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
+        options.add_argument(switch)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(driver_path))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(
+    driver: webdriver.Chrome,
+    talker: tuple[TorchEngine, Any],
+    serving: Callable[[Any], AbstractContextManager[str]],
+) -> Iterator[Page]:
+    """Opened, on a port of its own, and so with nothing kept in the browser. Replies have 30 letters unless told
+    otherwise."""
+    front = Front(create_app(*talker, MODEL, default_max_tokens=30))
+    with serving(front) as url:
+        page = Page(driver, url, front)
+        page.cdp("Emulation.clearDeviceMetricsOverride")
+        page.cdp("Emulation.setTouchEmulationEnabled", enabled=False)
+        page.cdp("Emulation.setEmulatedMedia", features=[])
+        page.open()
+        driver.get_log("browser")  # What is read is forgotten.
+        yield page
+        driver.get("about:blank")
