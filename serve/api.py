@@ -83,8 +83,8 @@ def create_app(
     app.add_middleware(RequestLog, metrics=metrics)
     encoder = PromptEncoder(tokenizer, engine, default_max_tokens)
     admission = Admission(engine.max_active + max_waiting)
-    names = dict.fromkeys([model_name, *engine.adapters])
-    models_by_name = {name: Model(id=name, created=int(time.time())) for name in names}
+    parents = {model_name: None, **dict.fromkeys(engine.adapters, model_name)}
+    models_by_name = {name: Model(id=name, created=int(time.time()), parent=parents[name]) for name in parents}
     page, page_policy = chat_page()
 
     @app.post("/v1/chat/completions")

@@ -163,6 +163,8 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "rayconteur"
+    parent: str | None = None
+    """Not in OpenAI's API: the model whose adapter this is."""
 
 
 class ModelList(BaseModel):

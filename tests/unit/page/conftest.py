@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -19,11 +21,12 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 from starlette.responses import JSONResponse
 
-from models.base import load_tokenizer
+from models.base import load_model, load_tokenizer
 from serve.api import create_app
 from serve.engines.torch import TorchEngine
 
 MODEL = "talker"
+ADAPTERS = ("shop", "an-adapter-with-a-long-name-that-no-phone-has-room-for")
 SWITCHES = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -31,12 +34,11 @@ SWITCHES = (
 
 
 class Front:
-    """Before the endpoint: remembers what it was asked; where a test wants it, asks for a key, has another model."""
+    """Before the endpoint: remembers what it was asked, and asks for a key where a test wants that."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
         self.key: str | None = None
-        self.adapters: list[str] = []
         self.asked: list[dict[str, Any]] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -45,27 +47,18 @@ class Front:
         if self.key and path.startswith("/v1/") and authorization != f"Bearer {self.key}":
             error = {"message": f"No such key: {authorization!r}.", "type": "invalid_request_error"}
             await JSONResponse({"error": error}, 401)(scope, receive, send)
-        elif path == "/v1/models":
-            listed = [{"id": name, "parent": MODEL} for name in self.adapters]
-            await JSONResponse({"data": [*listed, {"id": MODEL}]})(scope, receive, send)
-        elif path == "/v1/chat/completions":
-            await self.app(scope, await self._remembering(receive), send)
-        else:
-            await self.app(scope, receive, send)
+            return
+        body = bytearray()
 
-    async def _remembering(self, receive: Any) -> Any:
-        body, more = b"", True
-        while more:
+        async def remembered() -> Any:
             message = await receive()
-            body, more = body + message["body"], message.get("more_body", False)
-        self.asked.append(json.loads(body))
-        body = json.dumps({**self.asked[-1], "model": MODEL}).encode()
-        first = [{"type": "http.request", "body": body}]
+            body.extend(message.get("body", b""))
+            if body and not message.get("more_body"):
+                self.asked.append(json.loads(body))
+                body.clear()
+            return message
 
-        async def again() -> Any:
-            return first.pop() if first else await receive()
-
-        return again
+        await self.app(scope, remembered, send)
 
 
 class Page:
@@ -133,7 +126,7 @@ class Page:
 def talker(
     make_loud: Callable[[Path], Any], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[TorchEngine, Any]]:
-    """An engine with a model that says letters without end, and its tokenizer."""
+    """An engine with a model that says letters without end and one adapter by two names, and its tokenizer."""
     model, tokenizer = make_loud(tiny_llama), load_tokenizer(tiny_llama)
     is_letter = [token in string.ascii_letters for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
     model.lm_head.weight.data *= model.lm_head.weight.new_tensor(is_letter)[:, None]
@@ -141,7 +134,10 @@ def talker(
     release = tmp_path_factory.mktemp("release")
     model.save_pretrained(release)
     tokenizer.save_pretrained(release)
-    engine = TorchEngine(release, precision="fp32", max_active=2, num_threads=1)
+    lora = LoraConfig(init_lora_weights=False, target_modules=["q_proj", "down_proj"])
+    get_peft_model(load_model(release, torch.float32), lora).save_pretrained(release / "adapter")
+    adapters = dict.fromkeys(ADAPTERS, release / "adapter")
+    engine = TorchEngine(release, precision="fp32", max_active=2, num_threads=1, adapters=adapters)
     yield engine, tokenizer
     engine.close()
 
