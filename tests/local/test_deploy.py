@@ -43,7 +43,7 @@ def test_from_conversations_to_an_endpoint_and_a_refusal(run, tiny, port):
             other.bind(("127.0.0.1", 0))
             other.listen()
             tiny["serve"]["port"] = other.getsockname()[1]
-            with pytest.raises(StageFailed, match="serve.port: cannot listen .* --set serve.port="):
+            with pytest.raises(StageFailed, match=r"serve.port: cannot listen .* --set serve.port="):
                 deploy(PipelineSpec.model_validate(tiny), store, done, progress)
         assert living_endpoint(spec, store, done["optimize"].key) == endpoint
     finally:
