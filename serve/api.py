@@ -22,7 +22,10 @@ from serve.admission import Admission
 from serve.completion import ChatReply, Reply, TextReply
 from serve.engines.base import Engine, GenerationRequest
 from serve.errors import ApiError
+from serve.gate import Gate, hold_tokens
 from serve.generation import Generation
+from serve.keys import KeyRing
+from serve.limits import Limits
 from serve.observe import Metrics, RequestLog, TokenClock
 from serve.prompt import PromptEncoder
 from serve.protocol import ChatRequest, CompletionRequest, GenerationFields, TokenizeRequest
@@ -71,16 +74,20 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     max_waiting: int = MAX_WAITING,
     max_seconds: float = MAX_SECONDS,
+    keys: KeyRing | None = None,
+    limits: Limits | None = None,
 ) -> FastAPI:
     """The endpoint over `engine`.
 
     A request without a limit gets `default_max_tokens`, less where the prompt leaves less. Beyond the replies that
     the engine decodes at once, `max_waiting` wait and later requests get 429; a reply that is not done in
-    `max_seconds` is ended.
+    `max_seconds` is ended. With `keys`, requests need one of them, and `limits` counts what each has used.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     errors.install(app)
     metrics = Metrics(engine)
+    if keys is not None:
+        app.add_middleware(Gate, keys=keys, limits=limits or Limits())
     app.add_middleware(RequestLog, metrics=metrics)
     encoder = PromptEncoder(tokenizer, engine, default_max_tokens)
     admission = Admission(engine.max_active + max_waiting)
@@ -108,6 +115,7 @@ def create_app(
             for each in wanted
         ]
         reply = kind(generations, model_name, body.n or 1, with_logprobs=body.num_logprobs() is not None)
+        await hold_tokens(request, wanted, body.n or 1)
         admission.enter(len(generations))
         request.state.reply = reply
         leave = functools.partial(admission.leave, len(generations))

@@ -4,16 +4,27 @@ from ray import serve as ray_serve
 ray_serve.run(build("/releases/abc", "abc", "my-model"), name="chat", route_prefix="/")
 """
 
+import asyncio
+import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 # Named so that it is never taken for our own package `serve`.
 from ray import serve as ray_serve
 
 from serve.engines.base import DEFAULT_MAX_ACTIVE, Engine, Precision
+from serve.keys import ApiKey, KeyRing
+from serve.limits import Limits, Taken
+
+logger = logging.getLogger(__name__)
 
 # Requests that a replica answers at once beside the replies in it: refusals, health.
 _NEVER_HELD_UP = 64
+# A limit is counted here alone when the one counter of all replicas has not answered after so long.
+_SHARED_LIMITS_S = 2.0
+
+ReadKeys = Callable[[], list[ApiKey] | None]
 
 
 class ChatReplica:
@@ -32,8 +43,13 @@ class ChatReplica:
         max_active: int,
         num_threads: int,
         device: str,
+        read_keys: ReadKeys | None = None,
+        limits: Any = None,
     ) -> None:
         from models.base import load_tokenizer
+
+        self._keys = KeyRing(read_keys) if read_keys else None
+        self._limits = SharedLimits(limits) if limits else None
 
         self._tokenizer = load_tokenizer(release_folder)
         self._engine = _load_engine(engine, release_folder, precision, max_active, num_threads, device)
@@ -55,6 +71,8 @@ class ChatReplica:
             default_max_tokens=self._max_new_tokens,
             max_waiting=self._max_waiting,
             max_seconds=self._max_seconds,
+            keys=self._keys,
+            limits=self._limits,
         )
 
     def check_health(self) -> None:
@@ -65,6 +83,28 @@ class ChatReplica:
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
             self._engine.close()
+
+
+class SharedLimits(Limits):
+    """Counted for all replicas by one `Limits`, which Ray Serve keeps alive; by each for itself while it is away."""
+
+    def __init__(self, handle: Any) -> None:
+        super().__init__()
+        self._handle = handle
+
+    async def take(self, name: str, per_minute: int, amount: int) -> Taken:
+        try:
+            taken: Taken = await asyncio.wait_for(
+                self._handle.take.remote(name, per_minute, amount), _SHARED_LIMITS_S
+            )
+        except Exception as error:  # of Ray, of many kinds: a request is not lost for a count
+            logger.warning("limits are counted by this replica alone: %r", error)
+            return await super().take(name, per_minute, amount)
+        return taken
+
+    async def give_back(self, name: str, per_minute: int, amount: int) -> None:
+        await super().give_back(name, per_minute, amount)
+        self._handle.give_back.remote(name, per_minute, amount)  # the answer is out; nobody waits for this
 
 
 def _load_engine(
@@ -94,6 +134,7 @@ def build(
     precision: Precision = "auto",
     max_new_tokens: int = 512,
     max_seconds: float = 600.0,
+    read_keys: ReadKeys | None = None,
 ) -> Any:
     """The Ray Serve application (`ray.serve.Application`) that serves the release in `release_folder`.
 
@@ -101,7 +142,8 @@ def build(
     OpenVINO export for `openvino`. `num_cpus` and `num_gpus` are per replica;
     `max_new_tokens` limits replies to requests that set no limit. At each replica, beyond what its engine decodes at
     once, up to `max_queued_requests` wait, and later ones get 429; while there is no replica, as many wait in Ray
-    Serve. A reply takes `max_seconds` at most.
+    Serve. A reply takes `max_seconds` at most. With `read_keys`, which is called in each replica, requests need a
+    key, and one `Limits` beside the replicas counts for all of them what each key has used.
     """
     max_active = max(DEFAULT_MAX_ACTIVE[engine], math.ceil(target_ongoing_requests))
     deployment = ray_serve.deployment(
@@ -117,6 +159,8 @@ def build(
             "target_ongoing_requests": target_ongoing_requests,
         },
     )
+    # A call of it takes microseconds; none waits for another.
+    limits = ray_serve.deployment(Limits, name="Limits", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000)
     return deployment.bind(
         release_folder,
         release_key,
@@ -129,4 +173,6 @@ def build(
         max_active=max_active,
         num_threads=max(1, math.floor(num_cpus)),
         device="cuda" if num_gpus else "cpu",
+        read_keys=read_keys,
+        limits=limits.bind() if read_keys else None,
     )

@@ -6,14 +6,17 @@ Refuses a release whose scorecard did not pass. Leaves in the store a manifest w
 endpoint is up to date while `/health` there names this release.
 """
 
+import contextlib
 import socket
 import time
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
 import httpx
 
 from models.base import cache_folder
+from workflows.keys import KeyFile
 from workflows.pipeline import GateFailed, StageFailed
 from workflows.progress import Progress
 from workflows.spec import PipelineSpec, ServeSpec
@@ -25,8 +28,8 @@ _FOLDERS = {"openvino": "openvino", "torch": "model"}
 
 def url_of(serve: ServeSpec) -> str:
     """Where clients on this machine find the endpoint."""
-    host = "127.0.0.1" if serve.host == "0.0.0.0" else serve.host
-    return f"http://{host}:{serve.port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(serve.host, serve.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{serve.port}"
 
 
 def deployment_key(spec: PipelineSpec, release: str) -> str:
@@ -53,6 +56,21 @@ def _served_release(url: str) -> str | None:
         return str(httpx.get(f"{url}/health", timeout=2.0).json()["release"])
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return None
+
+
+def someone_may_ask(spec: PipelineSpec, store: Store) -> bool:
+    """Whether the endpoint needs no key, or there is one."""
+    return spec.serve.keys == "none" or bool(KeyFile(store).read())
+
+
+@contextlib.contextmanager
+def own_key(spec: PipelineSpec, store: Store) -> Iterator[str | None]:
+    """A key to ask the endpoint with, revoked at the end; None where it needs none."""
+    if spec.serve.keys == "none":
+        yield None
+        return
+    with KeyFile(store).temporary() as key:
+        yield key
 
 
 def check_passed(scorecard: Artifact, force: bool) -> None:
@@ -104,9 +122,11 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
         precision=serve.precision,
         max_new_tokens=serve.max_new_tokens,
         max_seconds=serve.max_reply_seconds,
+        read_keys=KeyFile(store).read if serve.keys == "required" else None,
     )
     try:
         ray_serve.start(http_options={"host": serve.host, "port": serve.port}, logging_config={"log_level": "ERROR"})
+        _check_address(serve)
         ray_serve.run(app, name=spec.name, route_prefix="/")
     except (RuntimeError, ray.exceptions.RayError) as error:
         raise StageFailed(f"deploy: Ray Serve could not start the endpoint: {error}") from error
@@ -139,8 +159,22 @@ def _check_port(serve: ServeSpec) -> None:
             ) from None
 
 
+def _check_address(serve: ServeSpec) -> None:
+    """Raise StageFailed where Ray Serve was on the cluster before and listens elsewhere, maybe to other machines."""
+    from ray.serve.context import _get_global_client
+
+    running = _get_global_client().http_config
+    if (running.host, running.port) != (serve.host, serve.port):
+        raise StageFailed(
+            f"serve.host: got {serve.host}, port {serve.port}, but Ray Serve on this cluster listens on "
+            f"{running.host}:{running.port} already and cannot be moved; take these, or end it with `serve shutdown`"
+        )
+
+
 def curl_line(artifact: Artifact) -> str:
     """A command that shows the endpoint at work."""
     figures: dict[str, Any] = artifact.figures
     body = f'{{"model": "{figures["model"]}", "messages": [{{"role": "user", "content": "Hello!"}}], "stream": true}}'
-    return f"curl -N {figures['url']}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    has_keys = artifact.settings["serve"]["keys"] == "required"
+    key = ' -H "Authorization: Bearer $RAYCONTEUR_API_KEY"' if has_keys else ""
+    return f"curl -N {figures['url']}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
