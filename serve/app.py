@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import ray
+
 # Named so that it is never taken for our own package `serve`.
 from ray import serve as ray_serve
 
@@ -21,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 # Requests that a replica answers at once beside the replies in it: refusals, health.
 _NEVER_HELD_UP = 64
-# A limit is counted here alone when the one counter of all replicas has not answered after so long.
-_SHARED_LIMITS_S = 2.0
+# A replica counts limits alone where the actor that counts for all has not answered after so long: while it starts.
+_SHARED_LIMITS_S = 1.0
 
 ReadKeys = Callable[[], list[ApiKey] | None]
 
@@ -44,12 +46,11 @@ class ChatReplica:
         num_threads: int,
         device: str,
         read_keys: ReadKeys | None = None,
-        limits: Any = None,
     ) -> None:
         from models.base import load_tokenizer
 
         self._keys = KeyRing(read_keys) if read_keys else None
-        self._limits = SharedLimits(limits) if limits else None
+        self._limits = SharedLimits(ray_serve.get_replica_context().app_name) if read_keys else None
 
         self._tokenizer = load_tokenizer(release_folder)
         self._engine = _load_engine(engine, release_folder, precision, max_active, num_threads, device)
@@ -86,25 +87,35 @@ class ChatReplica:
 
 
 class SharedLimits(Limits):
-    """Counted for all replicas by one `Limits`, which Ray Serve keeps alive; by each for itself while it is away."""
+    """Counted for all replicas of an application by one actor; by each replica for itself while that is away.
 
-    def __init__(self, handle: Any) -> None:
+    The first replica makes it, and it goes with that one; who misses it makes the next one, and a minute's worth is
+    there again.
+    """
+
+    def __init__(self, app_name: str) -> None:
         super().__init__()
-        self._handle = handle
+        self._name = f"limits of {app_name}"
+        self._actor = self._found()
 
     async def take(self, name: str, per_minute: int, amount: int) -> Taken:
         try:
-            taken: Taken = await asyncio.wait_for(
-                self._handle.take.remote(name, per_minute, amount), _SHARED_LIMITS_S
-            )
-        except Exception as error:  # of Ray, of many kinds: a request is not lost for a count
+            self._actor = self._actor or self._found()
+            taken: Taken = await asyncio.wait_for(self._actor.take.remote(name, per_minute, amount), _SHARED_LIMITS_S)
+        except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
+            if isinstance(error, ray.exceptions.RayError):
+                self._actor = None
             logger.warning("limits are counted by this replica alone: %r", error)
             return await super().take(name, per_minute, amount)
         return taken
 
     async def give_back(self, name: str, per_minute: int, amount: int) -> None:
         await super().give_back(name, per_minute, amount)
-        self._handle.give_back.remote(name, per_minute, amount)  # the answer is out; nobody waits for this
+        if self._actor is not None:
+            self._actor.give_back.remote(name, per_minute, amount)  # the answer is out; nobody waits for this
+
+    def _found(self) -> Any:
+        return ray.remote(Limits).options(name=self._name, get_if_exists=True, num_cpus=0).remote()
 
 
 def _load_engine(
@@ -143,7 +154,7 @@ def build(
     `max_new_tokens` limits replies to requests that set no limit. At each replica, beyond what its engine decodes at
     once, up to `max_queued_requests` wait, and later ones get 429; while there is no replica, as many wait in Ray
     Serve. A reply takes `max_seconds` at most. With `read_keys`, which is called in each replica, requests need a
-    key, and one `Limits` beside the replicas counts for all of them what each key has used.
+    key, and one actor beside the replicas counts for all of them what each key has used.
     """
     max_active = max(DEFAULT_MAX_ACTIVE[engine], math.ceil(target_ongoing_requests))
     deployment = ray_serve.deployment(
@@ -159,8 +170,6 @@ def build(
             "target_ongoing_requests": target_ongoing_requests,
         },
     )
-    # A call of it takes microseconds; none waits for another.
-    limits = ray_serve.deployment(Limits, name="Limits", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000)
     return deployment.bind(
         release_folder,
         release_key,
@@ -174,5 +183,4 @@ def build(
         num_threads=max(1, math.floor(num_cpus)),
         device="cuda" if num_gpus else "cpu",
         read_keys=read_keys,
-        limits=limits.bind() if read_keys else None,
     )

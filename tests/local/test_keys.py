@@ -1,0 +1,77 @@
+"""Keys and their limits on an endpoint of two replicas."""
+
+import socket
+import time
+
+import httpx
+import pytest
+
+from serve.app import build
+from workflows.deploy import _check_address
+from workflows.keys import KeyFile
+from workflows.pipeline import StageFailed
+from workflows.spec import ServeSpec
+from workflows.store import Store
+
+ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def file(tmp_path):
+    return KeyFile(Store(str(tmp_path / "store")))
+
+
+@pytest.fixture
+def url(cluster, tiny_llama, file, port):
+    from ray import serve as ray_serve
+
+    app = build(str(tiny_llama), "abc", "tiny", min_replicas=2, max_replicas=2, precision="fp32", read_keys=file.read)
+    ray_serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "ERROR"})
+    ray_serve.run(app, name="keys", route_prefix="/")
+    yield f"http://127.0.0.1:{port}"
+    ray_serve.shutdown()
+
+
+def ask(url, secret):
+    with httpx.Client() as client:  # of its own, so that either replica may get it
+        headers = {"Authorization": f"Bearer {secret}", "Origin": "https://elsewhere.example"}
+        return client.post(f"{url}/v1/chat/completions", json=ASK, headers=headers)
+
+
+def answers_of_both(url, secret, status):
+    """Seconds until 30 requests in a row were answered so."""
+    began, in_a_row = time.monotonic(), 0
+    while in_a_row < 30:
+        in_a_row = in_a_row + 1 if ask(url, secret).status_code == status else 0
+        assert time.monotonic() - began < 30
+    return time.monotonic() - began
+
+
+def test_two_replicas_know_the_same_keys_and_count_together(url, file, port):
+    assert httpx.get(f"{url}/health").status_code == 200
+    assert httpx.get(f"{url}/").status_code == 200
+    assert ask(url, "rk-nobody's").status_code == 401
+    free, _ = file.add("free")
+    few, _ = file.add("few", requests_per_minute=10)
+    answers_of_both(url, free, 200)
+    began = time.monotonic()
+    answers = [ask(url, few) for _ in range(30)]
+    by_time = (time.monotonic() - began) / 6
+    passed = [answer.status_code for answer in answers].count(200)
+    assert 10 <= passed <= 10 + by_time + 1
+    assert {answer.status_code for answer in answers} == {200, 429}
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert 1 <= int(refused.headers["retry-after"]) <= 6
+    assert not [name for answer in answers for name in answer.headers if name.startswith("access-control-")]
+    file.revoke("free")
+    answers_of_both(url, free, 401)
+    _check_address(ServeSpec(port=port))
+    with pytest.raises(StageFailed, match=rf"Ray Serve on this cluster listens on 127\.0\.0\.1:{port} already"):
+        _check_address(ServeSpec(host="0.0.0.0", port=port, keys="required"))
