@@ -14,6 +14,7 @@ import ray
 
 # Named so that it is never taken for our own package `serve`.
 from ray import serve as ray_serve
+from ray.serve.config import DeploymentActorConfig
 
 from serve.engines.base import DEFAULT_MAX_ACTIVE, Engine, Precision
 from serve.keys import ApiKey, KeyRing
@@ -23,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Requests that a replica answers at once beside the replies in it: refusals, health.
 _NEVER_HELD_UP = 64
-# A replica counts limits alone where the actor that counts for all has not answered after so long: while it starts.
+_LIMITS = "limits"
+# A replica counts limits alone where the actor that counts for all has not answered after so long.
 _SHARED_LIMITS_S = 1.0
 
 ReadKeys = Callable[[], list[ApiKey] | None]
@@ -50,7 +52,7 @@ class ChatReplica:
         from models.base import load_tokenizer
 
         self._keys = KeyRing(read_keys) if read_keys else None
-        self._limits = SharedLimits(ray_serve.get_replica_context().app_name) if read_keys else None
+        self._limits = SharedLimits() if read_keys else None
 
         self._tokenizer = load_tokenizer(release_folder)
         self._engine = _load_engine(engine, release_folder, precision, max_active, num_threads, device)
@@ -87,24 +89,22 @@ class ChatReplica:
 
 
 class SharedLimits(Limits):
-    """Counted for all replicas of an application by one actor; by each replica for itself while that is away.
+    """Counted for all replicas by one actor, which Ray Serve keeps alive; by each for itself while that is away.
 
-    The first replica makes it, and it goes with that one; who misses it makes the next one, and a minute's worth is
-    there again.
+    A new actor begins with a minute's worth for every key.
     """
 
-    def __init__(self, app_name: str) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._name = f"limits of {app_name}"
-        self._actor = self._found()
+        self._actor: Any = None
 
     async def take(self, name: str, per_minute: int, amount: int) -> Taken:
         try:
-            self._actor = self._actor or self._found()
-            taken: Taken = await asyncio.wait_for(self._actor.take.remote(name, per_minute, amount), _SHARED_LIMITS_S)
-        except (ray.exceptions.RayError, asyncio.TimeoutError) as error:
-            if isinstance(error, ray.exceptions.RayError):
-                self._actor = None
+            self._actor = self._actor or ray_serve.get_deployment_actor(_LIMITS)
+            asked = self._actor.take.remote(name, per_minute, amount)
+            taken: Taken = await asyncio.wait_for(asked, _SHARED_LIMITS_S)
+        except (ValueError, ray.exceptions.RayError, asyncio.TimeoutError) as error:
+            self._actor = None
             logger.warning("limits are counted by this replica alone: %r", error)
             return await super().take(name, per_minute, amount)
         return taken
@@ -113,9 +113,6 @@ class SharedLimits(Limits):
         await super().give_back(name, per_minute, amount)
         if self._actor is not None:
             self._actor.give_back.remote(name, per_minute, amount)  # the answer is out; nobody waits for this
-
-    def _found(self) -> Any:
-        return ray.remote(Limits).options(name=self._name, get_if_exists=True, num_cpus=0).remote()
 
 
 def _load_engine(
@@ -157,10 +154,12 @@ def build(
     key, and one actor beside the replicas counts for all of them what each key has used.
     """
     max_active = max(DEFAULT_MAX_ACTIVE[engine], math.ceil(target_ongoing_requests))
+    limits = DeploymentActorConfig(name=_LIMITS, actor_class=ray.remote(Limits), actor_options={"num_cpus": 0})
     deployment = ray_serve.deployment(
         ray_serve.ingress()(ChatReplica),
         name="ChatReplica",
         ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
+        deployment_actors=[limits] if read_keys else [],
         # More than a replica lets in: it refuses the others itself, and they do not hold up /health.
         max_ongoing_requests=max_active + max_queued_requests + _NEVER_HELD_UP,
         max_queued_requests=max_queued_requests,

@@ -7,13 +7,17 @@ import httpx
 import pytest
 
 from serve.app import build
-from workflows.deploy import _check_address
+from workflows import cli, deploy
 from workflows.keys import KeyFile
 from workflows.pipeline import StageFailed
-from workflows.spec import ServeSpec
+from workflows.progress import Progress
+from workflows.spec import PipelineSpec, ServeSpec
 from workflows.store import Store
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+PIPELINE = PipelineSpec.model_validate(
+    {"name": "tiny", "base_model": "x", "data": {"sources": [{"path": "x"}]}, "serve": {"keys": "required"}}
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def answers_of_both(url, secret, status):
     return time.monotonic() - began
 
 
-def test_two_replicas_know_the_same_keys_and_count_together(url, file, port):
+def test_two_replicas_know_the_same_keys_and_count_together(url, file, port, capsys):
     assert httpx.get(f"{url}/health").status_code == 200
     assert httpx.get(f"{url}/").status_code == 200
     assert ask(url, "rk-nobody's").status_code == 401
@@ -70,8 +74,12 @@ def test_two_replicas_know_the_same_keys_and_count_together(url, file, port):
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert 1 <= int(refused.headers["retry-after"]) <= 6
     assert not [name for answer in answers for name in answer.headers if name.startswith("access-control-")]
+    with deploy.own_key(PIPELINE, file._store) as own, Progress() as progress:
+        cli._ask_once(url, "tiny", own, progress)
+    assert "asked over HTTP: " in capsys.readouterr().out
+    assert [key.name for key in file.read()] == ["free", "few"]
     file.revoke("free")
     answers_of_both(url, free, 401)
-    _check_address(ServeSpec(port=port))
+    deploy._check_address(ServeSpec(port=port))
     with pytest.raises(StageFailed, match=rf"Ray Serve on this cluster listens on 127\.0\.0\.1:{port} already"):
-        _check_address(ServeSpec(host="0.0.0.0", port=port, keys="required"))
+        deploy._check_address(ServeSpec(host="0.0.0.0", port=port, keys="required"))
