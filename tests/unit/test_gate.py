@@ -161,7 +161,7 @@ def test_openais_client_waits_as_it_is_told(endpoint: Endpoint, monkeypatch: pyt
 
 
 def test_tokens_a_minute_are_what_was_used(endpoint: Endpoint) -> None:
-    secret, left = endpoint.key(tokens_per_minute=1000), 1000
+    secret, left = endpoint.key(tokens_per_minute=500), 500
     usage = endpoint.post(secret).json()["usage"]
     left -= usage["total_tokens"]
     prompt = usage["prompt_tokens"]
@@ -170,32 +170,32 @@ def test_tokens_a_minute_are_what_was_used(endpoint: Endpoint) -> None:
         """The tokens that are used: while they were not known, what they might come to was held."""
         nonlocal left
         answer = endpoint.post(secret, path, **change)
-        assert headers_of(answer, "tokens")[:2] == ("1000", str(left - may_come_to))
+        assert headers_of(answer, "tokens")[:2] == ("500", str(left - may_come_to))
         used: int = answer.json()["usage"]["total_tokens"] if answer.is_success else 0
         left -= used
         return used
 
-    assert spend(prompt + 300, max_tokens=300, stop=endpoint.said[1]) < prompt + 300
+    assert spend(prompt + 100, max_tokens=100, stop=endpoint.said[1]) < prompt + 100
     assert spend(prompt + 3 * 10, n=3) == prompt + 3 * 10, "a prompt counts once"
     texts = endpoint.post(endpoint.key(), "/v1/completions", prompt=["a", "bb"]).json()["usage"]["prompt_tokens"]
     assert spend(texts + 2 * 2 * 5, "/v1/completions", prompt=["a", "bb"], n=2, max_tokens=5) == texts + 2 * 2 * 5
     assert headers_of(endpoint.post(secret, "/tokenize", prompt="a"), "tokens") == (None, None, None)
-    assert spend(0, max_tokens=900) == 0, "what is refused costs nothing"
+    assert spend(0, max_tokens=450) == 0, "what is refused costs nothing"
     assert spend(left, max_tokens=left - prompt) > 0
 
 
 def test_what_a_reply_may_come_to_is_held_while_it_is_generated(endpoint: Endpoint) -> None:
-    secret = endpoint.key(tokens_per_minute=600)
+    secret = endpoint.key(tokens_per_minute=2000)
     url, headers = f"{endpoint.url}/v1/chat/completions", {"Authorization": f"Bearer {secret}"}
     with endpoint.http.stream(
-        "POST", url, headers=headers, json={**ASK, "max_tokens": 400, "stream": True}
+        "POST", url, headers=headers, json={**ASK, "max_tokens": 400, "n": 4, "stream": True}
     ) as stream:
         assert stream.status_code == 200
-        refused = endpoint.post(secret, max_tokens=300)
+        refused = endpoint.post(secret, max_tokens=400)
         assert (refused.status_code, refused.json()["error"]["type"]) == (429, "tokens")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
     wait_until(lambda: endpoint.engine.health().num_active == 0)
-    wait_until(lambda: endpoint.post(secret, max_tokens=300).status_code == 200)
+    wait_until(lambda: endpoint.post(secret, max_tokens=400).status_code == 200)
 
 
 def test_a_request_that_can_never_pass_is_not_tried_again(endpoint: Endpoint) -> None:
