@@ -1,33 +1,33 @@
-"""The endpoint on Ray Serve: replicas that each hold one release, autoscaled, behind one front.
+"""The endpoint on Ray Serve: replicas that each hold one release, autoscaled. serve/front_actor.py is before them.
 
 ray_serve.run(build("/releases/abc", "abc", "my-model"), name="chat", route_prefix=None)
-front = open_front("chat", "127.0.0.1", 8000, max_seconds=600)
 """
 
 import asyncio
 import logging
 import math
-import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import ray
 
 # Named so that it is never taken for our own package `serve`.
 from ray import serve as ray_serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.serve.config import DeploymentActorConfig
 
 from serve.engines.base import DEFAULT_MAX_ACTIVE, DEFAULT_MAX_STALL_SECONDS, Engine, Precision
-from serve.errors import ApiError
-from serve.front import Endpoint, Front, Lease, LostError
+from serve.keys import ApiKey, KeyRing
 from serve.leases import LeasedOnly, Leases, ReplicaServer
+from serve.limits import Limits, Taken
 
-_NAMESPACE = "rayconteur"
-# Raised when a front's code changes: an older one is exchanged at the next deploy.
-_FRONT_VERSION = 1
+logger = logging.getLogger(__name__)
+
+_LIMITS = "limits"
+# A replica counts limits alone where the actor that counts for all has not answered after so long.
+_SHARED_LIMITS_S = 1.0
+
+ReadKeys = Callable[[], list[ApiKey] | None]
 
 
 class ChatReplica:
@@ -48,11 +48,14 @@ class ChatReplica:
         device: str,
         adapters: Mapping[str, str],
         max_stall_seconds: float,
+        read_keys: ReadKeys | None = None,
     ) -> None:
         from models.base import load_tokenizer
         from serve.api import create_app
 
         logging.getLogger("rayconteur").setLevel(logging.INFO)
+        keys = KeyRing(read_keys) if read_keys else None
+        limits = SharedLimits() if read_keys else None
         self._engine = _load_engine(
             engine, release_folder, precision, max_active, num_threads, device, adapters, max_stall_seconds
         )
@@ -65,6 +68,8 @@ class ChatReplica:
             default_max_tokens=max_new_tokens,
             max_waiting=max_waiting,
             max_seconds=max_seconds,
+            keys=keys,
+            limits=limits,
         )
         self._server = ReplicaServer(LeasedOnly(app, self._leases), ray.util.get_node_ip_address())
 
@@ -85,6 +90,33 @@ class ChatReplica:
             self._server.close()
         if hasattr(self, "_engine"):
             self._engine.close()
+
+
+class SharedLimits(Limits):
+    """Counted for all replicas by one actor, which Ray Serve keeps alive; by each for itself while that is away.
+
+    A new actor begins with a minute's worth for every key.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._actor: Any = None
+
+    async def take(self, name: str, per_minute: int, amount: int) -> Taken:
+        try:
+            self._actor = self._actor or ray_serve.get_deployment_actor(_LIMITS)
+            asked = self._actor.take.remote(name, per_minute, amount)
+            taken: Taken = await asyncio.wait_for(asked, _SHARED_LIMITS_S)
+        except (ValueError, ray.exceptions.RayError, asyncio.TimeoutError) as error:
+            self._actor = None
+            logger.warning("limits are counted by this replica alone: %r", error)
+            return await super().take(name, per_minute, amount)
+        return taken
+
+    async def give_back(self, name: str, per_minute: int, amount: int) -> None:
+        await super().give_back(name, per_minute, amount)
+        if self._actor is not None:
+            self._actor.give_back.remote(name, per_minute, amount)  # the answer is out; nobody waits for this
 
 
 def _load_engine(
@@ -126,6 +158,7 @@ def build(
     adapters: Mapping[str, str] | None = None,
     max_stall_seconds: float = DEFAULT_MAX_STALL_SECONDS,
     surge: bool = False,
+    read_keys: ReadKeys | None = None,
 ) -> Any:
     """The Ray Serve application (`ray.serve.Application`) that serves the release in `release_folder`.
 
@@ -133,13 +166,16 @@ def build(
     OpenVINO export for `openvino`; and the folders of `adapters`. `num_cpus` and `num_gpus` are per replica;
     `max_new_tokens` limits replies to requests that set no limit. Up to `max_queued_requests` wait for a replica with
     room, and later ones get 429. A reply takes `max_seconds` at most. With `surge` an update starts new replicas
-    before it stops old ones, which takes room for one more.
+    before it stops old ones, which takes room for one more. With `read_keys`, called in each replica, requests need a
+    key, and one actor beside the replicas counts for all of them what each key has used.
     """
     max_active = max(DEFAULT_MAX_ACTIVE[engine], math.ceil(target_ongoing_requests))
+    limits = DeploymentActorConfig(name=_LIMITS, actor_class=ray.remote(Limits), actor_options={"num_cpus": 0})
     deployment = ray_serve.deployment(
         ChatReplica,
         name="ChatReplica",
         ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
+        deployment_actors=[limits] if read_keys else [],
         # A few more than are decoded at once: the next ones are there when a place is free.
         max_ongoing_requests=max_active + max(2, max_active // 8),
         max_queued_requests=max_queued_requests,
@@ -173,108 +209,5 @@ def build(
         device="cuda" if num_gpus else "cpu",
         adapters=dict(adapters or {}),
         max_stall_seconds=max_stall_seconds,
+        read_keys=read_keys,
     )
-
-
-class FrontActor:
-    """A Front whose leases come from the application `app_name`; in a thread, so that it is there again by itself
-    when Ray has started this actor anew."""
-
-    def __init__(self, app_name: str, host: str, port: int, max_seconds: float) -> None:
-        self._app_name = app_name
-        self._handle: Any = None
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="front", daemon=True).start()
-        self._front = Front(self._lease, max_seconds)
-        self._problem = None
-        try:
-            self._done(self._front.listen(host, port))
-        except OSError as error:
-            self._problem = str(error)
-
-    def problem(self) -> str | None:
-        """Why it cannot listen."""
-        return self._problem
-
-    def serve(self, endpoint: Endpoint) -> None:
-        """Say so of the endpoint from now on."""
-        self._loop.call_soon_threadsafe(self._front.serve, endpoint)
-
-    def close(self) -> None:
-        """Take no new connections; ends with the last reply."""
-        self._done(self._front.close())
-
-    def _done(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    @asynccontextmanager
-    async def _lease(self, seconds: float) -> AsyncIterator[Lease]:
-        responses = None
-        try:
-            if self._handle is None:
-                self._handle = ray_serve.get_app_handle(self._app_name)
-            responses = self._handle.options(stream=True).lease.remote()
-            address, lease_id = await asyncio.wait_for(anext(responses), max(0.0, seconds))
-        except asyncio.TimeoutError:
-            responses.cancel()  # type: ignore[union-attr]
-            raise ApiError(504, "No replica had room for this request in time.", code="deadline_exceeded") from None
-        except asyncio.CancelledError:
-            if responses is not None:
-                responses.cancel()
-            raise
-        except BackPressureError:
-            raise ApiError(
-                429,
-                "All replicas are busy, and as many requests wait as may; try again.",
-                code="queue_full",
-                headers={"Retry-After": "1"},
-            ) from None
-        except DeploymentUnavailableError as error:
-            raise ApiError(503, f"The endpoint could not be started: {error}.", code="unavailable") from error
-        except (RayError, RayServeException, StopAsyncIteration) as error:
-            raise LostError(may_have_died_of_it=False) from error
-        try:
-            yield Lease(address, lease_id)
-        except BaseException:
-            responses.cancel()  # it may not have been claimed
-            raise
-
-
-def open_front(app_name: str, host: str, port: int, max_seconds: float) -> Any:
-    """The actor that has the application answer at `host`:`port` of this node; raises OSError.
-
-    A front that is there goes on. One with other settings is closed when its replies have ended, the new one
-    listening beside it. Ray starts a front again if it dies.
-    """
-    name = f"front {app_name} {host}:{port} {max_seconds:g} v{_FRONT_VERSION}"
-    fronts = _fronts()
-    if name in fronts:
-        return fronts[name]
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options: Any = {
-        "name": name, "namespace": _NAMESPACE, "lifetime": "detached", "num_cpus": 0, "max_restarts": -1,
-        "max_concurrency": 4, "scheduling_strategy": here,
-    }  # fmt: skip
-    front = ray.remote(FrontActor).options(**options).remote(app_name, host, port, max_seconds)
-    if (problem := ray.get(front.problem.remote())) is not None:
-        ray.kill(front)
-        raise OSError(problem)
-    for old in fronts.values():
-        ray.get(old.close.remote())
-        ray.kill(old)
-    return front
-
-
-def close_fronts() -> None:
-    """End the fronts of this cluster, and what they are answering."""
-    for front in _fronts().values():
-        ray.kill(front)
-
-
-def _fronts() -> dict[str, Any]:
-    found = {}
-    for actor in ray.util.list_named_actors(all_namespaces=True):
-        if actor["namespace"] == _NAMESPACE and actor["name"].startswith("front "):
-            with suppress(ValueError):  # it has just ended
-                found[actor["name"]] = ray.get_actor(actor["name"], _NAMESPACE)
-    return found
