@@ -14,7 +14,8 @@ import ray
 
 # Named so that it is never taken for our own package `serve`.
 from ray import serve as ray_serve
-from ray.serve.config import DeploymentActorConfig
+from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
+from ray.serve.config import AutoscalingContext, AutoscalingPolicy, DeploymentActorConfig
 
 from serve.engines.base import DEFAULT_MAX_ACTIVE, DEFAULT_MAX_STALL_SECONDS, Engine, Precision
 from serve.keys import ApiKey, KeyRing
@@ -24,6 +25,8 @@ from serve.limits import Limits, Taken
 logger = logging.getLogger(__name__)
 
 _LIMITS = "limits"
+# Share of the replicas' caches in use above which another replica is wanted.
+_FULL_CACHE = 0.8
 # A replica counts limits alone where the actor that counts for all has not answered after so long.
 _SHARED_LIMITS_S = 1.0
 
@@ -79,6 +82,10 @@ class ChatReplica:
         async with aclosing(self._leases.held()) as lease_ids:
             async for lease_id in lease_ids:
                 yield self._server.address, lease_id
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Ray Serve, for `replicas_for`."""
+        return {"cache_used": self._engine.health().cache_used}
 
     def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises here."""
@@ -138,6 +145,13 @@ def _load_engine(
     return TorchEngine(folder, precision, max_active, num_threads, device, adapters, max_stall_seconds)
 
 
+def replicas_for(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
+    """By the requests in progress, as Ray Serve does by itself, and by their tokens: long ones fill the caches."""
+    wanted, state = replica_queue_length_autoscaling_policy(context)
+    used = (context.aggregated_metrics or {}).get("cache_used", {})
+    return max(wanted, sum(used.values()) / _FULL_CACHE), state
+
+
 def build(
     release_folder: str,
     release_key: str,
@@ -193,6 +207,7 @@ def build(
             # Of the last seconds: the average over more would answer a load that has gone.
             "look_back_period_s": 5.0,
             "metrics_interval_s": 1.0,
+            "policy": AutoscalingPolicy(policy_function=replicas_for),
         },
     )
     return deployment.bind(

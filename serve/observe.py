@@ -47,7 +47,9 @@ class Metrics:
         waiting = self._made(Gauge, "replies_waiting", "Replies that wait for the engine.")
         waiting.set_function(lambda: engine.health().num_waiting)
         self._made(Gauge, "slots", "Replies that the engine generates at once.").set(engine.max_active)
-        cache = self._made(Gauge, "cache_used_ratio", "Share of the key-value cache that is in use.")
+        cache = self._made(
+            Gauge, "cache_used_ratio", "Share of the key-value cache that open replies take or may need."
+        )
         cache.set_function(lambda: engine.health().cache_used)
 
     def text(self) -> bytes:

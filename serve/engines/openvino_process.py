@@ -4,7 +4,7 @@ A step of the pipeline keeps Python's lock until it is done. In a process of its
 dies, what it served is told so. Started by serve/engines/openvino.py; needs neither torch nor transformers.
 
     in:  ("add", number, token ids, settings) or ("cancel", number)
-    out: ("ready",) or ("failed", why), then after every step a list of Progress, and the share of the cache in use
+    out: ("ready",) or ("failed", why), then after every step a list of Progress, and the share of the cache taken
 """
 
 import contextlib
@@ -104,8 +104,8 @@ class PipelineOwner:
 
     @property
     def cache_used(self) -> float:
-        """Share of the cache that is in use, 0 to 1."""
-        return float(self._pipeline.get_metrics().cache_usage) / 100
+        """Share of the cache that the requests in the pipeline may come to need, 0 to 1."""
+        return sum(self._blocks.values()) / self._settings.num_blocks
 
     def add(self, number: int, token_ids: list[int], settings: SamplingSettings) -> list[Progress]:
         """Take a request in, or let it wait; its end, if the pipeline refuses it."""

@@ -1,6 +1,8 @@
 """One local Ray cluster for all tests of this folder, with more CPUs than the machine may have."""
 
+import contextlib
 import os
+import random
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,12 +30,14 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    """A port of this machine that nobody listens on."""
+    """A port of this machine that nobody listens on, and that no process of Ray's is given by chance."""
 
     def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
+        for port in random.sample(range(20_000, 30_000), 100):
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+        raise RuntimeError("no free port")
 
     return find
 

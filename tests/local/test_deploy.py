@@ -12,20 +12,13 @@ from workflows.progress import Progress
 from workflows.spec import PipelineSpec
 
 
-@pytest.fixture(scope="module")
-def port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def test_from_conversations_to_an_endpoint_and_a_refusal(run, tiny, port):
+def test_from_conversations_to_an_endpoint_and_a_refusal(run, tiny, free_port):
     from ray import serve as ray_serve
 
     from serve.front_actor import close_fronts
 
     tiny["train"] |= {"adapter": {"rank": 4}, "learning_rate": 1e-2}
-    tiny["serve"] |= {"port": port, "max_replicas": 1}
+    tiny["serve"] |= {"port": free_port(), "max_replicas": 1}
     done, store = run("optimize", tiny)
     assert done["evaluate"].figures["passed"]
     assert done["optimize"].figures["greedy_agreement"] > 0.99

@@ -176,3 +176,21 @@ def _until(is_so: Callable[[], bool], seconds: float = 90) -> None:
     while not is_so():
         assert time.monotonic() < end, f"not so after {seconds} s"
         time.sleep(0.2)
+
+
+def test_full_caches_want_more_replicas_than_their_requests() -> None:
+    from types import SimpleNamespace
+
+    from serve.app import replicas_for
+
+    def wanted(requests: float, *caches: float) -> float:
+        config: Any = SimpleNamespace(get_target_ongoing_requests=lambda: 4)
+        context: Any = SimpleNamespace(
+            current_num_replicas=len(caches), target_num_replicas=len(caches), config=config, policy_state={},
+            total_num_requests=requests, total_queued_requests=0,
+            aggregated_metrics={"cache_used": dict(enumerate(caches))},
+        )  # fmt: skip
+        return replicas_for(context)[0]
+
+    assert wanted(8, 0.1, 0.1) == 2
+    assert wanted(2, 0.9, 0.9) == pytest.approx(2.25)
