@@ -1,0 +1,76 @@
+"""Matrices in few bits: neighbouring weights of an output share a scale and a zero point.
+
+    rounded = round_groups(matrix, bits=4, group_size=32)
+    rounded.matrix()                                        # what it stands for
+
+Shape suffixes: O outputs, I inputs, G groups of a row, S weights of a group (G x S = I).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+# A group's range may be cut by so much where that lowers its squared error: its largest weights are then wrong, and
+# the steps between all others smaller.
+_SHRINK = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+_LEAST_SCALE = float(torch.finfo(torch.float16).tiny)
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """`scale * (steps - zero)` for each weight."""
+
+    steps: torch.Tensor
+    """uint8 [O, G, S]"""
+    scale: torch.Tensor
+    """float16 [O, G, 1]"""
+    zero: torch.Tensor
+    """uint8 [O, G, 1]"""
+
+    def matrix(self) -> torch.Tensor:
+        """float32 [O, I]"""
+        return _values(self.steps.float(), self.scale.float(), self.zero.float()).flatten(1)
+
+
+def round_groups(matrix: torch.Tensor, bits: int, group_size: int | None = None, symmetric: bool = False) -> Rounded:
+    """float32 [O, I] rounded to 2^bits steps in each group of `group_size` inputs, None being whole rows.
+
+    In fewer than 8 bits, the range that the steps cover is the one with the least squared error of some that were
+    tried. `symmetric` puts the zero point into the middle, for formats that keep none.
+    """
+    groups = matrix.float().reshape(matrix.shape[0], -1, group_size or matrix.shape[1])
+    low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
+    best = _rounded(groups, low, high, 2**bits - 1, symmetric)
+    error = _error(best, groups)
+    for factor in _SHRINK if bits < 8 else ():
+        found = _rounded(groups, low * factor, high * factor, 2**bits - 1, symmetric)
+        its_error = _error(found, groups)
+        is_better = its_error < error
+        best = [torch.where(is_better, new, old) for new, old in zip(found, best, strict=True)]
+        error = torch.where(is_better, its_error, error)
+    steps, scale, zero = best
+    return Rounded(steps.to(torch.uint8), scale.half(), zero.to(torch.uint8))
+
+
+def _rounded(
+    groups: torch.Tensor, low: torch.Tensor, high: torch.Tensor, top: int, symmetric: bool
+) -> list[torch.Tensor]:
+    """Steps, scale and zero point, in float32, of ranges from `low` to `high`, in `top` + 1 steps."""
+    width = 2 * torch.maximum(-low, high) if symmetric else high - low
+    scale = (width / top).clamp(min=_LEAST_SCALE).half().float()  # as it will be kept
+    zero = torch.full_like(scale, (top + 1) // 2) if symmetric else (-low / scale).round().clamp(0, top)
+    return [(groups / scale + zero).round().clamp(0, top), scale, zero]
+
+
+def _values(steps: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+    return scale * (steps - zero)
+
+
+def _error(rounded: list[torch.Tensor], groups: torch.Tensor) -> torch.Tensor:
+    """float32 [O, G, 1]: the squared errors of each group, summed."""
+    return (_values(*rounded) - groups).square().sum(-1, keepdim=True)
+
+
+def group_size_for(num_inputs: int, sizes: tuple[int, ...]) -> int | None:
+    """The first of `sizes` that divides a row of so many weights; None if none does."""
+    return next((size for size in sizes if num_inputs % size == 0), None)
