@@ -1,4 +1,4 @@
-"""The matrices of an OpenVINO model as bfloat16 or integers of 8 or 4 bits, turned into float32 where they are used."""
+"""The matrices of an OpenVINO model in bfloat16, 8 or 4 bits, turned into float32 where they are used."""
 
 from typing import Any
 
