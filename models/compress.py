@@ -19,6 +19,7 @@ from models.attention import PACKED_ATTENTION
 from models.base import load_model, load_tokenizer
 from models.compressed_folder import load_compressed, write_compressed
 from models.gguf_file import load_gguf, write_gguf
+from models.gptq import round_layers
 from models.loss import supervised_logits
 from models.openvino_export import Weights, export_each
 from models.openvino_runtime import ExportedModel
@@ -107,6 +108,15 @@ def release(
         logits = supervised_logits(load_model(target, computed, PACKED_ATTENTION), batch)
     probe = Probe(conversations, batch, reference, max_perplexity_increase)
     return probe, {"weights": kept, "size_mb": _size_mb(target), **probe.check(logits, "the release")}
+
+
+def round_to_steps(folder: Path, target: Path, conversations: Sequence[Any]) -> None:
+    """Write the release in `folder` into another, in float32: its layers rounded to the steps of 4-bit weights, so
+    that their outputs on these conversations change least."""
+    model = load_model(folder, torch.float32, PACKED_ATTENTION)
+    round_layers(model, pack(conversations))
+    model.save_pretrained(target)
+    load_tokenizer(folder).save_pretrained(target)
 
 
 def release_for_openvino(

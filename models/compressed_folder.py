@@ -18,7 +18,7 @@ from models.base import load_model, load_tokenizer
 from models.rounding import round_groups
 
 _BITS = {"int8": 8, "int4": 4}
-# Of 4-bit weights, and the same for all layers. GPU kernels know 32, 64 and 128; the smallest is the most exact.
+# Of 4-bit weights, and the same for all layers: the smallest that GPU kernels know.
 GROUP_SIZE = 32
 
 
@@ -42,27 +42,25 @@ def refusal(model: Any) -> str | None:
 def write_compressed(folder: Path, target: Path, weights: str) -> None:
     """Write the model of a Hugging Face folder, and its tokenizer, with `int8` or `int4` weights.
 
-    `int8` has a scale for every output, `int4` one for every 32 weights of it; both without zero points. Embeddings
-    and head stay in bfloat16. Raises ValueError for a model whose layers are of another kind.
+    `int8` has a scale for every output, `int4` a scale and a zero point for every 32 weights of it. Embeddings and
+    head stay in bfloat16. Raises ValueError for a model whose layers are of another kind.
     """
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
     from huggingface_hub import save_torch_state_dict
 
-    model = load_model(folder, torch.bfloat16)
+    model = load_model(folder, torch.float32)
     reason = refusal(model)
     if reason is not None:
         raise ValueError(f"optimize.targets: vllm: the model cannot be written as compressed tensors: {reason}")
     scheme = QuantizationScheme(targets=["Linear"], weights=_arguments(weights), format="pack-quantized")
     compressor = BaseCompressor.get_value_from_registry("pack-quantized")
     state = model.state_dict()
-    for name in _layers(model):
-        full = f"{model.base_model_prefix}.{name}"
-        matrix = state.pop(f"{full}.weight").float()
-        group_size = GROUP_SIZE if weights == "int4" else None
-        scale = round_groups(matrix, _BITS[weights], group_size, symmetric=True).scale.flatten(1)
-        packed = compressor.compress({"weight": matrix, "weight_scale": scale.bfloat16()}, scheme)
-        state |= {f"{full}.{part}": tensor for part, tensor in packed.items()}
+    for layer in _layers(model):
+        name = f"{model.base_model_prefix}.{layer}"
+        packed = compressor.compress(_rounded(state.pop(f"{name}.weight"), weights), scheme)
+        state |= {f"{name}.{part}": tensor for part, tensor in packed.items()}
+    state = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     description = QuantizationConfig(
@@ -73,6 +71,7 @@ def write_compressed(folder: Path, target: Path, weights: str) -> None:
     )
     target.mkdir(parents=True, exist_ok=True)
     save_torch_state_dict(state, target)
+    model.config.dtype = torch.bfloat16
     model.config.save_pretrained(target)
     config = json.loads((target / "config.json").read_text())
     config["quantization_config"] = description.model_dump(mode="json")
@@ -100,8 +99,18 @@ def _layers(model: Any) -> dict[str, torch.nn.Linear]:
     return {name: layer for name, layer in model.base_model.named_modules() if isinstance(layer, torch.nn.Linear)}
 
 
+def _rounded(matrix: torch.Tensor, weights: str) -> dict[str, torch.Tensor]:
+    """The weight with what to round it by, named as the package does."""
+    is_int4 = weights == "int4"
+    # Kernels for 8 bits take no zero points.
+    rounded = round_groups(matrix, _BITS[weights], GROUP_SIZE if is_int4 else None, symmetric=not is_int4)
+    named = {"weight": matrix, "weight_scale": rounded.scale.flatten(1).bfloat16()}
+    return named | ({"weight_zero_point": rounded.zero.flatten(1).char() - 8} if is_int4 else {})
+
+
 def _arguments(weights: str) -> Any:
     from compressed_tensors.quantization import QuantizationArgs
 
-    groups = {"strategy": "group", "group_size": GROUP_SIZE} if weights == "int4" else {"strategy": "channel"}
-    return QuantizationArgs(num_bits=_BITS[weights], type="int", symmetric=True, **groups)
+    if weights == "int4":
+        return QuantizationArgs(num_bits=4, type="int", symmetric=False, strategy="group", group_size=GROUP_SIZE)
+    return QuantizationArgs(num_bits=8, type="int", symmetric=True, strategy="channel")

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from models.base import load_model, load_tokenizer, max_positions
+from models.rounding import round_groups
 
 GGUF_FILE = "model.gguf"
 
@@ -67,7 +68,7 @@ def write_gguf(folder: Path, target: Path, weights: str, name: str) -> None:
     _add_sizes(writer, model.config)
     _add_tokenizer(writer, tokenizer, model.config.vocab_size)
     for tensor_name, values, kind in _tensors(model, weights):
-        writer.add_tensor(tensor_name, gguf.quantize(values, kind), raw_dtype=kind)
+        writer.add_tensor(tensor_name, _blocks(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -118,6 +119,17 @@ def _tensors(model: Any, weights: str) -> Iterator[tuple[str, Any, Any]]:
         if values.ndim == 1 or values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
             kind = _Types.F32
         yield names.get_name(name, try_suffixes=(".weight",)), values, kind
+
+
+def _blocks(values: Any, kind: Any) -> Any:
+    """The bytes of a tensor. Four bits are our own: `gguf` would round anew what lies on fewer than 16 steps."""
+    if kind != _Types.Q4_1:
+        return gguf.quantize(values, kind)
+    rounded = round_groups(torch.from_numpy(values), 4, 32)
+    scale = rounded.scale.float()
+    ends = torch.cat([scale, -scale * rounded.zero], dim=-1).half().view(torch.uint8)
+    halves = rounded.steps.view(*rounded.steps.shape[:2], 2, 16)
+    return torch.cat([ends, halves[..., 0, :] | halves[..., 1, :] << 4], dim=-1).flatten(1).numpy()
 
 
 def _interleaved(matrix: Any, num_heads: int) -> Any:

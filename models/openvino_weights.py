@@ -9,16 +9,13 @@ import torch
 from models.openvino_runtime import import_openvino
 from models.rounding import Rounded, group_size_for, round_groups
 
-# Of 4-bit weights, the first that divides a row; a row that none divides stays in 8 bits.
-GROUP_SIZES = (32, 16)
-
 
 def convert_weights(model: Any, weights: str) -> None:
     """Replace the float32 matrices of an `openvino.Model`, `weights` being `bf16`, `int8` or `int4`.
 
     `bf16` rounds to the nearest. `int8` keeps for every output one scale and one zero point, and its row in 256 steps
     between smallest and largest weight; `int4` does so in 16 steps for every 32 weights of a row, and keeps
-    embeddings and head in `int8`.
+    embeddings and head in `int8`, like rows that no group divides.
     """
     import_openvino()
     head = _head_of(model)
@@ -76,7 +73,7 @@ def _rounded(matrix: npt.NDArray[np.float32]) -> Any:
 def _quantised(matrix: npt.NDArray[np.float32], axis: int, bits: int) -> Any:
     """In groups along the inputs, which OpenVINO multiplies as they are only where the outputs come first."""
     by_output = torch.from_numpy(matrix if axis == 0 else matrix.T)
-    size = group_size_for(by_output.shape[1], GROUP_SIZES) if bits == 4 else None
+    size = group_size_for(by_output.shape[1]) if bits == 4 else None
     if size is None:
         return _in_rows(round_groups(by_output, 8), axis)
     return _in_groups(round_groups(by_output, 4, size), axis)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-# A group's range may be cut by so much where that lowers its squared error: its largest weights are then wrong, and
-# the steps between all others smaller.
-_SHRINK = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+# Of 4-bit weights: the first that divides a row. Smaller ones are more exact, and take more room for their scales.
+GROUP_SIZES = (32, 16)
+
 _LEAST_SCALE = float(torch.finfo(torch.float16).tiny)
 
 
@@ -35,15 +35,18 @@ class Rounded:
 def round_groups(matrix: torch.Tensor, bits: int, group_size: int | None = None, symmetric: bool = False) -> Rounded:
     """float32 [O, I] rounded to 2^bits steps in each group of `group_size` inputs, None being whole rows.
 
-    In fewer than 8 bits, the range that the steps cover is the one with the least squared error of some that were
-    tried. `symmetric` puts the zero point into the middle, for formats that keep none.
+    The steps reach from the smallest to the largest weight of a group. Fewer of them are taken where that is more
+    exact: so weights that were rounded before stay as they are. `symmetric` puts the zero point into the middle, for
+    formats that keep none.
     """
     groups = matrix.float().reshape(matrix.shape[0], -1, group_size or matrix.shape[1])
     low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
-    best = _rounded(groups, low, high, 2**bits - 1, symmetric)
+    width = 2 * torch.maximum(-low, high) if symmetric else high - low
+    top = 2**bits - 1
+    best = _rounded(groups, low, width / top, top, symmetric)
     error = _error(best, groups)
-    for factor in _SHRINK if bits < 8 else ():
-        found = _rounded(groups, low * factor, high * factor, 2**bits - 1, symmetric)
+    for num_steps in range(top - 1, top // 2, -1) if bits < 8 and not symmetric else ():
+        found = _rounded(groups, low, width / num_steps, top, symmetric)
         its_error = _error(found, groups)
         is_better = its_error < error
         best = [torch.where(is_better, new, old) for new, old in zip(found, best, strict=True)]
@@ -53,17 +56,12 @@ def round_groups(matrix: torch.Tensor, bits: int, group_size: int | None = None,
 
 
 def _rounded(
-    groups: torch.Tensor, low: torch.Tensor, high: torch.Tensor, top: int, symmetric: bool
+    groups: torch.Tensor, low: torch.Tensor, scale: torch.Tensor, top: int, symmetric: bool
 ) -> list[torch.Tensor]:
-    """Steps, scale and zero point, in float32, of ranges from `low` to `high`, in `top` + 1 steps."""
-    width = 2 * torch.maximum(-low, high) if symmetric else high - low
-    scale = (width / top).clamp(min=_LEAST_SCALE).half().float()  # as it will be kept
+    """Steps from 0 to `top`, scale and zero point, in float32."""
+    scale = scale.clamp(min=_LEAST_SCALE).half().float()  # as it will be kept
     zero = torch.full_like(scale, (top + 1) // 2) if symmetric else (-low / scale).round().clamp(0, top)
     return [(groups / scale + zero).round().clamp(0, top), scale, zero]
-
-
-def _values(steps: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-    return scale * (steps - zero)
 
 
 def _error(rounded: list[torch.Tensor], groups: torch.Tensor) -> torch.Tensor:
@@ -71,6 +69,10 @@ def _error(rounded: list[torch.Tensor], groups: torch.Tensor) -> torch.Tensor:
     return (_values(*rounded) - groups).square().sum(-1, keepdim=True)
 
 
-def group_size_for(num_inputs: int, sizes: tuple[int, ...]) -> int | None:
-    """The first of `sizes` that divides a row of so many weights; None if none does."""
-    return next((size for size in sizes if num_inputs % size == 0), None)
+def _values(steps: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+    return scale * (steps - zero)
+
+
+def group_size_for(num_inputs: int) -> int | None:
+    """The first of `GROUP_SIZES` that divides a row of so many weights; None if none does."""
+    return next((size for size in GROUP_SIZES if num_inputs % size == 0), None)

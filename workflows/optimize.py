@@ -22,11 +22,13 @@ from workflows.store import Store
 
 if TYPE_CHECKING:
     from models.compress import Figures, Probe  # at run time they would import torch
-    from models.openvino_export import Weights
     from serve.engines.base import Engine
 
 _PROBE_CONVERSATIONS = 16
+_CALIBRATION_CONVERSATIONS = 32
 _MOST_PROMPT_TOKENS = 128
+# What 4-bit forms are made of.
+_ROUNDED = "rounded"
 # What an export in few bits is compared with, and not kept.
 _YARDSTICK = "openvino bf16"
 
@@ -50,12 +52,15 @@ def run(context: Context) -> dict[str, Any]:
 def _release(raw_spec: dict[str, Any], store_uri: str, checkpoint: str, corpus: str, key: str) -> dict[str, Any]:
     """The figures: `forms`, a row for each; `openvino` is "exported", or says why there is none."""
     from models.base import cache_folder, resolve
-    from models.compress import release
+    from models.compress import release, round_to_steps
     from workflows.corpus import open_split
 
     spec, store = PipelineSpec.model_validate(raw_spec), Store(store_uri)
-    rows = open_split(store, "prepare", corpus, "corpus", "held_out", ["input_ids", "supervised"])
-    conversations = [(row["input_ids"], row["supervised"]) for row in rows.take(min(_PROBE_CONVERSATIONS, len(rows)))]
+
+    def read(split: str, most: int) -> list[Any]:
+        rows = open_split(store, "prepare", corpus, "corpus", split, ["input_ids", "supervised"])
+        return [(row["input_ids"], row["supervised"]) for row in rows.take(min(most, len(rows)))]
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         probe, figures = release(
@@ -63,10 +68,12 @@ def _release(raw_spec: dict[str, Any], store_uri: str, checkpoint: str, corpus: 
             store.local_folder("train", checkpoint, "model", cache_folder()),
             folder / "model",
             spec.optimize.weights,
-            conversations,
+            read("held_out", _PROBE_CONVERSATIONS),
             spec.optimize.max_perplexity_increase,
         )
         forms = {"model": figures}
+        if spec.optimize.weights == "int4":
+            round_to_steps(folder / "model", folder / _ROUNDED, read("train", _CALIBRATION_CONVERSATIONS))
         openvino = _export(spec, folder, probe, forms)
         _write_targets(spec, folder, probe, forms)
         for form, its_speed in _speeds(spec, folder, probe, forms).items():
@@ -84,7 +91,6 @@ def _release(raw_spec: dict[str, Any], store_uri: str, checkpoint: str, corpus: 
 
 def _export(spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[str, "Figures"]) -> str:
     """Add the OpenVINO export to `forms`; "exported", or why there is none."""
-    from models.compress import release_for_openvino
     from models.openvino_export import folder_refusal
 
     weights = spec.optimize.weights
@@ -92,9 +98,7 @@ def _export(spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[str, "
         return "serve.engine and serve.gpus_per_replica have no use for it"
     refusal = folder_refusal(folder / "model")
     if refusal is None:
-        targets: dict[Weights, Path] = {"bf16": folder / _YARDSTICK} if spec.optimize.is_rounded else {}
-        found = release_for_openvino(folder / "model", {**targets, weights: folder / "openvino"}, weights, probe)
-        forms |= {"openvino" if name == weights else _YARDSTICK: figures for name, figures in found.items()}
+        forms |= _exports(spec, folder, probe)
         return "exported"
     if spec.serve.engine == "openvino":
         raise ValueError(f"serve.engine: openvino cannot serve this model: {refusal}; take auto or torch")
@@ -106,10 +110,26 @@ def _export(spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[str, "
     return refusal
 
 
+def _exports(spec: PipelineSpec, folder: Path, probe: "Probe") -> dict[str, "Figures"]:
+    """The OpenVINO export, after the one that it is compared with where it has few bits."""
+    from models.compress import release_for_openvino
+
+    weights, model, yardstick = spec.optimize.weights, folder / "model", folder / _YARDSTICK
+    if not spec.optimize.is_rounded:
+        found = release_for_openvino(model, {weights: folder / "openvino"}, weights, probe)
+    elif weights == "int8":
+        found = release_for_openvino(model, {"bf16": yardstick, weights: folder / "openvino"}, weights, probe)
+    else:
+        found = release_for_openvino(model, {"bf16": yardstick}, weights, probe)
+        found |= release_for_openvino(folder / _ROUNDED, {weights: folder / "openvino"}, weights, probe)
+    return {"openvino" if name == weights else _YARDSTICK: figures for name, figures in found.items()}
+
+
 def _write_targets(spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[str, "Figures"]) -> None:
     from models.compress import release_as_gguf, release_for_vllm
 
-    weights, model = spec.optimize.weights, folder / "model"
+    weights = spec.optimize.weights
+    model = folder / (_ROUNDED if weights == "int4" else "model")
     if "vllm" in spec.optimize.targets:
         forms["vllm"] = release_for_vllm(model, folder / "vllm", weights, probe)
     if "gguf" in spec.optimize.targets:

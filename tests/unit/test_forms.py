@@ -73,7 +73,7 @@ def test_compressed_tensors_are_the_rounded_weights(
         assert f"{name}.weight" not in kept
         assert kept[f"{name}.weight_shape"].tolist() == list(layer.weight.shape)
         assert kept[f"{name}.weight_packed"].numel() * 32 == layer.weight.numel() * bits
-        rounded = round_groups(layer.weight.float(), bits, group_size, symmetric=True)
+        rounded = round_groups(layer.weight.float(), bits, group_size, symmetric=bits == 8)
         step = rounded.scale.float().expand_as(rounded.steps).flatten(1)
         # Scales are kept in bfloat16, so a weight may be a step away from where the unrounded scale would put it.
         assert float(((found - rounded.matrix()).abs() / step).max()) < 1.6
@@ -86,7 +86,7 @@ def test_compressed_tensors_are_the_rounded_weights(
     )
     [group] = config["config_groups"].values()
     assert (group["weights"]["num_bits"], group["weights"]["group_size"]) == (bits, group_size)
-    assert group["input_activations"] is None
+    assert (group["weights"]["symmetric"], group["input_activations"]) == (bits == 8, None)
 
 
 def test_what_has_no_linear_layers_is_not_compressed(tiny_gpt2: Path, tmp_path: Path) -> None:
