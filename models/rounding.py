@@ -13,6 +13,7 @@ import torch
 # Of 4-bit weights: the first that divides a row. Smaller ones are more exact, and take more room for their scales.
 GROUP_SIZES = (32, 16)
 
+_HIT = 0.05  # steps between a weight and the step that is taken to be its own
 _LEAST_SCALE = float(torch.finfo(torch.float16).tiny)
 
 
@@ -35,23 +36,20 @@ class Rounded:
 def round_groups(matrix: torch.Tensor, bits: int, group_size: int | None = None, symmetric: bool = False) -> Rounded:
     """float32 [O, I] rounded to 2^bits steps in each group of `group_size` inputs, None being whole rows.
 
-    The steps reach from the smallest to the largest weight of a group. Fewer of them are taken where that is more
-    exact: so weights that were rounded before stay as they are. `symmetric` puts the zero point into the middle, for
-    formats that keep none.
+    The steps reach from the smallest to the largest weight of a group. Fewer of them are taken where they hit all of
+    its weights: so what was rounded before stays as it is. (Ranges with a smaller squared error, which leave out the
+    largest weights, cost perplexity.) `symmetric` puts the zero point into the middle, for formats that keep none.
     """
     groups = matrix.float().reshape(matrix.shape[0], -1, group_size or matrix.shape[1])
     low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
     width = 2 * torch.maximum(-low, high) if symmetric else high - low
     top = 2**bits - 1
-    best = _rounded(groups, low, width / top, top, symmetric)
-    error = _error(best, groups)
+    found = _rounded(groups, low, width / top, top, symmetric)
     for num_steps in range(top - 1, top // 2, -1) if bits < 8 and not symmetric else ():
-        found = _rounded(groups, low, width / num_steps, top, symmetric)
-        its_error = _error(found, groups)
-        is_better = its_error < error
-        best = [torch.where(is_better, new, old) for new, old in zip(found, best, strict=True)]
-        error = torch.where(is_better, its_error, error)
-    steps, scale, zero = best
+        fewer = _rounded(groups, low, width / num_steps, top, symmetric)
+        hits = ((_values(*fewer) - groups).abs() < _HIT * fewer[1]).all(-1, keepdim=True)
+        found = [torch.where(hits, new, old) for new, old in zip(fewer, found, strict=True)]
+    steps, scale, zero = found
     return Rounded(steps.to(torch.uint8), scale.half(), zero.to(torch.uint8))
 
 
@@ -62,11 +60,6 @@ def _rounded(
     scale = scale.clamp(min=_LEAST_SCALE).half().float()  # as it will be kept
     zero = torch.full_like(scale, (top + 1) // 2) if symmetric else (-low / scale).round().clamp(0, top)
     return [(groups / scale + zero).round().clamp(0, top), scale, zero]
-
-
-def _error(rounded: list[torch.Tensor], groups: torch.Tensor) -> torch.Tensor:
-    """float32 [O, G, 1]: the squared errors of each group, summed."""
-    return (_values(*rounded) - groups).square().sum(-1, keepdim=True)
 
 
 def _values(steps: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
