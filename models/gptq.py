@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from models.packing import PackedBatch
-from models.rounding import group_size_for, round_groups
+from models.rounding import group_size_for, scale_and_zero
 
 # Of the mean square of the inputs, added to each: what the conversations say of rare ones is not to be trusted.
 _DAMPING = 0.05
@@ -103,7 +103,6 @@ def _factor(inputs_TI: torch.Tensor) -> torch.Tensor:
 
 def _steps_of(group: torch.Tensor, bits: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """Takes a column to the steps that the whole group, as it is now, would be rounded to."""
-    kept = round_groups(group, bits)
-    scale, zero = kept.scale.float().flatten(), kept.zero.float().flatten()
     top = 2**bits - 1
+    scale, zero = (part.flatten() for part in scale_and_zero(group, top, top))
     return lambda column: ((column / scale + zero).round().clamp(0, top) - zero) * scale

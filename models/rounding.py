@@ -41,25 +41,32 @@ def round_groups(matrix: torch.Tensor, bits: int, group_size: int | None = None,
     largest weights, cost perplexity.) `symmetric` puts the zero point into the middle, for formats that keep none.
     """
     groups = matrix.float().reshape(matrix.shape[0], -1, group_size or matrix.shape[1])
+    top = 2**bits - 1
+    scale, zero = scale_and_zero(groups, top, top, symmetric)
+    for num_steps in range(top - 1, top // 2, -1) if bits < 8 and not symmetric else ():
+        wider, its_zero = scale_and_zero(groups, top, num_steps)
+        missed = (_values(_steps(groups, wider, its_zero, top), wider, its_zero) - groups).abs()
+        hits = (missed < _HIT * wider).all(-1, keepdim=True)
+        scale, zero = torch.where(hits, wider, scale), torch.where(hits, its_zero, zero)
+    return Rounded(_steps(groups, scale, zero, top).to(torch.uint8), scale.half(), zero.to(torch.uint8))
+
+
+def scale_and_zero(
+    groups: torch.Tensor, top: int, num_steps: int, symmetric: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 [..., 1] of groups [..., S]: `num_steps` steps, of 0 to `top`, from smallest to largest weight.
+
+    0 is always one of them.
+    """
     low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
     width = 2 * torch.maximum(-low, high) if symmetric else high - low
-    top = 2**bits - 1
-    found = _rounded(groups, low, width / top, top, symmetric)
-    for num_steps in range(top - 1, top // 2, -1) if bits < 8 and not symmetric else ():
-        fewer = _rounded(groups, low, width / num_steps, top, symmetric)
-        hits = ((_values(*fewer) - groups).abs() < _HIT * fewer[1]).all(-1, keepdim=True)
-        found = [torch.where(hits, new, old) for new, old in zip(fewer, found, strict=True)]
-    steps, scale, zero = found
-    return Rounded(steps.to(torch.uint8), scale.half(), zero.to(torch.uint8))
-
-
-def _rounded(
-    groups: torch.Tensor, low: torch.Tensor, scale: torch.Tensor, top: int, symmetric: bool
-) -> list[torch.Tensor]:
-    """Steps from 0 to `top`, scale and zero point, in float32."""
-    scale = scale.clamp(min=_LEAST_SCALE).half().float()  # as it will be kept
+    scale = (width / num_steps).clamp(min=_LEAST_SCALE).half().float()  # as it will be kept
     zero = torch.full_like(scale, (top + 1) // 2) if symmetric else (-low / scale).round().clamp(0, top)
-    return [(groups / scale + zero).round().clamp(0, top), scale, zero]
+    return scale, zero
+
+
+def _steps(groups: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, top: int) -> torch.Tensor:
+    return (groups / scale + zero).round().clamp(0, top)
 
 
 def _values(steps: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
