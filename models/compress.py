@@ -1,8 +1,12 @@
-"""Checkpoint to release: merge the adapter, convert the weights, and measure what that changed."""
+"""Checkpoint to release: merge the adapter, convert the weights, and measure what that changed.
+
+A release has one or more forms: a plain Hugging Face folder, an OpenVINO export for CPUs, a folder of compressed
+tensors for GPUs, a GGUF file. Each is compared with the checkpoint on the same held-out conversations.
+"""
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +17,25 @@ import torch.nn.functional as F
 from models import adapters
 from models.attention import PACKED_ATTENTION
 from models.base import load_model, load_tokenizer
+from models.compressed_folder import load_compressed, write_compressed
+from models.gguf_file import load_gguf, write_gguf
+from models.gptq import round_layers
 from models.loss import supervised_logits
-from models.openvino_export import Weights, export
+from models.openvino_export import Weights, export_each
 from models.openvino_runtime import ExportedModel
 from models.packing import PackedBatch, pack
+from models.precision import dtype_of
 
-# Of the Hugging Face folder: 8-bit rows are a matter of the export.
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.bfloat16}
+# Of the Hugging Face folder: fewer bits are a matter of the other forms.
+_FOLDER_WEIGHTS = {"bf16": "bf16", "fp32": "fp32", "int8": "bf16", "int4": "bf16"}
+
+Figures = dict[str, Any]
+"""what was measured of a form: `weights`, `size_mb`, `perplexity`, and what `Probe.compare` says"""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Conversations on which a release is compared with the unmerged float32 checkpoint, and what that says."""
+    """Conversations on which the forms of a release are compared with the unmerged float32 checkpoint."""
 
     conversations: Sequence[Any]
     """(input_ids, supervised)"""
@@ -33,28 +44,38 @@ class Probe:
     """float32 [S, V]: the checkpoint's logits at the supervised positions"""
     max_perplexity_increase: float
 
-    def compare(self, logits: torch.Tensor, what: str) -> dict[str, float]:
-        """`greedy_agreement` (share of supervised tokens at which both put the same token first),
-        `largest_logit_change` and `perplexity_increase` (0.01 is 1 %).
+    @property
+    def perplexity(self) -> float:
+        """The checkpoint's."""
+        return self._perplexity_of(self.reference)
 
-        Raises ValueError if that is above what is allowed.
-        """
-        before, after = (self._perplexity(found) for found in (self.reference, logits))
-        increase = after / before - 1
-        if not increase <= self.max_perplexity_increase:
-            raise ValueError(
-                f"optimize.max_perplexity_increase: {what} has a perplexity of {after:.4f} on held-out "
-                f"conversations, the checkpoint {before:.4f}: {increase:.2%} more, at most "
-                f"{self.max_perplexity_increase:.2%} are allowed; allow more, or choose more exact optimize.weights"
-            )
+    def compare(self, logits: torch.Tensor) -> Figures:
+        """`perplexity`, `perplexity_increase` (0.01 is 1 %), `greedy_agreement` (share of supervised tokens at which
+        both put the same token first) and `largest_logit_change`."""
+        after = self._perplexity_of(logits)
         agreement = (logits.argmax(-1) == self.reference.argmax(-1)).float().mean()
         return {
+            "perplexity": round(after, 4),
+            "perplexity_increase": round(after / self.perplexity - 1, 5),
             "greedy_agreement": round(float(agreement), 4),
             "largest_logit_change": round(float((logits - self.reference).abs().max()), 4),
-            "perplexity_increase": round(increase, 5),
         }
 
-    def _perplexity(self, logits: torch.Tensor) -> float:
+    def check(self, logits: torch.Tensor, what: str) -> Figures:
+        """`compare`; raises ValueError if the perplexity rises by more than it may."""
+        figures = self.compare(logits)
+        after = self._perplexity_of(logits)
+        increase = after / self.perplexity - 1
+        if not increase <= self.max_perplexity_increase:  # also where it is not a number
+            raise ValueError(
+                f"optimize.max_perplexity_increase: {what} has a perplexity of {after:.4f} on held-out "
+                f"conversations, the checkpoint {self.perplexity:.4f}: {increase:.2%} more, at most "
+                f"{self.max_perplexity_increase:.2%} are allowed (greedy agreement "
+                f"{figures['greedy_agreement']:.1%}); allow more, or choose more exact optimize.weights"
+            )
+        return figures
+
+    def _perplexity_of(self, logits: torch.Tensor) -> float:
         return math.exp(float(F.cross_entropy(logits, self.batch.targets)))
 
 
@@ -65,13 +86,13 @@ def release(
     weights: Weights,
     conversations: Sequence[Any],
     max_perplexity_increase: float,
-) -> tuple[Probe, dict[str, float]]:
-    """Write the checkpoint as a plain Hugging Face folder, loadable without PEFT; int8 stands for bf16 here.
+) -> tuple[Probe, Figures]:
+    """Write the checkpoint as a plain Hugging Face folder, loadable without PEFT; in bf16 for int8 and int4.
 
-    The adapter is merged in float32. Returns what `Probe.compare` says of it on `conversations`, with its `size_mb`,
-    and the probe. Raises ValueError if the perplexity rises by more than `max_perplexity_increase`.
+    The adapter is merged in float32. Returns the probe, and the figures of the folder, computed in the number format
+    that is faster here. Raises ValueError if the perplexity rises by more than `max_perplexity_increase`.
     """
-    batch, dtype = pack(conversations), _DTYPES[weights]
+    batch, kept = pack(conversations), _FOLDER_WEIGHTS[weights]
     with torch.inference_mode():
         if adapters.is_adapter(checkpoint_folder):
             unmerged = adapters.load(load_model(base_folder, torch.float32, PACKED_ATTENTION), checkpoint_folder)
@@ -80,35 +101,72 @@ def release(
         else:
             model = load_model(checkpoint_folder, torch.float32, PACKED_ATTENTION)
             reference = supervised_logits(model, batch)
-        model.to(dtype).save_pretrained(target)
+        model.to(dtype_of(kept)).save_pretrained(target)
         load_tokenizer(checkpoint_folder).save_pretrained(target)
         del model
-        logits = supervised_logits(load_model(target, dtype, PACKED_ATTENTION), batch)
+        computed = dtype_of("fp32" if kept == "fp32" else "auto")
+        logits = supervised_logits(load_model(target, computed, PACKED_ATTENTION), batch)
     probe = Probe(conversations, batch, reference, max_perplexity_increase)
-    return probe, {**probe.compare(logits, "the release"), "size_mb": _size_mb(target)}
+    return probe, {"weights": kept, "size_mb": _size_mb(target), **probe.check(logits, "the release")}
 
 
-def release_for_openvino(folder: Path, target: Path, weights: Weights, probe: Probe) -> dict[str, float]:
-    """Write the release in `folder` as an OpenVINO model too, and compare that, computed as OpenVINO chooses to.
+def round_to_steps(folder: Path, target: Path, conversations: Sequence[Any]) -> None:
+    """Write the release in `folder` into another, in float32: its layers rounded to the steps of 4-bit weights, so
+    that their outputs on these conversations change least."""
+    model = load_model(folder, torch.float32, PACKED_ATTENTION)
+    round_layers(model, pack(conversations))
+    model.save_pretrained(target)
+    load_tokenizer(folder).save_pretrained(target)
 
-    Returns the same figures and `load_s`, the seconds until it could compute; their names begin with `openvino_`.
-    Raises ValueError as `release` and `models.openvino_export.export` do.
+
+def release_for_openvino(
+    folder: Path, targets: Mapping[Weights, Path], chosen: Weights, probe: Probe
+) -> dict[Weights, Figures]:
+    """Write the release in `folder` as OpenVINO models too, a folder for each number format; their figures, computed
+    as OpenVINO chooses to.
+
+    Raises ValueError as `models.openvino_export.export_each` does, and if the perplexity of the `chosen` format rises
+    by more than it may: the others are there to be compared with.
     """
-    export(folder, target, weights)
+    export_each(folder, targets)
+    found: dict[Weights, Figures] = {}
+    for weights, target in targets.items():
+        logits = _exported_logits(ExportedModel(target, "auto"), probe.conversations)
+        if weights == chosen:
+            figures = probe.check(logits, f"the OpenVINO export with {weights} weights")
+        else:
+            figures = probe.compare(logits)
+        found[weights] = {"weights": weights, "size_mb": _size_mb(target), **figures}
+    return found
+
+
+def release_as_gguf(folder: Path, target: Path, weights: Weights, name: str, probe: Probe) -> Figures:
+    """Write the release in `folder` as `model.gguf` into another; the figures of what transformers reads in it.
+
+    `load_s` is the seconds that reading took. Raises ValueError for a model that `models.gguf_file` cannot write, and
+    if the perplexity rises by more than it may.
+    """
+    write_gguf(folder, target, weights, name)
+    return _read_back(load_gguf, target, weights, "the GGUF file", probe)
+
+
+def release_for_vllm(folder: Path, target: Path, weights: Weights, probe: Probe) -> Figures:
+    """Write the release in `folder` as a folder of compressed tensors; as `release_as_gguf`."""
+    write_compressed(folder, target, weights)
+    return _read_back(load_compressed, target, weights, "the folder of compressed tensors", probe)
+
+
+def _read_back(load: Callable[[Path, str], Any], target: Path, weights: Weights, what: str, probe: Probe) -> Figures:
     began = time.monotonic()
-    model = ExportedModel(target, "auto")
-    load_s = time.monotonic() - began
-    figures = {
-        **probe.compare(
-            _supervised_logits(model, probe.conversations), f"the OpenVINO export with {weights} weights"
-        ),
-        "size_mb": _size_mb(target),
-        "load_s": round(load_s, 2),
-    }
-    return {f"openvino_{name}": value for name, value in figures.items()}
+    model = load(target, PACKED_ATTENTION)
+    load_s = round(time.monotonic() - began, 2)
+    with torch.inference_mode():
+        logits = supervised_logits(model, probe.batch)
+    figures = probe.check(logits, f"{what} with {weights} weights")
+    return {"weights": weights, "size_mb": _size_mb(target), "load_s": load_s, **figures}
 
 
-def _supervised_logits(model: ExportedModel, conversations: Sequence[Any]) -> torch.Tensor:
+def _exported_logits(model: ExportedModel, conversations: Sequence[Any]) -> torch.Tensor:
     """float32 [S, V], as `models.loss.supervised_logits` of the packed conversations."""
     found = []
     for input_ids, supervised in conversations:

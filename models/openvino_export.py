@@ -9,6 +9,7 @@ exported, and every export is compared with transformers (models/openvino_parity
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from models.openvino_parity import check_exact, check_rounded, reference_replies
 from models.openvino_runtime import FACTS_FILE, MODEL_FILE, import_openvino
 from models.openvino_weights import convert_weights
 
-Weights = Literal["bf16", "fp32", "int8"]
+Weights = Literal["bf16", "fp32", "int8", "int4"]
 
 # Each with random weights gave transformers' tokens in float32, alone and paged in a batch.
 ARCHITECTURES = (
@@ -56,24 +57,35 @@ def folder_refusal(folder: Path) -> str | None:
 
 
 def export(folder: Path, target: Path, weights: Weights) -> None:
-    """Write the model of a Hugging Face folder, and its tokenizer, as an OpenVINO model into `target`.
+    """`export_each` into one folder."""
+    export_each(folder, {weights: target})
 
-    The float32 form must give transformers' greedy tokens, the written one stay within a bound of it. Raises
+
+def export_each(folder: Path, targets: Mapping[Weights, Path]) -> None:
+    """Write the model of a Hugging Face folder, and its tokenizer, as OpenVINO models, one for each number format.
+
+    The float32 form must give transformers' greedy tokens, the written ones stay within a bound of it. Raises
     ValueError with the numbers where they do not, and for an architecture that is not on the list.
     """
     reason = folder_refusal(folder)
     if reason is not None:
         raise ValueError(f"optimize: the model cannot be exported to OpenVINO: {reason}")
-    openvino = import_openvino()
     model = load_model(folder, torch.float32, "sdpa")
     replies = reference_replies(model)
     traced = trace(model)
     check_exact(traced, replies)
-    if weights != "fp32":
-        convert_weights(traced, weights)
-        check_rounded(traced, replies, weights)
+    for weights, target in targets.items():
+        converted = traced.clone()  # whose constants are those of the original until they are replaced
+        if weights != "fp32":
+            convert_weights(converted, weights)
+            check_rounded(converted, replies, weights)
+        _save(folder, model, converted, target)
+
+
+def _save(folder: Path, model: Any, converted: Any, target: Path) -> None:
+    openvino = import_openvino()
     target.mkdir(parents=True, exist_ok=True)
-    openvino.save_model(traced, target / MODEL_FILE, compress_to_fp16=False)
+    openvino.save_model(converted, target / MODEL_FILE, compress_to_fp16=False)
     model.config.save_pretrained(target)
     model.generation_config.save_pretrained(target)
     _export_tokenizer(folder, target)

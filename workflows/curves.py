@@ -38,6 +38,13 @@ def curves_of(lines: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[fl
 
 
 def _write_page(name: str, lines: list[dict[str, Any]], file: Path) -> None:
+    figure = curves_figure(lines)
+    figure.update_layout(title=f"Training of {name}")
+    figure.write_html(file, include_plotlyjs=True)
+
+
+def curves_figure(lines: list[dict[str, Any]]) -> Any:
+    """All curves of a history as one plotly figure."""
     import plotly.graph_objects
     from plotly.subplots import make_subplots
 
@@ -66,8 +73,8 @@ def _write_page(name: str, lines: list[dict[str, Any]], file: Path) -> None:
         for step in skipped if panel == loss else []:
             figure.add_vline(x=step, line_dash="dot", line_color="firebrick", annotation_text="skipped", **place)
     figure.update_xaxes(title_text="step")
-    figure.update_layout(title=f"Training of {name}", height=_PANEL_PIXELS * rows + 120, template="plotly_white")
-    figure.write_html(file, include_plotlyjs=True)
+    figure.update_layout(height=_PANEL_PIXELS * rows + 120, template="plotly_white")
+    return figure
 
 
 def _write_events(lines: list[dict[str, Any]], folder: Path) -> None:

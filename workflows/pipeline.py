@@ -192,7 +192,7 @@ STAGES = (
     ),
     Stage("train", 1, ("prepare", "reference"), _train_settings, "fine-tune (Ray Train, DeepSpeed)"),
     Stage("evaluate", 1, ("prepare", "train"), _evaluate_settings, "tuned against base (Ray Data)"),
-    Stage("optimize", 2, ("train",), _optimize_settings, "checkpoint to release"),
+    Stage("optimize", 3, ("train",), _optimize_settings, "checkpoint to release"),
 )  # fmt: skip
 # The last step keeps no artifact but a living endpoint: workflows/deploy.py.
 STAGE_NAMES = (*(stage.name for stage in STAGES), "deploy")

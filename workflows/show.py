@@ -72,11 +72,13 @@ def runs_text(records: list[dict[str, Any]]) -> str:
         stages = ", ".join(
             f"{name} {entry['key'][:8]} {duration(entry['seconds'])}" for name, entry in record["stages"].items()
         )
-        lines.append(f"{record['run']:<21} {record['pipeline']:<16} {record['to']:<9} {_status(record):<12} {stages}")
+        lines.append(
+            f"{record['run']:<21} {record['pipeline']:<16} {record['to']:<9} {status_of(record):<12} {stages}"
+        )
     return "\n".join(lines)
 
 
-def _status(record: dict[str, Any]) -> str:
+def status_of(record: dict[str, Any]) -> str:
     """A run that says it is running but whose program is gone was interrupted."""
     import os
     import socket

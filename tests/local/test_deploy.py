@@ -21,9 +21,13 @@ def test_from_conversations_to_an_endpoint_and_a_refusal(run, tiny, free_port):
     tiny["serve"] |= {"port": free_port(), "max_replicas": 1}
     done, store = run("optimize", tiny)
     assert done["evaluate"].figures["passed"]
-    assert done["optimize"].figures["greedy_agreement"] > 0.99
     assert done["optimize"].figures["openvino"] == "exported"
-    assert abs(done["optimize"].figures["openvino_perplexity_increase"]) < 0.01
+    forms = {form["form"]: form for form in done["optimize"].figures["forms"]}
+    assert list(forms) == ["model", "openvino"]
+    for form in forms.values():
+        assert form["greedy_agreement"] > 0.99
+        assert abs(form["perplexity_increase"]) < 0.01
+        assert form["tokens_per_second"] > 0
     spec = PipelineSpec.model_validate(tiny)
     assert living_endpoint(spec, store, done["optimize"].key) is None
     with Progress() as progress:

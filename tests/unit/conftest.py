@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import uvicorn
 
 from models.base import load_model
+from models.generation import greedy_replies
 
 Conversation = tuple[list[int], list[bool]]
 
@@ -74,6 +75,17 @@ def token_rows() -> list[Conversation]:
     draw = random.Random(0)
     lengths = [draw.randrange(5, 60) for _ in range(7)]
     return [([draw.randrange(200) for _ in range(n)], [draw.random() < 0.5 for _ in range(n)]) for n in lengths]
+
+
+@pytest.fixture(scope="session")
+def own_words() -> Callable[[Any], list[Conversation]]:
+    """Conversations that a model has said itself, greedily: of few others is it so sure."""
+
+    def said(model: Any) -> list[Conversation]:
+        prompts = [[7 * n % 200, n, 3 * n + 1] for n in range(1, 9)]
+        return [([*p, *greedy_replies(model, [p], 30, [0])[0]], [False] * 3 + [True] * 30) for p in prompts]
+
+    return said
 
 
 @pytest.fixture

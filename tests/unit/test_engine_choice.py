@@ -37,8 +37,21 @@ def test_the_engine_and_why(serve: dict[str, Any], openvino: str, engine: str, r
     ({"serve": {"engine": "openvino", "gpus_per_replica": 1}}, "openvino computes on CPUs, gpus_per_replica is 1"),
     ({"serve": {"engine": "openvino", "adapters": {"other": "folder"}}}, "adapters need engine torch"),
     ({"optimize": {"weights": "int8"}, "serve": {"engine": "torch"}}, "optimize.weights: int8 is a format of the"),
-    ({"optimize": {"weights": "int8"}, "serve": {"gpus_per_replica": 0.5}}, "take bf16"),
+    ({"optimize": {"weights": "int4"}, "serve": {"gpus_per_replica": 0.5}}, "take bf16, or name a target"),
+    ({"optimize": {"targets": ["vllm"]}}, "targets: vllm is for weights int8 and int4, weights is bf16"),
+    ({"optimize": {"targets": ["gguf", "gguf"]}}, "targets names one twice: gguf, gguf"),
 ])  # fmt: skip
 def test_what_cannot_be_served_is_refused(sections: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         spec_with(**sections)
+
+
+@pytest.mark.parametrize("optimize", [
+    {"targets": ["gguf"]},
+    {"weights": "int8", "targets": ["vllm"]},
+    {"weights": "int4", "targets": ["gguf", "vllm"]},
+])  # fmt: skip
+def test_a_release_for_gpus_has_few_bits_in_its_targets(optimize: dict[str, Any]) -> None:
+    spec = spec_with(optimize=optimize, serve={"gpus_per_replica": 1})
+    assert spec.optimize.targets == optimize["targets"]
+    assert spec.optimize.is_rounded == ("weights" in optimize)

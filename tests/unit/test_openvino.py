@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, LlamaCo
 
 from models.base import load_model, load_tokenizer
 from models.compress import release, release_for_openvino
-from models.openvino_export import ARCHITECTURES, export, refusal, trace
+from models.openvino_export import ARCHITECTURES, Weights, export, refusal, trace
 from models.openvino_parity import check_exact, check_rounded, reference_replies
 from models.openvino_runtime import MODEL_FILE, ExportedModel, import_openvino
 from models.openvino_weights import convert_weights
@@ -203,7 +203,9 @@ def test_an_export_of_another_model_is_caught(tiny_gpt2: Path, exported: Path) -
         check_rounded(model, replies, "int8")
 
 
-@pytest.mark.parametrize(("weights", "most", "bytes_per_weight"), [("bf16", 0.02, 2.3), ("int8", 0.05, 1.5)])
+@pytest.mark.parametrize(("weights", "most", "bytes_per_weight"), [
+    ("bf16", 0.02, 2.3), ("int8", 0.05, 1.5), ("int4", 0.5, 1.1),
+])  # fmt: skip
 def test_rounded_weights_change_little_and_take_less(
     tiny_gpt2: Path, tmp_path: Path, weights: Any, most: float, bytes_per_weight: float
 ) -> None:
@@ -236,15 +238,20 @@ def test_int8_rows_keep_zero_and_both_ends() -> None:
 
 
 def test_the_release_is_measured_and_refused_above_its_bound(
-    tiny_gpt2: Path, folder: Path, token_rows: list[Any], tmp_path: Path
+    tiny_gpt2: Path, folder: Path, own_words: Callable[[Any], list[Any]], tmp_path: Path
 ) -> None:
-    probe, _ = release(tiny_gpt2, folder, tmp_path / "model", "fp32", token_rows, 0.01)
-    figures = release_for_openvino(tmp_path / "model", tmp_path / "exact", "fp32", probe)
-    assert figures["openvino_greedy_agreement"] == 1.0
-    assert abs(figures["openvino_perplexity_increase"]) < 1e-4
-    assert figures["openvino_load_s"] > 0
+    rows = own_words(load_model(folder, torch.float32))
+    probe, _ = release(tiny_gpt2, folder, tmp_path / "model", "fp32", rows, 0.01)
+    targets: dict[Weights, Path] = {"fp32": tmp_path / "exact", "int4": tmp_path / "int4"}
+    figures = release_for_openvino(tmp_path / "model", targets, "fp32", probe)
+    assert figures["fp32"]["greedy_agreement"] == 1.0
+    assert abs(figures["fp32"]["perplexity_increase"]) < 1e-4
+    assert figures["fp32"]["perplexity"] == pytest.approx(probe.perplexity, rel=1e-4)
+    # Only the chosen one is held to the bound.
+    assert figures["int4"]["perplexity_increase"] > 0.01
+    assert figures["int4"]["size_mb"] < figures["fp32"]["size_mb"]
 
-    probe, _ = release(tiny_gpt2, folder, tmp_path / "model", "fp32", token_rows, 1e-9)
-    with pytest.raises(ValueError, match=r"max_perplexity_increase: the OpenVINO export with int8 weights has .* the "
-                       r"checkpoint \d.* more, at most 0.00% are allowed"):  # fmt: skip
-        release_for_openvino(tmp_path / "model", tmp_path / "int8", "int8", probe)
+    refused: dict[Weights, Path] = {"int4": tmp_path / "int4"}
+    with pytest.raises(ValueError, match=r"max_perplexity_increase: the OpenVINO export with int4 weights has .* the "
+                       r"checkpoint \d.* more, at most 1.00% are allowed \(greedy agreement \d"):  # fmt: skip
+        release_for_openvino(tmp_path / "model", refused, "int4", probe)

@@ -1,0 +1,108 @@
+"""A run as one HTML page, which needs neither network nor store once it is written.
+
+rayconteur report PIPELINE
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from workflows.curves import curves_figure
+from workflows.forms import HEADINGS, forms_table
+from workflows.pipeline import STAGE_NAMES
+from workflows.progress import duration, figure
+from workflows.show import status_of
+from workflows.store import Artifact, Store
+
+_TEMPLATE = "report.html.j2"
+
+
+def write_report(store: Store, pipeline: str, run: str | None, output: str | None) -> tuple[Path, dict[str, Any]]:
+    """Write the page of a run, the pipeline's last one if `run` is None; its file, and the run's record.
+
+    Raises ValueError where there is no such run.
+    """
+    record = _record(store, pipeline, run)
+    file = Path(output or f"{record['run']}.html").resolve()
+    file.write_text(_page(store, record), encoding="utf-8")
+    return file, record
+
+
+def _record(store: Store, pipeline: str, run: str | None) -> dict[str, Any]:
+    records = [record for record in store.runs() if record["pipeline"] == pipeline]
+    if not records:
+        raise ValueError(
+            f"report: the store {store.uri} has no runs of pipeline {pipeline}; rayconteur run makes one"
+        )
+    if run is None:
+        return records[-1]
+    found = next((record for record in records if record["run"] == run), None)
+    if found is None:
+        known = ", ".join(record["run"] for record in records[-5:])
+        raise ValueError(f"report: there is no run {run!r} of pipeline {pipeline}; the last ones are {known}")
+    return found
+
+
+def _page(store: Store, record: dict[str, Any]) -> str:
+    import jinja2
+
+    artifacts = _artifacts(store, record)
+    optimize, evaluate = artifacts.get("optimize"), artifacts.get("evaluate")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template(_TEMPLATE).render(
+        record=record,
+        status=status_of(record),
+        took=duration(sum(entry["seconds"] for entry in record["stages"].values())),
+        stages=[_stage(artifact) for artifact in artifacts.values()],
+        headings=HEADINGS,
+        forms=forms_table(optimize.figures) if optimize else [],
+        optimize=optimize.figures if optimize else {},
+        scorecard=_read_scorecard(store, evaluate) if evaluate else None,
+        curves=_curves(store, artifacts["train"]) if "train" in artifacts else "",
+        spec=yaml.safe_dump(record["spec"], sort_keys=False, allow_unicode=True),
+        versions=next((artifact.versions for artifact in reversed(list(artifacts.values()))), {}),
+    )
+
+
+def _artifacts(store: Store, record: dict[str, Any]) -> dict[str, Artifact]:
+    """What the run's stages left, in their order, and the endpoint made of its release."""
+    found = {name: store.find(name, entry["key"]) for name, entry in record["stages"].items()}
+    release = record["stages"].get("optimize", {}).get("key")
+    endpoints = [artifact for artifact in store.all_of("deploy") if artifact.inputs.get("optimize") == release]
+    if release and endpoints:
+        found["deploy"] = endpoints[-1]
+    return {name: artifact for name in STAGE_NAMES if (artifact := found.get(name)) is not None}
+
+
+def _stage(artifact: Artifact) -> dict[str, Any]:
+    """A stage as the page shows it; numbers as a person reads them, no lists."""
+    shown: dict[str, str] = {
+        name.replace("_", " "): figure(value)
+        for name, value in artifact.figures.items()
+        if not isinstance(value, list | dict)
+    }
+    return {
+        "name": artifact.stage,
+        "key": artifact.key,
+        "started": artifact.started,
+        "took": duration(artifact.seconds),
+        "figures": shown,
+    }
+
+
+def _read_scorecard(store: Store, artifact: Artifact) -> dict[str, Any]:
+    found = store.read_json(store.path("evaluate", artifact.key, "scorecard.json"))
+    return found or artifact.figures | {"questions": [], "replies": []}
+
+
+def _curves(store: Store, artifact: Artifact) -> str:
+    """All curves of the training, drawn by plotly, which is in the page as well."""
+    with store.filesystem.open_input_stream(store.path("train", artifact.key, "history.jsonl")) as stream:
+        lines = [json.loads(line) for line in stream.read().decode().splitlines()]
+    drawn: str = curves_figure(lines).to_html(full_html=False, include_plotlyjs=True)
+    return drawn

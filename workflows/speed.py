@@ -1,0 +1,46 @@
+"""How fast the forms of a release are, side by side on this machine: seconds to load, tokens a second.
+
+measure({"openvino": lambda: OpenVINOEngine(folder)}, prompt_ids)
+"""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, aclosing, closing
+
+from serve.engines.base import Engine, GenerationRequest
+
+_ROUNDS = 3
+_REPLY_TOKENS = 24
+
+
+def measure(engines: Mapping[str, Callable[[], Engine]], prompt_ids: Sequence[int]) -> dict[str, dict[str, float]]:
+    """For each engine `load_s`, from nothing to ready, and `tokens_per_second` of one greedy reply after its first.
+
+    All are loaded before the first reply, and take turns, so that what else the machine does meets all of them; the
+    rate is the median of three replies.
+    """
+    found: dict[str, dict[str, float]] = {}
+    with ExitStack() as open_engines:
+        loaded: dict[str, Engine] = {}
+        for name, load in engines.items():
+            began = time.monotonic()
+            loaded[name] = open_engines.enter_context(closing(load()))
+            found[name] = {"load_s": round(time.monotonic() - began, 2)}
+        rates: dict[str, list[float]] = {name: [] for name in loaded}
+        for _ in range(_ROUNDS):
+            for name, engine in loaded.items():
+                rates[name].append(asyncio.run(_tokens_per_second(engine, list(prompt_ids))))
+    for name, of_rounds in rates.items():
+        found[name]["tokens_per_second"] = round(statistics.median(of_rounds), 1)
+    return found
+
+
+async def _tokens_per_second(engine: Engine, prompt_ids: list[int]) -> float:
+    """Without the first token, which waits for the prompt to be read."""
+    times = []
+    async with aclosing(engine.submit(GenerationRequest(prompt_ids, _REPLY_TOKENS, temperature=0))) as events:
+        async for _ in events:
+            times.append(time.perf_counter())
+    return (len(times) - 1) / (times[-1] - times[0])
