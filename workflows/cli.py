@@ -147,14 +147,14 @@ def runs(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
 @command.command()
 @click.option("--run", "run_name", metavar="RUN", help="Which run, as `runs` names them; the last one if left out.")
 @click.option("--output", type=click.Path(dir_okay=False), help="The file; RUN.html in this folder if left out.")
-@_options("set", "json")
+@options("set", "json")
 def report(
     pipeline: str, overrides: tuple[str, ...], json_lines: bool, run_name: str | None, output: str | None
 ) -> None:
     """Write a run of PIPELINE as one HTML page: figures, forms of the release, scorecard, curves."""
     from workflows.report import write_report
 
-    spec, store = _open(pipeline, overrides)
+    spec, store = open_pipeline(pipeline, overrides)
     file, record = write_report(store, spec.name, run_name, output)
     click.echo(json.dumps({"event": "report", "run": record["run"], "file": str(file)}) if json_lines else str(file))
 
