@@ -38,11 +38,9 @@ class ChatReplica:
         release_folder: str,
         release_key: str,
         model_name: str,
+        limits: dict[str, Any],
         engine: str,
         precision: Precision,
-        max_new_tokens: int,
-        max_waiting: int,
-        max_seconds: float,
         max_active: int,
         num_threads: int,
         device: str,
@@ -57,15 +55,7 @@ class ChatReplica:
             engine, release_folder, precision, max_active, num_threads, device, adapters, max_stall_seconds
         )
         self._leases = Leases()
-        app = create_app(
-            self._engine,
-            load_tokenizer(release_folder),
-            model_name,
-            release_key,
-            default_max_tokens=max_new_tokens,
-            max_waiting=max_waiting,
-            max_seconds=max_seconds,
-        )
+        app = create_app(self._engine, load_tokenizer(release_folder), model_name, release_key, **limits)
         self._server = ReplicaServer(LeasedOnly(app, self._leases), ray.util.get_node_ip_address())
 
     async def lease(self) -> AsyncGenerator[tuple[str, str], None]:
@@ -129,26 +119,25 @@ def build(
 ) -> Any:
     """The Ray Serve application (`ray.serve.Application`) that serves the release in `release_folder`.
 
-    Every node that may hold a replica must see `release_folder`: a Hugging Face folder for the engine `torch`, an
-    OpenVINO export for `openvino`; and the folders of `adapters`. `num_cpus` and `num_gpus` are per replica;
+    Every node that may hold a replica must see `release_folder`: an OpenVINO export for the engine `openvino`, else a
+    Hugging Face folder; and the folders of `adapters`. `num_cpus` and `num_gpus` are per replica;
     `max_new_tokens` limits replies to requests that set no limit. Up to `max_queued_requests` wait for a replica with
     room, and later ones get 429. A reply takes `max_seconds` at most. With `surge` an update starts new replicas
-    before it stops old ones, which takes room for one more.
+    before it stops old ones, which takes room for one more. Raises ValueError for what the engine could not serve.
     """
     max_active = max(DEFAULT_MAX_ACTIVE[engine], math.ceil(target_ongoing_requests))
-    deployment = ray_serve.deployment(
-        ChatReplica,
-        name="ChatReplica",
-        ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
+    options: dict[str, Any] = {
+        "name": "ChatReplica",
+        "ray_actor_options": {"num_cpus": num_cpus},
         # A few more than are decoded at once: the next ones are there when a place is free.
-        max_ongoing_requests=max_active + max(2, max_active // 8),
-        max_queued_requests=max_queued_requests,
-        health_check_period_s=2.0,
+        "max_ongoing_requests": max_active + max(2, max_active // 8),
+        "max_queued_requests": max_queued_requests,
+        "health_check_period_s": 2.0,
         # Replies that are under way come to their end.
-        graceful_shutdown_timeout_s=max_seconds + 10.0,
-        graceful_shutdown_wait_loop_s=0.5,
-        max_surge_percent=100 if surge else 0,
-        autoscaling_config={
+        "graceful_shutdown_timeout_s": max_seconds + 10.0,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "max_surge_percent": 100 if surge else 0,
+        "autoscaling_config": {
             "min_replicas": min_replicas,
             "max_replicas": max_replicas,
             "target_ongoing_requests": target_ongoing_requests,
@@ -158,21 +147,24 @@ def build(
             "look_back_period_s": 5.0,
             "metrics_interval_s": 1.0,
         },
-    )
-    return deployment.bind(
+    }
+    limits = {"default_max_tokens": max_new_tokens, "max_waiting": max_queued_requests, "max_seconds": max_seconds}
+    shared: dict[str, Any] = {"precision": precision, "max_active": max_active, "adapters": dict(adapters or {})}
+    if engine == "vllm":
+        from serve.app_vllm import bind_vllm
+
+        return bind_vllm(release_folder, release_key, model_name, options, limits, num_gpus=num_gpus, **shared)
+    options["ray_actor_options"]["num_gpus"] = num_gpus
+    return ray_serve.deployment(ChatReplica, **options).bind(
         release_folder,
         release_key,
         model_name,
+        limits,
         engine=engine,
-        precision=precision,
-        max_new_tokens=max_new_tokens,
-        max_waiting=max_queued_requests,
-        max_seconds=max_seconds,
-        max_active=max_active,
         num_threads=max(1, math.floor(num_cpus)),
         device="cuda" if num_gpus else "cpu",
-        adapters=dict(adapters or {}),
         max_stall_seconds=max_stall_seconds,
+        **shared,
     )
 
 
