@@ -45,8 +45,9 @@ def deploy(folder: str, release: str, port: int) -> None:
     import ray
     from ray import serve as ray_serve
 
-    from serve.app import build, open_front
+    from serve.app import build
     from serve.front import Endpoint
+    from serve.front_actor import open_front
 
     front = open_front("faults", "127.0.0.1", port, 120.0)
     app = build(

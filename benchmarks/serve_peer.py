@@ -91,7 +91,8 @@ def serve_batch(port: int, folder: str) -> None:
 
 def us(port: int, folder: str) -> None:
     """`rayconteur deploy`'s application."""
-    from serve.app import build, open_front
+    from serve.app import build
+    from serve.front_actor import open_front
 
     app = build(folder, "release", "model", engine="openvino", num_cpus=THREADS, max_queued_requests=128)
     run_on_ray(app, port, lambda: open_front("app", "127.0.0.1", port, 600.0))

@@ -22,7 +22,10 @@ from serve.chat_page import chat_page
 from serve.completion import ChatReply, Reply, TextReply
 from serve.engines.base import Engine, GenerationRequest
 from serve.errors import LOST, ApiError
+from serve.gate import Gate, hold_tokens
 from serve.generation import Generation
+from serve.keys import KeyRing
+from serve.limits import Limits
 from serve.observe import Metrics, RequestLog, TokenClock
 from serve.prompt import PromptEncoder
 from serve.protocol import ChatRequest, CompletionRequest, GenerationFields, TokenizeRequest
@@ -70,16 +73,20 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     max_waiting: int = MAX_WAITING,
     max_seconds: float = MAX_SECONDS,
+    keys: KeyRing | None = None,
+    limits: Limits | None = None,
 ) -> FastAPI:
     """The endpoint over `engine`.
 
     A request without a limit gets `default_max_tokens`, less where the prompt leaves less. Beyond the replies that
     the engine decodes at once, `max_waiting` wait and later requests get 429; a reply that is not done in
-    `max_seconds` is ended.
+    `max_seconds` is ended. With `keys`, requests need one of them, and `limits` counts what each has used.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     errors.install(app)
     metrics = Metrics(engine)
+    if keys is not None:
+        app.add_middleware(Gate, keys=keys, limits=limits or Limits())
     app.add_middleware(RequestLog, metrics=metrics)
     encoder = PromptEncoder(tokenizer, engine, default_max_tokens)
     admission = Admission(engine.max_active + max_waiting)
@@ -110,6 +117,7 @@ def create_app(
         reply = kind(generations, body.model, body.n or 1, with_logprobs=body.num_logprobs() is not None)
         if not engine.health().is_alive:
             raise ApiError(503, "The engine has stopped.", code="engine_lost", headers={LOST: "before"})
+        await hold_tokens(request, wanted, body.n or 1)
         admission.enter(len(generations))
         request.state.reply = reply
         leave = functools.partial(admission.leave, len(generations))

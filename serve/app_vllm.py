@@ -1,61 +1,42 @@
 """Replicas that generate with vLLM: `ray.serve.llm` places and starts it, our routes answer.
 
-application = bind_vllm("/releases/abc", "abc", "my-model", options, limits, num_gpus=2)
-
-Needs the extra `llm`. Ray's `LLMServer` lays out the GPUs (one bundle of a placement group for each), starts vLLM on
-them and asks after its health; its own HTTP routes are never built.
+`serve.app.build(..., engine="vllm")` makes them; needs the extra `llm`. Ray's `LLMServer` lays out the GPUs (one bundle
+of a placement group for each), starts vLLM on them and asks after its health; its own HTTP routes are never built.
 """
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any
-
-import ray
 
 # Named so that it is never taken for our own package `serve`.
 from ray import serve as ray_serve
 from ray.serve.llm import LLMConfig, LLMServer
 
+from serve.app import Answering, ReadKeys
 from serve.engines.base import DEFAULT_MAX_ACTIVE, Precision
 from serve.engines.vllm import VLLMEngine
 from serve.engines.vllm_settings import check_heads, engine_arguments, environment
-from serve.leases import LeasedOnly, Leases, ReplicaServer
 
 
-class VLLMReplica(LLMServer):  # type: ignore[misc]
-    """One replica: vLLM with the release, and an HTTP server over it for those who hold a lease."""
+class VLLMReplica(Answering, LLMServer):  # type: ignore[misc]
+    """One replica: vLLM, started by Ray, with the release."""
 
     async def __init__(  # type: ignore[misc]
-        self, config: LLMConfig, release_key: str, limits: dict[str, Any], adapters: dict[str, str]
+        self,
+        config: LLMConfig,
+        release_key: str,
+        bounds: dict[str, Any],
+        read_keys: ReadKeys | None,
+        adapters: dict[str, str],
     ) -> None:
-        from models.base import load_tokenizer
-        from serve.api import create_app
-
-        await super().__init__(config)
-        logging.getLogger("rayconteur").setLevel(logging.INFO)
+        await LLMServer.__init__(self, config)
         # LLMServer's own methods take and give OpenAI's JSON: to the tokens there is only its engine's client.
-        self._tokens = VLLMEngine(self.engine._engine_client, asyncio.get_running_loop(), adapters)
-        self._leases = Leases()
+        engine = VLLMEngine(self.engine._engine_client, asyncio.get_running_loop(), adapters)
         loading = config.model_loading_config
-        app = create_app(self._tokens, load_tokenizer(loading.model_source), loading.model_id, release_key, **limits)
-        self._server = ReplicaServer(LeasedOnly(app, self._leases), ray.util.get_node_ip_address())
-
-    async def lease(self) -> AsyncGenerator[tuple[str, str], None]:
-        """As `serve.app.ChatReplica.lease`."""
-        if not self._tokens.health().is_alive:
-            raise RuntimeError("the engine has stopped")
-        async with aclosing(self._leases.held()) as lease_ids:
-            async for lease_id in lease_ids:
-                yield self._server.address, lease_id
+        self._answer(engine, loading.model_source, release_key, loading.model_id, bounds, read_keys)
 
     async def __del__(self) -> None:
-        if hasattr(self, "_server"):
-            self._server.close()
-        if hasattr(self, "_tokens"):
-            self._tokens.close()
+        self._stop()
         await super().__del__()
 
 
@@ -89,13 +70,17 @@ def bind_vllm(
     release_folder: str,
     release_key: str,
     model_name: str,
+    bounds: dict[str, Any],
+    read_keys: ReadKeys | None,
     options: dict[str, Any],
-    limits: dict[str, Any],
-    adapters: dict[str, str] | None = None,
+    actors: list[Any],
+    adapters: dict[str, str],
     **settings: Any,
 ) -> Any:
-    """The Ray Serve application; `limits` are those of `serve.api.create_app`, the rest is for `llm_config`."""
+    """The Ray Serve application of `serve.app.build`, which says what these are."""
     folder = str(Path(release_folder).resolve())
     config = llm_config(folder, model_name, options, adapters=adapters, **settings)
-    deployment = ray_serve.deployment(VLLMReplica, **VLLMReplica.get_deployment_options(config))
-    return deployment.bind(config, release_key, limits, adapters or {})
+    deployment = ray_serve.deployment(
+        VLLMReplica, deployment_actors=actors, **VLLMReplica.get_deployment_options(config)
+    )
+    return deployment.bind(config, release_key, bounds, read_keys, adapters)

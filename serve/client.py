@@ -23,13 +23,17 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 class EndpointError(ValueError):
-    """The endpoint is not there, or did not give what was asked; the text says which."""
+    """The endpoint is not there, or did not give what was asked; the text says which, `status` is HTTP's if any."""
+
+    def __init__(self, words: str, status: int | None = None) -> None:
+        super().__init__(words)
+        self.status = status
 
 
-def model_names(base_url: str) -> list[str]:
+def model_names(base_url: str, key: str | None = None) -> list[str]:
     """The models that the endpoint serves. Raises EndpointError."""
     root = _root(base_url)
-    with _connection(root) as client:
+    with _connection(root, key) as client:
         response = client.get(f"{root}/v1/models")
         _raise_for_error(response)
         try:
@@ -39,16 +43,17 @@ def model_names(base_url: str) -> list[str]:
 
 
 def stream_reply(
-    base_url: str, messages: list[dict[str, str]], model: str | None = None, **params: Any
+    base_url: str, messages: list[dict[str, str]], model: str | None = None, key: str | None = None, **params: Any
 ) -> Iterator[str]:
     """The reply to `messages` in pieces as they come; `model` None takes the endpoint's first.
 
-    `params` are other fields of the request (temperature, max_tokens, ...). Raises EndpointError.
+    `key` is an API key, where the endpoint needs one; `params` are other fields of the request (temperature,
+    max_tokens, ...). Raises EndpointError.
     """
     root = _root(base_url)
-    body = {**params, "model": model or _first_model(root), "messages": messages, "stream": True}
+    body = {**params, "model": model or _first_model(root, key), "messages": messages, "stream": True}
     with (
-        _connection(root) as client,
+        _connection(root, key) as client,
         client.stream("POST", f"{root}/v1/chat/completions", json=body) as response,
     ):
         if response.is_error:
@@ -57,12 +62,12 @@ def stream_reply(
         yield from _pieces(response)
 
 
-def chat_in_terminal(base_url: str, model: str | None = None, **params: Any) -> None:
+def chat_in_terminal(base_url: str, model: str | None = None, key: str | None = None, **params: Any) -> None:
     """A conversation on standard input and output until /quit or the end of the input. Raises EndpointError.
 
     /new starts over; Ctrl-C stops the current reply.
     """
-    model = model or _first_model(_root(base_url))
+    model = model or _first_model(_root(base_url), key)
     print(f"Talking with {model}. /new starts over, /quit ends, Ctrl-C stops a reply.")
     settings = {**TERMINAL_SAMPLING, **params}
     messages: list[dict[str, str]] = []
@@ -76,7 +81,7 @@ def chat_in_terminal(base_url: str, model: str | None = None, **params: Any) -> 
             print(f"There is no command {line.split()[0]}; there are /new and /quit.")
         elif line:
             messages.append({"role": "user", "content": line})
-            reply = _print_reply(stream_reply(base_url, messages, model, **settings))
+            reply = _print_reply(stream_reply(base_url, messages, model, key, **settings))
             if reply.strip():
                 messages.append({"role": "assistant", "content": reply})
             else:  # Two turns of the user in a row would be refused.
@@ -120,20 +125,21 @@ def _root(base_url: str) -> str:
     return root
 
 
-def _first_model(root: str) -> str:
-    names = model_names(root)
+def _first_model(root: str, key: str | None) -> str:
+    names = model_names(root, key)
     if not names:
         raise EndpointError(f"{root} serves no model.")
     return names[0]
 
 
 @contextlib.contextmanager
-def _connection(root: str) -> Iterator[httpx.Client]:
+def _connection(root: str, key: str | None) -> Iterator[httpx.Client]:
     """A client whose failures to reach the endpoint are EndpointErrors."""
     # A proxy named in the environment cannot reach this machine's own loopback addresses.
     trust_env = urlsplit(root).hostname not in LOOPBACK_HOSTS
+    headers = {b"Authorization": f"Bearer {key.strip()}".encode()} if key else {}
     try:
-        with httpx.Client(timeout=TIMEOUT, trust_env=trust_env) as client:
+        with httpx.Client(timeout=TIMEOUT, trust_env=trust_env, headers=headers) as client:
             yield client
     except httpx.ConnectError as error:
         raise EndpointError(f"Nothing answers at {root}; is the endpoint deployed? ({error})") from error
@@ -150,7 +156,9 @@ def _raise_for_error(response: httpx.Response) -> None:
         message = str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = response.text.strip()[:300] or response.reason_phrase
-    raise EndpointError(f"The endpoint answered {response.status_code}: {message}")
+    if response.status_code == 401:
+        message += " `rayconteur chat` takes the key from RAYCONTEUR_API_KEY or --key."
+    raise EndpointError(f"The endpoint answered {response.status_code}: {message}", response.status_code)
 
 
 def _pieces(response: httpx.Response) -> Iterator[str]:

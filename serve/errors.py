@@ -20,7 +20,7 @@ LOST = "rayconteur-lost"
 
 
 class ApiError(ValueError):
-    """A request that gets an error answer; `param` names the field at fault."""
+    """A request that gets an error answer; `param` names the field at fault, `kind` the type if not the status'."""
 
     def __init__(
         self,
@@ -29,13 +29,14 @@ class ApiError(ValueError):
         param: str | None = None,
         code: str | None = None,
         headers: dict[str, str] | None = None,
+        kind: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.headers = headers
         self.error = Error(
             message=message,
-            type="rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error",
+            type=kind or _kind_of(status),
             param=param,
             code=code,
         )
@@ -43,6 +44,10 @@ class ApiError(ValueError):
     def body(self) -> str:
         """The answer's JSON."""
         return ErrorBody(error=self.error).model_dump_json()
+
+
+def _kind_of(status: int) -> str:
+    return "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
 
 
 def refusal(error: ValidationError, kind: type[BaseModel]) -> ApiError:
@@ -57,7 +62,7 @@ def install(app: FastAPI) -> None:
 
     async def on_api_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
-        return _response(error, error.headers)
+        return response(error)
 
     async def on_http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -66,13 +71,13 @@ def install(app: FastAPI) -> None:
             message = f"There is no {request.method} {request.url.path} here."
         if error.status_code == 405:
             message = f"{request.url.path} does not answer {request.method} requests."
-        return _response(ApiError(error.status_code, message), dict(error.headers or {}))
+        return response(ApiError(error.status_code, message, headers=dict(error.headers or {})))
 
     async def on_departure(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     async def on_bug(request: Request, error: Exception) -> JSONResponse:
-        return _response(ApiError(500, "The server failed at this request; its log says why."))
+        return response(ApiError(500, "The server failed at this request; its log says why."))
 
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_error)
@@ -80,8 +85,9 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, on_bug)
 
 
-def _response(error: ApiError, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": error.error.model_dump()}, error.status, headers)
+def response(error: ApiError) -> JSONResponse:
+    """The answer to the request."""
+    return JSONResponse({"error": error.error.model_dump()}, error.status, error.headers)
 
 
 def _field_path(location: tuple[int | str, ...]) -> str | None:

@@ -121,7 +121,7 @@ class Front:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         if request.method == "GET":
             if request.path == "/metrics":
-                return web.Response(body=await self._all_metrics(), headers={"content-type": CONTENT_TYPE_LATEST})
+                return await self._all_metrics(request)
             if (answer := await self._from_any(request)) is not None:
                 return answer
         try:
@@ -206,15 +206,19 @@ class Front:
             pass  # the client has gone, and what it would have got has no reader
         return response
 
-    async def _all_metrics(self) -> bytes:
+    async def _all_metrics(self, request: web.Request) -> web.StreamResponse:
+        """Of all replicas and the front; as much as the replicas, which know about keys, let the client see."""
         texts: dict[str, str] = {}
         for address in list(self._replicas):
             try:
-                async with self._client.get(f"http://{address}/metrics") as answer:
-                    texts[address] = await answer.text()
-            except _GONE:
+                answer = await self._forward(request, b"", Lease(address, ""))
+            except LostError:
                 self._replicas.pop(address, None)
-        return self._metrics.text(texts)
+                continue
+            if not isinstance(answer, web.Response) or answer.status != 200:
+                return answer
+            texts[address] = str(answer.text)
+        return web.Response(body=self._metrics.text(texts), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 async def _events(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

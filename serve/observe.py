@@ -46,6 +46,9 @@ class Metrics:
         active.set_function(lambda: engine.health().num_active)
         waiting = self._made(Gauge, "replies_waiting", "Replies that wait for the engine.")
         waiting.set_function(lambda: engine.health().num_waiting)
+        self._made(Gauge, "slots", "Replies that the engine generates at once.").set(engine.max_active)
+        cache = self._made(Gauge, "cache_used_ratio", "Share of the key-value cache that is in use.")
+        cache.set_function(lambda: engine.health().cache_used)
 
     def text(self) -> bytes:
         """All of them, as Prometheus reads them."""
@@ -105,8 +108,11 @@ class RequestLog:
             self._tell(scope, request_id, status, time.perf_counter() - began)
 
     def _tell(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        reply: Reply | None = scope.get("state", {}).get("reply")
+        state = scope.get("state", {})
+        reply: Reply | None = state.get("reply")
         line: dict[str, Any] = {"id": request_id[:200], "method": scope["method"], "path": scope["path"][:200]}
+        if "caller" in state:
+            line["key"] = state["caller"].name
         if reply is not None:
             usage = reply.usage()
             self._metrics.prompt_tokens.inc(usage.prompt_tokens)

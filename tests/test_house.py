@@ -12,7 +12,7 @@ from workflows.spec_file import read_spec
 
 ROOT = Path(__file__).parents[1]
 PIPELINES = sorted((ROOT / "workflows" / "pipelines").rglob("*.yaml"))
-RAY_IN_SERVE = {"serve.app", "serve.app_vllm"}
+KNOW_RAY = {"serve.app", "serve.app_vllm", "serve.front_actor"}
 HEAVY = {"ray", "torch", "transformers", "deepspeed", "datasets"}
 
 
@@ -75,7 +75,7 @@ def test_the_process_of_an_engine_starts_without_torch() -> None:
 
 
 def test_models_and_serve_are_imported_without_ray() -> None:
-    modules = [module for module in modules_in("models") + modules_in("serve") if module not in RAY_IN_SERVE]
+    modules = [module for module in modules_in("models") + modules_in("serve") if module not in KNOW_RAY]
     loaded = loaded_by("import " + ", ".join(modules))
     assert "torch" in loaded
     assert not loaded & {"ray", "workflows"}
@@ -85,11 +85,9 @@ def test_models_and_serve_are_imported_without_ray() -> None:
 def test_imports_point_one_way(folder: str) -> None:
     for file in (ROOT / folder).rglob("*.py"):
         forbidden = {"ray", "workflows", *({"serve"} if folder == "models" else ())}
-        module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-        if module in RAY_IN_SERVE:
-            assert "ray" in packages_of(file)
-            forbidden -= {"ray"}
-        assert not packages_of(file) & forbidden, file
+        knows_ray = f"{folder}.{file.stem}" in KNOW_RAY
+        assert not packages_of(file) & (forbidden - {"ray"} if knows_ray else forbidden), file
+        assert ("ray" in packages_of(file)) == knows_ray, file
 
 
 def test_stages_import_no_other_stage() -> None:

@@ -5,95 +5,28 @@ Exit codes: 0 done, 1 a stage failed, 2 a wrong command line or pipeline file, 1
 """
 
 import contextlib
-import functools
 import json
-import os
 import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows import spec_file
-from workflows.spec_file import SpecError, read_spec
+from workflows import cli_keys, spec_file
+from workflows.cli_options import answering_errors, open_pipeline, options
 
 if TYPE_CHECKING:
     from workflows.progress import Progress
     from workflows.spec import PipelineSpec
     from workflows.store import Artifact, Store
 
+_KEY_IS_KNOWN_S = 30.0
 _STAGES = ["prepare", "reference", "train", "evaluate", "optimize", "deploy"]
 
 
 def main() -> None:
     """The installed command."""
     command(prog_name="rayconteur")
-
-
-def _options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The argument PIPELINE and the options that commands share."""
-    shared = {
-        "set": click.option(
-            "--set", "overrides", multiple=True, metavar="FIELD=VALUE",
-            help="Override a field by its dotted path, as in train.learning_rate=2e-4. May be repeated.",
-        ),
-        "json": click.option("--json", "json_lines", is_flag=True, help="Print JSON lines for machines."),
-        "force": click.option("--force", is_flag=True, help="Deploy even if the scorecard did not pass."),
-    }  # fmt: skip
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for name in reversed(names):
-            function = shared[name](function)
-        return click.argument("pipeline", type=click.Path(dir_okay=False))(_answering_errors(function))
-
-    return decorate
-
-
-def _answering_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Errors that are the user's to mend as sentences on stderr, with an exit code; never a traceback."""
-
-    @functools.wraps(function)
-    def answer(*args: Any, **options: Any) -> None:
-        json_lines = bool(options.get("json_lines"))
-        try:
-            function(*args, **options)
-        except SpecError as error:
-            for problem in error.problems:
-                _complain(str(problem), json_lines)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            _complain("stopped; the same command goes on from here", json_lines)
-            sys.exit(130)
-        except ValueError as error:
-            _complain(str(error), json_lines)
-            sys.exit(1)
-        except BrokenPipeError:  # `| head` has seen enough
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for what Python flushes at its end)
-            sys.exit(0)
-        except OSError as error:
-            _complain(f"{error}; check the path, the permissions and the space left, then run it again", json_lines)
-            sys.exit(1)
-        except Exception as error:
-            file = _write_traceback()
-            _complain(f"unexpected {type(error).__name__}: {error} (details in {file})", json_lines)
-            sys.exit(1)
-
-    return answer
-
-
-def _complain(text: str, json_lines: bool) -> None:
-    click.echo(json.dumps({"event": "error", "text": text}) if json_lines else f"error: {text}", err=not json_lines)
-
-
-def _write_traceback() -> str:
-    import tempfile
-
-    with tempfile.NamedTemporaryFile("w", prefix="rayconteur-", suffix=".log", delete=False) as file:
-        file.write(traceback.format_exc())
-    return file.name
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,23 +44,29 @@ def command() -> None:
 @command.command()
 @click.option("--to", "last", type=click.Choice(_STAGES), default="deploy", help="Stop after this stage.")
 @click.option("--exit-after-reply", is_flag=True, help="Ask the endpoint one question, print its reply, and stop.")
-@_options("set", "force", "json")
+@options("set", "force", "insecure", "json")
 def run(
-    pipeline: str, overrides: tuple[str, ...], force: bool, json_lines: bool, last: str, exit_after_reply: bool
+    pipeline: str,
+    overrides: tuple[str, ...],
+    force: bool,
+    insecure: bool,
+    json_lines: bool,
+    last: str,
+    exit_after_reply: bool,
 ) -> None:
     """Run all stages of PIPELINE that are not up to date, and serve until Ctrl-C."""
-    _run_to(last, pipeline, overrides, force, json_lines, exit_after_reply)
+    _run_to(last, pipeline, overrides, force, json_lines, insecure, exit_after_reply)
 
 
 @command.command()
-@_options("set", "json")
-def plan(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
+@options("set", "insecure", "json")
+def plan(pipeline: str, overrides: tuple[str, ...], insecure: bool, json_lines: bool) -> None:
     """Say what a run would do and need. Changes nothing."""
     from workflows.deploy import living_endpoint
     from workflows.pipeline import examine
     from workflows.plan import plan_of, plan_text
 
-    spec, store = _open(pipeline, overrides)
+    spec, store = open_pipeline(pipeline, overrides, may_be_open=insecure)
     states = examine(spec, store)
     endpoint = living_endpoint(spec, store, states[-1].key) is not None
     if spec.cluster.address is None:
@@ -143,7 +82,7 @@ def plan(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
 
 @command.command()
 @click.option("--show", type=click.IntRange(1, 1000), help="Print so many conversations, the supervised part marked.")
-@_options("set", "json")
+@options("set", "json")
 def prepare(pipeline: str, overrides: tuple[str, ...], json_lines: bool, show: int | None) -> None:
     """Conversations to token shards (Ray Data)."""
     _run_to("prepare", pipeline, overrides, False, json_lines)
@@ -151,52 +90,52 @@ def prepare(pipeline: str, overrides: tuple[str, ...], json_lines: bool, show: i
         from workflows.pipeline import examine
         from workflows.show import show_conversations
 
-        spec, store = _open(pipeline, overrides)
+        spec, store = open_pipeline(pipeline, overrides)
         show_conversations(spec, store, examine(spec, store)[0].key, show, json_lines)
 
 
 @command.command()
-@_options("set", "json")
+@options("set", "json")
 def reference(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
     """Values that dpo, kto and distill learn against (Ray Data)."""
     _run_to("reference", pipeline, overrides, False, json_lines)
 
 
 @command.command()
-@_options("set", "json")
+@options("set", "json")
 def train(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
     """Corpus to checkpoint (Ray Train, DeepSpeed)."""
     _run_to("train", pipeline, overrides, False, json_lines)
 
 
 @command.command()
-@_options("set", "json")
+@options("set", "json")
 def evaluate(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
     """Checkpoint to scorecard, tuned against base (Ray Data)."""
     _run_to("evaluate", pipeline, overrides, False, json_lines)
 
 
 @command.command()
-@_options("set", "force", "json")
+@options("set", "force", "json")
 def optimize(pipeline: str, overrides: tuple[str, ...], force: bool, json_lines: bool) -> None:
     """Checkpoint to release."""
     _run_to("optimize", pipeline, overrides, force, json_lines)
 
 
 @command.command()
-@_options("set", "force", "json")
-def deploy(pipeline: str, overrides: tuple[str, ...], force: bool, json_lines: bool) -> None:
+@options("set", "force", "insecure", "json")
+def deploy(pipeline: str, overrides: tuple[str, ...], force: bool, insecure: bool, json_lines: bool) -> None:
     """Release to endpoint, after the stages before it (Ray Serve)."""
-    _run_to("deploy", pipeline, overrides, force, json_lines)
+    _run_to("deploy", pipeline, overrides, force, json_lines, insecure)
 
 
 @command.command()
-@_options("set", "json")
+@options("set", "json")
 def runs(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
     """List the runs in PIPELINE's store."""
     from workflows.show import runs_text
 
-    _, store = _open(pipeline, overrides)
+    _, store = open_pipeline(pipeline, overrides)
     records = store.runs()
     if json_lines:
         for record in records:
@@ -220,19 +159,17 @@ def spec(json_lines: bool) -> None:
 
 @command.command()
 @click.argument("url", default="http://127.0.0.1:8000")
-@_answering_errors
-def chat(url: str) -> None:
+# Not from OPENAI_API_KEY too: that one would go out, in plain text, to any URL that is given here.
+@click.option("--key", envvar="RAYCONTEUR_API_KEY", help="API key; better in the variable RAYCONTEUR_API_KEY.")
+@answering_errors
+def chat(url: str, key: str | None) -> None:
     """Talk to the endpoint at URL."""
     from serve.client import chat_in_terminal
 
-    chat_in_terminal(url)
+    chat_in_terminal(url, key=key)
 
 
-def _open(pipeline: str, overrides: tuple[str, ...]) -> "tuple[PipelineSpec, Store]":
-    spec = read_spec(pipeline, list(overrides))
-    from workflows.store import Store
-
-    return spec, Store(spec.store)
+command.add_command(cli_keys.keys)
 
 
 def _run_to(
@@ -241,9 +178,10 @@ def _run_to(
     overrides: tuple[str, ...],
     force: bool,
     json_lines: bool,
+    insecure: bool = False,
     exit_after_reply: bool = False,
 ) -> None:
-    spec, store = _open(pipeline, overrides)
+    spec, store = open_pipeline(pipeline, overrides, may_be_open=insecure or last != "deploy")
     from workflows.pipeline import run_stages
     from workflows.progress import Progress
 
@@ -305,8 +243,11 @@ def _serve(
         progress.finish("deploy", endpoint.figures, word="up to date")
     url = str(endpoint.figures["url"])
     progress.result("endpoint", endpoint.figures, f"chat page: {url}/\n{deployment.curl_line(endpoint)}")
+    if not deployment.someone_may_ask(spec, store):
+        progress.note("nobody may ask it yet: `rayconteur keys create PIPELINE NAME` makes a key")
     if exit_after_reply:
-        _ask_once(url, str(endpoint.figures["model"]), progress)
+        with deployment.own_key(spec, store) as key:
+            _ask_once(url, str(endpoint.figures["model"]), key, progress)
     elif already:
         progress.note("nothing to do")
     elif spec.cluster.address is None:
@@ -317,15 +258,26 @@ def _serve(
         progress.note("the endpoint is stopped")
 
 
-def _ask_once(url: str, model: str, progress: "Progress") -> None:
-    from serve.client import stream_reply
-
+def _ask_once(url: str, model: str, key: str | None, progress: "Progress") -> None:
     question = "Hello! What can you help me with?"
-    pieces = list(
-        stream_reply(url, [{"role": "user", "content": question}], model=model, temperature=0, max_tokens=60)
-    )
+    pieces = _reply_once_the_key_is_known(url, model, key, question)
     progress.result(
         "reply",
         {"question": question, "reply": "".join(pieces), "pieces": len(pieces)},
         f"asked over HTTP: {question}\nreply in {len(pieces)} streamed pieces: {''.join(pieces)}",
     )
+
+
+def _reply_once_the_key_is_known(url: str, model: str, key: str | None, question: str) -> list[str]:
+    """The reply in pieces; the key is new, and each replica reads the store some seconds after the other."""
+    from serve.client import EndpointError, stream_reply
+
+    messages = [{"role": "user", "content": question}]
+    until = time.monotonic() + _KEY_IS_KNOWN_S
+    while True:
+        try:
+            return list(stream_reply(url, messages, model, key, temperature=0, max_tokens=60))
+        except EndpointError as error:
+            if error.status != 401 or key is None or time.monotonic() > until:
+                raise
+        time.sleep(0.5)

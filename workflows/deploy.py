@@ -6,14 +6,17 @@ Refuses a release whose scorecard did not pass. Leaves in the store a manifest w
 endpoint is up to date while `/health` there names this release.
 """
 
+import contextlib
 import importlib.util
 import time
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
 import httpx
 
 from models.base import cache_folder
+from workflows.keys import KeyFile
 from workflows.pipeline import GateFailed, StageFailed
 from workflows.progress import Progress
 from workflows.spec import PipelineSpec, ServeSpec
@@ -27,8 +30,8 @@ _VLLM_MISSING = "vLLM is not installed here; run: pip install -c constraints.txt
 
 def url_of(serve: ServeSpec) -> str:
     """Where clients on this machine find the endpoint."""
-    host = "127.0.0.1" if serve.host == "0.0.0.0" else serve.host
-    return f"http://{host}:{serve.port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(serve.host, serve.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{serve.port}"
 
 
 def deployment_key(spec: PipelineSpec, release: str) -> str:
@@ -55,6 +58,21 @@ def _served_release(url: str) -> str | None:
         return str(httpx.get(f"{url}/health", timeout=2.0).json()["release"])
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return None
+
+
+def someone_may_ask(spec: PipelineSpec, store: Store) -> bool:
+    """Whether the endpoint needs no key, or there is one."""
+    return spec.serve.keys == "none" or bool(KeyFile(store).read())
+
+
+@contextlib.contextmanager
+def own_key(spec: PipelineSpec, store: Store) -> Iterator[str | None]:
+    """A key to ask the endpoint with, revoked at the end; None where it needs none."""
+    if spec.serve.keys == "none":
+        yield None
+        return
+    with KeyFile(store).temporary() as key:
+        yield key
 
 
 def check_passed(scorecard: Artifact, force: bool) -> None:
@@ -121,6 +139,7 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
         adapters=adapters,
         max_stall_seconds=serve.max_stall_ms / 1000,
         surge=_has_room_for_one_more(serve),
+        read_keys=KeyFile(store).read if serve.keys == "required" else None,
     )
     front = _front(spec)
     try:
@@ -146,7 +165,7 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
 
 def _front(spec: PipelineSpec) -> Any:
     """The actor that listens; raises StageFailed if another program listens there."""
-    from serve.app import open_front
+    from serve.front_actor import open_front
 
     serve = spec.serve
     try:
@@ -186,4 +205,6 @@ def curl_line(artifact: Artifact) -> str:
     """A command that shows the endpoint at work."""
     figures: dict[str, Any] = artifact.figures
     body = f'{{"model": "{figures["model"]}", "messages": [{{"role": "user", "content": "Hello!"}}], "stream": true}}'
-    return f"curl -N {figures['url']}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    has_keys = artifact.settings["serve"]["keys"] == "required"
+    key = ' -H "Authorization: Bearer $RAYCONTEUR_API_KEY"' if has_keys else ""
+    return f"curl -N {figures['url']}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"

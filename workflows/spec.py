@@ -6,6 +6,7 @@ Prints as a reference with `rayconteur spec`. This module imports no library but
 mistake in a pipeline file are answered at once.
 """
 
+from ipaddress import ip_address
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -109,6 +110,10 @@ class ServeSpec(Section):
     port: Annotated[int, Field(ge=1, le=65_535)] = 8000
     """Port of the endpoint and its chat page."""
 
+    keys: Literal["none", "required"] = "none"
+    """`required`: requests need an API key that `rayconteur keys create` made. `none`: anybody may ask, so a `host`
+    that other machines reach is refused unless `--insecure` is said."""
+
     model_name: str | None = None
     """The `model` that clients ask for; the pipeline's name if left out."""
 
@@ -183,9 +188,21 @@ class ServeSpec(Section):
         return self
 
     @property
+    def is_open(self) -> bool:
+        """Whether other machines may use the endpoint without a key."""
+        return self.keys == "none" and not _is_loopback(self.host)
+
+    @property
     def may_use_openvino(self) -> bool:
         """Whether a release for it needs an OpenVINO export, if there can be one."""
         return self.engine in ("auto", "openvino") and not self.gpus_per_replica and not self.adapters
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class ClusterSpec(Section):

@@ -57,10 +57,11 @@ _Loader.add_implicit_resolver(
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.I), list("tTfF"))
 
 
-def read_spec(file: str | Path, overrides: list[str] | None = None) -> PipelineSpec:
+def read_spec(file: str | Path, overrides: list[str] | None = None, may_be_open: bool = True) -> PipelineSpec:
     """The pipeline in `file`, with `overrides` like `train.learning_rate=2e-4`; raises SpecError.
 
-    Relative data paths come back absolute, from the file's folder.
+    Relative data paths come back absolute, from the file's folder. Unless it `may_be_open`, an endpoint that other
+    machines could use without a key is a mistake too.
     """
     path = Path(file)
     try:
@@ -82,7 +83,22 @@ def read_spec(file: str | Path, overrides: list[str] | None = None) -> PipelineS
             if not any(f"{problem.field}.".startswith(f"{known.field}.") for known in problems):
                 problems.append(problem)
         raise SpecError(sorted(problems, key=lambda problem: _line_number(problem.where))) from None
+    if spec.serve.is_open and not may_be_open:
+        raise SpecError([SpecProblem(_place(("serve", "host"), where, str(file)), "serve.host", _open_to_all(spec))])
     return _with_absolute_paths(spec, path.resolve().parent)
+
+
+def _open_to_all(spec: PipelineSpec) -> str:
+    return (
+        f"got {spec.serve.host!r}, where other machines reach the endpoint, and serve.keys is none, so anybody may "
+        "use it; set serve.keys: required and make a key with `rayconteur keys create PIPELINE NAME`, or listen on "
+        "127.0.0.1, or say --insecure"
+    )
+
+
+def _place(location: Location, where: dict[Location, str], file: str) -> str:
+    """Where a field stands, or the innermost section around it."""
+    return next((where[location[:end]] for end in range(len(location), -1, -1) if location[:end] in where), file)
 
 
 def _line_number(where: str) -> int:
@@ -190,7 +206,7 @@ def _problem(error: Any, where: dict[Location, str], file: str) -> SpecProblem:
         if kind == "union_tag_not_found" or (*location, "name") in where:
             location = (*location, "name")
         got, field = got.get("name"), None
-    place = next((where[location[:end]] for end in range(len(location), -1, -1) if location[:end] in where), file)
+    place = _place(location, where, file)
     if kind == "union_tag_not_found":
         return SpecProblem(place, dotted(location), f"is required; {rule}")
     if kind == "extra_forbidden":

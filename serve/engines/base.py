@@ -102,11 +102,13 @@ class TokenEvent:
 
 @dataclass(frozen=True)
 class EngineHealth:
-    """Whether the engine still generates, and how many requests it has in hand and in its queue."""
+    """Whether the engine still generates, how many requests it has in hand and in its queue, and how full its cache
+    is, 0 to 1."""
 
     is_alive: bool
     num_active: int
     num_waiting: int
+    cache_used: float = field(default=0.0, compare=False)
 
 
 class EngineError(RuntimeError):

@@ -91,6 +91,7 @@ class OpenVINOEngine(Engine):
         self._by_id: dict[str, _Stream] = {}
         self._lock = threading.Lock()
         self._is_closed = False
+        self._cache_used = 0.0
         self._farewell = "the engine has stopped"
         self._outbox: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
         folder = str(Path(export_folder).resolve())
@@ -140,7 +141,8 @@ class OpenVINOEngine(Engine):
     def health(self) -> EngineHealth:
         num_open = len(self._streams)
         is_alive = not self._is_closed and self._process.poll() is None
-        return EngineHealth(is_alive, min(num_open, self._max_active), max(0, num_open - self._max_active))
+        num_active = min(num_open, self._max_active)
+        return EngineHealth(is_alive, num_active, num_open - num_active, self._cache_used if num_open else 0.0)
 
     def close(self) -> None:
         with self._lock:
@@ -207,7 +209,8 @@ class OpenVINOEngine(Engine):
         try:
             with contextlib.suppress(EOFError, OSError):
                 while True:
-                    self._pass_on(self._connection.recv())
+                    found, self._cache_used = self._connection.recv()
+                    self._pass_on(found)
         finally:
             self._fail_all()
 

@@ -4,7 +4,7 @@ A step of the pipeline keeps Python's lock until it is done. In a process of its
 dies, what it served is told so. Started by serve/engines/openvino.py; needs neither torch nor transformers.
 
     in:  ("add", number, token ids, settings) or ("cancel", number)
-    out: ("ready",) or ("failed", why), then after every step a list of (number, token ids, end)
+    out: ("ready",) or ("failed", why), then after every step a list of Progress, and the share of the cache in use
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -79,11 +80,18 @@ class Progress:
 
 
 class PipelineOwner:
-    """A pipeline and its open requests, by number. An error in a step spoils the pipeline: it is built again."""
+    """A pipeline and its open requests, by number. An error in a step spoils the pipeline: it is built again.
+
+    A request waits until the cache has room for its longest reply beside those in the pipeline. The pipeline itself
+    would take more in and compute some of them again later; but where it has such a one's prompt still in its cache,
+    it drops all requests as too large (seen in 2026.4.1).
+    """
 
     def __init__(self, settings: PipelineSettings) -> None:
         self._settings = settings
         self._handles: dict[int, Any] = {}
+        self._waiting: deque[tuple[int, list[int], SamplingSettings]] = deque()
+        self._blocks: dict[int, int] = {}
         self._step_tokens = STEP_TOKENS
         self._pipeline = _build(settings, STEP_TOKENS)
         if settings.max_stall_seconds is not None:
@@ -92,25 +100,52 @@ class PipelineOwner:
     @property
     def is_idle(self) -> bool:
         """Whether no request is open, nor a cancelled one still to be let go of."""
-        return not self._handles and not self._pipeline.has_non_finished_requests()
+        return not (self._waiting or self._handles or self._pipeline.has_non_finished_requests())
+
+    @property
+    def cache_used(self) -> float:
+        """Share of the cache that is in use, 0 to 1."""
+        return float(self._pipeline.get_metrics().cache_usage) / 100
 
     def add(self, number: int, token_ids: list[int], settings: SamplingSettings) -> list[Progress]:
-        """Take a request in; its end, if the pipeline refuses it."""
+        """Take a request in, or let it wait; its end, if the pipeline refuses it."""
+        self._waiting.append((number, token_ids, settings))
+        return self._let_in()
+
+    def _let_in(self) -> list[Progress]:
+        """Those that wait, as long as there is room; the ends of those that the pipeline refuses."""
+        ended = []
+        while self._waiting:
+            number, token_ids, settings = self._waiting[0]
+            blocks = -(-(len(token_ids) + settings.max_new_tokens) // BLOCK_TOKENS)
+            if self._blocks and sum(self._blocks.values()) + blocks >= self._settings.num_blocks:
+                break
+            self._waiting.popleft()
+            self._blocks[number] = blocks
+            ended += self._start(number, token_ids, settings)
+        return ended
+
+    def _start(self, number: int, token_ids: list[int], settings: SamplingSettings) -> list[Progress]:
         openvino = import_openvino()
         prompt = openvino.Tensor(np.array([token_ids], dtype=np.int64))
         try:
             self._handles[number] = self._pipeline.add_request(number, prompt, _generation_config(settings))
         except RuntimeError as error:
+            self._blocks.pop(number)
             return [Progress(number, [], str(error))]
         return []
 
     def cancel(self, number: int) -> list[Progress]:
         """End a request; none, if it has ended already."""
         handle = self._handles.pop(number, None)
-        if handle is None:
-            return []
-        handle.cancel()
-        return [Progress(number, [], CANCELLED)]
+        if handle is not None:
+            handle.cancel()
+            self._blocks.pop(number)
+            return [Progress(number, [], CANCELLED), *self._let_in()]
+        waiting = [request for request in self._waiting if request[0] == number]
+        for request in waiting:
+            self._waiting.remove(request)
+        return [Progress(number, [], CANCELLED) for _ in waiting]
 
     def step(self) -> list[Progress]:
         """One step of all open requests: the tokens that it brought, and who ended."""
@@ -123,7 +158,8 @@ class PipelineOwner:
         for progress in found:
             if progress.end is not None:
                 del self._handles[progress.number]
-        return [progress for progress in found if progress.token_ids or progress.end]
+                del self._blocks[progress.number]
+        return [*(progress for progress in found if progress.token_ids or progress.end), *self._let_in()]
 
     def _read(self, number: int, handle: Any) -> Progress:
         from openvino_genai import GenerationFinishReason, GenerationStatus
@@ -168,10 +204,11 @@ class PipelineOwner:
         """A new pipeline; the old one's requests end with the error."""
         ended = [Progress(number, [], f"a step of the pipeline failed: {why}") for number in self._handles]
         self._handles.clear()
+        self._blocks.clear()
         self._pipeline = None
         gc.collect()
         self._pipeline = _build(self._settings, self._step_tokens)
-        return ended
+        return [*ended, *self._let_in()]
 
 
 def _build(settings: PipelineSettings, step_tokens: int) -> Any:
@@ -226,7 +263,7 @@ def serve(connection: Connection) -> None:
             kind, number, *rest = connection.recv()
             ended += owner.add(number, *rest) if kind == "add" else owner.cancel(number)
         if found := ended + ([] if owner.is_idle else owner.step()):
-            connection.send(found)
+            connection.send((found, owner.cache_used))
 
 
 def main() -> None:

@@ -58,6 +58,11 @@ class _Sequence:
         return self.num_generated == 0
 
     @property
+    def length(self) -> int:
+        """Tokens that it has come to."""
+        return len(self.request.prompt_ids) + self.num_generated
+
+    @property
     def longest(self) -> int:
         """Tokens that it may come to."""
         return len(self.request.prompt_ids) + self.request.max_new_tokens
@@ -93,6 +98,7 @@ class TorchEngine(Engine):
         self._num_threads = num_threads
         self._max_stall_seconds = max_stall_seconds
         self._seconds_per_token = 0.0
+        self._token_bytes = 0
         self._decoder: SlotDecoder | TurnDecoder
         self._active: list[_Sequence] = []
         self._waiting: deque[_Sequence] = deque()
@@ -166,7 +172,9 @@ class TorchEngine(Engine):
     def health(self) -> EngineHealth:
         with self._changed:
             is_alive = self._owner.is_alive() and not self._is_closed
-            return EngineHealth(is_alive, len(self._active), len(self._waiting))
+            longest = max((sequence.length for sequence in self._active), default=0)
+            cache_used = len(self._active) * longest * self._token_bytes / CACHE_BYTES
+            return EngineHealth(is_alive, len(self._active), len(self._waiting), cache_used)
 
     def close(self) -> None:
         with self._changed:
@@ -195,6 +203,7 @@ class TorchEngine(Engine):
                 torch.set_num_threads(self._num_threads)
             with torch.inference_mode():
                 self._decoder = in_rows(self._model) or TurnDecoder(self._model)
+                self._token_bytes = self._decoder.token_bytes
                 is_ready.set()
                 while self._admit():
                     for sequence in [sequence for sequence in self._active if sequence.is_cancelled]:
@@ -224,7 +233,7 @@ class TorchEngine(Engine):
     def _has_room_for(self, newcomer: _Sequence) -> bool:
         """All rows take as much memory as the longest of them; one alone may always."""
         longest = max(sequence.longest for sequence in (newcomer, *self._active))
-        most = (len(self._active) + 1) * longest * self._decoder.token_bytes
+        most = (len(self._active) + 1) * longest * self._token_bytes
         return not self._active or most <= CACHE_BYTES
 
     def _read_prompts(self) -> None:

@@ -81,8 +81,9 @@ def url(cluster: None, release: Path, adapters: dict[str, str]) -> Iterator[str]
     import ray
     from ray import serve as ray_serve
 
-    from serve.app import build, close_fronts, open_front
+    from serve.app import build
     from serve.front import Endpoint
+    from serve.front_actor import close_fronts, open_front
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

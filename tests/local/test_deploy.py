@@ -22,7 +22,7 @@ def port():
 def test_from_conversations_to_an_endpoint_and_a_refusal(run, tiny, port):
     from ray import serve as ray_serve
 
-    from serve.app import close_fronts
+    from serve.front_actor import close_fronts
 
     tiny["train"] |= {"adapter": {"rank": 4}, "learning_rate": 1e-2}
     tiny["serve"] |= {"port": port, "max_replicas": 1}

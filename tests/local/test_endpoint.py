@@ -32,8 +32,9 @@ class Served:
         import ray
         from ray import serve as ray_serve
 
-        from serve.app import build, open_front
+        from serve.app import build
         from serve.front import Endpoint
+        from serve.front_actor import open_front
 
         front = open_front("tiny", "127.0.0.1", self._port, 60.0)
         app = build(
@@ -87,7 +88,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def served(cluster: None, folders: dict[str, str], free_port: Callable[[], int]) -> Iterator[Callable[..., Served]]:
     from ray import serve as ray_serve
 
-    from serve.app import close_fronts
+    from serve.front_actor import close_fronts
 
     def serve(engine: str = "torch", **settings: Any) -> Served:
         port = free_port()

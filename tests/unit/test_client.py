@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from models.base import load_tokenizer
 from serve.api import create_app
 from serve.client import EndpointError, chat_in_terminal, model_names, stream_reply
 from serve.engines.torch import TorchEngine
+from serve.keys import KeyRing, make_key
+from workflows.cli import command
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -38,6 +41,34 @@ def test_a_refusal_is_told_in_the_endpoints_words(url: str) -> None:
         list(stream_reply(url, HELLO, functions=[]))
     with pytest.raises(EndpointError, match="'other' does not exist"):
         list(stream_reply(url, HELLO, "other"))
+
+
+def test_an_endpoint_with_keys(
+    serving: Callable[[Any], AbstractContextManager[str]],
+    tiny_llama: Path,
+) -> None:
+    secret, key = make_key("alice")
+    ring = KeyRing(lambda: [key])
+    engine = TorchEngine(tiny_llama, precision="fp32", num_threads=1)
+    with serving(create_app(engine, load_tokenizer(tiny_llama), "tiny", default_max_tokens=12, keys=ring)) as url:
+        assert model_names(url, secret) == ["tiny"]
+        assert "".join(stream_reply(url, HELLO, key=secret, max_tokens=5))
+        with pytest.raises(EndpointError, match=r"401: This endpoint needs an API key") as raised:
+            model_names(url)
+        assert raised.value.status == 401
+        for arguments, environment in (
+            (["chat", url, "--key", secret], {}),
+            (["chat", url], {"RAYCONTEUR_API_KEY": f"{secret}\n"}),
+        ):
+            talk = CliRunner().invoke(command, arguments, input="Hello\n/quit\n", env=environment)
+            assert (talk.exit_code, talk.stderr) == (0, "")
+            assert talk.stdout.startswith("Talking with tiny.")
+        # A key for another service is not sent to whoever answers here.
+        silent = CliRunner().invoke(command, ["chat", url], env={"OPENAI_API_KEY": secret})
+        assert silent.exit_code == 1
+        assert "RAYCONTEUR_API_KEY" in silent.stderr
+    engine.close()
+    ring.close()
 
 
 def test_nobody_there() -> None:

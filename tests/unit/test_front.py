@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -246,3 +247,12 @@ def test_metrics_of_all_replicas(house: House) -> None:
         labels = f'replica="{replica.server.address}",route="/v1/chat/completions",status="200"'
         assert f"rayconteur_requests_total{{{labels}}} {count}.0" in text
     assert text.count("# TYPE rayconteur_time_to_first_token_seconds histogram") == 1
+
+
+def test_the_dashboard_shows_what_there_is(house: House) -> None:
+    ask(house)
+    text = httpx.get(f"{house.url}/metrics").text
+    dashboard = json.loads((Path(__file__).parents[2] / "docs" / "grafana.json").read_text())
+    names = set(re.findall(r"rayconteur_\w+", json.dumps([panel["targets"] for panel in dashboard["panels"]])))
+    assert len(names) > 10
+    assert [name for name in names if name not in text] == []

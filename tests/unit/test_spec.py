@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from pydantic import ValidationError
 
+from workflows.cli import command
 from workflows.spec import PipelineSpec
 from workflows.spec_file import SpecError, read_spec, reference
 from workflows.spec_train import DpoSpec, KtoSpec, OrpoSpec, SimpoSpec
@@ -295,3 +297,34 @@ def test_the_reference_tells_objectives_apart() -> None:
     assert found["train.objective.beta [dpo]"] == ("float > 0, <= 100", "0.1")
     assert found["train.objective.beta [simpo]"] == ("float > 0, <= 100", "2")
     assert found["train.objective.teacher [distill]"] == ("str length >= 1", "required")
+
+
+OPEN = GOOD + "serve:\n  port: 9000\n  host: 0.0.0.0\n"
+
+
+@pytest.mark.parametrize(("host", "is_open"), [
+    ("127.0.0.1", False), ("127.8.9.1", False), ("localhost", False), ("'::1'", False),
+    ("0.0.0.0", True), ("'::'", True), ("10.0.0.1", True), ("shop.example", True), ("localhost.example", True),
+])  # fmt: skip
+def test_an_endpoint_that_others_reach_needs_keys(tmp_path: Path, host: str, is_open: bool) -> None:
+    file = write(tmp_path, GOOD + f"serve:\n  host: {host}\n")
+    assert read_spec(file).serve.is_open == is_open
+    assert not read_spec(file, ["serve.keys=required"], may_be_open=False).serve.is_open
+    if not is_open:
+        read_spec(file, may_be_open=False)
+        return
+    with pytest.raises(SpecError, match=r"pipeline\.yaml:9: serve\.host: got .*rayconteur keys create") as raised:
+        read_spec(file, may_be_open=False)
+    assert "--insecure" in str(raised.value)
+
+
+@pytest.mark.parametrize("verb", ["plan", "run", "deploy"])
+def test_these_commands_refuse_an_open_endpoint_at_once(tmp_path: Path, verb: str) -> None:
+    file = write(tmp_path, OPEN.replace("talk.jsonl", str(tmp_path / "none.jsonl")))
+    refused = CliRunner().invoke(command, [verb, str(file)])
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith(f"error: {file}:10: serve.host: got '0.0.0.0', where other machines reach")
+    store = f"store={tmp_path / 'store'}"
+    for more in (["--insecure"], ["--set", "serve.keys=required"], ["--set", "serve.host=127.0.0.1"]):
+        let_in = CliRunner().invoke(command, [verb, str(file), "--set", store, *more])
+        assert "data.sources.0.path: nothing found" in let_in.stderr, "it comes to the next mistake"

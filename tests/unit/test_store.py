@@ -1,13 +1,12 @@
 """The store on a local folder and on a real S3 server: whole artifacts or none, one worker at a time."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,6 @@ from workflows import store as store_module
 from workflows.pipeline import open_uri, source_files
 from workflows.spec import PipelineSpec
 from workflows.store import Artifact, Store, StoreError, content_key, fingerprint
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    """An S3 server's options for a URI."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
-    server.stop()
-
-
-@pytest.fixture
-def s3_uri(s3_server: str, tmp_path: Path) -> str:
-    """A place on the server for this test alone."""
-    return f"s3://testing:testing@bucket/{tmp_path.name}{s3_server}"
 
 
 @pytest.fixture(params=["folder", "s3"])
