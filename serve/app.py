@@ -33,55 +33,75 @@ _SHARED_LIMITS_S = 1.0
 ReadKeys = Callable[[], list[ApiKey] | None]
 
 
-class ChatReplica:
-    """One replica: an engine with the release, and an HTTP server over it for those who hold a lease."""
+class Answering:
+    """What every replica has: an HTTP server over its engine, for those who hold a lease."""
+
+    def _answer(
+        self,
+        engine: Engine,
+        release_folder: str,
+        release_key: str,
+        model_name: str,
+        bounds: dict[str, Any],
+        read_keys: ReadKeys | None,
+    ) -> None:
+        from models.base import load_tokenizer
+        from serve.api import create_app
+
+        logging.getLogger("rayconteur").setLevel(logging.INFO)
+        self._engine = engine
+        self._leases = Leases()
+        app = create_app(
+            engine,
+            load_tokenizer(release_folder),
+            model_name,
+            release_key,
+            keys=KeyRing(read_keys) if read_keys else None,
+            limits=SharedLimits() if read_keys else None,
+            **bounds,
+        )
+        self._server = ReplicaServer(LeasedOnly(app, self._leases), ray.util.get_node_ip_address())
+
+    async def lease(self) -> AsyncGenerator[tuple[str, str], None]:
+        """Where to send one request and the lease for it; ends when it is answered. Ray counts it until then."""
+        self._check_engine()
+        async with aclosing(self._leases.held()) as lease_ids:
+            async for lease_id in lease_ids:
+                yield self._server.address, lease_id
+
+    def _check_engine(self) -> None:
+        if not self._engine.health().is_alive:
+            raise RuntimeError("the engine has stopped")
+
+    def _stop(self) -> None:
+        if hasattr(self, "_server"):
+            self._server.close()
+        if hasattr(self, "_engine"):
+            self._engine.close()
+
+
+class ChatReplica(Answering):
+    """One replica that holds its engine itself."""
 
     def __init__(
         self,
         release_folder: str,
         release_key: str,
         model_name: str,
+        bounds: dict[str, Any],
+        read_keys: ReadKeys | None,
         engine: str,
         precision: Precision,
-        max_new_tokens: int,
-        max_waiting: int,
-        max_seconds: float,
         max_active: int,
         num_threads: int,
         device: str,
         adapters: Mapping[str, str],
         max_stall_seconds: float,
-        read_keys: ReadKeys | None = None,
     ) -> None:
-        from models.base import load_tokenizer
-        from serve.api import create_app
-
-        logging.getLogger("rayconteur").setLevel(logging.INFO)
-        keys = KeyRing(read_keys) if read_keys else None
-        limits = SharedLimits() if read_keys else None
-        self._engine = _load_engine(
+        loaded = _load_engine(
             engine, release_folder, precision, max_active, num_threads, device, adapters, max_stall_seconds
         )
-        self._leases = Leases()
-        app = create_app(
-            self._engine,
-            load_tokenizer(release_folder),
-            model_name,
-            release_key,
-            default_max_tokens=max_new_tokens,
-            max_waiting=max_waiting,
-            max_seconds=max_seconds,
-            keys=keys,
-            limits=limits,
-        )
-        self._server = ReplicaServer(LeasedOnly(app, self._leases), ray.util.get_node_ip_address())
-
-    async def lease(self) -> AsyncGenerator[tuple[str, str], None]:
-        """Where to send one request and the lease for it; ends when it is answered. Ray counts it until then."""
-        self.check_health()
-        async with aclosing(self._leases.held()) as lease_ids:
-            async for lease_id in lease_ids:
-                yield self._server.address, lease_id
+        self._answer(loaded, release_folder, release_key, model_name, bounds, read_keys)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Ray Serve, for `replicas_for`."""
@@ -89,14 +109,10 @@ class ChatReplica:
 
     def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises here."""
-        if not self._engine.health().is_alive:
-            raise RuntimeError("the engine has stopped")
+        self._check_engine()
 
     def __del__(self) -> None:
-        if hasattr(self, "_server"):
-            self._server.close()
-        if hasattr(self, "_engine"):
-            self._engine.close()
+        self._stop()
 
 
 class SharedLimits(Limits):
@@ -176,29 +192,27 @@ def build(
 ) -> Any:
     """The Ray Serve application (`ray.serve.Application`) that serves the release in `release_folder`.
 
-    Every node that may hold a replica must see `release_folder`: a Hugging Face folder for the engine `torch`, an
-    OpenVINO export for `openvino`; and the folders of `adapters`. `num_cpus` and `num_gpus` are per replica;
+    Every node that may hold a replica must see `release_folder`: an OpenVINO export for the engine `openvino`, else a
+    Hugging Face folder; and the folders of `adapters`. `num_cpus` and `num_gpus` are per replica;
     `max_new_tokens` limits replies to requests that set no limit. Up to `max_queued_requests` wait for a replica with
     room, and later ones get 429. A reply takes `max_seconds` at most. With `surge` an update starts new replicas
     before it stops old ones, which takes room for one more. With `read_keys`, called in each replica, requests need a
-    key, and one actor beside the replicas counts for all of them what each key has used.
+    key, and one actor beside the replicas counts for all of them what each key has used. Raises ValueError for what
+    the engine could not serve.
     """
     max_active = max(DEFAULT_MAX_ACTIVE[engine], math.ceil(target_ongoing_requests))
-    limits = DeploymentActorConfig(name=_LIMITS, actor_class=ray.remote(Limits), actor_options={"num_cpus": 0})
-    deployment = ray_serve.deployment(
-        ChatReplica,
-        name="ChatReplica",
-        ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
-        deployment_actors=[limits] if read_keys else [],
+    options: dict[str, Any] = {
+        "name": "ChatReplica",
+        "ray_actor_options": {"num_cpus": num_cpus},
         # A few more than are decoded at once: the next ones are there when a place is free.
-        max_ongoing_requests=max_active + max(2, max_active // 8),
-        max_queued_requests=max_queued_requests,
-        health_check_period_s=2.0,
+        "max_ongoing_requests": max_active + max(2, max_active // 8),
+        "max_queued_requests": max_queued_requests,
+        "health_check_period_s": 2.0,
         # Replies that are under way come to their end.
-        graceful_shutdown_timeout_s=max_seconds + 10.0,
-        graceful_shutdown_wait_loop_s=0.5,
-        max_surge_percent=100 if surge else 0,
-        autoscaling_config={
+        "graceful_shutdown_timeout_s": max_seconds + 10.0,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "max_surge_percent": 100 if surge else 0,
+        "autoscaling_config": {
             "min_replicas": min_replicas,
             "max_replicas": max_replicas,
             "target_ongoing_requests": target_ongoing_requests,
@@ -209,20 +223,22 @@ def build(
             "metrics_interval_s": 1.0,
             "policy": AutoscalingPolicy(policy_function=replicas_for),
         },
-    )
-    return deployment.bind(
-        release_folder,
-        release_key,
-        model_name,
+    }
+    limits = DeploymentActorConfig(name=_LIMITS, actor_class=ray.remote(Limits), actor_options={"num_cpus": 0})
+    actors = [limits] if read_keys else []
+    bounds = {"default_max_tokens": max_new_tokens, "max_waiting": max_queued_requests, "max_seconds": max_seconds}
+    said = (release_folder, release_key, model_name, bounds, read_keys)
+    shared: dict[str, Any] = {"precision": precision, "max_active": max_active, "adapters": dict(adapters or {})}
+    if engine == "vllm":
+        from serve.app_vllm import bind_vllm
+
+        return bind_vllm(*said, options, actors, num_gpus=num_gpus, **shared)
+    options["ray_actor_options"]["num_gpus"] = num_gpus
+    return ray_serve.deployment(ChatReplica, deployment_actors=actors, **options).bind(
+        *said,
         engine=engine,
-        precision=precision,
-        max_new_tokens=max_new_tokens,
-        max_waiting=max_queued_requests,
-        max_seconds=max_seconds,
-        max_active=max_active,
         num_threads=max(1, math.floor(num_cpus)),
         device="cuda" if num_gpus else "cpu",
-        adapters=dict(adapters or {}),
         max_stall_seconds=max_stall_seconds,
-        read_keys=read_keys,
+        **shared,
     )

@@ -28,8 +28,7 @@ class Grammars:
 
     def of(self, schema: dict[str, Any]) -> "JsonGrammar":
         """Raises ValueError for a schema that is none, refers to what it has not, or takes too much to follow."""
-        text = json.dumps(schema)
-        return self._compiled(llguidance.LLMatcher.grammar_from_json_schema(text, overrides=_ONE_SPACE), text)
+        return self._compiled(f"start: %json {json.dumps({**schema, 'x-guidance': _ONE_SPACE})}", json.dumps(schema))
 
     def of_call(self, style: CallStyle, functions: dict[str, dict[str, Any]]) -> "JsonGrammar":
         """One call of one of these functions, by their names; the values are the schemas of their arguments."""
@@ -46,13 +45,13 @@ class Grammars:
         opening, closing = (json.dumps(text, ensure_ascii=False) for text in (style.opening, style.closing))
         return self._compiled(f"start: {opening} call {closing}\ncall: {' | '.join(rules)}", None)
 
-    def _compiled(self, grammar: str, schema: str | None) -> "JsonGrammar":
-        start = llguidance.LLMatcher(self._mapped, grammar, log_level=0)
+    def _compiled(self, lark: str, schema: str | None) -> "JsonGrammar":
+        start = llguidance.LLMatcher(self._mapped, lark, log_level=0)
         if not start.is_error():
             start.compute_bitmask()  # too much to follow shows here
         if start.is_error():
             raise ValueError(_told(start))
-        return JsonGrammar(schema, start, self._vocab_size)
+        return JsonGrammar(lark, schema, start, self._vocab_size)
 
     @cached_property
     def _mapped(self) -> Any:
@@ -64,7 +63,8 @@ class Grammars:
 class JsonGrammar:
     """What can be followed; `schema` is None where it is more than JSON."""
 
-    def __init__(self, schema: str | None, start: Any, vocab_size: int) -> None:
+    def __init__(self, lark: str, schema: str | None, start: Any, vocab_size: int) -> None:
+        self.lark = lark
         self.schema = schema
         self._start = start
         self._vocab_size = vocab_size

@@ -1,6 +1,6 @@
 """A replica's HTTP server, which answers whoever holds a lease.
 
-The front takes a lease from Ray Serve for each request (`ChatReplica.lease` in serve/app.py), so that Ray knows what
+The front takes a lease from Ray Serve for each request (`Answering.lease` in serve/app.py), so that Ray knows what
 a replica is doing, and then talks to the replica directly: a reply's tokens do not pass through Ray. A lease's id is
 128 random bits and good for one request; without one only GET is answered, which shows nothing secret.
 """

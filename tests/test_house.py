@@ -12,7 +12,7 @@ from workflows.spec_file import read_spec
 
 ROOT = Path(__file__).parents[1]
 PIPELINES = sorted((ROOT / "workflows" / "pipelines").rglob("*.yaml"))
-KNOW_RAY = {"serve.app", "serve.front_actor"}
+KNOW_RAY = {"serve.app", "serve.app_vllm", "serve.front_actor"}
 HEAVY = {"ray", "torch", "transformers", "deepspeed", "datasets"}
 
 

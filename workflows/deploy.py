@@ -7,6 +7,7 @@ endpoint is up to date while `/health` there names this release.
 """
 
 import contextlib
+import importlib.util
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -22,7 +23,9 @@ from workflows.spec import PipelineSpec, ServeSpec
 from workflows.store import Artifact, Store, content_key
 
 # The part of a release that an engine loads.
-_FOLDERS = {"openvino": "openvino", "torch": "model"}
+_FOLDERS = {"openvino": "openvino", "torch": "model", "vllm": "model"}
+
+_VLLM_MISSING = "vLLM is not installed here; run: pip install -c constraints.txt 'rayconteur[llm]'"
 
 
 def url_of(serve: ServeSpec) -> str:
@@ -81,17 +84,25 @@ def check_passed(scorecard: Artifact, force: bool) -> None:
 
 
 def chosen_engine(serve: ServeSpec, release: Artifact) -> tuple[str, str]:
-    """What generates, and why."""
+    """What generates, and why; raises StageFailed for an engine that is not installed."""
+    has_vllm = _has_vllm()
+    if serve.engine == "vllm" and not has_vllm:
+        raise StageFailed(f"serve.engine: {_VLLM_MISSING}, or take torch")
     if serve.engine != "auto":
         return serve.engine, "as serve.engine says"
+    if serve.gpus_per_replica:
+        return ("vllm", "replicas have GPUs") if has_vllm else ("torch", f"replicas have GPUs, but {_VLLM_MISSING}")
     if serve.adapters:
         return "torch", "serve.adapters are computed together"
-    if serve.gpus_per_replica:
-        return "torch", "replicas have GPUs"
     export = release.figures["openvino"]
     if export == "exported":
         return "openvino", "on CPUs, and the release has an OpenVINO export"
     return "torch", f"the release has no OpenVINO export: {export}"
+
+
+def _has_vllm() -> bool:
+    found = importlib.util.find_spec("vllm")
+    return found is not None and found.origin is not None  # any folder of that name is found, without origin
 
 
 def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress: Progress) -> Artifact:

@@ -168,11 +168,11 @@ class ServeSpec(Section):
 
     adapters: dict[AdapterName, str] = Field(default={})
     """Further LoRA adapters of the base model, each a model of its own at the endpoint: names to PEFT folders
-    (relative to the pipeline file). All are computed in one batch, by the engine `torch`."""
+    (relative to the pipeline file). All are computed in one batch, by the engines `torch` and `vllm`."""
 
-    engine: Literal["auto", "openvino", "torch"] = "auto"
-    """What generates: `torch` on GPUs, and on CPUs `openvino` for the architectures that it is proven exact for.
-    `auto` takes what the release is made for."""
+    engine: Literal["auto", "openvino", "torch", "vllm"] = "auto"
+    """What generates: `vllm` on GPUs (the extra `llm`), `openvino` on CPUs for the architectures that it is proven
+    exact for, `torch` anything anywhere. `auto` takes the first of them that can serve the release."""
 
     precision: Precision = "auto"
     """Number format of the computation; `auto`: `bf16`, or `fp32` where that is faster."""
@@ -181,7 +181,7 @@ class ServeSpec(Section):
     """CPU cores and threads of a replica."""
 
     gpus_per_replica: Annotated[float, Field(ge=0.0, le=64.0)] = 0.0
-    """GPUs of a replica."""
+    """GPUs of a replica: `vllm` divides each layer among several, and takes half the memory of one for 0.5."""
 
     @model_validator(mode="after")
     def _replicas_ordered(self) -> "ServeSpec":
@@ -192,13 +192,21 @@ class ServeSpec(Section):
     @model_validator(mode="after")
     def _adapters_need_torch(self) -> "ServeSpec":
         if self.adapters and self.engine == "openvino":
-            raise ValueError("engine openvino serves one model; adapters need engine torch, or auto")
+            raise ValueError("engine openvino serves one model; adapters need engine torch or vllm, or auto")
         return self
 
     @model_validator(mode="after")
     def _openvino_is_for_cpus(self) -> "ServeSpec":
         if self.engine == "openvino" and self.gpus_per_replica:
             raise ValueError(f"engine openvino computes on CPUs, gpus_per_replica is {self.gpus_per_replica:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_are_whole_or_one_in_part(self) -> "ServeSpec":
+        if self.gpus_per_replica > 1 and self.gpus_per_replica % 1:
+            raise ValueError(
+                f"gpus_per_replica is {self.gpus_per_replica:g}; a replica has a part of one GPU, or whole ones"
+            )
         return self
 
     @property
@@ -209,7 +217,7 @@ class ServeSpec(Section):
     @property
     def may_use_openvino(self) -> bool:
         """Whether a release for it needs an OpenVINO export, if there can be one."""
-        return self.engine != "torch" and not self.gpus_per_replica and not self.adapters
+        return self.engine in ("auto", "openvino") and not self.gpus_per_replica and not self.adapters
 
 
 def _is_loopback(host: str) -> bool:
@@ -266,8 +274,8 @@ class PipelineSpec(Section):
         optimize = self.optimize
         if optimize.is_rounded and not optimize.targets and not self.serve.may_use_openvino:
             raise ValueError(
-                f"optimize.weights: {optimize.weights} is a format of the OpenVINO export, which serve.engine torch "
-                "and serve.gpus_per_replica have no use for, and of optimize.targets, which is empty; take bf16, or "
-                "name a target"
+                f"optimize.weights: {optimize.weights} is a format of the OpenVINO export, which serve.engine torch, "
+                "vllm and serve.gpus_per_replica have no use for, and of optimize.targets, which is empty; take "
+                "bf16, or name a target"
             )
         return self

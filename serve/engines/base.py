@@ -17,7 +17,7 @@ Precision = Literal["auto", "bf16", "fp32"]
 SMALLEST_TEMPERATURE = 1e-4
 
 # Requests that an engine decodes at the same time, unless told otherwise.
-DEFAULT_MAX_ACTIVE = {"torch": 32, "openvino": 32}
+DEFAULT_MAX_ACTIVE = {"torch": 32, "openvino": 32, "vllm": 256}
 
 # How long a long prompt may hold up the replies of others at a time.
 DEFAULT_MAX_STALL_SECONDS = 1.0
@@ -26,6 +26,8 @@ DEFAULT_MAX_STALL_SECONDS = 1.0
 class Grammar(Protocol):
     """What a reply has to follow; see serve/grammar.py."""
 
+    lark: str
+    """all of it, in llguidance's form of Lark"""
     schema: str | None
     """JSON schema; None where it is more than that, and followed by `GrammarState` alone"""
 

@@ -1,11 +1,14 @@
 """Which engine a release is served with, and what a pipeline file may ask for."""
 
+import importlib.machinery
+import importlib.util
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from workflows.deploy import chosen_engine
+from workflows.pipeline import StageFailed
 from workflows.spec import PipelineSpec
 from workflows.store import Artifact
 
@@ -22,7 +25,6 @@ def release_with(openvino: str) -> Artifact:
 @pytest.mark.parametrize(("serve", "openvino", "engine", "reason"), [
     ({}, "exported", "openvino", "has an OpenVINO export"),
     ({}, "its model_type 'bloom' is not", "torch", "no OpenVINO export: its model_type 'bloom' is not"),
-    ({"gpus_per_replica": 1}, "no use", "torch", "have GPUs"),
     ({"engine": "torch"}, "exported", "torch", "serve.engine"),
     ({"adapters": {"other": "folder"}}, "exported", "torch", "serve.adapters"),
     ({"engine": "openvino"}, "exported", "openvino", "serve.engine"),
@@ -33,8 +35,24 @@ def test_the_engine_and_why(serve: dict[str, Any], openvino: str, engine: str, r
     assert reason in why
 
 
+def test_vllm_is_for_gpus_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus, on_cpus = spec_with(serve={"gpus_per_replica": 2}).serve, spec_with(serve={"engine": "vllm"}).serve
+    found = importlib.machinery.ModuleSpec("vllm", None, origin="__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    assert chosen_engine(with_gpus, release_with("no use")) == ("vllm", "replicas have GPUs")
+    assert chosen_engine(on_cpus, release_with("exported"))[0] == "vllm"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    chosen, why = chosen_engine(with_gpus, release_with("no use"))
+    assert chosen == "torch"
+    assert why.endswith("run: pip install -c constraints.txt 'rayconteur[llm]'")
+    with pytest.raises(StageFailed, match=r"serve.engine: vLLM is not installed here; run: .*, or take torch"):
+        chosen_engine(on_cpus, release_with("exported"))
+
+
 @pytest.mark.parametrize(("sections", "words"), [
     ({"serve": {"engine": "openvino", "gpus_per_replica": 1}}, "openvino computes on CPUs, gpus_per_replica is 1"),
+    ({"serve": {"gpus_per_replica": 1.5}}, "gpus_per_replica is 1.5; a replica has a part of one GPU, or whole ones"),
+    ({"optimize": {"weights": "int8"}, "serve": {"engine": "vllm"}}, "optimize.weights: int8 is a format of the"),
     ({"serve": {"engine": "openvino", "adapters": {"other": "folder"}}}, "adapters need engine torch"),
     ({"optimize": {"weights": "int8"}, "serve": {"engine": "torch"}}, "optimize.weights: int8 is a format of the"),
     ({"optimize": {"weights": "int4"}, "serve": {"gpus_per_replica": 0.5}}, "take bf16, or name a target"),
