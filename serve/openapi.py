@@ -68,6 +68,8 @@ def complete(app: FastAPI, model_name: str) -> None:
         name = schemas[kind.__name__]["properties"]["model"]
         name["enum"] = [model_name, None] if "anyOf" in name else [model_name]
     document.setdefault("components", {})["schemas"] = schemas
+    [name] = document["paths"]["/v1/models/{name}"]["get"]["parameters"]
+    name["schema"]["enum"] = [model_name]
     for operation in (each for path in document["paths"].values() for each in path.values()):
         operation["responses"].pop("422", None)  # FastAPI's own refusal, which no route makes
 
