@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
+import pydantic
 import pytest
 
 from models.base import load_tokenizer
@@ -388,6 +389,38 @@ def test_tools_are_called_where_they_have_to_be(
         answered.append({"role": "tool", "tool_call_id": call.id, "content": "rain"})
         told = chat(endpoint, messages=answered, tools=TOOLS, max_tokens=5)
         assert told.usage.prompt_tokens > chat(endpoint, tools=TOOLS, max_tokens=5).usage.prompt_tokens
+
+
+class Place(pydantic.BaseModel):
+    city: Literal["Oslo", "Rome"]
+
+
+class Weather(pydantic.BaseModel):
+    """Looks the weather up."""
+
+    places: list[Place] = pydantic.Field(max_length=2)
+    unit: Literal["C", "F"]
+
+
+def test_openais_client_reads_replies_into_models(
+    open_endpoint: Callable[..., AbstractContextManager[Endpoint]], tool_templates: dict[str, str]
+) -> None:
+    tool = openai.pydantic_function_tool(Weather)
+    ask = {"model": MODEL, "messages": HELLO, "max_tokens": 300, "seed": 5}
+    with open_endpoint(False, tool_templates["tags"]) as endpoint:
+        chats = endpoint.client.chat.completions
+        parsed = chats.parse(**ask, response_format=Weather).choices[0].message
+        assert isinstance(parsed.parsed, Weather)
+        [call] = chats.parse(**ask, tools=[tool], tool_choice="required").choices[0].message.tool_calls
+        assert isinstance(call.function.parsed_arguments, Weather)
+        with chats.stream(**ask, response_format=Weather, logprobs=True) as stream:
+            text = "".join(event.delta for event in stream if event.type == "content.delta")
+            final = stream.get_final_completion().choices[0]
+        assert final.message.parsed == parsed.parsed == Weather.model_validate_json(text)
+        assert "".join(token.token for token in final.logprobs.content) == text
+        with chats.stream(**ask, tools=[tool], tool_choice="required") as stream:
+            [streamed] = stream.get_final_completion().choices[0].message.tool_calls
+        assert streamed.function.parsed_arguments == call.function.parsed_arguments
 
 
 def test_texts_are_gone_on_with(endpoint: Endpoint) -> None:

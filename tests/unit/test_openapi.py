@@ -64,8 +64,8 @@ def test_the_endpoint_does_what_the_document_says(document: Any, route: str, mod
 
     @hypothesis.given(operation.as_strategy(generation_mode=mode))
     @hypothesis.settings(
-        max_examples=ROUTES[route], derandomize=True, database=None, deadline=None, phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
+        max_examples=ROUTES[route], derandomize=True, database=None, deadline=None,
+        phases=[hypothesis.Phase.generate], suppress_health_check=list(hypothesis.HealthCheck),
     )  # fmt: skip
     def holds(case: schemathesis.Case) -> None:
         if mode == GenerationMode.POSITIVE and isinstance(case.body, dict) and case.body.get("messages"):
