@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from starlette.types import Receive, Scope, Send
 
-from serve import errors
+from serve import errors, openapi
 from serve.admission import Admission
 from serve.chat_page import chat_page
 from serve.completion import ChatReply, Reply, TextReply
@@ -82,7 +82,14 @@ def create_app(
     the engine decodes at once, `max_waiting` wait and later requests get 429; a reply that is not done in
     `max_seconds` is ended. With `keys`, requests need one of them, and `limits` counts what each has used.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="Rayconteur",
+        version="1",  # of the API, as in its paths
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
+    )
     errors.install(app)
     metrics = Metrics(engine)
     if keys is not None:
@@ -94,13 +101,13 @@ def create_app(
     models_by_name = {name: Model(id=name, created=int(time.time()), parent=parents[name]) for name in parents}
     page, page_policy = chat_page()
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", **openapi.CHAT)
     async def chat_completions(request: Request) -> Response:
         body = await _read(ChatRequest, request, max_body_bytes)
         _refuse_other_model(body.model, models_by_name)
         return await answer(ChatReply, request, body, await encoder.chat(body))
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", **openapi.TEXT)
     async def completions(request: Request) -> Response:
         body = await _read(CompletionRequest, request, max_body_bytes)
         _refuse_other_model(body.model, models_by_name)
@@ -136,7 +143,7 @@ def create_app(
             if not is_stream:
                 leave()
 
-    @app.post("/tokenize")
+    @app.post("/tokenize", **openapi.TOKENIZE)
     async def tokenize(request: Request) -> Tokens:
         body = await _read(TokenizeRequest, request, max_body_bytes)
         if body.model is not None:
@@ -144,29 +151,30 @@ def create_app(
         tokens = await encoder.tokens(body)
         return Tokens(count=len(tokens), max_model_len=engine.max_positions, tokens=tokens)
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", **openapi.MODELS)
     async def models() -> ModelList:
         return ModelList(data=list(models_by_name.values()))
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", **openapi.MODEL)
     async def one_model(name: str) -> Model:
         _refuse_other_model(name, models_by_name)
         return models_by_name[name]
 
-    @app.get("/health")
+    @app.get("/health", **openapi.HEALTH)
     async def health() -> Response:
         is_alive = engine.health().is_alive
         body = Health(status="ok" if is_alive else "failed", model=model_name, release=release_key)
         return JSONResponse(body.model_dump(), 200 if is_alive else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", **openapi.METRICS)
     async def all_metrics() -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/")
-    async def index() -> Response:
+    @app.get("/", **openapi.PAGE)
+    async def page_of_chat() -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": page_policy})
 
+    openapi.complete(app, model_name)
     return app
 
 

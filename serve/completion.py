@@ -24,6 +24,7 @@ from serve.responses import (
     ReplyMessage,
     TextChoice,
     TextCompletion,
+    TextCompletionChunk,
     TextLogprobs,
     Usage,
 )
@@ -190,7 +191,7 @@ class ChatReply(Reply):
     def _logprobs(self, tokens: Sequence[DrawnToken]) -> ChoiceLogprobs | None:
         if not self._with_logprobs:
             return None
-        return ChoiceLogprobs(content=[token.logprob for token in tokens])
+        return ChoiceLogprobs(content=[token.logprob for token in tokens], refusal=None)
 
     def _chunk(self, choices: list[ChunkChoice]) -> ChatCompletionChunk:
         return ChatCompletionChunk(
@@ -213,21 +214,19 @@ class TextReply(Reply):
             )
             for index, (text, drawn) in enumerate(zip(texts, tokens, strict=True))
         ]
-        answer = self._answer(choices)
-        answer.usage = self.usage()
-        return answer
+        return TextCompletion(id=self.id, created=self.created, model=self.model, choices=choices, usage=self.usage())
 
     def _event(self, index: int, piece: Piece | None) -> BaseModel:
         if piece is None:
             reason = self._generations[index].finish_reason
-            return self._answer([TextChoice(index=index, text="", logprobs=None, finish_reason=reason)])
+            return self._chunk([TextChoice(index=index, text="", logprobs=None, finish_reason=reason)])
         logprobs = self._logprobs(piece.tokens)
-        return self._answer([TextChoice(index=index, text=piece.text, logprobs=logprobs, finish_reason=None)])
+        return self._chunk([TextChoice(index=index, text=piece.text, logprobs=logprobs, finish_reason=None)])
 
     def _usage_event(self) -> BaseModel:
-        answer = self._answer([])
-        answer.usage = self.usage()
-        return answer
+        chunk = self._chunk([])
+        chunk.usage = self.usage()
+        return chunk
 
     def _logprobs(self, tokens: Sequence[DrawnToken]) -> TextLogprobs | None:
         if not self._with_logprobs:
@@ -240,8 +239,8 @@ class TextReply(Reply):
             text_offset=[token.offset for token in tokens],
         )
 
-    def _answer(self, choices: list[TextChoice]) -> TextCompletion:
-        return TextCompletion(
+    def _chunk(self, choices: list[TextChoice]) -> TextCompletionChunk:
+        return TextCompletionChunk(
             id=self.id, object="text_completion", created=self.created, model=self.model, choices=choices
         )
 

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve.engines.base import Engine, EngineError, GenerationRequest, TokenEvent
+from serve.engines.base import Engine, EngineError, GenerationRequest, TokenEvent, Unfollowable
 from serve.errors import LOST, ApiError
 from serve.observe import TokenClock
 from serve.responses import ReplyReason, TokenLogprob, TopLogprob
@@ -78,6 +78,8 @@ class Generation:
                 else:
                     raise self._cancelled()
         except EngineError as error:
+            if isinstance(error.__cause__, Unfollowable):
+                raise self._unfollowable(error.__cause__) from error
             logger.exception("reply %s failed", self._request.request_id)
             if not self._engine.health().is_alive:
                 raise ApiError(503, f"{error}.", code="engine_lost", headers={LOST: "in"}) from error
@@ -133,6 +135,11 @@ class Generation:
     def _end_late(self) -> None:
         self._is_late = True
         self._engine.cancel(self._request.request_id)
+
+    def _unfollowable(self, error: Unfollowable) -> ApiError:
+        grammar = self._request.grammar
+        param = "tools" if grammar is None or grammar.schema is None else "response_format"
+        return ApiError(400, f"{param}: after {self.num_tokens} tokens of the reply: {error}.", param)
 
     def _cancelled(self) -> Exception:
         if not self._is_late:

@@ -3,7 +3,7 @@
 A field that is not declared here is refused by name: a client never believes that an ignored setting worked.
 """
 
-import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,9 +14,10 @@ from pydantic import (
     Field,
     Tag,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, from_json
 
 MOST_CHOICES = 16
 MOST_PROMPTS = 64
@@ -38,7 +39,7 @@ def _one_or_many(rule: str) -> Discriminator:
 
 
 class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class TextPart(_Request):
@@ -51,18 +52,19 @@ class TextPart(_Request):
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
-class CalledFunction(_Request):
+class FunctionCall(_Request):
     """What a model has called; `arguments` is JSON."""
 
     name: ToolName
-    arguments: str
+    arguments: Annotated[str, Field(json_schema_extra={"contentMediaType": "application/json"})]
 
     @field_validator("arguments")
     @classmethod
     def _is_an_object(cls, value: str) -> str:
         try:
-            is_object = isinstance(json.loads(value), dict)
-        except (ValueError, RecursionError):
+            # Not json.loads, which takes NaN, halves of characters, and lists in lists without end.
+            is_object = isinstance(from_json(value, allow_inf_nan=False), dict)
+        except ValueError:
             is_object = False
         if not is_object:
             raise PydanticCustomError("arguments", "Input should be a JSON object")
@@ -74,7 +76,7 @@ class ToolCall(_Request):
 
     id: Annotated[str, Field(min_length=1, max_length=256)]
     type: Literal["function"]
-    function: CalledFunction
+    function: FunctionCall
 
 
 class ChatMessage(_Request):
@@ -141,6 +143,10 @@ StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
+# Ten digits: Python reads no numbers of thousands of them.
+_TOKEN_NAME = r"^(0|[1-9][0-9]{0,9})$"
+TokenName = Annotated[str, WithJsonSchema({"type": "string", "pattern": _TOKEN_NAME})]
+
 
 class GenerationFields(_Request):
     """What requests for chats and for plain texts have in common; null means the default, as in OpenAI's API."""
@@ -155,10 +161,16 @@ class GenerationFields(_Request):
     """Taken off the scores of tokens that the reply has already."""
     frequency_penalty: Penalty | None = None
     """Taken off them for each time that the reply has them."""
-    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=2)] | None = None
     """Not in OpenAI's API: scores of tokens in prompt and reply are divided by it, negative ones multiplied
-    (Keskar et al. 2019, arXiv:1909.05858, 4.1)."""
-    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
+    (Keskar et al. 2019, arXiv:1909.05858, 4.1). A smaller one would overflow float32."""
+    logit_bias: (
+        Annotated[
+            dict[TokenName, Annotated[float, Field(ge=-100, le=100)]],
+            Field(max_length=1024, json_schema_extra={"additionalProperties": False}),
+        ]
+        | None
+    ) = None
     """Added to the scores of tokens, by their ids."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens to generate at most."""
@@ -182,8 +194,8 @@ class GenerationFields(_Request):
     @classmethod
     def _by_token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
         for name in value or {}:
-            if not (name.isascii() and name.isdigit()):
-                raise PydanticCustomError("keys", "Keys should be token ids, as in {{'50256': -100}}")
+            if not re.fullmatch(_TOKEN_NAME, name):
+                raise PydanticCustomError("keys", "Keys should be token ids, as in {'50256': -100}")
         return value
 
     @field_validator("stream_options")
@@ -333,6 +345,11 @@ class ChatRequest(GenerationFields):
         return functions if self.tool_choice == "required" else []
 
 
+# For the OpenAPI document alone: with these, pydantic would tell a fault once for each way to read it.
+_Prompt = Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+_SEVERAL = Field(min_length=1, max_length=MOST_PROMPTS)
+
+
 def _is_prompt(value: Any) -> bool:
     if isinstance(value, str):
         return bool(value)
@@ -345,7 +362,7 @@ class CompletionRequest(GenerationFields):
     prompt: str | list[Any]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
-    @field_validator("prompt", mode="plain")
+    @field_validator("prompt", mode="plain", json_schema_input_type=_Prompt | Annotated[list[_Prompt], _SEVERAL])
     @classmethod
     def _texts_or_token_ids(cls, value: Any) -> Any:
         several = value if isinstance(value, list) and value and not isinstance(value[0], int) else [value]

@@ -2,13 +2,17 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 FinishReason = Literal["stop", "length"]
 ReplyReason = Literal["stop", "length", "tool_calls"]
 
 
-class Usage(BaseModel):
+class _Answer(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Usage(_Answer):
     """Tokens of one request; a generated end-of-turn token counts as a completion token."""
 
     prompt_tokens: int
@@ -16,7 +20,7 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-class TopLogprob(BaseModel):
+class TopLogprob(_Answer):
     """A token that might have been drawn, and the natural logarithm of its probability."""
 
     token: str
@@ -32,14 +36,14 @@ class TokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
-class ChoiceLogprobs(BaseModel):
+class ChoiceLogprobs(_Answer):
     """The log-probabilities of a reply's tokens."""
 
     content: list[TokenLogprob]
-    refusal: None = None
+    refusal: None
 
 
-class TextLogprobs(BaseModel):
+class TextLogprobs(_Answer):
     """The same for a plain text, in that API's form; an offset counts the characters of the reply before a token."""
 
     tokens: list[str]
@@ -48,14 +52,14 @@ class TextLogprobs(BaseModel):
     text_offset: list[int]
 
 
-class CalledFunction(BaseModel):
+class CalledFunction(_Answer):
     """What the model calls; `arguments` is JSON, as the model has written it."""
 
     name: str
     arguments: str
 
 
-class CalledTool(BaseModel):
+class CalledTool(_Answer):
     """One call."""
 
     id: str
@@ -69,7 +73,7 @@ class CalledToolDelta(CalledTool):
     index: int
 
 
-class ReplyMessage(BaseModel):
+class ReplyMessage(_Answer):
     """The assistant's whole turn; its content is null where it is nothing but calls."""
 
     role: Literal["assistant"] = "assistant"
@@ -78,7 +82,7 @@ class ReplyMessage(BaseModel):
     tool_calls: list[CalledTool] | None = None
 
 
-class Choice(BaseModel):
+class Choice(_Answer):
     """One of `n` replies."""
 
     index: int
@@ -87,7 +91,7 @@ class Choice(BaseModel):
     finish_reason: ReplyReason
 
 
-class ChatCompletion(BaseModel):
+class ChatCompletion(_Answer):
     """The answer to a request without `stream`."""
 
     id: str
@@ -99,7 +103,7 @@ class ChatCompletion(BaseModel):
     usage: Usage
 
 
-class Delta(BaseModel):
+class Delta(_Answer):
     """What a chunk adds to the assistant's turn; unset fields are left out of the JSON."""
 
     role: Literal["assistant"] | None = None
@@ -107,7 +111,7 @@ class Delta(BaseModel):
     tool_calls: list[CalledToolDelta] | None = None
 
 
-class ChunkChoice(BaseModel):
+class ChunkChoice(_Answer):
     """What a chunk adds to one of the replies."""
 
     index: int
@@ -116,7 +120,7 @@ class ChunkChoice(BaseModel):
     finish_reason: ReplyReason | None
 
 
-class ChatCompletionChunk(BaseModel):
+class ChatCompletionChunk(_Answer):
     """One event of a streamed answer; unset fields are left out of the JSON."""
 
     id: str
@@ -127,7 +131,7 @@ class ChatCompletionChunk(BaseModel):
     usage: Usage | None = None
 
 
-class TextChoice(BaseModel):
+class TextChoice(_Answer):
     """One reply to one prompt, or what an event adds to it."""
 
     index: int
@@ -136,8 +140,19 @@ class TextChoice(BaseModel):
     finish_reason: ReplyReason | None
 
 
-class TextCompletion(BaseModel):
-    """The answer of POST /v1/completions; in a stream, one event of it. Unset fields are left out of the JSON."""
+class TextCompletion(_Answer):
+    """The answer of POST /v1/completions without `stream`."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage
+
+
+class TextCompletionChunk(_Answer):
+    """One event of a streamed answer; unset fields are left out of the JSON."""
 
     id: str
     object: Literal["text_completion"]
@@ -147,7 +162,7 @@ class TextCompletion(BaseModel):
     usage: Usage | None = None
 
 
-class Tokens(BaseModel):
+class Tokens(_Answer):
     """The answer of POST /tokenize."""
 
     count: int
@@ -156,7 +171,7 @@ class Tokens(BaseModel):
     tokens: list[int]
 
 
-class Model(BaseModel):
+class Model(_Answer):
     """A model that the endpoint serves."""
 
     id: str
@@ -167,14 +182,14 @@ class Model(BaseModel):
     """Not in OpenAI's API: the model whose adapter this is."""
 
 
-class ModelList(BaseModel):
+class ModelList(_Answer):
     """The answer of GET /v1/models."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
-class Health(BaseModel):
+class Health(_Answer):
     """The answer of GET /health; `release` is the key of the release that is served."""
 
     status: Literal["ok", "failed"]
@@ -182,7 +197,7 @@ class Health(BaseModel):
     release: str
 
 
-class Error(BaseModel):
+class Error(_Answer):
     """What was wrong; `param` names the field, `code` the kind for programs."""
 
     message: str
@@ -191,7 +206,7 @@ class Error(BaseModel):
     code: str | None = None
 
 
-class ErrorBody(BaseModel):
+class ErrorBody(_Answer):
     """The body of every answer that is not a success."""
 
     error: Error

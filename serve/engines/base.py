@@ -15,12 +15,18 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 # Below this the likeliest token is certain in float32, and dividing by it would overflow.
 SMALLEST_TEMPERATURE = 1e-4
+# Below this the likeliest token is enough of them all, whatever its probability: no vocabulary has ten million.
+SMALLEST_TOP_P = 1e-7
 
 # Requests that an engine decodes at the same time, unless told otherwise.
 DEFAULT_MAX_ACTIVE = {"torch": 32, "openvino": 32, "vllm": 256}
 
 # How long a long prompt may hold up the replies of others at a time.
 DEFAULT_MAX_STALL_SECONDS = 1.0
+
+
+class Unfollowable(ValueError):
+    """A reply has come to where its grammar takes too much to follow, or allows nothing."""
 
 
 class Grammar(Protocol):
@@ -36,7 +42,7 @@ class Grammar(Protocol):
 
 
 class GrammarState(Protocol):
-    """How far a reply has come."""
+    """How far a reply has come; both raise Unfollowable."""
 
     def allowed(self) -> Any:
         """A numpy array of bool for every token of the vocabulary: may it come next?"""
@@ -79,7 +85,7 @@ class GenerationRequest:
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken each time."""
-        return self.temperature < SMALLEST_TEMPERATURE or self.top_p == 0 or self.top_k == 1
+        return self.temperature < SMALLEST_TEMPERATURE or self.top_p < SMALLEST_TOP_P or self.top_k == 1
 
     @property
     def changes_scores(self) -> bool:

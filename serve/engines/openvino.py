@@ -37,17 +37,13 @@ from serve.engines.openvino_process import (
     SamplingSettings,
     start,
 )
+from serve.engines.openvino_schema import unsure
 from serve.responses import FinishReason
 
 logger = logging.getLogger(__name__)
 
 # The cache takes memory as it fills, up to this; less where so many of the longest sequences need less.
 CACHE_BYTES = 2 << 30
-
-_SURE_RULES = {
-    "type", "properties", "required", "additionalProperties", "items", "enum", "const", "anyOf", "$ref", "$defs",
-    "title", "description",
-}  # fmt: skip
 
 _Event = TokenEvent | Exception | None
 
@@ -164,8 +160,8 @@ class OpenVINOEngine(Engine):
             )
         if request.grammar and request.grammar.schema is None:
             return "tool_choice", f"OpenVINO cannot be made to call a tool; auto lets the model choose, {instead}"
-        if request.grammar and (rule := _unsure_rule(json.loads(str(request.grammar.schema)))):
-            return "response_format", f"OpenVINO is not known to follow {rule!r} in a schema; {instead}"
+        if request.grammar and (what := unsure(json.loads(str(request.grammar.schema)))):
+            return "response_format", f"OpenVINO is not known to follow {what} in a schema; {instead}"
         return None
 
     def _refuse(self, request: GenerationRequest) -> None:
@@ -185,7 +181,8 @@ class OpenVINOEngine(Engine):
             if request.request_id in self._by_id:
                 raise ValueError(f"request_id: {request.request_id!r} is already being generated")
             self._by_id[request.request_id] = self._streams[stream.number] = stream
-            self._outbox.put(("add", stream.number, request.prompt_ids, _settings(request)))
+            settings = _settings(request, self._vocab_size)
+            self._outbox.put(("add", stream.number, request.prompt_ids, settings))
         return stream
 
     def _cancel(self, stream: _Stream) -> bool:
@@ -260,22 +257,6 @@ def _events(progress: Progress, request: GenerationRequest) -> list[TokenEvent |
     ]
 
 
-def _unsure_rule(schema: Any) -> str | None:
-    """A rule of a JSON schema beyond those that are tested here: at others OpenVINO may fail in mid-step, and with it
-    every other request."""
-    if not isinstance(schema, dict):
-        return None
-    for rule, value in schema.items():
-        if rule not in _SURE_RULES:
-            return str(rule)
-        within = value.values() if rule in ("properties", "$defs") else value if rule == "anyOf" else [value]
-        if rule in ("properties", "$defs", "anyOf", "items", "additionalProperties"):
-            for part in within:
-                if (found := _unsure_rule(part)) is not None:
-                    return found
-    return None
-
-
 def _deliver(events: list[tuple[_Stream, _Event]]) -> None:
     """Hand events to their streams, with one wake-up for each asyncio loop."""
     by_loop = defaultdict(list)
@@ -291,15 +272,15 @@ def _put(pairs: "list[tuple[asyncio.Queue[_Event], _Event]]") -> None:
         queue.put_nowait(event)
 
 
-def _settings(request: GenerationRequest) -> SamplingSettings:
-    """A request in the pipeline's terms: it refuses a temperature of 0, and knows no negative seeds."""
+def _settings(request: GenerationRequest, vocab_size: int) -> SamplingSettings:
+    """A request in the pipeline's terms: no temperature of 0, no negative seed, no top_k beyond 64 bits."""
     seed = secrets.randbits(63) if request.seed is None else request.seed % 2**63
     temperature = None if request.is_greedy else request.temperature
     return SamplingSettings(
         max_new_tokens=request.max_new_tokens,
         temperature=temperature,
         top_p=request.top_p,
-        top_k=request.top_k,
+        top_k=min(request.top_k, vocab_size),
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
         repetition_penalty=request.repetition_penalty,

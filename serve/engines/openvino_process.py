@@ -130,7 +130,7 @@ class PipelineOwner:
         prompt = openvino.Tensor(np.array([token_ids], dtype=np.int64))
         try:
             self._handles[number] = self._pipeline.add_request(number, prompt, _generation_config(settings))
-        except RuntimeError as error:
+        except Exception as error:  # whatever it is, it is this request's alone
             self._blocks.pop(number)
             return [Progress(number, [], str(error))]
         return []

@@ -67,6 +67,14 @@ def _ask(url):
     streamed = list(client.chat.completions.create(**ask, stream=True))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == plain.choices[0].message.content
     assert plain.usage.completion_tokens <= 12
+    told = client.chat.completions.create(**ask, logprobs=True).choices[0]
+    assert told.message.content == plain.choices[0].message.content
+    assert len(told.logprobs.content) == 12 or told.finish_reason == "stop"
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"enum": ["yes", "no"]}}}
+    follows = client.chat.completions.create(**ask, response_format=wanted).choices[0]
+    assert follows.message.content in ('"yes"', '"no"')
+    document = httpx.get(f"{url}/openapi.json").json()
+    assert document["components"]["schemas"]["ChatRequest"]["properties"]["model"]["enum"] == ["tiny"]
     bad = [
         ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages[0].role"),

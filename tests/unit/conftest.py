@@ -2,6 +2,7 @@
 
 import logging
 import random
+import string
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 import uvicorn
 
-from models.base import load_model
+from models.base import load_model, load_tokenizer
 from models.generation import greedy_replies
 
 Conversation = tuple[list[int], list[bool]]
@@ -67,6 +68,25 @@ def make_loud() -> Callable[[Path], Any]:
         return model
 
     return load
+
+
+@pytest.fixture(scope="session")
+def save_talker(make_loud: Callable[[Path], Any], tiny_llama: Path) -> Callable[..., Path]:
+    """Saves a release that says ASCII letters, a token each, and ends its replies or never."""
+
+    def save(folder: Path, ends: bool = False, template: str | None = None, positions: int = 30_000) -> Path:
+        model, tokenizer = make_loud(tiny_llama), load_tokenizer(tiny_llama)
+        tokenizer.chat_template = template or tokenizer.chat_template
+        said = tokenizer.convert_tokens_to_ids([*string.ascii_letters, *(["<|eot_id|>"] if ends else [])])
+        loudness = torch.zeros(len(tokenizer), 1)
+        loudness[said] = 1
+        model.lm_head.weight.data *= loudness
+        model.config.max_position_embeddings = positions
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import string
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,33 +9,20 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
+import pydantic
 import pytest
-import torch
 
 from models.base import load_tokenizer
 from serve.api import create_app
 from serve.engines.torch import TorchEngine
 
 MODEL = "tiny/talker"
-END_TOKEN = 257
 NOTHING = SimpleNamespace(content=[])
 HELLO = [{"role": "user", "content": "Hello"}]
-
-
-def save_talker(model: Any, tokenizer: Any, folder: Path, ends: bool, template: str | None) -> None:
-    """A release that says ASCII letters, a token each, and ends its replies or never."""
-    tokenizer.chat_template = template or tokenizer.chat_template
-    letters = tokenizer.convert_tokens_to_ids(list(string.ascii_letters))
-    said = torch.zeros(len(tokenizer), 1)
-    said[[*letters, END_TOKEN] if ends else letters] = 1
-    model.lm_head.weight.data *= said
-    model.config.max_position_embeddings = 30_000
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 @dataclass(frozen=True)
@@ -53,15 +39,13 @@ class Endpoint:
 
 @pytest.fixture(scope="module")
 def open_endpoint(
-    make_loud: Callable[[Path], Any],
+    save_talker: Callable[..., Path],
     serving: Callable[[Any], AbstractContextManager[str]],
-    tiny_llama: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., AbstractContextManager[Endpoint]]:
     @contextmanager
     def opened(ends: bool, template: str | None = None, **limits: Any) -> Iterator[Endpoint]:
-        release = tmp_path_factory.mktemp("release")
-        save_talker(make_loud(tiny_llama), load_tokenizer(tiny_llama), release, ends, template)
+        release = save_talker(tmp_path_factory.mktemp("release"), ends, template)
         engine = TorchEngine(release, precision="fp32", max_active=2, num_threads=1)
         app = create_app(engine, load_tokenizer(release), MODEL, "3f2a", default_max_tokens=16, **limits)
         with (
@@ -244,7 +228,7 @@ BAD_REQUESTS: list[tuple[dict[str, Any], int, str, str]] = [
     ({"top_k": -1}, 400, "top_k", "greater than or equal to 0"),
     ({"presence_penalty": 2.5}, 400, "presence_penalty", "less than or equal to 2"),
     ({"frequency_penalty": "0"}, 400, "frequency_penalty", "valid number"),
-    ({"repetition_penalty": 0}, 400, "repetition_penalty", "greater than 0"),
+    ({"repetition_penalty": 0}, 400, "repetition_penalty", "greater than or equal to 0.01"),
     ({"logit_bias": {"5": 101}}, 400, "logit_bias.5", "less than or equal to 100"),
     ({"logit_bias": {"five": 1}}, 400, "logit_bias", "token ids"),
     ({"logit_bias": {"260": 1}}, 400, "logit_bias", "knows 0 to 259"),
@@ -405,6 +389,38 @@ def test_tools_are_called_where_they_have_to_be(
         answered.append({"role": "tool", "tool_call_id": call.id, "content": "rain"})
         told = chat(endpoint, messages=answered, tools=TOOLS, max_tokens=5)
         assert told.usage.prompt_tokens > chat(endpoint, tools=TOOLS, max_tokens=5).usage.prompt_tokens
+
+
+class Place(pydantic.BaseModel):
+    city: Literal["Oslo", "Rome"]
+
+
+class Weather(pydantic.BaseModel):
+    """Looks the weather up."""
+
+    places: list[Place] = pydantic.Field(max_length=2)
+    unit: Literal["C", "F"]
+
+
+def test_openais_client_reads_replies_into_models(
+    open_endpoint: Callable[..., AbstractContextManager[Endpoint]], tool_templates: dict[str, str]
+) -> None:
+    tool = openai.pydantic_function_tool(Weather)
+    ask = {"model": MODEL, "messages": HELLO, "max_tokens": 300, "seed": 5}
+    with open_endpoint(False, tool_templates["tags"]) as endpoint:
+        chats = endpoint.client.chat.completions
+        parsed = chats.parse(**ask, response_format=Weather).choices[0].message
+        assert isinstance(parsed.parsed, Weather)
+        [call] = chats.parse(**ask, tools=[tool], tool_choice="required").choices[0].message.tool_calls
+        assert isinstance(call.function.parsed_arguments, Weather)
+        with chats.stream(**ask, response_format=Weather, logprobs=True) as stream:
+            text = "".join(event.delta for event in stream if event.type == "content.delta")
+            final = stream.get_final_completion().choices[0]
+        assert final.message.parsed == parsed.parsed == Weather.model_validate_json(text)
+        assert "".join(token.token for token in final.logprobs.content) == text
+        with chats.stream(**ask, tools=[tool], tool_choice="required") as stream:
+            [streamed] = stream.get_final_completion().choices[0].message.tool_calls
+        assert streamed.function.parsed_arguments == call.function.parsed_arguments
 
 
 def test_texts_are_gone_on_with(endpoint: Endpoint) -> None:

@@ -1,13 +1,19 @@
-"""The one renderer: which tokens are supervised, in every kind of template."""
+"""The one renderer: which tokens are supervised, in every kind of template; and the endpoint renders by it."""
 
+import json
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
 from models.base import load_tokenizer, resolve
 from models.chat import ChatTemplateError, check_messages, encode_conversation, encode_prompt, end_token_ids
+from serve.api import create_app
+from serve.engines.base import Engine, EngineHealth, GenerationRequest, TokenEvent
+from workflows.conversations import parse_conversation
 
 TALK = [
     {"role": "user", "content": "Hi there"},
@@ -171,3 +177,70 @@ def test_what_is_no_conversation_says_why(messages: Any, words: str) -> None:
 @pytest.mark.parametrize("messages", [TALK, TALK[:1], TALK[1:], [{"role": "system", "content": "x"}, *TALK[1:3]]])
 def test_what_is_a_conversation_passes(messages: list[dict[str, str]]) -> None:
     check_messages(messages)
+
+
+class Listener(Engine):
+    """Keeps the prompts that it gets, and has nothing to say to them."""
+
+    max_positions, vocab_size, max_active = 10_000, 100_000, 1
+
+    def __init__(self) -> None:
+        self.prompts: list[list[int]] = []
+
+    async def submit(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
+        self.prompts.append(request.prompt_ids)
+        yield TokenEvent(min(request.end_token_ids), "stop")
+
+    def cancel(self, request_id: str) -> None: ...
+
+    def health(self) -> EngineHealth:
+        return EngineHealth(True, 0, 0)
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def tokenizer_of(tiny_llama: Path, tiny_gpt2: Path, tool_templates: dict[str, str]) -> Callable[[str], Any]:
+    """Tokenizers by the name of their chat template."""
+
+    def made(name: str) -> Any:
+        if name == "chatml":
+            return chatml(tiny_gpt2)
+        tokenizer = load_tokenizer(resolve(name) if ":" in name else tiny_gpt2 if name == "default" else tiny_llama)
+        tokenizer.chat_template = tool_templates.get(name, tokenizer.chat_template)
+        return tokenizer
+
+    return made
+
+
+TEMPLATES = ["llama", "default", "chatml", "builtin:smollm2-135m-instruct", "tags", "bare", "listed"]
+ODD = [
+    {"role": "user", "content": "  Zeilen\n\nmit é€👍\t<|im_end|> \n"},
+    {"role": "assistant", "content": "\n  {{ not a template }}  "},
+    {"role": "user", "content": "Assistant: who is it?"},
+    {"role": "assistant", "content": "User: I"},
+]
+
+
+@pytest.mark.parametrize("talk", [TALK, [{"role": "system", "content": " Be kind. "}, *TALK], TALK[1:], ODD])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_endpoint_reads_the_tokens_that_training_put_before_each_reply(
+    tokenizer_of: Callable[[str], Any], template: str, talk: list[dict[str, str]]
+) -> None:
+    tokenizer, engine = tokenizer_of(template), Listener()
+    client = TestClient(create_app(engine, tokenizer, "m"))
+    # As `workflows.prepare` makes a row of the corpus of a line.
+    learned = encode_conversation(tokenizer, parse_conversation(json.dumps({"messages": talk}).encode()))
+    is_learned = learned.supervised
+    starts = [place for place, now in enumerate(is_learned) if now and not (place and is_learned[place - 1])]
+    replies = [place for place, message in enumerate(talk) if message["role"] == "assistant"]
+    assert len(starts) == len(replies) > 0
+    for start, reply in zip(starts, replies, strict=True):
+        if reply == 0:
+            continue  # a conversation that the assistant opens: nobody asks an endpoint for that
+        asked = {"model": "m", "messages": talk[:reply]}
+        assert client.post("/tokenize", json=asked).json()["tokens"] == learned.input_ids[:start]
+        assert client.post("/v1/chat/completions", json=asked).status_code == 200
+        assert engine.prompts[-1] == learned.input_ids[:start]
+        parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in talk[:reply]]
+        assert client.post("/tokenize", json={"messages": parts}).json()["tokens"] == learned.input_ids[:start]

@@ -177,7 +177,7 @@ def test_a_closed_engine_fails_open_and_later_streams(make_engine: Callable[...,
 
 
 def test_top_p_keeps_the_likeliest_tokens_until_it_is_reached() -> None:
-    assert drawn(top_p=0) == drawn(top_p=0.5) == {1}
+    assert drawn(top_p=0) == drawn(top_p=1e-300) == drawn(top_p=0.5) == {1}
     assert drawn(top_p=0.6) == {1, 3}
     assert drawn() == {0, 1, 2, 3}
     assert drawn(temperature=0) == drawn(temperature=1e-300) == {1}
