@@ -37,7 +37,7 @@ from serve.engines.openvino_process import (
     SamplingSettings,
     start,
 )
-from serve.engines.openvino_schema import unsure
+from serve.engines.openvino_schema import rewritten, unsure
 from serve.responses import FinishReason
 
 logger = logging.getLogger(__name__)
@@ -287,7 +287,7 @@ def _settings(request: GenerationRequest, vocab_size: int) -> SamplingSettings:
         seed=seed,
         end_token_ids=sorted(request.end_token_ids),
         wants_logprobs=request.num_logprobs is not None,
-        schema=request.grammar.schema if request.grammar else None,
+        schema=json.dumps(rewritten(json.loads(str(request.grammar.schema)))) if request.grammar else None,
     )
 
 

@@ -174,6 +174,8 @@ BAD: list[Bad] = [
     unsure("pattern", {"type": "string", "pattern": "(a+)+b"}),
     unsure("escaped letters", {"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"type": "null"}}}),
     unsure("quote", {"type": "object", "properties": {'a"\n': {"type": "null"}}}),
+    unsure("backslash", {"type": "object", "properties": {"a\\": {"type": "null"}}}),
+    unsure("'b' in required", {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["b"]}),
     unsure("False as a schema", {"type": "object", "properties": {"a": False}}),
     unsure("as a schema", {"type": "array", "items": [{"type": "null"}]}),
     unsure("enum beside type", {"type": "string", "enum": ["a", 5]}),

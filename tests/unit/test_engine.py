@@ -281,6 +281,8 @@ def test_a_reply_follows_its_schema_and_its_neighbours_do_not_mind(engine: Engin
 
 @pytest.mark.parametrize(("rules", "allowed"), [
     ({"enum": ["small", 3, None]}, ["small", 3, None]),
+    ({"enum": ["enum", "b", "a", "a.b"]}, ["enum", "b", "a", "a.b"]),
+    ({"anyOf": [{"const": [12, 1]}, {"const": [12]}, {"const": [1, 12]}]}, [[12, 1], [12], [1, 12]]),
     ({"anyOf": [{"const": "yes"}, {"type": "boolean"}]}, ["yes", True, False]),
     ({"$ref": "#/$defs/answer", "$defs": {"answer": {"const": [1]}}}, [[1]]),
 ])  # fmt: skip
