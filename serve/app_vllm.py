@@ -1,7 +1,7 @@
 """Replicas that generate with vLLM: `ray.serve.llm` places and starts it, our routes answer.
 
-`serve.app.build(..., engine="vllm")` makes them; needs the extra `llm`. Ray's `LLMServer` lays out the GPUs, one bundle
-of a placement group for each, starts vLLM on them and asks after its health; its own HTTP routes are never built.
+`serve.app.build(..., engine="vllm")` makes them; needs the extra `llm`. Ray's `LLMServer` lays out the GPUs (each a
+bundle of a placement group), starts vLLM on them and asks after its health; its own HTTP routes are never built.
 """
 
 import asyncio
