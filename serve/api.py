@@ -174,7 +174,7 @@ def create_app(
     async def page_of_chat() -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": page_policy})
 
-    openapi.complete(app, model_name)
+    openapi.complete(app, list(models_by_name), has_keys=keys is not None)
     return app
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # All other paths need a key, those that do not exist too: a new route is closed until it is named here. /metrics is
 # closed as well: how much is asked and answered is nobody else's business, and Prometheus can send a key.
-OPEN_PATHS = frozenset({"/", "/health"})
+OPEN_PATHS = frozenset({"/", "/health", "/openapi.json"})
 
 
 class Caller:

@@ -2,14 +2,14 @@
 
     @app.post("/tokenize", **openapi.TOKENIZE)
     ...
-    openapi.complete(app, "my-model")   # after all routes
+    openapi.complete(app, ["my-model"], has_keys=False)   # after all routes
 
 Routes read their bodies themselves, so that every fault is told in OpenAI's words; here they say what they read and
 answer. Version 3.2 is the first that describes the events of a stream (`itemSchema`).
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from serve.gate import OPEN_PATHS
 from serve.observe import REQUEST_ID
 from serve.protocol import ChatRequest, CompletionRequest, TokenizeRequest
 from serve.responses import (
@@ -48,30 +49,39 @@ _REFERENCES = {kind: reference for (kind, _), reference in _FOUND.items()}
 _WORDS = {
     200: "Done.",
     400: "The request cannot be done as it stands; `param` names the field.",
+    401: "A key is needed, and this is none.",
     404: "There is no such model.",
     413: "The body is too large.",
     415: "The body is not said to be JSON.",
     429: "As many replies are generated or wait here as may.",
     500: "The server failed at this request.",
-    503: "The engine has stopped.",
+    502: "Two replicas ended while they worked on this request.",
+    503: "There is no replica, or its engine has stopped.",
     504: "The reply took longer than one may.",
 }
 _NO_BODY = (400, 404, 413, 415)  # why a body may be refused
 
 
-def complete(app: FastAPI, model_name: str) -> None:
-    """Put what the routes refer to into the document, and the name of the model that is served; after all routes."""
+def complete(app: FastAPI, names: Sequence[str], has_keys: bool) -> None:
+    """Put what the routes refer to into the document, the names of the models that are served, and whether requests
+    need a key; after all routes."""
     app.openapi_version = _VERSION
     document = app.openapi()  # FastAPI keeps and answers with this very object
     schemas = copy.deepcopy(_SCHEMAS["$defs"])
     for kind in _REQUESTS:
         name = schemas[kind.__name__]["properties"]["model"]
-        name["enum"] = [model_name, None] if "anyOf" in name else [model_name]
+        name["enum"] = [*names, None] if "anyOf" in name else list(names)
     document.setdefault("components", {})["schemas"] = schemas
     [name] = document["paths"]["/v1/models/{name}"]["get"]["parameters"]
-    name["schema"]["enum"] = [model_name]
-    for operation in (each for path in document["paths"].values() for each in path.values()):
-        operation["responses"].pop("422", None)  # FastAPI's own refusal, which no route makes
+    name["schema"]["enum"] = list(names)
+    if has_keys:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)  # FastAPI's own refusal, which no route makes
+            if has_keys and path not in OPEN_PATHS:
+                operation["security"] = [{"key": []}]
+                operation["responses"]["401"] = _response(401, _json(ErrorBody))
 
 
 def _route(
@@ -123,7 +133,7 @@ def _response(status: int, content: dict[str, Any]) -> dict[str, Any]:
     return {"description": _WORDS[status], "headers": headers, "content": content}
 
 
-_GENERATING = (429, 504)
+_GENERATING = (429, 502, 503, 504)
 CHAT = _route({200: ChatCompletion}, reads=ChatRequest, events=ChatCompletionChunk, refusals=_GENERATING)
 TEXT = _route({200: TextCompletion}, reads=CompletionRequest, events=TextCompletionChunk, refusals=_GENERATING)
 TOKENIZE = _route({200: Tokens}, reads=TokenizeRequest)

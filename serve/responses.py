@@ -190,9 +190,10 @@ class ModelList(_Answer):
 
 
 class Health(_Answer):
-    """The answer of GET /health; `release` is the key of the release that is served."""
+    """The answer of GET /health; `release` is the key of the release that is served. Idle: there is no replica now,
+    the next request starts one."""
 
-    status: Literal["ok", "failed"]
+    status: Literal["ok", "failed", "idle"]
     model: str
     release: str
 

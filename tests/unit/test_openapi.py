@@ -20,6 +20,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from models.base import load_tokenizer
 from serve.api import create_app
 from serve.engines.torch import TorchEngine
+from serve.keys import KeyRing
 
 MODEL = "tiny/talker"
 TALK = [{"role": "user", "content": "Hi"}]
@@ -77,3 +78,14 @@ def test_the_endpoint_does_what_the_document_says(document: Any, route: str, mod
     statuses: list[int] = []
     holds()
     assert mode == GenerationMode.NEGATIVE or 200 in statuses
+
+
+def test_the_document_says_where_a_key_is_needed(app: Any, tiny_llama: Path) -> None:
+    engine = TorchEngine(tiny_llama, precision="fp32", num_threads=1)
+    closed = create_app(engine, load_tokenizer(tiny_llama), MODEL, keys=KeyRing(list)).openapi()
+    engine.close()
+    openapi_spec_validator.validate(closed)
+    assert closed["paths"]["/v1/chat/completions"]["post"]["security"] == [{"key": []}]
+    assert "401" in closed["paths"]["/metrics"]["get"]["responses"]
+    assert "security" not in closed["paths"]["/health"]["get"]
+    assert "securitySchemes" not in app.openapi()["components"]
