@@ -41,7 +41,16 @@ def export_of_smollm2(folder: Path) -> None:
     export(resolve("builtin:smollm2-135m-instruct"), folder, "bf16")
 
 
-def deploy(folder: str, release: str, port: int) -> None:
+def free_port() -> int:
+    """Of those that no process of Ray's is given by chance."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def deploy(folder: str, release: str, port: int, **settings: Any) -> None:
     import ray
     from ray import serve as ray_serve
 
@@ -50,9 +59,8 @@ def deploy(folder: str, release: str, port: int) -> None:
     from serve.front_actor import open_front
 
     front = open_front("faults", "127.0.0.1", port, 120.0)
-    app = build(
-        folder, release, "smollm2", engine="openvino", min_replicas=2, max_replicas=2, max_seconds=120.0, surge=True
-    )
+    two = {"min_replicas": 2, "max_replicas": 2}
+    app = build(folder, release, "smollm2", engine="openvino", max_seconds=120.0, surge=True, **(settings or two))
     ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
     ray_serve.run(app, name="faults", route_prefix=None)
     ray.get(front.serve.remote(Endpoint("smollm2", release)))
@@ -195,10 +203,8 @@ def main() -> None:
     from workflows.cluster import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
         export_of_smollm2(Path(folder))
         # More than the machine has: an update starts a replica before it stops another.
         ray.init(address="local", num_cpus=4, log_to_driver=False, logging_level="ERROR")
