@@ -126,6 +126,18 @@ def test_what_does_not_fit_is_refused_and_what_just_fits_is_served(
         engine.close()
 
 
+def test_steps_that_would_hold_others_up_for_too_long_read_less(exported: Path) -> None:
+    def step_tokens(seconds: float) -> int:
+        settings = PipelineSettings(str(exported), "fp32", 1, max_active=4, num_blocks=64, max_stall_seconds=seconds)
+        owner = PipelineOwner(settings)
+        owner.add(1, PROMPTS[0], SamplingSettings(max_new_tokens=3))
+        assert sum(len(progress.token_ids) for _ in range(4) for progress in owner.step()) == 3
+        return owner._step_tokens
+
+    assert step_tokens(60.0) == 256
+    assert step_tokens(1e-9) == 32
+
+
 @pytest.mark.parametrize("token_id", [-1, 257, 10**6])
 def test_a_token_that_the_model_does_not_know_is_refused(engine: OpenVINOEngine, token_id: int) -> None:
     with pytest.raises(ValueError, match=f"prompt_ids: got {token_id}; the model knows tokens 0 to 256"):

@@ -1,7 +1,9 @@
 """The torch engine's own: replies decoded together for any architecture, adapters mixed, one failure alone."""
 
 import asyncio
+import time
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +180,40 @@ def test_a_row_that_fails_costs_no_other(tiny_llama: Path, monkeypatch: pytest.M
         assert engine.health().num_active == 0
     finally:
         engine.close()
+
+
+def test_a_long_prompt_is_read_in_pieces_between_the_tokens_of_others(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, step, done = SlotDecoder.read, SlotDecoder.step, []
+
+    def slow(self: SlotDecoder, row: Any, token_ids: list[int]) -> torch.Tensor:
+        time.sleep(0.001 * len(token_ids))
+        done.append(len(token_ids))
+        return read(self, row, token_ids)
+
+    def stepped(self: SlotDecoder, rows: list[Any], token_ids: list[int]) -> torch.Tensor:
+        done.append(0)
+        return step(self, rows, token_ids)
+
+    engine = TorchEngine(tiny_llama, precision="fp32", num_threads=1, max_stall_seconds=0.05)
+    long = GenerationRequest([n % 190 for n in range(1000)], 5, temperature=0)
+    alone = replies(engine, long)
+    monkeypatch.setattr(SlotDecoder, "read", slow)
+    monkeypatch.setattr(SlotDecoder, "step", stepped)
+
+    async def both() -> list[int]:
+        async with aclosing(engine.submit(GenerationRequest(PROMPTS[0], 1900, temperature=0))) as other:
+            await anext(other)
+            done.clear()
+            return [event.token_id async for event in engine.submit(long)]
+
+    try:
+        assert [asyncio.run(both())] == alone
+    finally:
+        engine.close()
+    pieces = [length for length in done if length]
+    assert sum(pieces) == 1000
+    assert max(pieces) <= 50
+    between = "".join("r" if length else "." for length in done)
+    assert "rr" not in between, "a token of the other one after each piece"
