@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import json
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -27,9 +26,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import numpy as np
 import psutil
+from serve_faults import free_port
 
 HERE = Path(__file__).resolve().parent
 MODEL = "builtin:smollm2-135m-instruct"
@@ -52,9 +53,7 @@ def prompts_of(count: int, seed: int) -> list[list[int]]:
 @contextmanager
 def server(side: str, folder: str) -> Iterator[tuple[str, int]]:
     """The address and the process of a side that answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, str(HERE / "serve_peer.py"), side, str(port), folder]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=HERE.parent)
@@ -92,28 +91,27 @@ async def load(url: str, at_once: int, prompts: list[list[int]], stream: bool) -
     """What became of these requests, `at_once` of them in progress at any time."""
     waiting = iter(prompts)
     found: dict[str, Any] = {"tokens": 0, "firsts": [], "betweens": [], "refused": 0, "failed": 0}
-    limits = httpx.Limits(max_connections=None)
 
-    async def client(http: httpx.AsyncClient) -> None:
+    async def client(http: aiohttp.ClientSession) -> None:
         for prompt in waiting:
             body = {"model": "model", "prompt": prompt, "max_tokens": REPLY_TOKENS, "stream": stream}
             if stream:
                 body["stream_options"] = {"include_usage": True}
             await ask(http, body)
 
-    async def ask(http: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    async def ask(http: aiohttp.ClientSession, body: dict[str, Any]) -> None:
         began = last = time.perf_counter()
         is_first, usage = True, None
         try:
-            async with http.stream("POST", f"{url}/v1/completions", json=body) as response:
-                if response.status_code == 429:
+            async with http.post(f"{url}/v1/completions", json=body) as response:
+                if response.status == 429:
                     found["refused"] += 1
                     return
                 response.raise_for_status()
-                async for line in response.aiter_lines():
-                    if not line or line == "data: [DONE]":
+                async for line in response.content:
+                    if line in (b"\n", b"data: [DONE]\n"):
                         continue
-                    event = json.loads(line.removeprefix("data: "))
+                    event = json.loads(line.removeprefix(b"data: "))
                     usage = event.get("usage") or usage
                     now = time.perf_counter()
                     if is_first:
@@ -121,7 +119,7 @@ async def load(url: str, at_once: int, prompts: list[list[int]], stream: bool) -
                     elif event.get("choices"):
                         found["betweens"].append(now - last)
                     is_first, last = False, now
-        except (httpx.HTTPError, ValueError):
+        except (aiohttp.ClientError, ValueError):
             usage = None
         if usage is None:
             found["failed"] += 1
@@ -129,7 +127,8 @@ async def load(url: str, at_once: int, prompts: list[list[int]], stream: bool) -
             found["tokens"] += usage["completion_tokens"]
 
     start = time.perf_counter()
-    async with httpx.AsyncClient(timeout=900, limits=limits) as http:
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=900), connector=connector) as http:
         await asyncio.gather(*(client(http) for _ in range(at_once)))
     return {**found, "seconds": time.perf_counter() - start}
 
