@@ -52,7 +52,12 @@ async def measure(url: str) -> dict[str, Any]:
     one = Load(url)
     async with aiohttp.ClientSession() as client:
         began = time.monotonic()
-        body = {"model": "smollm2", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
+        body = {
+            "model": "smollm2",
+            "messages": [{"role": "user", "content": "Hello"}],
+            "max_tokens": 8,
+            "stream": False,
+        }
         figures["first_request_from_none"] = await one._ask(client, body, None)
         figures["seconds_from_none"] = round(time.monotonic() - began, 1)
     load = Load(url)
