@@ -51,19 +51,13 @@ def free_port() -> int:
 
 
 def deploy(folder: str, release: str, port: int, **settings: Any) -> None:
-    import ray
-    from ray import serve as ray_serve
-
     from serve.app import build
     from serve.front import Endpoint
-    from serve.front_actor import open_front
+    from serve.front_actor import run_endpoint
 
-    front = open_front("faults", "127.0.0.1", port, 120.0)
     two = {"min_replicas": 2, "max_replicas": 2}
     app = build(folder, release, "smollm2", engine="openvino", max_seconds=120.0, surge=True, **(settings or two))
-    ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
-    ray_serve.run(app, name="faults", route_prefix=None)
-    ray.get(front.serve.remote(Endpoint("smollm2", release)))
+    run_endpoint(app, "faults", "127.0.0.1", port, 120.0, Endpoint("smollm2", release))
 
 
 def processes(name: str) -> list[psutil.Process]:

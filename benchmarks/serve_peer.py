@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,32 +85,35 @@ def serve_batch(port: int, folder: str) -> None:
         async def __call__(self, request: Request) -> dict[str, Any]:
             return answer(await self.replies(await request.json()))
 
-    run_on_ray(Batched.bind(), port)
+    start_ray()
+    ray_serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "ERROR"})
+    ray_serve.run(Batched.bind(), name="app", route_prefix="/")
+    wait()
 
 
 def us(port: int, folder: str) -> None:
     """`rayconteur deploy`'s application."""
     from serve.app import build
-    from serve.front_actor import open_front
+    from serve.front import Endpoint
+    from serve.front_actor import run_endpoint
 
+    start_ray()
     app = build(folder, "release", "model", engine="openvino", num_cpus=THREADS, max_queued_requests=128)
-    run_on_ray(app, port, lambda: open_front("app", "127.0.0.1", port, 600.0))
+    run_endpoint(app, "app", "127.0.0.1", port, 600.0, Endpoint("model", "release"))
+    wait()
 
 
-def run_on_ray(app: Any, port: int, listen: Callable[[], Any] | None = None) -> None:
-    """With Ray's own proxy on `port`, or with `listen`."""
+def start_ray() -> None:
     import ray
-    from ray import serve as ray_serve
 
     from workflows.cluster import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
     ray.init(address="local", num_cpus=THREADS, log_to_driver=False, logging_level="ERROR")
-    where: Any = {"proxy_location": "Disabled"} if listen else {"http_options": {"host": "127.0.0.1", "port": port}}
-    ray_serve.start(**where, logging_config={"log_level": "ERROR"})
-    ray_serve.run(app, name="app", route_prefix=None if listen else "/")
-    if listen:
-        listen()
+
+
+def wait() -> None:
+    """For the end of this process."""
     while True:
         time.sleep(60)
 

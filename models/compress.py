@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Probe:
     """float32 [S, V]: the checkpoint's logits at the supervised positions"""
     max_perplexity_increase: float
 
-    @property
+    @cached_property
     def perplexity(self) -> float:
         """The checkpoint's."""
         return self._perplexity_of(self.reference)
@@ -52,7 +53,9 @@ class Probe:
     def compare(self, logits: torch.Tensor) -> Figures:
         """`perplexity`, `perplexity_increase` (0.01 is 1 %), `greedy_agreement` (share of supervised tokens at which
         both put the same token first) and `largest_logit_change`."""
-        after = self._perplexity_of(logits)
+        return self._compared(logits, self._perplexity_of(logits))
+
+    def _compared(self, logits: torch.Tensor, after: float) -> Figures:
         agreement = (logits.argmax(-1) == self.reference.argmax(-1)).float().mean()
         return {
             "perplexity": round(after, 4),
@@ -63,8 +66,8 @@ class Probe:
 
     def check(self, logits: torch.Tensor, what: str) -> Figures:
         """`compare`; raises ValueError if the perplexity rises by more than it may."""
-        figures = self.compare(logits)
         after = self._perplexity_of(logits)
+        figures = self._compared(logits, after)
         increase = after / self.perplexity - 1
         if not increase <= self.max_perplexity_increase:  # also where it is not a number
             raise ValueError(

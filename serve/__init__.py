@@ -1,1 +1,1 @@
-"""The chat endpoint: an OpenAI-compatible API over an engine; only `serve.app` knows Ray."""
+"""The chat endpoint: an OpenAI-compatible API over an engine; `app*.py` and `front_actor.py` alone know Ray."""

@@ -5,7 +5,7 @@ uvicorn.run(app)
 """
 
 import asyncio
-import functools
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from typing import Any, TypeVar
@@ -127,21 +127,17 @@ def create_app(
         await hold_tokens(request, wanted, body.n or 1)
         admission.enter(len(generations))
         request.state.reply = reply
-        leave = functools.partial(admission.leave, len(generations))
-        options = body.stream_options
-        events = reply.events(include_usage=bool(options and options.include_usage))
-        is_stream = False
-        try:
-            # The headers of a stream wait for its first event: a failure before it has a status of its own.
-            if body.stream and (first := await _unless_departed(request, anext(events))) is not None:
-                is_stream = True  # and leaves when it ends
-                return EventStream(first, events, leave)
-            if not body.stream and (whole := await _unless_departed(request, reply.completion())) is not None:
+        with contextlib.ExitStack() as place:
+            place.callback(admission.leave, len(generations))
+            if body.stream:
+                options = body.stream_options
+                events = reply.events(include_usage=bool(options and options.include_usage))
+                # The headers of a stream wait for its first event: a failure before it has a status of its own.
+                if (first := await _unless_departed(request, anext(events))) is not None:
+                    return EventStream(first, events, at_end=place.pop_all().close)
+            elif (whole := await _unless_departed(request, reply.completion())) is not None:
                 return JSONResponse(whole.model_dump())
-            return Response(status_code=errors.CLIENT_CLOSED_REQUEST)
-        finally:
-            if not is_stream:
-                leave()
+        return Response(status_code=errors.CLIENT_CLOSED_REQUEST)
 
     @app.post("/tokenize", **openapi.TOKENIZE)
     async def tokenize(request: Request) -> Tokens:

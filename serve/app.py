@@ -90,17 +90,10 @@ class ChatReplica(Answering):
         model_name: str,
         bounds: dict[str, Any],
         read_keys: ReadKeys | None,
-        engine: str,
-        precision: Precision,
-        max_active: int,
-        num_threads: int,
-        device: str,
-        adapters: Mapping[str, str],
-        max_stall_seconds: float,
+        **engine: Any,
     ) -> None:
-        loaded = _load_engine(
-            engine, release_folder, precision, max_active, num_threads, device, adapters, max_stall_seconds
-        )
+        """`engine` is what `_load_engine` takes besides the folder."""
+        loaded = _load_engine(folder=release_folder, **engine)
         self._answer(loaded, release_folder, release_key, model_name, bounds, read_keys)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -236,7 +229,7 @@ def build(
     options["ray_actor_options"]["num_gpus"] = num_gpus
     return ray_serve.deployment(ChatReplica, deployment_actors=actors, **options).bind(
         *said,
-        engine=engine,
+        name=engine,
         num_threads=max(1, math.floor(num_cpus)),
         device="cuda" if num_gpus else "cpu",
         max_stall_seconds=max_stall_seconds,

@@ -1,4 +1,4 @@
-"""The front: one HTTP server before all replicas. Ray is not needed here; serve/app.py runs it as an actor.
+"""The front: one HTTP server before all replicas. Ray is not needed here; serve/front_actor.py runs it.
 
     front = Front(lease, max_seconds=600)
     await front.listen("127.0.0.1", 8000)

@@ -1,7 +1,6 @@
 """The front as a Ray actor: its leases come from a Ray Serve application.
 
-front = open_front("chat", "127.0.0.1", 8000, max_seconds=600)
-ray.get(front.serve.remote(Endpoint("my-model", "abc")))
+run_endpoint(build("/releases/abc", "abc", "my-model"), "chat", "127.0.0.1", 8000, 600, Endpoint("my-model", "abc"))
 """
 
 import asyncio
@@ -57,19 +56,18 @@ class FrontActor:
 
     @asynccontextmanager
     async def _lease(self, seconds: float) -> AsyncIterator[Lease]:
-        responses = None
         try:
             if self._handle is None:
                 self._handle = ray_serve.get_app_handle(self._app_name)
             responses = self._handle.options(stream=True).lease.remote()
-            address, lease_id = await asyncio.wait_for(anext(responses), max(0.0, seconds))
+            try:
+                address, lease_id = await asyncio.wait_for(anext(responses), max(0.0, seconds))
+                yield Lease(address, lease_id)
+            except BaseException:
+                responses.cancel()  # nobody waits for it any more, or it may not have been claimed
+                raise
         except asyncio.TimeoutError:
-            responses.cancel()  # type: ignore[union-attr]
             raise ApiError(504, "No replica had room for this request in time.", code="deadline_exceeded") from None
-        except asyncio.CancelledError:
-            if responses is not None:
-                responses.cancel()
-            raise
         except BackPressureError:
             raise ApiError(
                 429,
@@ -81,11 +79,18 @@ class FrontActor:
             raise ApiError(503, f"The endpoint could not be started: {error}.", code="unavailable") from error
         except (RayError, RayServeException, StopAsyncIteration) as error:
             raise LostError(may_have_died_of_it=False) from error
-        try:
-            yield Lease(address, lease_id)
-        except BaseException:
-            responses.cancel()  # it may not have been claimed
-            raise
+
+
+def run_endpoint(app: Any, name: str, host: str, port: int, max_seconds: float, endpoint: Endpoint) -> None:
+    """Run a Ray Serve application of `serve.app.build`, or update the one of that name, and have it answer at
+    `host`:`port` of this node when it is ready.
+
+    Raises OSError where nothing can listen there, and RuntimeError or RayError where Ray Serve could not start it.
+    """
+    front = open_front(name, host, port, max_seconds)
+    ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
+    ray_serve.run(app, name=name, route_prefix=None)
+    ray.get(front.serve.remote(endpoint))
 
 
 def open_front(app_name: str, host: str, port: int, max_seconds: float) -> Any:

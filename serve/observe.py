@@ -1,6 +1,6 @@
 """What the endpoint tells of itself: Prometheus metrics, and a log line for each request. Never what was said.
 
-Metrics are of the replica that answers; `serve.app` runs one or more.
+Metrics are of one replica; serve/front.py answers with those of all.
 """
 
 import json

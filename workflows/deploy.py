@@ -108,10 +108,10 @@ def _has_vllm() -> bool:
 def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress: Progress) -> Artifact:
     """Start or update the endpoint on the connected cluster and wait until it answers; its artifact."""
     import ray
-    from ray import serve as ray_serve
 
     from serve.app import build
     from serve.front import Endpoint
+    from serve.front_actor import run_endpoint
     from workflows.cluster import check_fits
 
     serve, release, url = spec.serve, done["optimize"], url_of(spec.serve)
@@ -141,13 +141,16 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
         surge=_has_room_for_one_more(serve),
         read_keys=KeyFile(store).read if serve.keys == "required" else None,
     )
-    front = _front(spec)
+    endpoint = Endpoint(model_name(spec), release.key)
     try:
-        ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
-        ray_serve.run(app, name=spec.name, route_prefix=None)
+        run_endpoint(app, spec.name, serve.host, serve.port, serve.max_reply_seconds, endpoint)
     except (RuntimeError, ray.exceptions.RayError) as error:
         raise StageFailed(f"deploy: Ray Serve could not start the endpoint: {error}") from error
-    ray.get(front.serve.remote(Endpoint(model_name(spec), release.key)))
+    except OSError as error:
+        raise StageFailed(
+            f"serve.port: cannot listen on {serve.host}:{serve.port}: {error}; "
+            f"free it or take another, as in --set serve.port={min(serve.port + 1, 65535)}"
+        ) from None
     artifact = Artifact(
         stage="deploy",
         key=deployment_key(spec, release.key),
@@ -161,20 +164,6 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
     store.finish(artifact)
     progress.finish("deploy", {})
     return artifact
-
-
-def _front(spec: PipelineSpec) -> Any:
-    """The actor that listens; raises StageFailed if another program listens there."""
-    from serve.front_actor import open_front
-
-    serve = spec.serve
-    try:
-        return open_front(spec.name, serve.host, serve.port, serve.max_reply_seconds)
-    except OSError as error:
-        raise StageFailed(
-            f"serve.port: cannot listen on {serve.host}:{serve.port}: {error}; "
-            f"free it or take another, as in --set serve.port={min(serve.port + 1, 65535)}"
-        ) from None
 
 
 def _served_folders(

@@ -3,6 +3,7 @@
 An engine knows no text, no HTTP and no Ray: `serve.api` renders and reads, `serve.app` deploys.
 """
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,6 +122,20 @@ class EngineError(RuntimeError):
     """The engine could not finish a request; other requests are not affected."""
 
 
+Event = TokenEvent | Exception | None
+"""what a stream is handed: its next token, a failure, or None for an end without a reason"""
+
+
+async def tokens_of(events: "asyncio.Queue[Event]") -> AsyncGenerator[TokenEvent, None]:
+    """The tokens of one request as they are handed over, to their end; raises the failure among them."""
+    while (event := await events.get()) is not None:
+        if isinstance(event, Exception):
+            raise event
+        yield event
+        if event.finish_reason is not None:
+            return
+
+
 class Engine(ABC):
     """Generates tokens for many requests at once; made to be used from one asyncio loop."""
 
@@ -143,6 +158,20 @@ class Engine(ABC):
     def adapters(self) -> Sequence[str]:
         """What a request may name as its `adapter`."""
         return ()
+
+    def check_fits(self, request: GenerationRequest) -> None:
+        """Raise ValueError for more tokens than the model has positions, and an adapter that is not there."""
+        total = len(request.prompt_ids) + request.max_new_tokens
+        if total > self.max_positions:
+            raise ValueError(f"prompt and reply together need {total} positions; the model has {self.max_positions}")
+        if request.adapter is not None and request.adapter not in self.adapters:
+            raise ValueError(f"adapter: got {request.adapter!r}; there are {', '.join(self.adapters) or 'none'}")
+
+    def check_tokens(self, request: GenerationRequest) -> None:
+        """Raise ValueError for a token that the model does not know."""
+        worst = max(request.prompt_ids, key=lambda token_id: abs(token_id - self.vocab_size / 2))
+        if not 0 <= worst < self.vocab_size:
+            raise ValueError(f"prompt_ids: got {worst}; the model knows tokens 0 to {self.vocab_size - 1}")
 
     def refusal(self, request: GenerationRequest) -> tuple[str, str] | None:
         """The field of `request` that this engine cannot do justice to, and why."""

@@ -25,9 +25,11 @@ from serve.engines.base import (
     Engine,
     EngineError,
     EngineHealth,
+    Event,
     GenerationRequest,
     Precision,
     TokenEvent,
+    tokens_of,
 )
 from serve.engines.openvino_process import (
     BLOCK_TOKENS,
@@ -45,8 +47,6 @@ logger = logging.getLogger(__name__)
 # The cache takes memory as it fills, up to this; less where so many of the longest sequences need less.
 CACHE_BYTES = 2 << 30
 
-_Event = TokenEvent | Exception | None
-
 
 @dataclass
 class _Stream:
@@ -55,7 +55,7 @@ class _Stream:
     number: int
     request: GenerationRequest
     loop: asyncio.AbstractEventLoop
-    events: "asyncio.Queue[_Event]" = field(default_factory=asyncio.Queue)
+    events: "asyncio.Queue[Event]" = field(default_factory=asyncio.Queue)
 
 
 class OpenVINOEngine(Engine):
@@ -117,15 +117,13 @@ class OpenVINOEngine(Engine):
         return self._process.pid
 
     async def submit(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
-        self._refuse(request)
+        # The pipeline would take these in and answer wrongly, together with their neighbours.
+        self.check_fits(request)
+        self.check_tokens(request)
         stream = self._open(request)
         try:
-            while (event := await stream.events.get()) is not None:
-                if isinstance(event, Exception):
-                    raise event
+            async for event in tokens_of(stream.events):
                 yield event
-                if event.finish_reason is not None:
-                    return
         finally:
             self._cancel(stream)
 
@@ -163,15 +161,6 @@ class OpenVINOEngine(Engine):
         if request.grammar and (what := unsure(json.loads(str(request.grammar.schema)))):
             return "response_format", f"OpenVINO is not known to follow {what} in a schema; {instead}"
         return None
-
-    def _refuse(self, request: GenerationRequest) -> None:
-        """Raise ValueError for what the pipeline would take in and answer wrongly, together with its neighbours."""
-        total = len(request.prompt_ids) + request.max_new_tokens
-        if total > self._max_positions:
-            raise ValueError(f"prompt and reply together need {total} positions; the model has {self._max_positions}")
-        worst = max(request.prompt_ids, key=lambda token_id: abs(token_id - self._vocab_size / 2))
-        if not 0 <= worst < self._vocab_size:
-            raise ValueError(f"prompt_ids: got {worst}; the model knows tokens 0 to {self._vocab_size - 1}")
 
     def _open(self, request: GenerationRequest) -> _Stream:
         stream = _Stream(next(self._numbers), request, asyncio.get_running_loop())
@@ -228,7 +217,7 @@ class OpenVINOEngine(Engine):
         self._connection.close()
 
     def _pass_on(self, found: list[Progress]) -> None:
-        events: list[tuple[_Stream, _Event]] = []
+        events: list[tuple[_Stream, Event]] = []
         with self._lock:
             for progress in found:
                 stream = self._streams[progress.number]
@@ -257,7 +246,7 @@ def _events(progress: Progress, request: GenerationRequest) -> list[TokenEvent |
     ]
 
 
-def _deliver(events: list[tuple[_Stream, _Event]]) -> None:
+def _deliver(events: list[tuple[_Stream, Event]]) -> None:
     """Hand events to their streams, with one wake-up for each asyncio loop."""
     by_loop = defaultdict(list)
     for stream, event in events:
@@ -267,7 +256,7 @@ def _deliver(events: list[tuple[_Stream, _Event]]) -> None:
             loop.call_soon_threadsafe(_put, pairs)
 
 
-def _put(pairs: "list[tuple[asyncio.Queue[_Event], _Event]]") -> None:
+def _put(pairs: "list[tuple[asyncio.Queue[Event], Event]]") -> None:
     for queue, event in pairs:
         queue.put_nowait(event)
 

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -23,9 +24,11 @@ from serve.engines.base import (
     Engine,
     EngineError,
     EngineHealth,
+    Event,
     GenerationRequest,
     Precision,
     TokenEvent,
+    tokens_of,
 )
 from serve.engines.sampling import Sampler, log_probabilities
 from serve.engines.torch_slots import Row, SlotDecoder, in_rows
@@ -33,6 +36,8 @@ from serve.engines.torch_turns import TurnDecoder
 from serve.responses import FinishReason
 
 logger = logging.getLogger(__name__)
+
+Given = TypeVar("Given")
 
 # Prompt tokens read between two tokens of the others, if their wait allows.
 _MOST_READ, _LEAST_READ = 512, 16
@@ -43,7 +48,7 @@ CACHE_BYTES = 2 << 30
 class _Sequence:
     """A request in the owner thread's hands: its row, and the tokens the model has not read yet."""
 
-    def __init__(self, request: GenerationRequest, deliver: Callable[[TokenEvent | Exception | None], None]) -> None:
+    def __init__(self, request: GenerationRequest, deliver: Callable[[Event], None]) -> None:
         self.request = request
         self.deliver = deliver
         self.is_cancelled = False
@@ -132,15 +137,11 @@ class TorchEngine(Engine):
         return isinstance(self._decoder, SlotDecoder)
 
     async def submit(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
-        total = len(request.prompt_ids) + request.max_new_tokens
-        if total > self._max_positions:
-            raise ValueError(f"prompt and reply together need {total} positions; the model has {self._max_positions}")
-        if request.adapter is not None and request.adapter not in self._adapters:
-            raise ValueError(f"adapter: got {request.adapter!r}; there are {', '.join(self._adapters) or 'none'}")
+        self.check_fits(request)
         loop = asyncio.get_running_loop()
-        events: asyncio.Queue[TokenEvent | Exception | None] = asyncio.Queue()
+        events: asyncio.Queue[Event] = asyncio.Queue()
 
-        def deliver(event: TokenEvent | Exception | None) -> None:
+        def deliver(event: Event) -> None:
             try:
                 loop.call_soon_threadsafe(events.put_nowait, event)
             except RuntimeError:  # The loop is closed: nobody reads any more.
@@ -149,12 +150,8 @@ class TorchEngine(Engine):
         sequence = _Sequence(request, deliver)
         self._enqueue(sequence)
         try:
-            while (event := await events.get()) is not None:
-                if isinstance(event, Exception):
-                    raise event
+            async for event in tokens_of(events):
                 yield event
-                if event.finish_reason is not None:
-                    return
         finally:
             self.cancel(request.request_id)
 
@@ -226,8 +223,7 @@ class TorchEngine(Engine):
             while not (self._is_closed or self._active or self._waiting):
                 self._changed.wait()
             while self._waiting and len(self._active) < self._max_active and self._has_room_for(self._waiting[0]):
-                sequence = self._waiting.popleft()
-                self._active.append(sequence)
+                self._active.append(self._waiting.popleft())
             return not self._is_closed
 
     def _has_room_for(self, newcomer: _Sequence) -> bool:
@@ -244,7 +240,7 @@ class TorchEngine(Engine):
                 return
             piece = sequence.unread_ids[: left if self._decoder.reads_in_parts else None]
             left -= len(piece)
-            self._guarded(sequence, lambda sequence=sequence, piece=piece: self._read(sequence, piece))  # type: ignore[misc]
+            self._guarded(self._read, sequence, piece)
 
     def _tokens_to_read(self) -> int:
         if all(sequence.is_reading for sequence in self._active):
@@ -283,7 +279,7 @@ class TorchEngine(Engine):
                     self._step([sequence])
             return
         for sequence, scores in zip(some, logits, strict=True):
-            self._guarded(sequence, lambda sequence=sequence, scores=scores: self._draw(sequence, scores))  # type: ignore[misc]
+            self._guarded(self._draw, sequence, scores)
 
     def _draw(self, sequence: _Sequence, logits: torch.Tensor) -> None:
         request = sequence.request
@@ -299,10 +295,10 @@ class TorchEngine(Engine):
             self._release(sequence)
         sequence.deliver(event)
 
-    def _guarded(self, sequence: _Sequence, work: Callable[[], None]) -> None:
+    def _guarded(self, work: Callable[[_Sequence, Given], None], sequence: _Sequence, given: Given) -> None:
         """Do it; whatever goes wrong ends that request alone."""
         try:
-            work()
+            work(sequence, given)
         except Exception as error:
             self._fail(sequence, error)
 

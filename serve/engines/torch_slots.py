@@ -169,7 +169,7 @@ class SlotDecoder:
             slots=view,
             **adapters_of(self._model, ordered),
         )
-        self.token_bytes = self._cache.token_bytes
+        self.token_bytes = self.token_bytes or self._cache.token_bytes
         for row in rows:
             row.length += len(token_ids[0])
         logits: torch.Tensor = output.logits[:, -1]

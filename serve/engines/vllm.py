@@ -13,13 +13,11 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve.engines.base import Engine, EngineError, EngineHealth, GenerationRequest, TokenEvent
+from serve.engines.base import Engine, EngineError, EngineHealth, Event, GenerationRequest, TokenEvent, tokens_of
 from serve.engines.vllm_settings import sampling_arguments
 
 # vLLM raises a lower temperature to this one without a word to the client.
 _LOWEST_TEMPERATURE = 0.01
-
-_Event = TokenEvent | Exception | None
 
 
 @dataclass
@@ -28,10 +26,10 @@ class _Stream:
 
     request: GenerationRequest
     loop: asyncio.AbstractEventLoop
-    events: "asyncio.Queue[_Event]" = field(default_factory=asyncio.Queue)
+    events: "asyncio.Queue[Event]" = field(default_factory=asyncio.Queue)
     fetching: "concurrent.futures.Future[None] | None" = None
 
-    def deliver(self, *events: _Event) -> None:
+    def deliver(self, *events: Event) -> None:
         """From any thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
             for event in events:
@@ -88,12 +86,8 @@ class VLLMEngine(Engine):
         stream = self._streams[request.request_id] = _Stream(request, asyncio.get_running_loop())
         stream.fetching = asyncio.run_coroutine_threadsafe(self._fetch(stream), self._loop)
         try:
-            while (event := await stream.events.get()) is not None:
-                if isinstance(event, Exception):
-                    raise event
+            async for event in tokens_of(stream.events):
                 yield event
-                if event.finish_reason is not None:
-                    return
         finally:
             self._end(stream)
 
@@ -117,14 +111,8 @@ class VLLMEngine(Engine):
     def _refuse(self, request: GenerationRequest) -> None:
         if self._is_closed:
             raise EngineError("the engine has stopped")
-        total = len(request.prompt_ids) + request.max_new_tokens
-        if total > self.max_positions:
-            raise ValueError(f"prompt and reply together need {total} positions; the model has {self.max_positions}")
-        worst = max(request.prompt_ids, key=lambda token_id: abs(token_id - self._vocab_size / 2))
-        if not 0 <= worst < self._vocab_size:
-            raise ValueError(f"prompt_ids: got {worst}; the model knows tokens 0 to {self._vocab_size - 1}")
-        if request.adapter is not None and request.adapter not in self._adapters:
-            raise ValueError(f"adapter: got {request.adapter!r}; there are {', '.join(self._adapters) or 'none'}")
+        self.check_fits(request)
+        self.check_tokens(request)
         if request.request_id in self._streams:
             raise ValueError(f"request_id: {request.request_id!r} is already being generated")
 
@@ -170,7 +158,7 @@ class VLLMEngine(Engine):
         )
 
 
-def _events(output: Any, request: GenerationRequest) -> Iterator[_Event]:
+def _events(output: Any, request: GenerationRequest) -> Iterator[Event]:
     """What a `vllm.outputs.CompletionOutput` adds: tokens, and the end where it is no ordinary one."""
     reason = output.finish_reason
     is_whole = reason in (None, "stop", "length")

@@ -29,20 +29,14 @@ class Served:
         self._folder, self._port, self._engine = folder, port, engine
 
     def update(self, release: str, **settings: Any) -> None:
-        import ray
-        from ray import serve as ray_serve
-
         from serve.app import build
         from serve.front import Endpoint
-        from serve.front_actor import open_front
+        from serve.front_actor import run_endpoint
 
-        front = open_front("tiny", "127.0.0.1", self._port, 60.0)
         app = build(
             self._folder, release, "tiny", engine=self._engine, precision="fp32", max_seconds=60.0, **settings
         )
-        ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
-        ray_serve.run(app, name="tiny", route_prefix=None)
-        ray.get(front.serve.remote(Endpoint("tiny", release)))
+        run_endpoint(app, "tiny", "127.0.0.1", self._port, 60.0, Endpoint("tiny", release))
 
     def ask(self, **fields: Any) -> Any:
         response = httpx.post(f"{self.url}/v1/chat/completions", json={**ASK, **fields}, timeout=60)

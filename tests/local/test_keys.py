@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from serve.app import build
+from serve.front import Endpoint
 from workflows import cli, deploy
 from workflows.keys import KeyFile
 from workflows.progress import Progress
@@ -27,13 +28,11 @@ def file(tmp_path):
 def url(cluster, tiny_llama, file, free_port):
     from ray import serve as ray_serve
 
-    from serve.front_actor import close_fronts, open_front
+    from serve.front_actor import close_fronts, run_endpoint
 
     app = build(str(tiny_llama), "abc", "tiny", min_replicas=2, max_replicas=2, precision="fp32", read_keys=file.read)
-    ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
-    ray_serve.run(app, name="keys", route_prefix=None)
     port = free_port()
-    open_front("keys", "127.0.0.1", port, 60.0)
+    run_endpoint(app, "keys", "127.0.0.1", port, 60.0, Endpoint("tiny", "abc"))
     yield f"http://127.0.0.1:{port}"
     ray_serve.shutdown()
     close_fronts()
