@@ -1,0 +1,182 @@
+"""A search as data: its trials, what each of them reported, and which one leads. Imports neither Ray nor torch.
+
+<store>/tune/<key>/search.json              the whole search, written again while it runs
+<store>/trials/<key>/trial.json             one trial, found by its settings: searches share them
+<store>/trials/<key>/checkpoint_<step>_<mark>/   what a trial can go on from; model/ in it is what can be served
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from workflows.store import Store
+
+TRIALS = "trials"
+SEARCH_FILE = "search.json"
+TRIAL_FILE = "trial.json"
+
+RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
+"""of a trial: at work or interrupted with the search; trained to its end; ended by the scheduler or for want of time;
+given up, with a reason"""
+
+HIGHER_IS_BETTER = {"held_out_accuracy", "held_out_margin"}
+"""of the figures that may be a search's metric; of all others lower is better"""
+
+Values = dict[str, Any]
+"""a trial's settings: dotted field of the pipeline file -> value"""
+
+
+@dataclass
+class Report:
+    """What a trial said at one of its checkpoints."""
+
+    step: int
+    num_steps: int
+    figures: dict[str, float]
+    """held_out_loss and the like, loss, seconds (of training, since the trial's start), peak_memory_gb"""
+    checkpoint: str | None
+    """name of its folder beside trial.json; None once it is deleted"""
+
+
+@dataclass
+class Origin:
+    """Whom a member of a population has copied: it went on from that trial's checkpoint."""
+
+    key: str
+    number: int
+    step: int
+
+
+@dataclass
+class Trial:
+    """One training of a search. What a population's member becomes by copying another is a trial of its own."""
+
+    number: int
+    """its place in the search, from 0; a population's member keeps it"""
+    key: str
+    values: Values
+    state: str = RUNNING
+    reports: list[Report] = field(default_factory=list)
+    origin: Origin | None = None
+    error: str = ""
+    """why it failed"""
+    failures: int = 0
+    """how often its workers were lost and it went on from its last checkpoint"""
+    reused: int = 0
+    """how many of its reports an earlier run had measured"""
+
+    @property
+    def last(self) -> Report | None:
+        """Its latest report."""
+        return self.reports[-1] if self.reports else None
+
+    def best(self, metric: str) -> Report | None:
+        """Its best report by `metric`, the earliest of equals; None if it has none."""
+        reports = [report for report in self.reports if metric in report.figures]
+        return min(reports, key=lambda report: badness(metric, report.figures[metric]), default=None)
+
+
+@dataclass
+class Winner:
+    """The best report of all trials, measured once more."""
+
+    trial: int
+    key: str
+    step: int
+    checkpoint: str
+    reported: float
+    remeasured: float
+
+
+@dataclass
+class Search:
+    """All of it, as the display, the page and `rayconteur trials` show it."""
+
+    pipeline: str
+    key: str
+    metrics: list[str]
+    """the first one decides who wins"""
+    space: dict[str, Any]
+    """dotted field -> what the pipeline file says of it"""
+    searcher: str
+    scheduler: str
+    wanted: int | None
+    """trials asked for; None where time alone is the budget"""
+    trials: list[Trial] = field(default_factory=list)
+    seconds: float = 0.0
+    seconds_allowed: float | None = None
+    at_once: int = 1
+    """trials that run at the same time"""
+    winner: Winner | None = None
+
+    def leader(self) -> tuple[Trial, Report] | None:
+        """The best report of all trials by the first metric, and its trial."""
+        return leader(self.trials, self.metrics[0])
+
+    def front(self) -> list[tuple[Trial, Report]]:
+        """With two metrics: the trials that no other one beats in both (Pareto), by the first metric.
+
+        A trial stands for its best report by the first metric.
+        """
+        points = [(trial, report) for trial in self.trials if (report := trial.best(self.metrics[0]))]
+        points = [pair for pair in points if all(metric in pair[1].figures for metric in self.metrics)]
+        badnesses = [[badness(metric, report.figures[metric]) for metric in self.metrics] for _, report in points]
+        free = [
+            pair
+            for pair, mine in zip(points, badnesses, strict=True)
+            if not any(_dominates(other, mine) for other in badnesses)
+        ]
+        return sorted(free, key=lambda pair: badness(self.metrics[0], pair[1].figures[self.metrics[0]]))
+
+
+def badness(metric: str, value: float) -> float:
+    """A number that is smaller for a better value of the metric."""
+    return -value if metric in HIGHER_IS_BETTER else value
+
+
+def leader(trials: Iterable[Trial], metric: str) -> tuple[Trial, Report] | None:
+    """The best report of all trials, and its trial; of equals that of the lowest number, the earliest."""
+    found = [(trial, report) for trial in trials if (report := trial.best(metric))]
+    return min(found, key=lambda pair: (badness(metric, pair[1].figures[metric]), pair[0].number), default=None)
+
+
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    pairs = list(zip(one, other, strict=True))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def trial_folder(store: Store, key: str) -> str:
+    """Where a trial's checkpoints are, on the store's filesystem."""
+    return store.path(TRIALS, key)
+
+
+def read_trial(store: Store, key: str) -> Trial | None:
+    """What is known of a trial with these settings, from this search or another; None if nothing is."""
+    content = store.read_json(store.path(TRIALS, key, TRIAL_FILE))
+    return None if content is None else _trial(content)
+
+
+def write_trial(store: Store, trial: Trial) -> None:
+    """Keep what a trial has reported so far."""
+    store.write_json(store.path(TRIALS, trial.key, TRIAL_FILE), asdict(trial))
+
+
+def read_search(store: Store, key: str) -> Search | None:
+    """A search, finished or not; None if it was never begun."""
+    content = store.read_json(store.path("tune", key, SEARCH_FILE))
+    if content is None:
+        return None
+    content["trials"] = [_trial(trial) for trial in content["trials"]]
+    content["winner"] = Winner(**content["winner"]) if content["winner"] else None
+    return Search(**content)
+
+
+def write_search(store: Store, search: Search) -> None:
+    """Keep the search as it stands."""
+    store.write_json(store.path("tune", search.key, SEARCH_FILE), asdict(search))
+
+
+def _trial(content: dict[str, Any]) -> Trial:
+    content["reports"] = [Report(**report) for report in content["reports"]]
+    content["origin"] = Origin(**content["origin"]) if content["origin"] else None
+    return Trial(**content)
