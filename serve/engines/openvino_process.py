@@ -32,6 +32,9 @@ BLOCK_TOKENS = 32
 # Prompt tokens read in one step, together with a token for everybody else: a long prompt holds up the others' streams
 # by such a step at a time.
 STEP_TOKENS = 256
+# Requests come in company. One that is a few milliseconds late would wait for the whole step that reads the first
+# one's prompt: after a first one, others are waited for this long.
+COMPANY_SECONDS = 0.015
 
 # Why a request ended, if none of its neighbours' errors: "stop", "length", "cancelled", or the words of a failure.
 STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"
@@ -101,6 +104,11 @@ class PipelineOwner:
     def is_idle(self) -> bool:
         """Whether no request is open, nor a cancelled one still to be let go of."""
         return not (self._waiting or self._handles or self._pipeline.has_non_finished_requests())
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another request would be computed at once."""
+        return not self._waiting and len(self._handles) < self._settings.max_active
 
     @property
     def cache_used(self) -> float:
@@ -259,11 +267,20 @@ def serve(connection: Connection) -> None:
     connection.send(("ready",))
     while True:
         ended: list[Progress] = []
-        while (owner.is_idle and not ended) or connection.poll():
+        until = 0.0
+        while (owner.is_idle and not ended) or connection.poll(_seconds_left(until) if owner.has_room else 0):
             kind, number, *rest = connection.recv()
-            ended += owner.add(number, *rest) if kind == "add" else owner.cancel(number)
+            if kind == "add":
+                until = until or time.monotonic() + COMPANY_SECONDS
+                ended += owner.add(number, *rest)
+            else:
+                ended += owner.cancel(number)
         if found := ended + ([] if owner.is_idle else owner.step()):
             connection.send((found, owner.cache_used))
+
+
+def _seconds_left(until: float) -> float:
+    return max(0.0, until - time.monotonic())
 
 
 def main() -> None:
