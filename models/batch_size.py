@@ -65,14 +65,14 @@ def largest_batch(
 
 def _try(engine: TrainingEngine, batch: PackedBatch) -> tuple[int, float]:
     """The batch's tokens, and the most GB that any worker held while it went forward and backward over it."""
-    _forget_peak()
+    forget_peak()
     engine.accumulate(batch.to(engine.device), math.inf)
     engine.skip()
     return sum(batch.sequence_lengths), engine.largest(peak_gb())
 
 
 def peak_gb() -> float:
-    """The most memory this process has held since it began, or since the last trial; on a GPU, of the GPU's."""
+    """The most memory this process has held since it began or `forget_peak` was called; on a GPU, of the GPU's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved() / 1e9
     try:
@@ -88,7 +88,8 @@ def default_limit_gb(num_cpus: float, cpus_of_machine: int) -> float:
     return _proc("/proc/meminfo")["MemTotal"] * min(1.0, num_cpus / cpus_of_machine)
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
+    """Begin `peak_gb` anew at what is held now."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return

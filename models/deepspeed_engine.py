@@ -148,6 +148,11 @@ class DeepSpeedEngine:
         if (random := folder / f"random_{self.rank}.pt").is_file():
             set_random_state(torch.load(random, weights_only=False))
 
+    def close(self) -> None:
+        """Let go of the model and its optimizer, for another engine in this process."""
+        self._engine.destroy()
+        del self._engine, self._optimizer, self._files, self.model
+
     def _load(self, folder: Path) -> None:
         path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self._has_adapter)
         if path is None:

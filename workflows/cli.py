@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from workflows.store import Artifact, Store
 
 _KEY_IS_KNOWN_S = 30.0
-_STAGES = ["prepare", "reference", "train", "evaluate", "optimize", "deploy"]
+_STAGES = ["prepare", "reference", "tune", "train", "evaluate", "optimize", "deploy"]
 
 
 def main() -> None:
@@ -36,8 +36,8 @@ def command() -> None:
 
     A PIPELINE is one YAML file; `rayconteur spec` lists all its fields.
 
-    Stages: prepare, reference (for dpo, kto and distill), train, evaluate, optimize, deploy. What is up to date is
-    not done again, and a run that was interrupted goes on where it was.
+    Stages: prepare, reference (for dpo, kto and distill), tune (for a search), train, evaluate, optimize, deploy.
+    What is up to date is not done again, and a run that was interrupted goes on where it was.
     """
 
 
@@ -99,6 +99,13 @@ def prepare(pipeline: str, overrides: tuple[str, ...], json_lines: bool, show: i
 def reference(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
     """Values that dpo, kto and distill learn against (Ray Data)."""
     _run_to("reference", pipeline, overrides, False, json_lines)
+
+
+@command.command()
+@options("set", "json")
+def tune(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
+    """Search over settings of train (Ray Tune)."""
+    _run_to("tune", pipeline, overrides, False, json_lines)
 
 
 @command.command()

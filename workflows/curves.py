@@ -16,7 +16,7 @@ _TITLES = {
     "memory_gb": "most memory held by worker 0, GB",
 }
 _FROM_ZERO = {"tokens_per_second", "utilisation", "memory_gb"}
-_NO_CURVES = {"step", "num_steps", "time", "num_tokens", "skipped"}
+_NO_CURVES = {"step", "num_steps", "time", "num_tokens", "skipped", "seconds"}
 _PANEL_PIXELS = 260
 
 

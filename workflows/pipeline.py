@@ -1,6 +1,6 @@
 """The order of the stages, what each one depends on, and the loop that runs what is not up to date.
 
-    prepare -> (reference ->) train -> evaluate -> optimize -> deploy
+    prepare -> (reference ->) (tune ->) train -> evaluate -> optimize -> deploy
 
 Nothing here imports Ray or torch: an up-to-date run says so at once.
 """
@@ -150,6 +150,11 @@ def _reference_settings(spec: PipelineSpec) -> dict[str, Any]:
     return {**settings, "model": base.identity(spec.base_model)}
 
 
+def _tune_settings(spec: PipelineSpec) -> dict[str, Any]:
+    assert spec.tune is not None
+    return {"tune": spec.tune.result_fields(), **_train_settings(spec)}
+
+
 def _train_settings(spec: PipelineSpec) -> dict[str, Any]:
     return {"train": spec.train.result_fields(), "base_model": base.identity(spec.base_model)}
 
@@ -190,7 +195,11 @@ STAGES = (
         "reference", 1, ("prepare",), _reference_settings, "reference values for the objective (Ray Data)",
         is_needed=lambda spec: spec.train.objective.reference != "none",
     ),
-    Stage("train", 1, ("prepare", "reference"), _train_settings, "fine-tune (Ray Train, DeepSpeed)"),
+    Stage(
+        "tune", 1, ("prepare", "reference"), _tune_settings, "search settings of train (Ray Tune)",
+        is_needed=lambda spec: spec.tune is not None,
+    ),
+    Stage("train", 1, ("prepare", "reference", "tune"), _train_settings, "fine-tune (Ray Train, DeepSpeed)"),
     Stage("evaluate", 1, ("prepare", "train"), _evaluate_settings, "tuned against base (Ray Data)"),
     Stage("optimize", 3, ("train",), _optimize_settings, "checkpoint to release"),
 )  # fmt: skip
@@ -271,7 +280,9 @@ def run_stages(
     wanted = STAGE_NAMES[: STAGE_NAMES.index(last) + 1]
     if last != "deploy" and last not in (state.stage.name for state in states):
         raise StageFailed(
-            f"train.objective: {spec.train.objective.name} needs no {last} values; there is no such stage"
+            "tune: the pipeline file has no such section, so there is nothing to search"
+            if last == "tune"
+            else f"train.objective: {spec.train.objective.name} needs no {last} values; there is no such stage"
         )
     record = _run_record(spec, last)
     done: dict[str, Artifact] = {}

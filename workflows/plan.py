@@ -65,12 +65,12 @@ def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> dict[str
     train, corpus = spec.train, prepare.artifact
     if corpus is not None:
         tokens = corpus.figures["tokens"]
-        steps_per_epoch = _steps_per_epoch(spec, store, prepare.key)
+        in_epoch = steps_per_epoch(train, store, prepare.key)
     else:
         tokens = _estimated_tokens(spec)
         per_step = train.pass_tokens * train.passes * train.most_workers
-        steps_per_epoch = max(1, -(-tokens // per_step))
-    steps = num_steps(train, steps_per_epoch)
+        in_epoch = max(1, -(-tokens // per_step))
+    steps = num_steps(train, in_epoch)
     sizes = known_sizes(spec.base_model)
     memory = None
     if sizes is not None:
@@ -87,7 +87,7 @@ def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> dict[str
         # A teacher's replies have other lengths than those that they replace.
         "tokens_are_estimated": corpus is None or train.objective.reference == "replies",
         "steps": steps,
-        "tokens": int(tokens * steps / steps_per_epoch),
+        "tokens": int(tokens * steps / in_epoch),
         "memory_gb_per_worker": None if memory is None else round(memory, 1),
     }
 
@@ -97,14 +97,14 @@ def _largest_precision(train: TrainSpec) -> str:
     return train.precision if train.precision != "auto" else "bf16" if train.gpus_per_worker else "fp32"
 
 
-def _steps_per_epoch(spec: PipelineSpec, store: Store, key: str) -> int:
-    """Packed as training will pack it; of the corpus only the lengths are read."""
+def steps_per_epoch(train: TrainSpec, store: Store, key: str) -> int:
+    """Steps over the corpus `key`, packed as training will pack it; of the corpus only the lengths are read."""
     import pyarrow.dataset
 
     path = store.path("prepare", key, "corpus", "split=train")
     parts = pyarrow.dataset.dataset(path, filesystem=store.filesystem, format="parquet")
     lengths = parts.to_table(columns=["num_tokens"])["num_tokens"].to_numpy()
-    return step_plan(spec.train, lengths, lengths).steps_per_epoch
+    return step_plan(train, lengths, lengths).steps_per_epoch
 
 
 def _estimated_tokens(spec: PipelineSpec) -> int:

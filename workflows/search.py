@@ -108,6 +108,8 @@ class Search:
     at_once: int = 1
     """trials that run at the same time"""
     winner: Winner | None = None
+    family: str = ""
+    """the same for searches that differ in their budget alone"""
 
     def leader(self) -> tuple[Trial, Report] | None:
         """The best report of all trials by the first metric, and its trial."""

@@ -1,4 +1,4 @@
-"""The whole pipeline file as pydantic models: every knob is declared once, here or in workflows/spec_train.py.
+"""The whole pipeline file as pydantic models: every knob is declared once, here or in spec_train.py, spec_tune.py.
 
     spec = read_spec("workflows/pipelines/demo.yaml")     # workflows/spec_file.py
 
@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from workflows.spec_section import HOW, Precision, Section, Share
 from workflows.spec_train import TrainSpec
+from workflows.spec_tune import TuneSpec
 
 
 class Source(Section):
@@ -256,6 +257,9 @@ class PipelineSpec(Section):
 
     train: TrainSpec = TrainSpec()
     """train: how to fine-tune."""
+
+    tune: TuneSpec | None = None
+    """tune: a search over settings of `train`, before it; left out, there is none."""
 
     evaluate: EvaluateSpec = EvaluateSpec()
     """evaluate: what to measure and when it is good enough."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from workflows import spec_space
 from workflows.spec import PipelineSpec
 from workflows.spec_train import TeacherSpec
 
@@ -83,9 +84,20 @@ def read_spec(file: str | Path, overrides: list[str] | None = None, may_be_open:
             if not any(f"{problem.field}.".startswith(f"{known.field}.") for known in problems):
                 problems.append(problem)
         raise SpecError(sorted(problems, key=lambda problem: _line_number(problem.where))) from None
+    if wrong := [_space_problem(problem, where, str(file)) for problem in spec_space.problems_of(spec)]:
+        raise SpecError(sorted(wrong, key=lambda problem: _line_number(problem.where)))
     if spec.serve.is_open and not may_be_open:
         raise SpecError([SpecProblem(_place(("serve", "host"), where, str(file)), "serve.host", _open_to_all(spec))])
     return _with_absolute_paths(spec, path.resolve().parent)
+
+
+def _space_problem(problem: spec_space.SpaceProblem, where: dict[Location, str], file: str) -> SpecProblem:
+    """A mistake in the search space, where it stands."""
+    location: Location = ("tune", "space", problem.field) if problem.field else ("tune", "space")
+    words = problem.words
+    if problem.error is not None:
+        words += _problem(problem.error, {}, "").problem
+    return SpecProblem(_place(location, where, file), dotted(location), words)
 
 
 def _open_to_all(spec: PipelineSpec) -> str:
@@ -167,6 +179,8 @@ def _apply_override(values: dict[str, Any], where: dict[Location, str], override
     if not equals or not name.strip():
         raise SpecError([SpecProblem(label, "", "must be field=value, as in train.learning_rate=2e-4")])
     keys: list[str | int] = [int(part) if part.isdigit() else part for part in name.strip().split(".")]
+    if keys[:2] == ["tune", "space"] and len(keys) > 2:  # its keys are dotted fields themselves
+        keys = ["tune", "space", dotted(tuple(keys[2:]))]
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:

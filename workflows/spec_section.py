@@ -12,6 +12,11 @@ HOW: dict[str, Any] = {"affects_result": False}
 """mark of fields that change how a stage runs and not what it makes: they are left out of an artifact's key"""
 
 
+def named(value: Any) -> Any:
+    """For a field that chooses a section by its `name`: `dpo` is short for `{name: dpo}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
 class Section(BaseModel):
     """A part of the pipeline file: frozen, and without fields that are not declared."""
 

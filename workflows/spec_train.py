@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from models.deepspeed_config import check_passed_through
-from workflows.spec_section import HOW, PositiveInt, Precision, Section, Share
+from workflows.spec_section import HOW, PositiveInt, Precision, Section, Share, named
 
 AUTO_TOKENS = 2048
 """of a forward and backward pass where `train.batch_tokens` is `auto` and memory is no matter"""
@@ -191,11 +191,6 @@ def _fewest_and_most(count: int | list[int]) -> int | list[int]:
     return count
 
 
-def _named(value: Any) -> Any:
-    """`dpo` is short for `{name: dpo}`."""
-    return {"name": value} if isinstance(value, str) else value
-
-
 AnyObjective = Annotated[
     SftSpec | DpoSpec | OrpoSpec | KtoSpec | SimpoSpec | DistillSpec | DistillRepliesSpec,
     Field(discriminator="name"),
@@ -205,7 +200,7 @@ AnyObjective = Annotated[
 class TrainSpec(Section):
     """train: corpus to checkpoint."""
 
-    objective: Annotated[AnyObjective, BeforeValidator(_named)] = SftSpec()
+    objective: Annotated[AnyObjective, BeforeValidator(named)] = SftSpec()
     """What training minimises: a name, or a mapping with `name` and the fields of this one."""
 
     adapter: AdapterSpec | None = AdapterSpec()

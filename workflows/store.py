@@ -110,7 +110,15 @@ class Store:
 
     def clear(self, stage: str, key: str) -> None:
         """Remove what an unfinished attempt left."""
-        path = self.path(stage, key)
+        self.remove(self.path(stage, key))
+
+    def folders(self, *parts: str) -> list[Any]:
+        """The folders in a folder of the store, none where it is not there."""
+        found = self._list("/".join([self.root, *parts]))
+        return [info for info in found if info.type == pa.fs.FileType.Directory]
+
+    def remove(self, path: str) -> None:
+        """Delete a folder of the store, if it is there."""
         if self.filesystem.get_file_info(path).type == pa.fs.FileType.Directory:
             self.filesystem.delete_dir(path)
 
@@ -122,6 +130,11 @@ class Store:
                 self.filesystem.create_dir(target + info.path[len(source) :], recursive=True)
         self.filesystem.create_dir(target, recursive=True)
         pa.fs.copy_files(source, target, source_filesystem=filesystem, destination_filesystem=self.filesystem)
+
+    def upload(self, folder: Path, path: str) -> None:
+        """Copy a folder of this machine to a path on the store."""
+        self.filesystem.create_dir(path, recursive=True)
+        pa.fs.copy_files(str(folder), path, destination_filesystem=self.filesystem)
 
     def local_folder(self, stage: str, key: str, name: str, cache: Path) -> Path:
         """A finished artifact's folder on this machine: itself on a local store, else a copy under `cache`."""

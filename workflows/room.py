@@ -1,0 +1,51 @@
+"""How many trainings fit into a cluster at the same time. Imports no Ray at its top: `plan` asks as well."""
+
+import math
+from collections.abc import Sequence
+
+from workflows.spec_train import TrainSpec
+
+Resources = dict[str, float]
+"""of a node or a worker, by Ray's names: CPU, GPU, memory (bytes)"""
+
+
+def worker_resources(train: TrainSpec) -> Resources:
+    """What one worker of a training asks for."""
+    asked = {"CPU": train.cpus_per_worker, "GPU": float(train.gpus_per_worker)}
+    if train.memory_gb_per_worker:
+        asked["memory"] = train.memory_gb_per_worker * 1e9
+    return {name: amount for name, amount in asked.items() if amount}
+
+
+def nodes_of_cluster() -> list[Resources]:
+    """The resources of every living node of the cluster that this process is connected to."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def trainings_at_once(nodes: Sequence[Resources], train: TrainSpec) -> int:
+    """How many trainings can have all their workers at once; those of one may be on several nodes."""
+    asked = worker_resources(train)
+    # A little is added, since sums of fractions come out below whole numbers.
+    workers = sum(
+        min(math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in asked.items()) for node in nodes
+    )
+    return workers // train.fewest_workers
+
+
+def why_none_fits(nodes: Sequence[Resources], train: TrainSpec) -> str:
+    """Both numbers, in words, where not one training fits; empty if one does."""
+    if trainings_at_once(nodes, train):
+        return ""
+    asked = worker_resources(train)
+    each = ", ".join(_amount(name, amount) for name, amount in asked.items())
+    there = "; ".join(", ".join(_amount(name, node.get(name, 0.0)) for name in asked) for node in nodes)
+    return (
+        f"a trial needs {train.fewest_workers} workers of {each} each (train.num_workers, cpus_per_worker, "
+        f"gpus_per_worker, memory_gb_per_worker), and the nodes have {there}; ask for less or give the cluster more"
+    )
+
+
+def _amount(name: str, amount: float) -> str:
+    return f"{amount / 1e9:g} GB" if name == "memory" else f"{amount:g} {name}s"
