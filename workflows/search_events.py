@@ -37,9 +37,9 @@ def _write_trial(search: Search, trial: Trial, folder: Path) -> None:
             written = time.time() - last + report.figures.get("seconds", 0.0)
             for name, value in report.figures.items():
                 writer.add_scalar(name, value, report.step, walltime=written)
+        best = trial.best(search.metrics[0])
         for metric, name in names.items():
-            best = trial.best(metric)
-            if best:
+            if best and metric in best.figures:
                 writer.add_scalar(name, best.figures[metric], best.step)
         if trial.state != RUNNING:
             writer.file_writer.add_summary(_failed(ended) if trial.state == FAILED else ended)

@@ -145,6 +145,7 @@ def test_no_importance_is_told_where_the_trials_do_not_tell(search: Search) -> N
 
 
 def test_tensorboard_gets_curves_and_values_of_each_trial(search: Search, tmp_path: Path) -> None:
+    search.metrics.append("seconds")
     write_events(search, tmp_path)
     write_events(search, tmp_path)
     folders = sorted(folder.name for folder in tmp_path.iterdir())
@@ -152,6 +153,7 @@ def test_tensorboard_gets_curves_and_values_of_each_trial(search: Search, tmp_pa
     scalars, parameters, status = _read(tmp_path / folders[1])
     assert scalars["held_out_loss"] == [(10, 2.0), (20, 1.5), (30, 1.25), (40, 1.375)]
     assert scalars["best/held_out_loss"] == [(30, 1.25)]
+    assert scalars["best/seconds"] == [(30, 6.0)], "of the report that the trial stands for"
     assert parameters[LEARNING_RATE] == pytest.approx(10**-4.5)
     assert parameters[MODULES] == '["q_proj", "v_proj"]'
     statuses = [_read(tmp_path / folder)[2] for folder in folders]
