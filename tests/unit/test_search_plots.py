@@ -147,6 +147,8 @@ def test_no_importance_is_told_where_the_trials_do_not_tell(search: Search) -> N
 def test_tensorboard_gets_curves_and_values_of_each_trial(search: Search, tmp_path: Path) -> None:
     search.metrics.append("seconds")
     write_events(search, tmp_path)
+    for folder in tmp_path.iterdir():
+        (folder / "events.out.tfevents.1.before").touch()
     write_events(search, tmp_path)
     folders = sorted(folder.name for folder in tmp_path.iterdir())
     assert folders == [f"trial_{number:03d}_key{number:05d}" for number in range(6)]

@@ -95,6 +95,8 @@ def test_time_left_is_what_the_trials_need_or_what_is_allowed(search: Search) ->
 def test_a_single_trial_at_work_cannot_be_split(search: Search) -> None:
     search.wanted = 5
     assert time_left(search) == 10.0
+    search.trials[0].origin = Origin("key-1", 1, 10)
+    assert time_left(search) == 20.0, "a copy has trained ten of its twenty steps itself, in 10 s"
     search.trials = [trial(0, "running", [])]
     assert time_left(search) is None, "nothing has ended, so nobody knows how long a trial takes"
 
