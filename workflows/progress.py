@@ -10,10 +10,11 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -44,6 +45,7 @@ class Progress:
         self.json_lines = json_lines
         self.console = Console(highlight=False, soft_wrap=True)
         self._live: Live | None = None
+        self._below: Callable[[], RenderableType] | None = None
         self._stage = ""
         self._began = time.monotonic()
         self._first_done: tuple[float, float] | None = None
@@ -63,14 +65,14 @@ class Progress:
     def start(self, stage: str, detail: str = "") -> None:
         """A stage begins."""
         self._stage, self._began, self._first_done = stage, time.monotonic(), None
-        self._last_plain, self._last_line = 0.0, ""
+        self._last_plain, self._last_line, self._below = 0.0, "", None
         if self.json_lines:
             self._event("started", detail=detail)
             return
         self._print(f"[bold]{stage:<9}[/] {detail or 'started'}")
         if self.console.is_terminal:
             self._live = Live(
-                console=self.console, refresh_per_second=4, transient=True, get_renderable=self._live_line
+                console=self.console, refresh_per_second=4, transient=True, get_renderable=self._live_view
             )
             self._live.start()
 
@@ -94,6 +96,10 @@ class Progress:
                 self._print(f"  {self._stage}: {line}", markup=False)
             if self._live is not None or is_due:
                 self._last_line = line
+
+    def show(self, make: Callable[[], RenderableType]) -> None:
+        """What stands below the stage's live line from now on, made anew at every refresh; only on a terminal."""
+        self._below = make
 
     def finish(self, stage: str, figures: dict[str, Any], word: str = "done") -> None:
         """A stage has ended well, or was already there."""
@@ -133,9 +139,10 @@ class Progress:
             parts.append(f"{duration(left)} left")
         return ", ".join(parts)
 
-    def _live_line(self) -> Text:
-        """How long the stage has been at work, and how far it is as soon as it says so."""
-        return Text(f"  {self._stage} {duration(time.monotonic() - self._began)}: {self._last_line or 'starting'}")
+    def _live_view(self) -> RenderableType:
+        """How long the stage has been at work, how far it is as soon as it says so, and what was given to `show`."""
+        line = Text(f"  {self._stage} {duration(time.monotonic() - self._began)}: {self._last_line or 'starting'}")
+        return Group(line, self._below()) if self._below else line
 
     def _event(self, event: str, **fields: Any) -> None:
         record = {"event": event, "time": round(time.time(), 3), "stage": self._stage or None, **fields}

@@ -13,10 +13,13 @@ from workflows.curves import curves_figure
 from workflows.forms import HEADINGS, forms_table
 from workflows.pipeline import STAGE_NAMES
 from workflows.progress import duration, figure
+from workflows.search import Search, read_search
+from workflows.search_show import headings, headline, ranked, trial_rows, winner_line, winner_values
 from workflows.show import status_of
 from workflows.store import Artifact, Store
 
 _TEMPLATE = "report.html.j2"
+_MOST_OPEN_TRIALS = 30
 
 
 def write_report(store: Store, pipeline: str, run: str | None, output: str | None) -> tuple[Path, dict[str, Any]]:
@@ -24,24 +27,25 @@ def write_report(store: Store, pipeline: str, run: str | None, output: str | Non
 
     Raises ValueError where there is no such run.
     """
-    record = _record(store, pipeline, run)
+    record = find_run("report", store, pipeline, run)
     file = Path(output or f"{record['run']}.html").resolve()
     file.write_text(_page(store, record), encoding="utf-8")
     return file, record
 
 
-def _record(store: Store, pipeline: str, run: str | None) -> dict[str, Any]:
+def find_run(command: str, store: Store, pipeline: str, run: str | None) -> dict[str, Any]:
+    """The record of a run, of the pipeline's last one if `run` is None; raises ValueError in the command's name."""
     records = [record for record in store.runs() if record["pipeline"] == pipeline]
     if not records:
         raise ValueError(
-            f"report: the store {store.uri} has no runs of pipeline {pipeline}; rayconteur run makes one"
+            f"{command}: the store {store.uri} has no runs of pipeline {pipeline}; rayconteur run makes one"
         )
     if run is None:
         return records[-1]
     found = next((record for record in records if record["run"] == run), None)
     if found is None:
         known = ", ".join(record["run"] for record in records[-5:])
-        raise ValueError(f"report: there is no run {run!r} of pipeline {pipeline}; the last ones are {known}")
+        raise ValueError(f"{command}: there is no run {run!r} of pipeline {pipeline}; the last ones are {known}")
     return found
 
 
@@ -50,6 +54,8 @@ def _page(store: Store, record: dict[str, Any]) -> str:
 
     artifacts = _artifacts(store, record)
     optimize, evaluate = artifacts.get("optimize"), artifacts.get("evaluate")
+    search = read_search(store, record["stages"]["tune"]["key"]) if "tune" in record["stages"] else None
+    is_drawn = search is not None or "train" in artifacts
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -63,6 +69,8 @@ def _page(store: Store, record: dict[str, Any]) -> str:
         forms=forms_table(optimize.figures) if optimize else [],
         optimize=optimize.figures if optimize else {},
         scorecard=_read_scorecard(store, evaluate) if evaluate else None,
+        plotly=_plotly() if is_drawn else "",
+        search=_search(search) if search else None,
         curves=_curves(store, artifacts["train"]) if "train" in artifacts else "",
         spec=yaml.safe_dump(record["spec"], sort_keys=False, allow_unicode=True),
         versions=next((artifact.versions for artifact in reversed(list(artifacts.values()))), {}),
@@ -100,9 +108,40 @@ def _read_scorecard(store: Store, artifact: Artifact) -> dict[str, Any]:
     return found or artifact.figures | {"questions": [], "replies": []}
 
 
+def _search(search: Search) -> dict[str, Any]:
+    """A search as the page shows it."""
+    from workflows.search_plots import importance_bars, metric_over_steps, parallel_coordinates, pareto
+
+    figures = [draw(search) for draw in (parallel_coordinates, metric_over_steps, importance_bars, pareto)]
+    return {
+        "key": search.key,
+        "how": f"{search.searcher}, {search.scheduler}",
+        "headline": headline(search),
+        "winner": winner_line(search),
+        "values": winner_values(search),
+        "plots": [_drawn(figure) for figure in figures if figure is not None],
+        "headings": headings(search),
+        "trials": trial_rows(search, ranked(search)),
+        "is_long": len(search.trials) > _MOST_OPEN_TRIALS,
+    }
+
+
 def _curves(store: Store, artifact: Artifact) -> str:
-    """All curves of the training, drawn by plotly, which is in the page as well."""
+    """All curves of the training."""
     with store.filesystem.open_input_stream(store.path("train", artifact.key, "history.jsonl")) as stream:
         lines = [json.loads(line) for line in stream.read().decode().splitlines()]
-    drawn: str = curves_figure(lines).to_html(full_html=False, include_plotlyjs=True)
+    return _drawn(curves_figure(lines))
+
+
+def _drawn(figure: Any) -> str:
+    """A plotly figure as HTML, for a page that has plotly.js in it."""
+    drawn: str = figure.to_html(full_html=False, include_plotlyjs=False)
     return drawn
+
+
+def _plotly() -> str:
+    """plotly.js whole, so that the page needs no network."""
+    from plotly.offline import get_plotlyjs
+
+    source: str = get_plotlyjs()
+    return source
