@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows import cli_keys, spec_file
+from workflows import cli_keys, cli_trials, spec_file
 from workflows.cli_options import answering_errors, open_pipeline, options
 
 if TYPE_CHECKING:
@@ -192,6 +192,7 @@ def chat(url: str, key: str | None) -> None:
 
 
 command.add_command(cli_keys.keys)
+command.add_command(cli_trials.trials)
 
 
 def _run_to(

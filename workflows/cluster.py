@@ -98,9 +98,14 @@ def divert_library_output() -> None:
 
 
 def _quieten() -> None:
-    """Progress bars of Ray's libraries would stand in ours."""
+    """Progress bars of Ray's libraries would stand in ours, and its daemons' warnings among JSON lines."""
+    from ray._private import worker
     from ray.data import DataContext
 
+    def to_library_log(data: dict[str, Any], ignore_prefix: bool = False) -> None:
+        os.write(2, "".join(f"{line}\n" for line in data["lines"]).encode())
+
+    worker.print_to_stdstream = to_library_log
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -6,7 +6,9 @@ from typing import Any
 from models.base import known_sizes
 from models.memory import estimate_training_memory
 from workflows.pipeline import StageState, num_steps, open_uri, source_files, step_plan
+from workflows.room import Resources, nodes_of_cluster, trials_at_once, why_none_fits
 from workflows.spec import PipelineSpec
+from workflows.spec_space import trials_wanted
 from workflows.spec_train import TrainSpec
 from workflows.store import Store
 
@@ -42,7 +44,19 @@ def _resources(spec: PipelineSpec) -> dict[str, Any]:
     if spec.train.objective.reference != "none":
         asked = {"reference": asked["train"], **asked}
     there = _there(spec)
-    rows = {}
+    rows: dict[str, Any] = {}
+    if spec.tune is not None:
+        del asked["train"]  # it takes the winner's checkpoint
+        nodes = _nodes(spec, there)
+        rows["tune"] = {
+            "workers": train.fewest_workers,
+            "cpus": train.fewest_workers * train.cpus_per_worker,
+            "gpus": float(train.fewest_workers * train.gpus_per_worker),
+            "trials": trials_wanted(spec.tune),
+            "at_once": trials_at_once(spec, nodes),
+            "fits": not why_none_fits(nodes, train),
+            "why_not": why_none_fits(nodes, train),
+        }
     for stage, (workers, cpus, gpus) in asked.items():
         fits = workers * cpus <= there["cpus"] and workers * gpus <= there["gpus"]
         up_to = {"most_workers": most[stage]} if most.get(stage, workers) != workers else {}
@@ -59,6 +73,12 @@ def _there(spec: PipelineSpec) -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     gpus = len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])
     return {"cpus": spec.cluster.num_cpus or os.cpu_count() or 1, "gpus": gpus, "memory_gb": round(memory, 1)}
+
+
+def _nodes(spec: PipelineSpec, there: dict[str, Any]) -> list[Resources]:
+    if spec.cluster.address is not None:
+        return nodes_of_cluster()
+    return [{"CPU": there["cpus"], "GPU": there["gpus"], "memory": there["memory_gb"] * 1e9}]
 
 
 def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> dict[str, Any]:
@@ -129,12 +149,18 @@ def plan_text(plan: dict[str, Any]) -> str:
         verdict = "fits" if row["fits"] else "DOES NOT FIT"
         gpus = f", {row['gpus']:g} GPUs" if row["gpus"] else ""
         more = f" (up to {row['most_workers']})" if "most_workers" in row else ""
+        if "at_once" in row:
+            trials = f"{row['trials']} trials, " if row["trials"] else ""
+            more = f" a trial; {trials}{row['at_once']} at once"
         lines.append(f"  {stage:<9} asks {row['workers']} x worker{more}: {row['cpus']:g} CPUs{gpus}: {verdict}")
+        if row.get("why_not"):
+            lines.append(f"            {row['why_not']}")
     training = plan["training"]
     about = "about " if training["tokens_are_estimated"] else ""
     memory = training["memory_gb_per_worker"]
+    what = "a trial" if "tune" in plan["resources"]["asked"] else "training"
     lines.append(
-        f"training: {about}{training['tokens']:,} tokens in {about}{training['steps']:,} steps, "
+        f"{what}: {about}{training['tokens']:,} tokens in {about}{training['steps']:,} steps, "
         + (f"about {memory:g} GB a worker" if memory else "memory unknown until the base model is here")
     )
     return "\n".join(lines)

@@ -3,7 +3,13 @@
 import math
 from collections.abc import Sequence
 
+from workflows.spec import PipelineSpec
+from workflows.spec_space import trials_wanted
 from workflows.spec_train import TrainSpec
+
+# A population's members that run at the same time share the head's own resource, of which Ray Train takes a
+# thousandth for each of them: of more than so many, one too many would find room beside them.
+_MOST_SEATS = 30
 
 Resources = dict[str, float]
 """of a node or a worker, by Ray's names: CPU, GPU, memory (bytes)"""
@@ -32,6 +38,17 @@ def trainings_at_once(nodes: Sequence[Resources], train: TrainSpec) -> int:
         min(math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in asked.items()) for node in nodes
     )
     return workers // train.fewest_workers
+
+
+def trials_at_once(spec: PipelineSpec, nodes: Sequence[Resources]) -> int:
+    """How many trials of a search run at the same time, so that none waits for workers that others hold."""
+    tune = spec.tune
+    assert tune is not None
+    asked, room = tune.max_concurrent, trainings_at_once(nodes, spec.train)
+    if spec.cluster.address is None and asked is not None:  # no node will come to a local cluster
+        asked = min(asked, room)
+    limits = [asked or room, trials_wanted(tune), _MOST_SEATS if tune.scheduler.name == "population" else None]
+    return min(limit for limit in limits if limit is not None)
 
 
 def why_none_fits(nodes: Sequence[Resources], train: TrainSpec) -> str:

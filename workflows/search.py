@@ -5,6 +5,7 @@
 <store>/trials/<key>/checkpoint_<step>_<mark>/   what a trial can go on from; model/ in it is what can be served
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -71,8 +72,8 @@ class Trial:
         return self.reports[-1] if self.reports else None
 
     def best(self, metric: str) -> Report | None:
-        """Its best report by `metric`, the earliest of equals; None if it has none."""
-        reports = [report for report in self.reports if metric in report.figures]
+        """Its best report by `metric`, the earliest of equals; None if it has none with a finite number."""
+        reports = [report for report in self.reports if math.isfinite(report.figures.get(metric, math.nan))]
         return min(reports, key=lambda report: badness(metric, report.figures[metric]), default=None)
 
 

@@ -115,7 +115,7 @@ def _own_remarks(trial: Trial) -> list[str]:
         remarks.append(f"copy of {trial.origin.number} at step {trial.origin.step}")
     if trial.reused:
         whole = trial.reused >= len(trial.reports) and trial.state != RUNNING
-        remarks.append("known from an earlier run" if whole else f"{trial.reused} reports from an earlier run")
+        remarks.append(f"{'known' if whole else f'{trial.reused} reports known'} from an earlier run")
     if trial.failures:
         remarks.append(f"workers lost {trial.failures} time{'s' if trial.failures > 1 else ''}")
     if trial.error:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from workflows.spec import PipelineSpec
 from workflows.spec_section import HOW
 from workflows.spec_train import TrainSpec
+from workflows.spec_tune import TuneSpec
 
 _KINDS = ("uniform", "loguniform", "int", "logint")
 _COMBINATIONS = 256
@@ -94,6 +95,14 @@ def parse(entry: Any) -> Dimension:
     if is_log and low <= 0:
         raise ValueError(f"got {bounds!r}; {kind} needs a low above 0")
     return Range(low, high, is_log, is_whole)
+
+
+def trials_wanted(tune: TuneSpec) -> int | None:
+    """How many trials there will be; None where time alone ends the search."""
+    if tune.searcher.name != "grid":
+        return tune.trials
+    whole = math.prod(len(parse(entry).ends) for entry in tune.space.values())
+    return min(whole, tune.trials or whole)
 
 
 def with_values(spec: PipelineSpec, values: dict[str, Any]) -> PipelineSpec:
@@ -176,7 +185,7 @@ def problems_of(spec: PipelineSpec) -> list[SpaceProblem]:
             found.append(SpaceProblem(field, "holds whole numbers; use int or logint, or a list of choices"))
             continue
         for value in dimension.ends:
-            if (error := _error_of(spec, {field: value})) is not None and error["loc"]:
+            if (error := _error_of(spec, {field: value})) is not None and field.rpartition(".")[2] in error["loc"]:
                 found.append(SpaceProblem(field, f"the value {value!r}: ", error))
                 break
     if found:

@@ -12,7 +12,8 @@ from typing import Any
 import ray.tune
 
 from models import base
-from workflows.gang import Gang, News, order_of
+from workflows.desk import News
+from workflows.gang import Gang, order_of
 from workflows.search import (
     FAILED,
     HIGHER_IS_BETTER,

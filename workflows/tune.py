@@ -11,10 +11,8 @@ only what was not trained before.
 
 import itertools
 import logging
-import math
 import os
 import random
-import sys
 import tempfile
 import warnings
 from collections import Counter
@@ -33,10 +31,12 @@ from ray.tune.schedulers import (
 from ray.tune.search import BasicVariantGenerator
 
 from models.operator import check_build_tools
-from workflows.gang import Gang, GangBroken, News, order_of
+from workflows.cluster import innermost
+from workflows.desk import News
+from workflows.gang import Gang, GangBroken, order_of
 from workflows.pipeline import Context, StageFailed, num_steps
 from workflows.plan import steps_per_epoch
-from workflows.room import Resources, nodes_of_cluster, trainings_at_once, why_none_fits
+from workflows.room import nodes_of_cluster, trials_at_once, why_none_fits
 from workflows.search import (
     FAILED,
     FINISHED,
@@ -54,7 +54,7 @@ from workflows.search import (
 )
 from workflows.search_events import write_events
 from workflows.spec import PipelineSpec
-from workflows.spec_space import Choice, Dimension, combinations, parse, with_values
+from workflows.spec_space import Choice, Dimension, combinations, parse, trials_wanted, with_values
 from workflows.spec_tune import AshaSpec, GridSpec, MedianSpec, PopulationSpec, TpeSpec, TuneSpec
 from workflows.store import Store, content_key
 from workflows.trial import RESULT, TOGETHER, Shared, TrialRunner, key_of
@@ -66,9 +66,8 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the command's
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-# Of the head's own resource, which all members of a population share that may run at the same time. Ray Train takes
-# some of it as well, a thousandth for each training.
-_SEATS = 0.5
+# Of the head's own resource, for each training.
+_RAY_TRAIN_TAKES = 0.001
 _AGREEMENT = 0.01
 """by what share of it the winner's loss may differ when it is measured once more"""
 
@@ -94,9 +93,9 @@ def run(context: Context) -> dict[str, Any]:
         space=tune.space,
         searcher=tune.searcher.name,
         scheduler=tune.scheduler.name,
-        wanted=wanted(tune),
+        wanted=trials_wanted(tune),
         seconds_allowed=tune.time_minutes and tune.time_minutes * 60,
-        at_once=at_once(spec, nodes),
+        at_once=trials_at_once(spec, nodes),
         family=family_of(spec, keys),
     )
     earlier = _earlier(store, search)
@@ -130,7 +129,10 @@ def run(context: Context) -> dict[str, Any]:
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except ray.tune.TuneError as error:
+        raise StageFailed(f"tune: {innermost(error)}") from error
     watcher.close()
     search.winner = _winner(spec, store, search, shared)
     write_search(store, search)
@@ -140,21 +142,11 @@ def run(context: Context) -> dict[str, Any]:
     return _figures(search)
 
 
-def wanted(tune: TuneSpec) -> int | None:
-    """How many trials there will be; None where time alone ends the search."""
-    if isinstance(tune.searcher, GridSpec):
-        whole = math.prod(len(parse(entry).ends) for entry in tune.space.values())
-        return min(whole, tune.trials or whole)
-    return tune.trials
-
-
-def at_once(spec: PipelineSpec, nodes: Sequence[Resources]) -> int:
-    """How many trials run at the same time, so that none waits for workers that others hold."""
-    assert spec.tune is not None
-    asked, room = spec.tune.max_concurrent, trainings_at_once(nodes, spec.train)
-    if spec.cluster.address is None and asked is not None:  # no node will come to a local cluster
-        asked = min(asked, room)
-    return min(asked or room, wanted(spec.tune) or sys.maxsize)
+def _seat(seats: int) -> float:
+    """What each member of a population takes of the head's own resource, which is 1, so that as many have room
+    beside what Ray Train takes, and not one more.
+    """
+    return ((1 - _RAY_TRAIN_TAKES * seats) / seats + 1 / (seats + 1)) / 2
 
 
 def family_of(spec: PipelineSpec, keys: dict[str, str]) -> str:
@@ -182,11 +174,10 @@ def tuner_of(
     """
     tune = spec.tune
     assert tune is not None
-    numbers = itertools.count()
-    by_id: dict[str, str] = {}
+    names: dict[str, str] = {}
 
     def number_of(trial: Any) -> str:
-        return by_id.setdefault(trial.trial_id, str(next(numbers)))
+        return names.setdefault(trial.trial_id, str(len(names)))
 
     dimensions = {field: parse(entry) for field, entry in tune.space.items()}
     directions = ["max" if metric in HIGHER_IS_BETTER else "min" for metric in tune.metric]
@@ -194,7 +185,7 @@ def tuner_of(
     resources = {"memory": 1.0}  # its workers' own request says what a trial really needs
     if isinstance(tune.scheduler, PopulationSpec):
         # All members are alive, and those that have no workers wait: what limits them is a resource.
-        resources, limit = {HEAD_NODE_RESOURCE_NAME: _SEATS / search.at_once}, None
+        resources, limit = {HEAD_NODE_RESOURCE_NAME: _seat(search.at_once)}, None
         random.seed(tune.seed)
         np.random.seed(tune.seed)
     space: dict[str, Any] = {field: _domain(dimension) for field, dimension in dimensions.items()}

@@ -3,6 +3,7 @@
 It alone writes the trials' records and deletes their checkpoints. A trial's end is written before it is shown.
 """
 
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -118,6 +119,8 @@ class Watcher(ray.tune.Callback):  # type: ignore[misc]
     def _compare(self, trial: Trial, report: Report) -> None:
         """What `search.leader()` would find, without looking at every report again."""
         metric = self._search.metrics[0]
+        if not math.isfinite(report.figures[metric]):
+            return
         if self._leader is not None:
             first, best = self._leader
             now, before = badness(metric, report.figures[metric]), badness(metric, best.figures[metric])
@@ -180,9 +183,10 @@ class Watcher(ray.tune.Callback):  # type: ignore[misc]
         self._showed = time.monotonic()
         self._search.seconds = round(time.monotonic() - self._began, 1)
         figures = search_summary(self._search)
-        done = figures.pop("trials_done")
+        del figures["trials_done"]  # of a population's members, some are counted there more than once
+        done = len({trial.number for trial in self._search.trials}) - len(self._running)
         self._progress.update(done, self._search.wanted, "trials", figures)
-        self._progress.show(lambda: search_table(self._search))
+        self._progress.show(lambda: search_table(self._search, self._progress.console.width))
 
 
 def _last_line(error: Any) -> str:

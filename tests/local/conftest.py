@@ -1,9 +1,12 @@
 """One local Ray cluster for all tests of this folder, with more CPUs than the machine may have."""
 
 import contextlib
+import json
 import os
 import random
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -69,3 +72,30 @@ def wider(tmp_path_factory: pytest.TempPathFactory) -> str:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+class Command:
+    """The command as a user runs it, in a process of its own, on a Ray cluster of its own."""
+
+    def start(self, *arguments: Any) -> "subprocess.Popen[str]":
+        """A process whose output are events."""
+        command = [sys.executable, "-m", "workflows", *map(str, arguments), "--json"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def events(self, process: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
+        """What it says, as it says it."""
+        assert process.stdout is not None
+        for line in process.stdout:
+            yield json.loads(line)
+
+    def finished(self, *arguments: Any) -> list[dict[str, Any]]:
+        """All events of a process that ends well."""
+        process = self.start(*arguments)
+        seen = list(self.events(process))
+        assert process.wait() == 0, seen
+        return seen
+
+
+@pytest.fixture(scope="session")
+def command() -> Command:
+    return Command()

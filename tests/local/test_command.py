@@ -20,24 +20,6 @@ def pipeline(tmp_path, tiny):
     return file
 
 
-def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "workflows", *map(str, arguments), "--json"], stdout=subprocess.PIPE, text=True
-    )
-
-
-def events(process):
-    for line in process.stdout:
-        yield json.loads(line)
-
-
-def finished(*arguments):
-    process = start(*arguments)
-    seen = list(events(process))
-    assert process.wait() == 0, seen
-    return seen
-
-
 def train_figures(seen):
     return next(event["figures"] for event in seen if event["event"] == "done" and event["stage"] == "train")
 
@@ -47,21 +29,21 @@ def losses(store):
     return [json.loads(line)["loss"] for line in history.read_text().splitlines()]
 
 
-def test_a_killed_run_goes_on_and_a_finished_one_is_not_repeated(pipeline, tmp_path):
-    process = start("train", pipeline)
-    for event in events(process):
+def test_a_killed_run_goes_on_and_a_finished_one_is_not_repeated(command, pipeline, tmp_path):
+    process = command.start("train", pipeline)
+    for event in command.events(process):
         if event["event"] == "progress" and event["stage"] == "train" and event["done"] > 6:
             os.kill(process.pid, signal.SIGKILL)
             break
     assert process.wait() == -signal.SIGKILL
 
-    seen = finished("train", pipeline)
+    seen = command.finished("train", pipeline)
     assert [event["stage"] for event in seen if event["event"] == "up_to_date"] == ["prepare"]
     resumed = train_figures(seen)
     assert resumed["resumed_from_step"] >= 5
     assert resumed["resumed_from_step"] % 5 == 0
 
-    undisturbed = finished("train", pipeline, "--set", f"store={tmp_path / 'other'}")
+    undisturbed = command.finished("train", pipeline, "--set", f"store={tmp_path / 'other'}")
     figures = next(
         event["figures"] for event in undisturbed if event["event"] == "done" and event["stage"] == "train"
     )

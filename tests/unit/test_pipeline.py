@@ -67,7 +67,7 @@ def reasons(spec: PipelineSpec, store: Store) -> dict[str, str]:
 
 def test_the_stages_come_after_what_they_read() -> None:
     order = [stage.name for stage in STAGES]
-    assert order == ["prepare", "reference", *NAMES[1:]]
+    assert order == ["prepare", "reference", "tune", *NAMES[1:]]
     for index, stage in enumerate(STAGES):
         assert set(stage.inputs) <= set(order[:index])
 

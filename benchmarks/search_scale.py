@@ -1,0 +1,147 @@
+"""A search of 1,000 trials that do nothing: what our code adds to Ray Tune's, in seconds and in the driver's memory.
+
+    python benchmarks/search_scale.py --repeats 3
+
+    us       the stage tune: its trials, its watcher (records of every trial in a store), its searcher and scheduler;
+             a trial's gang is replaced by reports that come at once
+    plain    ray.tune with the same searcher, scheduler and concurrency over a Trainable that reports at once
+
+Both on one machine whose Ray counts the CPUs of 64 nodes of 8; 8 trials at once, since each one at work is a process.
+Sides take turns, each run in a process of its own. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import ray
+import ray.tune
+
+from workflows.desk import News
+from workflows.progress import Progress
+from workflows.search import Search
+from workflows.spec import PipelineSpec
+from workflows.store import Store
+from workflows.trial import Shared, TrialRunner
+from workflows.tune import ENVIRONMENT, tuner_of
+from workflows.watcher import Watcher
+
+NODES, CPUS, AT_ONCE = 64, 8, 8
+STEPS, EVERY = 90, 10
+
+
+def loss_at(rate: float, step: int) -> float:
+    """Something that ASHA can tell good from bad by."""
+    return abs(rate - 0.5) + 1 / step
+
+
+class Idle(ray.tune.Trainable):
+    """The plain side's trial."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._rate, self._step = new_config["train.learning_rate"], 0
+        return True
+
+    def step(self) -> dict[str, Any]:
+        time.sleep(0)
+        self._step += EVERY
+        return {
+            "step": self._step, "held_out_loss": loss_at(self._rate, self._step), "done": self._step >= STEPS
+        }  # fmt: skip
+
+
+class IdleTrial(TrialRunner):
+    """Our side's trial: all of it but the gang."""
+
+    def _news(self) -> News:
+        time.sleep(0)
+        step = self._said + EVERY
+        rate = self._trial.values["train.learning_rate"]
+        return News(step, {"held_out_loss": loss_at(rate, step), "num_steps": STEPS, "seconds": 0.0}, None)
+
+
+def pipeline(folder: str, trials: int) -> PipelineSpec:
+    """A search whose training is never begun."""
+    return PipelineSpec.model_validate({
+        "name": "scale", "store": folder, "base_model": "random:tiny-llama", "data": {"sources": [{"path": "none"}]},
+        "train": {"adapter": None, "checkpoint_every_steps": EVERY, "num_workers": 2},
+        "tune": {
+            "space": {"train.learning_rate": {"uniform": [0.01, 1.0]}}, "trials": trials, "scheduler": "asha",
+            "max_concurrent": AT_ONCE,
+        },
+    })  # fmt: skip
+
+
+def one(side: str, trials: int) -> dict[str, float]:
+    """One search by one side, in this process."""
+    os.environ.update(ENVIRONMENT)
+    ray.init(address="local", num_cpus=NODES * CPUS, log_to_driver=False, logging_level="ERROR")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory() as folder:
+        spec, store = pipeline(folder, trials), Store(folder)
+        assert spec.tune is not None
+        search = Search(
+            "scale", "key", ["held_out_loss"], spec.tune.space, "random", "asha", trials, at_once=AT_ONCE
+        )  # fmt: skip
+        shared = Shared(
+            (spec.model_copy(update={"tune": None})).model_dump(), store.uri, {"prepare": "none"},
+            store.path("tune", "key"), search.metrics, is_population=False, max_failures=0,
+        )  # fmt: skip
+        watcher = Watcher(search, store, Progress(), is_population=False)
+        run_config = ray.tune.RunConfig(
+            name="run", storage_path=folder, verbose=0, callbacks=[watcher] if side == "us" else []
+        )
+        trainable = ray.tune.with_parameters(IdleTrial, shared=shared) if side == "us" else Idle
+        tuner = tuner_of(trainable, spec, search, most_steps=lambda: STEPS, earlier=[], run_config=run_config)
+        began = time.perf_counter()
+        results = tuner.fit()
+        watcher.close()
+        took = time.perf_counter() - began
+        assert len(results) == trials
+        assert side != "us" or sum(trial.state in ("finished", "stopped") for trial in search.trials) == trials
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ray.shutdown()
+    return {"seconds": took, "driver_mb": after / 1024, "search_mb": (after - before) / 1024}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--side", choices=["us", "plain"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(json.dumps(one(arguments.side, arguments.trials)))
+        return
+    runs: dict[str, list[dict[str, float]]] = {"plain": [], "us": []}
+    for number in range(arguments.repeats):
+        for side, found in runs.items():
+            command = [sys.executable, __file__, "--side", side, "--trials", str(arguments.trials)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"round {number + 1}: {side:<6} {found[-1]['seconds']:.1f} s, {found[-1]['driver_mb']:.0f} MB")
+    medians = {
+        side: {name: round(statistics.median(run[name] for run in found), 2) for name in found[0]}
+        for side, found in runs.items()
+    }
+    ratios = [us["seconds"] / plain["seconds"] for us, plain in zip(runs["us"], runs["plain"], strict=True)]
+    print(json.dumps({
+        "trials": arguments.trials, "at_once": AT_ONCE, **medians,
+        "seconds_ratio": round(medians["us"]["seconds"] / medians["plain"]["seconds"], 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "driver_memory_ratio": round(medians["us"]["driver_mb"] / medians["plain"]["driver_mb"], 3),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Searches on a real Ray cluster: what is left of them, who wins, what goes on after a loss, a failure, a kill."""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+import ray.util
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from workflows.gang import Gang, order_of
+from workflows.pipeline import StageFailed
+from workflows.search import read_search, trial_folder
+from workflows.spec import PipelineSpec
+from workflows.spec_space import with_values
+
+
+@pytest.fixture
+def searched(tiny):
+    """A search of trials of 12 steps with a report every third one."""
+    tiny["train"] |= {"batch_tokens": 512, "max_steps": 12, "checkpoint_every_steps": 3, "zero": {"stage": 2}}
+    tiny["tune"] = {"space": {"train.learning_rate": {"loguniform": [1e-5, 3e-2]}}, "trials": 5, "scheduler": "asha"}
+    return tiny
+
+
+def in_use():
+    """CPUs taken, placement groups, and training workers."""
+    taken = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0.0)
+    groups = [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
+    workers = [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in child.name()
+               or any("RayTrainWorker" in word for word in child.cmdline()[:1])]  # fmt: skip
+    return (taken, len(groups), len(workers))
+
+
+def settles(wanted, seconds=30.0):
+    """What is in use once it is as wanted, or after so many seconds."""
+    until = time.monotonic() + seconds
+    while (found := in_use()) != wanted and time.monotonic() < until:
+        time.sleep(0.5)
+    return found
+
+
+def checkpoints(store):
+    return sorted(str(path.relative_to(store.root)) for path in Path(store.root, "trials").glob("*/checkpoint_*"))
+
+
+def test_a_search_leaves_its_winner_and_nothing_else_and_a_wider_one_trains_what_is_new(run, cluster, searched):
+    before = settles((0.0, 0, 0))
+    done, store = run("train", searched)
+    assert settles(before) == before
+    search = read_search(store, done["tune"].key)
+    winner = search.winner
+    assert winner.remeasured == pytest.approx(winner.reported, abs=1e-6)
+    assert winner.reported == min(report.figures["held_out_loss"] for t in search.trials for report in t.reports)
+    states = Counter(trial.state for trial in search.trials)
+    assert states["stopped"] >= 1
+    assert states["finished"] >= 1
+    assert sum(states.values()) == 5
+    assert checkpoints(store) == [f"trials/{winner.key}/{winner.checkpoint}"]
+    assert not list(Path(store.path("tune", done["tune"].key)).glob("run"))
+    folders = (f"{trial_folder(store, winner.key)}/{winner.checkpoint}", store.path("train", done["train"].key))
+    kept, taken = (load_file(Path(folder, "model", "model.safetensors")) for folder in folders)
+    assert all(torch.equal(kept[name], taken[name]) for name in kept)
+    assert done["train"].figures["held_out_loss"] == winner.reported
+    assert done["train"].figures["best_step"] == winner.step
+
+    searched["tune"]["trials"] = 6
+    wider, _ = run("tune", searched)
+    wider = read_search(store, wider["tune"].key)
+    assert [trial.values for trial in wider.trials[:5]] == [trial.values for trial in search.trials]
+    trained = [trial.number for trial in wider.trials if len(trial.reports) > trial.reused]
+    assert 5 in trained
+    assert not {trial.number for trial in search.trials if trial.state == "finished"} & set(trained)
+
+
+def test_members_of_a_population_copy_and_go_on(run, searched):
+    searched["train"] |= {"num_workers": 1, "zero": {"stage": 0}, "max_steps": 9}
+    searched["tune"] |= {"trials": 2, "scheduler": {"name": "population", "quantile": 0.5}}
+    searched["tune"]["space"] = {"train.learning_rate": {"loguniform": [1e-4, 1e-2]}}
+    done, store = run("tune", searched)
+    search = read_search(store, done["tune"].key)
+    copies = [trial for trial in search.trials if trial.origin]
+    assert copies
+    for copy in copies:
+        assert copy.reports[0].step == copy.origin.step + 3
+        assert copy.number != copy.origin.number
+    assert {trial.number for trial in search.trials} == {0, 1}
+    assert len(checkpoints(store)) == 1
+
+
+@pytest.fixture
+def gang(run, searched):
+    """Workers of the search, their store, and an order for a trial."""
+    searched["train"] |= {"max_steps": 9}
+    done, store = run("prepare", searched)
+    spec = PipelineSpec.model_validate(searched)
+    keys = {"prepare": done["prepare"].key}
+    folder = store.path("tune", "by-hand")
+    gang = Gang(spec, store, keys, folder, max_failures=1)
+    order = order_of(with_values(spec, {"train.learning_rate": 3e-3}), folder=trial_folder(store, "one"))
+    yield gang, store, order
+    gang.close()
+
+
+def test_workers_go_on_from_any_checkpoint_after_a_failure_and_after_a_loss(gang):
+    gang, store, order = gang
+
+    def changed(**train):
+        spec = order.spec | {"train": order.spec["train"] | train}
+        return replace(order, spec=spec, folder=trial_folder(store, "other"), mark="other")
+
+    gang.begin(order)
+    first = gang.next_news()
+    assert first.step == 3
+    one = f"{order.folder}/{first.checkpoint}"
+    # With a learning rate of almost nothing: it must begin with the other one's weights.
+    gang.begin(replace(changed(learning_rate=1e-12), checkpoint=one))
+    copied = gang.next_news()
+    assert copied.step == 6
+    assert copied.figures["held_out_loss"] == pytest.approx(first.figures["held_out_loss"], abs=1e-6)
+    weights = [
+        load_file(Path(folder, name, "model", "model.safetensors"))
+        for folder, name in ((order.folder, first.checkpoint), (trial_folder(store, "other"), copied.checkpoint))
+    ]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-6) for name in weights[0])
+
+    # A mistake that only the model shows: said, and the workers stay.
+    gang.begin(changed(frozen=["no.such.weight"]))
+    assert "train.frozen" in gang.next_news().failed
+
+    # The whole trial, undisturbed; then with a worker killed after its first report.
+    gang.begin(replace(order, mark="whole"))
+    whole = [gang.next_news() for _ in range(3)]
+    gang.begin(replace(order, mark="lost"))
+    again = [gang.next_news()]
+    worker = next(child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in child.name()
+                  or any("RayTrainWorker" in word for word in child.cmdline()[:1]))  # fmt: skip
+    worker.kill()
+    again += [gang.next_news() for _ in range(2)]
+    assert [news.failures for news in again] == [0, 1, 1]
+    losses = [[news.figures["held_out_loss"] for news in side] for side in (whole, again)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+    # Lost once more than it may be.
+    gang.begin(replace(order, mark="gone"))
+    gang.next_news()
+    for _ in range(2):
+        killed = False
+        while not killed:
+            with contextlib.suppress(psutil.NoSuchProcess, StopIteration):
+                found = [child for child in psutil.Process().children(recursive=True)
+                         if any("RayTrainWorker" in word for word in child.cmdline()[:1])]  # fmt: skip
+                if found:
+                    found[0].kill()
+                    killed = True
+            time.sleep(0.5)
+    news = gang.next_news()
+    while not news.failed:
+        news = gang.next_news()
+    assert news.was_lost
+
+
+def test_a_trial_that_never_fits_is_refused_with_the_numbers(run, searched):
+    searched["train"]["cpus_per_worker"] = 3
+    with pytest.raises(StageFailed, match=r"2 workers of 3 CPUs each .*the nodes have 4 CPUs"):
+        run("tune", searched)
+
+
+def test_a_killed_search_goes_on_and_a_failing_trial_does_not_end_it(command, searched, tmp_path):
+    searched["cluster"] = {"num_cpus": 2}
+    # Of the choices one cannot be trained at all: its gradient is clipped to no number's norm.
+    searched["tune"] = {
+        "space": {"train.max_skipped_steps": [0, 50], "train.learning_rate": [1e-3, 1.0]},
+        "searcher": "grid",
+    }
+    searched["train"] |= {"spike_factor": 1.05, "adapter": None}
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(yaml.safe_dump(searched))
+    process = command.start("tune", file)
+    for event in command.events(process):
+        if event["event"] == "progress" and event["stage"] == "tune" and event["done"] >= 1:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+    before = [json.loads(path.read_text()) for path in (tmp_path / "store").glob("trials/*/trial.json")]
+    ended = {trial["key"]: trial for trial in before if trial["state"] in ("finished", "stopped")}
+    seen = command.finished("tune", file)
+    figures = next(event["figures"] for event in seen if event["event"] == "done" and event["stage"] == "tune")
+    assert figures["trials"] == 4
+    assert figures["failed"] >= 1
+    [search] = [json.loads(path.read_text()) for path in (tmp_path / "store").glob("tune/*/search.json")]
+    trials = {trial["key"]: trial for trial in search["trials"]}
+    for key, trial in ended.items():
+        assert trials[key]["reused"] == len(trial["reports"]) == len(trials[key]["reports"])
+    failed = [trial for trial in trials.values() if trial["state"] == "failed"]
+    assert all("train.max_skipped_steps (0)" in trial["error"] for trial in failed)

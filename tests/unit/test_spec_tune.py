@@ -1,0 +1,133 @@
+"""The section `tune` and its space: what may be searched, and how mistakes are answered."""
+
+import pytest
+import yaml
+
+from workflows.pipeline import examine
+from workflows.room import trainings_at_once, why_none_fits
+from workflows.spec import PipelineSpec
+from workflows.spec_file import SpecError, read_spec
+from workflows.spec_space import Choice, Range, combinations, parse, with_values
+from workflows.spec_train import TrainSpec
+from workflows.store import Store
+
+SPACE = {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}, "train.adapter.rank": [8, 16]}
+
+
+@pytest.fixture
+def problems(tmp_path, tiny):
+    """The mistakes found in a pipeline with this `tune`, as text; empty if there are none."""
+
+    def found(tune, train=None):
+        tiny["tune"] = tune
+        tiny["train"] |= {"adapter": {"rank": 4}} | (train or {})
+        file = tmp_path / "pipeline.yaml"
+        file.write_text(yaml.safe_dump(tiny))
+        try:
+            read_spec(file)
+        except SpecError as error:
+            return str(error)
+        return ""
+
+    return found
+
+
+def test_entries_of_the_space():
+    assert parse([8, 16]) == Choice((8, 16))
+    assert parse({"loguniform": [1e-5, 1e-3]}) == Range(1e-5, 1e-3, is_log=True, is_whole=False)
+    assert parse({"int": [1, 8]}) == Range(1, 8, is_log=False, is_whole=True)
+    assert parse({"logint": [1, 8]}).nearest(11.3) == 8
+    assert parse({"uniform": [0, 1]}).nearest(-1) == 0
+
+
+@pytest.mark.parametrize(("entry", "words"), [
+    ([], "one or more"),
+    ([[1, 2]], "plain values"),
+    ([8, 8], "twice"),
+    ({"loguniform": [0, 1]}, "above 0"),
+    ({"uniform": [2, 1]}, "low must be below high"),
+    ({"uniform": [1]}, "two numbers"),
+    ({"int": [1, 2.5]}, "two whole numbers"),
+    ({"loguniforn": [1e-5, 1]}, "did you mean loguniform?"),
+    ({"uniform": [0, 1], "int": [0, 1]}, "must be a list"),
+    (3e-4, "must be a list"),
+])  # fmt: skip
+def test_an_entry_that_means_nothing_is_said_so(entry, words):
+    with pytest.raises(ValueError, match=words):
+        parse(entry)
+
+
+@pytest.mark.parametrize(("field", "entry", "words"), [
+    ("train.lerning_rate", [1e-4], "did you mean train.learning_rate?"),
+    ("train.learning_rate", {"loguniform": [1e-5, 2]}, "the value 2: got 2; must be less than or equal to 1"),
+    ("train.max_steps", {"uniform": [3, 5]}, "holds whole numbers; use int or logint"),
+    ("train.num_workers", [1, 2], "is the same for all trials"),
+    ("train.cpus_per_worker", [1, 2], "is the same for all trials"),
+    ("data.max_length", [64, 128], "decides what all trials share"),
+    ("train.adapter", [None], "is a section"),
+    ("train.zero.stage.x", [1], "train.zero.stage is no section"),
+    ("train.adapter.rank", [8, 2000], "the value 2000"),
+])  # fmt: skip
+def test_a_field_that_cannot_be_searched_is_named_with_its_line(problems, field, entry, words):
+    text = problems({"space": {field: entry}, "trials": 2})
+    assert words in text
+    assert f": tune.space.{field}: " in text
+    assert text.split(":")[1].isdigit()
+
+
+def test_values_are_checked_together(problems):
+    space = {"train.adapter.quantize": ["nf4"]}
+    assert "is the same for all trials" in problems({"space": space, "trials": 2})
+    together = {"train.max_steps": [5, 100], "train.checkpoint_every_steps": [1, 60]}
+    text = problems({"space": together, "trials": 2})
+    assert "tune.space: with train.checkpoint_every_steps=60, train.max_steps=5: checkpoint_every_steps (60)" in text
+
+
+@pytest.mark.parametrize(("tune", "words"), [
+    ({"space": SPACE}, "neither trials nor time_minutes"),
+    ({"space": SPACE, "searcher": "grid"}, "searcher grid needs a list of choices"),
+    ({"space": SPACE, "trials": 1, "scheduler": "population"}, "of 2 or more"),
+    ({"space": SPACE, "trials": 4, "scheduler": "population", "searcher": "tpe"}, "leave out tpe"),
+    ({"space": SPACE, "trials": 4, "scheduler": "asha", "metric": ["held_out_loss", "seconds"]}, "names two"),
+    ({"space": SPACE, "trials": 4, "metric": ["seconds", "seconds"]}, "two different ones"),
+    ({"space": SPACE, "trials": 4, "scheduler": "asah"}, "did you mean asha?"),
+    ({"space": {}, "trials": 4}, "tune.space"),
+])  # fmt: skip
+def test_searches_that_cannot_be(problems, tune, words):
+    assert words in problems(tune)
+
+
+def test_a_space_that_is_right_has_no_problems_and_one_can_be_set_on_the_command_line(problems, tmp_path):
+    assert problems({"space": SPACE, "trials": 4, "scheduler": {"name": "asha", "reduction_factor": 4}}) == ""
+    override = "tune.space.train.learning_rate=[1e-3, 2e-3]"
+    spec = read_spec(tmp_path / "pipeline.yaml", [override])
+    assert spec.tune.space["train.learning_rate"] == [1e-3, 2e-3]
+    assert sorted(values["train.learning_rate"] for values in combinations(spec)) == [1e-3, 1e-3, 2e-3, 2e-3]
+
+
+def test_a_trial_is_the_pipeline_with_its_values(tiny):
+    spec = PipelineSpec.model_validate(tiny | {"tune": {"space": {"train.zero.stage": [0, 2]}, "trials": 2}})
+    trial = with_values(spec, {"train.zero.stage": 2})
+    assert (trial.train.zero.stage, trial.tune, spec.train.zero.stage) == (2, None, 0)
+
+
+def test_a_search_comes_before_training_and_a_change_of_its_budget_is_told(tiny, tmp_path):
+    plain = PipelineSpec.model_validate(tiny)
+    tuned = PipelineSpec.model_validate(tiny | {"tune": {"space": {"train.seed": [0, 1]}, "trials": 2}})
+    store = Store(tiny["store"])
+    assert [state.stage.name for state in examine(tuned, store)][:3] == ["prepare", "tune", "train"]
+    assert "tune" not in [state.stage.name for state in examine(plain, store)]
+
+
+def test_room_for_trainings():
+    train = TrainSpec(num_workers=2, cpus_per_worker=1.0)
+    assert trainings_at_once([{"CPU": 2.0}], train) == 1
+    assert trainings_at_once([{"CPU": 3.0}, {"CPU": 3.0}], train) == 3  # one of them on both nodes
+    assert trainings_at_once([{"CPU": 0.9}] * 10, train) == 0
+    on_gpus = TrainSpec(num_workers=4, gpus_per_worker=1, memory_gb_per_worker=10.0)
+    node = {"CPU": 64.0, "GPU": 8.0, "memory": 45e9}
+    assert trainings_at_once([node, node], on_gpus) == 2
+    why = why_none_fits([{"CPU": 64.0, "memory": 64e9}], on_gpus)
+    assert "4 workers of 1 CPUs, 1 GPUs, 10 GB each" in why
+    assert "64 CPUs, 0 GPUs, 64 GB" in why
+    assert why_none_fits([node], on_gpus) == ""
