@@ -6,8 +6,8 @@
     peer     a Tune function that calls TorchTrainer(...).fit() with the same worker code, and Tune's callback
 
 One trial at a time, two DeepSpeed workers each, over the demo's conversations. A trial's cost is the time from the
-end of the one before to its own, less what it says it spent in its steps; the first one of a search, which also starts
-Ray Train, is told apart. The last line is one JSON object.
+end of the one before to its own, less what it says it spent in its steps; the first one of a search, which also
+starts Ray Train, is told apart. The last line is one JSON object.
 """
 
 import argparse

@@ -93,6 +93,7 @@ class Watcher(ray.tune.Callback):  # type: ignore[misc]
         """The search is over: what is still running was stopped with it."""
         for number in [*self._running]:
             self._stop(number)
+        self._is_population = False  # nobody copies any more
         self._write()
         self._deleting.shutdown()
 

@@ -82,6 +82,8 @@ def test_a_member_that_copies_is_a_trial_of_its_own_and_nobodys_checkpoint_goes(
         (0, "key0", "stopped"), (1, "key1", "running"), (0, "copy", "running"),
     ]  # fmt: skip
     assert told.on_disk == {"key0/checkpoint_10", "key1/checkpoint_10", "copy/checkpoint_20"}
+    told.watcher.close()
+    assert {path.parent.name for path in Path(told.store.root).glob("trials/*/checkpoint_*")} == {"copy"}
 
 
 def test_the_front_of_two_metrics_stays(tmp_path):
