@@ -76,7 +76,8 @@ class Watcher(ray.tune.Callback):  # type: ignore[misc]
         if result["done"]:
             self._end(mine, FINISHED if report.step >= report.num_steps else STOPPED)
         else:
-            self._unwritten[mine.key] = mine
+            if not line.was_known:  # else its record has this report, and perhaps those after it
+                self._unwritten[mine.key] = mine
             self._write(_SECONDS_BETWEEN_WRITES)
             self._show()
 

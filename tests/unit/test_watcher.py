@@ -73,6 +73,15 @@ def test_what_was_known_is_counted_and_not_said_twice(told):
     assert ([report.step for report in trial.reports], trial.reused) == ([10, 20], 1)
 
 
+def test_a_record_keeps_what_was_known_while_it_is_said_again(told, tmp_path):
+    told.report(0, 10, 2.0)
+    told.report(0, 20, 1.5, done=True)
+    again = Told(tmp_path)
+    again.report(0, 10, 2.0, was_known=True)
+    again.watcher._write()
+    assert [report.step for report in read_trial(again.store, "key0").reports] == [10, 20]
+
+
 def test_a_member_that_copies_is_a_trial_of_its_own_and_nobodys_checkpoint_goes(tmp_path):
     told = Told(tmp_path, is_population=True)
     told.report(0, 10, 2.0)
