@@ -256,9 +256,11 @@ def test_the_release_is_measured_and_refused_above_its_bound(
     probe, _ = release(tiny_gpt2, folder, tmp_path / "model", "fp32", rows, 0.01)
     targets: dict[Weights, Path] = {"fp32": tmp_path / "exact", "int4": tmp_path / "int4"}
     figures = release_for_openvino(tmp_path / "model", targets, "fp32", probe)
-    assert figures["fp32"]["greedy_agreement"] == 1.0
-    assert abs(figures["fp32"]["perplexity_increase"]) < 1e-4
-    assert figures["fp32"]["perplexity"] == pytest.approx(probe.perplexity, rel=1e-4)
+    # OpenVINO chooses what it computes in: bfloat16 on processors that have units for it.
+    is_exact = "BF16" not in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert figures["fp32"]["greedy_agreement"] >= (1.0 if is_exact else 0.95)
+    assert abs(figures["fp32"]["perplexity_increase"]) < (1e-4 if is_exact else 5e-3)
+    assert figures["fp32"]["perplexity"] == pytest.approx(probe.perplexity, rel=1e-4 if is_exact else 5e-3)
     # Only the chosen one is held to the bound.
     assert figures["int4"]["perplexity_increase"] > 0.01
     assert figures["int4"]["size_mb"] < figures["fp32"]["size_mb"]
