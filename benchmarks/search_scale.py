@@ -6,7 +6,10 @@
              a trial's gang is replaced by reports that come at once
     plain    ray.tune with the same searcher, scheduler and concurrency over a Trainable that reports at once
 
-Both on one machine whose Ray counts the CPUs of 64 nodes of 8; 8 trials at once, since each one at work is a process.
+Both on one machine whose Ray counts the CPUs of 64 nodes of 8. Each trial at work is a process, so that `--at-once`
+says how many of those start: with 1 the one process serves all trials, and what is measured is the driver's own work.
+With more, where a trial takes less time than a process to start, Tune gives the trial that waits for its own process
+one that has become free, and ends the one that was starting; then 1,000 trials start about as many processes.
 Sides take turns, each run in a process of its own. The last line is one JSON object.
 """
 
@@ -33,7 +36,7 @@ from workflows.trial import Shared, TrialRunner
 from workflows.tune import ENVIRONMENT, tuner_of
 from workflows.watcher import Watcher
 
-NODES, CPUS, AT_ONCE = 64, 8, 8
+NODES, CPUS = 64, 8
 STEPS, EVERY = 90, 10
 
 
@@ -59,6 +62,12 @@ class Idle(ray.tune.Trainable):
             "step": self._step, "held_out_loss": loss_at(self._rate, self._step), "done": self._step >= STEPS
         }  # fmt: skip
 
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        return {"step": self._step}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Never asked for by this search."""
+
 
 class IdleTrial(TrialRunner):
     """Our side's trial: all of it but the gang."""
@@ -70,28 +79,29 @@ class IdleTrial(TrialRunner):
         return News(step, {"held_out_loss": loss_at(rate, step), "num_steps": STEPS, "seconds": 0.0}, None)
 
 
-def pipeline(folder: str, trials: int) -> PipelineSpec:
+def pipeline(folder: str, trials: int, at_once: int) -> PipelineSpec:
     """A search whose training is never begun."""
     return PipelineSpec.model_validate({
         "name": "scale", "store": folder, "base_model": "random:tiny-llama", "data": {"sources": [{"path": "none"}]},
         "train": {"adapter": None, "checkpoint_every_steps": EVERY, "num_workers": 2},
         "tune": {
             "space": {"train.learning_rate": {"uniform": [0.01, 1.0]}}, "trials": trials, "scheduler": "asha",
-            "max_concurrent": AT_ONCE,
+            "max_concurrent": at_once,
         },
     })  # fmt: skip
 
 
-def one(side: str, trials: int) -> dict[str, float]:
+def one(side: str, trials: int, at_once: int) -> dict[str, float]:
     """One search by one side, in this process."""
-    os.environ.update(ENVIRONMENT)
+    # Else Ray starts a process for each of 512 CPUs before anything asks for one.
+    os.environ.update({**ENVIRONMENT, "RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"})
     ray.init(address="local", num_cpus=NODES * CPUS, log_to_driver=False, logging_level="ERROR")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
-        spec, store = pipeline(folder, trials), Store(folder)
+        spec, store = pipeline(folder, trials, at_once), Store(folder)
         assert spec.tune is not None
         search = Search(
-            "scale", "key", ["held_out_loss"], spec.tune.space, "random", "asha", trials, at_once=AT_ONCE
+            "scale", "key", ["held_out_loss"], spec.tune.space, "random", "asha", trials, at_once=at_once
         )  # fmt: skip
         shared = Shared(
             (spec.model_copy(update={"tune": None})).model_dump(), store.uri, {"prepare": "none"},
@@ -108,6 +118,7 @@ def one(side: str, trials: int) -> dict[str, float]:
         watcher.close()
         took = time.perf_counter() - began
         assert len(results) == trials
+        assert results.num_errors == 0
         assert side != "us" or sum(trial.state in ("finished", "stopped") for trial in search.trials) == trials
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ray.shutdown()
@@ -117,26 +128,29 @@ def one(side: str, trials: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--at-once", type=int, default=8, help="trials at once, each a process")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--side", choices=["us", "plain"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        print(json.dumps(one(arguments.side, arguments.trials)))
+        print(json.dumps(one(arguments.side, arguments.trials, arguments.at_once)))
         return
     runs: dict[str, list[dict[str, float]]] = {"plain": [], "us": []}
     for number in range(arguments.repeats):
         for side, found in runs.items():
             command = [sys.executable, __file__, "--side", side, "--trials", str(arguments.trials)]
+            command += ["--at-once", str(arguments.at_once)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found.append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"round {number + 1}: {side:<6} {found[-1]['seconds']:.1f} s, {found[-1]['driver_mb']:.0f} MB")
+            seconds, megabytes = found[-1]["seconds"], found[-1]["driver_mb"]
+            print(f"round {number + 1}: {side:<6} {seconds:.1f} s, {megabytes:.0f} MB", flush=True)
     medians = {
         side: {name: round(statistics.median(run[name] for run in found), 2) for name in found[0]}
         for side, found in runs.items()
     }
     ratios = [us["seconds"] / plain["seconds"] for us, plain in zip(runs["us"], runs["plain"], strict=True)]
     print(json.dumps({
-        "trials": arguments.trials, "at_once": AT_ONCE, **medians,
+        "trials": arguments.trials, "at_once": arguments.at_once, **medians,
         "seconds_ratio": round(medians["us"]["seconds"] / medians["plain"]["seconds"], 3),
         "ratios": [round(ratio, 3) for ratio in ratios],
         "driver_memory_ratio": round(medians["us"]["driver_mb"] / medians["plain"]["driver_mb"], 3),

@@ -156,7 +156,7 @@ def main() -> None:
                 spec = pipeline(kind, folder, arguments.trials)
                 done = run_stages(spec, Store(folder), progress, "prepare", connect=lambda: None)
                 costs[side] = one(side, spec, {"prepare": done["prepare"].key}, arguments.trials)
-                print(f"{kind} {side}: {costs[side]} s")
+                print(f"{kind} {side}: {costs[side]} s", flush=True)
         medians = {side: round(statistics.median(found[1:]), 2) for side, found in costs.items()}
         figures[kind] = {
             "first": {side: found[0] for side, found in costs.items()}, **medians,

@@ -7,13 +7,12 @@ first.
 
 import itertools
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.tune
 
 from models import base
 from workflows.desk import News
-from workflows.gang import Gang, order_of
 from workflows.search import (
     FAILED,
     HIGHER_IS_BETTER,
@@ -28,6 +27,9 @@ from workflows.search import (
 from workflows.spec import PipelineSpec
 from workflows.spec_space import with_values
 from workflows.store import Store, content_key
+
+if TYPE_CHECKING:
+    from workflows.gang import Gang  # at run time only a trial that trains needs torch
 
 TOGETHER = "values"
 """key of a configuration that has all values in one mapping, as a grid's has"""
@@ -94,7 +96,7 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         self._shared = shared
         self._spec = PipelineSpec.model_validate(shared.spec)
         self._store = Store(shared.store)
-        self._gang: Gang | None = None
+        self._gang: "Gang | None" = None
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -135,6 +137,8 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
 
     def _news(self) -> News:
         """The gang's next news of what has not been said yet."""
+        from workflows.gang import Gang, order_of
+
         if self._gang is None:
             self._gang = Gang(
                 self._spec, self._store, self._shared.keys, self._shared.folder, self._shared.max_failures
