@@ -51,18 +51,24 @@ def trials_at_once(spec: PipelineSpec, nodes: Sequence[Resources]) -> int:
     return min(limit for limit in limits if limit is not None)
 
 
+def need_of_trial(train: TrainSpec) -> str:
+    """What one trial asks for, in words."""
+    count = train.fewest_workers
+    each = ", ".join(_amount(name, amount) for name, amount in worker_resources(train).items())
+    return f"{count} workers of {each} each" if count > 1 else f"1 worker of {each}"
+
+
 def why_none_fits(nodes: Sequence[Resources], train: TrainSpec) -> str:
     """Both numbers, in words, where not one training fits; empty if one does."""
     if trainings_at_once(nodes, train):
         return ""
     asked = worker_resources(train)
-    each = ", ".join(_amount(name, amount) for name, amount in asked.items())
     there = "; ".join(", ".join(_amount(name, node.get(name, 0.0)) for name in asked) for node in nodes)
     return (
-        f"a trial needs {train.fewest_workers} workers of {each} each (train.num_workers, cpus_per_worker, "
-        f"gpus_per_worker, memory_gb_per_worker), and the nodes have {there}; ask for less or give the cluster more"
+        f"a trial needs {need_of_trial(train)} (train.num_workers, cpus_per_worker, gpus_per_worker, "
+        f"memory_gb_per_worker), and the nodes have {there}; ask for less or give the cluster more"
     )
 
 
 def _amount(name: str, amount: float) -> str:
-    return f"{amount / 1e9:g} GB" if name == "memory" else f"{amount:g} {name}s"
+    return f"{amount / 1e9:g} GB" if name == "memory" else f"{amount:g} {name}{'s' if amount != 1 else ''}"

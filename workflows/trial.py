@@ -96,7 +96,7 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         self._shared = shared
         self._spec = PipelineSpec.model_validate(shared.spec)
         self._store = Store(shared.store)
-        self._gang: "Gang | None" = None
+        self._gang: Gang | None = None
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -36,7 +36,7 @@ from workflows.desk import News
 from workflows.gang import Gang, GangBroken, order_of
 from workflows.pipeline import Context, StageFailed, num_steps
 from workflows.plan import steps_per_epoch
-from workflows.room import nodes_of_cluster, trials_at_once, why_none_fits
+from workflows.room import need_of_trial, nodes_of_cluster, trials_at_once, why_none_fits
 from workflows.search import (
     FAILED,
     FINISHED,
@@ -110,10 +110,7 @@ def run(context: Context) -> dict[str, Any]:
     )
     write_search(store, search)
     watcher = Watcher(search, store, context.progress, shared.is_population)
-    context.progress.note(
-        f"tune: {search.at_once} trials at once, each with {spec.train.fewest_workers} workers of "
-        f"{spec.train.cpus_per_worker:g} CPUs" + (" and a GPU" if spec.train.gpus_per_worker else "")
-    )
+    context.progress.note(f"tune: {search.at_once} trials at once, for each {need_of_trial(spec.train)}")
     tuner = tuner_of(
         ray.tune.with_parameters(TrialRunner, shared=shared),
         spec,
@@ -186,8 +183,6 @@ def tuner_of(
     if isinstance(tune.scheduler, PopulationSpec):
         # All members are alive, and those that have no workers wait: what limits them is a resource.
         resources, limit = {HEAD_NODE_RESOURCE_NAME: _seat(search.at_once)}, None
-        random.seed(tune.seed)
-        np.random.seed(tune.seed)
     space: dict[str, Any] = {field: _domain(dimension) for field, dimension in dimensions.items()}
     samples = -1 if search.wanted is None else search.wanted
     searcher: Any
@@ -290,6 +285,16 @@ def _scheduler(spec: PipelineSpec, dimensions: dict[str, Dimension], most_steps:
     if not isinstance(scheduler, PopulationSpec):
         return None
 
+    class Population(PopulationBasedTraining):  # type: ignore[misc]
+        """Draws the same at the same step, so that an interrupted search goes on with the copies that it made."""
+
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> Any:
+            random.seed(f"{seed} {result['step']}")
+            np.random.seed(random.getrandbits(32))
+            return super().on_trial_result(tune_controller, trial, result)
+
+    seed = spec.tune.seed
+
     def inside(config: dict[str, Any]) -> dict[str, Any]:
         """A perturbed value may be outside of its range."""
         return config | {field: dimension.nearest(config[field]) for field, dimension in dimensions.items()}
@@ -298,7 +303,7 @@ def _scheduler(spec: PipelineSpec, dimensions: dict[str, Dimension], most_steps:
         field: list(dimension.values) if isinstance(dimension, Choice) else _domain(dimension)
         for field, dimension in dimensions.items()
     }
-    return PopulationBasedTraining(
+    return Population(
         time_attr="step",
         perturbation_interval=scheduler.every_steps or every,
         hyperparam_mutations=changes,

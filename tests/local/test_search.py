@@ -2,15 +2,18 @@
 
 import json
 import os
+import random
 import signal
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import ray
+import ray.tune
 import ray.util
 import torch
 import yaml
@@ -18,9 +21,10 @@ from safetensors.torch import load_file
 
 from workflows.gang import Gang, order_of
 from workflows.pipeline import StageFailed
-from workflows.search import read_search, trial_folder
+from workflows.search import Search, read_search, trial_folder
 from workflows.spec import PipelineSpec
 from workflows.spec_space import with_values
+from workflows.tune import ENVIRONMENT, tuner_of
 
 
 @pytest.fixture
@@ -99,6 +103,54 @@ def test_members_of_a_population_copy_and_go_on(run, searched):
         assert copy.number != copy.origin.number
     assert {trial.number for trial in search.trials} == {0, 1}
     assert len(checkpoints(store)) == 1
+
+
+class Idle(ray.tune.Trainable):
+    """A member that learns nothing, and whose loss is its learning rate's distance from 0.003."""
+
+    def setup(self, config):
+        self.reset_config(config)
+
+    def reset_config(self, new_config):
+        self._rate, self._step = new_config["train.learning_rate"], 0
+        return True
+
+    def step(self):
+        self._step += 3
+        loss = abs(self._rate - 0.003)
+        return {"step": self._step, "held_out_loss": loss, "rate": self._rate, "done": self._step >= 12}
+
+    def save_checkpoint(self, checkpoint_dir):
+        return {"step": self._step}
+
+    def load_checkpoint(self, checkpoint):
+        self._step = checkpoint["step"]
+
+
+class Noise(ray.tune.Callback):
+    """Draws of others between those of the search."""
+
+    def on_trial_result(self, **_):
+        random.seed()
+        np.random.seed()
+
+
+def test_an_interrupted_population_draws_the_same_again(cluster, searched, tmp_path, monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    searched["tune"] |= {"trials": 3, "scheduler": {"name": "population", "quantile": 0.34}}
+    spec = PipelineSpec.model_validate(searched)
+    search = Search("p", "key", ["held_out_loss"], spec.tune.space, "random", "population", 3, at_once=1)
+    drawn = []
+    for number in range(2):
+        run_config = ray.tune.RunConfig(
+            name=str(number), storage_path=str(tmp_path), verbose=0, callbacks=[Noise()] if number else []
+        )
+        tuner = tuner_of(Idle, spec, search, most_steps=lambda: 12, earlier=[], run_config=run_config)
+        results = tuner.fit()
+        assert results.num_errors == 0
+        drawn.append(sorted(result.config["train.learning_rate"] for result in results))
+    assert drawn[0] == drawn[1]
 
 
 @pytest.fixture
