@@ -128,6 +128,6 @@ def test_room_for_trainings():
     node = {"CPU": 64.0, "GPU": 8.0, "memory": 45e9}
     assert trainings_at_once([node, node], on_gpus) == 2
     why = why_none_fits([{"CPU": 64.0, "memory": 64e9}], on_gpus)
-    assert "4 workers of 1 CPUs, 1 GPUs, 10 GB each" in why
+    assert "4 workers of 1 CPU, 1 GPU, 10 GB each" in why
     assert "64 CPUs, 0 GPUs, 64 GB" in why
     assert why_none_fits([node], on_gpus) == ""
