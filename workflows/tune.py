@@ -110,7 +110,7 @@ def run(context: Context) -> dict[str, Any]:
     )
     write_search(store, search)
     watcher = Watcher(search, store, context.progress, shared.is_population)
-    context.progress.note(f"tune: {search.at_once} trials at once, for each {need_of_trial(spec.train)}")
+    context.progress.note(f"tune: trials at once: {search.at_once}, for each {need_of_trial(spec.train)}")
     tuner = tuner_of(
         ray.tune.with_parameters(TrialRunner, shared=shared),
         spec,
