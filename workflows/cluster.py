@@ -67,9 +67,15 @@ class Connection:
             options |= {"address": "local", "num_cpus": self._cluster.num_cpus}
         else:
             options["address"] = self._cluster.address
+            _show_token()
         try:
             ray.init(**options)
         except ConnectionError as error:
+            if "AuthenticationError" in repr(error.__cause__) + str(error.__cause__):
+                raise ClusterError(
+                    f"cluster.address: the Ray cluster at {self._cluster.address!r} refuses this user's token; put "
+                    "its token, as `ray get-auth-token` prints it on its head, into RAY_AUTH_TOKEN (and RAY_AUTH_MODE, where it is set, is to be token)"
+                ) from None
             raise ClusterError(
                 f"cluster.address: no Ray cluster answers at {self._cluster.address!r} ({error}); "
                 "start one, or leave the field out for a local one"
@@ -95,6 +101,15 @@ def divert_library_output() -> None:
     os.close(log)
     sys.stderr = terminal
     logging.disable(logging.WARNING)
+
+
+def _show_token() -> None:
+    """Show a cluster this user's token, if there is one. Ray does so for the address `auto` alone, and `ray start`
+    asks for one wherever an earlier local cluster has made it.
+    """
+    from ray._private.authentication import authentication_token_setup
+
+    authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _quieten() -> None:
