@@ -74,7 +74,8 @@ class Connection:
             if "AuthenticationError" in repr(error.__cause__) + str(error.__cause__):
                 raise ClusterError(
                     f"cluster.address: the Ray cluster at {self._cluster.address!r} refuses this user's token; put "
-                    "its token, as `ray get-auth-token` prints it on its head, into RAY_AUTH_TOKEN (and RAY_AUTH_MODE, where it is set, is to be token)"
+                    "its token, as `ray get-auth-token` prints it on its head, into RAY_AUTH_TOKEN (and "
+                    "RAY_AUTH_MODE, where it is set, is to be token)"
                 ) from None
             raise ClusterError(
                 f"cluster.address: no Ray cluster answers at {self._cluster.address!r} ({error}); "
