@@ -1,6 +1,5 @@
 """Workers are killed, stopped, refused memory: training goes on with the losses of an undisturbed run."""
 
-import gzip
 import json
 import resource
 import signal
@@ -15,14 +14,10 @@ import pytest
 
 
 @pytest.fixture
-def pipeline(tiny, wider, sums_file):
-    """On two workers, with a checkpoint every third step; its one long conversation comes in the last but one."""
-    with gzip.open(sums_file, "at") as stream:
-        long = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "0123456789" * 190}]
-        stream.write(json.dumps({"messages": long}) + "\n")
+def pipeline(tiny, wider):
+    """On two workers, with a checkpoint every third step."""
     tiny["base_model"] = wider
     tiny["train"] |= {"batch_tokens": 256, "learning_rate": 1e-3, "checkpoint_every_steps": 3, "zero": {"stage": 2}}
-    tiny["train"] |= {"seed": 13}  # decides where the long conversation comes
     return tiny
 
 
@@ -121,12 +116,15 @@ def test_a_hanging_worker_counts_as_lost(run, pipeline, losses_alone):
 
 
 def test_memory_that_runs_out_halves_the_micro_batch(run, pipeline, losses_alone):
-    """The long conversation comes after the workers may have no more memory."""
+    """For each backward pass DeepSpeed takes a bucket of 2 GB; one worker is refused it."""
 
-    def refuse_more(_):
-        for worker in workers():  # either may get the long conversation
-            held = int(worker.memory_full_info().data) + (100 << 20)
-            worker.rlimit(resource.RLIMIT_DATA, (held, held))
+    def refuse_more(worker):
+        held = [worker.memory_info().data]
+        while max(held) - min(held) < 1 << 30:  # until one was seen taken or given back
+            time.sleep(0.001)
+            held.append(worker.memory_info().data)
+        limit = int(min(held)) + (100 << 20)
+        worker.rlimit(resource.RLIMIT_DATA, (limit, limit))
 
     with Disturbance(lambda: between_checkpoints(pipeline["store"]), refuse_more) as refusing:
         done, store = run("train", pipeline)
