@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows import cli_keys, cli_trials, spec_file
-from workflows.cli_options import answering_errors, open_pipeline, options
+from workflows import cli_jobs, cli_keys, cli_trials, spec_file
+from workflows.cli_options import STAGES, answering_errors, open_pipeline, options
 
 if TYPE_CHECKING:
     from workflows.progress import Progress
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from workflows.store import Artifact, Store
 
 _KEY_IS_KNOWN_S = 30.0
-_STAGES = ["prepare", "reference", "tune", "train", "evaluate", "optimize", "deploy"]
 
 
 def main() -> None:
@@ -42,7 +41,7 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--to", "last", type=click.Choice(_STAGES), default="deploy", help="Stop after this stage.")
+@click.option("--to", "last", type=click.Choice(STAGES), default="deploy", help="Stop after this stage.")
 @click.option("--exit-after-reply", is_flag=True, help="Ask the endpoint one question, print its reply, and stop.")
 @options("set", "force", "insecure", "json")
 def run(
@@ -193,6 +192,8 @@ def chat(url: str, key: str | None) -> None:
 
 command.add_command(cli_keys.keys)
 command.add_command(cli_trials.trials)
+for job_command in cli_jobs.COMMANDS:
+    command.add_command(job_command)
 
 
 def _run_to(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from workflows.spec import PipelineSpec
     from workflows.store import Store
 
+STAGES = ["prepare", "reference", "tune", "train", "evaluate", "optimize", "deploy"]
+
 
 def options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The argument PIPELINE and the options that commands share."""

@@ -7,6 +7,7 @@ with connect(spec.cluster):
 import contextlib
 import logging
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -26,6 +27,9 @@ _MALLOC = (
     "glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=17179869184:"
     "glibc.malloc.top_pad=268435456:glibc.malloc.hugetlb=1"
 )
+
+# What Ray Data puts behind the words of an error.
+_RETRIED = re.compile(r"\nFailed to .* after \d+/\d+ attempts.*", re.S)
 
 ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # Ray's default gives way to every other process on the machine
@@ -67,7 +71,7 @@ class Connection:
             options |= {"address": "local", "num_cpus": self._cluster.num_cpus}
         else:
             options["address"] = self._cluster.address
-            _show_token()
+            show_token()
         try:
             ray.init(**options)
         except ConnectionError as error:
@@ -104,7 +108,7 @@ def divert_library_output() -> None:
     logging.disable(logging.WARNING)
 
 
-def _show_token() -> None:
+def show_token() -> None:
     """Show a cluster this user's token, if there is one. Ray does so for the address `auto` alone, and `ray start`
     asks for one wherever an earlier local cluster has made it.
     """
@@ -114,7 +118,7 @@ def _show_token() -> None:
 
 
 def _quieten() -> None:
-    """Progress bars of Ray's libraries would stand in ours, and its daemons' warnings among JSON lines."""
+    """Progress bars of Ray's libraries would stand in ours, its daemons' warnings and tracebacks among our lines."""
     from ray._private import worker
     from ray.data import DataContext
 
@@ -122,6 +126,10 @@ def _quieten() -> None:
         os.write(2, "".join(f"{line}\n" for line in data["lines"]).encode())
 
     worker.print_to_stdstream = to_library_log
+    for name in ("ray", "ray.data"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setStream(os.fdopen(os.dup(2), "w", buffering=1))
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -151,7 +159,7 @@ def innermost(error: BaseException) -> str:
     """What went wrong first, in words."""
     cause = root_cause(error)
     if isinstance(cause, ValueError):
-        return str(cause)
+        return _RETRIED.sub("", str(cause))
     lines = str(cause).strip().splitlines()
     return f"{type(cause).__name__}: {lines[-1] if lines else 'no words'}"
 

@@ -101,7 +101,7 @@ def source_files(spec: PipelineSpec) -> list[SourceFile]:
         field = f"data.sources.{index}.path"
         try:
             filesystem, path = open_uri(source.path)
-            found = _expand(filesystem, path)
+            found = files_at(filesystem, path)
             if not found:
                 where = without_secrets(source.path)
                 raise StageFailed(f"{field}: nothing found at {where}; give a file, folder, glob or URI")
@@ -111,7 +111,8 @@ def source_files(spec: PipelineSpec) -> list[SourceFile]:
     return files
 
 
-def _expand(filesystem: Any, path: str) -> list[str]:
+def files_at(filesystem: Any, path: str) -> list[str]:
+    """The files of conversations that a file, folder or glob names, in order."""
     endings = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
     if any(sign in path for sign in "*?["):
         import fnmatch

@@ -76,15 +76,24 @@ class Progress:
             )
             self._live.start()
 
-    def update(self, done: float, total: float | None, unit: str, figures: dict[str, Any] | None = None) -> None:
-        """How far the stage has come, with figures of the moment."""
+    def update(
+        self,
+        done: float,
+        total: float | None,
+        unit: str,
+        figures: dict[str, Any] | None = None,
+        seconds_left: float | None = None,
+    ) -> None:
+        """How far the stage has come, with figures of the moment; `seconds_left` is reckoned if left out."""
         figures = figures or {}
         now = time.monotonic()
         if self._first_done is None or done < self._last_done:  # a lost worker: some of it is done again
             self._first_done = (now, done)
         self._last_done = done
         began, first = self._first_done
-        left = (total - done) * (now - began) / (done - first) if total and done > first else None
+        left = seconds_left
+        if left is None and total and done > first:
+            left = (total - done) * (now - began) / (done - first)
         with self._lock:
             if self.json_lines:
                 self._event("progress", done=done, total=total, unit=unit, seconds_left=left, **figures)
@@ -101,8 +110,8 @@ class Progress:
         """What stands below the stage's live line from now on, made anew at every refresh; only on a terminal."""
         self._below = make
 
-    def finish(self, stage: str, figures: dict[str, Any], word: str = "done") -> None:
-        """A stage has ended well, or was already there."""
+    def finish(self, stage: str, figures: dict[str, Any], word: str = "done", seconds: float | None = None) -> None:
+        """A stage has ended well, or was already there; it took `seconds`, by default those since its start."""
         self._stop_live()
         if self.json_lines:
             self._event(word.replace(" ", "_"), stage=stage, figures=figures)
@@ -112,7 +121,8 @@ class Progress:
             for name, value in figures.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         )
-        took = f" in {duration(time.monotonic() - self._began)}" if word == "done" else ""
+        seconds = time.monotonic() - self._began if seconds is None else seconds
+        took = f" in {duration(seconds)}" if word == "done" else ""
         self._print(f"[bold]{stage:<9}[/] [green]{word}{took}[/]{': ' if shown else ''}", end="")
         self._print(shown, markup=False)
 
@@ -126,7 +136,7 @@ class Progress:
     def result(self, name: str, content: dict[str, Any], text: str) -> None:
         """A result: `text` for people, `content` for machines."""
         if self.json_lines:
-            self._event(name, **content)
+            self._event(name, **content, text=text)
         else:
             self._print(text, markup=False)
 

@@ -58,11 +58,13 @@ _Loader.add_implicit_resolver(
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.I), list("tTfF"))
 
 
-def read_spec(file: str | Path, overrides: list[str] | None = None, may_be_open: bool = True) -> PipelineSpec:
+def read_spec(
+    file: str | Path, overrides: list[str] | None = None, may_be_open: bool = True, for_job: bool = False
+) -> PipelineSpec:
     """The pipeline in `file`, with `overrides` like `train.learning_rate=2e-4`; raises SpecError.
 
     Relative data paths come back absolute, from the file's folder. Unless it `may_be_open`, an endpoint that other
-    machines could use without a key is a mistake too.
+    machines could use without a key is a mistake too; `for_job`, what a job on a cluster could not use.
     """
     path = Path(file)
     try:
@@ -88,7 +90,13 @@ def read_spec(file: str | Path, overrides: list[str] | None = None, may_be_open:
         raise SpecError(sorted(wrong, key=lambda problem: _line_number(problem.where)))
     if spec.serve.is_open and not may_be_open:
         raise SpecError([SpecProblem(_place(("serve", "host"), where, str(file)), "serve.host", _open_to_all(spec))])
-    return _with_absolute_paths(spec, path.resolve().parent)
+    if for_job and (unfit := _unfit_for_job(spec, where, str(file))):
+        raise SpecError(sorted(unfit, key=lambda problem: _line_number(problem.where)))
+    folder = path.resolve().parent
+    absolute = {
+        field: str((folder / Path(named).expanduser()).resolve()) for field, named in local_paths(spec).items()
+    }
+    return with_paths(spec, absolute)
 
 
 def _space_problem(problem: spec_space.SpaceProblem, where: dict[Location, str], file: str) -> SpecProblem:
@@ -98,6 +106,28 @@ def _space_problem(problem: spec_space.SpaceProblem, where: dict[Location, str],
     if problem.error is not None:
         words += _problem(problem.error, {}, "").problem
     return SpecProblem(_place(location, where, file), dotted(location), words)
+
+
+def _unfit_for_job(spec: PipelineSpec, where: dict[Location, str], file: str) -> list[SpecProblem]:
+    """What runs here and not as a job on a cluster: a store of this machine alone, credentials that would travel."""
+    problems = []
+    if "://" not in spec.store and not spec.store.startswith("/"):
+        words = (
+            f"got {spec.store!r}, a folder of this machine; a job's nodes must all reach it: give s3://bucket/path, "
+            "gs://bucket/path, or the absolute path of a folder that they share"
+        )
+        problems.append(SpecProblem(_place(("store",), where, file), "store", words))
+    named: dict[Location, str] = {("store",): spec.store}
+    named |= {("data", "sources", index, "path"): source.path for index, source in enumerate(spec.data.sources)}
+    for location, uri in named.items():
+        if re.search(r"://[^/@\s]+@", uri):
+            words = (
+                "has credentials in it, which would travel with the job and be read in Ray's dashboard; leave them "
+                "out and give the cluster's nodes a role, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (for gs:// "
+                "GOOGLE_APPLICATION_CREDENTIALS) in the environment that Ray starts in"
+            )
+            problems.append(SpecProblem(_place(location, where, file), dotted(location), words))
+    return problems
 
 
 def _open_to_all(spec: PipelineSpec) -> str:
@@ -297,24 +327,35 @@ def _first_sentence(field: FieldInfo | None) -> str:
     return re.split(r"(?<=[.;])\s", text)[0].rstrip(".;")
 
 
-def _with_absolute_paths(spec: PipelineSpec, folder: Path) -> PipelineSpec:
-    def absolute(path: str) -> str:
-        return path if "://" in path else str((folder / Path(path).expanduser()).resolve())
+def local_paths(spec: PipelineSpec) -> dict[str, str]:
+    """The files, folders and globs that a pipeline reads, by the dotted fields that name them; no URI, no Hub id."""
+    objective = spec.train.objective
+    models = {"base_model": spec.base_model}
+    if isinstance(objective, TeacherSpec):
+        models["train.objective.teacher"] = objective.teacher
+    paths = {f"data.sources.{index}.path": source.path for index, source in enumerate(spec.data.sources)}
+    if spec.evaluate.questions:
+        paths["evaluate.questions"] = spec.evaluate.questions
+    paths |= {f"serve.adapters.{name}": path for name, path in spec.serve.adapters.items()}
+    paths |= {field: name for field, name in models.items() if name.startswith(("/", "./", "../", "~"))}
+    return {field: path for field, path in paths.items() if "://" not in path}
 
-    sources = [source.model_copy(update={"path": absolute(source.path)}) for source in spec.data.sources]
-    questions = absolute(spec.evaluate.questions) if spec.evaluate.questions else None
 
-    adapters = {name: absolute(path) for name, path in spec.serve.adapters.items()}
-
-    def model(name: str) -> str:
-        return absolute(name) if name.startswith(("/", "./", "../", "~")) else name
-
+def with_paths(spec: PipelineSpec, paths: dict[str, str]) -> PipelineSpec:
+    """`spec` with other paths in fields that `local_paths` names."""
+    sources = [
+        source.model_copy(update={"path": paths.get(f"data.sources.{index}.path", source.path)})
+        for index, source in enumerate(spec.data.sources)
+    ]
+    adapters = {name: paths.get(f"serve.adapters.{name}", path) for name, path in spec.serve.adapters.items()}
     objective = spec.train.objective
     if isinstance(objective, TeacherSpec):
-        objective = objective.model_copy(update={"teacher": model(objective.teacher)})
+        teacher = paths.get("train.objective.teacher", objective.teacher)
+        objective = objective.model_copy(update={"teacher": teacher})
+    questions = paths.get("evaluate.questions", spec.evaluate.questions)
     return spec.model_copy(
         update={
-            "base_model": model(spec.base_model),
+            "base_model": paths.get("base_model", spec.base_model),
             "train": spec.train.model_copy(update={"objective": objective}),
             "data": spec.data.model_copy(update={"sources": sources}),
             "evaluate": spec.evaluate.model_copy(update={"questions": questions}),

@@ -1,0 +1,131 @@
+"""Pipelines as jobs: the command against a Ray cluster with a dashboard, as a user has it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from workflows.cluster import ENVIRONMENT
+
+
+@pytest.fixture(scope="module")
+def address(free_port, tmp_path_factory):
+    """The dashboard of a cluster of its own."""
+    port, folder = free_port(), tmp_path_factory.mktemp("r")
+    words = [
+        "--head", "--block", "--num-cpus", "4", "--node-ip-address", "127.0.0.1", "--port", str(free_port()),
+        "--dashboard-port", str(port), "--dashboard-agent-listen-port", str(free_port()), "--temp-dir", str(folder),
+    ]  # fmt: skip
+    with (folder / "log").open("w") as log:
+        head = subprocess.Popen(
+            [Path(sys.executable).with_name("ray"), "start", *words],
+            env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        while "Ray runtime started" not in (folder / "log").read_text():
+            assert head.poll() is None, (folder / "log").read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        head.terminate()
+        head.wait(timeout=60)
+
+
+@pytest.fixture
+def command(address):
+    """Runs a command of jobs to its end; its exit code, and its output by lines."""
+
+    def run(*words):
+        done = subprocess.run(
+            [sys.executable, "-m", "workflows", *map(str, words), "--address", address],
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert "Traceback" not in done.stdout + done.stderr
+        return done.returncode, (done.stdout + done.stderr).splitlines()
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path, tiny):
+    """A pipeline file with its data beside it."""
+
+    def write(**fields):
+        path = tmp_path / "p.yaml"
+        tiny["data"]["sources"] = [{"path": "sums.jsonl.gz"}]
+        path.write_text(yaml.safe_dump({**tiny, **fields}))
+        return path
+
+    return write
+
+
+def test_a_job_is_shown_like_a_run_and_ends_like_one(command, file):
+    path = file(name="short")
+    code, lines = command("submit", path, "--to", "prepare")
+    assert code == 0, lines
+    assert lines[0].startswith("job rayconteur-short-")
+    assert any(line.startswith("prepare   done in") and "conversations 107" in line for line in lines)
+    code, lines = command("submit", path, "--to", "prepare", "--json")
+    events = [json.loads(line) for line in lines]
+    assert code == 0
+    assert [event["event"] for event in events] == ["note", "up_to_date", "note"]
+    code, lines = command("jobs", "--json")
+    assert [(job["pipeline"], job["status"]) for job in map(json.loads, lines)] == [("short", "SUCCEEDED")] * 2
+    code, lines = command("logs", "short")
+    assert json.loads(lines[-2])["event"] == "up_to_date"
+
+
+def test_a_job_that_fails_says_why_and_ends_so(command, file):
+    path = file(name="wrong")
+    (path.parent / "sums.jsonl.gz").write_bytes(b"no gzip")
+    code, lines = command("submit", path, "--to", "prepare")
+    assert code == 1
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "sums.jsonl.gz:1: the file breaks off here" in errors[0]
+    assert len([line for line in lines if line.startswith("job ")]) == 2  # submitted, failed
+
+
+def test_ctrl_c_leaves_the_job_which_is_found_again_and_stopped(command, file, address, tiny):
+    tiny["train"] |= {"epochs": 900, "checkpoint_every_steps": 20}
+    path = file(name="long")
+    submit = [sys.executable, "-m", "workflows", "submit", path, "--to", "train", "--json", "--address", address]
+    first = subprocess.Popen(submit, stdout=subprocess.PIPE, text=True)
+    for line in first.stdout:
+        if json.loads(line).get("held_out_loss"):  # a checkpoint is there
+            break
+    first.send_signal(signal.SIGINT)
+    rest, _ = first.communicate(timeout=60)
+    assert first.returncode == 130
+    assert "goes on; rayconteur attach" in json.loads(rest.splitlines()[-1])["text"]
+
+    second = subprocess.Popen(submit, stdout=subprocess.PIPE, text=True)
+    note = json.loads(second.stdout.readline())
+    assert not note["new"]
+    code, lines = command("submit", path, "--to", "train", "--set", "train.learning_rate=1e-4")
+    assert code == 1
+    assert "is at work with other settings" in lines[-1]
+
+    code, lines = command("stop", "long")
+    assert code == 0
+    assert lines == [f"job {note['job']} is stopped: stopped"]
+    second.communicate(timeout=60)
+    assert second.returncode == 130
+
+    third = subprocess.Popen(submit, stdout=subprocess.PIPE, text=True)
+    assert json.loads(third.stdout.readline())["new"]
+    resumed = 0
+    began = time.monotonic()
+    for line in third.stdout:
+        resumed = json.loads(line).get("resumed_from_step", 0)
+        if resumed or time.monotonic() - began > 200:
+            break
+    command("stop", "long")
+    third.communicate(timeout=60)
+    assert resumed >= 20

@@ -1,0 +1,149 @@
+"""What travels with a job, and what a cluster must have for it."""
+
+import json
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
+from threading import Thread
+
+import pytest
+import yaml
+
+from workflows import shipping
+from workflows.pipeline import StageFailed, source_files
+from workflows.shipping import missing, pack, pinned
+from workflows.spec_file import SpecError, read_spec
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes a pipeline file and what stands beside it; the spec as `submit` reads it, and the folder."""
+    beside = tmp_path / "here"
+    (beside / "data").mkdir(parents=True)
+    (beside / "data" / "a.jsonl").write_text('{"messages": []}\n')
+    (beside / "data" / "b.jsonl").write_text('{"messages": [1]}\n')
+    (beside / "questions.jsonl").write_text("{}\n")
+
+    def write(**fields):
+        values = {"name": "shop", "store": "s3://bucket/store", "base_model": "random:tiny-llama",
+                  "data": {"sources": [{"path": "data/*.jsonl"}]}, **fields}  # fmt: skip
+        (beside / "p.yaml").write_text(yaml.safe_dump(values))
+        return read_spec(beside / "p.yaml", for_job=True), beside
+
+    return write
+
+
+def test_files_beside_the_pipeline_travel_and_others_are_named(written, tmp_path):
+    spec, beside = written(
+        evaluate={"questions": "questions.jsonl"},
+        data={"sources": [{"path": "data/*.jsonl"}, {"path": "/shared/more.jsonl"}, {"path": "s3://bucket/x.jsonl"}]},
+    )
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    pack(spec, beside, packed)
+    there = read_spec(packed / "pipeline.yaml")
+    assert there.cluster.address == "auto"
+    files = source_files(
+        there.model_copy(update={"data": there.data.model_copy(update={"sources": there.data.sources[:1]})})
+    )
+    assert [file.path.rpartition("/")[2] for file in files] == ["a.jsonl", "b.jsonl"]
+    assert all(file.path.startswith(str(packed)) for file in files)
+    assert [source.path for source in there.data.sources[1:]] == ["/shared/more.jsonl", "s3://bucket/x.jsonl"]
+    assert there.evaluate.questions.startswith(str(packed))
+
+
+def test_what_is_packed_runs_as_the_version_it_is(written, tmp_path):
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    pack(*written(), packed)
+    code = "import workflows, importlib.metadata as m; print(workflows.__file__, m.version('rayconteur'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=packed, env={"PYTHONPATH": str(packed)}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [str(packed / "workflows" / "__init__.py"), version("rayconteur")], done.stderr
+
+
+def test_settings_of_a_run_change_with_its_files_and_not_with_its_folder(written, tmp_path):
+    def told_apart_by(folder):
+        folder.mkdir()
+        return pack(*written(), folder)
+
+    first = told_apart_by(tmp_path / "1")
+    assert told_apart_by(tmp_path / "2") == first
+    (tmp_path / "here" / "data" / "b.jsonl").write_text("changed\n")
+    assert told_apart_by(tmp_path / "3") != first
+
+
+def test_large_files_and_missing_ones_are_refused_by_field(written, tmp_path, monkeypatch):
+    spec, beside = written()
+    monkeypatch.setattr(shipping, "MOST_SHIPPED", 20)
+    (tmp_path / "1").mkdir()
+    with pytest.raises(StageFailed, match=r"^data\.sources\.0\.path: .* would travel with the job, at\s+most"):
+        pack(spec, beside, tmp_path / "1")
+    for file in (beside / "data").iterdir():
+        file.unlink()
+    (tmp_path / "2").mkdir()
+    with pytest.raises(StageFailed, match=r"^data\.sources\.0\.path: nothing found at"):
+        pack(spec, beside, tmp_path / "2")
+
+
+@pytest.mark.parametrize(("field", "value", "said"), [
+    ("store", "rayconteur-store", r"p\.yaml:\d+: store: got 'rayconteur-store', a folder of this machine"),
+    ("store", "~/store", r"p\.yaml:\d+: store: got '~/store', a folder of this machine"),
+    ("store", "s3://key:secret@bucket/x", r"p\.yaml:\d+: store: has credentials in it"),
+    ("data", {"sources": [{"path": "s3://key:secret@b/x.jsonl"}]}, r"p\.yaml:\d+: data\.sources\.0\.path: has cred"),
+])  # fmt: skip
+def test_what_cannot_run_as_a_job_is_refused_where_it_stands(written, field, value, said):
+    with pytest.raises(SpecError, match=said) as refused:
+        written(**{field: value})
+    assert "secret@" not in str(refused.value)
+
+
+def test_what_a_cluster_lacks_is_what_is_installed_for_it():
+    here = dict(line.split("==") for line in pinned())
+    assert {"torch", "transformers", "deepspeed", "click"} <= set(here)
+    assert "ray" not in here
+    everything = {**here, "ray": "2.60.0"}
+    assert missing(everything) == []
+    assert missing({**everything, "torch": "2.1.0"}) == ["torch>=2.13"]
+    del everything["deepspeed"]
+    assert missing(everything) == ["deepspeed>=0.19"]
+
+
+def answering(ray_version):
+    """A dashboard of some other Ray, as far as a job's client asks it first."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            content = json.dumps({"version": "4", "ray_version": ray_version, "ray_commit": "", "session_name": ""})
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content.encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Answer)
+    Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.mark.parametrize(
+    ("ray_version", "said"), [("2.40.0", "runs Ray 2.40.0; rayconteur"), (None, "no Ray dashboard")]
+)
+def test_another_ray_and_none_at_all_are_named(written, tmp_path, ray_version, said):
+    written(store="/shared/store")
+    server = answering(ray_version)
+    address = f"http://127.0.0.1:{server.server_port}"
+    if ray_version is None:
+        server.server_close()
+    command = [sys.executable, "-m", "workflows", "submit", str(tmp_path / "here" / "p.yaml"), "--address", address]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout

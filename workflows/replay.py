@@ -1,0 +1,65 @@
+"""The display of a run elsewhere, from the JSON lines that it prints.
+
+replay = Replay(progress)
+for line in lines: replay.take(line)
+"""
+
+import json
+from typing import Any
+
+import click
+
+from workflows.progress import Progress
+
+# Of what a run printed beside its events, so many of the last lines say why it ended without a word.
+_LAST_LINES = 20
+
+
+class Replay:
+    """Says again, on this machine's display, what a run's events say."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._started = 0.0
+        self.said_why = False
+        """whether the run said itself what went wrong"""
+        self.other: list[str] = []
+        """the last lines that were no events"""
+
+    def take(self, line: str) -> None:
+        """One line of the run's output."""
+        event = _event(line)
+        if event is None:
+            self.other = [*self.other, line][-_LAST_LINES:]
+            return
+        if self._progress.json_lines:
+            self.said_why |= event["event"] == "error"
+            click.echo(line)
+            return
+        kind, at = event.pop("event"), event.pop("time", 0.0)
+        stage, text = event.pop("stage", None), event.pop("text", None)
+        if kind == "error":
+            self.said_why = True
+            click.echo(f"error: {text}", err=True)
+        elif kind == "started":
+            self._started = at
+            self._progress.start(stage, event["detail"])
+        elif kind == "progress":
+            left = event.pop("seconds_left", None)
+            self._progress.update(event.pop("done"), event.pop("total"), event.pop("unit"), event, left)
+        elif kind in ("done", "up_to_date"):
+            self._progress.finish(stage, event["figures"], kind.replace("_", " "), at - self._started)
+        elif kind == "note":
+            self._progress.note(str(text))
+        else:
+            self._progress.result(kind, event, str(text))
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    if not line.startswith('{"event"'):
+        return None
+    try:
+        found: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return found
