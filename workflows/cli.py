@@ -58,8 +58,14 @@ def run(
 
 
 @command.command()
+@click.option(
+    "--cluster", "cluster_file", type=click.Path(dir_okay=False), metavar="FILE",
+    help="Does it fit on a cluster started from FILE, of `ray up` or KubeRay?",
+)  # fmt: skip
 @options("set", "insecure", "json")
-def plan(pipeline: str, overrides: tuple[str, ...], insecure: bool, json_lines: bool) -> None:
+def plan(
+    pipeline: str, overrides: tuple[str, ...], insecure: bool, json_lines: bool, cluster_file: str | None
+) -> None:
     """Say what a run would do and need. Changes nothing."""
     from workflows.deploy import living_endpoint
     from workflows.pipeline import examine
@@ -68,8 +74,8 @@ def plan(pipeline: str, overrides: tuple[str, ...], insecure: bool, json_lines: 
     spec, store = open_pipeline(pipeline, overrides, may_be_open=insecure)
     states = examine(spec, store)
     endpoint = living_endpoint(spec, store, states[-1].key) is not None
-    if spec.cluster.address is None:
-        result = plan_of(spec, store, states, endpoint)
+    if spec.cluster.address is None or cluster_file:
+        result = plan_of(spec, store, states, endpoint, cluster_file)
     else:
         from workflows.cluster import Connection
 

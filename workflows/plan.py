@@ -3,9 +3,9 @@
 import os
 from typing import Any
 
-from models.base import known_sizes
-from models.memory import estimate_training_memory
+from workflows.cluster_file import read_cluster_file
 from workflows.pipeline import StageState, num_steps, open_uri, source_files, step_plan
+from workflows.plan_cluster import lines_on, plan_on, training_memory_gb
 from workflows.room import Resources, nodes_of_cluster, trials_at_once, why_none_fits
 from workflows.spec import PipelineSpec
 from workflows.spec_space import trials_wanted
@@ -17,16 +17,23 @@ _BYTES_PER_TOKEN = 4.6
 _GZIP_FACTOR = 4.0
 
 
-def plan_of(spec: PipelineSpec, store: Store, states: list[StageState], endpoint_lives: bool) -> dict[str, Any]:
-    """The plan as plain data."""
+def plan_of(
+    spec: PipelineSpec,
+    store: Store,
+    states: list[StageState],
+    endpoint_lives: bool,
+    cluster_file: str | None = None,
+) -> dict[str, Any]:
+    """The plan as plain data; on a cluster that is not there yet if its file is given."""
     stages = [_row(state.stage.name, state.artifact is not None, state.reason) for state in states]
     stages.append(_row("deploy", endpoint_lives, "no endpoint of this release answers"))
-    return {
-        "pipeline": spec.name,
-        "stages": stages,
-        "resources": _resources(spec),
-        "training": _training(spec, store, states[0]),
-    }
+    training = _training(spec, store, states[0])
+    where = (
+        {"cluster": plan_on(spec, read_cluster_file(cluster_file), training["tokens"])}
+        if cluster_file
+        else {"resources": _resources(spec)}
+    )
+    return {"pipeline": spec.name, "stages": stages, **where, "training": training}
 
 
 def _row(stage: str, up_to_date: bool, reason: str) -> dict[str, Any]:
@@ -91,17 +98,7 @@ def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> dict[str
         per_step = train.pass_tokens * train.passes * train.most_workers
         in_epoch = max(1, -(-tokens // per_step))
     steps = num_steps(train, in_epoch)
-    sizes = known_sizes(spec.base_model)
-    memory = None
-    if sizes is not None:
-        memory = estimate_training_memory(
-            sizes,
-            micro_batch_tokens=train.pass_tokens,
-            precision=_largest_precision(train),
-            adapter_rank=train.adapter.rank if train.adapter else None,
-            zero_stage=train.zero.stage,
-            num_workers=train.fewest_workers,
-        ).total_gb
+    memory = training_memory_gb(spec.base_model, train)
     return {
         "tokens_per_epoch": tokens,
         # A teacher's replies have other lengths than those that they replace.
@@ -109,12 +106,8 @@ def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> dict[str
         "steps": steps,
         "tokens": int(tokens * steps / in_epoch),
         "memory_gb_per_worker": None if memory is None else round(memory, 1),
+        "is_of_a_trial": spec.tune is not None,
     }
-
-
-def _largest_precision(train: TrainSpec) -> str:
-    """Which one `auto` will be is known when a worker has measured it: on CPUs, the one that takes more memory."""
-    return train.precision if train.precision != "auto" else "bf16" if train.gpus_per_worker else "fp32"
 
 
 def steps_per_epoch(train: TrainSpec, store: Store, key: str) -> int:
@@ -143,9 +136,25 @@ def plan_text(plan: dict[str, Any]) -> str:
     for row in plan["stages"]:
         word = "up to date" if row["up_to_date"] else f"will run: {row['reason']}"
         lines.append(f"  {row['stage']:<9} {word}")
-    there = plan["resources"]["there"]
-    lines.append(f"there: {there['cpus']:g} CPUs, {there['gpus']:g} GPUs, {there['memory_gb']:g} GB of memory")
-    for stage, row in plan["resources"]["asked"].items():
+    if "cluster" in plan:
+        lines += lines_on(plan["cluster"])
+    else:
+        lines += _resource_lines(plan["resources"])
+    training = plan["training"]
+    about = "about " if training["tokens_are_estimated"] else ""
+    memory = training["memory_gb_per_worker"]
+    what = "a trial" if training["is_of_a_trial"] else "training"
+    lines.append(
+        f"{what}: {about}{training['tokens']:,} tokens in {about}{training['steps']:,} steps, "
+        + (f"about {memory:g} GB a worker" if memory else "memory unknown until the base model is here")
+    )
+    return "\n".join(lines)
+
+
+def _resource_lines(resources: dict[str, Any]) -> list[str]:
+    there = resources["there"]
+    lines = [f"there: {there['cpus']:g} CPUs, {there['gpus']:g} GPUs, {there['memory_gb']:g} GB of memory"]
+    for stage, row in resources["asked"].items():
         verdict = "fits" if row["fits"] else "DOES NOT FIT"
         gpus = f", {row['gpus']:g} GPUs" if row["gpus"] else ""
         more = f" (up to {row['most_workers']})" if "most_workers" in row else ""
@@ -155,12 +164,4 @@ def plan_text(plan: dict[str, Any]) -> str:
         lines.append(f"  {stage:<9} asks {row['workers']} x worker{more}: {row['cpus']:g} CPUs{gpus}: {verdict}")
         if row.get("why_not"):
             lines.append(f"            {row['why_not']}")
-    training = plan["training"]
-    about = "about " if training["tokens_are_estimated"] else ""
-    memory = training["memory_gb_per_worker"]
-    what = "a trial" if "tune" in plan["resources"]["asked"] else "training"
-    lines.append(
-        f"{what}: {about}{training['tokens']:,} tokens in {about}{training['steps']:,} steps, "
-        + (f"about {memory:g} GB a worker" if memory else "memory unknown until the base model is here")
-    )
-    return "\n".join(lines)
+    return lines

@@ -1,0 +1,122 @@
+"""plan against cluster files: a 7B model on the shipped ones, costs, and files that cannot be read."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from workflows.cluster_file import ClusterFileError, NodeKind, read_cluster_file
+from workflows.cluster_fit import Need, fit_stage, hours
+from workflows.plan_cluster import lines_on, plan_on
+from workflows.spec import PipelineSpec
+
+ROOT = Path(__file__).parents[2]
+LLAMA_7B = {
+    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "vocab_size": 32000, "tie_word_embeddings": False,
+}  # fmt: skip
+FULL = {"adapter": None, "gpus_per_worker": 1, "zero": {"stage": 3}}
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """The plan of a 7B model's training on a cluster file of ours; of 10 million tokens."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_7B))
+
+    def plan(train, file="cluster.yaml", **more):
+        values = {"name": "big", "base_model": str(tmp_path), "data": {"sources": [{"path": "x.jsonl"}]}}
+        more = {"evaluate": {"gpus_per_worker": 1}, "serve": {"gpus_per_replica": 1}, **more}
+        spec = PipelineSpec.model_validate({**values, "train": train, **more})
+        return plan_on(spec, read_cluster_file(ROOT / file), tokens=10_000_000)
+
+    return plan
+
+
+@pytest.mark.parametrize("file", ["cluster.yaml", "clusters/kuberay-cluster.yaml"])
+def test_7b_in_full_does_not_fit_on_four_gpus_of_24_gb_and_what_is_told_does(planned, file):
+    plan = planned({**FULL, "num_workers": 4}, file)
+    row = plan["stages"]["train"]
+    assert not row["fits"]
+    # 16 bytes a weight (arXiv:1910.02054) over four workers are 27 GB before any activation
+    assert "about 57.7 GB of GPU memory" in row["why_not"]
+    told = row["would_fit"][0]
+    assert "--set train.num_workers=8 --set train.zero='{stage: 3}' --set train.batch_tokens=512" in told
+    better = planned({**FULL, "num_workers": 8, "batch_tokens": 512}, file)["stages"]["train"]
+    assert better["fits"]
+    assert list(better["nodes"].values()) == [8] == list(better["come_up"].values())
+    assert any("DOES NOT FIT" in line for line in lines_on(plan))
+
+
+def test_lora_of_it_fits_on_one(planned):
+    plan = planned({"adapter": {"rank": 16}, "gpus_per_worker": 1, "batch_tokens": 512})
+    row = plan["stages"]["train"]
+    assert row["nodes"] == {"gpu-worker": 1}
+    assert row["price_per_hour"] == 1.323
+    # 4 operations a token and frozen weight, at 40 % of 121 TFLOPS
+    assert row["hours"] == pytest.approx(4 * 6.74e9 * 1e7 / (0.4 * 121e12) / 3600, rel=0.01)
+    assert row["price"] == pytest.approx(row["hours"] * 1.323)
+    assert plan["stages"]["evaluate"]["nodes"] == {"gpu-worker": 1}
+
+
+def test_both_whole_models_of_an_evaluation_do_not_fit_on_one_gpu(planned):
+    stages = planned({**FULL, "num_workers": 8, "batch_tokens": 512})["stages"]
+    assert "about 27.0 GB of GPU memory" in stages["evaluate"]["why_not"]
+    assert stages["deploy"]["fits"]
+
+
+def test_more_workers_than_nodes_is_said_with_both_numbers(planned):
+    row = planned({**FULL, "num_workers": 16, "batch_tokens": 512})["stages"]["train"]
+    assert "16 x worker" in row["why_not"]
+    assert "there is room for 8 (gpu-worker: 1 a node, at most 8 nodes); raise max_workers" in row["why_not"]
+
+
+def test_a_search_says_how_many_trials_run_at_once(planned):
+    tune = {"space": {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}}, "trials": 20}
+    lora = {"adapter": {"rank": 16}, "gpus_per_worker": 1, "batch_tokens": 512, "num_workers": 2}
+    stages = planned(lora, tune=tune)["stages"]
+    assert "train" not in stages
+    assert stages["tune"]["trials_at_once"] == 4
+
+
+def kind(name, **fields):
+    shape = {"cpus": 16.0, "gpus": 0.0, "fewest": 0, "most": 4, "is_spot": False, "memory_gb": None}
+    return NodeKind(name, **{**shape, "gpu_memory_gb": None, "tflops": None, "price_per_hour": None, **fields})
+
+
+def test_work_without_gpus_stays_off_nodes_that_have_them_while_there_is_room():
+    kinds = [kind("gpu", gpus=1.0), kind("cpu", fewest=1, most=2)]
+    fit = fit_stage(Need("evaluate", 32, 1, 0), kinds)
+    assert (fit.nodes, fit.come_up) == ({"cpu": 2}, {"cpu": 1})
+    assert fit_stage(Need("evaluate", 40, 1, 0), kinds).nodes == {"cpu": 2, "gpu": 1}
+
+
+def test_nodes_that_last_come_before_spot_ones_and_memory_counts():
+    kinds = [kind("spot", gpus=4.0, is_spot=True), kind("lasting", gpus=4.0, most=1, memory_gb=100.0)]
+    assert fit_stage(Need("train", 8, 1, 1), kinds).nodes == {"lasting": 1, "spot": 1}
+    assert fit_stage(Need("train", 4, 1, 1, memory_gb=50), kinds).nodes == {"lasting": 1, "spot": 1}
+
+
+def test_hours_go_by_the_slowest_gpu_and_are_unknown_without_a_rate():
+    kinds = [kind("a", gpus=1.0, most=1, tflops=100.0), kind("b", gpus=1.0, most=1, tflops=50.0)]
+    fit = fit_stage(Need("train", 2, 1, 1), kinds)
+    assert hours(3600 * 2 * 50e12 * 0.4, fit, kinds) == pytest.approx(1.0)
+    assert hours(1e18, fit, [kinds[0], kind("b", gpus=1.0)]) is None
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ("{", "cannot be read"),
+    ("a: 1", "is neither a file for `ray up`"),
+    ({"available_node_types": {"w": {"resources": {"CPU": 1}}}, "metadata": {"rayconteur": {"w": {"price": 1}}}},
+     r"metadata\.rayconteur\.w\.price: got 1; .*known here: memory_gb"),
+    ({"available_node_types": {"w": {"resources": {"CPU": 1}}},
+      "metadata": {"rayconteur": {"w": {"price_per_hour": -1}}}}, r"w\.price_per_hour: got -1; Input should"),
+    ({"kind": "RayCluster", "metadata": {"annotations": {"rayconteur/head": "{"}}, "spec": {}}, "head: not JSON"),
+])  # fmt: skip
+def test_files_that_cannot_be_read_say_where(tmp_path, content, said):
+    file = tmp_path / "c.yaml"
+    file.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    with pytest.raises(ClusterFileError, match=said):
+        read_cluster_file(file)
+    with pytest.raises(ClusterFileError, match="cannot be read"):
+        read_cluster_file(tmp_path / "none.yaml")
