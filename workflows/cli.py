@@ -218,7 +218,7 @@ def _run_to(
     # An end by SIGTERM is like Ctrl-C: what was started is taken down.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Progress(json_lines) as progress:
-        connection = _LazyConnection(spec)
+        connection = _LazyConnection(spec, store)
         try:
             done = run_stages(spec, store, progress, last, connection.open, force)
             if last == "deploy":
@@ -232,8 +232,9 @@ def _run_to(
 class _LazyConnection:
     """Imports Ray only when a stage has to run."""
 
-    def __init__(self, spec: "PipelineSpec") -> None:
+    def __init__(self, spec: "PipelineSpec", store: "Store") -> None:
         self._spec = spec
+        self._store = store
         self._connection: Any = None
 
     @property
@@ -241,11 +242,16 @@ class _LazyConnection:
         return self._connection is not None
 
     def open(self) -> None:
-        if self._connection is None:
-            from workflows.cluster import Connection
+        if self._connection is not None:
+            return
+        from workflows.cluster import Connection
 
-            self._connection = Connection(self._spec.cluster)
+        self._connection = Connection(self._spec.cluster)
         self._connection.open()
+        if self._spec.cluster.address is not None:
+            from workflows.reach import check_reach
+
+            check_reach(self._spec, self._store)
 
     def close(self) -> None:
         if self._connection is not None:

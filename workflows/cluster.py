@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from workflows.progress import Progress
+from workflows.room import kinds_to_come, nodes_of_cluster
 from workflows.spec import ClusterSpec
 
 # glibc gives freed memory back to the kernel at once and faults it in again: on CPUs this costs half the speed.
@@ -38,6 +40,16 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
+
+
+@dataclass(frozen=True)
+class Workers:
+    """So many workers that are alike, and the field that asks for them."""
+
+    field: str
+    count: int
+    cpus: float
+    gpus: float
 
 
 class ClusterError(ValueError):
@@ -164,15 +176,24 @@ def innermost(error: BaseException) -> str:
     return f"{type(cause).__name__}: {lines[-1] if lines else 'no words'}"
 
 
-def check_fits(field: str, num_workers: int, cpus: float, gpus: float) -> None:
-    """Raise ClusterError, with both numbers, where the cluster can never hold these workers."""
-    have = ray.cluster_resources()
-    for name, resource, each in (("CPUs", "CPU", cpus), ("GPUs", "GPU", float(gpus))):
-        if num_workers * each > have.get(resource, 0.0):
+def check_fits(cluster: ClusterSpec, progress: Progress, workers: Workers) -> None:
+    """Raise ClusterError, with both numbers, where the cluster can never hold these workers; where it has to grow
+    for them, say so.
+    """
+    now = ray.cluster_resources()
+    may_come = nodes_of_cluster(cluster)
+    grows_unasked = kinds_to_come(cluster) == []  # the machines of provider `local` do not say what they have
+    for name, resource, each in (("CPUs", "CPU", workers.cpus), ("GPUs", "GPU", workers.gpus)):
+        need, have = workers.count * each, now.get(resource, 0.0)
+        most = max(have, sum(node.get(resource, 0.0) for node in may_come))
+        if need > most and not grows_unasked:
+            scales = f" and scales up to {most:g}" if most > have else ""
             raise ClusterError(
-                f"{field}: {num_workers} workers with {each:g} {name} each need {num_workers * each:g}, the "
-                f"cluster has {have.get(resource, 0.0):g}; ask for less or give it more"
+                f"{workers.field}: {workers.count} workers with {each:g} {name} each need {need:g}, the cluster has "
+                f"{have:g}{scales}; ask for less or give it more"
             )
+        if need > have:
+            progress.note(f"{workers.field}: {need:g} {name} are asked for, {have:g} are there; waiting for nodes")
 
 
 @ray.remote(num_cpus=0)

@@ -75,8 +75,8 @@ def read_cluster_file(file: str | Path) -> list[NodeKind]:
         kinds = _of_kuberay(str(file), content)
     else:
         raise ClusterFileError(
-            f"{file}: is neither a file for `ray up` with available_node_types (those of provider `local` do not say "
-            "what their machines have) nor a RayCluster, RayJob or RayService of KubeRay's"
+            f"{file}: is neither a file for `ray up` with available_node_types, nor a RayCluster, RayJob or "
+            "RayService of KubeRay's"
         )
     return [kind for kind in kinds if kind.most and (kind.cpus or kind.gpus)]
 
@@ -85,7 +85,8 @@ def _of_ray_up(file: str, content: dict[str, Any]) -> list[NodeKind]:
     notes = (content.get("metadata") or {}).get("rayconteur") or {}
     most, kinds = int(content.get("max_workers", 2)), []
     for name, kind in content["available_node_types"].items():
-        is_head = name == content.get("head_node_type")
+        # One's own machines are all of one type, the head as well.
+        is_head = name == content.get("head_node_type") and (content.get("provider") or {}).get("type") != "local"
         resources = kind.get("resources") or {}
         note = _note(f"{file}: metadata.rayconteur.{name}", notes.get(name) or {})
         memory = resources.get("memory")

@@ -18,7 +18,7 @@ import ray
 import ray.data
 
 from models.chat import Message, check_messages
-from workflows.cluster import check_fits, watching, worker_environment
+from workflows.cluster import Workers, check_fits, watching, worker_environment
 from workflows.pipeline import Context, StageFailed, open_uri
 from workflows.spec import GateSpec
 from workflows.store import Store
@@ -40,7 +40,8 @@ _SCHEMA = pa.schema(
 def run(context: Context) -> dict[str, Any]:
     """Score and reply with both models on the cluster's workers; returns the scorecard's figures."""
     evaluate = context.spec.evaluate
-    check_fits("evaluate.num_workers", evaluate.num_workers, evaluate.cpus_per_worker, evaluate.gpus_per_worker)
+    each = evaluate.cpus_per_worker, evaluate.gpus_per_worker
+    check_fits(context.spec.cluster, context.progress, Workers("evaluate.num_workers", evaluate.num_workers, *each))
     corpus_key = context.inputs["prepare"].key
     path = context.store.path("prepare", corpus_key, "corpus", "split=held_out")
     questions = read_questions(evaluate.questions) if evaluate.questions else []

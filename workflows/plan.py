@@ -84,7 +84,7 @@ def _there(spec: PipelineSpec) -> dict[str, Any]:
 
 def _nodes(spec: PipelineSpec, there: dict[str, Any]) -> list[Resources]:
     if spec.cluster.address is not None:
-        return nodes_of_cluster()
+        return nodes_of_cluster(spec.cluster)
     return [{"CPU": there["cpus"], "GPU": there["gpus"], "memory": there["memory_gb"] * 1e9}]
 
 

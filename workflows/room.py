@@ -2,14 +2,22 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
-from workflows.spec import PipelineSpec
+from workflows.cluster_file import NodeKind, read_cluster_file
+from workflows.spec import ClusterSpec, PipelineSpec
 from workflows.spec_space import trials_wanted
 from workflows.spec_train import TrainSpec
 
 # A population's members that run at the same time share the head's own resource, of which Ray Train takes a
 # thousandth for each of them: of more than so many, one too many would find room beside them.
 _MOST_SEATS = 30
+
+# Where `ray up` puts the file that it was given, on the head.
+BOOTSTRAP = "~/ray_bootstrap_config.yaml"
+
+# Memory of a node of which nobody says how much it has, in bytes.
+_UNKNOWN = 1e18
 
 Resources = dict[str, float]
 """of a node or a worker, by Ray's names: CPU, GPU, memory (bytes)"""
@@ -23,11 +31,35 @@ def worker_resources(train: TrainSpec) -> Resources:
     return {name: amount for name, amount in asked.items() if amount}
 
 
-def nodes_of_cluster() -> list[Resources]:
+def living_nodes() -> list[Resources]:
     """The resources of every living node of the cluster that this process is connected to."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def nodes_of_cluster(cluster: ClusterSpec) -> list[Resources]:
+    """The living nodes; of a cluster that scales up and says how far, those that it comes to have at most."""
+    if cluster.scales_to is not None:
+        return [{"CPU": cluster.scales_to.cpus, "GPU": cluster.scales_to.gpus, "memory": _UNKNOWN}]
+    kinds = kinds_to_come(cluster)
+    if not kinds:
+        return living_nodes()
+    return [
+        {"CPU": kind.cpus, "GPU": kind.gpus, "memory": kind.memory_gb * 1e9 if kind.memory_gb else _UNKNOWN}
+        for kind in kinds
+        for _ in range(kind.most)
+    ]
+
+
+def kinds_to_come(cluster: ClusterSpec) -> list[NodeKind] | None:
+    """The groups of nodes that `ray up` gave this cluster, as its head knows them; an empty list if they do not say
+    what they have, and None where this is no head of such a cluster.
+    """
+    file = Path(BOOTSTRAP).expanduser()
+    if cluster.address is None or not file.is_file():
+        return None
+    return read_cluster_file(file)
 
 
 def trainings_at_once(nodes: Sequence[Resources], train: TrainSpec) -> int:

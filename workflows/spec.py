@@ -228,6 +228,16 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+class ScaleSpec(Section):
+    """The most that a cluster scales up to, all nodes together."""
+
+    cpus: Annotated[float, Field(ge=0.0, le=1e7)] = 0.0
+    """CPU cores."""
+
+    gpus: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
+    """GPUs."""
+
+
 class ClusterSpec(Section):
     """The Ray cluster that the stages run on."""
 
@@ -236,6 +246,10 @@ class ClusterSpec(Section):
 
     num_cpus: Annotated[int, Field(ge=1, le=4096)] | None = None
     """CPU cores of a local cluster; all of the machine's if left out."""
+
+    scales_to: ScaleSpec | None = None
+    """What the cluster at `address` may come to have, if it scales up and cannot be asked: on Kubernetes. A head that
+    `ray up` started knows it from its file."""
 
 
 class PipelineSpec(Section):

@@ -24,7 +24,7 @@ import ray.train.torch
 from models.engine import MODEL_FOLDER
 from models.operator import check_build_tools
 from models.snapshot import Write
-from workflows.cluster import check_fits, innermost, watching, worker_environment
+from workflows.cluster import Workers, check_fits, innermost, watching, worker_environment
 from workflows.curves import check_mlflow, log_to_mlflow, write_curves
 from workflows.history import HISTORY, Record
 from workflows.pipeline import Context, StageFailed
@@ -44,7 +44,8 @@ def run(context: Context) -> dict[str, Any]:
     if "tune" in context.inputs:
         return _take_winner(context)
     spec, store, train = context.spec, context.store, context.spec.train
-    check_fits("train.num_workers", train.fewest_workers, train.cpus_per_worker, train.gpus_per_worker)
+    workers = Workers("train.num_workers", train.fewest_workers, train.cpus_per_worker, train.gpus_per_worker)
+    check_fits(spec.cluster, context.progress, workers)
     if not train.gpus_per_worker:
         check_build_tools()
     check_mlflow()

@@ -77,7 +77,7 @@ def run(context: Context) -> dict[str, Any]:
     spec, store = context.spec, context.store
     assert spec.tune is not None
     tune = spec.tune
-    nodes = nodes_of_cluster()
+    nodes = nodes_of_cluster(spec.cluster)
     if (why := why_none_fits(nodes, spec.train)) and not (spec.cluster.address and tune.max_concurrent):
         raise StageFailed(f"tune: {why}")
     if not spec.train.gpus_per_worker:

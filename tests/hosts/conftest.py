@@ -59,16 +59,26 @@ class Hosts:
 
 
 @pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[Hosts]:
-    """Five hosts, Ray on the head and three workers."""
+def bare_hosts(tmp_path: Path) -> Iterator[Hosts]:
+    """Five hosts, without Ray."""
     script = os.environ.get("RAYCONTEUR_HOSTS")
-    if script is None or os.geteuid() != 0 or any(shutil.which(name) is None for name in ("ip", "sshd", "ssh")):
-        pytest.skip("needs root, iproute2, openssh-server, and RAYCONTEUR_HOSTS: a script that makes hosts")
+    if (
+        script is None
+        or os.geteuid() != 0
+        or any(shutil.which(name) is None for name in ("ip", "sshd", "ssh", "rsync"))
+    ):
+        pytest.skip("needs root, iproute2, openssh-server, rsync, and RAYCONTEUR_HOSTS: a script that makes hosts")
     found = Hosts(script, tmp_path)
     found.call("up", "5")
     try:
-        for host in ("h1", "h2", "h3", "h4"):
-            found.start_ray(host)
         yield found
     finally:
         found.call("down")
+
+
+@pytest.fixture
+def hosts(bare_hosts: Hosts) -> Hosts:
+    """Five hosts, Ray on the head and three workers."""
+    for host in ("h1", "h2", "h3", "h4"):
+        bare_hosts.start_ray(host)
+    return bare_hosts

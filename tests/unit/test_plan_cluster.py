@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from workflows import room
 from workflows.cluster_file import ClusterFileError, NodeKind, read_cluster_file
 from workflows.cluster_fit import Need, fit_stage, hours
 from workflows.plan_cluster import lines_on, plan_on
-from workflows.spec import PipelineSpec
+from workflows.room import kinds_to_come, nodes_of_cluster
+from workflows.spec import ClusterSpec, PipelineSpec
 
 ROOT = Path(__file__).parents[2]
 LLAMA_7B = {
@@ -120,3 +122,19 @@ def test_files_that_cannot_be_read_say_where(tmp_path, content, said):
         read_cluster_file(file)
     with pytest.raises(ClusterFileError, match="cannot be read"):
         read_cluster_file(tmp_path / "none.yaml")
+
+
+def test_a_head_knows_from_its_file_what_may_come(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "BOOTSTRAP", str(tmp_path / "bootstrap.yaml"))
+    here, auto = ClusterSpec(), ClusterSpec(address="auto")
+    assert kinds_to_come(auto) is None
+    (tmp_path / "bootstrap.yaml").write_text((ROOT / "cluster.yaml").read_text())
+    assert kinds_to_come(here) is None  # a laptop's own cluster
+    nodes = nodes_of_cluster(auto)
+    assert sum(node["GPU"] for node in nodes) == 8
+    assert sum(node["CPU"] for node in nodes) == 12 * 16
+    told = ClusterSpec.model_validate({"address": "auto", "scales_to": {"cpus": 64, "gpus": 4}})
+    assert [(node["CPU"], node["GPU"]) for node in nodes_of_cluster(told)] == [(64, 4)]
+    unsaid = {"provider": {"type": "local"}, "available_node_types": {"local.cluster.node": {"resources": {}}}}
+    (tmp_path / "bootstrap.yaml").write_text(yaml.safe_dump(unsaid))
+    assert kinds_to_come(auto) == []

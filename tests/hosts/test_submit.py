@@ -1,0 +1,73 @@
+"""From a laptop: `ray up` of one's own machines from none at work, a pipeline submitted, its endpoint, `ray down`."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+CLUSTERS = Path(__file__).parents[2] / "clusters"
+
+
+@pytest.fixture
+def launched(bare_hosts):
+    """The head is up, by clusters/on-prem.yaml with these machines filled in, and its dashboard reached."""
+    file = bare_hosts.shared / "cluster.yaml"
+    content = yaml.safe_load((CLUSTERS / "on-prem.yaml").read_text().replace("192.0.2.", "198.18.7."))
+    content["available_node_types"]["local.cluster.node"]["resources"] = {"CPU": 2}
+    content["auth"]["ssh_user"] = "root"
+    content["idle_timeout_minutes"] = 1
+    # What they would install is on every one of these hosts, and shared.
+    content |= {"file_mounts": {}, "head_setup_commands": [], "worker_setup_commands": []}
+    file.write_text(yaml.safe_dump(content))
+    bare_hosts.sh("h0", f"RAY_UP_enable_autoscaler_v2=0 ray up -y {file}")
+    dashboard = bare_hosts.begin("h0", f"ray dashboard {file}", bare_hosts.shared / "dashboard")
+    time.sleep(5)
+    yield bare_hosts
+    dashboard.terminate()
+    bare_hosts.sh("h0", f"ray down -y {file}")
+    assert "198.18.7.11" not in bare_hosts.sh("h1", "pgrep -af gcs_server || true")
+
+
+def nodes(hosts):
+    """The addresses of the living nodes, as the head says."""
+    script = (
+        "import ray, json; ray.init('auto', logging_level=50, log_to_driver=False); print(json.dumps(ray.nodes()))"
+    )
+    found = json.loads(hosts.sh("h1", f'python -c "{script}" 2>/dev/null').splitlines()[-1])
+    return {node["NodeManagerAddress"] for node in found if node["Alive"]}
+
+
+def test_from_a_laptop_to_an_endpoint_and_back_to_none(launched, sums_file, tiny):
+    store, output, file = launched.shared / "store", launched.shared / "output", launched.shared / "p" / "p.yaml"
+    file.parent.mkdir()
+    sums_file.rename(file.parent / "sums.jsonl.gz")
+    tiny |= {"store": str(store), "data": {"sources": [{"path": "sums.jsonl.gz"}]}}
+    tiny["evaluate"] |= {"gate": {"min_loss_reduction": -1.0}}
+    file.write_text(yaml.safe_dump(tiny))
+    assert nodes(launched) == {"198.18.7.11"}
+
+    began = time.monotonic()
+    submitted = launched.begin("h0", f"rayconteur submit {file} --json", output)
+    assert submitted.wait(timeout=1500) == 0, output.read_text()[-3000:]
+    print(f"submitted and served after {time.monotonic() - began:.0f} s")
+    events = [json.loads(line) for line in output.read_text().splitlines() if line.startswith("{")]
+    done = [event["stage"] for event in events if event["event"] == "done"]
+    assert done == ["prepare", "train", "evaluate", "optimize", "deploy"]
+    assert nodes(launched) > {"198.18.7.11"}  # workers have come
+
+    url = next(event["url"] for event in events if event["event"] == "endpoint")
+    ask = f'curl -s {url}/v1/chat/completions -d \'{{"model": "tiny", "max_tokens": 4, "messages": '
+    ask += '[{"role": "user", "content": "1+1?"}]}\''
+    reply = json.loads(launched.sh("h1", ask))
+    assert reply.get("usage", {}).get("completion_tokens", 0) > 0, reply
+
+    assert "up to date" in launched.sh("h0", f"rayconteur submit {file}")
+    assert launched.sh("h0", "rayconteur jobs").count("succeeded") == 2
+
+    began = time.monotonic()
+    while len(nodes(launched)) > 2 and time.monotonic() - began < 240:
+        time.sleep(5)
+    assert len(nodes(launched)) == 2  # the head, and the worker that the endpoint's replica is on
+    print(f"the idle worker was let go {time.monotonic() - began:.0f} s later")
