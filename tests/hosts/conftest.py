@@ -53,7 +53,11 @@ class Hosts:
     def start_ray(self, host: str) -> None:
         """The head, with no CPU to work with, or a worker with one."""
         here = f"--node-ip-address 198.18.7.{10 + int(host[1:])}"
-        to = "--head --num-cpus 0" if host == "h1" else "--address 198.18.7.11:6379 --num-cpus 1"
+        to = (
+            "--head --num-cpus 0 --dashboard-host 0.0.0.0"
+            if host == "h1"
+            else "--address 198.18.7.11:6379 --num-cpus 1"
+        )
         settings = "RAY_worker_niceness=0 RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.5"
         self.sh(host, f"{settings} ray start {to} {here} --object-store-memory 200000000")
 

@@ -58,8 +58,8 @@ def test_from_a_laptop_to_an_endpoint_and_back_to_none(launched, sums_file, tiny
     assert nodes(launched) > {"198.18.7.11"}  # workers have come
 
     url = next(event["url"] for event in events if event["event"] == "endpoint")
-    ask = f'curl -s {url}/v1/chat/completions -d \'{{"model": "tiny", "max_tokens": 4, "messages": '
-    ask += '[{"role": "user", "content": "1+1?"}]}\''
+    asked = json.dumps({"model": "tiny", "max_tokens": 4, "messages": [{"role": "user", "content": "1+1?"}]})
+    ask = f"curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d '{asked}'"
     reply = json.loads(launched.sh("h1", ask))
     assert reply.get("usage", {}).get("completion_tokens", 0) > 0, reply
 

@@ -1,0 +1,53 @@
+"""The head is cut off while a job trains: the job is gone, and the same submit goes on from the store."""
+
+import json
+import time
+
+import yaml
+
+HEAD = "http://198.18.7.11:8265"
+
+
+def events(output):
+    return [json.loads(line) for line in output.read_text().splitlines() if line.startswith("{")]
+
+
+def wait_for_checkpoint(output, step, seconds=400):
+    began = time.monotonic()
+    while not any(event.get("held_out_loss") and event["done"] > step for event in events(output)):
+        assert time.monotonic() - began < seconds, events(output)[-3:]
+        time.sleep(0.5)
+
+
+def test_the_same_submit_goes_on_after_the_head_was_lost(hosts, sums_file, tiny):
+    file, first, second = hosts.shared / "p.yaml", hosts.shared / "first", hosts.shared / "second"
+    tiny |= {"store": str(hosts.shared / "store"), "data": {"sources": [{"path": sums_file.name}]}}
+    tiny["train"] |= {"epochs": 200, "checkpoint_every_steps": 20, "zero": {"stage": 2}}
+    file.write_text(yaml.safe_dump(tiny))
+    sums_file.rename(hosts.shared / sums_file.name)
+    submit = f"rayconteur submit {file} --to train --json --address {HEAD}"
+
+    followed = hosts.begin("h0", submit, first)
+    wait_for_checkpoint(first, 25)
+    hosts.call("off", "h1")
+    cut = time.monotonic()
+    assert followed.wait(timeout=200) == 1
+    said = events(first)[-1]
+    assert said["event"] == "error"
+    assert "the same submit goes on from the store" in said["text"]
+    print(f"cut off; said so after {time.monotonic() - cut:.0f} s")
+
+    hosts.call("on", "h1")
+    time.sleep(2)
+    for host in ("h2", "h3", "h4"):
+        hosts.sh(host, "ray stop --force >/dev/null 2>&1")
+    for host in ("h1", "h2", "h3"):
+        hosts.start_ray(host)
+    again = time.monotonic()
+    assert hosts.begin("h0", submit, second).wait(timeout=600) == 0, second.read_text()[-2000:]
+    ended = {event["stage"]: event for event in events(second) if event["event"] in ("done", "up_to_date")}
+    assert ended["prepare"]["event"] == "up_to_date"
+    assert ended["train"]["event"] == "done"
+    resumed = ended["train"]["figures"]["resumed_from_step"]
+    assert resumed >= 20
+    print(f"went on from step {resumed}, and was over after {time.monotonic() - again:.0f} s")
