@@ -21,6 +21,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
@@ -29,8 +30,9 @@ from workflows.shipping import about, missing, pack, pinned, supported_ray
 from workflows.spec import PipelineSpec
 from workflows.store import content_key, without_secrets
 
-# A cluster that has not answered for so long is gone.
+# A cluster that has not answered for so long is gone; a job that writes nothing is asked for this often.
 _GONE_AFTER_S = 60.0
+_ASKED_EVERY_S = 10.0
 
 # A cluster that was started a moment ago takes jobs within this time.
 _STARTS_WITHIN_S = 60.0
@@ -42,6 +44,10 @@ _PROBE = (
     "'packages': {d.metadata['Name']: d.version for d in m.distributions() if d.metadata['Name']}}))"
 )
 _PROBE_TIMEOUT_S = 120.0
+
+
+class UnknownJob(ClusterError):
+    """A job that the cluster has never heard of."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class Jobs:
         from ray.job_submission import JobSubmissionClient
 
         self.address = address
+        self._answered = time.monotonic()
         logging.disable(logging.WARNING)  # of Ray's, about packages and sockets
         show_token()
         try:
@@ -134,7 +141,7 @@ class Jobs:
         named = [job for job in jobs if job.id == name] or [job for job in jobs if job.pipeline == name]
         if not named:
             known = ", ".join(job.id for job in jobs) or "none yet"
-            raise ClusterError(f"no job or pipeline {name!r} on the cluster at {self.address}; its jobs: {known}")
+            raise UnknownJob(f"no job or pipeline {name!r} on the cluster at {self.address}; its jobs: {known}")
         return named[-1]
 
     def follow(self, job_id: str) -> Iterator[str]:
@@ -142,26 +149,30 @@ class Jobs:
 
         A connection that breaks is made again; a cluster that does not answer for a minute is given up.
         """
-        seen, unanswered_since = 0, None
+        seen, self._answered = 0, time.monotonic()
         while True:
-            number = 0
+            number, why = 0, "it broke off"
             try:
                 for line in self._lines(job_id):
                     number += 1
                     if number > seen:
                         seen = number
                         yield line
-                    unanswered_since = None
+                self._ping()
                 if self.find(job_id).is_over:
                     return
-                unanswered_since = None
-            except (ClusterError, RuntimeError, OSError) as error:
-                unanswered_since = unanswered_since or time.monotonic()
-                if time.monotonic() - unanswered_since > _GONE_AFTER_S:
-                    raise ClusterError(
-                        f"the cluster at {self.address} has not answered for {_GONE_AFTER_S:.0f} s "
-                        f"({_first_line(error)}); when it is there again, the same submit goes on from the store"
-                    ) from None
+            except UnknownJob:
+                raise ClusterError(
+                    f"job {job_id} is gone: the cluster at {self.address} was started anew; the same submit goes on "
+                    "from the store"
+                ) from None
+            except (ClusterError, RuntimeError, OSError, aiohttp.ClientError) as error:
+                why = _first_line(error)
+            if time.monotonic() - self._answered > _GONE_AFTER_S:
+                raise ClusterError(
+                    f"the cluster at {self.address} has not answered for {_GONE_AFTER_S:.0f} s ({why}); when it is "
+                    "there again, the same submit goes on from the store"
+                )
             time.sleep(1.0)
 
     def log(self, job_id: str) -> list[str]:
@@ -210,22 +221,41 @@ class Jobs:
         return answer
 
     def _lines(self, job_id: str) -> Iterator[str]:
+        """What a job writes, by lines. While it writes nothing the cluster is asked whether it is there: a machine
+        whose power is cut ends no connection.
+        """
         loop = asyncio.new_event_loop()
+        chunks, rest, next_one = self._client.tail_job_logs(job_id).__aiter__(), "", None
         try:
-            chunks, rest = self._client.tail_job_logs(job_id), ""
-            with_end = chunks.__aiter__()
             while True:
+                next_one = next_one or loop.create_task(chunks.__anext__())
+                loop.run_until_complete(asyncio.wait({next_one}, timeout=_ASKED_EVERY_S))
+                if not next_one.done():
+                    self._ping()
+                    continue
                 try:
-                    rest += loop.run_until_complete(with_end.__anext__())
+                    rest, next_one = rest + next_one.result(), None
                 except StopAsyncIteration:
                     break
+                self._answered = time.monotonic()
                 *lines, rest = rest.split("\n")
                 yield from lines
             if rest:
                 yield rest
         finally:
+            if next_one is not None:
+                next_one.cancel()
+                loop.run_until_complete(asyncio.gather(next_one, return_exceptions=True))
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
+
+    def _ping(self) -> None:
+        """Raise ClusterError where the dashboard does not answer in time."""
+        try:
+            self._client._do_request("GET", "/api/version", timeout=_ASKED_EVERY_S)
+        except Exception as error:
+            raise ClusterError(_why_no_answer(self.address, error)) from None
+        self._answered = time.monotonic()
 
     def _asked(self, what: str, *arguments: Any, **named: Any) -> Any:
         began = time.monotonic()
