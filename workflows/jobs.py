@@ -39,8 +39,8 @@ _STARTS_WITHIN_S = 60.0
 
 # Asked on the cluster, of the Python that jobs get there.
 _PROBE = (
-    "import importlib.metadata as m, json, platform; "
-    "print(json.dumps({'python': platform.python_version(), "
+    "import importlib.metadata as m, json, platform, sys; "
+    "print(json.dumps({'python': platform.python_version(), 'executable': sys.executable, "
     "'packages': {d.metadata['Name']: d.version for d in m.distributions() if d.metadata['Name']}}))"
 )
 _PROBE_TIMEOUT_S = 120.0
@@ -200,6 +200,12 @@ class Jobs:
         if not SpecifierSet(about()["Requires-Python"]).contains(there["python"]):
             raise ClusterError(_not_supported(self.address, f"Python {there['python']}"))
         packages: dict[str, str] = {canonicalize_name(name): version for name, version in there["packages"].items()}
+        if packages.get("ray") != self._ray_version:
+            raise ClusterError(
+                f"`python` on the head of the cluster at {self.address} is {there['executable']}, with Ray "
+                f"{packages.get('ray', 'missing')}, and the cluster runs {self._ray_version}: Ray was started from "
+                "an environment that is not on the PATH; start it with that environment's bin folder first there"
+            )
         if not missing(packages):
             return {}
         return {"pip": {"packages": pinned(), "pip_check": False}, "config": {"setup_timeout_seconds": 3600}}

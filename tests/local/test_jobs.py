@@ -22,10 +22,12 @@ def address(free_port, tmp_path_factory):
         "--head", "--block", "--num-cpus", "4", "--node-ip-address", "127.0.0.1", "--port", str(free_port()),
         "--dashboard-port", str(port), "--dashboard-agent-listen-port", str(free_port()), "--temp-dir", str(folder),
     ]  # fmt: skip
+    bin_folder = Path(sys.executable).parent
+    path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"  # jobs call `python`
     with (folder / "log").open("w") as log:
         head = subprocess.Popen(
-            [Path(sys.executable).with_name("ray"), "start", *words],
-            env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=subprocess.STDOUT,
+            [bin_folder / "ray", "start", *words],
+            env={**os.environ, **ENVIRONMENT, "PATH": path}, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
         while "Ray runtime started" not in (folder / "log").read_text():
@@ -124,7 +126,7 @@ def test_ctrl_c_leaves_the_job_which_is_found_again_and_stopped(command, file, a
     began = time.monotonic()
     for line in third.stdout:
         resumed = json.loads(line).get("resumed_from_step", 0)
-        if resumed or time.monotonic() - began > 200:
+        if resumed or time.monotonic() - began > 400:
             break
     command("stop", "long")
     third.communicate(timeout=60)
