@@ -54,7 +54,7 @@ def submit(
 
     with Progress(json_lines) as progress:
         jobs = Jobs(address)
-        job, is_new = jobs.submit(spec, Path(pipeline).resolve().parent, last, force, insecure)
+        job, is_new = jobs.submit(spec, Path(pipeline).resolve().parent, last, force, insecure, progress.note)
         word = "submitted to" if is_new else "at work already on"
         progress.note(f"job {job.id}: {word} {address}", job=job.id, new=is_new)
         if detach:

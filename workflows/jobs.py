@@ -15,7 +15,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -93,7 +93,13 @@ class Jobs:
             raise ClusterError(_not_supported(address, f"Ray {self._ray_version}"))
 
     def submit(
-        self, spec: PipelineSpec, beside: Path, last: str, force: bool = False, insecure: bool = False
+        self,
+        spec: PipelineSpec,
+        beside: Path,
+        last: str,
+        force: bool = False,
+        insecure: bool = False,
+        say: Callable[[str], None] = lambda text: None,
     ) -> tuple[Job, bool]:
         """Start a run of `spec` up to the stage `last` as a job; files in the folder `beside` travel with it.
 
@@ -108,7 +114,7 @@ class Jobs:
             mine = [job for job in self.all() if (job.pipeline, job.store) == (spec.name, store)]
             if at_work := next((job for job in mine if not job.is_over), None):
                 return self._same(at_work, settings), False
-            environment = self._environment()
+            environment = self._environment(say)
             # Of two that are submitted in the same moment, Ray refuses one.
             job_id = f"rayconteur-{spec.name}-{content_key({'store': store})[:6]}-{len(mine) + 1}"
             try:
@@ -194,7 +200,7 @@ class Jobs:
             )
         return at_work
 
-    def _environment(self) -> dict[str, Any]:
+    def _environment(self, say: Callable[[str], None]) -> dict[str, Any]:
         """What the cluster must install for a job: nothing where its Python has it all. Raises ClusterError."""
         there = self._probe()
         if not SpecifierSet(about()["Requires-Python"]).contains(there["python"]):
@@ -206,8 +212,13 @@ class Jobs:
                 f"{packages.get('ray', 'missing')}, and the cluster runs {self._ray_version}: Ray was started from "
                 "an environment that is not on the PATH; start it with that environment's bin folder first there"
             )
-        if not missing(packages):
+        lacking = missing(packages)
+        if not lacking:
             return {}
+        say(
+            f"the cluster's Python lacks {', '.join(lacking)}: all packages are installed for the job as they are "
+            "here, which takes minutes, once on each node"
+        )
         return {"pip": {"packages": pinned(), "pip_check": False}, "config": {"setup_timeout_seconds": 3600}}
 
     def _probe(self) -> dict[str, Any]:
