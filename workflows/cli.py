@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workflows import cli_jobs, cli_keys, cli_trials, spec_file
-from workflows.cli_options import STAGES, answering_errors, open_pipeline, options
+from workflows.cli_options import answering_errors, json_option, open_pipeline, options
 
 if TYPE_CHECKING:
     from workflows.progress import Progress
@@ -41,9 +41,8 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--to", "last", type=click.Choice(STAGES), default="deploy", help="Stop after this stage.")
 @click.option("--exit-after-reply", is_flag=True, help="Ask the endpoint one question, print its reply, and stop.")
-@options("set", "force", "insecure", "json")
+@options("to", "set", "force", "insecure", "json")
 def run(
     pipeline: str,
     overrides: tuple[str, ...],
@@ -172,7 +171,7 @@ def report(
 
 
 @command.command()
-@click.option("--json", "json_lines", is_flag=True, help="Print JSON lines for machines.")
+@json_option
 def spec(json_lines: bool) -> None:
     """All fields of a pipeline file: types, bounds, defaults, meaning."""
     from dataclasses import asdict

@@ -2,14 +2,13 @@
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from workflows.cli_options import STAGES, answering_errors, options
+from workflows.cli_options import answering_errors, json_option, options
 from workflows.spec_file import read_spec
 
 if TYPE_CHECKING:
@@ -20,19 +19,13 @@ _address = click.option(
     "--address", envvar="RAY_API_SERVER_ADDRESS", default="http://127.0.0.1:8265", show_default=True,
     help="URL of the dashboard of the cluster's head; also from RAY_API_SERVER_ADDRESS.",
 )  # fmt: skip
-_json = click.option("--json", "json_lines", is_flag=True, help="Print JSON lines for machines.")
-
-
-def _of_a_job(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The argument JOB."""
-    return click.argument("job", metavar="JOB")(function)
+_job = click.argument("job", metavar="JOB")
 
 
 @click.command()
 @_address
-@click.option("--to", "last", type=click.Choice(STAGES), default="deploy", help="Stop after this stage.")
 @click.option("--detach", is_flag=True, help="Start it and return.")
-@options("set", "force", "insecure", "json")
+@options("to", "set", "force", "insecure", "json")
 def submit(
     pipeline: str,
     overrides: tuple[str, ...],
@@ -65,7 +58,7 @@ def submit(
 
 @click.command()
 @_address
-@_json
+@json_option
 @answering_errors
 def jobs(address: str, json_lines: bool) -> None:
     """List the jobs that `submit` started."""
@@ -90,8 +83,8 @@ def jobs(address: str, json_lines: bool) -> None:
 
 @click.command()
 @_address
-@_json
-@_of_a_job
+@json_option
+@_job
 @answering_errors
 def attach(job: str, address: str, json_lines: bool) -> None:
     """Show how JOB goes on, until it is over. JOB is its id, or a pipeline's name for the last one of it."""
@@ -106,7 +99,7 @@ def attach(job: str, address: str, json_lines: bool) -> None:
 @click.command()
 @_address
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job is over.")
-@_of_a_job
+@_job
 @answering_errors
 def logs(job: str, address: str, follow: bool) -> None:
     """Print all that JOB has written, as it is. JOB is its id, or a pipeline's name for the last one of it."""
@@ -120,8 +113,8 @@ def logs(job: str, address: str, follow: bool) -> None:
 
 @click.command()
 @_address
-@_json
-@_of_a_job
+@json_option
+@_job
 @answering_errors
 def stop(job: str, address: str, json_lines: bool) -> None:
     """End JOB; the same submit goes on from there. JOB is its id, or a pipeline's name for the last one of it."""

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from workflows.spec import PipelineSpec
     from workflows.store import Store
 
-STAGES = ["prepare", "reference", "tune", "train", "evaluate", "optimize", "deploy"]
+_STAGES = ["prepare", "reference", "tune", "train", "evaluate", "optimize", "deploy"]
+
+json_option = click.option("--json", "json_lines", is_flag=True, help="Print JSON lines for machines.")
 
 
 def options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -26,7 +28,10 @@ def options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             "--set", "overrides", multiple=True, metavar="FIELD=VALUE",
             help="Override a field by its dotted path, as in train.learning_rate=2e-4. May be repeated.",
         ),
-        "json": click.option("--json", "json_lines", is_flag=True, help="Print JSON lines for machines."),
+        "to": click.option(
+            "--to", "last", type=click.Choice(_STAGES), default="deploy", help="Stop after this stage."
+        ),
+        "json": json_option,
         "insecure": click.option(
             "--insecure", is_flag=True, help="Let an endpoint without keys listen where other machines reach it."
         ),

@@ -88,11 +88,7 @@ class Connection:
             ray.init(**options)
         except ConnectionError as error:
             if "AuthenticationError" in repr(error.__cause__) + str(error.__cause__):
-                raise ClusterError(
-                    f"cluster.address: the Ray cluster at {self._cluster.address!r} refuses this user's token; put "
-                    "its token, as `ray get-auth-token` prints it on its head, into RAY_AUTH_TOKEN (and "
-                    "RAY_AUTH_MODE, where it is set, is to be token)"
-                ) from None
+                raise ClusterError(f"cluster.address: {token_refused(str(self._cluster.address))}") from None
             raise ClusterError(
                 f"cluster.address: no Ray cluster answers at {self._cluster.address!r} ({error}); "
                 "start one, or leave the field out for a local one"
@@ -127,6 +123,14 @@ def show_token() -> None:
     from ray._private.authentication import authentication_token_setup
 
     authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def token_refused(address: str) -> str:
+    """What is said where a cluster does not take the token that it was shown."""
+    return (
+        f"the Ray cluster at {address!r} refuses this user's token; put its token, as `ray get-auth-token` prints it "
+        "on its head, into RAY_AUTH_TOKEN (and RAY_AUTH_MODE, where it is set, is to be token)"
+    )
 
 
 def _quieten() -> None:

@@ -28,7 +28,7 @@ _UNITS = {
     "G": 1e9,
     "T": 1e12,
     "m": 1e-3,
-    "": 1,
+    "": 1.0,
 }
 
 
@@ -43,6 +43,10 @@ class Note(Section):
     gpu_memory_gb: _Positive = None
     tflops: _Positive = None
     price_per_hour: _Positive = None
+
+    def over(self, memory_gb: float | None) -> dict[str, float | None]:
+        """Its fields, with what the file itself says of a node's memory where the note does not."""
+        return {**self.model_dump(), "memory_gb": self.memory_gb or memory_gb}
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,7 @@ def _of_ray_up(file: str, content: dict[str, Any]) -> list[NodeKind]:
                 fewest=1 if is_head else int(kind.get("min_workers", 0)),
                 most=1 if is_head else min(most, int(kind.get("max_workers", most))),
                 is_spot=(kind.get("labels") or {}).get("ray.io/market-type") == "spot",
-                memory_gb=note.memory_gb or (memory and memory / 1e9),
-                gpu_memory_gb=note.gpu_memory_gb,
-                tflops=note.tflops,
-                price_per_hour=note.price_per_hour,
+                **note.over(memory and memory / 1e9),
             )
         )
     return kinds
@@ -133,10 +134,7 @@ def _of_kuberay(file: str, content: dict[str, Any]) -> list[NodeKind]:
                 fewest=1 if is_head else int(group.get("minReplicas", 0)),
                 most=1 if is_head else int(group.get("maxReplicas", group.get("replicas", 0))),
                 is_spot=(group.get("labels") or {}).get("ray.io/market-type") == "spot",
-                memory_gb=note.memory_gb or (_quantity(limits["memory"]) / 1e9 if "memory" in limits else None),
-                gpu_memory_gb=note.gpu_memory_gb,
-                tflops=note.tflops,
-                price_per_hour=note.price_per_hour,
+                **note.over(_quantity(limits["memory"]) / 1e9 if "memory" in limits else None),
             )
         )
     return kinds
@@ -157,5 +155,5 @@ def _note(where: str, values: Any) -> Note:
 def _quantity(value: Any) -> float:
     """A quantity as Kubernetes writes it, such as 500m or 64Gi."""
     text = str(value).strip()
-    unit = next((unit for unit in _UNITS if text.endswith(unit)), "")
-    return float(text.removesuffix(unit)) * _UNITS.get(unit, 1)
+    unit = next(unit for unit in _UNITS if text.endswith(unit))
+    return float(text.removesuffix(unit)) * _UNITS[unit]

@@ -4,7 +4,7 @@ fit = fit_stage(Need("train", 8, cpus=1, gpus=1, gpu_memory_gb=21.0), read_clust
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from workflows.cluster_file import NodeKind
@@ -52,7 +52,7 @@ class Fit:
     """what would fit instead"""
 
 
-def fit_stage(need: Need, kinds: Sequence[NodeKind], would: Sequence[tuple[str, Need]] = ()) -> Fit:
+def fit_stage(need: Need, kinds: Sequence[NodeKind], would: Iterable[tuple[str, Need]] = ()) -> Fit:
     """Where the workers would be: on nodes without GPUs if they need none, on cheap and lasting nodes first.
 
     `would` has other ways to do the same, in words; of them those that fit are told where it does not.

@@ -1,7 +1,7 @@
 """A pipeline as a job on a Ray cluster (Ray Jobs): shipped, started, found again, followed, stopped.
 
     jobs = Jobs("http://head:8265")
-    job, is_new = jobs.submit(spec, "deploy")
+    job, is_new = jobs.submit(spec, beside=Path("."), last="deploy")
     for line in jobs.follow(job.id): ...
 
 A job's driver runs on the cluster's head: with the head its job is gone as well, so no other node can end it. What a
@@ -25,7 +25,7 @@ import aiohttp
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from workflows.cluster import ClusterError, show_token
+from workflows.cluster import ClusterError, show_token, token_refused
 from workflows.shipping import about, missing, pack, pinned, supported_ray
 from workflows.spec import PipelineSpec
 from workflows.store import content_key, without_secrets
@@ -313,10 +313,7 @@ def _why_no_answer(address: str, error: Exception) -> str:
     from ray.exceptions import AuthenticationError
 
     if isinstance(error, AuthenticationError):
-        return (
-            f"the cluster at {address} refuses this user's token; put its token, as `ray get-auth-token` prints it "
-            "on its head, into RAY_AUTH_TOKEN"
-        )
+        return token_refused(address)
     if isinstance(error, RuntimeError):  # it answers, though not as asked
         return f"the cluster at {address} could not do it: {_first_line(error)}"
     return (

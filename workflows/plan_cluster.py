@@ -47,8 +47,7 @@ def plan_on(spec: PipelineSpec, kinds: Sequence[NodeKind], tokens: int) -> dict[
     )
     replicas = max(1, serve.min_replicas)
     needs.append(_inference("deploy", replicas, serve.cpus_per_replica, serve.gpus_per_replica, weights))
-    others = list(_others(spec))
-    fits = {need.stage: fit_stage(need, kinds, others if need is training else ()) for need in needs}
+    fits = {need.stage: fit_stage(need, kinds, _others(spec) if need is training else ()) for need in needs}
     rows, fit = {stage: _row(fit) for stage, fit in fits.items()}, fits[training.stage]
     took = hours(_operations(spec, tokens), fit, kinds) if known_sizes(spec.base_model) else None
     if took is not None:

@@ -12,6 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from workflows.cluster import ClusterError
+from workflows.room import living_nodes
 from workflows.spec import PipelineSpec
 from workflows.spec_file import local_paths
 from workflows.store import Store
@@ -23,7 +24,7 @@ def check_reach(spec: PipelineSpec, store: Store) -> None:
     """Raise ClusterError, with the field and the machines, for a path that is of some machines alone. A store is
     looked at by a file that is written there now.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = living_nodes()
     machines = sorted({node["NodeManagerAddress"] for node in nodes})
     paths = local_paths(spec)
     marker = Path(store.root) / f"seen-by-all-{uuid.uuid4().hex}"

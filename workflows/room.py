@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from workflows.cluster_file import NodeKind, read_cluster_file
 from workflows.spec import ClusterSpec, PipelineSpec
@@ -31,11 +32,11 @@ def worker_resources(train: TrainSpec) -> Resources:
     return {name: amount for name, amount in asked.items() if amount}
 
 
-def living_nodes() -> list[Resources]:
-    """The resources of every living node of the cluster that this process is connected to."""
+def living_nodes() -> list[dict[str, Any]]:
+    """What Ray says of every living node of the cluster that this process is connected to."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def nodes_of_cluster(cluster: ClusterSpec) -> list[Resources]:
@@ -44,7 +45,7 @@ def nodes_of_cluster(cluster: ClusterSpec) -> list[Resources]:
         return [{"CPU": cluster.scales_to.cpus, "GPU": cluster.scales_to.gpus, "memory": _UNKNOWN}]
     kinds = kinds_to_come(cluster)
     if not kinds:
-        return living_nodes()
+        return [node["Resources"] for node in living_nodes()]
     return [
         {"CPU": kind.cpus, "GPU": kind.gpus, "memory": kind.memory_gb * 1e9 if kind.memory_gb else _UNKNOWN}
         for kind in kinds

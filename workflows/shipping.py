@@ -90,9 +90,9 @@ def about() -> Any:
     return importlib.metadata.metadata("rayconteur")
 
 
-def requirements() -> list[Requirement]:
-    """What this project depends on, without its extras."""
-    found = [Requirement(text) for text in importlib.metadata.requires("rayconteur") or []]
+def requirements(name: str = "rayconteur") -> list[Requirement]:
+    """What an installed package, this project by default, depends on, without its extras."""
+    found = [Requirement(text) for text in importlib.metadata.requires(name) or []]
     return [each for each in found if each.marker is None or each.marker.evaluate({"extra": ""})]
 
 
@@ -120,8 +120,6 @@ def pinned() -> list[str]:
         if name in found:
             continue
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            here = importlib.metadata.distribution(name)
-            found[name] = f"{name}=={Version(here.version).public}"
-            inner = [Requirement(text) for text in here.requires or []]
-            waiting += [one for one in inner if one.marker is None or one.marker.evaluate({"extra": ""})]
+            found[name] = f"{name}=={Version(importlib.metadata.version(name)).public}"
+            waiting += requirements(name)
     return sorted(found.values())
