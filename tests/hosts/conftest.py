@@ -1,10 +1,12 @@
 """Several machines on one: network namespaces, made by the script that RAYCONTEUR_HOSTS names."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +52,28 @@ class Hosts:
             env=self._environment, stdout=output.open("wb"), stderr=subprocess.STDOUT,
         )  # fmt: skip
 
+    @staticmethod
+    def events(output: Path) -> list[dict[str, Any]]:
+        """What a run has printed with --json."""
+        lines = output.read_text(errors="replace").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def wait_for(
+        self, output: Path, what: str, is_there: Callable[[dict[str, Any]], bool], seconds: float = 240
+    ) -> float:
+        """Seconds until an event of the run's output is as asked for."""
+        began = time.monotonic()
+        while time.monotonic() - began < seconds:
+            if any(is_there(event) for event in self.events(output)[-3:]):
+                return time.monotonic() - began
+            time.sleep(0.2)
+        raise AssertionError(f"{what}: not within {seconds} s; the last events: {self.events(output)[-3:]}")
+
     def start_ray(self, host: str) -> None:
         """The head, with no CPU to work with, or a worker with one."""
         here = f"--node-ip-address 198.18.7.{10 + int(host[1:])}"
-        to = (
-            "--head --num-cpus 0 --dashboard-host 0.0.0.0"
-            if host == "h1"
-            else "--address 198.18.7.11:6379 --num-cpus 1"
-        )
+        head = "--head --num-cpus 0 --dashboard-host 0.0.0.0"
+        to = head if host == "h1" else "--address 198.18.7.11:6379 --num-cpus 1"
         settings = "RAY_worker_niceness=0 RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.5"
         self.sh(host, f"{settings} ray start {to} {here} --object-store-memory 200000000")
 
@@ -66,11 +82,8 @@ class Hosts:
 def bare_hosts(tmp_path: Path) -> Iterator[Hosts]:
     """Five hosts, without Ray."""
     script = os.environ.get("RAYCONTEUR_HOSTS")
-    if (
-        script is None
-        or os.geteuid() != 0
-        or any(shutil.which(name) is None for name in ("ip", "sshd", "ssh", "rsync"))
-    ):
+    programs = [shutil.which(name) for name in ("ip", "sshd", "ssh", "rsync")]
+    if script is None or os.geteuid() != 0 or None in programs:
         pytest.skip("needs root, iproute2, openssh-server, rsync, and RAYCONTEUR_HOSTS: a script that makes hosts")
     found = Hosts(script, tmp_path)
     found.call("up", "5")

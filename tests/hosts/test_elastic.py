@@ -1,24 +1,8 @@
 """A machine is lost in training and comes back: training goes on without it, then with it."""
 
-import json
 import time
 
 import yaml
-
-
-def events(output):
-    lines = output.read_text(errors="replace").splitlines()
-    return [json.loads(line) for line in lines if line.startswith("{")]
-
-
-def wait_for(output, what, is_there, seconds=240):
-    """Seconds until an event of the run's output is as asked for."""
-    began = time.monotonic()
-    while time.monotonic() - began < seconds:
-        if any(is_there(event) for event in events(output)[-3:]):
-            return time.monotonic() - began
-        time.sleep(0.2)
-    raise AssertionError(f"{what}: not within {seconds} s; the last events: {events(output)[-3:]}")
 
 
 def at(workers, after):
@@ -35,14 +19,14 @@ def test_a_lost_machine_is_done_without_and_taken_back(hosts, sums_file, tiny):
     file.write_text(yaml.safe_dump(tiny))
     driver = hosts.begin("h1", f"rayconteur train {file} --json", output)
     try:
-        wait_for(output, "training with 3 workers", at(3, 60), seconds=600)  # the operator may have to be built
+        hosts.wait_for(output, "training with 3 workers", at(3, 60), seconds=600)  # the operator may have to be built
         hosts.call("off", "h4")
-        done = events(output)[-1]["done"]
-        lost = wait_for(output, "training with 2 workers", at(2, 0))
+        done = hosts.events(output)[-1]["done"]
+        lost = hosts.wait_for(output, "training with 2 workers", at(2, 0))
         hosts.call("on", "h4")
         time.sleep(2)
         hosts.start_ray("h4")
-        back = wait_for(output, "3 workers again", at(3, done))
+        back = hosts.wait_for(output, "3 workers again", at(3, done))
         print(f"cut off: {lost:.0f} s to the next step; taken back: {back:.0f} s after its ray start")
     finally:
         driver.terminate()

@@ -1,22 +1,10 @@
 """The head is cut off while a job trains: the job is gone, and the same submit goes on from the store."""
 
-import json
 import time
 
 import yaml
 
 HEAD = "http://198.18.7.11:8265"
-
-
-def events(output):
-    return [json.loads(line) for line in output.read_text().splitlines() if line.startswith("{")]
-
-
-def wait_for_checkpoint(output, step, seconds=400):
-    began = time.monotonic()
-    while not any(event.get("held_out_loss") and event["done"] > step for event in events(output)):
-        assert time.monotonic() - began < seconds, events(output)[-3:]
-        time.sleep(0.5)
 
 
 def test_the_same_submit_goes_on_after_the_head_was_lost(bare_hosts, sums_file, tiny):
@@ -31,11 +19,12 @@ def test_the_same_submit_goes_on_after_the_head_was_lost(bare_hosts, sums_file, 
     submit = f"rayconteur submit {file} --to train --json --address {HEAD}"
 
     followed = hosts.begin("h0", submit, first)
-    wait_for_checkpoint(first, 25)
+    has_checkpoint = lambda event: bool(event.get("held_out_loss")) and event["done"] > 25  # noqa: E731
+    hosts.wait_for(first, "a checkpoint", has_checkpoint, seconds=400)
     hosts.call("off", "h1")
     cut = time.monotonic()
     assert followed.wait(timeout=200) == 1
-    said = events(first)[-1]
+    said = hosts.events(first)[-1]
     assert said["event"] == "error"
     assert "the same submit goes on from the store" in said["text"]
     print(f"cut off; said so after {time.monotonic() - cut:.0f} s")
@@ -48,7 +37,7 @@ def test_the_same_submit_goes_on_after_the_head_was_lost(bare_hosts, sums_file, 
         hosts.start_ray(host)
     again = time.monotonic()
     assert hosts.begin("h0", submit, second).wait(timeout=600) == 0, second.read_text()[-2000:]
-    ended = {event["stage"]: event for event in events(second) if event["event"] in ("done", "up_to_date")}
+    ended = {event["stage"]: event for event in hosts.events(second) if event["event"] in ("done", "up_to_date")}
     assert ended["prepare"]["event"] == "up_to_date"
     assert ended["train"]["event"] == "done"
     resumed = ended["train"]["figures"]["resumed_from_step"]

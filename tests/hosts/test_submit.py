@@ -52,7 +52,7 @@ def test_from_a_laptop_to_an_endpoint_and_back_to_none(launched, sums_file, tiny
     submitted = launched.begin("h0", f"rayconteur submit {file} --json", output)
     assert submitted.wait(timeout=1500) == 0, output.read_text()[-3000:]
     print(f"submitted and served after {time.monotonic() - began:.0f} s")
-    events = [json.loads(line) for line in output.read_text().splitlines() if line.startswith("{")]
+    events = launched.events(output)
     done = [event["stage"] for event in events if event["event"] == "done"]
     assert done == ["prepare", "train", "evaluate", "optimize", "deploy"]
     assert nodes(launched) > {"198.18.7.11"}  # workers have come
