@@ -10,26 +10,17 @@ in `metadata.rayconteur` for `ray up`, in an annotation `rayconteur/<group>` (as
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from workflows.spec_section import Section
 
 _Positive = Annotated[float, Field(gt=0.0)] | None
-_UNITS = {
-    "Ki": 2**10,
-    "Mi": 2**20,
-    "Gi": 2**30,
-    "Ti": 2**40,
-    "k": 1e3,
-    "M": 1e6,
-    "G": 1e9,
-    "T": 1e12,
-    "m": 1e-3,
-    "": 1.0,
-}
+_UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "m": 1e-3}
+_SPOT = ("ray.io/market-type", "spot")
+_INSIDE = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec"), "RayService": ("spec", "rayClusterConfig")}
 
 
 class ClusterFileError(ValueError):
@@ -67,15 +58,121 @@ class NodeKind:
     price_per_hour: float | None
 
 
+def _quantity(value: Any) -> float:
+    """A quantity as Kubernetes writes it, such as 500m or 64Gi."""
+    text = str(value).strip()
+    unit = next((unit for unit in _UNITS if text.endswith(unit)), "")
+    try:
+        return float(text.removesuffix(unit)) * _UNITS.get(unit, 1.0)
+    except ValueError:
+        raise ValueError("must be a quantity, such as 4, 500m or 64Gi") from None
+
+
+_Quantity = Annotated[float, BeforeValidator(_quantity)]
+
+
+class _Part(BaseModel):
+    """What is read of a part of a cluster file; all else is Ray's or KubeRay's to check."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_left_out(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if value is not None}
+
+
+class _Resources(_Part):
+    CPU: float = 0.0
+    GPU: float = 0.0
+    memory: float | None = None
+
+
+class _NodeType(_Part):
+    resources: _Resources = _Resources()
+    min_workers: int = 0
+    max_workers: int | None = None
+    labels: dict[str, str] = {}
+
+
+class _Provider(_Part):
+    type: str | None = None
+
+
+class _Notes(_Part):
+    rayconteur: dict[str, Note] = {}
+
+
+class _RayUp(_Part):
+    max_workers: int = 2
+    provider: _Provider = _Provider()
+    head_node_type: str | None = None
+    available_node_types: dict[str, _NodeType]
+    metadata: _Notes = _Notes()
+
+
+class _Asked(_Part):
+    requests: dict[str, _Quantity] = {}
+    limits: dict[str, _Quantity] = {}
+
+
+class _Container(_Part):
+    resources: _Asked = _Asked()
+
+
+class _Pod(_Part):
+    containers: Annotated[list[_Container], Field(min_length=1)] = [_Container()]
+
+
+class _Template(_Part):
+    spec: _Pod = _Pod()
+
+
+class _Started(_Part):
+    num_cpus: _Quantity | None = Field(default=None, alias="num-cpus")
+    num_gpus: _Quantity | None = Field(default=None, alias="num-gpus")
+
+
+class _Group(_Part):
+    groupName: str = "head"
+    # One head; groups of workers say how many.
+    replicas: int = 1
+    minReplicas: int | None = None
+    maxReplicas: int | None = None
+    rayStartParams: _Started = _Started()
+    template: _Template = _Template()
+    labels: dict[str, str] = {}
+
+
+class _WorkerGroup(_Group):
+    groupName: str
+    replicas: int = 0
+    minReplicas: int | None = 0
+
+
+class _RayCluster(_Part):
+    headGroupSpec: _Group = _Group()
+    workerGroupSpecs: list[_WorkerGroup] = []
+
+
+class _Metadata(_Part):
+    annotations: dict[str, str] = {}
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
 def read_cluster_file(file: str | Path) -> list[NodeKind]:
     """The groups of worker nodes, and the head where it has CPUs or GPUs; raises ClusterFileError."""
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ClusterFileError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
-    if isinstance(content, dict) and isinstance(content.get("available_node_types"), dict):
-        kinds = _of_ray_up(str(file), content)
-    elif isinstance(content, dict) and content.get("kind") in ("RayCluster", "RayJob", "RayService"):
+    if isinstance(content, dict) and "available_node_types" in content:
+        kinds = _of_ray_up(_checked(_RayUp, content, str(file)))
+    elif isinstance(content, dict) and content.get("kind") in _INSIDE:
         kinds = _of_kuberay(str(file), content)
     else:
         raise ClusterFileError(
@@ -85,23 +182,21 @@ def read_cluster_file(file: str | Path) -> list[NodeKind]:
     return [kind for kind in kinds if kind.most and (kind.cpus or kind.gpus)]
 
 
-def _of_ray_up(file: str, content: dict[str, Any]) -> list[NodeKind]:
-    notes = (content.get("metadata") or {}).get("rayconteur") or {}
-    most, kinds = int(content.get("max_workers", 2)), []
-    for name, kind in content["available_node_types"].items():
+def _of_ray_up(content: _RayUp) -> list[NodeKind]:
+    kinds = []
+    for name, kind in content.available_node_types.items():
         # One's own machines are all of one type, the head as well.
-        is_head = name == content.get("head_node_type") and (content.get("provider") or {}).get("type") != "local"
-        resources = kind.get("resources") or {}
-        note = _note(f"{file}: metadata.rayconteur.{name}", notes.get(name) or {})
-        memory = resources.get("memory")
+        is_head = name == content.head_node_type and content.provider.type != "local"
+        most = content.max_workers if kind.max_workers is None else min(content.max_workers, kind.max_workers)
+        note, memory = content.metadata.rayconteur.get(name, Note()), kind.resources.memory
         kinds.append(
             NodeKind(
                 name=name,
-                cpus=float(resources.get("CPU", 0)),
-                gpus=float(resources.get("GPU", 0)),
-                fewest=1 if is_head else int(kind.get("min_workers", 0)),
-                most=1 if is_head else min(most, int(kind.get("max_workers", most))),
-                is_spot=(kind.get("labels") or {}).get("ray.io/market-type") == "spot",
+                cpus=kind.resources.CPU,
+                gpus=kind.resources.GPU,
+                fewest=1 if is_head else kind.min_workers,
+                most=1 if is_head else most,
+                is_spot=_SPOT in kind.labels.items(),
                 **note.over(memory and memory / 1e9),
             )
         )
@@ -109,51 +204,48 @@ def _of_ray_up(file: str, content: dict[str, Any]) -> list[NodeKind]:
 
 
 def _of_kuberay(file: str, content: dict[str, Any]) -> list[NodeKind]:
-    inside = {"RayCluster": "spec", "RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}[content["kind"]]
-    spec = content["spec"] if inside == "spec" else content["spec"].get(inside, {})
-    annotations = (content.get("metadata") or {}).get("annotations") or {}
+    annotations = _checked(_Metadata, content.get("metadata") or {}, file, "metadata").annotations
+    path = _INSIDE[content["kind"]]
+    inside: Any = content
+    for name in path:
+        inside = inside.get(name) if isinstance(inside, dict) else None
+    cluster = _checked(_RayCluster, inside, file, ".".join(path))
     kinds = []
-    for group in [{"groupName": "head", **spec.get("headGroupSpec", {})}, *spec.get("workerGroupSpecs", [])]:
-        name = group["groupName"]
-        try:
-            written = json.loads(annotations.get(f"rayconteur/{name}", "{}"))
-        except ValueError as error:
-            raise ClusterFileError(f"{file}: metadata.annotations.rayconteur/{name}: not JSON: {error}") from None
-        note = _note(f"{file}: metadata.annotations.rayconteur/{name}", written)
-        containers = group.get("template", {}).get("spec", {}).get("containers") or [{}]
-        asked = containers[0].get("resources") or {}
-        limits = {**(asked.get("requests") or {}), **(asked.get("limits") or {})}
-        started = group.get("rayStartParams") or {}
-        cpus = started.get("num-cpus", limits.get("cpu", 0))
-        is_head = name == "head"
+    for group in (cluster.headGroupSpec, *cluster.workerGroupSpecs):
+        asked = group.template.spec.containers[0].resources
+        limits, started = {**asked.requests, **asked.limits}, group.rayStartParams
+        note = _annotated(annotations, f"rayconteur/{group.groupName}", file)
+        memory = limits.get("memory")
         kinds.append(
             NodeKind(
-                name=name,
-                cpus=_quantity(cpus),
-                gpus=_quantity(started.get("num-gpus", limits.get("nvidia.com/gpu", 0))),
-                fewest=1 if is_head else int(group.get("minReplicas", 0)),
-                most=1 if is_head else int(group.get("maxReplicas", group.get("replicas", 0))),
-                is_spot=(group.get("labels") or {}).get("ray.io/market-type") == "spot",
-                **note.over(_quantity(limits["memory"]) / 1e9 if "memory" in limits else None),
+                name=group.groupName,
+                cpus=limits.get("cpu", 0.0) if started.num_cpus is None else started.num_cpus,
+                gpus=limits.get("nvidia.com/gpu", 0.0) if started.num_gpus is None else started.num_gpus,
+                fewest=group.replicas if group.minReplicas is None else group.minReplicas,
+                most=group.replicas if group.maxReplicas is None else group.maxReplicas,
+                is_spot=_SPOT in group.labels.items(),
+                **note.over(memory and memory / 1e9),
             )
         )
     return kinds
 
 
-def _note(where: str, values: Any) -> Note:
+def _annotated(annotations: dict[str, str], name: str, file: str) -> Note:
     try:
-        return Note.model_validate(values)
+        written = json.loads(annotations.get(name, "{}"))
+    except ValueError as error:
+        raise ClusterFileError(f"{file}: metadata.annotations.{name}: not JSON: {error}") from None
+    return _checked(Note, written, file, f"metadata.annotations.{name}")
+
+
+def _checked(model: type[_Model], values: Any, file: str, *at: str) -> _Model:
+    """`values`, which stand at the dotted path `at` of a file, as a model; raises ClusterFileError."""
+    try:
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise ClusterFileError(
-            f"{where}{'.' if field else ''}{field}: got {first['input']!r}; {first['msg']}; "
-            f"known here: {', '.join(Note.model_fields)}"
-        ) from None
-
-
-def _quantity(value: Any) -> float:
-    """A quantity as Kubernetes writes it, such as 500m or 64Gi."""
-    text = str(value).strip()
-    unit = next(unit for unit in _UNITS if text.endswith(unit))
-    return float(text.removesuffix(unit)) * _UNITS[unit]
+        where = ".".join([*at, *map(str, first["loc"])])
+        rule = first["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
+        if first["type"] == "extra_forbidden":
+            rule += f"; known here: {', '.join(Note.model_fields)}"
+        raise ClusterFileError(f"{file}: {where}: got {first['input']!r}; {rule}") from None

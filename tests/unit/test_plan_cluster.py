@@ -114,6 +114,15 @@ def test_hours_go_by_the_slowest_gpu_and_are_unknown_without_a_rate():
     ({"available_node_types": {"w": {"resources": {"CPU": 1}}},
       "metadata": {"rayconteur": {"w": {"price_per_hour": -1}}}}, r"w\.price_per_hour: got -1; Input should"),
     ({"kind": "RayCluster", "metadata": {"annotations": {"rayconteur/head": "{"}}, "spec": {}}, "head: not JSON"),
+    ({"available_node_types": {"w": {"resources": {"CPU": "lots"}}}},
+     r"c\.yaml: available_node_types\.w\.resources\.CPU: got 'lots'; "),
+    ({"available_node_types": {"w": None}}, r"node_types\.w: got None; Input should be a valid dictionary$"),
+    ({"available_node_types": {"w": {"max_workers": "many"}}}, r"w\.max_workers: got 'many'; "),
+    ({"available_node_types": {}, "metadata": [1]}, r"c\.yaml: metadata: got \[1\]; "),
+    ({"kind": "RayCluster", "spec": {"workerGroupSpecs": [{"replicas": 1}]}}, r"workerGroupSpecs\.0\.groupName: got"),
+    ({"kind": "RayJob", "spec": {}}, r"spec\.rayClusterSpec: got None; "),
+    ({"kind": "RayCluster", "spec": {"headGroupSpec": {"rayStartParams": {"num-cpus": "4x"}}}},
+     r"spec\.headGroupSpec\.rayStartParams\.num-cpus: got '4x'; must be a quantity"),
 ])  # fmt: skip
 def test_files_that_cannot_be_read_say_where(tmp_path, content, said):
     file = tmp_path / "c.yaml"

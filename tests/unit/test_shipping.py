@@ -92,6 +92,8 @@ def test_large_files_and_missing_ones_are_refused_by_field(written, tmp_path, mo
     ("store", "rayconteur-store", r"p\.yaml:\d+: store: got 'rayconteur-store', a folder of this machine"),
     ("store", "~/store", r"p\.yaml:\d+: store: got '~/store', a folder of this machine"),
     ("store", "s3://key:secret@bucket/x", r"p\.yaml:\d+: store: has credentials in it"),
+    ("evaluate", {"questions": "s3://key:secret@b/q.jsonl"}, r"p\.yaml:\d+: evaluate\.questions: has cred"),
+    ("serve", {"adapters": {"one": "s3://key:secret@b/one"}}, r"p\.yaml:\d+: serve\.adapters\.one: has cred"),
     ("data", {"sources": [{"path": "s3://key:secret@b/x.jsonl"}]}, r"p\.yaml:\d+: data\.sources\.0\.path: has cred"),
 ])  # fmt: skip
 def test_what_cannot_run_as_a_job_is_refused_where_it_stands(written, field, value, said):
