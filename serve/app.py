@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,6 +18,8 @@ from ray import serve as ray_serve
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingContext, AutoscalingPolicy, DeploymentActorConfig
 
+from models.base import resolve
+from models.files import local_copy
 from serve.engines.base import DEFAULT_MAX_ACTIVE, DEFAULT_MAX_STALL_SECONDS, Engine, Precision
 from serve.keys import ApiKey, KeyRing
 from serve.leases import LeasedOnly, Leases, ReplicaServer
@@ -39,7 +42,7 @@ class Answering:
     def _answer(
         self,
         engine: Engine,
-        release_folder: str,
+        release_folder: Path,
         release_key: str,
         model_name: str,
         bounds: dict[str, Any],
@@ -51,7 +54,7 @@ class Answering:
         logging.getLogger("rayconteur").setLevel(logging.INFO)
         self._engine = engine
         self._leases = Leases()
-        app = create_app(
+        self._app = create_app(
             engine,
             load_tokenizer(release_folder),
             model_name,
@@ -60,7 +63,11 @@ class Answering:
             limits=SharedLimits() if read_keys else None,
             **bounds,
         )
-        self._server = ReplicaServer(LeasedOnly(app, self._leases), ray.util.get_node_ip_address())
+        self._server = ReplicaServer(LeasedOnly(self._app, self._leases), ray.util.get_node_ip_address())
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Called by Ray Serve behind its own proxy."""
+        return self._app
 
     async def lease(self) -> AsyncGenerator[tuple[str, str], None]:
         """Where to send one request and the lease for it; ends when it is answered. Ray counts it until then."""
@@ -85,16 +92,20 @@ class ChatReplica(Answering):
 
     def __init__(
         self,
-        release_folder: str,
+        release: str,
         release_key: str,
         model_name: str,
         bounds: dict[str, Any],
         read_keys: ReadKeys | None,
+        adapters: Mapping[str, str],
         **engine: Any,
     ) -> None:
-        """`engine` is what `_load_engine` takes besides the folder."""
-        loaded = _load_engine(folder=release_folder, **engine)
-        self._answer(loaded, release_folder, release_key, model_name, bounds, read_keys)
+        """`engine` is what `_load_engine` takes besides folders."""
+        folder = resolve(release)
+        loaded = _load_engine(
+            folder=folder, adapters={name: local_copy(adapter) for name, adapter in adapters.items()}, **engine
+        )
+        self._answer(loaded, folder, release_key, model_name, bounds, read_keys)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Ray Serve, for `replicas_for`."""
@@ -137,12 +148,12 @@ class SharedLimits(Limits):
 
 def _load_engine(
     name: str,
-    folder: str,
+    folder: Path,
     precision: Precision,
     max_active: int,
     num_threads: int,
     device: str,
-    adapters: Mapping[str, str],
+    adapters: Mapping[str, Path],
     max_stall_seconds: float,
 ) -> Engine:
     if name == "openvino":
@@ -162,7 +173,7 @@ def replicas_for(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
 
 
 def build(
-    release_folder: str,
+    release: str,
     release_key: str,
     model_name: str,
     *,
@@ -182,16 +193,19 @@ def build(
     max_stall_seconds: float = DEFAULT_MAX_STALL_SECONDS,
     surge: bool = False,
     read_keys: ReadKeys | None = None,
+    behind_proxy: bool = False,
 ) -> Any:
-    """The Ray Serve application (`ray.serve.Application`) that serves the release in `release_folder`.
+    """The Ray Serve application (`ray.serve.Application`) that serves a release.
 
-    Every node that may hold a replica must see `release_folder`: an OpenVINO export for the engine `openvino`, else a
-    Hugging Face folder; and the folders of `adapters`. `num_cpus` and `num_gpus` are per replica;
+    `release` is a folder or the URI of one: an OpenVINO export for the engine `openvino`, else a Hugging Face model,
+    by any name that `models.base.resolve` knows. Each replica opens it, and the folders or URIs of `adapters`, on its
+    own machine. `num_cpus` and `num_gpus` are per replica;
     `max_new_tokens` limits replies to requests that set no limit. Up to `max_queued_requests` wait for a replica with
     room, and later ones get 429. A reply takes `max_seconds` at most. With `surge` an update starts new replicas
     before it stops old ones, which takes room for one more. With `read_keys`, called in each replica, requests need a
-    key, and one actor beside the replicas counts for all of them what each key has used. Raises ValueError for what
-    the engine could not serve.
+    key, and one actor beside the replicas counts for all of them what each key has used. `behind_proxy`: requests
+    come through Ray Serve's proxies, with their limits, not by leases. Raises ValueError for what the engine could
+    not serve.
     """
     max_active = max(DEFAULT_MAX_ACTIVE[engine], math.ceil(target_ongoing_requests))
     options: dict[str, Any] = {
@@ -220,14 +234,15 @@ def build(
     limits = DeploymentActorConfig(name=_LIMITS, actor_class=ray.remote(Limits), actor_options={"num_cpus": 0})
     actors = [limits] if read_keys else []
     bounds = {"default_max_tokens": max_new_tokens, "max_waiting": max_queued_requests, "max_seconds": max_seconds}
-    said = (release_folder, release_key, model_name, bounds, read_keys)
+    said = (release, release_key, model_name, bounds, read_keys)
     shared: dict[str, Any] = {"precision": precision, "max_active": max_active, "adapters": dict(adapters or {})}
     if engine == "vllm":
         from serve.app_vllm import bind_vllm
 
         return bind_vllm(*said, options, actors, num_gpus=num_gpus, **shared)
     options["ray_actor_options"]["num_gpus"] = num_gpus
-    return ray_serve.deployment(ChatReplica, deployment_actors=actors, **options).bind(
+    replica = ray_serve.ingress(None)(ChatReplica) if behind_proxy else ChatReplica
+    return ray_serve.deployment(replica, deployment_actors=actors, **options).bind(
         *said,
         name=engine,
         num_threads=max(1, math.floor(num_cpus)),

@@ -5,13 +5,14 @@ of a placement group for each, starts vLLM on them and asks after its health; it
 """
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 # Named so that it is never taken for our own package `serve`.
 from ray import serve as ray_serve
 from ray.serve.llm import LLMConfig, LLMServer
 
+from models.base import resolve
+from models.files import local_copy
 from serve.app import Answering, ReadKeys
 from serve.engines.base import DEFAULT_MAX_ACTIVE, Precision
 from serve.engines.vllm import VLLMEngine
@@ -24,16 +25,19 @@ class VLLMReplica(Answering, LLMServer):  # type: ignore[misc]
     async def __init__(  # type: ignore[misc]
         self,
         config: LLMConfig,
+        release: str,
         release_key: str,
         bounds: dict[str, Any],
         read_keys: ReadKeys | None,
         adapters: dict[str, str],
     ) -> None:
+        # Of this machine, as those of the driver's were there.
+        folder, adapters = resolve(release), _local(adapters)
+        config.model_loading_config.model_source = str(folder)
         await LLMServer.__init__(self, config)
         # LLMServer's own methods take and give OpenAI's JSON: to the tokens there is only its engine's client.
         engine = VLLMEngine(self.engine._engine_client, asyncio.get_running_loop(), adapters)
-        loading = config.model_loading_config
-        self._answer(engine, loading.model_source, release_key, loading.model_id, bounds, read_keys)
+        self._answer(engine, folder, release_key, config.model_loading_config.model_id, bounds, read_keys)
 
     async def __del__(self) -> None:
         self._stop()
@@ -67,7 +71,7 @@ def llm_config(
 
 
 def bind_vllm(
-    release_folder: str,
+    release: str,
     release_key: str,
     model_name: str,
     bounds: dict[str, Any],
@@ -78,9 +82,12 @@ def bind_vllm(
     **settings: Any,
 ) -> Any:
     """The Ray Serve application of `serve.app.build`, which says what these are."""
-    folder = str(Path(release_folder).resolve())
-    config = llm_config(folder, model_name, options, adapters=adapters, **settings)
+    config = llm_config(str(resolve(release).resolve()), model_name, options, adapters=_local(adapters), **settings)
     deployment = ray_serve.deployment(
         VLLMReplica, deployment_actors=actors, **VLLMReplica.get_deployment_options(config)
     )
-    return deployment.bind(config, release_key, bounds, read_keys, adapters)
+    return deployment.bind(config, release, release_key, bounds, read_keys, adapters)
+
+
+def _local(adapters: dict[str, str]) -> dict[str, str]:
+    return {name: str(local_copy(adapter)) for name, adapter in adapters.items()}

@@ -2,11 +2,14 @@
 
 import gzip
 import json
+import logging
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_server import S3Server
 
 from models.base import resolve
 
@@ -19,6 +22,21 @@ def tiny_llama() -> Path:
 @pytest.fixture(scope="session")
 def tiny_gpt2() -> Path:
     return resolve("random:tiny-gpt2")
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = S3Server(tmp_path_factory.mktemp("s3") / "away")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3_uri(s3_server: S3Server, tmp_path: Path) -> str:
+    """A place on the server for this test alone."""
+    return f"s3://testing:testing@bucket/{tmp_path.name}{s3_server.options}"
 
 
 def sums(count: int, seed: int = 0) -> list[dict[str, Any]]:

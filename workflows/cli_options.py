@@ -97,4 +97,4 @@ def open_pipeline(
     spec = read_spec(pipeline, list(overrides), may_be_open)
     from workflows.store import Store
 
-    return spec, Store(spec.store)
+    return spec, Store(spec.store, patient=False)

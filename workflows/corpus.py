@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 
-from models.base import cache_folder
+from models.files import cache_folder
 from workflows.store import Store
 
 _PLACE = ["source", "line"]
@@ -59,7 +59,7 @@ def open_split(store: Store, stage: str, key: str, name: str, split: str, column
     import datasets
 
     datasets.disable_progress_bars()
-    folder = store.local_folder(stage, key, name, cache_folder())
+    folder = store.local_folder(stage, key, name)
     files = sorted(str(path) for path in (folder / f"split={split}").glob("*.parquet"))
     found = [column for column in pyarrow.parquet.read_schema(files[0]).names if column in (*_PLACE, *columns)]
     cache = cache_folder() / "corpus" / key  # one copy for all workers on this machine

@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 
-from models.base import cache_folder
 from workflows.keys import KeyFile
 from workflows.pipeline import GateFailed, StageFailed
 from workflows.progress import Progress
@@ -109,7 +108,6 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
     """Start or update the endpoint on the connected cluster and wait until it answers; its artifact."""
     import ray
 
-    from serve.app import build
     from serve.front import Endpoint
     from serve.front_actor import run_endpoint
     from workflows.cluster import Workers, check_fits
@@ -120,28 +118,7 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
     engine, reason = chosen_engine(serve, release)
     progress.start("deploy", f"release {release.key} to {url} (Ray Serve); engine {engine}: {reason}")
     started, began = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
-    folder, adapters = _served_folders(spec, store, done, engine)
-    app = build(
-        folder,
-        release.key,
-        model_name(spec),
-        min_replicas=serve.min_replicas,
-        max_replicas=serve.max_replicas,
-        target_ongoing_requests=serve.target_ongoing_requests,
-        upscale_delay_seconds=serve.upscale_delay_s,
-        downscale_delay_seconds=serve.downscale_delay_s,
-        max_queued_requests=serve.max_queued_requests,
-        num_cpus=serve.cpus_per_replica,
-        num_gpus=serve.gpus_per_replica,
-        engine=engine,
-        precision=serve.precision,
-        max_new_tokens=serve.max_new_tokens,
-        max_seconds=serve.max_reply_seconds,
-        adapters=adapters,
-        max_stall_seconds=serve.max_stall_ms / 1000,
-        surge=_has_room_for_one_more(serve),
-        read_keys=KeyFile(store).read if serve.keys == "required" else None,
-    )
+    app = application(spec, store, release, engine, surge=_has_room_for_one_more(serve))
     endpoint = Endpoint(model_name(spec), release.key)
     try:
         run_endpoint(app, spec.name, serve.host, serve.port, serve.max_reply_seconds, endpoint)
@@ -167,20 +144,46 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
     return artifact
 
 
-def _served_folders(
-    spec: PipelineSpec, store: Store, done: dict[str, Artifact], engine: str
-) -> tuple[str, dict[str, str]]:
+def application(spec: PipelineSpec, store: Store, release: Artifact, engine: str, **options: Any) -> Any:
+    """The Ray Serve application of a release; `options` are further ones of `serve.app.build`."""
+    from serve.app import build
+
+    serve = spec.serve
+    served, adapters = _served_models(spec, store, release, engine)
+    return build(
+        served,
+        release.key,
+        model_name(spec),
+        min_replicas=serve.min_replicas,
+        max_replicas=serve.max_replicas,
+        target_ongoing_requests=serve.target_ongoing_requests,
+        upscale_delay_seconds=serve.upscale_delay_s,
+        downscale_delay_seconds=serve.downscale_delay_s,
+        max_queued_requests=serve.max_queued_requests,
+        num_cpus=serve.cpus_per_replica,
+        num_gpus=serve.gpus_per_replica,
+        engine=engine,
+        precision=serve.precision,
+        max_new_tokens=serve.max_new_tokens,
+        max_seconds=serve.max_reply_seconds,
+        adapters=adapters,
+        max_stall_seconds=serve.max_stall_ms / 1000,
+        read_keys=KeyFile(store).read if serve.keys == "required" else None,
+        **options,
+    )
+
+
+def _served_models(spec: PipelineSpec, store: Store, release: Artifact, engine: str) -> tuple[str, dict[str, str]]:
     """What an engine loads: the release; or for adapters the model that they belong to, and all adapters with the
     pipeline's own among them, under the endpoint's name."""
-    from models.adapters import is_adapter
-    from models.base import resolve
-
-    cache, adapters = cache_folder(), dict(spec.serve.adapters)
+    adapters = dict(spec.serve.adapters)
     if adapters:
-        checkpoint = store.local_folder("train", done["train"].key, "model", cache)
-        if is_adapter(checkpoint):
-            return str(resolve(spec.base_model)), {model_name(spec): str(checkpoint), **adapters}
-    return str(store.local_folder("optimize", done["optimize"].key, _FOLDERS[engine], cache)), adapters
+        from models.adapters import is_adapter
+
+        checkpoint = release.inputs["train"]
+        if is_adapter(store.local_folder("train", checkpoint, "model")):
+            return spec.base_model, {model_name(spec): store.address("train", checkpoint, "model"), **adapters}
+    return store.address("optimize", release.key, _FOLDERS[engine]), adapters
 
 
 def _has_room_for_one_more(serve: ServeSpec) -> bool:

@@ -18,8 +18,9 @@ import ray
 import ray.data
 
 from models.chat import Message, check_messages
+from models.files import open_uri
 from workflows.cluster import Workers, check_fits, watching, worker_environment
-from workflows.pipeline import Context, StageFailed, open_uri
+from workflows.pipeline import Context, StageFailed
 from workflows.spec import GateSpec
 from workflows.store import Store
 
@@ -96,12 +97,12 @@ class Judge:
     ) -> None:
         import torch
 
-        from models.base import cache_folder, resolve
+        from models.base import resolve
         from models.precision import dtype_of
         from models.score import ModelPair
 
         torch.set_num_threads(max(1, int(threads)))
-        folder = Store(store).local_folder("train", checkpoint, "model", cache_folder())
+        folder = Store(store).local_folder("train", checkpoint, "model")
         device = "cuda" if gpus else "cpu"
         self._pair = ModelPair(resolve(base_model), folder, dtype_of(precision, device), device)
         self._max_new_tokens = max_new_tokens

@@ -51,7 +51,7 @@ def run(context: Context) -> dict[str, Any]:
 
 def _release(raw_spec: dict[str, Any], store_uri: str, checkpoint: str, corpus: str, key: str) -> dict[str, Any]:
     """The figures: `forms`, a row for each; `openvino` is "exported", or says why there is none."""
-    from models.base import cache_folder, resolve
+    from models.base import resolve
     from models.compress import release, round_to_steps
     from workflows.corpus import open_split
 
@@ -65,7 +65,7 @@ def _release(raw_spec: dict[str, Any], store_uri: str, checkpoint: str, corpus: 
         folder = Path(name)
         probe, figures = release(
             resolve(spec.base_model),
-            store.local_folder("train", checkpoint, "model", cache_folder()),
+            store.local_folder("train", checkpoint, "model"),
             folder / "model",
             spec.optimize.weights,
             read("held_out", _PROBE_CONVERSATIONS),

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from models import base
+from models.files import open_uri
 from workflows.progress import Progress
 from workflows.spec import PipelineSpec
 from workflows.spec_train import DistillRepliesSpec, DistillSpec, TrainSpec
@@ -86,21 +87,13 @@ class Stage:
         return importlib.import_module(f"workflows.{self.name}")
 
 
-def open_uri(uri: str) -> tuple[Any, str]:
-    """The filesystem of a path or URI, and the path on it."""
-    if "://" in uri:
-        filesystem, path = pa.fs.FileSystem.from_uri(uri)
-        return filesystem, path
-    return pa.fs.LocalFileSystem(), uri
-
-
 def source_files(spec: PipelineSpec) -> list[SourceFile]:
     """The files behind `data.sources`, in order; raises StageFailed for a source without files."""
     files = []
     for index, source in enumerate(spec.data.sources):
         field = f"data.sources.{index}.path"
         try:
-            filesystem, path = open_uri(source.path)
+            filesystem, path = open_uri(source.path, patient=False)
             found = files_at(filesystem, path)
             if not found:
                 where = without_secrets(source.path)
@@ -163,7 +156,7 @@ def _train_settings(spec: PipelineSpec) -> dict[str, Any]:
 def _evaluate_settings(spec: PipelineSpec) -> dict[str, Any]:
     section = spec.evaluate.result_fields()
     if spec.evaluate.questions is not None:
-        filesystem, path = open_uri(spec.evaluate.questions)
+        filesystem, path = open_uri(spec.evaluate.questions, patient=False)
         try:
             section["questions"] = fingerprint(filesystem, path)
         except (OSError, pa.ArrowException) as error:

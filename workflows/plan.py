@@ -3,8 +3,9 @@
 import os
 from typing import Any
 
+from models.files import open_uri
 from workflows.cluster_file import read_cluster_file
-from workflows.pipeline import StageState, num_steps, open_uri, source_files, step_plan
+from workflows.pipeline import StageState, num_steps, source_files, step_plan
 from workflows.plan_cluster import lines_on, plan_on, training_memory_gb
 from workflows.room import Resources, nodes_of_cluster, trials_at_once, why_none_fits
 from workflows.spec import PipelineSpec

@@ -27,9 +27,10 @@ import ray.data
 
 from models.base import load_tokenizer, resolve
 from models.chat import EncodedConversation, Message, encode_conversation
+from models.files import open_uri
 from workflows.cluster import watching
 from workflows.conversations import mismatched_replies, parse_conversation, parse_judged, parse_pair
-from workflows.pipeline import Context, SourceFile, StageFailed, open_uri, source_files
+from workflows.pipeline import Context, SourceFile, StageFailed, source_files
 
 TRAIN, HELD_OUT, QUARANTINE = "train", "held_out", "quarantine"
 _LINES_PER_BLOCK = 512

@@ -169,7 +169,8 @@ class ServeSpec(Section):
 
     adapters: dict[AdapterName, str] = Field(default={})
     """Further LoRA adapters of the base model, each a model of its own at the endpoint: names to PEFT folders
-    (relative to the pipeline file). All are computed in one batch, by the engines `torch` and `vllm`."""
+    (relative to the pipeline file) or their URIs. All are computed in one batch, by the engines `torch` and
+    `vllm`."""
 
     engine: Literal["auto", "openvino", "torch", "vllm"] = "auto"
     """What generates: `vllm` on GPUs (the extra `llm`), `openvino` on CPUs for the architectures that it is proven
@@ -263,8 +264,8 @@ class PipelineSpec(Section):
 
     base_model: Annotated[str, Field(min_length=1)]
     """`builtin:smollm2-135m-instruct`, a local Hugging Face folder (a path that starts with `/`, `./`, `../` or
-    `~`; relative to the pipeline file), a Hub id (`owner/name`, `owner/name@revision`), or for tests
-    `random:tiny-llama` and `random:tiny-gpt2`."""
+    `~`; relative to the pipeline file) or its URI (s3://, gs://), a Hub id (`owner/name`, `owner/name@revision`), or
+    for tests `random:tiny-llama` and `random:tiny-gpt2`."""
 
     data: DataSpec
     """prepare: which conversations."""

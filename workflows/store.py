@@ -21,12 +21,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs
 from filelock import FileLock, Timeout
 
-from models.base import made_once
+from models.files import local_copy, open_uri
 
 # A lease on a store without file locks: renewed this often, given up for dead after that long without renewal.
 _LEASE_RENEWAL_S = 10.0
@@ -71,14 +72,16 @@ def content_key(content: dict[str, Any]) -> str:
 class Store:
     """A folder of artifacts that several programs on several machines may use at once."""
 
-    def __init__(self, uri: str) -> None:
-        """Open `uri`, a folder (made if need be) or a URI; raises StoreError."""
+    def __init__(self, uri: str, patient: bool = True) -> None:
+        """Open `uri`, a folder (made if need be) or a URI; raises StoreError.
+
+        A service that is away is waited for, some minutes; here only if `patient`.
+        """
         try:
-            if "://" in uri:
-                self.filesystem, self.root = pa.fs.FileSystem.from_uri(uri)
-            else:
-                self.filesystem, self.root = pa.fs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
-            self.filesystem.create_dir(self.root, recursive=True)
+            if "://" not in uri:
+                uri = str(Path(uri).expanduser().resolve())
+            self.filesystem, self.root = open_uri(uri)
+            (self.filesystem if patient else open_uri(uri, patient=False)[0]).create_dir(self.root, recursive=True)
         except (pa.ArrowInvalid, OSError) as error:
             raise StoreError(
                 f"store: cannot open {without_secrets(uri)!r}: {error}; give a folder or a URI such as s3://bucket/path"
@@ -89,6 +92,13 @@ class Store:
     def path(self, stage: str, key: str, *parts: str) -> str:
         """The path of an artifact's file on `self.filesystem`."""
         return "/".join([self.root, stage, key, *parts])
+
+    def address(self, stage: str, key: str, name: str) -> str:
+        """Where every machine of a cluster finds an artifact's folder: a path if the store is one, else a URI."""
+        if self.is_local:
+            return self.path(stage, key, name)
+        parts = urlsplit(self.uri)
+        return parts._replace(path="/".join([parts.path.rstrip("/"), stage, key, name])).geturl()
 
     def find(self, stage: str, key: str) -> Artifact | None:
         """The finished artifact, or None."""
@@ -136,15 +146,9 @@ class Store:
         self.filesystem.create_dir(path, recursive=True)
         pa.fs.copy_files(str(folder), path, destination_filesystem=self.filesystem)
 
-    def local_folder(self, stage: str, key: str, name: str, cache: Path) -> Path:
-        """A finished artifact's folder on this machine: itself on a local store, else a copy under `cache`."""
-        path = self.path(stage, key, name)
-        if self.is_local:
-            return Path(path)
-        return made_once(
-            cache / stage / key / name,
-            lambda folder: pa.fs.copy_files(path, str(folder), source_filesystem=self.filesystem),
-        )
+    def local_folder(self, stage: str, key: str, name: str) -> Path:
+        """A finished artifact's folder on this machine: itself on a local store, else a copy that is made once."""
+        return local_copy(self.address(stage, key, name))
 
     def write_json(self, path: str, content: dict[str, Any]) -> None:
         """Write a whole file or none."""

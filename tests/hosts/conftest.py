@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from models.base import cache_folder
+from models.files import cache_folder
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -8,10 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
+from openai import OpenAI
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
-from workflows.cluster import ENVIRONMENT
+from workflows.cluster import ENVIRONMENT, show_token
+from workflows.store import Artifact, Store
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +135,41 @@ def test_ctrl_c_leaves_the_job_which_is_found_again_and_stopped(command, file, a
     command("stop", "long")
     third.communicate(timeout=60)
     assert resumed >= 20
+
+
+def test_the_manifest_of_a_rayservice_serves_a_release_that_passed(address, free_port, tiny, tiny_llama, s3_uri):
+    """Its config goes to the dashboard, as KubeRay's operator sends it, and replicas copy the release themselves."""
+    store, port = Store(s3_uri), free_port()
+    store.add_folder(str(tiny_llama), "optimize", "r1", "model")
+    for stage, key, figures in (("optimize", "r1", {"openvino": "too small"}), ("evaluate", "e1", {"passed": False})):
+        store.finish(Artifact(stage, key, "tiny", {"train": "t1"}, {}, {"verdict": "no better", **figures}))
+    store.write_run({"run": "1", "started": "1", "spec": tiny, "stages": {"optimize": {"key": "r1"}}})
+    manifest = yaml.safe_load((Path(__file__).parents[2] / "clusters" / "kuberay-service.yaml").read_text())
+    config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    [application] = config["applications"]
+    args = application["args"]
+    args |= {"store": s3_uri, "serve": {**args["serve"], "cpus_per_replica": 1}}
+    config |= {"proxy_location": "HeadOnly", "http_options": {"host": "127.0.0.1", "port": port}}
+    show_token()
+    dashboard = ServeSubmissionClient(address)
+
+    def applied(**changes):
+        args.update(changes)
+        dashboard.deploy_applications(config)
+        while (now := dashboard.get_serve_details()["applications"][application["name"]])["status"] == "DEPLOYING":
+            time.sleep(0.5)
+        return now
+
+    try:
+        assert "the store has no release 'r0'; it has: r1" in applied(release="r0")["message"]
+        assert "r1 has not passed: no better" in applied(release="r1")["message"]
+        store.finish(Artifact("evaluate", "e1", "tiny", {"train": "t1"}, {}, {"passed": True}))
+        assert applied()["status"] == "RUNNING"
+        client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+        said = {"model": "tiny", "messages": [{"role": "user", "content": "1+1?"}], "max_tokens": 8}
+        assert client.chat.completions.create(**said).usage.completion_tokens > 0
+        pieces = [chunk for chunk in client.chat.completions.create(**said, stream=True) if chunk.choices]
+        assert len(pieces) > 1
+        assert httpx.get(f"http://127.0.0.1:{port}/health").json()["release"] == "r1"
+    finally:
+        dashboard.delete_applications()

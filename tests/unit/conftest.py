@@ -1,6 +1,5 @@
 """What the unit tests share: a server on a free port, a model that says something, a plain loss to compare with."""
 
-import logging
 import random
 import string
 import threading
@@ -122,25 +121,6 @@ def plain_loss_sum() -> Callable[[Any, list[Conversation]], torch.Tensor]:
         return total
 
     return loss_sum
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """An S3 server's options for a URI."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
-    server.stop()
-
-
-@pytest.fixture
-def s3_uri(s3_server: str, tmp_path: Path) -> str:
-    """A place on the server for this test alone."""
-    return f"s3://testing:testing@bucket/{tmp_path.name}{s3_server}"
 
 
 _TURNS = (

@@ -3,11 +3,14 @@
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.fs
 import pytest
 import torch
 import transformers
 
 from models.base import BaseModelError, describe, identity, known_sizes, load_model, load_tokenizer, resolve
+from models.files import open_uri
 from models.memory import MemoryEstimate, estimate_training_memory
 
 
@@ -132,3 +135,22 @@ def test_an_adapter_and_bf16_need_less_memory() -> None:
     assert estimate(adapter_rank=32).optimizer_gb == pytest.approx(2 * lora.optimizer_gb)
     assert estimate(precision="fp32").total_gb > full.total_gb
     assert full.total_gb > full.weights_gb + full.optimizer_gb + full.activations_gb
+
+
+def test_a_model_on_an_object_store_is_copied_once_as_it_is_there(
+    tiny_llama: Path, s3_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAYCONTEUR_CACHE", str(tmp_path / "cache"))
+    filesystem, path = open_uri(s3_uri)
+    filesystem.create_dir(path, recursive=True)
+    pa.fs.copy_files(str(tiny_llama), path, destination_filesystem=filesystem)
+    first = resolve(s3_uri)
+    assert first == resolve(s3_uri)
+    assert describe(first) == describe(tiny_llama)
+    before = identity(s3_uri)
+    with filesystem.open_output_stream(f"{path}/config.json") as stream:
+        stream.write((tiny_llama / "config.json").read_bytes() + b"\n")
+    assert identity(s3_uri) != before
+    assert (resolve(s3_uri) / "config.json").read_bytes().endswith(b"\n\n")
+    with pytest.raises(BaseModelError, match="Path does not exist"):
+        resolve(s3_uri.replace("?", "/nothing?"))

@@ -2,18 +2,22 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_server import S3Server
 
+from models.files import open_uri
 from workflows import store as store_module
-from workflows.pipeline import open_uri, source_files
+from workflows.pipeline import source_files
 from workflows.spec import PipelineSpec
 from workflows.store import Artifact, Store, StoreError, content_key, fingerprint
 
@@ -61,9 +65,9 @@ def test_an_artifact_exists_with_its_manifest_and_not_before(store: Store, model
 
 def test_a_folder_comes_back_whole(store: Store, model: Path, tmp_path: Path) -> None:
     store.add_folder(str(model), "train", "k1", "model")
-    local = store.local_folder("train", "k1", "model", tmp_path / "cache")
+    local = store.local_folder("train", "k1", "model")
     assert files_in(local) == files_in(model)
-    assert local == store.local_folder("train", "k1", "model", tmp_path / "cache")
+    assert local == store.local_folder("train", "k1", "model")
     again = Store(str(tmp_path / "again"))
     again.add_folder(store.path("train", "k1", "model"), "optimize", "k2", "copy", store.filesystem)
     assert files_in(tmp_path / "again" / "optimize" / "k2" / "copy") == files_in(model)
@@ -197,7 +201,7 @@ def test_on_s3_a_dead_lease_is_passed_over(s3_uri: str) -> None:
         assert "gone:1" in waited[0]
 
 
-def test_data_on_s3_is_opened_with_the_sources_own_options(s3_uri: str, s3_server: str) -> None:
+def test_data_on_s3_is_opened_with_the_sources_own_options(s3_uri: str, s3_server: S3Server) -> None:
     store = Store(s3_uri)
     for name in ("b", "a"):
         with store.filesystem.open_output_stream(f"{store.root}/data/{name}.jsonl") as stream:
@@ -255,10 +259,29 @@ def test_the_fingerprint_of_a_large_file_follows_its_ends_and_time(tmp_path: Pat
     lambda folder, s3: "s3://testing:testing@bucket/x?wrong=1",
     lambda folder, s3: f"s3://testing:testing@no-such-bucket/x{s3.replace('&allow_bucket_creation=true', '')}",
 ], ids=["scheme", "file", "option", "bucket"])  # fmt: skip
-def test_a_store_that_cannot_be_is_said(make: Callable[[Path, str], str], tmp_path: Path, s3_server: str) -> None:
+def test_a_store_that_cannot_be_is_said(
+    make: Callable[[Path, str], str], tmp_path: Path, s3_server: S3Server
+) -> None:
     (tmp_path / "a file").touch()
     with pytest.raises(
         StoreError, match=r"^store: cannot open .*give a folder or a URI such as s3://bucket/path"
     ) as e:
-        Store(make(tmp_path, s3_server))
+        Store(make(tmp_path, s3_server.options))
     assert "testing" not in str(e.value), "a secret key is shown"
+
+
+def test_a_store_that_is_away_for_a_while_is_waited_for(s3_uri: str, s3_server: S3Server) -> None:
+    """By a copy in another process as well."""
+    store = Store(s3_uri)
+    copy = pickle.loads(pickle.dumps(store.filesystem))
+    pool = ThreadPoolExecutor()
+    with s3_server.away():
+        writing, reading = pool.submit(store.finish, artifact()), pool.submit(copy.get_file_info, store.root)
+        refused = s3_server.refused
+        while s3_server.refused < refused + 4:
+            time.sleep(0.1)
+        assert not writing.done()
+        assert not reading.done()
+    writing.result(timeout=60)
+    assert reading.result(timeout=60).type == store_module.pa.fs.FileType.Directory
+    assert Store(s3_uri).find("train", "k1") == artifact()

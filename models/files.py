@@ -1,0 +1,87 @@
+"""Files on any filesystem: paths of this machine, and URIs that pyarrow opens (s3://, gs://).
+
+filesystem, path = open_uri("s3://bucket/conversations")
+folder = local_copy("s3://bucket/models/mine")
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+from filelock import FileLock
+
+# Between two tries up to 20 s pass, more with every try: about three minutes in all. While one waits, its process can
+# open no other S3 filesystem: Arrow builds a client when no other one is at work.
+_TRIES = 16
+
+
+class PatientS3(pa.fs.S3FileSystem):  # type: ignore[misc]
+    """Waits for a service that answers with errors or not at all, and tries again. So do its copies in other
+    processes, where pyarrow would forget how to.
+    """
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _patient, (pa.fs.S3FileSystem.__reduce__(self)[1][0],)
+
+
+def _patient(options: dict[str, Any]) -> PatientS3:
+    return PatientS3(**options, retry_strategy=pa.fs.AwsStandardS3RetryStrategy(max_attempts=_TRIES))
+
+
+def open_uri(uri: str, patient: bool = True) -> tuple[Any, str]:
+    """The filesystem of a path or URI, and the path on it.
+
+    One that is not patient gives up after seconds: for a person who may have misspelled the address.
+    """
+    if "://" not in uri:
+        return pa.fs.LocalFileSystem(), uri
+    filesystem, path = pa.fs.FileSystem.from_uri(uri)
+    if patient and isinstance(filesystem, pa.fs.S3FileSystem):
+        filesystem = _patient(filesystem.__reduce__()[1][0])
+    return filesystem, path
+
+
+def listing(uri: str) -> str:
+    """16 hexadecimal digits that change with the names, sizes and times of the files in a folder at a URI; empty
+    where there is none.
+    """
+    filesystem, path = open_uri(uri)
+    infos = filesystem.get_file_info(pa.fs.FileSelector(path, recursive=True, allow_not_found=True))
+    files = sorted((info.path, info.size, info.mtime_ns) for info in infos if info.type == pa.fs.FileType.File)
+    return hashlib.sha256(repr(files).encode()).hexdigest()[:16] if files else ""
+
+
+def cache_folder() -> Path:
+    """Where copies and what is made of them are kept on this machine: $RAYCONTEUR_CACHE or ~/.cache/rayconteur."""
+    return Path(os.environ.get("RAYCONTEUR_CACHE") or Path.home() / ".cache" / "rayconteur")
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, filled by `make` if it is not there: by one process of this machine, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            unfinished = folder.with_name(f"{folder.name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
+
+
+def local_copy(uri: str) -> Path:
+    """A folder on this machine with what is in the one at `uri`; raises OSError. One of this machine is itself."""
+    if "://" not in uri:
+        return Path(uri)
+    filesystem, path = open_uri(uri)
+
+    def copy(folder: Path) -> None:
+        pa.fs.copy_files(path, str(folder), source_filesystem=filesystem)
+
+    name = path.rstrip("/").rpartition("/")[2]
+    return made_once(cache_folder() / "copies" / (listing(uri) or "nothing") / name, copy)

@@ -1,0 +1,48 @@
+"""The endpoint as an application of Ray Serve's config files, which KubeRay's RayService holds.
+
+    import_path: workflows.rayservice:endpoint
+    args: {store: s3://bucket/rayconteur, release: 563cdb6db661bcfa, serve: {max_replicas: 8}}
+
+Requests come through Ray Serve's own proxies: Kubernetes asks those whether a node is there.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from workflows.deploy import application, chosen_engine
+from workflows.pipeline import GateFailed, StageFailed
+from workflows.spec import PipelineSpec
+from workflows.store import Store
+
+
+class Served(BaseModel):
+    """What to serve."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    store: str
+    """as in the pipeline file"""
+    release: str
+    """the key of a finished `optimize`"""
+    serve: dict[str, Any] = {}
+    """fields of `serve` that are to be others than in the run that made the release"""
+    force: bool = False
+    """serve a release whose scorecard did not pass"""
+
+
+def endpoint(args: Served) -> Any:
+    """The application; raises ValueError for a release that is not there, or has not passed."""
+    store = Store(args.store)
+    release = store.find("optimize", args.release)
+    made_by = [run["spec"] for run in store.runs() if run["stages"].get("optimize", {}).get("key") == args.release]
+    if release is None or not made_by:
+        known = ", ".join(artifact.key for artifact in store.all_of("optimize")) or "none"
+        raise StageFailed(f"args.release: the store has no release {args.release!r}; it has: {known}")
+    cards = [card for card in store.all_of("evaluate") if card.inputs["train"] == release.inputs["train"]]
+    if not args.force and not (cards and cards[-1].figures["passed"]):
+        why = cards[-1].figures["verdict"] if cards else "it was never evaluated"
+        raise GateFailed(f"args.release: {args.release} has not passed: {why}; force: true serves it all the same")
+    spec = PipelineSpec.model_validate({**made_by[-1], "serve": {**made_by[-1]["serve"], **args.serve}})
+    engine, _ = chosen_engine(spec.serve, release)
+    return application(spec, store, release, engine, behind_proxy=True)
