@@ -20,6 +20,9 @@ _SPIKE_WINDOW = 32
 _LEAST_BEFORE_SPIKE = 8
 _SECONDS_BETWEEN_NOTICES = 5.0
 
+# Of a checkpoint's metrics: how long each worker computed its share of the held-out loss, without the others.
+SECONDS_EACH = "seconds_each"
+
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -136,9 +139,10 @@ def fit(
             noticed, left = time.monotonic(), leaving()
             due = due or left
         if due:
-            measured = {f"held_out_{name}": value for name, value in measure(engine, held_out).items()}
+            means, seconds = measure(engine, held_out)
+            measured = {f"held_out_{name}": value for name, value in means.items()}
             metrics = {"step": done, "loss": loss, "tokens_per_second": rate, "num_tokens": num_tokens}
-            on_checkpoint(done, {**metrics, "skipped_steps": len(worst), **measured})
+            on_checkpoint(done, {**metrics, "skipped_steps": len(worst), **measured, SECONDS_EACH: seconds})
 
 
 def _accumulate(
@@ -191,13 +195,20 @@ def _diverged(step: int, why_not: str, worst: list[list[int]], settings: FitSett
     )
 
 
-def measure(engine: TrainingEngine, batches: Sequence[PackedBatch]) -> Sums:
-    """Mean loss and figures over all workers' batches; every worker must bring equally many (ZeRO-3 counts)."""
+def measure(engine: TrainingEngine, batches: Sequence[PackedBatch]) -> tuple[Sums, list[float]]:
+    """Mean loss and figures over all workers' batches, and how many seconds each worker took for its own.
+
+    Every worker must bring equally many (ZeRO-3 counts; there they wait for each other, and take the same time).
+    """
     sums: Sums = {}
+    began = time.monotonic()
     for batch in batches:
         _add(sums, engine.measure(batch.to(engine.device)))
-    *totals, weight = engine.total([*sums.values(), float(sum(batch.weight for batch in batches))])
-    return {name: total / weight for name, total in zip(sums, totals, strict=True)}
+    seconds = [0.0] * engine.num_workers
+    seconds[engine.rank] = time.monotonic() - began
+    totals = engine.total([*sums.values(), float(sum(batch.weight for batch in batches)), *seconds])
+    weight = totals[len(sums)]
+    return {name: total / weight for name, total in zip(sums, totals, strict=False)}, totals[len(sums) + 1 :]
 
 
 def _add(sums: Sums, more: Sums) -> None:

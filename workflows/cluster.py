@@ -5,6 +5,7 @@ with connect(spec.cluster):
 """
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -174,6 +175,8 @@ def root_cause(error: BaseException) -> BaseException:
 def innermost(error: BaseException) -> str:
     """What went wrong first, in words."""
     cause = root_cause(error)
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{cause}; make room there, and the same command goes on from here"
     if isinstance(cause, ValueError):
         return _RETRIED.sub("", str(cause))
     lines = str(cause).strip().splitlines()
@@ -207,19 +210,22 @@ class Board:
     def __init__(self) -> None:
         self._counters: dict[str, float] = {}
         self._latest: dict[str, Any] = {}
+        self._notes: list[str] = []
 
     def add(self, **counters: float) -> None:
         """Count further items done."""
         for name, value in counters.items():
             self._counters[name] = self._counters.get(name, 0) + value
 
-    def post(self, **values: Any) -> None:
-        """Replace values of the moment."""
+    def post(self, note: str = "", **values: Any) -> None:
+        """Replace values of the moment; a note is a line that stays."""
         self._latest.update(values)
+        self._notes += [note] if note else []
 
-    def read(self) -> dict[str, Any]:
-        """Counters and latest values together."""
-        return {**self._counters, **self._latest}
+    def read(self) -> tuple[dict[str, Any], list[str]]:
+        """Counters and latest values together; the notes since it was read last."""
+        notes, self._notes = self._notes, []
+        return {**self._counters, **self._latest}, notes
 
 
 @contextlib.contextmanager
@@ -235,7 +241,9 @@ def watching(progress: Progress, unit: str, total: float | None = None) -> Itera
     began = time.monotonic()
 
     def show() -> None:
-        values = ray.get(board.read.remote())
+        values, notes = ray.get(board.read.remote())
+        for note in notes:
+            progress.note(note)
         if values:
             if "tokens" in values:
                 values["tokens_per_second"] = values["tokens"] / (time.monotonic() - began)

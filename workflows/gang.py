@@ -28,7 +28,7 @@ from ray.train import UserCallback
 from models.snapshot import Write
 from workflows.cluster import innermost, worker_environment
 from workflows.desk import Desk, News, Order, Taken
-from workflows.recovery import is_out_of_memory, settle, settled
+from workflows.recovery import is_out_of_memory, said_of, settle, settled
 from workflows.room import worker_resources
 from workflows.spec import PipelineSpec
 from workflows.store import Store
@@ -55,8 +55,7 @@ class _AfterLoss(UserCallback):  # type: ignore[misc]
         self._desk = desk
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        reasons = [f"worker {rank}: {innermost(error)}" for rank, error in sorted(worker_exceptions.items())]
-        folder = ray.get(self._desk.lose.remote("; ".join(reasons)))
+        folder = ray.get(self._desk.lose.remote(said_of(worker_exceptions)))
         if folder is not None and any(is_out_of_memory(error) for error in worker_exceptions.values()):
             store = Store(self._store_uri)
             settle(store, folder, cut=2 * settled(store, folder).get("cut", 1))

@@ -5,6 +5,7 @@
 Nothing here imports Ray or torch: an up-to-date run says so at once.
 """
 
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -307,7 +308,9 @@ def run_stages(
     finally:
         if ran:
             record["ended"] = _now()
-            store.write_run(record)
+            # What went wrong is told, also where a store that is full or away takes no record of it.
+            with contextlib.suppress(OSError) if record["status"] != "finished" else contextlib.nullcontext():
+                store.write_run(record)
     return done
 
 

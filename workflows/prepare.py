@@ -167,7 +167,8 @@ def _encode_lines(
             row |= {"split": QUARANTINE, "reason": str(error), "messages": excerpt}
         rows.append(row)
     good = sum(row["split"] != QUARANTINE for row in rows)
-    board.add.remote(conversations=good, set_aside=len(rows) - good, tokens=sum(row["num_tokens"] for row in rows))
+    tokens = sum(row["num_tokens"] for row in rows)
+    board.add.remote(done=len(rows), conversations=good, set_aside=len(rows) - good, tokens=tokens)
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 

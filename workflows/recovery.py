@@ -1,19 +1,25 @@
 """What training does about lost workers: hanging ones are ended, and memory that ran out is asked for in halves."""
 
+import math
 import os
+import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray.exceptions
+import ray.util
 import torch
 from ray.train import UserCallback
 
-from workflows.cluster import root_cause
+from workflows.cluster import innermost, root_cause
 from workflows.store import Store
 
 _SETTLED = "settled.json"
+# A worker that takes so many times as long as the others, and so many seconds, is told of.
+_SLOW_FACTOR = 2.0
+_SLOW_SECONDS = 1.0
 # What torch's CPU allocator raises, and what Ray says of an actor that its memory monitor has ended.
 _SAY_OUT_OF_MEMORY = ("can't allocate memory", "running low on memory")
 _OUT_OF_MEMORY = (torch.OutOfMemoryError, ray.exceptions.OutOfMemoryError, MemoryError)
@@ -47,6 +53,28 @@ class Watchdog:
                 os._exit(1)
 
 
+class Slowest:
+    """Finds the worker that holds the others up; all workers of a group ask it together."""
+
+    def __init__(self) -> None:
+        self._said: set[int] = set()
+
+    def of(self, seconds: Sequence[float]) -> str:
+        """`seconds` that each worker took for the same: what is to be said, once of each; empty if nothing is."""
+        slow = max(range(len(seconds)), key=lambda rank: seconds[rank])
+        others = [taken for rank, taken in enumerate(seconds) if rank != slow]
+        usual = statistics.median(others) if others else math.inf
+        if seconds[slow] < max(_SLOW_FACTOR * usual, _SLOW_SECONDS) or slow in self._said:
+            return ""
+        self._said.add(slow)
+        machines: list[Any] = [None] * len(seconds)
+        torch.distributed.all_gather_object(machines, ray.util.get_node_ip_address())
+        return (
+            f"worker {slow}, on {machines[slow]}, took {seconds[slow] / usual:.1f} times as long as others for the "
+            "same, and all wait for it: see what else runs there, or do without that machine"
+        )
+
+
 class AfterFailure(UserCallback):  # type: ignore[misc]
     """Told by Ray Train's controller of a failure, before it starts the workers again from the last checkpoint."""
 
@@ -58,9 +86,15 @@ class AfterFailure(UserCallback):  # type: ignore[misc]
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Where memory ran out, cut micro-batches into twice as many parts; a step still reads the same."""
         self._board.add.remote(lost_workers=len(worker_exceptions))
+        self._board.post.remote(note=f"train: {said_of(worker_exceptions)}")
         if any(is_out_of_memory(error) for error in worker_exceptions.values()):
             store = Store(self._store_uri)
             settle(store, self._run_folder, cut=2 * settled(store, self._run_folder).get("cut", 1))
+
+
+def said_of(worker_exceptions: dict[int, Exception]) -> str:
+    """What went wrong in which workers, without Ray's frames around it."""
+    return "; ".join(f"worker {rank}: {innermost(error)}" for rank, error in sorted(worker_exceptions.items()))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ While it runs, `run/` holds the last and the best checkpoint: the same command g
 """
 
 import contextlib
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -28,7 +29,7 @@ from workflows.cluster import Workers, check_fits, innermost, watching, worker_e
 from workflows.curves import check_mlflow, log_to_mlflow, write_curves
 from workflows.history import HISTORY, Record
 from workflows.pipeline import Context, StageFailed
-from workflows.recovery import AfterFailure
+from workflows.recovery import AfterFailure, said_of
 from workflows.room import worker_resources
 from workflows.search import read_search, trial_folder
 from workflows.spec import PipelineSpec
@@ -50,6 +51,7 @@ def run(context: Context) -> dict[str, Any]:
         check_build_tools()
     check_mlflow()
     folder = store.path("train", context.key)
+    _clear_unfinished(store, context.key)
     elastic = isinstance(train.num_workers, list)
     # A worker that is stopped as a whole cannot watch itself: Ray asks it, and waits as long.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.hang_minutes * 60)
@@ -143,6 +145,14 @@ def _keep_history(context: Context, path: str) -> None:
     log_to_mlflow(context.spec.name, key, {"train": context.spec.train.model_dump()}, lines)
 
 
+def _clear_unfinished(store: Store, key: str) -> None:
+    """Let go of checkpoints that an earlier start had begun to write, and of which Ray Train has no note."""
+    known = store.read_json(store.path("train", key, "run", "checkpoint_manager_snapshot.json"))
+    for info in store.folders("train", key, "run"):
+        if info.base_name.startswith("checkpoint_") and info.base_name not in json.dumps(known):
+            store.remove(info.path)
+
+
 def tidy(context: Context) -> None:
     """Once the artifact is whole: let go of the checkpoints that it was taken from."""
     context.store.remove(context.store.path("train", context.key, "run"))
@@ -151,8 +161,7 @@ def tidy(context: Context) -> None:
 def _reason(error: BaseException) -> str:
     """What went wrong in the workers, without Ray's frames around it."""
     failures = getattr(error, "worker_failures", None) or {}
-    causes = [f"worker {rank}: {innermost(cause)}" for rank, cause in sorted(failures.items())]
-    return f"train: {'; '.join(causes) or innermost(error)}"
+    return f"train: {said_of(failures) or innermost(error)}"
 
 
 def _work(config: dict[str, Any]) -> str | None:

@@ -20,7 +20,7 @@ from models.base import resolve
 from models.batch_size import default_limit_gb, forget_peak, largest_batch, peak_gb
 from models.deepspeed_engine import DeepSpeedEngine
 from models.engine import MODEL_FOLDER
-from models.fit import FitSettings, TrainingDiverged, fit, held_out_batches, measure
+from models.fit import SECONDS_EACH, FitSettings, TrainingDiverged, fit, held_out_batches, measure
 from models.fit import Progress as StepProgress
 from models.flops import StepOperations, matrix_product_rate
 from models.liger import use_liger
@@ -33,7 +33,7 @@ from models.snapshot import Write
 from workflows.corpus import open_examples
 from workflows.history import HISTORY, Record, shown
 from workflows.pipeline import num_steps, source_files, step_plan
-from workflows.recovery import Watchdog, settle, settled
+from workflows.recovery import Slowest, Watchdog, settle, settled
 from workflows.spec import PipelineSpec
 from workflows.spec_train import ObjectiveSpec, TrainSpec
 from workflows.store import Store
@@ -124,7 +124,8 @@ class TrainWorker:
                 "precision": precision,
             }
             if job.only_measure:
-                found = {f"held_out_{name}": value for name, value in measure(engine, measured).items()}
+                means, _ = measure(engine, measured)
+                found = {f"held_out_{name}": value for name, value in means.items()}
                 on_checkpoint({"step": start_step, **found, **extra}, lambda folder: None)
                 engine.close()
                 return
@@ -132,7 +133,7 @@ class TrainWorker:
             operations = StepOperations(engine.model)
             settings = _settings(train, plan)
             tokenizer = self._bases.tokenizer(resolve(spec.base_model))
-            ended = time.monotonic()
+            ended, slowest = time.monotonic(), Slowest()
 
             def on_step(progress: StepProgress) -> None:
                 nonlocal ended, seconds
@@ -159,6 +160,8 @@ class TrainWorker:
 
                 nonlocal ended
                 watchdog.alive()
+                if (slow := slowest.of(metrics.pop(SECONDS_EACH))) and rank == 0:
+                    post(note=f"train: {slow}")
                 if rank == 0:
                     post(held_out_loss=round(metrics["held_out_loss"], 4))
                 held = {"peak_memory_gb": round(peak_gb(), 2), "seconds": seconds}

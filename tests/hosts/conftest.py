@@ -25,7 +25,9 @@ class Hosts:
         self.shared = shared
         cache = cache_folder()  # with DeepSpeed's operator: hosts that compile it all at once take minutes
         cache.mkdir(parents=True, exist_ok=True)
-        self._settings = f"RAYCONTEUR_CACHE={cache}"
+        self._cache = cache
+        self.settings = f"RAYCONTEUR_CACHE={cache}"
+        """environment variables of all commands"""
         self._environment = {
             **os.environ,
             "VENV": sys.prefix,
@@ -43,12 +45,18 @@ class Hosts:
 
     def sh(self, host: str, command: str) -> str:
         """What a command prints on a host."""
-        return self.call("sh", host, f"{self._settings} {command}")
+        return self.call("sh", host, f"{self.settings} {command}")
+
+    def own_caches(self, hosts: tuple[str, ...]) -> None:
+        """Give each of these hosts a cache that no other one sees, with DeepSpeed's operator alone."""
+        for host in hosts:
+            self.sh(host, f"bash -c 'mkdir -p cache && cp -a {self._cache}/operators cache'")
+        self.settings = "RAYCONTEUR_CACHE=/root/cache"
 
     def begin(self, host: str, command: str, output: Path) -> subprocess.Popen[bytes]:
         """Start a command on a host; it writes into a file."""
         return subprocess.Popen(
-            [self._script, "sh", host, f"{self._settings} {command}"],
+            [self._script, "sh", host, f"{self.settings} {command}"],
             env=self._environment, stdout=output.open("wb"), stderr=subprocess.STDOUT,
         )  # fmt: skip
 

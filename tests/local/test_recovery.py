@@ -1,6 +1,7 @@
 """Workers are killed, stopped, refused memory: training goes on with the losses of an undisturbed run."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from workflows.pipeline import StageFailed
 
 
 @pytest.fixture
@@ -146,3 +149,43 @@ def test_a_process_in_which_nothing_happens_ends_itself():
     )
     assert done.returncode == 1
     assert done.stdout.split() == ["alive", "hung"]
+
+
+def test_a_worker_that_holds_the_others_up_is_named(run, pipeline, capfd):
+    def slow_down(worker):
+        until = time.monotonic() + 25
+        while time.monotonic() < until and worker.is_running():
+            worker.send_signal(signal.SIGSTOP)
+            time.sleep(0.9)
+            worker.send_signal(signal.SIGCONT)
+            time.sleep(0.1)
+
+    with Disturbance(lambda: between_checkpoints(pipeline["store"]), slow_down) as slowing:
+        run("train", pipeline)
+    assert slowing.happened
+    said = [line for line in capfd.readouterr().out.splitlines() if "times as long as others for the same" in line]
+    assert len(said) in (1, 2)  # afterwards the other one may be slow for a moment
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB; a function that makes it larger."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: mounts a small file system")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], check=True)
+    yield folder, lambda: subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_said_and_the_same_command_goes_on_when_there_is_room(run, tiny, small_disk):
+    folder, make_room = small_disk
+    tiny |= {"store": str(folder / "store")}
+    tiny["train"] |= {"epochs": 8, "checkpoint_every_steps": 10, "max_failures": 0}
+    with pytest.raises(StageFailed, match=r"worker \d: .*No space left.*make room there, and the same command"):
+        run("train", tiny)
+    make_room()
+    done, store = run("train", tiny)
+    assert done["train"].figures["resumed_from_step"] >= 10
+    assert store.runs()[-1]["status"] == "finished"

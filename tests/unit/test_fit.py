@@ -276,11 +276,11 @@ def test_the_measure_is_over_all_targets(
     with torch.no_grad():
         total = float(plain_loss_sum(load_model(tiny_llama, torch.float32), token_rows))
     targets = sum(sum(supervised[1:]) for _, supervised in token_rows)
-    assert measure(engine_of(tiny_llama), batches)["loss"] == pytest.approx(total / targets, rel=1e-5)
+    assert measure(engine_of(tiny_llama), batches)[0]["loss"] == pytest.approx(total / targets, rel=1e-5)
 
 
 def test_the_held_out_loss_is_measured_without_dropout(tiny_llama: Path, sums: list[Conversation]) -> None:
     engine = engine_of(tiny_llama, dropout=0.5)
     train(engine, sums, settings(3))
-    assert measure(engine, [pack(sums)]) == measure(engine, [pack(sums)])
+    assert measure(engine, [pack(sums)])[0] == measure(engine, [pack(sums)])[0]
     assert engine.model.training
