@@ -154,7 +154,7 @@ def main() -> None:
         for side in ("us", "peer"):
             with tempfile.TemporaryDirectory() as folder, Progress() as progress:
                 spec = pipeline(kind, folder, arguments.trials)
-                done = run_stages(spec, Store(folder), progress, "prepare", connect=lambda: None)
+                done = run_stages(spec, Store(folder), progress, "prepare", connect=lambda stages: None)
                 costs[side] = one(side, spec, {"prepare": done["prepare"].key}, arguments.trials)
                 print(f"{kind} {side}: {costs[side]} s", flush=True)
         medians = {side: round(statistics.median(found[1:]), 2) for side, found in costs.items()}

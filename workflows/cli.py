@@ -8,6 +8,7 @@ import contextlib
 import json
 import signal
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -240,10 +241,11 @@ class _LazyConnection:
     def is_open(self) -> bool:
         return self._connection is not None
 
-    def open(self) -> None:
+    def open(self, stages: Sequence[str]) -> None:
+        """Connect, and see whether the cluster has room for these stages; raises ClusterError."""
         if self._connection is not None:
             return
-        from workflows.cluster import Connection
+        from workflows.cluster import Connection, check_fits
 
         self._connection = Connection(self._spec.cluster)
         self._connection.open()
@@ -251,6 +253,7 @@ class _LazyConnection:
             from workflows.reach import check_reach
 
             check_reach(self._spec, self._store)
+        check_fits(self._spec, stages)
 
     def close(self) -> None:
         if self._connection is not None:
@@ -272,7 +275,7 @@ def _serve(
     endpoint = deployment.living_endpoint(spec, store, done["optimize"].key)
     already = endpoint is not None
     if endpoint is None:
-        connection.open()
+        connection.open(["deploy"])
         endpoint = deployment.deploy(spec, store, done, progress)
     else:
         progress.finish("deploy", endpoint.figures, word="up to date")

@@ -110,11 +110,10 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
 
     from serve.front import Endpoint
     from serve.front_actor import run_endpoint
-    from workflows.cluster import Workers, check_fits
+    from workflows.cluster import check_fits
 
     serve, release, url = spec.serve, done["optimize"], url_of(spec.serve)
-    asked = max(1, serve.min_replicas), serve.cpus_per_replica, serve.gpus_per_replica
-    check_fits(spec.cluster, progress, Workers("serve.min_replicas", *asked))
+    check_fits(spec, ["deploy"], progress)
     engine, reason = chosen_engine(serve, release)
     progress.start("deploy", f"release {release.key} to {url} (Ray Serve); engine {engine}: {reason}")
     started, began = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()

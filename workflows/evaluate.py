@@ -19,7 +19,7 @@ import ray.data
 
 from models.chat import Message, check_messages
 from models.files import open_uri
-from workflows.cluster import Workers, check_fits, watching, worker_environment
+from workflows.cluster import check_fits, watching, worker_environment
 from workflows.pipeline import Context, StageFailed
 from workflows.spec import GateSpec
 from workflows.store import Store
@@ -41,8 +41,7 @@ _SCHEMA = pa.schema(
 def run(context: Context) -> dict[str, Any]:
     """Score and reply with both models on the cluster's workers; returns the scorecard's figures."""
     evaluate = context.spec.evaluate
-    each = evaluate.cpus_per_worker, evaluate.gpus_per_worker
-    check_fits(context.spec.cluster, context.progress, Workers("evaluate.num_workers", evaluate.num_workers, *each))
+    check_fits(context.spec, ["evaluate"], context.progress)
     corpus_key = context.inputs["prepare"].key
     path = context.store.path("prepare", corpus_key, "corpus", "split=held_out")
     questions = read_questions(evaluate.questions) if evaluate.questions else []

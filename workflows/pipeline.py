@@ -263,10 +263,11 @@ def run_stages(
     store: Store,
     progress: Progress,
     last: str,
-    connect: Callable[[], None],
+    connect: Callable[[Sequence[str]], None],
     force: bool = False,
 ) -> dict[str, Artifact]:
-    """Bring every stage up to and including `last` up to date; `connect()` is called before the first that runs.
+    """Bring every stage up to and including `last` up to date. Before the first that runs,
+    `connect(stages)` is called with the names of all that will.
 
     Returns the artifacts by stage. Raises StageFailed; GateFailed after an evaluation that did not pass, unless
     `force`, if a stage after it was asked for.
@@ -290,7 +291,8 @@ def run_stages(
                 if record["status"] != "running":
                     record["status"] = "running"
                     store.write_run(record)
-                connect()
+                to_run = [other.stage.name for other in states if other.artifact is None]
+                connect([name for name in (*to_run, "deploy") if name in wanted])
                 artifact = _run_stage(state, spec, store, progress, done)
             else:
                 progress.finish(state.stage.name, artifact.figures, word="up to date")

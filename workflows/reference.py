@@ -16,7 +16,7 @@ import pyarrow.dataset
 import pyarrow.parquet
 import ray.data
 
-from workflows.cluster import Workers, check_fits, watching, worker_environment
+from workflows.cluster import check_fits, watching, worker_environment
 from workflows.pipeline import Context, StageFailed
 from workflows.spec import PipelineSpec
 from workflows.spec_train import AUTO_TOKENS, DistillRepliesSpec, DistillSpec, TeacherSpec
@@ -50,8 +50,7 @@ _SCHEMAS = {
 def run(context: Context) -> dict[str, Any]:
     """Compute the values of all rows on the cluster's workers; returns how many there are."""
     spec, store, train = context.spec, context.store, context.spec.train
-    workers = Workers("train.num_workers", train.fewest_workers, train.cpus_per_worker, train.gpus_per_worker)
-    check_fits(context.spec.cluster, context.progress, workers)
+    check_fits(spec, ["reference"], context.progress)
     _check_model(spec)
     store.clear("reference", context.key)
     corpus = context.inputs["prepare"].figures

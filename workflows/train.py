@@ -25,7 +25,7 @@ import ray.train.torch
 from models.engine import MODEL_FOLDER
 from models.operator import check_build_tools
 from models.snapshot import Write
-from workflows.cluster import Workers, check_fits, innermost, watching, worker_environment
+from workflows.cluster import check_fits, innermost, watching, worker_environment
 from workflows.curves import check_mlflow, log_to_mlflow, write_curves
 from workflows.history import HISTORY, Record
 from workflows.pipeline import Context, StageFailed
@@ -45,8 +45,7 @@ def run(context: Context) -> dict[str, Any]:
     if "tune" in context.inputs:
         return _take_winner(context)
     spec, store, train = context.spec, context.store, context.spec.train
-    workers = Workers("train.num_workers", train.fewest_workers, train.cpus_per_worker, train.gpus_per_worker)
-    check_fits(spec.cluster, context.progress, workers)
+    check_fits(spec, ["train"], context.progress)
     if not train.gpus_per_worker:
         check_build_tools()
     check_mlflow()

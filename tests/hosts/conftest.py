@@ -77,11 +77,11 @@ class Hosts:
             time.sleep(0.2)
         raise AssertionError(f"{what}: not within {seconds} s; the last events: {self.events(output)[-3:]}")
 
-    def start_ray(self, host: str) -> None:
-        """The head, with no CPU to work with, or a worker with one."""
+    def start_ray(self, host: str, cpus: int = 1, gpus: int = 0) -> None:
+        """The head, with no CPU to work with, or a worker; its GPUs are made up."""
         here = f"--node-ip-address 198.18.7.{10 + int(host[1:])}"
         head = "--head --num-cpus 0 --dashboard-host 0.0.0.0"
-        to = head if host == "h1" else "--address 198.18.7.11:6379 --num-cpus 1"
+        to = head if host == "h1" else f"--address 198.18.7.11:6379 --num-cpus {cpus} --num-gpus {gpus}"
         settings = "RAY_worker_niceness=0 RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.5"
         self.sh(host, f"{settings} ray start {to} {here} --object-store-memory 200000000")
 

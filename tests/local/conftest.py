@@ -53,7 +53,7 @@ def run(cluster: None) -> Callable[..., tuple[dict[str, Artifact], Store]]:
         spec = PipelineSpec.model_validate(values)
         store = Store(spec.store)
         with Progress() as progress:
-            return run_stages(spec, store, progress, last, connect=lambda: None), store
+            return run_stages(spec, store, progress, last, connect=lambda stages: None), store
 
     return run_to
 

@@ -83,3 +83,13 @@ def test_a_killed_run_goes_on_and_a_finished_one_is_not_repeated(command, pipeli
     )
     assert "interrupted" in listed.stdout
     assert "finished" in listed.stdout
+
+
+def test_gpus_that_are_not_there_are_said_before_anything_is_done(command, tiny, tmp_path):
+    file = tmp_path / "p.yaml"
+    file.write_text(yaml.safe_dump({**tiny, "train": {**tiny["train"], "gpus_per_worker": 1, "precision": "bf16"}}))
+    process = command.start("run", file)
+    [event] = command.events(process)
+    assert process.wait() == 1
+    assert event["event"] == "error"
+    assert "train.num_workers: 2 workers with 1 GPUs each need 2, the cluster has 0" in event["text"]

@@ -1,7 +1,7 @@
 """What is up to date, what runs and why, and what it will need; all without Ray."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +241,7 @@ def test_questions_are_known_by_their_content(
     assert list(reasons(asking, store).values()) == ["", "", "changed: evaluate.questions", ""]
 
 
-def connected() -> None:
+def connected(stages: Sequence[str]) -> None:
     pytest.fail("nothing has to run, and yet a cluster was asked for")
 
 
@@ -278,7 +278,7 @@ def test_a_failed_gate_stops_what_comes_after_it(spec_with: Callable[..., Pipeli
 def test_a_cluster_that_cannot_be_reached_is_a_failed_run(
     spec_with: Callable[..., PipelineSpec], store: Store
 ) -> None:
-    def connect() -> None:
+    def connect(stages: Sequence[str]) -> None:
         [record] = store.runs()
         assert (record["status"], record["ended"]) == ("running", None)
         raise StageFailed("cluster.address: nobody there")
