@@ -1,4 +1,4 @@
-"""Where the stages put their work, on a cluster with one machine that has a GPU; it is made up, and nothing uses it."""
+"""Where the stages put their work on a cluster with a GPU on one machine; it is made up, and nothing uses it."""
 
 import json
 

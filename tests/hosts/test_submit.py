@@ -49,8 +49,15 @@ def test_from_a_laptop_to_an_endpoint_and_back_to_none(launched, sums_file, tiny
     assert nodes(launched) == {"198.18.7.11"}
 
     began = time.monotonic()
+    left, attached = launched.shared / "left", launched.shared / "attached"
+    assert launched.begin("h0", f"timeout -s INT 40 rayconteur submit {file} --json", left).wait(timeout=100) == 124
+    assert "goes on; rayconteur attach" in launched.events(left)[-1]["text"]
     submitted = launched.begin("h0", f"rayconteur submit {file} --json", output)
+    attaching = launched.begin("h0", "rayconteur attach tiny --json", attached)
     assert submitted.wait(timeout=1500) == 0, output.read_text()[-3000:]
+    assert attaching.wait(timeout=60) == 0
+    assert [launched.events(file)[0]["new"] for file in (left, output)] == [True, False]
+    assert launched.events(attached)[-1] == launched.events(output)[-1]
     print(f"submitted and served after {time.monotonic() - began:.0f} s")
     events = launched.events(output)
     done = [event["stage"] for event in events if event["event"] == "done"]
