@@ -102,7 +102,7 @@ class Load:
             vanishes = self.vanishing and draw.random() < 0.5
             try:
                 outcome = await self._ask(client, body, draw.uniform(0.05, 1.0) if vanishes else None)
-            except (aiohttp.ClientError, ConnectionError, asyncio.TimeoutError) as error:
+            except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
                 outcome = "lost"
                 self.problems.append(repr(error))
             self.outcomes[outcome] += 1

@@ -134,7 +134,7 @@ class SharedLimits(Limits):
             self._actor = self._actor or ray_serve.get_deployment_actor(_LIMITS)
             asked = self._actor.take.remote(name, per_minute, amount)
             taken: Taken = await asyncio.wait_for(asked, _SHARED_LIMITS_S)
-        except (ValueError, ray.exceptions.RayError, asyncio.TimeoutError) as error:
+        except (TimeoutError, ValueError, ray.exceptions.RayError) as error:
             self._actor = None
             logger.warning("limits are counted by this replica alone: %r", error)
             return await super().take(name, per_minute, amount)

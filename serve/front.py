@@ -126,7 +126,7 @@ class Front:
                 return answer
         try:
             body = await asyncio.wait_for(request.read(), _BODY_SECONDS)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise ApiError(408, f"The request body did not come in {_BODY_SECONDS:g} seconds.") from None
         deadline = asyncio.get_running_loop().time() + self._max_seconds
         tries = 0

@@ -66,7 +66,7 @@ class FrontActor:
             except BaseException:
                 responses.cancel()  # nobody waits for it any more, or it may not have been claimed
                 raise
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise ApiError(504, "No replica had room for this request in time.", code="deadline_exceeded") from None
         except BackPressureError:
             raise ApiError(

@@ -16,7 +16,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -57,7 +57,7 @@ def make_key(
         sha256=_hash(secret.encode()),
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return secret, key
 

@@ -3,9 +3,11 @@
 import ast
 import subprocess
 import sys
+from importlib.metadata import distributions, metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from workflows.pipeline import STAGE_NAMES
 from workflows.spec_file import read_spec
@@ -140,3 +142,15 @@ def test_the_readme_names_every_file_of_the_house() -> None:
         for file in (ROOT / folder).glob("*.py"):
             if not file.name.startswith("__"):
                 assert file.name in readme, file
+
+
+def test_the_pinned_packages_install_on_every_python_that_is_let_in() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.partition("==")[0] for line in lines if "==" in line and not line.startswith("#")}
+    asked = SpecifierSet(metadata("rayconteur")["Requires-Python"])
+    let_in = [version for version in (f"3.{minor}.5" for minor in range(8, 20)) if asked.contains(version)]
+    assert let_in
+    for distribution in distributions():
+        needs = distribution.metadata["Requires-Python"]
+        if distribution.metadata["Name"] in pinned and needs:
+            assert all(SpecifierSet(needs).contains(version) for version in let_in), distribution.metadata["Name"]

@@ -10,7 +10,7 @@ import contextlib
 import importlib.util
 import time
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -116,7 +116,7 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
     check_fits(spec, ["deploy"], progress)
     engine, reason = chosen_engine(serve, release)
     progress.start("deploy", f"release {release.key} to {url} (Ray Serve); engine {engine}: {reason}")
-    started, began = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
+    started, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     app = application(spec, store, release, engine, surge=_has_room_for_one_more(serve))
     endpoint = Endpoint(model_name(spec), release.key)
     try:

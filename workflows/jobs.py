@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -329,4 +329,4 @@ def _first_line(error: Exception) -> str:
 def _time(milliseconds: int | None) -> str | None:
     if not milliseconds:
         return None
-    return datetime.fromtimestamp(milliseconds / 1000, timezone.utc).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
