@@ -182,7 +182,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_said_and_the_same_command_goes_on_when_there_is_room(run, tiny, small_disk):
     folder, make_room = small_disk
     tiny |= {"store": str(folder / "store")}
-    tiny["train"] |= {"epochs": 8, "checkpoint_every_steps": 10, "max_failures": 0}
+    tiny["train"] |= {"epochs": 8, "checkpoint_every_steps": 10, "max_failures": 0, "num_workers": 1}
     with pytest.raises(StageFailed, match=r"worker \d: .*No space left.*make room there, and the same command"):
         run("train", tiny)
     make_room()
