@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.chat import ensure_chat_template
-from models.files import cache_folder, listing, local_copy, made_once
+from models.files import cache_folder, listing, local_copy, made_once, open_uri
 
 if TYPE_CHECKING:
     import torch  # at run time only inside functions: `plan` and an up-to-date `run` answer without it
@@ -41,7 +41,7 @@ def identity(name: str) -> str:
     if name.startswith("random:"):
         return f"{name}@1"
     if "://" in name:
-        return f"remote:{listing(name)}"
+        return f"remote:{listing(*open_uri(name))}"
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return name

@@ -46,11 +46,10 @@ def open_uri(uri: str, patient: bool = True) -> tuple[Any, str]:
     return filesystem, path
 
 
-def listing(uri: str) -> str:
-    """16 hexadecimal digits that change with the names, sizes and times of the files in a folder at a URI; empty
-    where there is none.
+def listing(filesystem: Any, path: str) -> str:
+    """16 hexadecimal digits that change with the names, sizes and times of the files in a folder; empty where there
+    is none.
     """
-    filesystem, path = open_uri(uri)
     infos = filesystem.get_file_info(pa.fs.FileSelector(path, recursive=True, allow_not_found=True))
     files = sorted((info.path, info.size, info.mtime_ns) for info in infos if info.type == pa.fs.FileType.File)
     return hashlib.sha256(repr(files).encode()).hexdigest()[:16] if files else ""
@@ -84,4 +83,4 @@ def local_copy(uri: str) -> Path:
         pa.fs.copy_files(path, str(folder), source_filesystem=filesystem)
 
     name = path.rstrip("/").rpartition("/")[2]
-    return made_once(cache_folder() / "copies" / (listing(uri) or "nothing") / name, copy)
+    return made_once(cache_folder() / "copies" / (listing(filesystem, path) or "nothing") / name, copy)

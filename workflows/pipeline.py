@@ -281,6 +281,8 @@ def run_stages(
             else f"train.objective: {spec.train.objective.name} needs no {last} values; there is no such stage"
         )
     record = _run_record(spec, last)
+    not_done = [state.stage.name for state in states if state.artifact is None]
+    to_run = [name for name in (*not_done, "deploy") if name in wanted]
     done: dict[str, Artifact] = {}
     try:
         for state in states:
@@ -291,8 +293,7 @@ def run_stages(
                 if record["status"] != "running":
                     record["status"] = "running"
                     store.write_run(record)
-                to_run = [other.stage.name for other in states if other.artifact is None]
-                connect([name for name in (*to_run, "deploy") if name in wanted])
+                connect(to_run)
                 artifact = _run_stage(state, spec, store, progress, done)
             else:
                 progress.finish(state.stage.name, artifact.figures, word="up to date")

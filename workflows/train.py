@@ -146,9 +146,9 @@ def _keep_history(context: Context, path: str) -> None:
 
 def _clear_unfinished(store: Store, key: str) -> None:
     """Let go of checkpoints that an earlier start had begun to write, and of which Ray Train has no note."""
-    known = store.read_json(store.path("train", key, "run", "checkpoint_manager_snapshot.json"))
+    known = json.dumps(store.read_json(store.path("train", key, "run", "checkpoint_manager_snapshot.json")))
     for info in store.folders("train", key, "run"):
-        if info.base_name.startswith("checkpoint_") and info.base_name not in json.dumps(known):
+        if info.base_name.startswith("checkpoint_") and info.base_name not in known:
             store.remove(info.path)
 
 
