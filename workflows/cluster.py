@@ -167,7 +167,9 @@ def worker_environment(threads: float, gpus: float) -> dict[str, str]:
 
 def root_cause(error: BaseException) -> BaseException:
     """What went wrong first, without what Ray puts around it."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+    while (
+        inner := getattr(error, "cause", None) or getattr(error, "controller_failure", None) or error.__cause__
+    ) is not None:
         error = inner
     return error
 

@@ -1,5 +1,6 @@
 """What training does about lost workers: hanging ones are ended, and memory that ran out is asked for in halves."""
 
+import json
 import math
 import os
 import statistics
@@ -17,6 +18,8 @@ from workflows.cluster import innermost, root_cause
 from workflows.store import Store
 
 _SETTLED = "settled.json"
+_NOTE = "checkpoint_manager_snapshot.json"  # Ray Train's, of the checkpoints that are whole
+_KEPT_NOTE = "checkpoints.json"  # our copy of it
 # A worker that takes so many times as long as the others, and so many seconds, is told of.
 _SLOW_FACTOR = 2.0
 _SLOW_SECONDS = 1.0
@@ -75,13 +78,19 @@ class Slowest:
         )
 
 
-class AfterFailure(UserCallback):  # type: ignore[misc]
-    """Told by Ray Train's controller of a failure, before it starts the workers again from the last checkpoint."""
+class Recovery(UserCallback):  # type: ignore[misc]
+    """What Ray Train's controller does for us at each checkpoint, and at each failure before it starts again."""
 
     def __init__(self, store_uri: str, run_folder: str, board: Any) -> None:
         self._store_uri = store_uri
         self._run_folder = run_folder
         self._board = board
+
+    def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+        """Copy its note of the checkpoints, which it writes in place: where a disk is full that leaves it empty."""
+        store = Store(self._store_uri)
+        if (note := checkpoint_note(store, self._run_folder)) is not None:
+            store.write_json(f"{self._run_folder}/{_KEPT_NOTE}", note)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Where memory ran out, cut micro-batches into twice as many parts; a step still reads the same."""
@@ -90,6 +99,28 @@ class AfterFailure(UserCallback):  # type: ignore[misc]
         if any(is_out_of_memory(error) for error in worker_exceptions.values()):
             store = Store(self._store_uri)
             settle(store, self._run_folder, cut=2 * settled(store, self._run_folder).get("cut", 1))
+
+
+def checkpoint_note(store: Store, run_folder: str, name: str = _NOTE) -> dict[str, Any] | None:
+    """Ray Train's note of the checkpoints in this folder that are whole; None if there is none, or half of one."""
+    try:
+        return store.read_json(f"{run_folder}/{name}")
+    except json.JSONDecodeError:
+        return None
+
+
+def clear_unfinished(store: Store, key: str) -> None:
+    """Before training starts: mend what was being written when an earlier start ended; whole checkpoints stay."""
+    run_folder = store.path("train", key, "run")
+    note = checkpoint_note(store, run_folder)
+    if note is None and (note := checkpoint_note(store, run_folder, _KEPT_NOTE)) is not None:
+        store.write_json(f"{run_folder}/{_NOTE}", note)
+    elif note is None:
+        store.remove(f"{run_folder}/{_NOTE}")
+    known = json.dumps(note)
+    for info in store.folders("train", key, "run"):
+        if info.base_name.startswith("checkpoint_") and info.base_name not in known:
+            store.remove(info.path)
 
 
 def said_of(worker_exceptions: dict[int, Exception]) -> str:

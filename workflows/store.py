@@ -128,9 +128,12 @@ class Store:
         return [info for info in found if info.type == pa.fs.FileType.Directory]
 
     def remove(self, path: str) -> None:
-        """Delete a folder of the store, if it is there."""
-        if self.filesystem.get_file_info(path).type == pa.fs.FileType.Directory:
+        """Delete a folder or a file of the store, if it is there."""
+        found = self.filesystem.get_file_info(path).type
+        if found == pa.fs.FileType.Directory:
             self.filesystem.delete_dir(path)
+        elif found == pa.fs.FileType.File:
+            self.filesystem.delete_file(path)
 
     def add_folder(self, source: str, stage: str, key: str, name: str, filesystem: Any = None) -> None:
         """Copy a folder, local or on another filesystem, into an artifact."""

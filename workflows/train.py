@@ -10,7 +10,6 @@ While it runs, `run/` holds the last and the best checkpoint: the same command g
 """
 
 import contextlib
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -29,7 +28,7 @@ from workflows.cluster import check_fits, innermost, watching, worker_environmen
 from workflows.curves import check_mlflow, log_to_mlflow, write_curves
 from workflows.history import HISTORY, Record
 from workflows.pipeline import Context, StageFailed
-from workflows.recovery import AfterFailure, said_of
+from workflows.recovery import Recovery, clear_unfinished, said_of
 from workflows.room import worker_resources
 from workflows.search import read_search, trial_folder
 from workflows.spec import PipelineSpec
@@ -50,7 +49,7 @@ def run(context: Context) -> dict[str, Any]:
         check_build_tools()
     check_mlflow()
     folder = store.path("train", context.key)
-    _clear_unfinished(store, context.key)
+    clear_unfinished(store, context.key)
     elastic = isinstance(train.num_workers, list)
     # A worker that is stopped as a whole cannot watch itself: Ray asks it, and waits as long.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.hang_minutes * 60)
@@ -81,7 +80,7 @@ def run(context: Context) -> dict[str, Any]:
                 checkpoint_config=ray.train.CheckpointConfig(
                     num_to_keep=1, checkpoint_score_attribute="held_out_loss", checkpoint_score_order="min"
                 ),
-                callbacks=[AfterFailure(store.uri, f"{folder}/run", board)],
+                callbacks=[Recovery(store.uri, f"{folder}/run", board)],
                 worker_runtime_env={"env_vars": worker_environment(train.cpus_per_worker, train.gpus_per_worker)},
             ),
         )
@@ -142,14 +141,6 @@ def _keep_history(context: Context, path: str) -> None:
         pa.fs.copy_files(name, store.path("train", key), destination_filesystem=store.filesystem)
     context.progress.note(f"curves: {store.path('train', key, 'curves.html')}")
     log_to_mlflow(context.spec.name, key, {"train": context.spec.train.model_dump()}, lines)
-
-
-def _clear_unfinished(store: Store, key: str) -> None:
-    """Let go of checkpoints that an earlier start had begun to write, and of which Ray Train has no note."""
-    known = json.dumps(store.read_json(store.path("train", key, "run", "checkpoint_manager_snapshot.json")))
-    for info in store.folders("train", key, "run"):
-        if info.base_name.startswith("checkpoint_") and info.base_name not in known:
-            store.remove(info.path)
 
 
 def tidy(context: Context) -> None:

@@ -59,8 +59,8 @@ class TurnDecoder:
         whole, parts = self.open(), self.open()
         try:
             expected = self.read(whole, prompt)
-            self.read(parts, prompt[:8])
-            distance = (self.read(parts, prompt[8:]) - expected).abs().max() / expected.abs().max()
+            self.read(parts, prompt[:4])
+            distance = (self.read(parts, prompt[4:]) - expected).abs().max() / expected.abs().max()
             return bool(distance < TOLERANCE)
         except Exception as error:  # whatever a model of any kind makes of it
             logger.info("prompts are read whole: %s", error)
