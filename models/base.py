@@ -102,6 +102,8 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
+    import models.lstm  # noqa: F401  # known to transformers from here on
+
     options = {} if quantize is None else _quantized(dtype)
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, attn_implementation=attention, **options)
     model.eval()
@@ -259,12 +261,16 @@ def describe(folder: Path) -> dict[str, int]:
     layers = config.get("num_hidden_layers") or config.get("n_layer")
     inner = config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
     heads = config.get("num_attention_heads") or config.get("n_head")
-    key_value_heads = config.get("num_key_value_heads") or heads
-    gated = 3 if "intermediate_size" in config else 2
-    attention = 2 * hidden * hidden + 2 * hidden * hidden * key_value_heads // heads
+    if heads:
+        key_value_heads = config.get("num_key_value_heads") or heads
+        gated = 3 if "intermediate_size" in config else 2
+        attention = 2 * hidden * hidden + 2 * hidden * hidden * key_value_heads // heads
+        per_layer = attention + gated * hidden * inner
+    else:  # an LSTM: four gates of the input and the state
+        per_layer = 8 * hidden * hidden
     embeddings = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings", True) else 2)
     return {
-        "num_parameters": embeddings + layers * (attention + gated * hidden * inner),
+        "num_parameters": embeddings + layers * per_layer,
         "num_layers": layers,
         "hidden_size": hidden,
         "intermediate_size": inner,

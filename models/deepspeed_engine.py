@@ -106,6 +106,11 @@ class DeepSpeedEngine:
         torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
         return float(tensor)
 
+    def gather(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self.num_workers
+        torch.distributed.all_gather_object(values, value)
+        return values
+
     def gb_to_come(self) -> float:
         sizes = [getattr(p, "ds_numel", p.numel()) for p in self.model.parameters() if p.requires_grad]
         states = sum(sizes) / (self.num_workers if self._zero_stage else 1) / 1e9

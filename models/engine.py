@@ -52,6 +52,9 @@ class TrainingEngine(Protocol):
     def largest(self, value: float) -> float:
         """The largest of all workers' values."""
 
+    def gather(self, value: Any) -> list[Any]:
+        """Every worker's value, in the order of their ranks."""
+
     def gb_to_come(self) -> float:
         """GB (10^9 bytes) that this worker will hold beside what it holds before its first update.
 
@@ -134,6 +137,9 @@ class TorchEngine:
 
     def largest(self, value: float) -> float:
         return value
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
 
     def gb_to_come(self) -> float:
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)

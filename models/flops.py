@@ -34,8 +34,8 @@ class StepOperations:
         self._per_token = sum(_operations(module) for module in model.modules() if module not in (head, tokens))
         self._per_target = _operations(head)
         config = model.config
-        heads = getattr(config, "num_attention_heads", 1)
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        heads = getattr(config, "num_attention_heads", 0)  # an LSTM has none
+        width = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
         self._per_pair = 3 * 4 * heads * width * config.num_hidden_layers
 
     def of(self, num_tokens: int, num_targets: int, num_pairs: float) -> float:
@@ -45,6 +45,9 @@ class StepOperations:
 
 def _operations(module: Any) -> float:
     """Per row of its input; 0 for what is no matrix product."""
+    if isinstance(module, torch.nn.LSTM):
+        weights = [p for name, p in module.named_parameters() if name.startswith("weight")]
+        return float(sum(w.numel() * (6 if w.requires_grad else 4) for w in weights))
     weight = getattr(module, "weight", None)
     if weight is None or isinstance(module, torch.nn.Embedding) or hasattr(module, "base_layer"):
         return 0.0  # PEFT's wrapper shows the weight of the layer within

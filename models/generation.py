@@ -1,8 +1,10 @@
-"""Greedy replies of a plain transformers model, several prompts in one batch."""
+"""Replies of a plain transformers model, several prompts in one batch: the likeliest, or drawn ones."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -13,9 +15,8 @@ def greedy_replies(
 
     The model must use an attention of transformers' own.
     """
-    longest, pad = max(len(prompt) for prompt in prompts), end_tokens[0]
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + [*prompt] for prompt in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    ids, mask = _padded(prompts, end_tokens[0], model.device)
+    longest, pad = ids.shape[1], end_tokens[0]
     with torch.inference_mode():
         output = model.generate(
             input_ids=ids,
@@ -26,6 +27,86 @@ def greedy_replies(
             pad_token_id=pad,
         )
     return [_to_first_end(row, end_tokens) for row in output[:, longest:].tolist()]
+
+
+def drawn_replies(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    num_replies: int,
+    max_new_tokens: int,
+    end_tokens: Sequence[int],
+    seeds: Sequence[Sequence[int]],
+    temperature: float = 1.0,
+) -> list[list[list[int]]]:
+    """`num_replies` to each prompt, each up to and with its first end token: for each prompt a list of them.
+
+    A prompt is read once, its replies go on from a copy of its cache. What is drawn for a prompt depends on its own
+    seed (any integers) alone, whatever else is in the batch: `numpy` gives a number in [0, 1) for each token, and the
+    token is where the cumulated probabilities pass it.
+    """
+    draws = np.stack([np.random.default_rng(list(seed)).random((num_replies, max_new_tokens)) for seed in seeds])
+    numbers = torch.from_numpy(draws).view(-1, max_new_tokens).to(model.device)
+    ids, mask = _padded(prompts, end_tokens[0], model.device)
+    ends = torch.tensor(list(end_tokens), device=model.device)
+    drawn: list[torch.Tensor] = []
+    with torch.inference_mode(), evaluating(model, "sdpa"):
+        output = model(
+            input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1
+        )
+        logits, cache = output.logits[:, -1].repeat_interleave(num_replies, 0), output.past_key_values
+        cache.batch_repeat_interleave(num_replies)
+        mask = mask.repeat_interleave(num_replies, 0)
+        has_ended = torch.zeros(len(mask), dtype=torch.bool, device=model.device)
+        for step in range(max_new_tokens):
+            token = _draw(logits, temperature, numbers[:, step])
+            drawn.append(token)
+            has_ended |= torch.isin(token, ends)
+            if step == max_new_tokens - 1 or bool(has_ended.all()):
+                break
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            output = model(
+                input_ids=token[:, None], attention_mask=mask, position_ids=_positions(mask)[:, -1:],
+                past_key_values=cache, use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+            logits = output.logits[:, -1]
+    rows = [_to_first_end(row, end_tokens) for row in torch.stack(drawn, dim=1).tolist()]
+    return [rows[start : start + num_replies] for start in range(0, len(rows), num_replies)]
+
+
+@contextlib.contextmanager
+def evaluating(model: Any, attention: str) -> Iterator[None]:
+    """`model` (transformers' own, or PEFT's) without dropout, and with this attention; then as it was."""
+    plain = model.get_base_model() if hasattr(model, "peft_config") else model
+    usual, was_training = plain.config._attn_implementation, model.training
+    model.eval()
+    if usual != attention:
+        plain.set_attn_implementation(attention)
+    try:
+        yield
+    finally:
+        if usual != attention:
+            plain.set_attn_implementation(usual)
+        model.train(was_training)
+
+
+def _draw(logits: torch.Tensor, temperature: float, numbers: torch.Tensor) -> torch.Tensor:
+    """int64 [B]: for each row of `logits` [B, V] the token whose part of [0, 1) its number falls into."""
+    reached = torch.softmax(logits.double() / temperature, dim=-1).cumsum(dim=-1)
+    return torch.searchsorted(reached, (numbers * reached[:, -1])[:, None], right=True)[:, 0].clamp(
+        max=logits.shape[1] - 1
+    )
+
+
+def _padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and their mask, int64 [B, longest]: what is missing is on the left."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + [*prompt] for prompt in prompts], device=device)
+    return ids, torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+
+
+def _positions(mask: torch.Tensor) -> torch.Tensor:
+    """Each token's place in its row without the padding, [B, T]."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def _to_first_end(tokens: list[int], end_tokens: Sequence[int]) -> list[int]:

@@ -80,7 +80,7 @@ def fuse_head(model: Any) -> bool:
     It does where the head is a linear layer and nothing is done to its logits afterwards, which is tried on a few
     tokens: some models scale or cap them.
     """
-    head: Any = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     is_plain = head.__class__ is torch.nn.Linear  # an adapted or quantised head is not
     if not is_plain:
         return False

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
+import models.lstm  # noqa: F401  # known to transformers from here on
 from models.base import load_model, load_tokenizer, max_positions
 from models.openvino_parity import check_exact, check_rounded, reference_replies
 from models.openvino_runtime import FACTS_FILE, MODEL_FILE, import_openvino

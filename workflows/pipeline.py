@@ -24,12 +24,16 @@ import pyarrow.fs
 from models import base
 from models.files import open_uri
 from workflows.progress import Progress
-from workflows.spec import PipelineSpec
+from workflows.spec import NEW_MODEL, NewModelSpec, PipelineSpec
 from workflows.spec_train import DistillRepliesSpec, DistillSpec, TrainSpec
 from workflows.store import Artifact, Store, content_key, fingerprint, without_secrets
 
 if TYPE_CHECKING:
     from models.packing import StepPlan  # at run time it would import torch
+
+
+NEW_BASE = "base"
+"""where in prepare's artifact a new model's first weights and its tokenizer are"""
 
 
 class StageFailed(ValueError):
@@ -130,7 +134,22 @@ def _prepare_settings(spec: PipelineSpec) -> dict[str, Any]:
     files = [[file.fingerprint, file.limit] for file in source_files(spec)]
     section = {**spec.data.result_fields(), "sources": files}
     examples = spec.train.objective.examples
-    return {"data": section, "base_model": base.identity(spec.base_model), "examples": examples}
+    return {"data": section, "base_model": _base(spec), "examples": examples}
+
+
+def _base(spec: PipelineSpec) -> Any:
+    """What decides the base model's weights and tokens; of a new one also the data, which `prepare` depends on."""
+    if spec.base_model == NEW_MODEL:
+        return {NEW_MODEL: spec.new_model.result_fields()}
+    return base.identity(spec.base_model)
+
+
+def with_base(spec: PipelineSpec, store: Store, prepared: str) -> PipelineSpec:
+    """`spec` as stages after `prepare` read it: a new model is the folder that `prepare` has left in the store."""
+    if spec.base_model != NEW_MODEL:
+        return spec
+    made = store.address("prepare", prepared, NEW_BASE)
+    return spec.model_copy(update={"base_model": made, "new_model": NewModelSpec()})
 
 
 def _reference_settings(spec: PipelineSpec) -> dict[str, Any]:
@@ -142,7 +161,7 @@ def _reference_settings(spec: PipelineSpec) -> dict[str, Any]:
     if isinstance(objective, DistillRepliesSpec):
         most = {"max_reply_tokens": objective.max_reply_tokens}
         return {**settings, "model": base.identity(objective.teacher), **most}
-    return {**settings, "model": base.identity(spec.base_model)}
+    return {**settings, "model": _base(spec)}
 
 
 def _tune_settings(spec: PipelineSpec) -> dict[str, Any]:
@@ -151,7 +170,7 @@ def _tune_settings(spec: PipelineSpec) -> dict[str, Any]:
 
 
 def _train_settings(spec: PipelineSpec) -> dict[str, Any]:
-    return {"train": spec.train.result_fields(), "base_model": base.identity(spec.base_model)}
+    return {"train": spec.train.result_fields(), "base_model": _base(spec)}
 
 
 def _evaluate_settings(spec: PipelineSpec) -> dict[str, Any]:
@@ -329,7 +348,13 @@ def _run_stage(
         progress.start(stage.name, f"{stage.summary}; {state.reason}")
         started, began = _now(), time.monotonic()
         inputs = {name: done[name] for name in stage.inputs if name in done}
-        context = Context(spec, store, state.key, inputs, progress)
+        context = Context(
+            with_base(spec, store, done["prepare"].key) if "prepare" in done else spec,
+            store,
+            state.key,
+            inputs,
+            progress,
+        )
         figures = _run_module(stage, context)
         artifact = Artifact(
             stage=stage.name,

@@ -3,7 +3,8 @@
     rayconteur prepare PIPELINE [--show 3]
 
 Leaves in the store: `corpus/split=train` and `corpus/split=held_out` (Parquet: source, line, input_ids, supervised,
-num_tokens, num_targets, messages), and `quarantine.jsonl` with every line that was set aside, and why.
+num_tokens, num_targets, messages), and `quarantine.jsonl` with every line that was set aside, and why; of
+`base_model: new` also `base/`, the model before training (workflows/new_base.py).
 
 What a line must be depends on `train.objective`. Of a preference pair, `input_ids`, `supervised` and `messages` are
 the prompt with the chosen reply, `other_input_ids` and `other_supervised` the prompt with the rejected one. Of a
@@ -30,7 +31,9 @@ from models.chat import EncodedConversation, Message, encode_conversation
 from models.files import open_uri
 from workflows.cluster import watching
 from workflows.conversations import mismatched_replies, parse_conversation, parse_judged, parse_pair
-from workflows.pipeline import Context, SourceFile, StageFailed, source_files
+from workflows.new_base import make_base
+from workflows.pipeline import Context, SourceFile, StageFailed, source_files, with_base
+from workflows.spec import NEW_MODEL
 
 TRAIN, HELD_OUT, QUARANTINE = "train", "held_out", "quarantine"
 _LINES_PER_BLOCK = 512
@@ -59,8 +62,11 @@ def run(context: Context) -> dict[str, Any]:
     """Read, render, split and write all conversations, streaming; returns the corpus statistics."""
     spec, store, examples = context.spec, context.store, context.spec.train.objective.examples
     store.clear("prepare", context.key)
-    resolve(spec.base_model)
     files = source_files(spec)
+    if spec.base_model == NEW_MODEL:
+        make_base(context, files)
+        spec = with_base(spec, store, context.key)
+    resolve(spec.base_model)
     corpus_path = store.path("prepare", context.key, "corpus")
     _set_block_size(sum(_size(file) for file in files))
     with watching(context.progress, "lines") as board:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from workflows.pipeline import with_base
 from workflows.progress import duration
 from workflows.spec import PipelineSpec
 from workflows.store import Store
@@ -20,7 +21,7 @@ def show_conversations(spec: PipelineSpec, store: Store, key: str, count: int, j
 
     from models.base import load_tokenizer, resolve
 
-    tokenizer = load_tokenizer(resolve(spec.base_model))
+    tokenizer = load_tokenizer(resolve(with_base(spec, store, key).base_model))
     path = store.path("prepare", key, "corpus", "split=train")
     parts = pyarrow.dataset.dataset(path, filesystem=store.filesystem, format="parquet")
     for row in parts.head(count).to_pylist():

@@ -15,6 +15,9 @@ from workflows.spec_section import HOW, Precision, Section, Share
 from workflows.spec_train import TrainSpec
 from workflows.spec_tune import TuneSpec
 
+NEW_MODEL = "new"
+"""as a `base_model`: trained from nothing"""
+
 
 class Source(Section):
     """Where conversations come from."""
@@ -44,6 +47,43 @@ class DataSpec(Section):
 
     max_bad_share: Share = 0.01
     """Share of lines that may be set aside as unusable before prepare fails."""
+
+
+class NewModelSpec(Section):
+    """What `base_model: new` is: a model trained from nothing, with a tokenizer learned from the conversations."""
+
+    architecture: Literal["lstm", "transformer"] = "lstm"
+    """`lstm`: an embedding, an LSTM (Hochreiter and Schmidhuber 1997) and a linear head. `transformer`: a causal one
+    as Llama has, with heads of 64."""
+
+    vocabulary: Annotated[int, Field(ge=300, le=262_144)] = 4096
+    """Tokens of the byte-pair tokenizer (Sennrich et al. 2016, arXiv:1508.07909), at most."""
+
+    hidden_size: Annotated[int, Field(ge=1, le=8192)] = 256
+    """Size of embeddings and hidden states; of a transformer a multiple of 64, or less than 64 and even."""
+
+    num_layers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Layers."""
+
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Of an LSTM: dropout probability of embeddings and hidden states."""
+
+    noise_size: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Of an LSTM: size of the noise z ~ N(0, 1) that its first state is made of; 0 for none."""
+
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """Seed of the first weights."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "NewModelSpec":
+        if self.architecture == "transformer":
+            if self.hidden_size % 64 and (self.hidden_size > 64 or self.hidden_size % 2):
+                raise ValueError(
+                    f"hidden_size is {self.hidden_size}; a transformer's is a multiple of 64, or even and below 64"
+                )
+            if self.noise_size or self.dropout:
+                raise ValueError("noise_size and dropout are for architecture: lstm; leave them out")
+        return self
 
 
 class GateSpec(Section):
@@ -263,9 +303,12 @@ class PipelineSpec(Section):
     """Folder or URI (s3://, gs://) of all artifacts; a relative path starts at the current folder."""
 
     base_model: Annotated[str, Field(min_length=1)]
-    """`builtin:smollm2-135m-instruct`, a local Hugging Face folder (a path that starts with `/`, `./`, `../` or
-    `~`; relative to the pipeline file) or its URI (s3://, gs://), a Hub id (`owner/name`, `owner/name@revision`), or
-    for tests `random:tiny-llama` and `random:tiny-gpt2`."""
+    """`new` for a model trained from nothing, `builtin:smollm2-135m-instruct`, a local Hugging Face folder (a path
+    that starts with `/`, `./`, `../` or `~`; relative to the pipeline file) or its URI (s3://, gs://), a Hub id
+    (`owner/name`, `owner/name@revision`), or for tests `random:tiny-llama` and `random:tiny-gpt2`."""
+
+    new_model: NewModelSpec = NewModelSpec()
+    """For `base_model: new`: what it is."""
 
     data: DataSpec
     """prepare: which conversations."""
@@ -287,6 +330,19 @@ class PipelineSpec(Section):
 
     cluster: ClusterSpec = ClusterSpec()
     """Where it all runs."""
+
+    @model_validator(mode="after")
+    def _new_model_is_possible(self) -> "PipelineSpec":
+        if self.base_model != NEW_MODEL:
+            if self.new_model != NewModelSpec():
+                raise ValueError(
+                    f"new_model is for base_model: {NEW_MODEL}, which is {self.base_model}; leave it out"
+                )
+        elif self.train.adapter is not None:
+            raise ValueError(
+                f"base_model: {NEW_MODEL} has random weights, which an adapter would keep; say train.adapter: null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rounded_weights_need_a_form(self) -> "PipelineSpec":

@@ -1,0 +1,75 @@
+"""The discriminator: any causal language model as a reader, with one number as its judgement of a reply.
+
+discriminator = Discriminator(load_model(folder, torch.float32, PACKED_ATTENTION))
+scores = discriminator(batch)             # float32 [C], one for each sequence of the packed batch
+
+A score is a logit: the higher, the more like a reply of the data. Trained by pairs of a real and a generated reply to
+the same history (models/objectives/adversarial.py) it tends to log p_data(y|h) - log p_generator(y|h) + c(h).
+
+Shape suffixes: C sequences in a packed batch, H hidden size.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.packing import PackedBatch
+
+SCORE_FILE = "score.safetensors"
+
+
+class Discriminator(torch.nn.Module):
+    """The reader's last hidden state, through a linear layer; the reader's own output head is not used."""
+
+    def __init__(self, reader: Any) -> None:
+        super().__init__()
+        self.reader = reader
+        head = reader.get_output_embeddings()
+        self.score = torch.nn.Linear(head.weight.shape[1], 1, device=head.weight.device, dtype=torch.float32)
+        torch.nn.init.zeros_(self.score.bias)
+        if head.weight is not reader.get_input_embeddings().weight:
+            head.requires_grad_(False)
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """float32 [C]: the score of each sequence, read to its end."""
+        ends = torch.tensor(batch.sequence_lengths, device=batch.input_ids.device).cumsum(0) - 1
+        return self.score_at(batch, ends)
+
+    def score_at(self, batch: PackedBatch, positions: torch.Tensor) -> torch.Tensor:
+        """float32 [P]: the score of what is read up to each of these positions of the row (int64 [P])."""
+        hidden = _hidden_states(self.reader, batch, positions)
+        scores: torch.Tensor = self.score(hidden.float())[:, 0]
+        return scores
+
+    def save_pretrained(self, folder: Path, state_dict: dict[str, torch.Tensor], **options: Any) -> None:
+        """The reader as a Hugging Face folder, the linear layer beside it, with the weights of `state_dict`."""
+        reader, score = (
+            {name.removeprefix(prefix): weight for name, weight in state_dict.items() if name.startswith(prefix)}
+            for prefix in ("reader.", "score.")
+        )
+        self.reader.save_pretrained(folder, state_dict=reader, **options)
+        save_file({name: weight.contiguous() for name, weight in score.items()}, folder / SCORE_FILE)
+
+    def load_score(self, folder: Path) -> "Discriminator":
+        """Take the linear layer that `save_pretrained` has left there."""
+        self.score.load_state_dict(load_file(folder / SCORE_FILE))
+        return self
+
+
+def _hidden_states(model: Any, batch: PackedBatch, positions: torch.Tensor) -> torch.Tensor:
+    """[P, H]: what the model's head would read at these positions."""
+    seen: list[torch.Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            sequence_lengths=batch.sequence_lengths,
+            logits_to_keep=positions,
+            use_cache=False,
+        )
+    finally:
+        hook.remove()
+    return seen[0][0]

@@ -1,0 +1,150 @@
+"""The adversarial pair: a generator p(y|h) that writes replies, and a discriminator D(h, y) that tells them from the
+data's. Its objective is the document's L = L_GAN + L_L1, in a form that can work.
+
+As printed, D(x) = 1/2 sigmoid(...) never says more than 1/2, so it can call nothing real, and a generator that is a
+sigmoid of noise is no distribution over tokens. Here D is a logit that reads the history h as well, the generator is
+a softmax over tokens, and both keep their parts: D tells real from generated, L_GAN moves the generator to where D is
+higher, L_L1 holds its predictions at the real reply.
+
+Notation: y* the reply of the data, y a reply of the generator's to the same history, s the logistic function.
+
+The discriminator (Jolicoeur-Martineau 2018, arXiv:1807.00734, eq. 5: relativistic; the same as Bradley and Terry 1952
+for pairs):
+
+    L_D = -log s(D(h, y*) - D(h, y))
+
+Its minimum is D = log p_data(y|h) - log p(y|h) + c(h), for any c.
+
+The generator:
+
+    L_G = L_GAN + l1_weight L_L1 + likelihood_weight L_NLL + kl_weight KL
+
+L_GAN = -A(y) log p(y|h), the policy gradient (Williams 1992, REINFORCE; Yu et al. 2017, arXiv:1609.05473, eq. 8) with
+the advantage A: D's scores of n replies to one history, whitened among them (Shao et al. 2024, arXiv:2402.03300,
+section 4.1), which takes c(h) out.
+
+L_L1 = sum over t of ||onehot(y*_t) - p(.|h, y*_<t)||_1 = 2 (1 - p(y*_t|h, y*_<t)), teacher-forced: twice the total
+variation between both (Ji et al. 2023, arXiv:2302.13344, eq. 4, with gamma = 1).
+
+L_NLL = -log p(y*|h), the likelihood. KL: that of p from where the adversarial phase began, by the estimator
+r - 1 - log r with r = p_start(y_t)/p(y_t) on the generator's own replies, never negative (Schulman 2020; Shao et al.
+2024, eq. 4).
+
+All four are sums over tokens, divided by the number of histories and by `max_reply_tokens`, so that no reply weighs
+more for being short (Liu et al. 2025, arXiv:2503.20783, section 3.1).
+
+Shape suffixes: E histories in a batch, N replies to each, S targets.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from models.loss import log_probabilities, supervised_loss_sum
+from models.packing import PackedBatch, pack
+
+_LEAST_DEVIATION = 1e-4
+
+Tokens = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A history with a reply, in tokens; the reply with its end token, unless it is cut."""
+
+    history: Tokens
+    reply: Tokens
+
+    @property
+    def sequence(self) -> tuple[list[int], list[bool]]:
+        """As `pack` takes it: the reply is supervised."""
+        return [*self.history, *self.reply], [False] * len(self.history) + [True] * len(self.reply)
+
+
+def whiten(scores: torch.Tensor) -> torch.Tensor:
+    """float32 [E, N]: scores of N replies to each history as advantages, of mean 0 and deviation 1 in each row."""
+    centred = scores - scores.mean(dim=1, keepdim=True)
+    return centred / scores.std(dim=1, keepdim=True, correction=0).clamp(min=_LEAST_DEVIATION)
+
+
+class Discriminate:
+    """L_D over pairs; `accuracy` counts the pairs in which the real reply has the higher score."""
+
+    def batch_of(self, pairs: Sequence[tuple[Exchange, Exchange]]) -> PackedBatch:
+        """Pairs of a real and a generated reply, packed one after the other; the batch weighs as much as it has."""
+        sequences = [exchange.sequence for pair in pairs for exchange in pair]
+        return pack(sequences, weight=len(pairs))
+
+    def loss_sum(self, model: Any, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        """`model` is a `models.discriminator.Discriminator`."""
+        real, generated = model(batch).view(-1, 2).unbind(1)
+        margins = real - generated
+        detached = margins.detach()
+        return -F.logsigmoid(margins).sum(), {
+            "accuracy": float((detached > 0).sum()),
+            "margin": float(detached.sum()),
+        }
+
+
+class Generate:
+    """L_G over histories with their real reply and N generated ones; before that phase the likelihood alone."""
+
+    columns: tuple[str, ...] = ("input_ids", "supervised")
+    per_example = False
+
+    def __init__(
+        self,
+        max_reply_tokens: int,
+        l1_weight: float = 0.1,
+        likelihood_weight: float = 1.0,
+        kl_weight: float = 0.001,
+    ) -> None:
+        self._max_reply_tokens = max_reply_tokens
+        self._l1, self._likelihood, self._kl = l1_weight, likelihood_weight, kl_weight
+
+    def batch(self, rows: Sequence[dict[str, Any]]) -> PackedBatch:
+        """Rows of the corpus, for the likelihood: the loss is the cross-entropy of all their replies."""
+        return pack([(row["input_ids"], row["supervised"]) for row in rows])
+
+    def batch_of(
+        self, reals: Sequence[Exchange], generated: Sequence[Sequence[Exchange]], advantages: torch.Tensor,
+        start: Sequence[torch.Tensor],
+    ) -> PackedBatch:  # fmt: skip
+        """`advantages` [E, N]; `start`: the log-probabilities of each generated reply's tokens at the phase's start,
+        reply by reply.
+        """
+        ours = [exchange for replies in generated for exchange in replies]
+        sequences = [exchange.sequence for exchange in (*reals, *ours)]
+        num_real, num_ours = (sum(len(exchange.reply) for exchange in some) for some in (reals, ours))
+        lengths = torch.tensor([len(exchange.reply) for exchange in ours])
+        return pack(
+            sequences,
+            weight=len(reals),
+            values={
+                "advantage": torch.cat([torch.zeros(num_real), advantages.flatten().repeat_interleave(lengths)]),
+                "start": torch.cat([torch.zeros(num_real), *start]) if num_ours else torch.zeros(num_real),
+                "is_real": torch.arange(num_real + num_ours) < num_real,
+            },
+        )
+
+    def loss_sum(self, model: Any, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        """Of a batch of `batch_of` the generator's loss; the figures are its parts before their weights."""
+        if "is_real" not in batch.values:
+            return supervised_loss_sum(model, batch), {}
+        log_p = log_probabilities(model, batch)
+        is_real = batch.values["is_real"]
+        real, ours = log_p[is_real], log_p[~is_real]
+        num_replies = max(1, (len(batch.sequence_lengths) - batch.weight) // batch.weight)
+        log_ratio = batch.values["start"][~is_real] - ours
+        parts = {
+            "gan": -(batch.values["advantage"][~is_real] * ours).sum() / num_replies,
+            "l1": 2 * (1 - real.exp()).sum(),
+            "nll": -real.sum(),
+            "kl": (log_ratio.exp() - 1 - log_ratio).sum() / num_replies,
+        }
+        weights = {"gan": 1.0, "l1": self._l1, "nll": self._likelihood, "kl": self._kl}
+        total: torch.Tensor = sum(weights[name] * part for name, part in parts.items()) / self._max_reply_tokens  # type: ignore[assignment]
+        return total, {name: float(part.detach()) / self._max_reply_tokens for name, part in parts.items()}

@@ -1,0 +1,209 @@
+"""The adversarial pair: its losses against their equations, its draws, and a game that can be won."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.attention import PACKED_ATTENTION
+from models.base import load_model
+from models.discriminator import Discriminator
+from models.duel import Duel, DuelSettings, Part
+from models.engine import TorchEngine
+from models.generation import drawn_replies
+from models.lstm import LstmConfig, LstmForCausalLM
+from models.objectives.adversarial import Discriminate, Exchange, Generate, whiten
+from models.packing import pack
+
+END = 0
+
+
+def small_lstm(seed: int = 0, vocab: int = 12, size: int = 16) -> LstmForCausalLM:
+    torch.manual_seed(seed)
+    model = LstmForCausalLM(LstmConfig(vocab_size=vocab, hidden_size=size, initializer_range=0.5)).eval()
+    model.set_attn_implementation(PACKED_ATTENTION)
+    return model
+
+
+def token_log_probabilities(model: LstmForCausalLM, exchange: Exchange) -> torch.Tensor:
+    tokens = [*exchange.history, *exchange.reply]
+    log_p = model(input_ids=torch.tensor([tokens])).logits[0].log_softmax(-1)
+    places = range(len(exchange.history), len(tokens))
+    return torch.stack([log_p[place - 1, tokens[place]] for place in places])
+
+
+REALS = [Exchange([5, 6, 7], [3, 4, END]), Exchange([8, 9], [2, END])]
+OURS = [[Exchange([5, 6, 7], [1, END]), Exchange([5, 6, 7], [2, 3, 4, 1])], [Exchange([8, 9], [3, END])] * 2]
+
+
+def test_advantages_are_whitened_within_each_history() -> None:
+    found = whiten(torch.tensor([[1.0, 3.0], [2.0, 2.0], [-5.0, 5.0]]))
+    torch.testing.assert_close(found, torch.tensor([[-1.0, 1.0], [0.0, 0.0], [-1.0, 1.0]]))
+
+
+@pytest.mark.parametrize("part", ["gan", "l1", "likelihood", "kl"])
+def test_each_part_of_the_generators_loss_is_its_equation(part: str) -> None:
+    model, start = small_lstm(0), small_lstm(1)
+    advantages = torch.tensor([[-1.0, 1.0], [0.5, -0.5]])
+    before = [token_log_probabilities(start, exchange).detach() for some in OURS for exchange in some]
+    weights = {"l1_weight": 0.0, "likelihood_weight": 0.0, "kl_weight": 0.0}
+    if part != "gan":
+        weights[f"{part}_weight"] = 0.7
+        advantages = torch.zeros_like(advantages)
+    objective = Generate(max_reply_tokens=5, **weights)
+    batch = objective.batch_of(REALS, OURS, advantages, before)
+    loss, figures = objective.loss_sum(model, batch)
+    real = torch.cat([token_log_probabilities(model, exchange) for exchange in REALS])
+    ours = [[token_log_probabilities(model, exchange) for exchange in some] for some in OURS]
+    if part == "gan":
+        expected = -sum(a * log_p.sum() for mine, row in zip(ours, advantages, strict=True)
+                        for a, log_p in zip(row, mine, strict=True)) / 2  # fmt: skip
+    elif part == "l1":  # |1 - p| at the real token, and p at every other one
+        rows = [model(input_ids=torch.tensor([[*e.history, *e.reply]])).logits[0].softmax(-1) for e in REALS]
+        expected = 0.7 * sum(
+            (F.one_hot(torch.tensor(token), 12) - p[len(e.history) + place - 1]).abs().sum()
+            for e, p in zip(REALS, rows, strict=True)
+            for place, token in enumerate(e.reply)
+        )
+    elif part == "likelihood":
+        expected = -0.7 * real.sum()
+    else:
+        ratios = torch.cat(before) - torch.cat([log_p for some in ours for log_p in some])
+        expected = 0.7 * (ratios.exp() - 1 - ratios).sum() / 2
+    torch.testing.assert_close(loss, torch.as_tensor(expected) / 5)
+    assert set(figures) == {"gan", "l1", "nll", "kl"}
+    wanted = torch.autograd.grad(expected / 5, list(model.parameters()), allow_unused=True)
+    for mine, theirs in zip(torch.autograd.grad(loss, list(model.parameters())), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_the_discriminators_loss_is_that_of_pairs() -> None:
+    discriminator = Discriminator(small_lstm())
+    pairs = list(zip(REALS, (some[0] for some in OURS), strict=True))
+    loss, figures = Discriminate().loss_sum(discriminator, Discriminate().batch_of(pairs))
+    scores = [[float(discriminator(pack([exchange.sequence]))) for exchange in pair] for pair in pairs]
+    assert float(loss.detach()) == pytest.approx(sum(-math.log(1 / (1 + math.exp(y - x))) for x, y in scores))
+    assert figures["accuracy"] == sum(x > y for x, y in scores)
+
+
+@pytest.mark.parametrize("kind", ["tiny_llama", "tiny_gpt2", "lstm"])
+def test_replies_are_drawn_from_the_models_distribution(kind: str, request: pytest.FixtureRequest) -> None:
+    folder: Path | None = None if kind == "lstm" else request.getfixturevalue(kind)
+    model = small_lstm() if folder is None else load_model(folder, torch.float32, PACKED_ATTENTION)
+    prompts = [[5, 6, 7, 1], [8, 9]]
+    together = drawn_replies(model, prompts, 2000, 1, [END], seeds=[(1, 2), (1, 3)])
+    model.set_attn_implementation("sdpa")
+    for prompt, replies in zip(prompts, together, strict=True):
+        counts = torch.bincount(torch.tensor([reply[0] for reply in replies]), minlength=model.config.vocab_size)
+        expected = model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)
+        assert float((counts / 2000 - expected).abs().sum()) < (0.1 if kind == "lstm" else 0.4)
+
+
+@pytest.mark.parametrize("kind", ["tiny_llama", "tiny_gpt2", "lstm"])
+def test_what_is_drawn_for_a_prompt_depends_on_its_seed_alone(kind: str, request: pytest.FixtureRequest) -> None:
+    folder: Path | None = None if kind == "lstm" else request.getfixturevalue(kind)
+    model = small_lstm() if folder is None else load_model(folder, torch.float32, PACKED_ATTENTION)
+    model.train()
+    prompts, seeds = [[5, 6, 7, 1], [8, 9], [3]], [(7, 1), (7, 2), (7, 3)]
+    together = drawn_replies(model, prompts, 3, 10, [END], seeds)
+    assert together == [
+        drawn_replies(model, [prompt], 3, 10, [END], [seed])[0] for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    assert len({tuple(reply) for replies in together for reply in replies}) > 5
+    assert model.training
+    assert model.config._attn_implementation == PACKED_ATTENTION
+
+
+Players = tuple[Duel, TorchEngine, TorchEngine]
+
+
+@pytest.fixture
+def players() -> Callable[[], Players]:
+    """A generator that knows nothing yet, a discriminator, and their duel."""
+
+    def make() -> Players:
+        objective = Generate(max_reply_tokens=4, l1_weight=0.0, likelihood_weight=0.0, kl_weight=0.0)
+        generator = TorchEngine(small_lstm(0), objective)
+        torch.manual_seed(5)
+        discriminator = TorchEngine(Discriminator(small_lstm(1)), Discriminate())  # type: ignore[arg-type]
+        settings = DuelSettings(
+            num_replies=4, max_reply_tokens=4, learning_rate=0.02, discriminator_learning_rate=0.02, replay_steps=4
+        )
+        return Duel(generator, discriminator, settings, [END], objective), generator, discriminator
+
+    return make
+
+
+def histories(step: int, count: int = 16) -> Part:
+    """The data: whatever was asked, the reply is 3."""
+    asked = torch.randint(1, 12, (count, 3), generator=torch.Generator().manual_seed(step)).tolist()
+    return [(step * count + row, Exchange(tokens, [3, END])) for row, tokens in enumerate(asked)]
+
+
+def test_the_discriminator_learns_to_tell_and_the_generator_what_it_rewards(
+    players: Callable[[], Players],
+) -> None:
+    duel, generator, _ = players()
+    held_out = [histories(999)]
+    for step in range(20):
+        duel.step(step, [histories(step)], 16)
+    assert duel.accuracy(held_out) > 0.9
+    before = likeness(generator)
+    for step in range(20, 80):
+        figures = duel.step(step, [histories(step)], 16, train_generator=True)
+    assert set(figures) >= {"loss", "gan", "l1", "nll", "kl", "discriminator_loss", "discriminator_accuracy"}
+    assert likeness(generator) > before + 0.5
+
+
+def likeness(generator: TorchEngine) -> float:
+    """The share of drawn replies that begin as the data's do."""
+    part = histories(77, 64)
+    replies = drawn_replies(
+        generator.model, [real.history for _, real in part], 1, 4, [END], [(9, r) for r, _ in part]
+    )
+    return sum(some[0][0] == real.reply[0] for some, (_, real) in zip(replies, part, strict=True)) / 64
+
+
+def test_a_duel_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(
+    players: Callable[[], Players], tmp_path: Path
+) -> None:
+    def play(duel: Duel, steps: range) -> list[dict[str, float]]:
+        return [duel.step(step, [histories(step)], 16, train_generator=step > 2) for step in steps]
+
+    duel, *_ = players()
+    undisturbed = play(duel, range(9))
+    duel, *engines = players()
+    assert play(duel, range(6)) == undisturbed[:6]
+    for engine, name in zip(engines, "gd", strict=True):
+        (tmp_path / name).mkdir()
+        engine.snapshot()(tmp_path / name)
+    torch.save(duel.state(), tmp_path / "duel.pt")
+    duel, *engines = players()
+    for engine, name in zip(engines, "gd", strict=True):
+        engine.load(tmp_path / name)
+    duel.load_state(torch.load(tmp_path / "duel.pt", weights_only=False))
+    assert play(duel, range(6, 9)) == undisturbed[6:]
+
+
+def test_how_histories_are_divided_into_micro_batches_changes_no_step(players: Callable[[], Players]) -> None:
+    together, apart = players()[0], players()[0]
+    for step in range(5):
+        part = histories(step)
+        one = together.step(step, [part], 16, train_generator=step > 1)
+        two = apart.step(step, [part[:9], part[9:], None], 16, train_generator=step > 1)
+        if step < 1:  # later D replays other pairs
+            assert two == pytest.approx(one, abs=1e-5)
+    assert math.isfinite(two["loss"])
+
+
+def test_a_discriminator_is_saved_and_opened(tmp_path: Path, tiny_llama: Path) -> None:
+    discriminator = Discriminator(load_model(tiny_llama, torch.float32, PACKED_ATTENTION))
+    batch = pack([exchange.sequence for exchange in REALS])
+    discriminator.save_pretrained(tmp_path, discriminator.state_dict())
+    again = Discriminator(load_model(tmp_path, torch.float32, PACKED_ATTENTION)).load_score(tmp_path)
+    torch.testing.assert_close(again(batch), discriminator(batch))
+    ends = torch.tensor([5, 9])
+    torch.testing.assert_close(discriminator.score_at(batch, ends), discriminator(batch))
