@@ -13,19 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from models import adapters
+from models.attention import PACKED_ATTENTION
+from models.base import load_model
 from models.packing import PackedBatch
 
 SCORE_FILE = "score.safetensors"
+_MOST = "max_reply_tokens"
 
 
 class Discriminator(torch.nn.Module):
     """The reader's last hidden state, through a linear layer; the reader's own output head is not used."""
 
-    def __init__(self, reader: Any) -> None:
+    def __init__(self, reader: Any, max_reply_tokens: int | None = None) -> None:
+        """Of replies it has seen so many tokens at most, None for all."""
         super().__init__()
+        self.max_reply_tokens = max_reply_tokens
         self.reader = reader
+        if hasattr(reader, "peft_config"):
+            self.peft_config = reader.peft_config
         head = reader.get_output_embeddings()
         self.score = torch.nn.Linear(head.weight.shape[1], 1, device=head.weight.device, dtype=torch.float32)
         torch.nn.init.zeros_(self.score.bias)
@@ -40,7 +49,7 @@ class Discriminator(torch.nn.Module):
     def score_at(self, batch: PackedBatch, positions: torch.Tensor) -> torch.Tensor:
         """float32 [P]: the score of what is read up to each of these positions of the row (int64 [P])."""
         hidden = _hidden_states(self.reader, batch, positions)
-        scores: torch.Tensor = self.score(hidden.float())[:, 0]
+        scores: torch.Tensor = self.score(hidden.to(self.score.weight.dtype))[:, 0].float()
         return scores
 
     def save_pretrained(self, folder: Path, state_dict: dict[str, torch.Tensor], **options: Any) -> None:
@@ -50,12 +59,35 @@ class Discriminator(torch.nn.Module):
             for prefix in ("reader.", "score.")
         )
         self.reader.save_pretrained(folder, state_dict=reader, **options)
-        save_file({name: weight.contiguous() for name, weight in score.items()}, folder / SCORE_FILE)
+        facts = {} if self.max_reply_tokens is None else {_MOST: str(self.max_reply_tokens)}
+        save_file({name: weight.contiguous() for name, weight in score.items()}, folder / SCORE_FILE, facts)
 
     def load_score(self, folder: Path) -> "Discriminator":
         """Take the linear layer that `save_pretrained` has left there."""
+        with safe_open(folder / SCORE_FILE, "pt") as file:
+            most = (file.metadata() or {}).get(_MOST)
+        self.max_reply_tokens = None if most is None else int(most)
         self.score.load_state_dict(load_file(folder / SCORE_FILE))
         return self
+
+
+def open_discriminator(folder: Path, base_folder: Path | None = None) -> Discriminator:
+    """The one saved in `folder`, in float32, to be asked; of an adapter `base_folder` has the model."""
+    if adapters.is_adapter(folder):
+        assert base_folder is not None
+        reader = adapters.load(load_model(base_folder, torch.float32, PACKED_ATTENTION), folder)
+    else:
+        reader = load_model(folder, torch.float32, PACKED_ATTENTION)
+    return Discriminator(reader).load_score(folder).eval()
+
+
+def release_discriminator(base_folder: Path, checkpoint_folder: Path, target: Path) -> None:
+    """Write a checkpoint's discriminator as a plain folder, in bf16: an adapter is merged in float32."""
+    discriminator = open_discriminator(checkpoint_folder, base_folder)
+    if adapters.is_adapter(checkpoint_folder):
+        discriminator.reader = adapters.merge(discriminator.reader)
+    discriminator.reader.to(torch.bfloat16)
+    discriminator.save_pretrained(target, discriminator.state_dict())
 
 
 def _hidden_states(model: Any, batch: PackedBatch, positions: torch.Tensor) -> torch.Tensor:

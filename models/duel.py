@@ -24,6 +24,7 @@ from models.generation import drawn_replies, evaluating
 from models.loss import log_probabilities
 from models.objectives.adversarial import Discriminate, Exchange, Generate, whiten
 from models.packing import PackedBatch, pack
+from models.snapshot import copied
 
 Part = Sequence[tuple[int, Exchange]]
 """a micro-batch: histories with their real replies, each with the number of its row"""
@@ -56,13 +57,13 @@ class Duel:
         settings: DuelSettings,
         end_tokens: Sequence[int],
         objective: Generate,
-        copied: Callable[[Any], Any] = copy.deepcopy,
+        copy_of: Callable[[Any], Any] = copy.deepcopy,
     ) -> None:
-        """`copied(model)` gives the generator as it is now, to be compared with later."""
+        """`copy_of(model)` gives the generator as it is now, to be compared with later."""
         self._generator, self._discriminator = generator, discriminator
         self._settings, self._ends = settings, end_tokens
         self._objective, self._discriminate = objective, Discriminate()
-        self._copied = copied
+        self._copy_of = copy_of
         self._start: Any = None
         self._replay: deque[list[tuple[Exchange, Exchange]]] = deque(maxlen=settings.replay_steps)
 
@@ -93,15 +94,18 @@ class Duel:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs beside both engines'."""
-        start = None if self._start is None else {k: v.clone() for k, v in self._start.state_dict().items()}
+        start = None
+        if self._start is not None:
+            trained = {name for name, p in self._generator.model.named_parameters() if p.requires_grad}
+            start = {name: copied(value) for name, value in self._start.state_dict().items() if name in trained}
         return {"replay": list(self._replay), "start": start}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self._replay.extend(state["replay"])
         if state["start"] is not None:
-            self._start = self._copied(self._generator.model)
-            self._start.load_state_dict(state["start"])
+            self._start = self._copy_of(self._generator.model)
+            self._start.load_state_dict(state["start"], strict=False)
 
     def _drawn(self, number: int, part: Part, num_replies: int | None = None) -> list[list[Exchange]]:
         """For each history of the part, the generator's replies."""
@@ -137,7 +141,7 @@ class Duel:
         self, parts: Sequence[Part | None], drawn: Sequence[list[list[Exchange]]], num_histories: int
     ) -> Sums:
         if self._start is None:
-            self._start = self._copied(self._generator.model)
+            self._start = self._copy_of(self._generator.model)
         batches: list[PackedBatch | None] = []
         for part, replies in zip(parts, drawn, strict=True):
             if part is None:

@@ -90,14 +90,15 @@ def fit(
     leaving: Callable[[], bool] = lambda: False,
     before: Sequence[Progress] = (),
     split: int = 1,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train to `settings.num_steps`, from where `before`, the progress of all steps already done, ends.
 
     `read(rows)` gives rows of the corpus as a batch. `held_out` is this worker's share of the held-out batches.
     `on_step` gets the progress of every step; `on_checkpoint(step, metrics)` is called on all workers every
     `checkpoint_every_steps` steps, at the end, and once where `leaving` (asked on all workers at once, every few
-    seconds) says that a machine is about to go; with the held-out loss in the metrics. Micro-batches are cut into
-    `split`. Raises TrainingDiverged.
+    seconds) says that a machine is about to go; with the held-out loss in the metrics. After a checkpoint `is_over`
+    may end the training early. Micro-batches are cut into `split`. Raises TrainingDiverged.
     """
     began = noticed = time.monotonic()
     num_tokens = tokens_before = before[-1].num_tokens if before else 0
@@ -143,6 +144,8 @@ def fit(
             measured = {f"held_out_{name}": value for name, value in means.items()}
             metrics = {"step": done, "loss": loss, "tokens_per_second": rate, "num_tokens": num_tokens}
             on_checkpoint(done, {**metrics, "skipped_steps": len(worst), **measured, SECONDS_EACH: seconds})
+            if is_over():
+                return
 
 
 def _accumulate(

@@ -154,9 +154,15 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def _packed(self, embedded: torch.Tensor, lengths: list[int], noise: torch.Tensor | None) -> torch.Tensor:
         """[1, T, H] of conversations one after the other."""
-        rows = torch.nn.utils.rnn.pad_sequence(list(self.dropout(embedded)[0].split(lengths)), batch_first=True)
-        hidden, _ = self.lstm(rows, self._first_state(len(lengths), noise, embedded))
-        return torch.cat([row[:length] for row, length in zip(hidden, lengths, strict=True)])[None]
+        counts = torch.tensor(lengths, device=embedded.device)
+        offsets = torch.arange(max(lengths), device=embedded.device)
+        is_token = offsets < counts[:, None]  # [C, longest]
+        places = (counts.cumsum(0) - counts)[:, None] + offsets
+        # Selected by index: the gradient of slices is as long as what they are cut from, for each of them.
+        rows = self.dropout(embedded)[0].index_select(0, places.clamp(max=embedded.shape[1] - 1).flatten())
+        hidden, _ = self.lstm(rows.view(*places.shape, -1), self._first_state(len(lengths), noise, embedded))
+        kept: torch.Tensor = hidden.flatten(0, 1).index_select(0, is_token.flatten().nonzero()[:, 0])
+        return kept[None]
 
     def _rows(
         self, embedded: torch.Tensor, mask: torch.Tensor | None, state: Any, noise: torch.Tensor | None

@@ -1,6 +1,7 @@
 """A model that is trained from nothing: a tokenizer learned from the conversations, and random weights.
 
-make_new_model(texts, folder, architecture="lstm", vocabulary=4096, hidden_size=256, num_layers=1)
+tokenizer = learn_tokenizer(texts, vocabulary=4096)
+make_new_model(tokenizer, folder, architecture="lstm", hidden_size=256, num_layers=1)
 """
 
 from collections.abc import Iterable
@@ -47,24 +48,22 @@ def learn_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
 
 
 def make_new_model(
-    texts: Iterable[str],
+    tokenizer: Any,
     folder: Path,
     *,
     architecture: str,
-    vocabulary: int,
     hidden_size: int,
     num_layers: int,
     dropout: float = 0.0,
     noise_size: int = 0,
     seed: int = 0,
 ) -> None:
-    """Leave a Hugging Face folder with random weights and the tokenizer learned from `texts`.
+    """Leave a Hugging Face folder with random weights and the tokenizer.
 
     `architecture` is `lstm` (models/lstm.py) or `transformer` (Llama's, with heads of 64).
     """
     import torch
 
-    tokenizer = learn_tokenizer(texts, vocabulary)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

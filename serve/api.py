@@ -29,6 +29,7 @@ from serve.limits import Limits
 from serve.observe import Metrics, RequestLog, TokenClock
 from serve.prompt import PromptEncoder
 from serve.protocol import ChatRequest, CompletionRequest, GenerationFields, TokenizeRequest
+from serve.reranker import Reranker
 from serve.responses import Health, Model, ModelList, Tokens
 
 DEFAULT_MAX_TOKENS = 512
@@ -75,12 +76,14 @@ def create_app(
     max_seconds: float = MAX_SECONDS,
     keys: KeyRing | None = None,
     limits: Limits | None = None,
+    reranker: Reranker | None = None,
 ) -> FastAPI:
     """The endpoint over `engine`.
 
     A request without a limit gets `default_max_tokens`, less where the prompt leaves less. Beyond the replies that
     the engine decodes at once, `max_waiting` wait and later requests get 429; a reply that is not done in
-    `max_seconds` is ended. With `keys`, requests need one of them, and `limits` counts what each has used.
+    `max_seconds` is ended. With `keys`, requests need one of them, and `limits` counts what each has used. `reranker`
+    takes one of several replies where a request asks for that.
     """
     app = FastAPI(
         title="Rayconteur",
@@ -116,15 +119,22 @@ def create_app(
     async def answer(
         kind: type[Reply], request: Request, body: GenerationFields, wanted: list[GenerationRequest]
     ) -> Response:
+        choose = None
+        if isinstance(body, ChatRequest) and (body.best_of or 1) > 1:
+            if reranker is None:
+                why = "best_of: this release has no discriminator to choose by; leave it out, or ask for n."
+                raise ApiError(400, why, "best_of")
+            choose = reranker.chooser(body.best_of_by or "softmax", body.seed)
         stops = body.stop_strings()
         generations = [
             Generation(engine, tokenizer, each, stops, max_seconds, TokenClock(metrics), encoder.call_reader(body))
             for each in wanted
         ]
-        reply = kind(generations, body.model, body.n or 1, with_logprobs=body.num_logprobs() is not None)
+        num_replies = body.num_replies()
+        reply = kind(generations, body.model, num_replies, body.num_logprobs() is not None, choose)
         if not engine.health().is_alive:
             raise ApiError(503, "The engine has stopped.", code="engine_lost", headers={LOST: "before"})
-        await hold_tokens(request, wanted, body.n or 1)
+        await hold_tokens(request, wanted, num_replies)
         admission.enter(len(generations))
         request.state.reply = reply
         with contextlib.ExitStack() as place:

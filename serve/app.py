@@ -47,9 +47,11 @@ class Answering:
         model_name: str,
         bounds: dict[str, Any],
         read_keys: ReadKeys | None,
+        discriminator: str | None,
     ) -> None:
         from models.base import load_tokenizer
         from serve.api import create_app
+        from serve.reranker import Reranker
 
         logging.getLogger("rayconteur").setLevel(logging.INFO)
         self._engine = engine
@@ -61,6 +63,7 @@ class Answering:
             release_key,
             keys=KeyRing(read_keys) if read_keys else None,
             limits=SharedLimits() if read_keys else None,
+            reranker=Reranker(local_copy(discriminator)) if discriminator else None,
             **bounds,
         )
         self._server = ReplicaServer(LeasedOnly(self._app, self._leases), ray.util.get_node_ip_address())
@@ -97,6 +100,7 @@ class ChatReplica(Answering):
         model_name: str,
         bounds: dict[str, Any],
         read_keys: ReadKeys | None,
+        discriminator: str | None,
         adapters: Mapping[str, str],
         **engine: Any,
     ) -> None:
@@ -105,7 +109,7 @@ class ChatReplica(Answering):
         loaded = _load_engine(
             folder=folder, adapters={name: local_copy(adapter) for name, adapter in adapters.items()}, **engine
         )
-        self._answer(loaded, folder, release_key, model_name, bounds, read_keys)
+        self._answer(loaded, folder, release_key, model_name, bounds, read_keys, discriminator)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Ray Serve, for `replicas_for`."""
@@ -193,6 +197,7 @@ def build(
     max_stall_seconds: float = DEFAULT_MAX_STALL_SECONDS,
     surge: bool = False,
     read_keys: ReadKeys | None = None,
+    discriminator: str | None = None,
     behind_proxy: bool = False,
 ) -> Any:
     """The Ray Serve application (`ray.serve.Application`) that serves a release.
@@ -203,7 +208,8 @@ def build(
     `max_new_tokens` limits replies to requests that set no limit. Up to `max_queued_requests` wait for a replica with
     room, and later ones get 429. A reply takes `max_seconds` at most. With `surge` an update starts new replicas
     before it stops old ones, which takes room for one more. With `read_keys`, called in each replica, requests need a
-    key, and one actor beside the replicas counts for all of them what each key has used. `behind_proxy`: requests
+    key, and one actor beside the replicas counts for all of them what each key has used. With the folder or
+    URI of a `discriminator` requests may ask for the best of several replies. `behind_proxy`: requests
     come through Ray Serve's proxies, with their limits, not by leases. Raises ValueError for what the engine could
     not serve.
     """
@@ -234,7 +240,7 @@ def build(
     limits = DeploymentActorConfig(name=_LIMITS, actor_class=ray.remote(Limits), actor_options={"num_cpus": 0})
     actors = [limits] if read_keys else []
     bounds = {"default_max_tokens": max_new_tokens, "max_waiting": max_queued_requests, "max_seconds": max_seconds}
-    said = (release, release_key, model_name, bounds, read_keys)
+    said = (release, release_key, model_name, bounds, read_keys, discriminator)
     shared: dict[str, Any] = {"precision": precision, "max_active": max_active, "adapters": dict(adapters or {})}
     if engine == "vllm":
         from serve.app_vllm import bind_vllm

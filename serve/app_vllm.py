@@ -29,6 +29,7 @@ class VLLMReplica(Answering, LLMServer):  # type: ignore[misc]
         release_key: str,
         bounds: dict[str, Any],
         read_keys: ReadKeys | None,
+        discriminator: str | None,
         adapters: dict[str, str],
     ) -> None:
         # Of this machine, as those of the driver's were there.
@@ -37,7 +38,9 @@ class VLLMReplica(Answering, LLMServer):  # type: ignore[misc]
         await LLMServer.__init__(self, config)
         # LLMServer's own methods take and give OpenAI's JSON: to the tokens there is only its engine's client.
         engine = VLLMEngine(self.engine._engine_client, asyncio.get_running_loop(), adapters)
-        self._answer(engine, folder, release_key, config.model_loading_config.model_id, bounds, read_keys)
+        self._answer(
+            engine, folder, release_key, config.model_loading_config.model_id, bounds, read_keys, discriminator
+        )
 
     async def __del__(self) -> None:
         self._stop()
@@ -76,6 +79,7 @@ def bind_vllm(
     model_name: str,
     bounds: dict[str, Any],
     read_keys: ReadKeys | None,
+    discriminator: str | None,
     options: dict[str, Any],
     actors: list[Any],
     adapters: dict[str, str],
@@ -86,7 +90,7 @@ def bind_vllm(
     deployment = ray_serve.deployment(
         VLLMReplica, deployment_actors=actors, **VLLMReplica.get_deployment_options(config)
     )
-    return deployment.bind(config, release, release_key, bounds, read_keys, adapters)
+    return deployment.bind(config, release, release_key, bounds, read_keys, discriminator, adapters)
 
 
 def _local(adapters: dict[str, str]) -> dict[str, str]:

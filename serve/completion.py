@@ -3,7 +3,7 @@
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from uuid import uuid4
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from serve.errors import CLIENT_CLOSED_REQUEST, ApiError
 from serve.generation import DrawnToken, Generation, Piece
 from serve.responses import (
+    BestOf,
     CalledFunction,
     CalledTool,
     CalledToolDelta,
@@ -30,11 +31,22 @@ from serve.responses import (
 )
 from serve.tools import ToolCall
 
+Choose = Callable[[list[int], list[list[int]]], Awaitable[BestOf]]
+"""of a prompt's replies, in tokens, the one to answer with"""
+
 
 class Reply(ABC):
     """The replies to one request: `n` of them to each prompt."""
 
-    def __init__(self, generations: Sequence[Generation], model: str, n: int, with_logprobs: bool) -> None:
+    def __init__(
+        self,
+        generations: Sequence[Generation],
+        model: str,
+        n: int,
+        with_logprobs: bool,
+        choose: Choose | None = None,
+    ) -> None:
+        """`n` replies are generated to each prompt; with `choose` one of them all is answered with."""
         self.id = f"{self._prefix}-{uuid4().hex}"
         self.created = int(time.time())
         self.model = model
@@ -43,6 +55,8 @@ class Reply(ABC):
         self._generations = generations
         self._n = n
         self._with_logprobs = with_logprobs
+        self._choose = choose
+        self._best_of: BestOf | None = None
 
     @property
     @abstractmethod
@@ -86,6 +100,9 @@ class Reply(ABC):
                 if piece is not None:
                     texts[index] += piece.text
                     tokens[index] += piece.tokens
+        if self._choose is not None:
+            first = self._generations[0]
+            self._best_of = await self._choose(first.prompt_ids, [each.token_ids for each in self._generations])
         self.status = 200
         return self._whole(texts, tokens)
 
@@ -158,10 +175,18 @@ class ChatReply(Reply):
                 message=_message(generation, text),
                 logprobs=self._logprobs(drawn),
                 finish_reason=generation.finish_reason,
+                best_of=self._best_of,
             )
-            for index, (generation, text, drawn) in enumerate(zip(self._generations, texts, tokens, strict=True))
+            for index, (generation, text, drawn) in enumerate(self._answered(texts, tokens))
         ]
         return ChatCompletion(id=self.id, created=self.created, model=self.model, choices=choices, usage=self.usage())
+
+    def _answered(
+        self, texts: list[str], tokens: list[list[DrawnToken]]
+    ) -> list[tuple[Generation, str, list[DrawnToken]]]:
+        """The replies that the answer has."""
+        all_of_them = list(zip(self._generations, texts, tokens, strict=True))
+        return all_of_them if self._best_of is None else [all_of_them[self._best_of.chosen]]
 
     def _opening(self) -> list[BaseModel]:
         numbers = range(len(self._generations))

@@ -47,7 +47,7 @@ class Generation:
         reader: CallReader | None = None,
     ) -> None:
         self.finish_reason: ReplyReason = "length"
-        self.num_tokens = 0
+        self.token_ids: list[int] = []
         self.num_prompt_tokens = len(request.prompt_ids)
         self._engine = engine
         self._tokenizer = tokenizer
@@ -58,6 +58,16 @@ class Generation:
         self._is_late = False
         self._clock = clock
         self._reader = reader
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """What the reply follows."""
+        return self._request.prompt_ids
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the reply so far, its end token too."""
+        return len(self.token_ids)
 
     @property
     def tool_calls(self) -> list[ToolCall]:
@@ -98,7 +108,7 @@ class Generation:
             yield Piece(rest, tokens)
 
     def _take(self, event: TokenEvent) -> Piece | None:
-        self.num_tokens += 1
+        self.token_ids.append(event.token_id)
         self._clock.token()
         if event.token_id in self._request.end_token_ids:
             return None

@@ -110,7 +110,7 @@ class PromptEncoder:
     def _requests(
         self, request: GenerationFields, prompt_ids: list[int], param: str, grammar: Any = None
     ) -> list[GenerationRequest]:
-        """One for each of `n` replies; raises ApiError for what does not fit, or the engine cannot do."""
+        """One for each reply; raises ApiError for what does not fit, or the engine cannot do."""
         first = GenerationRequest(
             prompt_ids=prompt_ids,
             max_new_tokens=self._room(request, len(prompt_ids), param),
@@ -130,7 +130,7 @@ class PromptEncoder:
         if (refusal := self._engine.refusal(first)) is not None:
             name, why = refusal
             raise ApiError(400, f"{name}: this endpoint's engine cannot do this: {why}.", name)
-        return [first, *(_again(first, number) for number in range(1, request.n or 1))]
+        return [first, *(_again(first, number) for number in range(1, request.num_replies()))]
 
     def _bias(self, request: GenerationFields) -> dict[int, float]:
         bias = {int(name): value for name, value in (request.logit_bias or {}).items()}

@@ -211,6 +211,10 @@ class GenerationFields(_Request):
             return []
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
+    def num_replies(self) -> int:
+        """That are generated to each prompt."""
+        return self.n or 1
+
     def token_limit(self) -> tuple[str, int | None]:
         """The name of the field that limits the reply, and its value in tokens."""
         return "max_tokens", self.max_tokens
@@ -291,6 +295,11 @@ class ChatRequest(GenerationFields):
     """Default auto, where there are tools."""
     parallel_tool_calls: bool | None = None
     """False: of several calls in a reply the first counts."""
+    best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    """Not in OpenAI's chats: so many replies are generated, and one is taken by the scores of the release's
+    discriminator, if it has one."""
+    best_of_by: Literal["softmax", "argmax"] | None = None
+    """How it is taken: drawn by the softmax of the scores (the default), or the one with the highest."""
     metadata: (
         Annotated[
             dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
@@ -324,6 +333,25 @@ class ChatRequest(GenerationFields):
         if value is not None and not info.data.get("logprobs"):
             raise PydanticCustomError("conflict", "Only a request with logprobs true may have top_logprobs")
         return value
+
+    @field_validator("best_of")
+    @classmethod
+    def _of_one_whole_reply(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if (value or 1) > 1 and info.data.get("stream"):
+            raise PydanticCustomError("conflict", "Whole replies are compared: ask for best_of without stream")
+        if (value or 1) > 1 and (info.data.get("n") or 1) > 1:
+            raise PydanticCustomError("conflict", "Give either n or best_of, not both")
+        return value
+
+    @field_validator("best_of_by")
+    @classmethod
+    def _only_with_best_of(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and (info.data.get("best_of") or 1) < 2:
+            raise PydanticCustomError("conflict", "Only a request with best_of above 1 may have best_of_by")
+        return value
+
+    def num_replies(self) -> int:
+        return max(self.n or 1, self.best_of or 1)
 
     def token_limit(self) -> tuple[str, int | None]:
         if self.max_completion_tokens is not None:

@@ -82,6 +82,15 @@ class ReplyMessage(_Answer):
     tool_calls: list[CalledTool] | None = None
 
 
+class BestOf(_Answer):
+    """How a reply was taken, where there was a choice: not in OpenAI's API."""
+
+    scores: list[float]
+    """of every reply that was generated: the discriminator's logits, higher for what is more like the data's"""
+    chosen: int
+    """the number of the one that was taken, from 0"""
+
+
 class Choice(_Answer):
     """One of `n` replies."""
 
@@ -89,6 +98,7 @@ class Choice(_Answer):
     message: ReplyMessage
     logprobs: ChoiceLogprobs | None = None
     finish_reason: ReplyReason
+    best_of: BestOf | None = None
 
 
 class ChatCompletion(_Answer):

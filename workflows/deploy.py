@@ -17,6 +17,7 @@ import httpx
 
 from workflows.keys import KeyFile
 from workflows.pipeline import GateFailed, StageFailed
+from workflows.players import DISCRIMINATOR, SHIPPED
 from workflows.progress import Progress
 from workflows.spec import PipelineSpec, ServeSpec
 from workflows.store import Artifact, Store, content_key
@@ -148,6 +149,7 @@ def application(spec: PipelineSpec, store: Store, release: Artifact, engine: str
     from serve.app import build
 
     serve = spec.serve
+    has_discriminator = release.figures.get(DISCRIMINATOR) == SHIPPED
     served, adapters = _served_models(spec, store, release, engine)
     return build(
         served,
@@ -168,6 +170,7 @@ def application(spec: PipelineSpec, store: Store, release: Artifact, engine: str
         adapters=adapters,
         max_stall_seconds=serve.max_stall_ms / 1000,
         read_keys=KeyFile(store).read if serve.keys == "required" else None,
+        discriminator=store.address("optimize", release.key, DISCRIMINATOR) if has_discriminator else None,
         **options,
     )
 

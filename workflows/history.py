@@ -50,6 +50,8 @@ def _plain(value: Any) -> Any:
 
 def shown(progress: Progress) -> dict[str, Any]:
     """A step as the display has it."""
-    values: dict[str, Any] = {"done": progress.step, "total": progress.num_steps, "loss": round(progress.loss, 4)}
+    values: dict[str, Any] = {"done": progress.step, "total": progress.num_steps}
+    if not math.isnan(progress.loss):  # it is where another model than the one to come is trained
+        values["loss"] = round(progress.loss, 4)
     values |= {name: round(value, 4) for name, value in progress.figures.items()}
     return {**values, "tokens_per_second": round(progress.tokens_per_second, 1)}

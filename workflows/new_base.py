@@ -15,6 +15,7 @@ import ray
 from models.files import open_uri
 from workflows.conversations import parse_conversation, parse_judged, parse_pair
 from workflows.pipeline import NEW_BASE, Context, SourceFile, StageFailed
+from workflows.players import DISCRIMINATOR
 from workflows.spec import NewModelSpec
 from workflows.store import Store
 
@@ -40,8 +41,7 @@ def _make(
     store_uri: str, key: str, files: list[tuple[str, str, int | None]], examples: str, settings: dict[str, Any]
 ) -> int:
     """The number of tokens that the vocabulary came to; 0 where nothing can be read."""
-    from models.base import load_tokenizer
-    from models.new_model import make_new_model
+    from models.new_model import learn_tokenizer, make_new_model
 
     texts = _texts(files, examples)
     first = next(texts, None)
@@ -53,9 +53,14 @@ def _make(
         yield from texts
 
     with tempfile.TemporaryDirectory() as name:
-        make_new_model(all_texts(), Path(name), **NewModelSpec.model_validate(settings).model_dump())
+        sizes = NewModelSpec.model_validate(settings).model_dump()
+        size = sizes.pop("discriminator_hidden_size")
+        tokenizer = learn_tokenizer(all_texts(), sizes.pop("vocabulary"))
+        make_new_model(tokenizer, Path(name), **sizes)
+        if size is not None:
+            make_new_model(tokenizer, Path(name) / DISCRIMINATOR, **sizes | {"hidden_size": size, "noise_size": 0})
         Store(store_uri).add_folder(name, "prepare", key, NEW_BASE)
-        return len(load_tokenizer(name))
+        return len(tokenizer)
 
 
 def _texts(files: list[tuple[str, str, int | None]], examples: str) -> Iterator[str]:

@@ -4,7 +4,8 @@
 
 Leaves in the store: `model/`, a plain Hugging Face folder with the adapter merged; for CPUs `openvino/`, the same as
 an OpenVINO model; and where `optimize.targets` names them `vllm/`, compressed tensors for GPUs, and `gguf/`, a
-file for llama.cpp. Each is measured against the checkpoint, and refused where its perplexity is too high.
+file for llama.cpp. Of an adversarial pair also `discriminator/`, with which the endpoint takes the best of several
+replies. Each is measured against the checkpoint, and refused where its perplexity is too high.
 """
 
 import tempfile
@@ -12,12 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.fs
 import ray
 
 from workflows.cluster import worker_environment
 from workflows.forms import forms_text
 from workflows.pipeline import Context
+from workflows.players import DISCRIMINATOR, SHIPPED, discriminator_base
 from workflows.spec import PipelineSpec
+from workflows.spec_train import AdversarialSpec
 from workflows.store import Store
 
 if TYPE_CHECKING:
@@ -42,9 +47,18 @@ def run(context: Context) -> dict[str, Any]:
         runtime_env={"env_vars": worker_environment(spec.evaluate.cpus_per_worker, gpus=0)},
     )
     corpus = context.inputs["train"].inputs["prepare"]
-    figures: dict[str, Any] = ray.get(
-        task.remote(spec.model_dump(), store.uri, context.inputs["train"].key, corpus, context.key)
-    )
+    trained = context.inputs["train"]
+    figures: dict[str, Any] = ray.get(task.remote(spec.model_dump(), store.uri, trained.key, corpus, context.key))
+    if isinstance(objective := spec.train.objective, AdversarialSpec):
+        accuracy = trained.figures["held_out_accuracy"]
+        is_kept = accuracy >= objective.min_accuracy
+        figures[DISCRIMINATOR] = (
+            SHIPPED
+            if is_kept
+            else f"left out: it tells {accuracy:.1%} of the held-out pairs right, and "
+            f"train.objective.min_accuracy is {objective.min_accuracy:.1%}"
+        )
+        context.progress.note(f"optimize: the discriminator, for best_of: {figures[DISCRIMINATOR]}")
     context.progress.result("release", figures, forms_text(figures))
     return figures
 
@@ -53,6 +67,7 @@ def _release(raw_spec: dict[str, Any], store_uri: str, checkpoint: str, corpus: 
     """The figures: `forms`, a row for each; `openvino` is "exported", or says why there is none."""
     from models.base import resolve
     from models.compress import release, round_to_steps
+    from models.discriminator import release_discriminator
     from workflows.corpus import open_split
 
     spec, store = PipelineSpec.model_validate(raw_spec), Store(store_uri)
@@ -78,6 +93,11 @@ def _release(raw_spec: dict[str, Any], store_uri: str, checkpoint: str, corpus: 
         _write_targets(spec, folder, probe, forms)
         for form, its_speed in _speeds(spec, folder, probe, forms).items():
             forms[form] |= its_speed
+        player = store.path("train", checkpoint, DISCRIMINATOR)
+        if store.filesystem.get_file_info(player).type == pa.fs.FileType.Directory:
+            checkpoint_of_it = store.local_folder("train", checkpoint, DISCRIMINATOR)
+            release_discriminator(discriminator_base(spec), checkpoint_of_it, folder / DISCRIMINATOR)
+            store.add_folder(str(folder / DISCRIMINATOR), "optimize", key, DISCRIMINATOR)
         for form in forms:
             if form != _YARDSTICK:
                 store.add_folder(str(folder / form), "optimize", key, form)

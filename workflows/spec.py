@@ -71,6 +71,9 @@ class NewModelSpec(Section):
     noise_size: Annotated[int, Field(ge=0, le=4096)] = 0
     """Of an LSTM: size of the noise z ~ N(0, 1) that its first state is made of; 0 for none."""
 
+    discriminator_hidden_size: Annotated[int, Field(ge=1, le=8192)] | None = None
+    """For `train.objective: adversarial`: the discriminator's `hidden_size`; left out, the generator's."""
+
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     """Seed of the first weights."""
 

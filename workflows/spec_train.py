@@ -181,6 +181,49 @@ class DistillRepliesSpec(ObjectiveSpec):
     """Where the teacher's replies are cut."""
 
 
+class AdversarialSpec(ObjectiveSpec):
+    """The adversarial pair (models/objectives/adversarial.py)."""
+
+    name: Literal["adversarial"] = "adversarial"
+    """An adversarial pair, from conversations: likelihood to its plateau; then a discriminator learns to tell real
+    replies from generated ones; then both learn in turns. `epochs`, `max_steps` and `learning_rate` of `train` are
+    the first phase's."""
+
+    warmup_steps: PositiveInt = 200
+    """Steps of the discriminator alone; fewer where its accuracy on held-out pairs is at its plateau."""
+
+    turns: Annotated[int, Field(ge=0, le=1_000_000_000)] = 100
+    """Steps in which both learn."""
+
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-5
+    """The generator's in turns."""
+
+    discriminator_learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-4
+    """The discriminator's."""
+
+    num_replies: Annotated[int, Field(ge=2, le=256)] = 4
+    """Drawn to each history: their scores are compared with each other."""
+
+    max_reply_tokens: Annotated[int, Field(ge=1, le=65_536)] = 64
+    """Where replies are cut, real ones too."""
+
+    l1_weight: Annotated[float, Field(ge=0.0, le=100.0)] = 0.01
+    """Weight of L_L1 beside the policy gradient's L_GAN; a large one acts like a temperature, and a worse one."""
+
+    likelihood_weight: Annotated[float, Field(ge=0.0, le=100.0)] = 0.5
+    """Weight of the real replies' negative log-likelihood in turns."""
+
+    kl_weight: Annotated[float, Field(ge=0.0, le=100.0)] = 0.001
+    """Weight of the divergence from the generator that likelihood training left."""
+
+    replay_steps: Annotated[int, Field(ge=0, le=100_000)] = 16
+    """The discriminator is shown replies of so many earlier steps again."""
+
+    min_accuracy: Share = 0.55
+    """A discriminator that tells fewer of the held-out pairs right after its warm-up has nothing to teach: then there
+    are no turns."""
+
+
 TeacherSpec = DistillSpec | DistillRepliesSpec
 
 
@@ -192,7 +235,7 @@ def _fewest_and_most(count: int | list[int]) -> int | list[int]:
 
 
 AnyObjective = Annotated[
-    SftSpec | DpoSpec | OrpoSpec | KtoSpec | SimpoSpec | DistillSpec | DistillRepliesSpec,
+    SftSpec | DpoSpec | OrpoSpec | KtoSpec | SimpoSpec | DistillSpec | DistillRepliesSpec | AdversarialSpec,
     Field(discriminator="name"),
 ]
 
@@ -317,6 +360,15 @@ class TrainSpec(Section):
     def _quantised_is_possible(self) -> "TrainSpec":
         if self.adapter is not None and self.adapter.quantize and self.zero.stage == 3:
             raise ValueError("adapter.quantize keeps weights that zero.stage 3 cannot split; use stage 0, 1 or 2")
+        return self
+
+    @model_validator(mode="after")
+    def _pair_is_possible(self) -> "TrainSpec":
+        if self.objective.name == "adversarial" and (self.zero.stage == 3 or self.zero.offload):
+            raise ValueError(
+                "objective adversarial draws replies while it trains, for which each worker needs the whole model at "
+                "hand; use zero.stage 0, 1 or 2 without offload"
+            )
         return self
 
     @model_validator(mode="after")

@@ -3,8 +3,9 @@
     rayconteur train PIPELINE
 
 Leaves in the store: `model/`, a Hugging Face folder (for LoRA a PEFT adapter) of the best checkpoint by held-out
-loss, with tokenizer and chat template; `history.jsonl`, a line for every step; `curves.html` and `tensorboard/`, the
-same to look at. Where MLFLOW_TRACKING_URI is set, an MLflow run too.
+loss, with tokenizer and chat template; of an adversarial pair the last one, with `discriminator/` beside it;
+`history.jsonl`, a line for every step; `curves.html` and `tensorboard/`, the same to look at. Where
+MLFLOW_TRACKING_URI is set, an MLflow run too.
 
 While it runs, `run/` holds the last and the best checkpoint: the same command goes on from the last.
 """
@@ -28,10 +29,12 @@ from workflows.cluster import check_fits, innermost, watching, worker_environmen
 from workflows.curves import check_mlflow, log_to_mlflow, write_curves
 from workflows.history import HISTORY, Record
 from workflows.pipeline import Context, StageFailed
+from workflows.players import DISCRIMINATOR
 from workflows.recovery import Recovery, clear_unfinished, said_of
 from workflows.room import worker_resources
 from workflows.search import read_search, trial_folder
 from workflows.spec import PipelineSpec
+from workflows.spec_train import AdversarialSpec
 from workflows.store import Store
 from workflows.train_worker import Job, TrainWorker
 
@@ -50,6 +53,7 @@ def run(context: Context) -> dict[str, Any]:
     check_mlflow()
     folder = store.path("train", context.key)
     clear_unfinished(store, context.key)
+    is_pair = isinstance(train.objective, AdversarialSpec)
     elastic = isinstance(train.num_workers, list)
     # A worker that is stopped as a whole cannot watch itself: Ray asks it, and waits as long.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.hang_minutes * 60)
@@ -78,7 +82,9 @@ def run(context: Context) -> dict[str, Any]:
                 storage_filesystem=store.filesystem,
                 failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(
-                    num_to_keep=1, checkpoint_score_attribute="held_out_loss", checkpoint_score_order="min"
+                    num_to_keep=1,
+                    checkpoint_score_attribute="step" if is_pair else "held_out_loss",
+                    checkpoint_score_order="max" if is_pair else "min",
                 ),
                 callbacks=[Recovery(store.uri, f"{folder}/run", board)],
                 worker_runtime_env={"env_vars": worker_environment(train.cpus_per_worker, train.gpus_per_worker)},
@@ -93,7 +99,9 @@ def run(context: Context) -> dict[str, Any]:
     if result.return_value:
         raise StageFailed(result.return_value)
     best, figures = min(result.best_checkpoints, key=lambda pair: pair[1]["held_out_loss"])
-    store.add_folder(f"{best.path}/{MODEL_FOLDER}", "train", context.key, MODEL_FOLDER, best.filesystem)
+    if is_pair:  # a discriminator belongs to the generator that it plays against
+        best, figures = result.checkpoint, result.metrics
+    _keep_models(context, best.path)
     _keep_history(context, f"{result.checkpoint.path}/{HISTORY}")
     return _shown(result.metrics, figures)
 
@@ -122,11 +130,20 @@ def _take_winner(context: Context) -> dict[str, Any]:
     trial = next(trial for trial in search.trials if (trial.number, trial.key) == (winner.trial, winner.key))
     report = next(report for report in trial.reports if report.step == winner.step)
     folder = f"{trial_folder(store, winner.key)}/{winner.checkpoint}"
-    store.add_folder(f"{folder}/{MODEL_FOLDER}", "train", context.key, MODEL_FOLDER, store.filesystem)
+    _keep_models(context, folder)
     _keep_history(context, f"{folder}/{HISTORY}")
     figures = {"step": report.step, **report.figures}
     context.progress.note(f"train: the checkpoint of trial {winner.trial} at step {winner.step}")
     return _shown(figures, figures)
+
+
+def _keep_models(context: Context, checkpoint: str) -> None:
+    """The model in a checkpoint's folder, and the discriminator if there is one, into the artifact."""
+    store, key = context.store, context.key
+    store.add_folder(f"{checkpoint}/{MODEL_FOLDER}", "train", key, MODEL_FOLDER, store.filesystem)
+    player = f"{checkpoint}/{DISCRIMINATOR}/{MODEL_FOLDER}"
+    if store.filesystem.get_file_info(player).type == pa.fs.FileType.Directory:
+        store.add_folder(player, "train", key, DISCRIMINATOR, store.filesystem)
 
 
 def _keep_history(context: Context, path: str) -> None:

@@ -5,9 +5,9 @@ worker.train(job, on_checkpoint, post, leaving)  # and again, with another job: 
 """
 
 import gc
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +17,29 @@ import torch
 from models import adapters
 from models.attention import PACKED_ATTENTION
 from models.base import resolve
-from models.batch_size import default_limit_gb, forget_peak, largest_batch, peak_gb
+from models.batch_size import default_limit_gb, forget_peak, largest_batch
+from models.chat import end_token_ids
 from models.deepspeed_engine import DeepSpeedEngine
-from models.engine import MODEL_FOLDER
-from models.fit import SECONDS_EACH, FitSettings, TrainingDiverged, fit, held_out_batches, measure
-from models.fit import Progress as StepProgress
+from models.fit import FitSettings, TrainingDiverged, fit, held_out_batches, measure
 from models.flops import StepOperations, matrix_product_rate
 from models.liger import use_liger
 from models.objectives import OBJECTIVES, Objective
+from models.objectives.adversarial import Generate
 from models.operator import check_build_tools, check_file_offload
 from models.packing import PackedBatch, StepPlan
 from models.precision import dtype_of, faster_precision
 from models.reuse import BaseModels
 from models.snapshot import Write
 from workflows.corpus import open_examples
-from workflows.history import HISTORY, Record, shown
+from workflows.history import HISTORY, Record
 from workflows.pipeline import num_steps, source_files, step_plan
-from workflows.recovery import Slowest, Watchdog, settle, settled
+from workflows.players import discriminator_base
+from workflows.recovery import Watchdog, settle, settled
 from workflows.spec import PipelineSpec
 from workflows.spec_train import ObjectiveSpec, TrainSpec
 from workflows.store import Store
+from workflows.train_pair import Pair
+from workflows.train_reports import Reports
 
 _MOST_NAMED = 20
 
@@ -112,11 +115,9 @@ class TrainWorker:
             cut = _cut(engine, train, store, job.run_folder, plan, num_tokens, read)
             record = Record(_resume(engine, job.resume_from))
             start_step = len(record.lines)
-            seconds = record.lines[-1].get("seconds", 0.0) if record.lines else 0.0
+            first_held_out = _first(held_out, train)
             measured = list(
-                held_out_batches(
-                    _first(held_out, train), train.pass_tokens // cut, rank, num_workers, objective.batch
-                )
+                held_out_batches(first_held_out, train.pass_tokens // cut, rank, num_workers, objective.batch)
             )
             extra = {
                 "resumed_from_step": start_step,
@@ -129,65 +130,55 @@ class TrainWorker:
                 on_checkpoint({"step": start_step, **found, **extra}, lambda folder: None)
                 engine.close()
                 return
-            rate = self._rate(engine, precision)
             operations = StepOperations(engine.model)
             settings = _settings(train, plan)
             tokenizer = self._bases.tokenizer(resolve(spec.base_model))
-            ended, slowest = time.monotonic(), Slowest()
 
-            def on_step(progress: StepProgress) -> None:
-                nonlocal ended, seconds
-                watchdog.alive()
-                step, began, ended = progress.step - 1, ended, time.monotonic()
-                seconds += ended - began
+            def operations_of(step: int) -> float:
+                if step >= settings.num_steps or (pair and not pair.is_likelihood):
+                    return 0.0
                 targets = sum(num_targets[row] for part in plan.rows(step) for row in part)
-                needed = operations.of(plan.num_tokens(step), targets, plan.num_pairs(step))
-                utilisation = needed / (ended - began) / rate
-                record.add(progress, utilisation=utilisation, memory_gb=peak_gb(), seconds=seconds)
-                if rank == 0:
-                    resumed = {"resumed_from_step": start_step} if start_step else {}
-                    post(**shown(progress), **resumed, num_workers=num_workers)
+                return operations.of(plan.num_tokens(step), targets, plan.num_pairs(step))
 
-            def at_checkpoint(step: int, metrics: dict[str, Any]) -> None:
-                record.add_held_out(metrics)
-                write_state, steps_so_far = engine.snapshot(), record.text()
-
-                def write(folder: Path) -> None:
-                    write_state(folder)
-                    if rank == 0:
-                        tokenizer.save_pretrained(folder / MODEL_FOLDER)
-                        (folder / HISTORY).write_text(steps_so_far)
-
-                nonlocal ended
-                watchdog.alive()
-                if (slow := slowest.of(metrics.pop(SECONDS_EACH))) and rank == 0:
-                    post(note=f"train: {slow}")
-                if rank == 0:
-                    post(held_out_loss=round(metrics["held_out_loss"], 4))
-                held = {"peak_memory_gb": round(peak_gb(), 2), "seconds": seconds}
-                on_checkpoint({**metrics, **extra, **held, "num_steps": settings.num_steps}, write)
-                watchdog.alive()
-                ended = time.monotonic()
-
-            try:
-                fit(
-                    engine, plan, read, settings, measured,
-                    on_step=on_step, on_checkpoint=at_checkpoint, leaving=leaving,
-                    before=record.steps(), split=cut,
+            reports = Reports(
+                engine, record, tokenizer, watchdog, post, on_checkpoint, extra, operations_of,
+                self._rate(engine, precision),
+            )  # fmt: skip
+            pair = None
+            if isinstance(objective, Generate):
+                pair = Pair(
+                    spec, objective, engine, reports, rows, first_held_out, measured, settings.num_steps,
+                    end_tokens=sorted(end_token_ids(tokenizer)),
+                    resume_from=job.resume_from,
+                    make_reader=lambda: self._model(spec, precision, discriminates=True),
+                    make_generator=lambda: self._model(spec, precision),
+                    on_deepspeed=lambda model, loss: self._on_deepspeed(model, loss, train, precision),
                 )  # fmt: skip
+            try:
+                if pair is None or pair.is_likelihood:
+                    fit(
+                        engine, plan, read, settings, measured,
+                        on_step=reports.step,
+                        on_checkpoint=lambda step, metrics: reports.checkpoint(
+                            pair.num_steps if pair else settings.num_steps, metrics
+                        ),
+                        leaving=leaving, before=record.steps(), split=cut,
+                        is_over=(lambda: not pair.is_likelihood) if pair else (lambda: False),
+                    )  # fmt: skip
+                if pair is not None:
+                    pair.play(leaving)
             except TrainingDiverged as error:
                 raise ValueError(f"{error}: {_places(rows, error.rows, spec)}") from error
             finally:
+                if pair is not None:
+                    pair.close()
                 engine.close()
 
-    def _engine(self, spec: PipelineSpec, objective: Objective, precision: str) -> DeepSpeedEngine:
+    def _model(self, spec: PipelineSpec, precision: str, discriminates: bool = False) -> Any:
+        """The base model with what is trained of it; what an adapter leaves as it is, all models here share."""
         train = spec.train
-        if not train.gpus_per_worker:
-            check_build_tools()
-        if train.zero.offload == "nvme":
-            check_file_offload()
         model = self._bases.model(
-            resolve(spec.base_model),
+            discriminator_base(spec) if discriminates else resolve(spec.base_model),
             dtype_of(precision),
             PACKED_ATTENTION,
             quantize=train.adapter.quantize if train.adapter else None,
@@ -199,6 +190,16 @@ class TrainWorker:
             fields = train.adapter.model_dump(exclude={"quantize"})
             model = adapters.attach(model, **fields, base=spec.base_model)
         adapters.freeze(model, train.frozen)
+        return model
+
+    def _engine(self, spec: PipelineSpec, objective: Objective, precision: str) -> DeepSpeedEngine:
+        if not spec.train.gpus_per_worker:
+            check_build_tools()
+        if spec.train.zero.offload == "nvme":
+            check_file_offload()
+        return self._on_deepspeed(self._model(spec, precision), objective, spec.train, precision)
+
+    def _on_deepspeed(self, model: Any, objective: Any, train: TrainSpec, precision: str) -> DeepSpeedEngine:
         return DeepSpeedEngine(
             model,
             objective,
@@ -279,7 +280,8 @@ def _places(rows: Any, numbers: list[int], spec: PipelineSpec) -> str:
 
 def objective_of(section: ObjectiveSpec) -> Objective:
     """The objective that `train.objective` describes."""
-    return OBJECTIVES[section.name](**section.model_dump(exclude={"name", "teacher", "max_reply_tokens"}))
+    fields = section.model_dump(include=set(signature(OBJECTIVES[section.name]).parameters))
+    return OBJECTIVES[section.name](**fields)
 
 
 def _precision(train: TrainSpec, store: Store, run_folder: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from models.objectives.adversarial import Generate
 from models.objectives.distill import Distill
 from models.objectives.preference import Dpo, Kto, Orpo, Simpo
 from models.objectives.sft import Sft
@@ -43,5 +44,6 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "simpo": Simpo,
     "distill": Distill,
     "distill_replies": Sft,
+    "adversarial": Generate,
 }
 """by their name in a pipeline file; each takes its section's fields as keyword arguments"""

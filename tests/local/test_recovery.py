@@ -7,12 +7,12 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from disturbance import Disturbance
 
 from workflows.pipeline import StageFailed
 
@@ -44,36 +44,6 @@ def losses_alone(run, pipeline, kept, tmp_path):
         assert done["train"].figures["resumed_from_step"] == 0
         kept["losses"] = losses(store, done)
     return kept["losses"]
-
-
-def workers():
-    return [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in child.name()
-            or any("RayTrainWorker" in word for word in child.cmdline()[:1])]  # fmt: skip
-
-
-class Disturbance:
-    """While it is entered: `act(a training worker)` as soon as `when()`; `happened` says whether that came."""
-
-    def __init__(self, when, act):
-        self._when, self._act = when, act
-        self._ended = threading.Event()
-        self.happened = False
-
-    def __enter__(self):
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self):
-        while not self._ended.is_set() and not self._when():
-            time.sleep(0.001)
-        if (found := workers()) and not self._ended.is_set():
-            self._act(found[-1])
-            self.happened = True
 
 
 def checkpoints(store_folder):

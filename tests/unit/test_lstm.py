@@ -12,7 +12,7 @@ from models.flops import StepOperations
 from models.generation import greedy_replies
 from models.loss import fuse_head, supervised_logits, supervised_loss_sum
 from models.lstm import LstmCache, LstmConfig, LstmForCausalLM
-from models.new_model import make_new_model
+from models.new_model import learn_tokenizer, make_new_model
 from models.packing import pack
 from serve.engines.torch_turns import TurnDecoder
 
@@ -104,9 +104,8 @@ def test_operations_and_sizes_count_four_gates(lstm: LstmForCausalLM, tmp_path: 
 def test_a_new_model_has_tokens_learned_from_the_texts(architecture: str, tmp_path: Path) -> None:
     texts = ["the lighthouse keeper", "a lighthouse at night", "the keeper of the lighthouse"] * 5
     for name in ("one", "two"):
-        make_new_model(
-            texts, tmp_path / name, architecture=architecture, vocabulary=280, hidden_size=32, num_layers=1, seed=3
-        )
+        learned = learn_tokenizer(texts, 280)
+        make_new_model(learned, tmp_path / name, architecture=architecture, hidden_size=32, num_layers=1, seed=3)
     tokenizer, model = load_tokenizer(tmp_path / "one"), load_model(tmp_path / "one", torch.float32)
     assert len(tokenizer) == model.config.vocab_size == 280
     assert len(tokenizer.encode(" lighthouse")) == 1

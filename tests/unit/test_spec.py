@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -259,7 +260,7 @@ def test_an_objective_is_a_word_or_a_section(tmp_path: Path) -> None:
     assert distilled.model_dump()["teacher"] == str(tmp_path.parent / "big")
 
 
-NAMES = "'sft', 'dpo', 'orpo', 'kto', 'simpo', 'distill', 'distill_replies'"
+NAMES = "'sft', 'dpo', 'orpo', 'kto', 'simpo', 'distill', 'distill_replies', 'adversarial'"
 
 
 @pytest.mark.parametrize(("text", "words"), [
@@ -293,7 +294,8 @@ def test_a_wrong_objective_on_the_command_line(tmp_path: Path) -> None:
 
 def test_the_reference_tells_objectives_apart() -> None:
     found = {row.path: (row.type, row.default) for row in reference()}
-    assert found["train.objective"] == ("sft | dpo | orpo | kto | simpo | distill | distill_replies", "sft")
+    names = "sft | dpo | orpo | kto | simpo | distill | distill_replies | adversarial"
+    assert found["train.objective"] == (names, "sft")
     assert found["train.objective.beta [dpo]"] == ("float > 0, <= 100", "0.1")
     assert found["train.objective.beta [simpo]"] == ("float > 0, <= 100", "2")
     assert found["train.objective.teacher [distill]"] == ("str length >= 1", "required")
@@ -328,3 +330,19 @@ def test_these_commands_refuse_an_open_endpoint_at_once(tmp_path: Path, verb: st
     for more in (["--insecure"], ["--set", "serve.keys=required"], ["--set", "serve.host=127.0.0.1"]):
         let_in = CliRunner().invoke(command, [verb, str(file), "--set", store, *more])
         assert "data.sources.0.path: nothing found" in let_in.stderr, "it comes to the next mistake"
+
+
+FROM_NOTHING = {"base_model": "new", "train": {"adapter": None}}
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    ({"base_model": "new"}, "say train.adapter: null"),
+    ({"new_model": {"hidden_size": 8}}, "new_model is for base_model: new"),
+    ({**FROM_NOTHING, "new_model": {"architecture": "transformer", "hidden_size": 100}}, "a multiple of 64"),
+    ({**FROM_NOTHING, "new_model": {"architecture": "transformer", "noise_size": 2}}, "are for architecture: lstm"),
+    ({"train": {"objective": "adversarial", "zero": {"stage": 3}}}, "use zero.stage 0, 1 or 2"),
+])  # fmt: skip
+def test_what_a_new_model_and_a_pair_cannot_be_is_said(values: dict[str, Any], words: str) -> None:
+    good = {"name": "pair", "base_model": "random:tiny-gpt2", "data": {"sources": [{"path": "a.jsonl"}]}}
+    with pytest.raises(ValueError, match=words):
+        PipelineSpec.model_validate({**good, **values})

@@ -1,0 +1,257 @@
+"""The adversarial pair where the truth is known: data drawn from an LSTM with random weights, the oracle (Yu et al.
+2017, arXiv:1609.05473, section 4.1).
+
+    python benchmarks/adversarial_oracle.py --seeds 0,1,2,3,4
+
+For each seed: a generator too small for the oracle is trained by likelihood to its plateau; a discriminator learns to
+tell its sequences from the oracle's; then both go on in turns. Beside it stands likelihood training continued for as
+many CPU seconds as discriminator and turns took together.
+
+nll_test: nats a token of the oracle's held-out sequences under the model (does it know them all?). nll_oracle: of the
+model's sequences under the oracle (is what it says good?); any temperature trades one for the other, so neither alone
+says anything. `reranked` is the pair as one model, p(y) exp(D(y)) / Z (a residual energy-based model, Deng et al.
+2020, arXiv:2004.11714): log Z is estimated by the mean of exp(D) over sequences of the generator's, which is biased
+low, and so favours it a little; nll_oracle of sequences chosen among 16 by softmax of D. The last line is one JSON
+object.
+"""
+
+import argparse
+import copy
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.attention import PACKED_ATTENTION
+from models.discriminator import Discriminator
+from models.duel import Duel, DuelSettings, Part
+from models.engine import TorchEngine
+from models.generation import drawn_replies
+from models.loss import log_probabilities
+from models.lstm import LstmConfig, LstmForCausalLM
+from models.objectives.adversarial import Discriminate, Exchange, Generate
+from models.packing import pack
+
+START = 0
+Sequences = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    vocabulary: int
+    length: int
+    oracle: int
+    generator: int
+    discriminator: int
+    sequences: int
+    batch: int = 128
+
+
+def lstm(vocabulary: int, size: int, seed: int) -> Any:
+    torch.manual_seed(seed)
+    model = LstmForCausalLM(LstmConfig(vocab_size=vocabulary, hidden_size=size))
+    model.set_attn_implementation(PACKED_ATTENTION)
+    return model.eval()
+
+
+def oracle_of(sizes: Sizes, seed: int) -> Any:
+    """All parameters drawn from N(0, 1), with one bias for each gate."""
+    model = lstm(sizes.vocabulary, sizes.oracle, 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1000 + seed)
+        for name, parameter in model.named_parameters():
+            parameter.data.zero_() if "bias_hh" in name else parameter.data.normal_()
+    return model
+
+
+def drawn(model: Any, sizes: Sizes, count: int, seed: int) -> Sequences:
+    """Sequences of the model's, without the start token."""
+    found: Sequences = []
+    for number in range(-(-count // 1000)):
+        prompts, seeds = [[START]], [(seed, number)]
+        found += drawn_replies(model, prompts, 1000, sizes.length, [sizes.vocabulary], seeds)[0]
+    return found[:count]
+
+
+def packed(sequences: Sequences) -> Any:
+    return pack([([START, *sequence], [False] + [True] * len(sequence)) for sequence in sequences])
+
+
+def nll(model: Any, sequences: Sequences) -> float:
+    """Nats a token."""
+    total = 0.0
+    with torch.no_grad():
+        for start in range(0, len(sequences), 500):
+            total -= float(log_probabilities(model, packed(sequences[start : start + 500])).sum())
+    return total / sum(map(len, sequences))
+
+
+def scores(discriminator: Any, sequences: Sequences) -> torch.Tensor:
+    """float64 [sequences]"""
+    discriminator.eval()
+    with torch.no_grad():
+        parts = [discriminator(packed(sequences[at : at + 500])) for at in range(0, len(sequences), 500)]
+    return torch.cat(parts).double()
+
+
+def epochs(sequences: Sequences, batch: int, seed: int) -> Iterator[Sequences]:
+    """Batches, epoch after epoch, for ever."""
+    random = np.random.default_rng(seed)
+    while True:
+        order = random.permutation(len(sequences))
+        for start in range(0, len(order) - batch + 1, batch):
+            yield [sequences[index] for index in order[start : start + batch]]
+
+
+def likelihood(
+    engine: TorchEngine, sequences: Sequences, validation: Sequences, sizes: Sizes, rate: float,
+    until: Callable[[], bool] = lambda: False, seed: int = 0,
+) -> float:  # fmt: skip
+    """Train until `until()`, or the validation loss has come to its plateau: at each the rate is halved, four times.
+
+    The weights are the best ones in the end; returns the rate of the end.
+    """
+    best, weights, patience, halved = math.inf, copy.deepcopy(engine.model.state_dict()), 0, 0
+    per_epoch = len(sequences) // sizes.batch
+    for step, some in enumerate(epochs(sequences, sizes.batch, seed), start=1):
+        batch = packed(some)
+        engine.accumulate(batch, batch.weight)
+        engine.update(rate)
+        if step % per_epoch == 0:
+            found = nll(engine.model.eval(), validation)
+            engine.model.train()
+            if found < best:
+                patience = 0 if found < best - 5e-4 else patience + 1
+                best, weights = found, copy.deepcopy(engine.model.state_dict())
+            else:
+                patience += 1
+            if patience >= 3:
+                rate, halved, patience = rate / 2, halved + 1, 0
+            if halved > 4 or until():
+                break
+    engine.model.load_state_dict(weights)
+    return rate
+
+
+def parts_of(sequences: Sequences, numbers: Sequence[int]) -> list[Part]:
+    return [[(number, Exchange([START], sequence)) for number, sequence in zip(numbers, sequences, strict=True)]]
+
+
+def both_ways(model: Any, oracle: Any, test: Sequences, sizes: Sizes) -> dict[str, float]:
+    return {"nll_test": nll(model, test), "nll_oracle": nll(oracle, drawn(model, sizes, 10_000, 77))}
+
+
+def reranked(model: Any, discriminator: Any, oracle: Any, test: Sequences, sizes: Sizes) -> dict[str, float]:
+    """The pair as one model."""
+    own = drawn(model, sizes, 20_000, 88)
+    own_scores = scores(discriminator, own)
+    log_z = float(torch.logsumexp(own_scores, 0) - math.log(len(own)))
+    gain = float(scores(discriminator, test).mean()) - log_z
+    groups = own_scores.view(-1, 16)
+    torch.manual_seed(0)
+    chosen = torch.multinomial(groups.softmax(1), 1)[:, 0] + torch.arange(len(groups)) * 16
+    return {
+        "nll_test": nll(model, test) - gain / sizes.length,
+        "nll_oracle": nll(oracle, [own[index] for index in chosen.tolist()]),
+    }
+
+
+def run(sizes: Sizes, seed: int, turns: int) -> dict[str, Any]:
+    oracle = oracle_of(sizes, seed)
+    train = drawn(oracle, sizes, sizes.sequences, 11 + 100 * seed)
+    validation = drawn(oracle, sizes, 2000, 12 + 100 * seed)
+    test = drawn(oracle, sizes, 10_000, 13 + 100 * seed)
+    row: dict[str, Any] = {"seed": seed, "oracle_entropy": nll(oracle, test)}
+    objective = Generate(sizes.length, l1_weight=0.01, likelihood_weight=0.5, kl_weight=0.001)
+    generator = TorchEngine(lstm(sizes.vocabulary, sizes.generator, seed), objective)
+    began = time.process_time()
+    rate = likelihood(generator, train, validation, sizes, 0.01, seed=seed)
+    row["likelihood_seconds"] = time.process_time() - began
+    row["likelihood"] = both_ways(generator.model.eval(), oracle, test, sizes)
+    generator.model.train()
+    continued = copy.deepcopy(generator.model)
+    began = time.process_time()
+    discriminator = TorchEngine(
+        Discriminator(lstm(sizes.vocabulary, sizes.discriminator, 7 + seed)), Discriminate(), weight_decay=0.01
+    )
+    settings = DuelSettings(
+        num_replies=1, max_reply_tokens=sizes.length, learning_rate=1e-3, discriminator_learning_rate=3e-3, seed=seed
+    )
+    duel = Duel(generator, discriminator, settings, [sizes.vocabulary], objective)
+    held_out = parts_of(validation[:1000], range(1000))
+    step, best, behind, kept = 0, 0.0, 0, copy.deepcopy(discriminator.model.state_dict())
+    batches = epochs(train, sizes.batch, 1 + seed)
+    while behind < 4:  # the warm-up, to its plateau
+        for _ in range(100):
+            duel.step(step, parts_of(next(batches), range(sizes.batch)), sizes.batch)
+            step += 1
+        accuracy = duel.accuracy(held_out)
+        behind = 0 if accuracy > best + 0.002 else behind + 1
+        if accuracy > best:
+            best, kept = accuracy, copy.deepcopy(discriminator.model.state_dict())
+    discriminator.model.load_state_dict(kept)
+    row |= {"warmup_steps": step, "discriminator_accuracy": duel.accuracy(parts_of(test[:4000], range(4000)))}
+    row["warmup_seconds"] = time.process_time() - began
+    row["reranked"] = reranked(generator.model.eval(), discriminator.model, oracle, test, sizes)
+    generator.model.train()
+    began = time.process_time()
+    playing = DuelSettings(**{**vars(settings), "num_replies": 4})
+    duel = Duel(generator, discriminator, playing, [sizes.vocabulary], objective)
+    for _ in range(turns):
+        duel.step(step, parts_of(next(batches), range(sizes.batch)), sizes.batch, train_generator=True)
+        step += 1
+    row["turns_seconds"] = time.process_time() - began
+    row["adversarial"] = both_ways(generator.model.eval(), oracle, test, sizes)
+    budget = row["warmup_seconds"] + row["turns_seconds"]
+    began = time.process_time()
+    other = TorchEngine(continued, objective)
+    while time.process_time() - began < budget:
+        likelihood(
+            other, train, validation, sizes, rate, lambda: time.process_time() - began > budget, seed=50 + seed
+        )
+    row["likelihood_continued"] = both_ways(other.model.eval(), oracle, test, sizes)
+    return row
+
+
+def interval(values: Sequence[float]) -> dict[str, float]:
+    """Mean and the half width of its 95 % confidence interval (Student's t)."""
+    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}.get(len(values), 2.0)
+    half = t * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return {"mean": round(statistics.mean(values), 4), "plus_minus": round(half, 4)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--turns", type=int, default=300, help="steps in which both learn")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    sizes = Sizes(vocabulary=500, length=20, oracle=32, generator=8, discriminator=64, sequences=12_000)
+    rows = []
+    for seed in map(int, arguments.seeds.split(",")):
+        rows.append(run(sizes, seed, arguments.turns))
+        print(json.dumps(rows[-1], default=float), flush=True)
+    gains = [row["likelihood"]["nll_test"] - row["reranked"]["nll_test"] for row in rows]
+    against = {
+        name: interval([row["adversarial"][name] - row["likelihood_continued"][name] for row in rows])
+        for name in ("nll_test", "nll_oracle")
+    }
+    print(
+        json.dumps(
+            {
+                "least_discriminator_accuracy": round(min(row["discriminator_accuracy"] for row in rows), 4),
+                "reranked_lower_by": {"least": round(min(gains), 4), **interval(gains)},
+                "adversarial_minus_likelihood_continued": against,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

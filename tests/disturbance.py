@@ -1,0 +1,38 @@
+"""Something done to a training worker at a moment of the test's choice."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+
+def workers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in child.name()
+            or any("RayTrainWorker" in word for word in child.cmdline()[:1])]  # fmt: skip
+
+
+class Disturbance:
+    """While it is entered: `act(a training worker)` as soon as `when()`; `happened` says whether that came."""
+
+    def __init__(self, when: Callable[[], bool], act: Callable[[psutil.Process], Any]) -> None:
+        self._when, self._act = when, act
+        self._ended = threading.Event()
+        self.happened = False
+
+    def __enter__(self) -> "Disturbance":
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.is_set() and not self._when():
+            time.sleep(0.001)
+        if (found := workers()) and not self._ended.is_set():
+            self._act(found[-1])
+            self.happened = True

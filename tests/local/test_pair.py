@@ -1,0 +1,92 @@
+"""The adversarial pair on a real Ray cluster: both players learn, are killed, and go on; any number of workers."""
+
+import json
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from disturbance import Disturbance
+from safetensors.torch import load_file
+
+from models.attention import PACKED_ATTENTION
+from models.base import load_model
+from models.discriminator import Discriminator
+
+TURNS = 8
+
+
+@pytest.fixture
+def pipeline(tiny):
+    objective = {
+        "name": "adversarial", "warmup_steps": 4, "turns": TURNS, "num_replies": 2, "max_reply_tokens": 10,
+        "learning_rate": 1e-3, "discriminator_learning_rate": 3e-3, "min_accuracy": 0.0, "replay_steps": 2,
+    }  # fmt: skip
+    tiny["train"] |= {"objective": objective, "checkpoint_every_steps": 4, "batch_tokens": 256}
+    return tiny
+
+
+@pytest.fixture
+def from_nothing(pipeline):
+    pipeline |= {
+        "base_model": "new",
+        "new_model": {"hidden_size": 32, "vocabulary": 300, "noise_size": 0, "discriminator_hidden_size": 48},
+    }
+    return pipeline
+
+
+def history(store, done):
+    with store.filesystem.open_input_stream(store.path("train", done["train"].key, "history.jsonl")) as stream:
+        return [json.loads(line) for line in stream.read().splitlines()]
+
+
+def plays(store_folder):
+    """A checkpoint from among the turns is whole, and written down."""
+    for note in Path(store_folder).glob("train/*/run/checkpoint_manager_snapshot.json"):
+        known = note.read_text()
+        whole = [file for file in note.parent.glob("checkpoint_*/history.jsonl") if file.parent.name in known]
+        return any('"gan"' in file.read_text() for file in whole)
+    return False
+
+
+def test_killed_among_the_turns_two_workers_go_on_and_do_what_one_does(run, from_nothing, tmp_path):
+    alone = {**from_nothing, "store": str(tmp_path / "alone")}
+    alone["train"] = {**alone["train"], "num_workers": 1, "gradient_accumulation": 2}
+    done, store = run("train", alone)
+    expected = history(store, done)
+    from_nothing["train"] |= {"zero": {"stage": 2}}
+    with Disturbance(lambda: plays(from_nothing["store"]), psutil.Process.kill) as killing:
+        done, store = run("train", from_nothing)
+    assert killing.happened
+    steps, figures = history(store, done), done["train"].figures
+    assert figures["resumed_from_step"] > len(steps) - TURNS
+    for name in ("loss", "discriminator_loss", "held_out_loss", "held_out_accuracy", "gan", "l1", "nll", "kl"):
+        found, wanted = ([line[name] for line in lines if line.get(name) is not None] for lines in (steps, expected))
+        assert found == pytest.approx(wanted, abs=1e-3), name
+        assert len(found) >= TURNS or name.startswith("held_out")
+    assert figures["steps"] == figures["best_step"] == len(steps)  # of a pair the last checkpoint counts
+    folder = Path(store.path("train", done["train"].key))
+    assert load_model(folder / "model", torch.float32).config.hidden_size == 32
+    reader = load_model(folder / "discriminator", torch.float32, PACKED_ATTENTION)
+    assert reader.config.hidden_size == 48
+    Discriminator(reader).load_score(folder / "discriminator")
+
+
+def test_adapters_of_both_players_stand_on_one_frozen_model(run, pipeline):
+    pipeline["train"] |= {"adapter": {"rank": 4}, "zero": {"stage": 1}}
+    done, store = run("evaluate", pipeline)
+    folder = Path(store.path("train", done["train"].key))
+    generator, discriminator = (
+        load_file(folder / name / "adapter_model.safetensors") for name in ("model", "discriminator")
+    )
+    assert generator.keys() == discriminator.keys()
+    assert all(bool(weight.abs().sum() > 0) for both in (generator, discriminator) for weight in both.values())
+    assert any(not torch.equal(generator[name], discriminator[name]) for name in generator)
+
+
+def test_a_discriminator_that_cannot_tell_ends_it(run, from_nothing, capfd):
+    from_nothing["train"]["objective"] |= {"min_accuracy": 1.0, "discriminator_learning_rate": 1e-9}
+    from_nothing["train"] |= {"num_workers": 1}
+    done, store = run("train", from_nothing)
+    assert not any("gan" in line for line in history(store, done))
+    assert "no gain is to be had from it" in capfd.readouterr().out
