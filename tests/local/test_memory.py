@@ -7,7 +7,7 @@ import torch
 
 from workflows.cluster import Board
 from workflows.pipeline import StageFailed
-from workflows.recovery import AfterFailure, is_out_of_memory, settled
+from workflows.recovery import Recovery, is_out_of_memory, settled
 from workflows.store import Store
 
 
@@ -59,7 +59,7 @@ def test_running_out_of_memory_is_known_from_other_errors(cluster):
 def test_out_of_memory_halves_the_micro_batch_for_all_later_starts(cluster, tmp_path):
     store, board = Store(str(tmp_path / "store")), Board.remote()
     folder = store.path("train", "key", "run")
-    told = AfterFailure(store.uri, folder, board)
+    told = Recovery(store.uri, folder, board)
     told.after_exception(None, {0: RuntimeError("shapes do not match")})
     assert settled(store, folder) == {}
     for expected in (2, 4):
