@@ -81,16 +81,17 @@ class Duel:
         self._remember(parts, drawn)
         return figures
 
-    def accuracy(self, parts: Sequence[Part]) -> float:
-        """The share of held-out pairs in which D gives the real reply the higher score; each history has one pair."""
-        right = pairs = 0.0
+    def measure(self, parts: Sequence[Part]) -> Sums:
+        """D on held-out histories, each with one drawn reply: `loss`, and `accuracy`, the share of the pairs in which
+        it gives the real reply the higher score.
+        """
+        loss = right = pairs = 0.0
         for part in parts:
-            drawn = self._drawn(_MEASURED, part, num_replies=1)
-            batch = self._discriminate.batch_of(_pairs(part, drawn))
-            right += self._discriminator.measure(batch.to(self._discriminator.device))["accuracy"]
-            pairs += batch.weight
-        right, pairs = self._discriminator.total([right, pairs])
-        return right / pairs
+            batch = self._discriminate.batch_of(_pairs(part, self._drawn(_MEASURED, part, num_replies=1)))
+            found = self._discriminator.measure(batch.to(self._discriminator.device))
+            loss, right, pairs = loss + found["loss"], right + found["accuracy"], pairs + batch.weight
+        loss, right, pairs = self._discriminator.total([loss, right, pairs])
+        return {"loss": loss / pairs, "accuracy": right / pairs}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs beside both engines'."""

@@ -25,7 +25,7 @@ from models import base
 from models.files import open_uri
 from workflows.progress import Progress
 from workflows.spec import NEW_MODEL, NewModelSpec, PipelineSpec
-from workflows.spec_train import DistillRepliesSpec, DistillSpec, TrainSpec
+from workflows.spec_train import DistillRepliesSpec, DistillSpec, SpinSpec, TrainSpec
 from workflows.store import Artifact, Store, content_key, fingerprint, without_secrets
 
 if TYPE_CHECKING:
@@ -161,6 +161,8 @@ def _reference_settings(spec: PipelineSpec) -> dict[str, Any]:
     if isinstance(objective, DistillRepliesSpec):
         most = {"max_reply_tokens": objective.max_reply_tokens}
         return {**settings, "model": base.identity(objective.teacher), **most}
+    if isinstance(objective, SpinSpec):
+        settings["max_reply_tokens"] = objective.max_reply_tokens
     return {**settings, "model": _base(spec)}
 
 

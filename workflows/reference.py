@@ -3,8 +3,9 @@
     rayconteur reference PIPELINE
 
 Only for `train.objective` dpo and kto (the log-probabilities of both replies of every row under the base model),
-distill (the teacher's likeliest tokens at every supervised position) and distill_replies (the rows with the teacher's
-reply in the place of their last one). Leaves in the store: `values/split=train` and
+distill (the teacher's likeliest tokens at every supervised position), distill_replies (the rows with the teacher's
+reply in the place of their last one) and spin (each row's last reply, and one drawn from the base model, with what
+dpo needs of both). Leaves in the store: `values/split=train` and
 `values/split=held_out` (Parquet: source, line, and the values), which training reads beside the corpus.
 """
 
@@ -19,7 +20,7 @@ import ray.data
 from workflows.cluster import check_fits, watching, worker_environment
 from workflows.pipeline import Context, StageFailed
 from workflows.spec import PipelineSpec
-from workflows.spec_train import AUTO_TOKENS, DistillRepliesSpec, DistillSpec, TeacherSpec
+from workflows.spec_train import AUTO_TOKENS, DistillRepliesSpec, DistillSpec, SpinSpec, TeacherSpec
 from workflows.store import Store
 
 _ROWS_AT_ONCE = 64
@@ -28,6 +29,7 @@ _NEEDED = {
     "log_probabilities": ["input_ids", "supervised", "other_input_ids", "other_supervised"],
     "top_tokens": ["input_ids", "supervised"],
     "replies": ["input_ids", "supervised"],
+    "own_replies": ["input_ids", "supervised"],
 }
 _SCHEMAS = {
     "log_probabilities": [
@@ -45,6 +47,12 @@ _SCHEMAS = {
         ("num_targets", pa.int32()),
     ],
 }
+_SCHEMAS["own_replies"] = [
+    *_SCHEMAS["replies"],
+    ("other_input_ids", pa.list_(pa.int32())),
+    ("other_supervised", pa.list_(pa.bool_())),
+    *_SCHEMAS["log_probabilities"],
+]
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -155,7 +163,7 @@ class ReferenceModel:
         self._model = load_model(resolve(name), dtype_of(train.precision, device), attention).to(device)
         if attention == PACKED_ATTENTION:
             fuse_head(self._model)
-        else:
+        if "replies" in self._objective.reference:
             self._end_tokens = sorted(end_token_ids(load_tokenizer(resolve(pipeline.base_model))))
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
@@ -178,6 +186,7 @@ class ReferenceModel:
 
         from models.objectives.distill import teacher_replies, teacher_values
         from models.objectives.preference import reference_values
+        from models.objectives.spin import own_pairs
 
         with torch.inference_mode():
             if isinstance(self._objective, DistillSpec):
@@ -185,6 +194,9 @@ class ReferenceModel:
             if isinstance(self._objective, DistillRepliesSpec):
                 most = self._objective.max_reply_tokens
                 return teacher_replies(self._model, rows, most, self._end_tokens)
+            if isinstance(self._objective, SpinSpec):
+                seeds = [(row["source"], row["line"]) for row in rows]
+                return own_pairs(self._model, rows, self._objective.max_reply_tokens, self._end_tokens, seeds)
             return reference_values(self._model, rows)
 
 

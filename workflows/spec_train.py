@@ -70,9 +70,9 @@ class ObjectiveSpec(Section):
     examples: ClassVar[Literal["conversations", "pairs", "judged"]] = "conversations"
     """what a line of the data must be"""
 
-    reference: ClassVar[Literal["none", "log_probabilities", "top_tokens", "replies"]] = "none"
+    reference: ClassVar[Literal["none", "log_probabilities", "top_tokens", "replies", "own_replies"]] = "none"
     """what the stage `reference` computes: nothing, the replies' log-probabilities under the base model, a
-    teacher's most likely tokens, or its replies"""
+    teacher's most likely tokens, or its replies, or replies of the base model's beside the real ones"""
 
 
 class SftSpec(ObjectiveSpec):
@@ -190,7 +190,7 @@ class AdversarialSpec(ObjectiveSpec):
     the first phase's."""
 
     warmup_steps: PositiveInt = 200
-    """Steps of the discriminator alone; fewer where its accuracy on held-out pairs is at its plateau."""
+    """Steps of the discriminator alone; fewer where its loss on held-out pairs is at its plateau."""
 
     turns: Annotated[int, Field(ge=0, le=1_000_000_000)] = 100
     """Steps in which both learn."""
@@ -224,6 +224,22 @@ class AdversarialSpec(ObjectiveSpec):
     are no turns."""
 
 
+class SpinSpec(ObjectiveSpec):
+    """Self-play fine-tuning (Chen et al. 2024, arXiv:2401.01335)."""
+
+    reference = "own_replies"
+
+    name: Literal["spin"] = "spin"
+    """Self-play fine-tuning (SPIN, Chen et al. 2024, arXiv:2401.01335), from conversations: as `dpo`, with the last
+    reply as the chosen one, and one drawn from the base model as the rejected one."""
+
+    beta: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
+    """Scale of the reward, the log-ratio to the base model."""
+
+    max_reply_tokens: Annotated[int, Field(ge=1, le=65_536)] = 64
+    """Where replies are cut, real ones too."""
+
+
 TeacherSpec = DistillSpec | DistillRepliesSpec
 
 
@@ -235,7 +251,15 @@ def _fewest_and_most(count: int | list[int]) -> int | list[int]:
 
 
 AnyObjective = Annotated[
-    SftSpec | DpoSpec | OrpoSpec | KtoSpec | SimpoSpec | DistillSpec | DistillRepliesSpec | AdversarialSpec,
+    SftSpec
+    | DpoSpec
+    | OrpoSpec
+    | KtoSpec
+    | SimpoSpec
+    | DistillSpec
+    | DistillRepliesSpec
+    | AdversarialSpec
+    | SpinSpec,
     Field(discriminator="name"),
 ]
 

@@ -1,7 +1,7 @@
 """The adversarial pair of one worker: which phase training is in, and the phases after likelihood.
 
     likelihood       until the held-out loss is at its plateau, or `train.epochs` are over (models/fit.py)
-    warm-up          the discriminator alone, until its held-out accuracy is, or `warmup_steps` are over
+    warm-up          the discriminator alone, until its held-out loss is, or `warmup_steps` are over
     turns            both, `turns` times; not where the discriminator cannot tell real from generated replies
 
 The phase is read from the history alone, so that a training goes on in the one in which it stopped.
@@ -21,7 +21,7 @@ from models.discriminator import Discriminator
 from models.duel import Duel, DuelSettings, Part
 from models.fit import SECONDS_EACH, measure
 from models.fit import Progress as StepProgress
-from models.objectives.adversarial import Discriminate, Exchange, Generate
+from models.objectives.adversarial import Discriminate, Generate, exchange_of
 from models.packing import PackedBatch, StepPlan
 from models.snapshot import Write
 from workflows.players import DISCRIMINATOR
@@ -30,23 +30,13 @@ from workflows.spec_train import AdversarialSpec
 from workflows.train_reports import Reports
 
 PLAYER_LOSS = "discriminator_loss"
+_HELD_OUT_PLAYER_LOSS = "held_out_discriminator_loss"
 _GAME = "duel.pt"
 _MEASURED_AT_ONCE = 16
 
-# A plateau: the last two measurements are better than all before by less than this.
-_LESS_LOSS, _MORE_ACCURACY = 1e-3, 5e-3
+# A plateau: the last two measurements are lower than all before by less than this, in nats.
+_LESS_LOSS = 1e-3
 _SECONDS_BETWEEN_NOTICES = 5.0
-
-
-def exchange_of(row: dict[str, Any], max_reply_tokens: int, choose: Callable[[int], int]) -> Exchange:
-    """One reply of a conversation with what is before it; `choose(n)` says which of n. What is too long is cut, as
-    the generator's replies are.
-    """
-    supervised = np.concatenate([[False], np.asarray(row["supervised"][1:], dtype=bool), [False]])
-    edges = np.flatnonzero(supervised[1:] != supervised[:-1]) + 1
-    begin, end = edges.reshape(-1, 2)[choose(len(edges) // 2)].tolist()
-    ids = row["input_ids"]
-    return Exchange(ids[:begin], ids[begin : min(end, begin + max_reply_tokens)])
 
 
 class Pair:
@@ -84,7 +74,7 @@ class Pair:
         lines = self._reports.record.lines
         if any(PLAYER_LOSS in line for line in lines[-1:]):
             return False
-        return len(lines) < self._likelihood_steps and not _is_level(lines, "held_out_loss", -1, _LESS_LOSS)
+        return len(lines) < self._likelihood_steps and not _is_level(lines, "held_out_loss")
 
     @property
     def num_steps(self) -> int:
@@ -203,7 +193,8 @@ class Pair:
         lines = self._reports.record.lines
         means, seconds = measure(self._generator, self._measured)
         found: dict[str, Any] = {f"held_out_{name}": value for name, value in means.items()}
-        found["held_out_accuracy"] = duel.accuracy(list(self._held_out_parts()))
+        judged = duel.measure(list(self._held_out_parts()))
+        found |= {"held_out_accuracy": judged["accuracy"], _HELD_OUT_PLAYER_LOSS: judged["loss"]}
         lines[-1].update(found)  # what the phase is known by
         loss = lines[-1]["loss"] if lines[-1]["loss"] is not None else lines[-1][PLAYER_LOSS]
         if not plays and self._is_warm() and not self._may_play():
@@ -233,7 +224,7 @@ class Pair:
             return True
         has_accuracy = bool(warmup) and "held_out_accuracy" in warmup[-1]
         return has_accuracy and (
-            len(warmup) >= self._settings.warmup_steps or _is_level(warmup, "held_out_accuracy", 1, _MORE_ACCURACY)
+            len(warmup) >= self._settings.warmup_steps or _is_level(warmup, _HELD_OUT_PLAYER_LOSS)
         )
 
     def _may_play(self) -> bool:
@@ -248,7 +239,7 @@ def _is_turn(line: dict[str, Any]) -> bool:
     return "gan" in line
 
 
-def _is_level(lines: Sequence[dict[str, Any]], name: str, sign: int, least: float) -> bool:
-    """Whether the last two measurements were no better than all before, by `least`; `sign` 1 where more is better."""
-    values = [sign * line[name] for line in lines if line.get(name) is not None]
-    return len(values) > 2 and max(values[-2:]) < max(values[:-2]) + least
+def _is_level(lines: Sequence[dict[str, Any]], name: str) -> bool:
+    """Whether the last two measurements of a loss were no lower than all before them."""
+    values = [line[name] for line in lines if line.get(name) is not None]
+    return len(values) > 2 and min(values[-2:]) > min(values[:-2]) - _LESS_LOSS

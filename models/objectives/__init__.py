@@ -45,5 +45,6 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "distill": Distill,
     "distill_replies": Sft,
     "adversarial": Generate,
+    "spin": Dpo,
 }
 """by their name in a pipeline file; each takes its section's fields as keyword arguments"""

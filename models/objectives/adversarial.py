@@ -36,10 +36,11 @@ more for being short (Liu et al. 2025, arXiv:2503.20783, section 3.1).
 Shape suffixes: E histories in a batch, N replies to each, S targets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -62,6 +63,17 @@ class Exchange:
     def sequence(self) -> tuple[list[int], list[bool]]:
         """As `pack` takes it: the reply is supervised."""
         return [*self.history, *self.reply], [False] * len(self.history) + [True] * len(self.reply)
+
+
+def exchange_of(row: dict[str, Any], max_reply_tokens: int, choose: Callable[[int], int]) -> Exchange:
+    """One reply of a conversation with what is before it; `choose(n)` says which of n. What is too long is cut, as
+    the generator's replies are.
+    """
+    supervised = np.concatenate([[False], np.asarray(row["supervised"][1:], dtype=bool), [False]])
+    edges = np.flatnonzero(supervised[1:] != supervised[:-1]) + 1
+    begin, end = edges.reshape(-1, 2)[choose(len(edges) // 2)].tolist()
+    ids = row["input_ids"]
+    return Exchange(ids[:begin], ids[begin : min(end, begin + max_reply_tokens)])
 
 
 def whiten(scores: torch.Tensor) -> torch.Tensor:

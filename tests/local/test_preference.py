@@ -1,6 +1,7 @@
 """Preference data and distillation on a real Ray cluster, from raw lines to a scorecard."""
 
 import json
+import math
 import random
 import re
 
@@ -132,6 +133,20 @@ def test_a_student_learns_its_teachers_replies(run, tiny, teacher):
     steps = history(store, done["train"])
     assert steps[0]["num_tokens"] < sum(row["num_tokens"] for row in written)
     assert steps[-1]["loss"] < 0.5 * steps[0]["loss"]
+
+
+def test_a_model_learns_from_its_own_replies(run, tiny):
+    tiny["train"] |= {
+        "objective": {"name": "spin", "max_reply_tokens": 9},
+        "learning_rate": 1e-3,
+        "batch_tokens": 1024,
+    }
+    done, store = run("train", tiny)
+    pairs = rows_of(store, "reference", done["reference"].key, "values")
+    assert all(row["input_ids"] != row["other_input_ids"] for row in pairs)
+    steps = history(store, done["train"])
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert steps[-1]["accuracy"] > 0.95
 
 
 def test_workers_that_take_every_cpu_do_not_starve_the_reading(run, paired):

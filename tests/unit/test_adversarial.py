@@ -15,7 +15,8 @@ from models.duel import Duel, DuelSettings, Part
 from models.engine import TorchEngine
 from models.generation import drawn_replies
 from models.lstm import LstmConfig, LstmForCausalLM
-from models.objectives.adversarial import Discriminate, Exchange, Generate, whiten
+from models.objectives.adversarial import Discriminate, Exchange, Generate, exchange_of, whiten
+from models.objectives.spin import own_pairs
 from models.packing import pack
 
 END = 0
@@ -150,7 +151,7 @@ def test_the_discriminator_learns_to_tell_and_the_generator_what_it_rewards(
     held_out = [histories(999)]
     for step in range(20):
         duel.step(step, [histories(step)], 16)
-    assert duel.accuracy(held_out) > 0.9
+    assert duel.measure(held_out)["accuracy"] > 0.9
     before = likeness(generator)
     for step in range(20, 80):
         figures = duel.step(step, [histories(step)], 16, train_generator=True)
@@ -197,6 +198,35 @@ def test_how_histories_are_divided_into_micro_batches_changes_no_step(players: C
         if step < 1:  # later D replays other pairs
             assert two == pytest.approx(one, abs=1e-5)
     assert math.isfinite(two["loss"])
+
+
+def test_own_replies_stand_beside_the_last_real_one() -> None:
+    model = small_lstm()
+    rows = [
+        {"input_ids": [1, 2, 3, 4, 5, 6, 7], "supervised": [True, True, False, False, True, True, True]},
+        {"input_ids": [8, 9, END], "supervised": [False, True, True]},
+    ]
+    found = own_pairs(model, rows, 2, [END], [(0, 1), (0, 2)])
+    assert found["input_ids"] == [[1, 2, 3, 4, 5, 6], [8, 9, END]]
+    assert found["supervised"] == [[False] * 4 + [True] * 2, [False, True, True]]
+    for row, (ids, supervised) in enumerate(zip(found["other_input_ids"], found["other_supervised"], strict=True)):
+        history = found["input_ids"][row][: supervised.count(False)]
+        own = ids[len(history) :]
+        assert ids[: len(history)] == history
+        assert [own] == drawn_replies(model, [history], 1, 2, [END], [(0, row + 1)])[0]
+        assert found["num_targets"][row] == 2 + len(own)
+        expected = float(token_log_probabilities(model, Exchange(history, own)).sum())
+        assert found["other_reference_log_probability"][row] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_reply_is_chosen_and_cut() -> None:
+    row = {
+        "input_ids": list(range(10)),
+        "supervised": [True, True, False, True, True, True, False, False, True, True],
+    }
+    for number, (begin, end) in enumerate([(1, 2), (3, 5), (8, 10)]):
+        found = exchange_of(row, 2, lambda n, number=number: number if n == 3 else -1)  # type: ignore[misc]
+        assert found == Exchange(list(range(begin)), list(range(begin, end)))
 
 
 def test_a_discriminator_is_saved_and_opened(tmp_path: Path, tiny_llama: Path) -> None:

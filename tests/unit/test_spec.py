@@ -260,7 +260,7 @@ def test_an_objective_is_a_word_or_a_section(tmp_path: Path) -> None:
     assert distilled.model_dump()["teacher"] == str(tmp_path.parent / "big")
 
 
-NAMES = "'sft', 'dpo', 'orpo', 'kto', 'simpo', 'distill', 'distill_replies', 'adversarial'"
+NAMES = "'sft', 'dpo', 'orpo', 'kto', 'simpo', 'distill', 'distill_replies', 'adversarial', 'spin'"
 
 
 @pytest.mark.parametrize(("text", "words"), [
@@ -294,7 +294,7 @@ def test_a_wrong_objective_on_the_command_line(tmp_path: Path) -> None:
 
 def test_the_reference_tells_objectives_apart() -> None:
     found = {row.path: (row.type, row.default) for row in reference()}
-    names = "sft | dpo | orpo | kto | simpo | distill | distill_replies | adversarial"
+    names = "sft | dpo | orpo | kto | simpo | distill | distill_replies | adversarial | spin"
     assert found["train.objective"] == (names, "sft")
     assert found["train.objective.beta [dpo]"] == ("float > 0, <= 100", "0.1")
     assert found["train.objective.beta [simpo]"] == ("float > 0, <= 100", "2")
