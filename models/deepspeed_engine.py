@@ -12,7 +12,7 @@ from models.deepspeed_config import deepspeed_config
 from models.engine import MODEL_FOLDER, Sums, measured, optimizer_for
 from models.lora import fuse_lora
 from models.loss import fuse_head
-from models.objectives import Objective
+from models.objectives import Loss
 from models.operator import load_operator
 from models.packing import PackedBatch
 from models.snapshot import DeepSpeedFiles, Write, copied, model_writer, random_state, set_random_state
@@ -30,7 +30,7 @@ class DeepSpeedEngine:
     def __init__(
         self,
         model: Any,
-        objective: Objective,
+        objective: Loss,
         *,
         zero_stage: int,
         precision: str,

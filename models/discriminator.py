@@ -48,7 +48,7 @@ class Discriminator(torch.nn.Module):
 
     def score_at(self, batch: PackedBatch, positions: torch.Tensor) -> torch.Tensor:
         """float32 [P]: the score of what is read up to each of these positions of the row (int64 [P])."""
-        hidden = _hidden_states(self.reader, batch, positions)
+        hidden = hidden_states(self.reader, batch, positions)
         scores: torch.Tensor = self.score(hidden.to(self.score.weight.dtype))[:, 0].float()
         return scores
 
@@ -90,7 +90,7 @@ def release_discriminator(base_folder: Path, checkpoint_folder: Path, target: Pa
     discriminator.save_pretrained(target, discriminator.state_dict())
 
 
-def _hidden_states(model: Any, batch: PackedBatch, positions: torch.Tensor) -> torch.Tensor:
+def hidden_states(model: Any, batch: PackedBatch, positions: torch.Tensor) -> torch.Tensor:
     """[P, H]: what the model's head would read at these positions."""
     seen: list[torch.Tensor] = []
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0]))

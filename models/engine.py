@@ -7,7 +7,7 @@ import torch
 
 from models.lora import fuse_lora
 from models.loss import fuse_head
-from models.objectives import Objective
+from models.objectives import Loss
 from models.packing import PackedBatch
 from models.snapshot import Write, copied, model_writer, random_state, set_random_state
 
@@ -101,9 +101,7 @@ class TorchEngine:
     rank = 0
     num_workers = 1
 
-    def __init__(
-        self, model: Any, objective: Objective, weight_decay: float = 0.0, gradient_clip: float = 1.0
-    ) -> None:
+    def __init__(self, model: Any, objective: Loss, weight_decay: float = 0.0, gradient_clip: float = 1.0) -> None:
         fuse_head(model)
         fuse_lora(model)
         self.model = model.train()
@@ -163,7 +161,7 @@ class TorchEngine:
         set_random_state(state["random"])
 
 
-def measured(model: Any, objective: Objective, batch: PackedBatch) -> Sums:
+def measured(model: Any, objective: Loss, batch: PackedBatch) -> Sums:
     model.eval()  # no dropout, and no random numbers used up
     try:
         with torch.no_grad():

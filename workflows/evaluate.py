@@ -20,8 +20,10 @@ import ray.data
 from models.chat import Message, check_messages
 from models.files import open_uri
 from workflows.cluster import check_fits, watching, worker_environment
+from workflows.evaluate_pair import measure_pair, pair_text
 from workflows.pipeline import Context, StageFailed
 from workflows.spec import GateSpec
+from workflows.spec_train import AdversarialSpec
 from workflows.store import Store
 
 _SCORED_AT_ONCE = 16
@@ -75,9 +77,13 @@ def run(context: Context) -> dict[str, Any]:
             runtime_env={"env_vars": worker_environment(evaluate.cpus_per_worker, evaluate.gpus_per_worker)},
         ).take_all()
     scorecard = _scorecard(results, asked, evaluate.gate)
+    if isinstance(context.spec.train.objective, AdversarialSpec) and (pair := measure_pair(context)) is not None:
+        scorecard["pair"] = pair
     context.store.write_json(context.store.path("evaluate", context.key, "scorecard.json"), scorecard)
     context.progress.result("scorecard", scorecard, scorecard_text(scorecard))
-    return {name: value for name, value in scorecard.items() if not isinstance(value, list)}
+    figures = {name: value for name, value in scorecard.items() if not isinstance(value, list | dict)}
+    pair = scorecard.get("pair", {})
+    return figures | {f"pair_{name}": pair[name] for name in ("loss", "reranked_loss", "verdict") if name in pair}
 
 
 class Judge:
@@ -305,6 +311,7 @@ def scorecard_text(scorecard: dict[str, Any]) -> str:
     if "tuned_fact_share" in scorecard:
         shares = [f"{name} {scorecard[f'{name}_fact_share']:.2f}" for name in ("base", "tuned")]
         lines.append(f"  share of facts right: {', '.join(shares)}")
+    lines += pair_text(scorecard["pair"]) if "pair" in scorecard else []
     return "\n".join([*lines, f"  {scorecard['verdict']}"])
 
 

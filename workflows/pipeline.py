@@ -25,7 +25,7 @@ from models import base
 from models.files import open_uri
 from workflows.progress import Progress
 from workflows.spec import NEW_MODEL, NewModelSpec, PipelineSpec
-from workflows.spec_train import DistillRepliesSpec, DistillSpec, SpinSpec, TrainSpec
+from workflows.spec_train import AdversarialSpec, DistillRepliesSpec, DistillSpec, SpinSpec, TrainSpec
 from workflows.store import Artifact, Store, content_key, fingerprint, without_secrets
 
 if TYPE_CHECKING:
@@ -177,6 +177,8 @@ def _train_settings(spec: PipelineSpec) -> dict[str, Any]:
 
 def _evaluate_settings(spec: PipelineSpec) -> dict[str, Any]:
     section = spec.evaluate.result_fields()
+    if not isinstance(spec.train.objective, AdversarialSpec):
+        del section["pair"]
     if spec.evaluate.questions is not None:
         filesystem, path = open_uri(spec.evaluate.questions, patient=False)
         try:

@@ -104,6 +104,27 @@ class GateSpec(Section):
     """Share of the facts asked for in `evaluate.questions` that the tuned model must get right."""
 
 
+class PairSpec(Section):
+    """What is measured of an adversarial pair beside the rest."""
+
+    histories: Annotated[int, Field(ge=16, le=1_000_000)] = 200
+    """Held-out conversations whose last replies are looked at, at most."""
+
+    temperatures: Annotated[list[Annotated[float, Field(ge=0.1, le=10.0)]], Field(min_length=1)] = Field(
+        default=[0.7, 1.0]
+    )
+    """Replies are drawn at each."""
+
+    best_of: Annotated[int, Field(ge=2, le=256)] = 4
+    """As at the endpoint."""
+
+    candidates: Annotated[int, Field(ge=2, le=1024)] = 16
+    """Replies drawn to each history for the normaliser of the pair's likelihood."""
+
+    fresh_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    """Steps, of 16 pairs each, in which a fresh discriminator learns."""
+
+
 class EvaluateSpec(Section):
     """evaluate: checkpoint to scorecard."""
 
@@ -119,6 +140,9 @@ class EvaluateSpec(Section):
 
     max_new_tokens: Annotated[int, Field(ge=1, le=65_536)] = 64
     """Tokens of a reply."""
+
+    pair: PairSpec = PairSpec()
+    """For `train.objective: adversarial`."""
 
     num_workers: Annotated[int, Field(ge=1, le=65_536)] = Field(default=1, json_schema_extra=HOW)
     """Processes that score and reply, each with both models."""

@@ -17,8 +17,18 @@ from models.objectives.sft import Sft
 from models.packing import PackedBatch
 
 
-class Objective(Protocol):
-    """A loss that is a sum over supervised tokens, or over examples."""
+class Loss(Protocol):
+    """A sum over supervised tokens, or over examples."""
+
+    def loss_sum(self, model: Any, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss in nats summed over the batch, a scalar with a gradient; and further sums to be shown by name.
+
+        Every sum divided by `batch.weight` is a mean. The names are the same for every batch.
+        """
+
+
+class Objective(Loss, Protocol):
+    """A loss over rows of the corpus."""
 
     columns: tuple[str, ...]
     """what `batch` reads of a row"""
@@ -28,12 +38,6 @@ class Objective(Protocol):
 
     def batch(self, rows: Sequence[dict[str, Any]]) -> PackedBatch:
         """Rows of the corpus as one packed batch."""
-
-    def loss_sum(self, model: Any, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
-        """The loss in nats summed over the batch, a scalar with a gradient; and further sums to be shown by name.
-
-        Every sum divided by `batch.weight` is a mean. The names are the same for every batch.
-        """
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {

@@ -74,6 +74,8 @@ def test_killed_among_the_turns_two_workers_go_on_and_do_what_one_does(run, from
 
 def test_adapters_of_both_players_stand_on_one_frozen_model(run, pipeline):
     pipeline["train"] |= {"adapter": {"rank": 4}, "zero": {"stage": 1}}
+    pipeline["data"]["held_out_share"] = 0.3
+    pipeline["evaluate"]["pair"] = {"fresh_steps": 20, "candidates": 4, "temperatures": [1.0]}
     done, store = run("evaluate", pipeline)
     folder = Path(store.path("train", done["train"].key))
     generator, discriminator = (
@@ -82,6 +84,11 @@ def test_adapters_of_both_players_stand_on_one_frozen_model(run, pipeline):
     assert generator.keys() == discriminator.keys()
     assert all(bool(weight.abs().sum() > 0) for both in (generator, discriminator) for weight in both.values())
     assert any(not torch.equal(generator[name], discriminator[name]) for name in generator)
+    pair = store.read_json(store.path("evaluate", done["evaluate"].key, "scorecard.json"))["pair"]
+    assert pair["histories"] >= 16
+    assert pair["controls"]["random_tokens"] > pair["controls"]["real_against_real"]
+    assert [row["by"] for row in pair["replies"]] == ["temperature 1", "best of 4"]
+    assert pair["verdict"].startswith("no gain" if pair["reranked_loss"] >= pair["loss"] else ("no gain", "the disc"))
 
 
 def test_a_discriminator_that_cannot_tell_ends_it(run, from_nothing, capfd):

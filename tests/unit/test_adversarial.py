@@ -129,7 +129,7 @@ def players() -> Callable[[], Players]:
         objective = Generate(max_reply_tokens=4, l1_weight=0.0, likelihood_weight=0.0, kl_weight=0.0)
         generator = TorchEngine(small_lstm(0), objective)
         torch.manual_seed(5)
-        discriminator = TorchEngine(Discriminator(small_lstm(1)), Discriminate())  # type: ignore[arg-type]
+        discriminator = TorchEngine(Discriminator(small_lstm(1)), Discriminate())
         settings = DuelSettings(
             num_replies=4, max_reply_tokens=4, learning_rate=0.02, discriminator_learning_rate=0.02, replay_steps=4
         )

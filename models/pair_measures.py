@@ -1,0 +1,115 @@
+"""What generated replies are worth, measured by those who were not trained against them.
+
+    accuracy = fresh_accuracy(make_reader, pairs, tests, steps=200)          # 0.5: cannot be told from real ones
+    distance = frechet_distance(embeddings(model, reals), embeddings(model, generated))
+
+A pair is a real exchange and a generated one; both are cut alike, and end alike. Adversarial success (Li et al. 2017,
+arXiv:1701.06547, section 4) is 1 - accuracy.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.discriminator import Discriminator, hidden_states
+from models.engine import TorchEngine
+from models.loss import log_probabilities
+from models.objectives.adversarial import Discriminate, Exchange
+from models.packing import pack
+
+Pairs = Sequence[tuple[Exchange, Exchange]]
+
+_AT_ONCE = 16
+
+
+def fresh_accuracy(
+    make_reader: Callable[[], Any], pairs: Pairs, tests: Pairs, steps: int, learning_rate: float, seed: int = 0
+) -> float:
+    """The share of `tests` in which a discriminator that has learned from `pairs` alone gives the real exchange the
+    higher score.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        engine = TorchEngine(Discriminator(make_reader()), Discriminate(), weight_decay=0.01)
+        random, objective = np.random.default_rng(seed), Discriminate()
+        order: list[int] = []
+        for step in range(steps):
+            while len(order) < _AT_ONCE:
+                order += random.permutation(len(pairs)).tolist()
+            batch = objective.batch_of([pairs[index] for index in order[:_AT_ONCE]])
+            del order[:_AT_ONCE]
+            engine.accumulate(batch.to(engine.device), batch.weight)
+            engine.update(learning_rate * (1 - step / steps))
+    right = 0.0
+    for start in range(0, len(tests), _AT_ONCE):
+        batch = objective.batch_of(tests[start : start + _AT_ONCE])
+        right += engine.measure(batch.to(engine.device))["accuracy"]
+    return right / len(tests)
+
+
+def length_accuracy(pairs: Pairs, tests: Pairs) -> float:
+    """The same of one that sees the replies' lengths alone, and has learned from `pairs` which is the longer one as a
+    rule; it guesses where both are as long.
+    """
+
+    def longer(some: Pairs) -> float:
+        wins = [
+            (len(real.reply) > len(other.reply)) + 0.5 * (len(real.reply) == len(other.reply)) for real, other in some
+        ]
+        return sum(wins) / len(wins)
+
+    found = longer(tests)
+    return found if longer(pairs) >= 0.5 else 1 - found
+
+
+def distinct(replies: Sequence[Sequence[int]], n: int) -> float:
+    """distinct-n (Li et al. 2016, arXiv:1510.03055): different n-grams of tokens, as a share of all."""
+    grams = [tuple(reply[at : at + n]) for reply in replies for at in range(len(reply) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else math.nan
+
+
+def embeddings(model: Any, exchanges: Sequence[Exchange]) -> torch.Tensor:
+    """float64 [exchanges, H]: the model's last hidden state where each ends."""
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(exchanges), _AT_ONCE):
+            batch = pack([exchange.sequence for exchange in exchanges[start : start + _AT_ONCE]]).to(model.device)
+            ends = torch.tensor(batch.sequence_lengths, device=model.device).cumsum(0) - 1
+            parts.append(hidden_states(model, batch, ends).double().cpu())
+    return torch.cat(parts)
+
+
+def frechet_distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Between two Gaussians fitted to [N, H] and [M, H]: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al.
+    2017, arXiv:1706.08500, eq. 6). Few embeddings make it larger: compare those of equal numbers.
+    """
+    first, second = (torch.cov(each.T) for each in (one, other))
+    difference = float((one.mean(0) - other.mean(0)).square().sum())
+    # The eigenvalues of a product of two covariances are those of a covariance: real, and not below 0.
+    root = torch.linalg.eigvals(first @ second).real.clamp(min=0).sqrt().sum()
+    return difference + float(torch.trace(first) + torch.trace(second) - 2 * root)
+
+
+def reranked_log_probabilities(
+    model: Any, discriminator: Discriminator, reals: Sequence[Exchange], drawn: Sequence[Sequence[Exchange]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """float64 [histories] twice: log p(y*|h), and log p(y*|h) + D(h, y*) - log Z(h), the pair as one model (a
+    residual energy-based model, Deng et al. 2020, arXiv:2004.11714).
+
+    Z is the mean of exp(D) over the n replies drawn from p and the real one itself. With that among them the gain is
+    at most log(n + 1), and its mean no more than the divergence of p from the data, whatever D says: an estimate
+    without it would be too high.
+    """
+    base, gains = [], []
+    with torch.no_grad():
+        for real, own in zip(reals, drawn, strict=True):
+            batch = pack([real.sequence]).to(model.device)
+            base.append(float(log_probabilities(model, batch).double().sum()))
+            both = pack([exchange.sequence for exchange in (real, *own)]).to(model.device)
+            scores = discriminator(both).double()
+            gains.append(float(scores[0] - scores.logsumexp(0)) + math.log(len(scores)))
+    log_p = torch.tensor(base, dtype=torch.float64)
+    return log_p, log_p + torch.tensor(gains, dtype=torch.float64)

@@ -1,0 +1,94 @@
+"""Measures of generated replies, where the answer is known."""
+
+import math
+
+import pytest
+import torch
+
+from models.attention import PACKED_ATTENTION
+from models.discriminator import Discriminator
+from models.lstm import LstmConfig, LstmForCausalLM
+from models.objectives.adversarial import Exchange
+from models.pair_measures import (
+    distinct,
+    embeddings,
+    frechet_distance,
+    fresh_accuracy,
+    length_accuracy,
+    reranked_log_probabilities,
+)
+
+
+def lstm(seed: int = 0) -> LstmForCausalLM:
+    torch.manual_seed(seed)
+    model = LstmForCausalLM(LstmConfig(vocab_size=20, hidden_size=16, initializer_range=0.4)).eval()
+    model.set_attn_implementation(PACKED_ATTENTION)
+    return model
+
+
+def exchanges(count: int, seed: int, low: int = 1, high: int = 10) -> list[Exchange]:
+    """Histories of three tokens with replies of four, from `low` to `high` - 1, and an end."""
+    draw = torch.Generator().manual_seed(seed)
+    histories = torch.randint(1, 20, (count, 3), generator=draw).tolist()
+    replies = torch.randint(low, high, (count, 4), generator=draw).tolist()
+    return [Exchange(history, [*reply, 0]) for history, reply in zip(histories, replies, strict=True)]
+
+
+@pytest.mark.parametrize(("low", "high", "least", "most"), [(1, 10, 0.4, 0.6), (10, 20, 0.95, 1.0)])
+def test_a_fresh_discriminator_tells_what_differs_and_nothing_else(
+    low: int, high: int, least: float, most: float
+) -> None:
+    pairs = list(zip(exchanges(200, 0), exchanges(200, 1, low, high), strict=True))
+    tests = list(zip(exchanges(400, 2), exchanges(400, 3, low, high), strict=True))
+    assert least <= fresh_accuracy(lstm, pairs, tests, steps=60, learning_rate=0.01) <= most
+    assert length_accuracy(pairs, tests) == 0.5  # all are as long
+
+
+def test_lengths_alone_tell_longer_from_shorter() -> None:
+    short, long = Exchange([1], [2, 0]), Exchange([1], [2, 3, 4, 0])
+    assert length_accuracy([(long, short)], [(long, short), (short, long), (long, long)]) == 0.5
+    assert length_accuracy([(long, short)], [(long, short)] * 3 + [(short, long)]) == 0.75
+    assert length_accuracy([(short, long)], [(short, long)] * 3 + [(long, short)]) == 0.75
+
+
+def test_distinct_counts_different_tokens_and_pairs() -> None:
+    assert distinct([[1, 2, 1, 2], [1, 2]], 1) == 2 / 6
+    assert distinct([[1, 2, 1, 2], [1, 2]], 2) == 2 / 4
+    assert math.isnan(distinct([[1]], 2))
+
+
+def test_the_distance_of_gaussians_is_that_of_their_means_and_spreads() -> None:
+    draw = torch.Generator().manual_seed(0)
+    cloud = torch.randn(4000, 3, generator=draw, dtype=torch.float64)
+    assert frechet_distance(cloud, cloud) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(cloud, cloud + torch.tensor([3.0, 0.0, 4.0])) == pytest.approx(25, abs=1e-6)
+    # Of N(0, 1) and N(0, 9) in three dimensions: 3 (1 + 9 - 2 * 3)
+    wide = 3 * torch.randn(4000, 3, generator=draw, dtype=torch.float64)
+    assert frechet_distance(cloud, wide) == pytest.approx(12, rel=0.05)
+
+
+def test_embeddings_are_the_last_hidden_states() -> None:
+    model, some = lstm(), exchanges(20, 0)
+    found = embeddings(model, some)
+    seen: list[torch.Tensor] = []
+    model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0][0, -1]))
+    for exchange in some:
+        model(input_ids=torch.tensor([[*exchange.history, *exchange.reply]]))
+    torch.testing.assert_close(found, torch.stack(seen).double(), atol=1e-5, rtol=1e-4)
+
+
+def test_the_pair_as_one_model() -> None:
+    model, discriminator = lstm(0), Discriminator(lstm(1)).eval()
+    reals = exchanges(3, 0)
+    drawn = [[Exchange(real.history, [5, number, 0]) for number in range(1, 5)] for real in reals]
+    log_p, reranked = reranked_log_probabilities(model, discriminator, reals, drawn)
+    with torch.no_grad():
+        discriminator.score.weight.zero_()
+    _, without = reranked_log_probabilities(model, discriminator, reals, drawn)
+    torch.testing.assert_close(without, log_p)
+    assert bool((reranked - log_p <= math.log(5) + 1e-9).all())
+    assert not torch.allclose(reranked, log_p)
+    row = [*reals[0].history, *reals[0].reply]
+    scores = model(input_ids=torch.tensor([row])).logits[0].log_softmax(-1)
+    expected = sum(float(scores[place - 1, row[place]]) for place in range(3, len(row)))
+    assert float(log_p[0]) == pytest.approx(expected, abs=1e-4)

@@ -1,0 +1,226 @@
+"""evaluate, of an adversarial pair: what the discriminator adds, and how well its replies pass for real ones.
+
+One task on the cluster. A fresh discriminator, never trained against, learns from half of the held-out conversations
+to tell real replies from generated ones and is asked about the other half. Beside it stand the same of two real ones
+(0.5 but for chance), of tokens drawn at random (1.0), and one that sees the replies' lengths alone.
+"""
+
+import math
+from typing import Any
+
+import ray
+
+from models.objectives.adversarial import Exchange
+from workflows.cluster import worker_environment
+from workflows.pipeline import Context
+from workflows.players import DISCRIMINATOR, discriminator_base
+from workflows.spec import PipelineSpec
+from workflows.spec_train import AdversarialSpec
+from workflows.store import Store
+
+# Fewer say nothing.
+_LEAST_HISTORIES = 16
+_AT_ONCE = 16
+_SEED = 2_000_003
+Replies = list[list[Exchange]]
+
+
+def measure_pair(context: Context) -> dict[str, Any] | None:
+    """The scorecard's part `pair`; None where there are too few held-out conversations."""
+    evaluate, trained = context.spec.evaluate, context.inputs["train"]
+    task = ray.remote(_measure).options(
+        num_cpus=evaluate.cpus_per_worker,
+        num_gpus=evaluate.gpus_per_worker or None,
+        runtime_env={"env_vars": worker_environment(evaluate.cpus_per_worker, evaluate.gpus_per_worker)},
+    )
+    found: dict[str, Any] | None = ray.get(
+        task.remote(context.spec.model_dump(), context.store.uri, context.inputs["prepare"].key, trained.key)
+    )
+    if found is None:
+        context.progress.note(
+            f"evaluate: a pair is measured on {_LEAST_HISTORIES} held-out conversations or more; add data, or raise "
+            "data.held_out_share"
+        )
+    return found
+
+
+def _measure(raw_spec: dict[str, Any], store_uri: str, corpus: str, checkpoint: str) -> dict[str, Any] | None:
+    import torch
+
+    from models.objectives.adversarial import exchange_of
+    from models.pair_measures import distinct, reranked_log_probabilities
+    from workflows.corpus import open_split
+
+    spec, store = PipelineSpec.model_validate(raw_spec), Store(store_uri)
+    objective, settings = spec.train.objective, spec.evaluate.pair
+    assert isinstance(objective, AdversarialSpec)
+    torch.set_num_threads(max(1, int(spec.evaluate.cpus_per_worker)))
+    rows = open_split(store, "prepare", corpus, "corpus", "held_out", ["input_ids", "supervised"])
+    rows = rows.take(min(settings.histories, len(rows)))
+    if len(rows) < _LEAST_HISTORIES:
+        return None
+    reals = [exchange_of(row, objective.max_reply_tokens, lambda n: n - 1) for row in rows]
+    players = Players(spec, store, checkpoint)
+    drawn = players.drawn(reals, max(settings.best_of, settings.candidates), 1.0)
+    candidates = [some[: settings.candidates] for some in drawn]
+    log_p, reranked = reranked_log_probabilities(players.generator, players.discriminator, reals, candidates)
+    tokens = sum(len(real.reply) for real in reals)
+    gains = reranked - log_p
+    error = float(gains.std()) / math.sqrt(len(gains))
+    helps = float(gains.mean()) > 2 * error
+    found: dict[str, Any] = {
+        "histories": len(reals),
+        "loss": round(-float(log_p.sum()) / tokens, 4),
+        "reranked_loss": round(-float(reranked.sum()) / tokens, 4),
+        "candidates": settings.candidates,
+        "discriminator_accuracy": round(players.accuracy(reals, drawn), 4),
+        "replies": [],
+    }
+    for temperature in settings.temperatures:
+        own = [some[0] for some in (drawn if temperature == 1.0 else players.drawn(reals, 1, temperature))]
+        found["replies"].append({"by": f"temperature {temperature:g}", **players.judged(reals, own)})
+    chosen = players.best(reals, [some[: settings.best_of] for some in drawn])
+    found["replies"].append({"by": f"best of {settings.best_of}", **players.judged(reals, chosen)})
+    found["controls"] = players.controls(reals)
+    found["real"] = {f"distinct_{n}": round(distinct([real.reply for real in reals], n), 4) for n in (1, 2)}
+    lower = found["loss"] - found["reranked_loss"]
+    found["verdict"] = (
+        f"the discriminator lowers the held-out loss by {lower:.4f} nats a token"
+        if helps
+        else "no gain: the discriminator does not lower the held-out loss by more than chance"
+    )
+    return found
+
+
+class Players:
+    """Both, as the checkpoint has them, and fresh judges."""
+
+    def __init__(self, spec: PipelineSpec, store: Store, checkpoint: str) -> None:
+        from models import adapters
+        from models.attention import PACKED_ATTENTION
+        from models.base import load_model, load_tokenizer, resolve
+        from models.chat import end_token_ids
+        from models.discriminator import open_discriminator
+        from models.precision import dtype_of
+
+        assert isinstance(spec.train.objective, AdversarialSpec)
+        device = "cuda" if spec.evaluate.gpus_per_worker else "cpu"
+        dtype = dtype_of(spec.train.precision, device)
+        base, folder = resolve(spec.base_model), store.local_folder("train", checkpoint, "model")
+        player = store.local_folder("train", checkpoint, DISCRIMINATOR)
+        self._spec, self._objective, self._settings = spec, spec.train.objective, spec.evaluate.pair
+
+        def load(name: Any) -> Any:
+            return load_model(name, dtype, PACKED_ATTENTION).to(device)
+
+        def reader() -> Any:
+            adapter = spec.train.adapter
+            model = load(discriminator_base(spec))
+            if adapter is None:
+                return model
+            return adapters.attach(model, **adapter.model_dump(exclude={"quantize"}), base=spec.base_model).to(device)
+
+        self._make_reader = reader
+        self.base = load(base)
+        is_adapter = adapters.is_adapter(folder)
+        self.generator = (adapters.load(load(base), folder) if is_adapter else load(folder)).eval()
+        self.discriminator = open_discriminator(player, discriminator_base(spec)).to(device)
+        tokenizer = load_tokenizer(folder)
+        self._ends, self._vocabulary = sorted(end_token_ids(tokenizer)), len(tokenizer)
+
+    def drawn(self, reals: list[Exchange], count: int, temperature: float) -> Replies:
+        """`count` replies of the generator's to each history."""
+        from models.generation import drawn_replies
+
+        found: Replies = []
+        for start in range(0, len(reals), _AT_ONCE):
+            some = reals[start : start + _AT_ONCE]
+            replies = drawn_replies(
+                self.generator, [real.history for real in some], count, self._objective.max_reply_tokens, self._ends,
+                seeds=[(_SEED, start + index) for index in range(len(some))], temperature=temperature,
+            )  # fmt: skip
+            found += [
+                [Exchange(real.history, reply) for reply in own] for real, own in zip(some, replies, strict=True)
+            ]
+        return found
+
+    def scores(self, exchanges: list[Exchange]) -> list[float]:
+        """The pair's own discriminator of each."""
+        import torch
+
+        from models.packing import pack
+
+        with torch.no_grad():
+            batch = pack([exchange.sequence for exchange in exchanges]).to(self.generator.device)
+            found: list[float] = self.discriminator(batch).tolist()
+        return found
+
+    def accuracy(self, reals: list[Exchange], drawn: Replies) -> float:
+        """Of the pair's own discriminator, on the first reply to each history."""
+        pairs = [self.scores([real, own[0]]) for real, own in zip(reals, drawn, strict=True)]
+        return sum(real > own for real, own in pairs) / len(pairs)
+
+    def best(self, reals: list[Exchange], drawn: Replies) -> list[Exchange]:
+        """Of the replies to each history one, drawn by the softmax of their scores, as the endpoint does."""
+        import numpy as np
+
+        random, found = np.random.default_rng(_SEED), []
+        for own in drawn:
+            weights = np.exp(np.asarray(scores := self.scores(own)) - max(scores))
+            found.append(own[random.choice(len(own), p=weights / weights.sum())])
+        return found
+
+    def judged(self, reals: list[Exchange], own: list[Exchange]) -> dict[str, float]:
+        """Replies beside the real ones, by those who have not seen them."""
+        from models.pair_measures import distinct, embeddings, frechet_distance, length_accuracy
+
+        pairs = list(zip(reals, own, strict=True))
+        replies = [exchange.reply for exchange in own]
+        return {
+            "fresh_accuracy": round(self._fresh(pairs), 4),
+            "length_accuracy": round(length_accuracy(pairs[::2], pairs[1::2]), 4),
+            "frechet_distance": round(frechet_distance(embeddings(self.base, reals), embeddings(self.base, own)), 4),
+            "distinct_1": round(distinct(replies, 1), 4),
+            "distinct_2": round(distinct(replies, 2), 4),
+        }
+
+    def controls(self, reals: list[Exchange]) -> dict[str, float]:
+        """What has to come out: about 0.5 of real against real, about 1 of random tokens."""
+        import numpy as np
+
+        random = np.random.default_rng(_SEED)
+        others = [reals[index - 2] for index in range(len(reals))]  # of the same half: each is on either side once
+        noise = [
+            Exchange(real.history, random.integers(self._vocabulary, size=len(real.reply)).tolist()) for real in reals
+        ]
+        return {
+            "real_against_real": round(self._fresh(list(zip(reals, others, strict=True))), 4),
+            "random_tokens": round(self._fresh(list(zip(reals, noise, strict=True))), 4),
+        }
+
+    def _fresh(self, pairs: list[tuple[Exchange, Exchange]]) -> float:
+        from models.pair_measures import fresh_accuracy
+
+        rate = self._objective.discriminator_learning_rate
+        return fresh_accuracy(self._make_reader, pairs[::2], pairs[1::2], self._settings.fresh_steps, rate)
+
+
+def pair_text(found: dict[str, Any]) -> list[str]:
+    """Lines of the scorecard as a person reads it."""
+    lines = [
+        f"  pair: held-out loss of the last replies {found['loss']:.4f}, reranked {found['reranked_loss']:.4f} "
+        f"({found['histories']} histories, {found['candidates']} candidates each)",
+        f"  its discriminator tells {found['discriminator_accuracy']:.1%} right; fresh ones, and lengths alone:",
+    ]
+    lines += [
+        f"    {row['by']:<16} {row['fresh_accuracy']:.2f}  {row['length_accuracy']:.2f}   Fréchet distance "
+        f"{row['frechet_distance']:.3f}  distinct-1 {row['distinct_1']:.3f}  distinct-2 {row['distinct_2']:.3f}"
+        for row in found["replies"]
+    ]
+    controls, real = found["controls"], found["real"]
+    lines.append(f"    real replies     distinct-1 {real['distinct_1']:.3f}  distinct-2 {real['distinct_2']:.3f}")
+    lines.append(
+        f"    controls         real against real {controls['real_against_real']:.2f}, random tokens "
+        f"{controls['random_tokens']:.2f}"
+    )
+    return [*lines, f"  {found['verdict']}"]
