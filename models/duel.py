@@ -72,12 +72,12 @@ class Duel:
     ) -> Sums:
         """One step over this worker's micro-batches; None where it has fewer than others. Returns means over all.
 
-        `num_histories`: of all workers together.
+        `num_histories`: of all workers together. Raises ValueError where a loss is no finite number.
         """
         drawn = [self._drawn(number, part) if part else [] for part in parts]
         figures = self._train_discriminator(number, parts, drawn, num_histories)
         if train_generator:
-            figures |= self._train_generator(parts, drawn, num_histories)
+            figures |= self._train_generator(number, parts, drawn, num_histories)
         self._remember(parts, drawn)
         return figures
 
@@ -135,11 +135,12 @@ class Duel:
             pairs = _pairs(part, replies)
             batches.append(self._discriminate.batch_of([*pairs, *self._replayed(number, part[0][0], len(pairs))]))
         sums = _accumulated(self._discriminator, batches, num_pairs)
+        _check_finite(sums["loss"], number, "discriminator", "discriminator_learning_rate")
         self._discriminator.update(self._settings.discriminator_learning_rate)
         return {f"discriminator_{name}": value for name, value in sums.items()}
 
     def _train_generator(
-        self, parts: Sequence[Part | None], drawn: Sequence[list[list[Exchange]]], num_histories: int
+        self, number: int, parts: Sequence[Part | None], drawn: Sequence[list[list[Exchange]]], num_histories: int
     ) -> Sums:
         if self._start is None:
             self._start = self._copy_of(self._generator.model)
@@ -153,6 +154,7 @@ class Duel:
             start = self._log_probabilities_at_start(ours)
             batches.append(self._objective.batch_of([real for _, real in part], replies, advantages, start))
         sums = _accumulated(self._generator, batches, num_histories)
+        _check_finite(sums["loss"], number, "generator", "learning_rate")
         self._generator.update(self._settings.learning_rate)
         return sums
 
@@ -197,6 +199,14 @@ class Duel:
 def _pairs(part: Part, replies: Sequence[Sequence[Exchange]]) -> list[tuple[Exchange, Exchange]]:
     """Of each reply, with the real one to the same history."""
     return [(real, reply) for (_, real), some in zip(part, replies, strict=True) for reply in some]
+
+
+def _check_finite(loss: float, number: int, player: str, field: str) -> None:
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"train: the {player}'s loss is {loss} at step {number + 1}; lower train.objective.{field}, or "
+            "train.gradient_clip"
+        )
 
 
 def _accumulated(engine: TrainingEngine, batches: Sequence[PackedBatch | None], weight: float) -> Sums:

@@ -105,6 +105,7 @@ def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> dict[str
         # A teacher's replies have other lengths than those that they replace.
         "tokens_are_estimated": corpus is None or train.objective.reference == "replies",
         "steps": steps,
+        "pair_steps": train.pair_steps,
         "tokens": int(tokens * steps / in_epoch),
         "memory_gb_per_worker": None if memory is None else round(memory, 1),
         "is_of_a_trial": spec.tune is not None,
@@ -145,8 +146,9 @@ def plan_text(plan: dict[str, Any]) -> str:
     about = "about " if training["tokens_are_estimated"] else ""
     memory = training["memory_gb_per_worker"]
     what = "a trial" if training["is_of_a_trial"] else "training"
+    pair = f" of likelihood, then up to {training['pair_steps']:,} of the pair" if training["pair_steps"] else ""
     lines.append(
-        f"{what}: {about}{training['tokens']:,} tokens in {about}{training['steps']:,} steps, "
+        f"{what}: {about}{training['tokens']:,} tokens in {about}{training['steps']:,} steps{pair}, "
         + (f"about {memory:g} GB a worker" if memory else "memory unknown until the base model is here")
     )
     return "\n".join(lines)

@@ -365,6 +365,12 @@ class TrainSpec(Section):
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
     @property
+    def pair_steps(self) -> int:
+        """Steps of an adversarial pair after likelihood, at most."""
+        objective = self.objective
+        return objective.warmup_steps + objective.turns if isinstance(objective, AdversarialSpec) else 0
+
+    @property
     def pass_tokens(self) -> int:
         """Tokens of a forward and backward pass if memory is no matter."""
         return AUTO_TOKENS * self.gradient_accumulation if self.batch_tokens == "auto" else self.batch_tokens

@@ -324,7 +324,7 @@ def _most_steps(spec: PipelineSpec, store: Store, corpus: str) -> int:
         packed_by = (train.pass_tokens, train.passes, train.seed)
         if packed_by not in per_epoch:
             per_epoch[packed_by] = steps_per_epoch(train, store, corpus)
-        most = max(most, num_steps(train, per_epoch[packed_by]))
+        most = max(most, num_steps(train, per_epoch[packed_by]) + train.pair_steps)
     return most
 
 

@@ -168,6 +168,14 @@ def likeness(generator: TorchEngine) -> float:
     return sum(some[0][0] == real.reply[0] for some, (_, real) in zip(replies, part, strict=True)) / 64
 
 
+def test_a_loss_that_is_no_number_ends_it_by_name(players: Callable[[], Players]) -> None:
+    duel, _, discriminator = players()
+    with torch.no_grad():
+        discriminator.model.score.weight.fill_(math.inf)
+    with pytest.raises(ValueError, match=r"discriminator's loss is nan at step 4; .*discriminator_learning_rate"):
+        duel.step(3, [histories(3)], 16)
+
+
 def test_a_duel_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(
     players: Callable[[], Players], tmp_path: Path
 ) -> None:
