@@ -22,7 +22,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -189,15 +189,20 @@ def run(sizes: Sizes, seed: int, turns: int) -> dict[str, Any]:
         num_replies=1, max_reply_tokens=sizes.length, learning_rate=1e-3, discriminator_learning_rate=3e-3, seed=seed
     )
     duel = Duel(generator, discriminator, settings, [sizes.vocabulary], objective)
+    halved = 0
     held_out = parts_of(validation[:1000], range(1000))
     step, best, behind, kept = 0, math.inf, 0, copy.deepcopy(discriminator.model.state_dict())
     batches = epochs(train, sizes.batch, 1 + seed)
-    while behind < 3:  # the warm-up, to its plateau
+    while halved < 3:  # the warm-up, to its plateau: at each the rate is halved, twice
         for _ in range(100):
             duel.step(step, parts_of(next(batches), range(sizes.batch)), sizes.batch)
             step += 1
         found = duel.measure(held_out)["loss"]
         behind = 0 if found < best - 0.001 else behind + 1
+        if behind == 3:
+            behind, halved = 0, halved + 1
+            settings = replace(settings, discriminator_learning_rate=settings.discriminator_learning_rate / 2)
+            duel = Duel(generator, discriminator, settings, [sizes.vocabulary], objective)
         if found < best:
             best, kept = found, copy.deepcopy(discriminator.model.state_dict())
     discriminator.model.load_state_dict(kept)
@@ -207,8 +212,7 @@ def run(sizes: Sizes, seed: int, turns: int) -> dict[str, Any]:
     row["reranked"] = reranked(generator.model.eval(), discriminator.model, oracle, test, sizes)
     generator.model.train()
     began = time.process_time()
-    playing = DuelSettings(**{**vars(settings), "num_replies": 4})
-    duel = Duel(generator, discriminator, playing, [sizes.vocabulary], objective)
+    duel = Duel(generator, discriminator, replace(settings, num_replies=4), [sizes.vocabulary], objective)
     for _ in range(turns):
         duel.step(step, parts_of(next(batches), range(sizes.batch)), sizes.batch, train_generator=True)
         step += 1
