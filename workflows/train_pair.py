@@ -120,8 +120,13 @@ class Pair:
         """The second player, and the game as the checkpoint has it."""
         train, settings = self._train, self._settings
         torch.manual_seed(train.seed + 1)  # the same on all workers: its start
+        reader, knows = self._make_reader(), self._generator.model.state_dict()
+        if {name: weight.shape for name, weight in reader.state_dict().items()} == {
+            n: w.shape for n, w in knows.items()
+        }:
+            reader.load_state_dict(knows)  # it begins with what likelihood training has learned
         discriminator = self._discriminator = self._on_deepspeed(
-            Discriminator(self._make_reader(), settings.max_reply_tokens), Discriminate()
+            Discriminator(reader, settings.max_reply_tokens), Discriminate()
         )
         torch.manual_seed(train.seed + 1_000_000 + self._generator.rank)  # dropout
         duel = Duel(
