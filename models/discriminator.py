@@ -9,9 +9,11 @@ the same history (models/objectives/adversarial.py) it tends to log p_data(y|h) 
 Shape suffixes: C sequences in a packed batch, H hidden size.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -43,8 +45,7 @@ class Discriminator(torch.nn.Module):
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """float32 [C]: the score of each sequence, read to its end."""
-        ends = torch.tensor(batch.sequence_lengths, device=batch.input_ids.device).cumsum(0) - 1
-        return self.score_at(batch, ends)
+        return self.score_at(batch, sequence_ends(batch))
 
     def score_at(self, batch: PackedBatch, positions: torch.Tensor) -> torch.Tensor:
         """float32 [P]: the score of what is read up to each of these positions of the row (int64 [P])."""
@@ -88,6 +89,17 @@ def release_discriminator(base_folder: Path, checkpoint_folder: Path, target: Pa
         discriminator.reader = adapters.merge(discriminator.reader)
     discriminator.reader.to(torch.bfloat16)
     discriminator.save_pretrained(target, discriminator.state_dict())
+
+
+def drawn_by_softmax(scores: Sequence[float], random: np.random.Generator) -> int:
+    """The number of one of several replies, drawn with probabilities exp(score) / sum of exp(scores)."""
+    weights = np.exp(np.asarray(scores) - max(scores))
+    return int(random.choice(len(scores), p=weights / weights.sum()))
+
+
+def sequence_ends(batch: PackedBatch) -> torch.Tensor:
+    """int64 [C]: where in the row each sequence has its last token."""
+    return torch.tensor(batch.sequence_lengths, device=batch.input_ids.device).cumsum(0) - 1
 
 
 def hidden_states(model: Any, batch: PackedBatch, positions: torch.Tensor) -> torch.Tensor:

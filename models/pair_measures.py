@@ -4,7 +4,7 @@
     distance = frechet_distance(embeddings(model, reals), embeddings(model, generated))
 
 A pair is a real exchange and a generated one; both are cut alike, and end alike. Adversarial success (Li et al. 2017,
-arXiv:1701.06547, section 4) is 1 - accuracy.
+arXiv:1701.06547) is 1 - accuracy.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.discriminator import Discriminator, hidden_states
+from models.discriminator import Discriminator, hidden_states, sequence_ends
 from models.engine import TorchEngine
 from models.loss import log_probabilities
 from models.objectives.adversarial import Discriminate, Exchange
@@ -77,8 +77,7 @@ def embeddings(model: Any, exchanges: Sequence[Exchange]) -> torch.Tensor:
     with torch.no_grad():
         for start in range(0, len(exchanges), _AT_ONCE):
             batch = pack([exchange.sequence for exchange in exchanges[start : start + _AT_ONCE]]).to(model.device)
-            ends = torch.tensor(batch.sequence_lengths, device=model.device).cumsum(0) - 1
-            parts.append(hidden_states(model, batch, ends).double().cpu())
+            parts.append(hidden_states(model, batch, sequence_ends(batch)).double().cpu())
     return torch.cat(parts)
 
 

@@ -4,7 +4,7 @@ best = await Reranker(folder).chooser("softmax", seed=0)(prompt_ids, replies)
 
 Drawn by the softmax of the scores of n replies of the model's, a reply comes from p(y|h) exp(D(h, y)) / Z as n grows:
 sampling-importance-resampling from the residual energy-based model that both are together (Deng et al. 2020,
-arXiv:2004.11714, section 3.3).
+arXiv:2004.11714).
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.discriminator import open_discriminator
+from models.discriminator import drawn_by_softmax, open_discriminator
 from models.packing import pack
 from serve.completion import Choose
 from serve.responses import BestOf
@@ -33,7 +33,8 @@ class Reranker:
         async def choose(prompt_ids: list[int], replies: list[list[int]]) -> BestOf:
             loop = asyncio.get_running_loop()
             scores = await loop.run_in_executor(self._thread, self.scores, prompt_ids, replies)
-            chosen = int(np.argmax(scores)) if by == "argmax" else _drawn(scores, seed)
+            random = np.random.default_rng(None if seed is None else seed % 2**64)
+            chosen = int(np.argmax(scores)) if by == "argmax" else drawn_by_softmax(scores, random)
             return BestOf(scores=scores, chosen=chosen)
 
         return choose
@@ -45,9 +46,3 @@ class Reranker:
         with torch.inference_mode():
             found = self._discriminator(pack([(ids, [True] * len(ids)) for ids in sequences]))
         return [round(float(score), 4) for score in found]
-
-
-def _drawn(scores: list[float], seed: int | None) -> int:
-    weights = np.exp(np.asarray(scores) - max(scores))
-    random = np.random.default_rng(None if seed is None else seed % 2**64)
-    return int(random.choice(len(scores), p=weights / weights.sum()))

@@ -5,6 +5,7 @@ to tell real replies from generated ones and is asked about the other half. Besi
 (0.5 but for chance), of tokens drawn at random (1.0), and one that sees the replies' lengths alone.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -60,8 +61,8 @@ def _measure(raw_spec: dict[str, Any], store_uri: str, corpus: str, checkpoint: 
     if len(rows) < _LEAST_HISTORIES:
         return None
     reals = [exchange_of(row, objective.max_reply_tokens, lambda n: n - 1) for row in rows]
-    players = Players(spec, store, checkpoint)
-    drawn = players.drawn(reals, max(settings.best_of, settings.candidates), 1.0)
+    players = Players(spec, store, checkpoint, reals)
+    drawn = players.drawn(max(settings.best_of, settings.candidates), 1.0)
     candidates = [some[: settings.candidates] for some in drawn]
     log_p, reranked = reranked_log_probabilities(players.generator, players.discriminator, reals, candidates)
     tokens = sum(len(real.reply) for real in reals)
@@ -73,15 +74,15 @@ def _measure(raw_spec: dict[str, Any], store_uri: str, corpus: str, checkpoint: 
         "loss": round(-float(log_p.sum()) / tokens, 4),
         "reranked_loss": round(-float(reranked.sum()) / tokens, 4),
         "candidates": settings.candidates,
-        "discriminator_accuracy": round(players.accuracy(reals, drawn), 4),
+        "discriminator_accuracy": round(players.accuracy(drawn), 4),
         "replies": [],
     }
     for temperature in settings.temperatures:
-        own = [some[0] for some in (drawn if temperature == 1.0 else players.drawn(reals, 1, temperature))]
-        found["replies"].append({"by": f"temperature {temperature:g}", **players.judged(reals, own)})
-    chosen = players.best(reals, [some[: settings.best_of] for some in drawn])
-    found["replies"].append({"by": f"best of {settings.best_of}", **players.judged(reals, chosen)})
-    found["controls"] = players.controls(reals)
+        own = [some[0] for some in (drawn if temperature == 1.0 else players.drawn(1, temperature))]
+        found["replies"].append({"by": f"temperature {temperature:g}", **players.judged(own)})
+    chosen = players.best([some[: settings.best_of] for some in drawn])
+    found["replies"].append({"by": f"best of {settings.best_of}", **players.judged(chosen)})
+    found["controls"] = players.controls()
     found["real"] = {f"distinct_{n}": round(distinct([real.reply for real in reals], n), 4) for n in (1, 2)}
     lower = found["loss"] - found["reranked_loss"]
     found["verdict"] = (
@@ -95,7 +96,7 @@ def _measure(raw_spec: dict[str, Any], store_uri: str, corpus: str, checkpoint: 
 class Players:
     """Both, as the checkpoint has them, and fresh judges."""
 
-    def __init__(self, spec: PipelineSpec, store: Store, checkpoint: str) -> None:
+    def __init__(self, spec: PipelineSpec, store: Store, checkpoint: str, reals: list[Exchange]) -> None:
         from models import adapters
         from models.attention import PACKED_ATTENTION
         from models.base import load_model, load_tokenizer, resolve
@@ -120,7 +121,7 @@ class Players:
                 return model
             return adapters.attach(model, **adapter.model_dump(exclude={"quantize"}), base=spec.base_model).to(device)
 
-        self._make_reader = reader
+        self._reals, self._make_reader = reals, reader
         self.base = load(base)
         is_adapter = adapters.is_adapter(folder)
         self.generator = (adapters.load(load(base), folder) if is_adapter else load(folder)).eval()
@@ -128,13 +129,13 @@ class Players:
         tokenizer = load_tokenizer(folder)
         self._ends, self._vocabulary = sorted(end_token_ids(tokenizer)), len(tokenizer)
 
-    def drawn(self, reals: list[Exchange], count: int, temperature: float) -> Replies:
+    def drawn(self, count: int, temperature: float) -> Replies:
         """`count` replies of the generator's to each history."""
         from models.generation import drawn_replies
 
         found: Replies = []
-        for start in range(0, len(reals), _AT_ONCE):
-            some = reals[start : start + _AT_ONCE]
+        for start in range(0, len(self._reals), _AT_ONCE):
+            some = self._reals[start : start + _AT_ONCE]
             replies = drawn_replies(
                 self.generator, [real.history for real in some], count, self._objective.max_reply_tokens, self._ends,
                 seeds=[(_SEED, start + index) for index in range(len(some))], temperature=temperature,
@@ -155,40 +156,45 @@ class Players:
             found: list[float] = self.discriminator(batch).tolist()
         return found
 
-    def accuracy(self, reals: list[Exchange], drawn: Replies) -> float:
+    def accuracy(self, drawn: Replies) -> float:
         """Of the pair's own discriminator, on the first reply to each history."""
-        pairs = [self.scores([real, own[0]]) for real, own in zip(reals, drawn, strict=True)]
+        pairs = [self.scores([real, own[0]]) for real, own in zip(self._reals, drawn, strict=True)]
         return sum(real > own for real, own in pairs) / len(pairs)
 
-    def best(self, reals: list[Exchange], drawn: Replies) -> list[Exchange]:
+    def best(self, drawn: Replies) -> list[Exchange]:
         """Of the replies to each history one, drawn by the softmax of their scores, as the endpoint does."""
         import numpy as np
 
-        random, found = np.random.default_rng(_SEED), []
-        for own in drawn:
-            weights = np.exp(np.asarray(scores := self.scores(own)) - max(scores))
-            found.append(own[random.choice(len(own), p=weights / weights.sum())])
-        return found
+        from models.discriminator import drawn_by_softmax
 
-    def judged(self, reals: list[Exchange], own: list[Exchange]) -> dict[str, float]:
+        random = np.random.default_rng(_SEED)
+        return [own[drawn_by_softmax(self.scores(own), random)] for own in drawn]
+
+    def judged(self, own: list[Exchange]) -> dict[str, float]:
         """Replies beside the real ones, by those who have not seen them."""
         from models.pair_measures import distinct, embeddings, frechet_distance, length_accuracy
 
-        pairs = list(zip(reals, own, strict=True))
+        pairs = list(zip(self._reals, own, strict=True))
         replies = [exchange.reply for exchange in own]
         return {
             "fresh_accuracy": round(self._fresh(pairs), 4),
             "length_accuracy": round(length_accuracy(pairs[::2], pairs[1::2]), 4),
-            "frechet_distance": round(frechet_distance(embeddings(self.base, reals), embeddings(self.base, own)), 4),
+            "frechet_distance": round(frechet_distance(self._embedded_reals, embeddings(self.base, own)), 4),
             "distinct_1": round(distinct(replies, 1), 4),
             "distinct_2": round(distinct(replies, 2), 4),
         }
 
-    def controls(self, reals: list[Exchange]) -> dict[str, float]:
+    @functools.cached_property
+    def _embedded_reals(self) -> Any:
+        from models.pair_measures import embeddings
+
+        return embeddings(self.base, self._reals)
+
+    def controls(self) -> dict[str, float]:
         """What has to come out: about 0.5 of real against real, about 1 of random tokens."""
         import numpy as np
 
-        random = np.random.default_rng(_SEED)
+        random, reals = np.random.default_rng(_SEED), self._reals
         others = [reals[index - 2] for index in range(len(reals))]  # of the same half: each is on either side once
         noise = [
             Exchange(real.history, random.integers(self._vocabulary, size=len(real.reply)).tolist()) for real in reals

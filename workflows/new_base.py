@@ -3,16 +3,15 @@
 Part of the stage `prepare`, which leaves both in `base/` of its artifact.
 """
 
-import io
+import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
 
-from models.files import open_uri
+from models.files import open_lines
 from workflows.conversations import parse_conversation, parse_judged, parse_pair
 from workflows.pipeline import NEW_BASE, Context, SourceFile, StageFailed
 from workflows.players import DISCRIMINATOR
@@ -48,14 +47,10 @@ def _make(
     if first is None:
         return 0
 
-    def all_texts() -> Iterator[str]:
-        yield first
-        yield from texts
-
     with tempfile.TemporaryDirectory() as name:
         sizes = NewModelSpec.model_validate(settings).model_dump()
         size = sizes.pop("discriminator_hidden_size")
-        tokenizer = learn_tokenizer(all_texts(), sizes.pop("vocabulary"))
+        tokenizer = learn_tokenizer(itertools.chain([first], texts), sizes.pop("vocabulary"))
         make_new_model(tokenizer, Path(name), **sizes)
         if size is not None:
             make_new_model(tokenizer, Path(name) / DISCRIMINATOR, **sizes | {"hidden_size": size, "noise_size": 0})
@@ -67,10 +62,7 @@ def _texts(files: list[tuple[str, str, int | None]], examples: str) -> Iterator[
     """What is said in the first lines of each file; lines that cannot be read are `prepare`'s to set aside."""
     most = max(1, _MOST_LINES // len(files))
     for source, path, limit in files:
-        filesystem, _ = open_uri(source)
-        with filesystem.open_input_file(path) as raw:
-            stream = pa.CompressedInputStream(raw, "gzip") if path.endswith(".gz") else raw
-            lines = io.BufferedReader(stream, buffer_size=1 << 20)
+        with open_lines(source, path) as lines:
             for _ in range(min(most, limit or most)):
                 try:
                     line = lines.readline()

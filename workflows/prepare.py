@@ -15,7 +15,6 @@ supervised, and the prompt alone decides the split.
 
 import functools
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +27,7 @@ import ray.data
 
 from models.base import load_tokenizer, resolve
 from models.chat import EncodedConversation, Message, encode_conversation
-from models.files import open_uri
+from models.files import open_lines, open_uri
 from workflows.cluster import watching
 from workflows.conversations import mismatched_replies, parse_conversation, parse_judged, parse_pair
 from workflows.new_base import make_base
@@ -115,13 +114,10 @@ def _size(file: SourceFile) -> int:
 def _read_lines(batch: dict[str, Any], judged: bool, board: Any) -> Iterator[dict[str, Any]]:
     """The lines of a file, in blocks of (source, line, text, mismatched)."""
     source, path, limit = int(batch["source"][0]), str(batch["path"][0]), int(batch["limit"][0])
-    filesystem, _ = open_uri(str(batch["uri"][0]))
     number = 0
     block: list[tuple[int, bytes]] = []
     before: list[tuple[int, bytes]] = []
-    with filesystem.open_input_file(path) as raw:
-        stream = pa.CompressedInputStream(raw, "gzip") if path.endswith(".gz") else raw
-        lines = io.BufferedReader(stream, buffer_size=1 << 20)
+    with open_lines(str(batch["uri"][0]), path) as lines:
         while number != limit:
             try:
                 text = lines.readline()

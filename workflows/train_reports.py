@@ -27,30 +27,25 @@ class Reports:
         post: Callable[..., Any],
         on_checkpoint: Callable[[dict[str, Any], Write], None],
         figures: dict[str, Any],
-        operations_of: Callable[[int], float],
         rate: float,
     ) -> None:
-        """`figures` go with every checkpoint; `operations_of(step)`, floating-point ones of which all workers compute
-        `rate` in a second.
-        """
+        """`figures` go with every checkpoint; all workers compute `rate` floating-point operations in a second."""
         self.record = record
         self.snapshots: Sequence[Callable[[], Write]] = [engine.snapshot]
         """what a checkpoint is written by"""
         self._engine, self._tokenizer, self._watchdog, self._post = engine, tokenizer, watchdog, post
-        self._on_checkpoint, self._figures = on_checkpoint, figures
-        self._operations_of, self._rate = operations_of, rate
+        self._on_checkpoint, self._figures, self._rate = on_checkpoint, figures, rate
         self._seconds = record.lines[-1].get("seconds", 0.0) if record.lines else 0.0
         self._started_at = len(record.lines)
         self._ended, self._slowest = time.monotonic(), Slowest()
 
-    def step(self, progress: StepProgress) -> None:
-        """A step has ended."""
+    def step(self, progress: StepProgress, operations: float | None = None) -> None:
+        """A step of so many floating-point operations has ended; None where they were not counted."""
         self._watchdog.alive()
         began, self._ended = self._ended, time.monotonic()
         took = self._ended - began
         self._seconds += took
-        operations = self._operations_of(progress.step - 1)
-        used = {"utilisation": operations / took / self._rate} if operations else {}
+        used = {} if operations is None else {"utilisation": operations / took / self._rate}
         self.record.add(progress, **used, memory_gb=peak_gb(), seconds=self._seconds)
         if self._engine.rank == 0:
             resumed = {"resumed_from_step": self._started_at} if self._started_at else {}

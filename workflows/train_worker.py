@@ -135,15 +135,12 @@ class TrainWorker:
             tokenizer = self._bases.tokenizer(resolve(spec.base_model))
 
             def operations_of(step: int) -> float:
-                if step >= settings.num_steps or (pair and not pair.is_likelihood):
-                    return 0.0
                 targets = sum(num_targets[row] for part in plan.rows(step) for row in part)
                 return operations.of(plan.num_tokens(step), targets, plan.num_pairs(step))
 
             reports = Reports(
-                engine, record, tokenizer, watchdog, post, on_checkpoint, extra, operations_of,
-                self._rate(engine, precision),
-            )  # fmt: skip
+                engine, record, tokenizer, watchdog, post, on_checkpoint, extra, self._rate(engine, precision)
+            )
             pair = None
             if isinstance(objective, Generate):
                 pair = Pair(
@@ -158,7 +155,7 @@ class TrainWorker:
                 if pair is None or pair.is_likelihood:
                     fit(
                         engine, plan, read, settings, measured,
-                        on_step=reports.step,
+                        on_step=lambda progress: reports.step(progress, operations_of(progress.step - 1)),
                         on_checkpoint=lambda step, metrics: reports.checkpoint(
                             pair.num_steps if pair else settings.num_steps, metrics
                         ),

@@ -8,7 +8,7 @@ higher, L_L1 holds its predictions at the real reply.
 
 Notation: y* the reply of the data, y a reply of the generator's to the same history, s the logistic function.
 
-The discriminator (Jolicoeur-Martineau 2018, arXiv:1807.00734, eq. 5: relativistic; the same as Bradley and Terry 1952
+The discriminator (Jolicoeur-Martineau 2018, arXiv:1807.00734: relativistic; the same as Bradley and Terry 1952
 for pairs):
 
     L_D = -log s(D(h, y*) - D(h, y))
@@ -19,19 +19,19 @@ The generator:
 
     L_G = L_GAN + l1_weight L_L1 + likelihood_weight L_NLL + kl_weight KL
 
-L_GAN = -A(y) log p(y|h), the policy gradient (Williams 1992, REINFORCE; Yu et al. 2017, arXiv:1609.05473, eq. 8) with
-the advantage A: D's scores of n replies to one history, whitened among them (Shao et al. 2024, arXiv:2402.03300,
-section 4.1), which takes c(h) out.
+L_GAN = -A(y) log p(y|h), the policy gradient (Williams 1992, REINFORCE; Yu et al. 2017, arXiv:1609.05473) with
+the advantage A: D's scores of n replies to one history, whitened among them (Shao et al. 2024, arXiv:2402.03300),
+which takes c(h) out.
 
 L_L1 = sum over t of ||onehot(y*_t) - p(.|h, y*_<t)||_1 = 2 (1 - p(y*_t|h, y*_<t)), teacher-forced: twice the total
-variation between both (Ji et al. 2023, arXiv:2302.13344, eq. 4, with gamma = 1).
+variation between both (Ji et al. 2023, arXiv:2302.13344, with gamma = 1).
 
 L_NLL = -log p(y*|h), the likelihood. KL: that of p from where the adversarial phase began, by the estimator
 r - 1 - log r with r = p_start(y_t)/p(y_t) on the generator's own replies, never negative (Schulman 2020; Shao et al.
-2024, eq. 4).
+2024).
 
 All four are sums over tokens, divided by the number of histories and by `max_reply_tokens`, so that no reply weighs
-more for being short (Liu et al. 2025, arXiv:2503.20783, section 3.1).
+more for being short (Liu et al. 2025, arXiv:2503.20783).
 
 Shape suffixes: E histories in a batch, N replies to each, S targets.
 """
@@ -44,7 +44,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models.loss import log_probabilities, supervised_loss_sum
+from models.loss import log_probabilities
+from models.objectives.sft import Sft
 from models.packing import PackedBatch, pack
 
 _LEAST_DEVIATION = 1e-4
@@ -101,25 +102,18 @@ class Discriminate:
         }
 
 
-class Generate:
+class Generate(Sft):
     """L_G over histories with their real reply and N generated ones; before that phase the likelihood alone."""
-
-    columns: tuple[str, ...] = ("input_ids", "supervised")
-    per_example = False
 
     def __init__(
         self,
         max_reply_tokens: int,
-        l1_weight: float = 0.1,
-        likelihood_weight: float = 1.0,
+        l1_weight: float = 0.01,
+        likelihood_weight: float = 0.5,
         kl_weight: float = 0.001,
     ) -> None:
         self._max_reply_tokens = max_reply_tokens
         self._l1, self._likelihood, self._kl = l1_weight, likelihood_weight, kl_weight
-
-    def batch(self, rows: Sequence[dict[str, Any]]) -> PackedBatch:
-        """Rows of the corpus, for the likelihood: the loss is the cross-entropy of all their replies."""
-        return pack([(row["input_ids"], row["supervised"]) for row in rows])
 
     def batch_of(
         self, reals: Sequence[Exchange], generated: Sequence[Sequence[Exchange]], advantages: torch.Tensor,
@@ -145,7 +139,7 @@ class Generate:
     def loss_sum(self, model: Any, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
         """Of a batch of `batch_of` the generator's loss; the figures are its parts before their weights."""
         if "is_real" not in batch.values:
-            return supervised_loss_sum(model, batch), {}
+            return super().loss_sum(model, batch)
         log_p = log_probabilities(model, batch)
         is_real = batch.values["is_real"]
         real, ours = log_p[is_real], log_p[~is_real]
