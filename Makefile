@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 # No model, data set or library is looked up on a hub by the demo or the tests.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: install demo test check check-llm clean
+.PHONY: install demo test test-all check check-llm clean
 
 install: $(VENV)/installed
 
@@ -23,6 +23,10 @@ demo: install
 
 test: check
 	$(BIN)/python -m pytest
+
+# And those of a minute or more each: losses, kills, whole searches.
+test-all: check
+	$(BIN)/python -m pytest -m ""
 
 check: install
 	$(BIN)/ruff check .

@@ -22,7 +22,9 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -240,13 +242,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--turns", type=int, default=150, help="steps in which both learn")
+    parser.add_argument("--processes", type=int, default=2, help="seeds at a time, each on one core")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     sizes = Sizes(vocabulary=500, length=20, oracle=32, generator=8, discriminator=64, sequences=12_000)
+    seeds = list(map(int, arguments.seeds.split(",")))
     rows = []
-    for seed in map(int, arguments.seeds.split(",")):
-        rows.append(run(sizes, seed, arguments.turns))
-        print(json.dumps(rows[-1], default=float), flush=True)
+    with ProcessPoolExecutor(arguments.processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        for row in pool.map(run, [sizes] * len(seeds), seeds, [arguments.turns] * len(seeds)):
+            rows.append(row)
+            print(json.dumps(row, default=float), flush=True)
     gains = [row["likelihood"]["nll_test"] - row["reranked"]["nll_test"] for row in rows]
     against = {
         name: interval([row["adversarial"][name] - row["likelihood_continued"][name] for row in rows])

@@ -1,5 +1,6 @@
 """Something done to a training worker at a moment of the test's choice."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -9,8 +10,12 @@ import psutil
 
 
 def workers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in child.name()
-            or any("RayTrainWorker" in word for word in child.cmdline()[:1])]  # fmt: skip
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in child.name() or any("RayTrainWorker" in word for word in child.cmdline()[:1]):
+                found.append(child)
+    return found
 
 
 class Disturbance:

@@ -155,6 +155,7 @@ def test_offload_changes_where_states_lie_and_nothing_else(results, stage):
     )
 
 
+@pytest.mark.slow
 def test_training_goes_on_with_fewer_or_more_workers(tmp_path):
     """Two workers save; one, and three, go on: the same losses and gradients, under every stage."""
     for num_workers, mode in ((2, "first"), (1, "go on"), (3, "go on")):

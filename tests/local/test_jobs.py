@@ -98,6 +98,7 @@ def test_a_job_that_fails_says_why_and_ends_so(command, file):
     assert len([line for line in lines if line.startswith("job ")]) == 2  # submitted, failed
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_which_is_found_again_and_stopped(command, file, address, tiny):
     tiny["train"] |= {"epochs": 900, "checkpoint_every_steps": 20}
     path = file(name="long")
@@ -137,6 +138,7 @@ def test_ctrl_c_leaves_the_job_which_is_found_again_and_stopped(command, file, a
     assert resumed >= 20
 
 
+@pytest.mark.slow
 def test_the_manifest_of_a_rayservice_serves_a_release_that_passed(address, free_port, tiny, tiny_llama, s3_uri):
     """Its config goes to the dashboard, as KubeRay's operator sends it, and replicas copy the release themselves."""
     store, port = Store(s3_uri), free_port()

@@ -72,6 +72,7 @@ def test_killed_among_the_turns_two_workers_go_on_and_do_what_one_does(run, from
     Discriminator(reader).load_score(folder / "discriminator")
 
 
+@pytest.mark.slow
 def test_adapters_of_both_players_stand_on_one_frozen_model(run, pipeline):
     pipeline["train"] |= {"adapter": {"rank": 4}, "zero": {"stage": 1}}
     pipeline["data"]["held_out_share"] = 0.3

@@ -59,6 +59,7 @@ def test_dpo_from_raw_pairs_to_a_scorecard(run, paired):
     assert done["evaluate"].figures["passed"]
 
 
+@pytest.mark.slow
 def test_kto_learns_from_judged_replies(run, tiny, tmp_path):
     file = tmp_path / "judged.jsonl"
     lines = []
@@ -117,6 +118,7 @@ def test_a_student_learns_its_teachers_distribution(run, tiny, teacher):
         run("train", tiny)
 
 
+@pytest.mark.slow
 def test_a_student_learns_its_teachers_replies(run, tiny, teacher):
     tiny["train"]["objective"] = {"name": "distill_replies", "teacher": teacher, "max_reply_tokens": 9}
     done, store = run("train", tiny)
@@ -135,6 +137,7 @@ def test_a_student_learns_its_teachers_replies(run, tiny, teacher):
     assert steps[-1]["loss"] < 0.5 * steps[0]["loss"]
 
 
+@pytest.mark.slow
 def test_a_model_learns_from_its_own_replies(run, tiny):
     tiny["train"] |= {
         "objective": {"name": "spin", "max_reply_tokens": 9},

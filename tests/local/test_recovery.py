@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from disturbance import Disturbance
+from disturbance import Disturbance, workers
 
 from workflows.pipeline import StageFailed
 
@@ -68,7 +68,7 @@ def in_the_middle_of_a_save(folder):
     )
 
 
-@pytest.mark.parametrize("when", [between_checkpoints, in_the_middle_of_a_save])
+@pytest.mark.parametrize("when", [between_checkpoints, pytest.param(in_the_middle_of_a_save, marks=pytest.mark.slow)])
 def test_a_killed_worker_costs_nothing_but_time(run, pipeline, losses_alone, when):
     with Disturbance(lambda: when(pipeline["store"]), psutil.Process.kill) as killing:
         done, store = run("train", pipeline)
@@ -77,6 +77,7 @@ def test_a_killed_worker_costs_nothing_but_time(run, pipeline, losses_alone, whe
     assert losses(store, done) == pytest.approx(losses_alone, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_hanging_worker_counts_as_lost(run, pipeline, losses_alone):
     """A single one, stopped as a whole: nobody but Ray can notice."""
     # The same steps.
@@ -89,23 +90,19 @@ def test_a_hanging_worker_counts_as_lost(run, pipeline, losses_alone):
     assert losses(store, done) == pytest.approx(losses_alone, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_halves_the_micro_batch(run, pipeline, losses_alone):
-    """For each backward pass DeepSpeed takes a bucket of 2 GB; one worker is refused it, until it is gone."""
+    """For the first backward pass DeepSpeed takes a bucket of 2 GB; one worker may only grow by less at a time."""
 
-    def refuse_more(worker):
-        least = most = worker.memory_info().data
+    def refuse_much(worker):
         with contextlib.suppress(psutil.NoSuchProcess):
             while worker.is_running():
-                held = worker.memory_info().data
-                least, most = min(held, least), max(held, most)
-                if most - least >= 1 << 30:  # one was seen taken or given back
-                    worker.rlimit(resource.RLIMIT_DATA, (least + (100 << 20),) * 2)
+                worker.rlimit(resource.RLIMIT_DATA, (worker.memory_info().data + (3 << 29), resource.RLIM_INFINITY))
                 time.sleep(0.001)
 
-    with Disturbance(lambda: between_checkpoints(pipeline["store"]), refuse_more) as refusing:
+    with Disturbance(lambda: bool(workers()), refuse_much) as refusing:
         done, store = run("train", pipeline)
     assert refusing.happened
-    assert done["train"].figures["resumed_from_step"] >= 3
     assert done["train"].figures["batch_tokens"] == 128
     assert losses(store, done) == pytest.approx(losses_alone, abs=1e-4)
 
@@ -124,6 +121,7 @@ def test_a_process_in_which_nothing_happens_ends_itself():
     assert done.stdout.split() == ["alive", "hung"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_holds_the_others_up_is_named(run, pipeline, capfd):
     def slow_down(worker):
         until = time.monotonic() + 25
@@ -152,6 +150,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_the_same_command_goes_on_when_there_is_room(run, tiny, small_disk):
     tiny |= {"store": str(small_disk / "store")}
     tiny["train"] |= {"epochs": 30, "checkpoint_every_steps": 10, "max_failures": 0, "num_workers": 1}

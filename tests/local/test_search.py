@@ -90,6 +90,7 @@ def test_a_search_leaves_its_winner_and_nothing_else_and_a_wider_one_trains_what
     assert not {trial.number for trial in search.trials if trial.state == "finished"} & set(trained)
 
 
+@pytest.mark.slow
 def test_members_of_a_population_copy_and_go_on(run, searched):
     searched["train"] |= {"num_workers": 1, "zero": {"stage": 0}, "max_steps": 9}
     searched["tune"] |= {"trials": 2, "scheduler": {"name": "population", "quantile": 0.5}}
@@ -167,6 +168,7 @@ def gang(run, searched):
     gang.close()
 
 
+@pytest.mark.slow
 def test_workers_go_on_from_any_checkpoint_after_a_failure_and_after_a_loss(gang):
     gang, store, order = gang
 
@@ -222,6 +224,7 @@ def test_a_trial_that_never_fits_is_refused_with_the_numbers(run, searched):
         run("tune", searched)
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_and_a_failing_trial_does_not_end_it(command, searched, tmp_path):
     searched["cluster"] = {"num_cpus": 2}
     # Of the choices one cannot be trained at all: its gradient is clipped to no number's norm.

@@ -39,7 +39,7 @@ def held_out_loss(store, done, model):
 
 
 @pytest.mark.parametrize(("kind", "stage", "num_workers"), [
-    ("full", 0, 1), ("full", 3, 2), ("lora", 2, 2), ("lora", 3, 2),
+    ("full", 0, 1), ("full", 3, 2), ("lora", 2, 2), pytest.param("lora", 3, 2, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_workers_and_stages_change_nothing_and_the_export_is_what_was_measured(
     run, tiny, losses, kind, stage, num_workers
@@ -62,6 +62,7 @@ def test_workers_and_stages_change_nothing_and_the_export_is_what_was_measured(
     assert AutoTokenizer.from_pretrained(folder).chat_template
 
 
+@pytest.mark.slow
 def test_an_adapter_of_gpt2_in_bf16_opens_with_peft(run, tiny):
     tiny["base_model"] = base = "random:tiny-gpt2"
     tiny["train"] |= {"adapter": {"rank": 4}, "precision": "bf16", "learning_rate": 1e-2}
