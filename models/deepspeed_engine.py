@@ -125,7 +125,7 @@ class DeepSpeedEngine:
             str(root), tag=_TAG, client_state={}, save_latest=False, exclude_frozen_parameters=self._has_adapter
         )
         write_state, state = self._files.taken(root), random_state()
-        weights = self._weights()
+        weights = self.weights()
         write_model = model_writer(self.model, weights)
 
         def write(folder: Path) -> None:
@@ -137,6 +137,27 @@ class DeepSpeedEngine:
                 write_model(folder / MODEL_FOLDER)
 
         return write
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the model's weights (of an adapter, its own) on worker 0; empty on the others."""
+        import deepspeed
+
+        module = self.model
+        if self._zero_stage < 3:
+            kept = module.state_dict() if self.rank == 0 else {}
+            if self._has_adapter:
+                trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+                kept = {name: weight for name, weight in kept.items() if name in trained}
+            weights: dict[str, torch.Tensor] = copied(kept)
+            return weights
+        weights = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            if self._has_adapter and not parameter.requires_grad:
+                continue
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if self.rank == 0:
+                    weights[name] = copied(parameter)
+        return weights
 
     def load(self, folder: Path) -> None:
         if self._offload == "nvme":
@@ -181,24 +202,3 @@ class DeepSpeedEngine:
 
     def _gradients(self) -> list[torch.Tensor]:
         return [p.grad for p in self.model.parameters() if p.grad is not None]
-
-    def _weights(self) -> dict[str, torch.Tensor]:
-        """A copy of the model's weights (of an adapter, its own) on worker 0; empty on the others."""
-        import deepspeed
-
-        module = self.model
-        if self._zero_stage < 3:
-            kept = module.state_dict() if self.rank == 0 else {}
-            if self._has_adapter:
-                trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-                kept = {name: weight for name, weight in kept.items() if name in trained}
-            weights: dict[str, torch.Tensor] = copied(kept)
-            return weights
-        weights = {}
-        for name, parameter in module.named_parameters(remove_duplicate=False):
-            if self._has_adapter and not parameter.requires_grad:
-                continue
-            with deepspeed.zero.GatheredParameters([parameter]):
-                if self.rank == 0:
-                    weights[name] = copied(parameter)
-        return weights

@@ -134,7 +134,7 @@ class Duel:
                 continue
             pairs = _pairs(part, replies)
             batches.append(self._discriminate.batch_of([*pairs, *self._replayed(number, part[0][0], len(pairs))]))
-        sums = _accumulated(self._discriminator, batches, num_pairs)
+        sums = accumulated(self._discriminator, batches, num_pairs)
         _check_finite(sums["loss"], number, "discriminator", "discriminator_learning_rate")
         self._discriminator.update(self._settings.discriminator_learning_rate)
         return {f"discriminator_{name}": value for name, value in sums.items()}
@@ -153,7 +153,7 @@ class Duel:
             advantages = whiten(self._scores(ours).view(len(part), -1))
             start = self._log_probabilities_at_start(ours)
             batches.append(self._objective.batch_of([real for _, real in part], replies, advantages, start))
-        sums = _accumulated(self._generator, batches, num_histories)
+        sums = accumulated(self._generator, batches, num_histories)
         _check_finite(sums["loss"], number, "generator", "learning_rate")
         self._generator.update(self._settings.learning_rate)
         return sums
@@ -209,7 +209,7 @@ def _check_finite(loss: float, number: int, player: str, field: str) -> None:
         )
 
 
-def _accumulated(engine: TrainingEngine, batches: Sequence[PackedBatch | None], weight: float) -> Sums:
+def accumulated(engine: TrainingEngine, batches: Sequence[PackedBatch | None], weight: float) -> Sums:
     """Forward and backward of this worker's batches; the step's means over all workers."""
     sums: Sums = {}
     for index, batch in enumerate(batches):

@@ -71,6 +71,20 @@ def distinct(replies: Sequence[Sequence[int]], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
+def self_bleu(replies: Sequence[Sequence[int]], most: int = 200) -> float:
+    """The mean BLEU-4 of a reply against all others (Zhu et al. 2018, arXiv:1802.01886), 0 to 1: the higher, the less
+    diverse. Of the first `most` replies, by their tokens; nan of fewer than two.
+    """
+    from sacrebleu.metrics import BLEU
+
+    texts = [" ".join(map(str, reply)) for reply in replies[:most]]
+    if len(texts) < 2:
+        return math.nan
+    bleu = BLEU(tokenize="none", effective_order=True)
+    scores = [bleu.sentence_score(text, texts[:at] + texts[at + 1 :]).score for at, text in enumerate(texts)]
+    return float(sum(scores) / len(scores) / 100)
+
+
 def embeddings(model: Any, exchanges: Sequence[Exchange]) -> torch.Tensor:
     """float64 [exchanges, H]: the model's last hidden state where each ends."""
     parts = []
@@ -92,6 +106,14 @@ def frechet_distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return difference + float(torch.trace(first) + torch.trace(second) - 2 * root)
 
 
+def reply_log_probabilities(model: Any, exchanges: Sequence[Exchange]) -> torch.Tensor:
+    """float64 [exchanges]: log p(y|h) of each reply, its end token included."""
+    with torch.no_grad():
+        batches = (pack([each.sequence]).to(model.device) for each in exchanges)
+        found = [float(log_probabilities(model, batch).double().sum()) for batch in batches]
+    return torch.tensor(found, dtype=torch.float64)
+
+
 def reranked_log_probabilities(
     model: Any, discriminator: Discriminator, reals: Sequence[Exchange], drawn: Sequence[Sequence[Exchange]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,13 +124,11 @@ def reranked_log_probabilities(
     at most log(n + 1), and its mean no more than the divergence of p from the data, whatever D says: an estimate
     without it would be too high.
     """
-    base, gains = [], []
+    gains = []
     with torch.no_grad():
         for real, own in zip(reals, drawn, strict=True):
-            batch = pack([real.sequence]).to(model.device)
-            base.append(float(log_probabilities(model, batch).double().sum()))
             both = pack([exchange.sequence for exchange in (real, *own)]).to(model.device)
             scores = discriminator(both).double()
             gains.append(float(scores[0] - scores.logsumexp(0)) + math.log(len(scores)))
-    log_p = torch.tensor(base, dtype=torch.float64)
+    log_p = reply_log_probabilities(model, reals)
     return log_p, log_p + torch.tensor(gains, dtype=torch.float64)

@@ -21,6 +21,7 @@ from models.chat import Message, check_messages
 from models.files import open_uri
 from workflows.cluster import check_fits, watching, worker_environment
 from workflows.evaluate_pair import measure_pair, pair_text
+from workflows.pair_plot import pair_page
 from workflows.pipeline import Context, StageFailed
 from workflows.spec import GateSpec
 from workflows.spec_train import AdversarialSpec
@@ -80,10 +81,16 @@ def run(context: Context) -> dict[str, Any]:
     if isinstance(context.spec.train.objective, AdversarialSpec) and (pair := measure_pair(context)) is not None:
         scorecard["pair"] = pair
     context.store.write_json(context.store.path("evaluate", context.key, "scorecard.json"), scorecard)
+    if "pair" in scorecard:
+        page = context.store.path("evaluate", context.key, "pair.html")
+        with context.store.filesystem.open_output_stream(page) as stream:
+            stream.write(pair_page(context.spec.name, scorecard["pair"]).encode())
+        context.progress.note(f"quality against diversity: {page}")
     context.progress.result("scorecard", scorecard, scorecard_text(scorecard))
     figures = {name: value for name, value in scorecard.items() if not isinstance(value, list | dict)}
     pair = scorecard.get("pair", {})
-    return figures | {f"pair_{name}": pair[name] for name in ("loss", "reranked_loss", "verdict") if name in pair}
+    names = ("loss", "reranked_loss", "continued_loss", "verdict", "turns_verdict")
+    return figures | {f"pair_{name}": pair[name] for name in names if name in pair}
 
 
 class Judge:

@@ -2,7 +2,8 @@
 
 One task on the cluster. A fresh discriminator, never trained against, learns from half of the held-out conversations
 to tell real replies from generated ones and is asked about the other half. Beside it stand the same of two real ones
-(0.5 but for chance), of tokens drawn at random (1.0), and one that sees the replies' lengths alone.
+(0.5 but for chance), of tokens drawn at random (1.0), and one that sees the replies' lengths alone. The generator's
+replies stand beside those of likelihood training that went on for as long, over temperatures.
 """
 
 import functools
@@ -14,7 +15,7 @@ import ray
 from models.objectives.adversarial import Exchange
 from workflows.cluster import worker_environment
 from workflows.pipeline import Context
-from workflows.players import DISCRIMINATOR, discriminator_base
+from workflows.players import CONTINUED, DISCRIMINATOR, discriminator_base
 from workflows.spec import PipelineSpec
 from workflows.spec_train import AdversarialSpec
 from workflows.store import Store
@@ -23,6 +24,7 @@ from workflows.store import Store
 _LEAST_HISTORIES = 16
 _AT_ONCE = 16
 _SEED = 2_000_003
+GENERATOR, LIKELIHOOD = "generator", "likelihood continued"
 Replies = list[list[Exchange]]
 
 
@@ -49,7 +51,12 @@ def _measure(raw_spec: dict[str, Any], store_uri: str, corpus: str, checkpoint: 
     import torch
 
     from models.objectives.adversarial import exchange_of
-    from models.pair_measures import distinct, reranked_log_probabilities
+    from models.pair_measures import (
+        distinct,
+        reply_log_probabilities,
+        reranked_log_probabilities,
+        self_bleu,
+    )
     from workflows.corpus import open_split
 
     spec, store = PipelineSpec.model_validate(raw_spec), Store(store_uri)
@@ -66,31 +73,50 @@ def _measure(raw_spec: dict[str, Any], store_uri: str, corpus: str, checkpoint: 
     candidates = [some[: settings.candidates] for some in drawn]
     log_p, reranked = reranked_log_probabilities(players.generator, players.discriminator, reals, candidates)
     tokens = sum(len(real.reply) for real in reals)
-    gains = reranked - log_p
-    error = float(gains.std()) / math.sqrt(len(gains))
-    helps = float(gains.mean()) > 2 * error
     found: dict[str, Any] = {
         "histories": len(reals),
         "loss": round(-float(log_p.sum()) / tokens, 4),
         "reranked_loss": round(-float(reranked.sum()) / tokens, 4),
         "candidates": settings.candidates,
         "discriminator_accuracy": round(players.accuracy(drawn), 4),
-        "replies": [],
     }
-    for temperature in settings.temperatures:
-        own = [some[0] for some in (drawn if temperature == 1.0 else players.drawn(1, temperature))]
-        found["replies"].append({"by": f"temperature {temperature:g}", **players.judged(own)})
-    chosen = players.best([some[: settings.best_of] for some in drawn])
-    found["replies"].append({"by": f"best of {settings.best_of}", **players.judged(chosen)})
-    found["controls"] = players.controls()
-    found["real"] = {f"distinct_{n}": round(distinct([real.reply for real in reals], n), 4) for n in (1, 2)}
-    lower = found["loss"] - found["reranked_loss"]
     found["verdict"] = (
-        f"the discriminator lowers the held-out loss by {lower:.4f} nats a token"
-        if helps
+        f"the discriminator lowers the held-out loss by {found['loss'] - found['reranked_loss']:.4f} nats a token"
+        if _is_positive(reranked - log_p)
         else "no gain: the discriminator does not lower the held-out loss by more than chance"
     )
+    if players.continued is not None:
+        others = reply_log_probabilities(players.continued, reals)
+        found["continued_loss"] = round(-float(others.sum()) / tokens, 4)
+        found["turns_verdict"] = (
+            f"the turns lower the held-out loss by {found['continued_loss'] - found['loss']:.4f} nats a token more "
+            "than likelihood training did in the same time"
+            if _is_positive(log_p - others)
+            else "no gain from the turns: likelihood training in the same time has a held-out loss as low but for "
+            "chance, or lower"
+        )
+    found["replies"] = []
+
+    def add(model: str, temperature: float, own: list[Exchange]) -> None:
+        found["replies"].append({"model": model, "temperature": temperature, **players.judged(own)})
+
+    for temperature in settings.temperatures:
+        own = drawn if temperature == 1.0 else players.drawn(settings.best_of, temperature)
+        add(GENERATOR, temperature, [some[0] for some in own])
+        add(f"best of {settings.best_of}", temperature, players.best([some[: settings.best_of] for some in own]))
+        if players.continued is not None:
+            likely = players.drawn(1, temperature, players.continued)
+            add(LIKELIHOOD, temperature, [some[0] for some in likely])
+    found["controls"] = players.controls()
+    real = [real.reply for real in reals]
+    found["real"] = {f"distinct_{n}": round(distinct(real, n), 4) for n in (1, 2)}
+    found["real"]["self_bleu"] = round(self_bleu(real), 4)
     return found
+
+
+def _is_positive(gains: Any) -> bool:
+    """Whether the mean of gains, float64 [histories], is above 0 by more than two standard errors."""
+    return float(gains.mean()) > 2 * float(gains.std()) / math.sqrt(len(gains))
 
 
 class Players:
@@ -124,20 +150,28 @@ class Players:
         self._reals, self._make_reader = reals, reader
         self.base = load(base)
         is_adapter = adapters.is_adapter(folder)
-        self.generator = (adapters.load(load(base), folder) if is_adapter else load(folder)).eval()
+
+        def opened(folder: Any) -> Any:
+            return (adapters.load(load(base), folder) if is_adapter else load(folder)).eval()
+
+        self.generator = opened(folder)
+        self.continued = None
+        if store.has("train", checkpoint, CONTINUED):
+            self.continued = opened(store.local_folder("train", checkpoint, CONTINUED))
         self.discriminator = open_discriminator(player, discriminator_base(spec)).to(device)
         tokenizer = load_tokenizer(folder)
         self._ends, self._vocabulary = sorted(end_token_ids(tokenizer)), len(tokenizer)
 
-    def drawn(self, count: int, temperature: float) -> Replies:
-        """`count` replies of the generator's to each history."""
+    def drawn(self, count: int, temperature: float, model: Any = None) -> Replies:
+        """`count` replies to each history, of the generator's unless another model is given."""
         from models.generation import drawn_replies
 
         found: Replies = []
         for start in range(0, len(self._reals), _AT_ONCE):
             some = self._reals[start : start + _AT_ONCE]
             replies = drawn_replies(
-                self.generator, [real.history for real in some], count, self._objective.max_reply_tokens, self._ends,
+                model or self.generator, [real.history for real in some], count,
+                self._objective.max_reply_tokens, self._ends,
                 seeds=[(_SEED, start + index) for index in range(len(some))], temperature=temperature,
             )  # fmt: skip
             found += [
@@ -172,7 +206,7 @@ class Players:
 
     def judged(self, own: list[Exchange]) -> dict[str, float]:
         """Replies beside the real ones, by those who have not seen them."""
-        from models.pair_measures import distinct, embeddings, frechet_distance, length_accuracy
+        from models.pair_measures import distinct, embeddings, frechet_distance, length_accuracy, self_bleu
 
         pairs = list(zip(self._reals, own, strict=True))
         replies = [exchange.reply for exchange in own]
@@ -182,6 +216,7 @@ class Players:
             "frechet_distance": round(frechet_distance(self._embedded_reals, embeddings(self.base, own)), 4),
             "distinct_1": round(distinct(replies, 1), 4),
             "distinct_2": round(distinct(replies, 2), 4),
+            "self_bleu": round(self_bleu(replies), 4),
         }
 
     @functools.cached_property
@@ -213,20 +248,26 @@ class Players:
 
 def pair_text(found: dict[str, Any]) -> list[str]:
     """Lines of the scorecard as a person reads it."""
+    continued = f", likelihood continued {found['continued_loss']:.4f}" if "continued_loss" in found else ""
     lines = [
-        f"  pair: held-out loss of the last replies {found['loss']:.4f}, reranked {found['reranked_loss']:.4f} "
-        f"({found['histories']} histories, {found['candidates']} candidates each)",
-        f"  its discriminator tells {found['discriminator_accuracy']:.1%} right; fresh ones, and lengths alone:",
+        f"  pair: held-out loss of the last replies {found['loss']:.4f}, reranked {found['reranked_loss']:.4f}"
+        f"{continued} ({found['histories']} histories, {found['candidates']} candidates each)",
+        f"  its discriminator tells {found['discriminator_accuracy']:.1%} right",
+        "  replies                    told by a fresh discriminator, by length   Fréchet   distinct-1 -2   self-BLEU",
     ]
     lines += [
-        f"    {row['by']:<16} {row['fresh_accuracy']:.2f}  {row['length_accuracy']:.2f}   Fréchet distance "
-        f"{row['frechet_distance']:.3f}  distinct-1 {row['distinct_1']:.3f}  distinct-2 {row['distinct_2']:.3f}"
+        f"    {row['model']:<20} {row['temperature']:<4g} {row['fresh_accuracy']:>8.2f} "
+        f"{row['length_accuracy']:>21.2f}{row['frechet_distance']:>17.3f} {_diversity(row)}"
         for row in found["replies"]
     ]
-    controls, real = found["controls"], found["real"]
-    lines.append(f"    real replies     distinct-1 {real['distinct_1']:.3f}  distinct-2 {real['distinct_2']:.3f}")
+    lines.append(f"    real replies {'':>59} {_diversity(found['real'])}")
+    controls = found["controls"]
     lines.append(
-        f"    controls         real against real {controls['real_against_real']:.2f}, random tokens "
+        f"    controls: real against real {controls['real_against_real']:.2f}, random tokens "
         f"{controls['random_tokens']:.2f}"
     )
-    return [*lines, f"  {found['verdict']}"]
+    return [*lines, *(f"  {found[name]}" for name in ("verdict", "turns_verdict") if name in found)]
+
+
+def _diversity(row: dict[str, float]) -> str:
+    return f"{row['distinct_1']:>9.3f} {row['distinct_2']:.3f} {row['self_bleu']:>9.3f}"

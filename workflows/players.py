@@ -8,6 +8,9 @@ from workflows.spec import PipelineSpec
 DISCRIMINATOR = "discriminator"
 """its folder in the artifacts of `train` and `optimize`, and in a new model's, if it begins otherwise than that"""
 
+CONTINUED = "continued"
+"""the folder of what it is compared to, a generator by likelihood alone, in the artifact of `train`"""
+
 SHIPPED = "shipped"
 """what the figures of a release with a discriminator say of it"""
 

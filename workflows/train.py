@@ -29,7 +29,7 @@ from workflows.cluster import check_fits, innermost, watching, worker_environmen
 from workflows.curves import check_mlflow, log_to_mlflow, write_curves
 from workflows.history import HISTORY, Record
 from workflows.pipeline import Context, StageFailed
-from workflows.players import DISCRIMINATOR
+from workflows.players import CONTINUED, DISCRIMINATOR
 from workflows.recovery import Recovery, clear_unfinished, said_of
 from workflows.room import worker_resources
 from workflows.search import read_search, trial_folder
@@ -138,12 +138,13 @@ def _take_winner(context: Context) -> dict[str, Any]:
 
 
 def _keep_models(context: Context, checkpoint: str) -> None:
-    """The model in a checkpoint's folder, and the discriminator if there is one, into the artifact."""
+    """The model in a checkpoint's folder, and those beside it if there are any, into the artifact."""
     store, key = context.store, context.key
     store.add_folder(f"{checkpoint}/{MODEL_FOLDER}", "train", key, MODEL_FOLDER, store.filesystem)
-    player = f"{checkpoint}/{DISCRIMINATOR}/{MODEL_FOLDER}"
-    if store.filesystem.get_file_info(player).type == pa.fs.FileType.Directory:
-        store.add_folder(player, "train", key, DISCRIMINATOR, store.filesystem)
+    for name in (DISCRIMINATOR, CONTINUED):
+        beside = f"{checkpoint}/{name}/{MODEL_FOLDER}"
+        if store.filesystem.get_file_info(beside).type == pa.fs.FileType.Directory:
+            store.add_folder(beside, "train", key, name, store.filesystem)
 
 
 def _keep_history(context: Context, path: str) -> None:

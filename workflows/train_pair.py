@@ -3,6 +3,7 @@
     likelihood       until the held-out loss is at its plateau, or `train.epochs` are over (models/fit.py)
     warm-up          the discriminator alone, until its held-out loss is, or `warmup_steps` are over
     turns            both, `turns` times; not where the discriminator cannot tell real from generated replies
+    likelihood       once more, for as long as warm-up and turns took, from where they began: what to compare with
 
 The phase is read from the history alone, so that a training goes on in the one in which it stopped.
 """
@@ -19,18 +20,20 @@ import torch
 from models.deepspeed_engine import DeepSpeedEngine
 from models.discriminator import Discriminator
 from models.duel import Duel, DuelSettings, Part
+from models.engine import MODEL_FOLDER
 from models.fit import SECONDS_EACH, measure
 from models.fit import Progress as StepProgress
 from models.objectives.adversarial import Discriminate, Generate, exchange_of
 from models.packing import PackedBatch, StepPlan
 from models.snapshot import Write
-from workflows.players import DISCRIMINATOR
+from workflows.players import CONTINUED, DISCRIMINATOR
 from workflows.spec import PipelineSpec
 from workflows.spec_train import AdversarialSpec
 from workflows.train_reports import Reports
 
 PLAYER_LOSS = "discriminator_loss"
 _HELD_OUT_PLAYER_LOSS = "held_out_discriminator_loss"
+_CONTINUED_LOSS = "held_out_continued_loss"
 _GAME = "duel.pt"
 _MEASURED_AT_ONCE = 16
 
@@ -58,6 +61,7 @@ class Pair:
         make_reader: Callable[[], Any],
         make_generator: Callable[[], Any],
         on_deepspeed: Callable[[Any, Any], DeepSpeedEngine],
+        continue_likelihood: Callable[[dict[str, Any], float], tuple[Write, float]],
     ) -> None:
         """`held_out` rows, and this worker's share of them as batches; the functions make models, and engines."""
         assert isinstance(spec.train.objective, AdversarialSpec)
@@ -66,6 +70,7 @@ class Pair:
         self._rows, self._held_out, self._measured = rows, held_out, measured
         self._likelihood_steps, self._ends, self._resume_from = likelihood_steps, end_tokens, resume_from
         self._make_reader, self._make_generator, self._on_deepspeed = make_reader, make_generator, on_deepspeed
+        self._continue_likelihood = continue_likelihood
         self._discriminator: DeepSpeedEngine | None = None
 
     @property
@@ -108,8 +113,26 @@ class Pair:
             if time.monotonic() - began > _SECONDS_BETWEEN_NOTICES and not left:
                 left = leaving()
                 due = due or left
+            if len(lines) == self.num_steps and is_warm:
+                self._compare(duel)
             if due:
                 self._checkpoint(duel, is_warm, num_tokens / (time.monotonic() - began))
+
+    def _compare(self, duel: Duel) -> None:
+        """Train the generator as it was by likelihood alone, for as long as it was the pair's; it goes with the last
+        checkpoint.
+        """
+        lines = self._reports.record.lines
+        steps = self._counts()[0]
+        seconds = lines[-1]["seconds"] - (lines[steps - 1]["seconds"] if steps else 0.0)
+        write_model, loss = self._continue_likelihood(duel.state()["start"], seconds)
+        lines[-1][_CONTINUED_LOSS] = loss
+
+        def write(folder: Path) -> None:
+            if self._generator.rank == 0:
+                write_model(folder / CONTINUED / MODEL_FOLDER)
+
+        self._reports.snapshots = [*self._reports.snapshots, lambda: write]
 
     def close(self) -> None:
         """Let go of the discriminator."""
@@ -200,6 +223,8 @@ class Pair:
         found: dict[str, Any] = {f"held_out_{name}": value for name, value in means.items()}
         judged = duel.measure(list(self._held_out_parts()))
         found |= {"held_out_accuracy": judged["accuracy"], _HELD_OUT_PLAYER_LOSS: judged["loss"]}
+        if _CONTINUED_LOSS in lines[-1]:
+            found[_CONTINUED_LOSS] = lines[-1][_CONTINUED_LOSS]
         lines[-1].update(found)  # what the phase is known by
         loss = lines[-1]["loss"] if lines[-1]["loss"] is not None else lines[-1][PLAYER_LOSS]
         if not plays and self._is_warm() and not self._may_play():

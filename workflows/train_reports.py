@@ -74,6 +74,12 @@ class Reports:
         self._watchdog.alive()
         self._ended = time.monotonic()
 
+    def continued(self, step: int, share: float) -> None:
+        """A step of the likelihood training that a pair is compared to; a share of its time has passed."""
+        self._watchdog.alive()
+        if self._engine.rank == 0:
+            self._post(likelihood_continued=f"{share:.0%}")
+
     def note(self, text: str) -> None:
         """Something that a person should know, said once."""
         if self._engine.rank == 0:

@@ -29,9 +29,10 @@ from models.operator import check_build_tools, check_file_offload
 from models.packing import PackedBatch, StepPlan
 from models.precision import dtype_of, faster_precision
 from models.reuse import BaseModels
-from models.snapshot import Write
+from models.snapshot import Write, model_writer
 from workflows.corpus import open_examples
 from workflows.history import HISTORY, Record
+from workflows.likelihood_beside import continued
 from workflows.pipeline import num_steps, source_files, step_plan
 from workflows.players import discriminator_base
 from workflows.recovery import Watchdog, settle, settled
@@ -141,6 +142,19 @@ class TrainWorker:
             reports = Reports(
                 engine, record, tokenizer, watchdog, post, on_checkpoint, extra, self._rate(engine, precision)
             )
+
+            def continue_likelihood(start: dict[str, Any], seconds: float) -> tuple[Write, float]:
+                model = self._model(spec, precision)
+                model.load_state_dict(start, strict=False)
+                other = self._on_deepspeed(model, objective, train, precision)
+                try:
+                    weights, loss = continued(
+                        other, plan, read, measured, train.learning_rate / 2, seconds, cut, reports.continued
+                    )
+                finally:
+                    other.close()
+                return model_writer(model, weights), loss
+
             pair = None
             if isinstance(objective, Generate):
                 pair = Pair(
@@ -150,6 +164,7 @@ class TrainWorker:
                     make_reader=lambda: self._model(spec, precision, discriminates=True),
                     make_generator=lambda: self._model(spec, precision),
                     on_deepspeed=lambda model, loss: self._on_deepspeed(model, loss, train, precision),
+                    continue_likelihood=continue_likelihood,
                 )  # fmt: skip
             try:
                 if pair is None or pair.is_likelihood:

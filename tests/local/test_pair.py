@@ -67,6 +67,12 @@ def test_killed_among_the_turns_two_workers_go_on_and_do_what_one_does(run, from
     assert figures["steps"] == figures["best_step"] == len(steps)  # of a pair the last checkpoint counts
     folder = Path(store.path("train", done["train"].key))
     assert load_model(folder / "model", torch.float32).config.hidden_size == 32
+    played, likely = (load_file(folder / name / "model.safetensors") for name in ("model", "continued"))
+    assert played.keys() == likely.keys()
+    assert any(not torch.equal(played[name], likely[name]) for name in played)
+    # It went on from where the turns began, and its best weights stay.
+    at_plateau = [line["held_out_loss"] for line in steps if line.get("held_out_loss") and "gan" not in line][-1]
+    assert figures["held_out_continued_loss"] <= at_plateau + 1e-4
     reader = load_model(folder / "discriminator", torch.float32, PACKED_ATTENTION)
     assert reader.config.hidden_size == 48
     Discriminator(reader).load_score(folder / "discriminator")
@@ -88,8 +94,11 @@ def test_adapters_of_both_players_stand_on_one_frozen_model(run, pipeline):
     pair = store.read_json(store.path("evaluate", done["evaluate"].key, "scorecard.json"))["pair"]
     assert pair["histories"] >= 16
     assert pair["controls"]["random_tokens"] > pair["controls"]["real_against_real"]
-    assert [row["by"] for row in pair["replies"]] == ["temperature 1", "best of 4"]
+    assert [row["model"] for row in pair["replies"]] == ["generator", "best of 4", "likelihood continued"]
     assert pair["verdict"].startswith("no gain" if pair["reranked_loss"] >= pair["loss"] else ("no gain", "the disc"))
+    no_better = pair["loss"] >= pair["continued_loss"]
+    assert pair["turns_verdict"].startswith("no gain" if no_better else ("no gain", "the turns"))
+    assert "likelihood continued" in Path(store.path("evaluate", done["evaluate"].key, "pair.html")).read_text()
 
 
 def test_a_discriminator_that_cannot_tell_ends_it(run, from_nothing, capfd):

@@ -15,7 +15,9 @@ from models.pair_measures import (
     frechet_distance,
     fresh_accuracy,
     length_accuracy,
+    reply_log_probabilities,
     reranked_log_probabilities,
+    self_bleu,
 )
 
 
@@ -55,6 +57,23 @@ def test_distinct_counts_different_tokens_and_pairs() -> None:
     assert distinct([[1, 2, 1, 2], [1, 2]], 1) == 2 / 6
     assert distinct([[1, 2, 1, 2], [1, 2]], 2) == 2 / 4
     assert math.isnan(distinct([[1]], 2))
+
+
+def test_replies_that_repeat_each_other_have_a_high_self_bleu() -> None:
+    assert self_bleu([[1, 2, 3, 4, 5]] * 3) == pytest.approx(1.0)
+    assert self_bleu([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10], [11, 12, 13, 14, 15]]) < 0.05
+    # Four of five tokens, three of four pairs, two of three and one of two longer ones are in the other.
+    assert self_bleu([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6]]) == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
+    assert math.isnan(self_bleu([[1, 2]]))
+
+
+def test_a_replys_log_probability_is_that_of_its_tokens() -> None:
+    model, reals = lstm(), exchanges(5, 0)
+    found = reply_log_probabilities(model, reals)
+    for real, log_p in zip(reals, found.tolist(), strict=True):
+        ids = torch.tensor([[*real.history, *real.reply]])
+        logits = model(ids).logits[0, len(real.history) - 1 : -1].double().log_softmax(-1)
+        assert log_p == pytest.approx(float(logits.gather(1, torch.tensor(real.reply)[:, None]).sum()), abs=1e-4)
 
 
 def test_the_distance_of_gaussians_is_that_of_their_means_and_spreads() -> None:
