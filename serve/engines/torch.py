@@ -55,7 +55,15 @@ class _Sequence:
         self.unread_ids = list(request.prompt_ids)
         self.num_generated = 0
         self.row: Row | None = None
+        self.prompt_logits: torch.Tensor | None = None
+        """[V], for what follows the prompt, once it is read"""
         self.sampler = Sampler(request)
+
+    def has_prompt_of(self, other: "_Sequence") -> bool:
+        """Whether it has read the same prompt with the same adapter."""
+        mine, theirs = self.request, other.request
+        is_read = self.row is not None and self.prompt_logits is not None
+        return is_read and (mine.prompt_ids, mine.adapter) == (theirs.prompt_ids, theirs.adapter)
 
     @property
     def is_reading(self) -> bool:
@@ -238,9 +246,26 @@ class TorchEngine(Engine):
         for sequence in [sequence for sequence in self._active if sequence.is_reading]:
             if left < 1:
                 return
+            if sequence.row is None and self._has_copied(sequence):
+                continue
             piece = sequence.unread_ids[: left if self._decoder.reads_in_parts else None]
             left -= len(piece)
             self._guarded(self._read, sequence, piece)
+
+    def _has_copied(self, sequence: _Sequence) -> bool:
+        """Take what another one has read of the same prompt, as several replies to one request have it; the reply
+        begins. False if there is none.
+        """
+        for other in self._active:
+            if other.has_prompt_of(sequence):
+                assert other.row is not None
+                assert other.prompt_logits is not None
+                sequence.row = self._decoder.copy(other.row, len(sequence.request.prompt_ids))
+                if sequence.row is not None:
+                    sequence.prompt_logits, sequence.unread_ids = other.prompt_logits, []
+                    self._guarded(self._draw, sequence, other.prompt_logits)
+                    return True
+        return False
 
     def _tokens_to_read(self) -> int:
         if all(sequence.is_reading for sequence in self._active):
@@ -258,6 +283,7 @@ class TorchEngine(Engine):
             self._seconds_per_token = (time.perf_counter() - began) / len(piece)
         del sequence.unread_ids[: len(piece)]
         if not sequence.unread_ids:
+            sequence.prompt_logits = logits
             self._draw(sequence, logits)
 
     def _decode(self) -> None:

@@ -77,7 +77,7 @@ class _SlotCache(Cache):  # type: ignore[misc]
         """Called by the model's attention: keeps the new ones, [B, H, T, D]; all of these rows, [B, H, L, D]."""
         stored = self._stored.setdefault(layer_idx, [states[:0] for states in (key_states, value_states)])
         for place, states in enumerate((key_states, value_states)):
-            stored[place] = self._grown(stored[place])
+            stored[place] = self._grown(stored[place], max(self.view.numbers) + 1, self.view.longest)
             self._write(stored[place], states)
         return self._seen(stored[0]), self._seen(stored[1])
 
@@ -87,9 +87,8 @@ class _SlotCache(Cache):  # type: ignore[misc]
         tensors = [tensor for stored in self._stored.values() for tensor in stored]
         return sum(tensor.element_size() * tensor.shape[1] * tensor.shape[3] for tensor in tensors)
 
-    def _grown(self, old: torch.Tensor) -> torch.Tensor:
-        """With room for what the view writes."""
-        rows, room = max(self.view.numbers) + 1, self.view.longest
+    def _grown(self, old: torch.Tensor, rows: int, room: int) -> torch.Tensor:
+        """With so many rows, and room for so many tokens, at least."""
         if rows <= old.shape[0] and room <= old.shape[2]:
             return old
         rows, room = max(rows, old.shape[0]), max(-(-room // _GROWTH) * _GROWTH, old.shape[2])
@@ -111,11 +110,12 @@ class _SlotCache(Cache):  # type: ignore[misc]
         rows = stored[first:end] if together else stored[self.view.index]
         return rows[:, :, : self.view.longest]
 
-    def move(self, source: int, target: int) -> None:
-        """Copy a row over another one."""
+    def copy(self, source: int, target: int) -> None:
+        """Copy a row over another one, which may be new."""
         for tensors in self._stored.values():
-            for tensor in tensors:
-                tensor[target] = tensor[source]
+            for place, tensor in enumerate(tensors):
+                tensors[place] = self._grown(tensor, target + 1, 0)
+                tensors[place][target] = tensors[place][source]
 
     def forget(self) -> None:
         """Give all memory back."""
@@ -138,11 +138,18 @@ class SlotDecoder:
         self._rows.append(Row(len(self._rows), adapter=adapter))
         return self._rows[-1]
 
+    def copy(self, row: Row, length: int) -> Row | None:
+        """A new row with the first so many tokens of this one; None where that cannot be done."""
+        new = self.open(row.adapter)
+        self._cache.copy(row.number, new.number)
+        new.length = length
+        return new
+
     def close(self, row: Row) -> None:
         """Its place is taken by the last row: those in use stay together."""
         last = self._rows.pop()
         if last is not row:
-            self._cache.move(last.number, row.number)
+            self._cache.copy(last.number, row.number)
             self._rows[row.number], last.number = last, row.number
         if not self._rows:
             self._cache.forget()

@@ -1,5 +1,6 @@
 """Decoding replies one after the other, a token each: for models that `serve.engines.torch_slots` cannot decode."""
 
+import copy
 import inspect
 import logging
 from typing import Any
@@ -31,6 +32,14 @@ class TurnDecoder:
         row = Row(0, adapter=adapter)
         self._caches[row] = DynamicCache(config=self._model.config)
         return row
+
+    def copy(self, row: Row, length: int) -> Row | None:
+        """A new row with the first so many tokens of this one; None where it has more: a state cannot go back."""
+        if row.length != length:
+            return None
+        new = self.open(row.adapter)
+        new.length, self._caches[new] = length, copy.deepcopy(self._caches[row])
+        return new
 
     def close(self, row: Row) -> None:
         """Its memory is given back."""

@@ -1,6 +1,7 @@
 """The torch engine's own: replies decoded together for any architecture, adapters mixed, one failure alone."""
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import aclosing
@@ -28,7 +29,7 @@ from transformers import (
 from models.base import load_model
 from serve.engines.base import EngineError, GenerationRequest
 from serve.engines.torch import TorchEngine
-from serve.engines.torch_slots import SlotDecoder
+from serve.engines.torch_slots import Row, SlotDecoder
 
 PROMPTS = [[n * seed % 190 + 1 for n in range(1, length)] for seed, length in ((3, 60), (7, 6), (5, 30), (11, 90))]
 
@@ -217,3 +218,30 @@ def test_a_long_prompt_is_read_in_pieces_between_the_tokens_of_others(
     assert max(pieces) <= 50
     between = "".join("r" if length else "." for length in done)
     assert "rr" not in between, "a token of the other one after each piece"
+
+
+@pytest.mark.parametrize("name", ["qwen2", "mistral with a window", "mamba keeps a state"])
+def test_several_replies_to_one_prompt_read_it_once_or_twice(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one may have begun before the others are there; a state cannot be taken from it then."""
+    folder = saved({**TOGETHER, **IN_TURN}[name], tmp_path)
+    engine = TorchEngine(folder, precision="fp32", num_threads=1, max_active=8)
+    usual, read = engine._decoder.read, []
+
+    def recording(row: Row, token_ids: list[int]) -> torch.Tensor:
+        read.append(len(token_ids))
+        return usual(row, token_ids)
+
+    monkeypatch.setattr(engine._decoder, "read", recording)
+    requests = [
+        GenerationRequest(PROMPTS[0], max_new_tokens=count, end_token_ids=frozenset(), temperature=1.0, seed=seed)
+        for seed, count in enumerate((12, 3, 12, 7, 12))
+    ]
+    together = replies(engine, *requests)
+    prompts = [length for length in read if length > 1]
+    assert sum(prompts) <= 2 * len(PROMPTS[0])
+    alone = [replies(engine, dataclasses.replace(each, request_id=f"again {each.seed}"))[0] for each in requests]
+    engine.close()
+    assert together == alone
+    assert len({tuple(reply[:3]) for reply in together}) > 2
