@@ -372,6 +372,19 @@ class PipelineSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _pairs_are_searched_whole(self) -> "PipelineSpec":
+        if (
+            self.tune is not None
+            and self.train.objective.name == "adversarial"
+            and self.tune.scheduler.name != "none"
+        ):
+            raise ValueError(
+                f"tune.scheduler: {self.tune.scheduler.name} compares trials before their end, and of an adversarial "
+                "pair the last checkpoint counts; take none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rounded_weights_need_a_form(self) -> "PipelineSpec":
         optimize = self.optimize
         if optimize.is_rounded and not optimize.targets and not self.serve.may_use_openvino:

@@ -6,6 +6,7 @@ first.
 """
 
 import itertools
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +134,8 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
             return self._failure(news.failed, news.failures if news.was_lost else 0)
         figures = {name: value for name, value in news.figures.items() if name != "resumed_from_step"}
         num_steps = int(figures.pop("num_steps"))
+        if self._trial_spec.train.objective.name == "adversarial" and news.step < num_steps:
+            figures |= dict.fromkeys(self._shared.metrics, math.nan)  # of a pair the last checkpoint counts
         return self._result(Report(news.step, num_steps, figures, news.checkpoint), failures=news.failures)
 
     def _news(self) -> News:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from models.attention import PACKED_ATTENTION
 from models.base import load_model
 from models.discriminator import Discriminator
+from workflows.search import read_search
 
 TURNS = 8
 
@@ -107,3 +108,19 @@ def test_a_discriminator_that_cannot_tell_ends_it(run, from_nothing, capfd):
     done, store = run("train", from_nothing)
     assert not any("gan" in line for line in history(store, done))
     assert "no gain is to be had from it" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_search_weighs_the_losses_and_keeps_both_players_of_the_best_end(run, from_nothing):
+    from_nothing["train"] |= {"num_workers": 1, "max_steps": 8}
+    from_nothing["train"]["objective"] |= {"learning_rate": 3e-2}  # in turns it gets worse
+    from_nothing["tune"] = {"space": {"train.objective.l1_weight": [0.0, 3.0]}, "trials": 2, "searcher": "grid"}
+    done, store = run("train", from_nothing)
+    search = read_search(store, done["tune"].key)
+    assert {trial.values["train.objective.l1_weight"] for trial in search.trials} == {0.0, 3.0}
+    ends = [trial.last for trial in search.trials]
+    assert search.winner.reported == min(report.figures["held_out_loss"] for report in ends)
+    assert search.winner.remeasured == pytest.approx(search.winner.reported, abs=1e-6)
+    assert search.winner.step == search.trials[search.winner.trial].last.step
+    for name in ("model", "discriminator", "continued"):
+        assert store.has("train", done["train"].key, name)

@@ -341,6 +341,8 @@ FROM_NOTHING = {"base_model": "new", "train": {"adapter": None}}
     ({**FROM_NOTHING, "new_model": {"architecture": "transformer", "hidden_size": 100}}, "a multiple of 64"),
     ({**FROM_NOTHING, "new_model": {"architecture": "transformer", "noise_size": 2}}, "are for architecture: lstm"),
     ({"train": {"objective": "adversarial", "zero": {"stage": 3}}}, "use zero.stage 0, 1 or 2"),
+    ({"train": {"objective": "adversarial"},
+      "tune": {"space": {"train.seed": [1, 2]}, "trials": 2, "scheduler": "asha"}}, "the last checkpoint counts"),
 ])  # fmt: skip
 def test_what_a_new_model_and_a_pair_cannot_be_is_said(values: dict[str, Any], words: str) -> None:
     good = {"name": "pair", "base_model": "random:tiny-gpt2", "data": {"sources": [{"path": "a.jsonl"}]}}
