@@ -43,13 +43,15 @@ class Discriminator(torch.nn.Module):
         if head.weight is not reader.get_input_embeddings().weight:
             head.requires_grad_(False)
 
-    def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """float32 [C]: the score of each sequence, read to its end."""
-        return self.score_at(batch, sequence_ends(batch))
+    def forward(self, batch: PackedBatch, inputs_embeds: torch.Tensor | None = None) -> torch.Tensor:
+        """float32 [C]: the score of each sequence, read to its end; `inputs_embeds` [1, T, H] in place of its ids."""
+        return self.score_at(batch, sequence_ends(batch), inputs_embeds)
 
-    def score_at(self, batch: PackedBatch, positions: torch.Tensor) -> torch.Tensor:
+    def score_at(
+        self, batch: PackedBatch, positions: torch.Tensor, inputs_embeds: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """float32 [P]: the score of what is read up to each of these positions of the row (int64 [P])."""
-        hidden = hidden_states(self.reader, batch, positions)
+        hidden = hidden_states(self.reader, batch, positions, inputs_embeds)
         scores: torch.Tensor = self.score(hidden.to(self.score.weight.dtype))[:, 0].float()
         return scores
 
@@ -102,13 +104,16 @@ def sequence_ends(batch: PackedBatch) -> torch.Tensor:
     return torch.tensor(batch.sequence_lengths, device=batch.input_ids.device).cumsum(0) - 1
 
 
-def hidden_states(model: Any, batch: PackedBatch, positions: torch.Tensor) -> torch.Tensor:
-    """[P, H]: what the model's head would read at these positions."""
+def hidden_states(
+    model: Any, batch: PackedBatch, positions: torch.Tensor, inputs_embeds: torch.Tensor | None = None
+) -> torch.Tensor:
+    """[P, H]: what the model's head would read at these positions; `inputs_embeds` [1, T, H] in place of the ids."""
     seen: list[torch.Tensor] = []
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
         model(
-            input_ids=batch.input_ids,
+            input_ids=batch.input_ids if inputs_embeds is None else None,
+            inputs_embeds=inputs_embeds,
             position_ids=batch.position_ids,
             sequence_lengths=batch.sequence_lengths,
             logits_to_keep=positions,

@@ -23,6 +23,7 @@ from models.engine import Sums, TrainingEngine
 from models.generation import drawn_replies, evaluating
 from models.loss import log_probabilities
 from models.objectives.adversarial import Discriminate, Exchange, Generate, whiten
+from models.objectives.gumbel import SoftBatch
 from models.packing import PackedBatch, pack
 from models.snapshot import copied
 
@@ -31,6 +32,10 @@ Part = Sequence[tuple[int, Exchange]]
 
 _MEASURED = 2**31 - 1
 """in a seed, the place of a step's number: for replies that are drawn to measure and not to learn"""
+
+
+_SOFT = 1
+"""in a seed, after the row: for replies that have a gradient"""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class DuelSettings:
     max_reply_tokens: int
     learning_rate: float
     discriminator_learning_rate: float
+    gradient: str = "policy"
+    """how D's scores reach the generator: by the policy gradient, or `gumbel` (models/objectives/gumbel.py)"""
     replay_steps: int = 16
     """of so many steps the pairs are kept; 0 for no replay"""
     seed: int = 0
@@ -144,19 +151,33 @@ class Duel:
     ) -> Sums:
         if self._start is None:
             self._start = self._copy_of(self._generator.model)
-        batches: list[PackedBatch | None] = []
+        batches: list[Any] = []
         for part, replies in zip(parts, drawn, strict=True):
             if part is None:
                 batches.append(None)
                 continue
             ours = [exchange for some in replies for exchange in some]
-            advantages = whiten(self._scores(ours).view(len(part), -1))
-            start = self._log_probabilities_at_start(ours)
-            batches.append(self._objective.batch_of([real for _, real in part], replies, advantages, start))
+            reals, start = [real for _, real in part], self._log_probabilities_at_start(ours)
+            if self._settings.gradient == "gumbel":
+                plain = self._objective.batch_of(reals, replies, torch.zeros(len(part), len(replies[0])), start)
+                judge = self._discriminator.model
+                batches.append(SoftBatch(plain, reals, self._noise(number, part), judge, self._ends))
+            else:
+                advantages = whiten(self._scores(ours).view(len(part), -1))
+                batches.append(self._objective.batch_of(reals, replies, advantages, start))
         sums = accumulated(self._generator, batches, num_histories)
         _check_finite(sums["loss"], number, "generator", "learning_rate")
         self._generator.update(self._settings.learning_rate)
         return sums
+
+    def _noise(self, number: int, part: Part) -> torch.Tensor:
+        """float32 [replies, tokens, vocabulary] from Gumbel(0, 1), by the seed, the step and each row."""
+        settings = self._settings
+        sizes = (settings.num_replies, settings.max_reply_tokens, self._generator.model.config.vocab_size)
+        seeds = ([settings.seed, number, row, _SOFT] for row, _ in part)
+        return torch.from_numpy(
+            np.concatenate([np.random.default_rng(seed).gumbel(size=sizes).astype(np.float32) for seed in seeds])
+        )
 
     def _scores(self, exchanges: Sequence[Exchange]) -> torch.Tensor:
         """float32 [exchanges], on the CPU."""
@@ -209,7 +230,7 @@ def _check_finite(loss: float, number: int, player: str, field: str) -> None:
         )
 
 
-def accumulated(engine: TrainingEngine, batches: Sequence[PackedBatch | None], weight: float) -> Sums:
+def accumulated(engine: TrainingEngine, batches: Sequence[Any], weight: float) -> Sums:
     """Forward and backward of this worker's batches; the step's means over all workers."""
     sums: Sums = {}
     for index, batch in enumerate(batches):

@@ -15,7 +15,7 @@ def greedy_replies(
 
     The model must use an attention of transformers' own.
     """
-    ids, mask = _padded(prompts, end_tokens[0], model.device)
+    ids, mask = left_padded(prompts, end_tokens[0], model.device)
     longest, pad = ids.shape[1], end_tokens[0]
     with torch.inference_mode():
         output = model.generate(
@@ -46,12 +46,12 @@ def drawn_replies(
     """
     draws = np.stack([np.random.default_rng(list(seed)).random((num_replies, max_new_tokens)) for seed in seeds])
     numbers = torch.from_numpy(draws).view(-1, max_new_tokens).to(model.device)
-    ids, mask = _padded(prompts, end_tokens[0], model.device)
+    ids, mask = left_padded(prompts, end_tokens[0], model.device)
     ends = torch.tensor(list(end_tokens), device=model.device)
     drawn: list[torch.Tensor] = []
     with torch.inference_mode(), evaluating(model, "sdpa"):
         output = model(
-            input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1
+            input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), use_cache=True, logits_to_keep=1
         )
         logits, cache = output.logits[:, -1].repeat_interleave(num_replies, 0), output.past_key_values
         cache.batch_repeat_interleave(num_replies)
@@ -65,7 +65,7 @@ def drawn_replies(
                 break
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             output = model(
-                input_ids=token[:, None], attention_mask=mask, position_ids=_positions(mask)[:, -1:],
+                input_ids=token[:, None], attention_mask=mask, position_ids=positions_of(mask)[:, -1:],
                 past_key_values=cache, use_cache=True, logits_to_keep=1,
             )  # fmt: skip
             logits = output.logits[:, -1]
@@ -97,14 +97,16 @@ def _draw(logits: torch.Tensor, temperature: float, numbers: torch.Tensor) -> to
     )
 
 
-def _padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(
+    prompts: Sequence[Sequence[int]], pad: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and their mask, int64 [B, longest]: what is missing is on the left."""
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[pad] * (longest - len(prompt)) + [*prompt] for prompt in prompts], device=device)
     return ids, torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
 
 
-def _positions(mask: torch.Tensor) -> torch.Tensor:
+def positions_of(mask: torch.Tensor) -> torch.Tensor:
     """Each token's place in its row without the padding, [B, T]."""
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
 

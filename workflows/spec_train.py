@@ -204,6 +204,10 @@ class AdversarialSpec(ObjectiveSpec):
     num_replies: Annotated[int, Field(ge=2, le=256)] = 4
     """Drawn to each history: their scores are compared with each other."""
 
+    gradient: Literal["policy", "gumbel"] = "policy"
+    """How the discriminator's scores reach the generator: by the policy gradient, or, for `base_model: new`, through
+    the replies themselves by straight-through Gumbel-softmax (models/objectives/gumbel.py)."""
+
     max_reply_tokens: Annotated[int, Field(ge=1, le=65_536)] = 64
     """Where replies are cut, real ones too."""
 

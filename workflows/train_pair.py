@@ -157,7 +157,7 @@ class Pair:
             discriminator,
             DuelSettings(
                 settings.num_replies, settings.max_reply_tokens, settings.learning_rate,
-                settings.discriminator_learning_rate, settings.replay_steps, train.seed,
+                settings.discriminator_learning_rate, settings.gradient, settings.replay_steps, train.seed,
             ),
             self._ends,
             self._objective,

@@ -119,8 +119,8 @@ class Generate(Sft):
         self, reals: Sequence[Exchange], generated: Sequence[Sequence[Exchange]], advantages: torch.Tensor,
         start: Sequence[torch.Tensor],
     ) -> PackedBatch:  # fmt: skip
-        """`advantages` [E, N]; `start`: the log-probabilities of each generated reply's tokens at the phase's start,
-        reply by reply.
+        """`advantages` [E, N], zeros where L_GAN comes from elsewhere (models/objectives/gumbel.py); `start`: the
+        log-probabilities of each generated reply's tokens at the phase's start, reply by reply.
         """
         ours = [exchange for replies in generated for exchange in replies]
         sequences = [exchange.sequence for exchange in (*reals, *ours)]
@@ -136,8 +136,16 @@ class Generate(Sft):
             },
         )
 
-    def loss_sum(self, model: Any, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
-        """Of a batch of `batch_of` the generator's loss; the figures are its parts before their weights."""
+    def loss_sum(self, model: Any, batch: Any) -> tuple[torch.Tensor, dict[str, float]]:
+        """Of a batch of `batch_of`, or a `SoftBatch` with one, the generator's loss; the figures are its parts before
+        their weights.
+        """
+        from models.objectives.gumbel import SoftBatch, soft_loss
+
+        if isinstance(batch, SoftBatch):
+            others, figures = self.loss_sum(model, batch.plain)
+            gan = soft_loss(model, batch)
+            return others + gan, figures | {"gan": float(gan.detach())}
         if "is_real" not in batch.values:
             return super().loss_sum(model, batch)
         log_p = log_probabilities(model, batch)
@@ -152,5 +160,5 @@ class Generate(Sft):
             "kl": (log_ratio.exp() - 1 - log_ratio).sum() / num_replies,
         }
         weights = {"gan": 1.0, "l1": self._l1, "nll": self._likelihood, "kl": self._kl}
-        total: torch.Tensor = sum(weights[name] * part for name, part in parts.items()) / self._max_reply_tokens  # type: ignore[assignment]
+        total = sum(weights[name] * part for name, part in parts.items()) / self._max_reply_tokens
         return total, {name: float(part.detach()) / self._max_reply_tokens for name, part in parts.items()}

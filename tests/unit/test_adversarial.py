@@ -1,8 +1,10 @@
 """The adversarial pair: its losses against their equations, its draws, and a game that can be won."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from models.engine import TorchEngine
 from models.generation import drawn_replies
 from models.lstm import LstmConfig, LstmForCausalLM
 from models.objectives.adversarial import Discriminate, Exchange, Generate, exchange_of, whiten
+from models.objectives.gumbel import SoftBatch, soft_replies
 from models.objectives.spin import own_pairs
 from models.packing import pack
 
@@ -121,21 +124,22 @@ def test_what_is_drawn_for_a_prompt_depends_on_its_seed_alone(kind: str, request
 Players = tuple[Duel, TorchEngine, TorchEngine]
 
 
-@pytest.fixture
-def players() -> Callable[[], Players]:
+def new_players(gradient: str = "policy") -> Players:
     """A generator that knows nothing yet, a discriminator, and their duel."""
+    objective = Generate(max_reply_tokens=4, l1_weight=0.0, likelihood_weight=0.0, kl_weight=0.0)
+    generator = TorchEngine(small_lstm(0), objective)
+    torch.manual_seed(5)
+    discriminator = TorchEngine(Discriminator(small_lstm(1)), Discriminate())
+    settings = DuelSettings(
+        num_replies=4, max_reply_tokens=4, learning_rate=0.02, discriminator_learning_rate=0.02, gradient=gradient,
+        replay_steps=4,
+    )  # fmt: skip
+    return Duel(generator, discriminator, settings, [END], objective), generator, discriminator
 
-    def make() -> Players:
-        objective = Generate(max_reply_tokens=4, l1_weight=0.0, likelihood_weight=0.0, kl_weight=0.0)
-        generator = TorchEngine(small_lstm(0), objective)
-        torch.manual_seed(5)
-        discriminator = TorchEngine(Discriminator(small_lstm(1)), Discriminate())
-        settings = DuelSettings(
-            num_replies=4, max_reply_tokens=4, learning_rate=0.02, discriminator_learning_rate=0.02, replay_steps=4
-        )
-        return Duel(generator, discriminator, settings, [END], objective), generator, discriminator
 
-    return make
+@pytest.fixture(params=["policy", "gumbel"])
+def players(request: pytest.FixtureRequest) -> Callable[[], Players]:
+    return lambda: new_players(request.param)
 
 
 def histories(step: int, count: int = 16) -> Part:
@@ -144,10 +148,8 @@ def histories(step: int, count: int = 16) -> Part:
     return [(step * count + row, Exchange(tokens, [3, END])) for row, tokens in enumerate(asked)]
 
 
-def test_the_discriminator_learns_to_tell_and_the_generator_what_it_rewards(
-    players: Callable[[], Players],
-) -> None:
-    duel, generator, _ = players()
+def test_the_discriminator_learns_to_tell_and_the_generator_what_it_rewards() -> None:
+    duel, generator, _ = new_players()
     held_out = [histories(999)]
     for step in range(20):
         duel.step(step, [histories(step)], 16)
@@ -157,6 +159,61 @@ def test_the_discriminator_learns_to_tell_and_the_generator_what_it_rewards(
         figures = duel.step(step, [histories(step)], 16, train_generator=True)
     assert set(figures) >= {"loss", "gan", "l1", "nll", "kl", "discriminator_loss", "discriminator_accuracy"}
     assert likeness(generator) > before + 0.5
+
+
+def test_soft_replies_move_the_generator_to_where_a_discriminator_that_stays_is_higher() -> None:
+    duel, generator, discriminator = new_players("gumbel")
+    for step in range(20):
+        duel.step(step, [histories(step)], 16)
+    part = histories(77, 64)
+
+    def mean_score() -> float:
+        replies = drawn_replies(
+            generator.model, [real.history for _, real in part], 4, 4, [END], [(9, row) for row, _ in part]
+        )
+        own = [Exchange(real.history, reply) for (_, real), some in zip(part, replies, strict=True) for reply in some]
+        with torch.no_grad():
+            return float(discriminator.model.eval()(pack([exchange.sequence for exchange in own])).mean())
+
+    before = mean_score()
+    duel._settings = dataclasses.replace(duel._settings, discriminator_learning_rate=0.0)
+    for step in range(20, 60):
+        duel.step(step, [histories(step)], 16, train_generator=True)
+    assert mean_score() > before + 1.0
+
+
+@pytest.mark.parametrize("kind", ["lstm", "llama"])
+def test_soft_replies_are_draws_whose_scores_have_a_gradient(kind: str, tiny_llama: Path) -> None:
+    def make(seed: int) -> Any:
+        if kind == "lstm":
+            return small_lstm(seed, vocab=300)
+        torch.manual_seed(seed)
+        return load_model(tiny_llama, torch.float32, PACKED_ATTENTION)
+
+    model, judge = make(0), Discriminator(make(1)).eval()
+    vocabulary, objective = model.config.vocab_size, Generate(5, 0.0, 0.0, 0.0)
+    noise = -(-torch.rand(4, 5, vocabulary, generator=torch.Generator().manual_seed(0)).log()).log()
+    before = [torch.zeros(len(exchange.reply)) for some in OURS for exchange in some]
+    plain = objective.batch_of(REALS, OURS, torch.zeros(2, 2), before)
+    batch = SoftBatch(plain, REALS, noise, judge, [END])
+    one_hot, replies = soft_replies(model, batch)
+    for row, reply in enumerate(replies):
+        exchange = Exchange(REALS[row // 2].history, reply)
+        places = pack([exchange.sequence])
+        logits = model(
+            input_ids=places.input_ids, position_ids=places.position_ids, sequence_lengths=places.sequence_lengths
+        ).logits[0, places.predictors]
+        assert reply == (logits + noise[row, : len(reply)]).argmax(-1).tolist()  # Gumbel-max: a draw from softmax
+        torch.testing.assert_close(one_hot[row, : len(reply)], F.one_hot(torch.tensor(reply), vocabulary).float())
+    loss, figures = objective.loss_sum(model, batch)
+    scores = [judge(pack([Exchange(REALS[row // 2].history, reply).sequence])) for row, reply in enumerate(replies)]
+    reals = [judge(pack([REALS[row // 2].sequence])) for row in range(4)]
+    expected = -F.logsigmoid(torch.cat(scores) - torch.cat(reals)).sum() / 2
+    assert float(loss) == pytest.approx(float(expected), abs=1e-4)
+    assert figures["gan"] == pytest.approx(float(expected), abs=1e-4)
+    loss.backward()
+    assert model.get_input_embeddings().weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in judge.parameters())
 
 
 def likeness(generator: TorchEngine) -> float:

@@ -1,0 +1,105 @@
+"""L_GAN of an adversarial pair by straight-through Gumbel-softmax: the discriminator's gradient reaches the
+generator through the replies themselves, where the policy gradient has nothing but their scores.
+
+    y_t = argmax(l_t + g_t), l_t the logits, g_t drawn from Gumbel(0, 1): y_t is a draw from softmax(l_t)
+    what follows reads onehot(y_t), and its gradient goes to softmax(l_t + g_t)
+    L_GAN = -log s(D(h, y) - D(h, y*))
+
+(Jang et al. 2017, arXiv:1611.01144, section 2.2, at temperature 1; the loss is the relativistic generator's,
+Jolicoeur-Martineau 2018, arXiv:1807.00734.) Both players must know the same tokens.
+
+Shape suffixes: B drawn replies, E histories with B / E of them each, T tokens of the longest, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from models.discriminator import Discriminator
+from models.generation import evaluating, left_padded, positions_of
+from models.objectives.adversarial import Exchange
+from models.packing import PackedBatch, pack
+
+
+@dataclass(frozen=True)
+class SoftBatch:
+    """A batch of `Generate.batch_of`, and what replies are drawn anew with."""
+
+    plain: PackedBatch
+    reals: Sequence[Exchange]
+    noise: torch.Tensor
+    """float32 [B, T, V], from Gumbel(0, 1)"""
+    judge: Discriminator
+    end_tokens: Sequence[int]
+
+    @property
+    def weight(self) -> int:
+        """Histories."""
+        return self.plain.weight
+
+    def to(self, device: torch.device) -> "SoftBatch":
+        """The same batch on another device."""
+        return replace(self, plain=self.plain.to(device), noise=self.noise.to(device))
+
+
+def soft_replies(model: Any, batch: SoftBatch) -> tuple[torch.Tensor, list[list[int]]]:
+    """float [B, T, V]: one-hot replies with a gradient; and their tokens, each up to and with its first end token."""
+    histories = [real.history for real in batch.reals]
+    plain, count = getattr(model, "module", model), len(batch.noise) // len(histories)
+    ids, mask = left_padded(histories, batch.end_tokens[0], batch.noise.device)
+    embedded = plain.get_input_embeddings().weight
+    ends = torch.tensor(list(batch.end_tokens), device=batch.noise.device)
+    drawn, tokens = [], []
+    with evaluating(plain, "sdpa"):
+        output = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), use_cache=True, logits_to_keep=1
+        )
+        logits, cache = output.logits[:, -1].repeat_interleave(count, 0), output.past_key_values
+        cache.batch_repeat_interleave(count)
+        mask = mask.repeat_interleave(count, 0)
+        has_ended = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
+        for step in range(batch.noise.shape[1]):
+            soft = torch.softmax(logits.float() + batch.noise[:, step], dim=-1)
+            token = soft.argmax(dim=-1)
+            drawn.append(F.one_hot(token, soft.shape[1]) + soft - soft.detach())
+            tokens.append(token)
+            has_ended |= torch.isin(token, ends)
+            if step == batch.noise.shape[1] - 1 or bool(has_ended.all()):
+                break
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            output = model(
+                inputs_embeds=(drawn[-1].to(embedded.dtype) @ embedded)[:, None], attention_mask=mask,
+                position_ids=positions_of(mask)[:, -1:], past_key_values=cache, use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+            logits = output.logits[:, -1]
+    rows = torch.stack(tokens, dim=1).tolist()
+    lengths = [next((at + 1 for at, token in enumerate(row) if token in batch.end_tokens), len(row)) for row in rows]
+    return torch.stack(drawn, dim=1), [row[:length] for row, length in zip(rows, lengths, strict=True)]
+
+
+def soft_loss(model: Any, batch: SoftBatch) -> torch.Tensor:
+    """L_GAN: means over each history's replies, summed. The discriminator's weights get no gradient."""
+    judge, reals = batch.judge, batch.reals
+    count = len(batch.noise) // len(reals)
+    one_hot, replies = soft_replies(model, batch)
+    own = [
+        Exchange(real.history, reply)
+        for real, reply in zip([real for real in reals for _ in range(count)], replies, strict=True)
+    ]
+    packed = pack([exchange.sequence for exchange in own]).to(batch.noise.device)
+    frozen = {name: parameter.detach() for name, parameter in judge.named_parameters()}
+    embedded = judge.reader.get_input_embeddings().weight.detach()
+    ours = torch.cat([some[: len(reply)] for some, reply in zip(one_hot, replies, strict=True)])
+    read = embedded[packed.input_ids[0]].index_copy(0, packed.predictors + 1, ours.to(embedded.dtype) @ embedded)
+    was_training = judge.training
+    judge.eval()
+    try:
+        scores = torch.func.functional_call(judge, frozen, (packed,), {"inputs_embeds": read[None]})
+        with torch.no_grad():
+            of_reals = judge(pack([real.sequence for real in reals]).to(batch.noise.device))
+    finally:
+        judge.train(was_training)
+    return -F.logsigmoid(scores - of_reals.repeat_interleave(count)).sum() / count
