@@ -4,9 +4,9 @@
     python benchmarks/adversarial_oracle.py --seeds 0,1,2,3,4
     python benchmarks/adversarial_oracle.py --published --seeds 44,52
 
-For each seed: a generator too small for the oracle is trained by likelihood to its plateau; a discriminator learns to
-tell its sequences from the oracle's; then both go on in turns. Beside it stands likelihood training continued for as
-many CPU seconds as discriminator and turns took together.
+For each seed: a generator too small for the oracle is trained by likelihood to its plateau; a discriminator, which
+has read the same sequences by likelihood first, learns to tell its sequences from the oracle's; then both go on in
+turns. Beside it stands likelihood training continued for as many CPU seconds as discriminator and turns took.
 
 nll_test: nats a token of the oracle's held-out sequences under the model (does it know them all?). nll_oracle: of the
 model's sequences under the oracle (is what it says good?); any temperature trades one for the other, so neither alone
@@ -72,6 +72,7 @@ PUBLISHED = Sizes(
 FRONTIER = {7.7: 9.05, 7.8: 8.73, 8.0: 8.24, 8.5: 7.15, 9.0: 6.36}
 """nll_oracle at nll_test, as published"""
 CHOSEN_AMONG = 16
+READING_EPOCHS, WARMUP_STEPS, WARMUP_PARTS = 12, 600, 5
 
 
 def lstm(vocabulary: int, size: int, seed: int) -> Any:
@@ -142,9 +143,10 @@ def epochs(sequences: Sequences, batch: int, seed: int) -> Iterator[Sequences]:
 
 def likelihood(
     engine: TorchEngine, sequences: Sequences, validation: Sequences, sizes: Sizes, rate: float,
-    until: Callable[[], bool] = lambda: False, seed: int = 0,
+    until: Callable[[int], bool] = lambda epochs: False, seed: int = 0,
 ) -> None:  # fmt: skip
-    """Train until `until()`, or the validation loss has come to its plateau: at each the rate is halved, four times.
+    """Train until `until(epochs so far)`, or the validation loss has come to its plateau: at each the rate is halved,
+    four times.
 
     The weights are the best ones in the end.
     """
@@ -170,7 +172,7 @@ def likelihood(
                 patience += 1
             if patience >= 3:
                 rate, halved, patience = rate / 2, halved + 1, 0
-            if halved > 4 or until():
+            if halved > 4 or until(step // per_epoch):
                 break
     engine.model.load_state_dict(weights)
 
@@ -236,55 +238,42 @@ def run(sizes: Sizes, seed: int, turns: int) -> dict[str, Any]:
     generator.model.train()
     continued = copy.deepcopy(generator.model)
     began = time.process_time()
-    discriminator = TorchEngine(
-        Discriminator(lstm(sizes.vocabulary, sizes.discriminator, 7 + seed)), Discriminate(), weight_decay=0.01
-    )
+    reader = TorchEngine(lstm(sizes.vocabulary, sizes.discriminator, 7 + seed), objective)
+    likelihood(reader, train, validation, sizes, 0.005, lambda epochs: epochs >= READING_EPOCHS, seed=7 + seed)
+    row["reader_nll_test"] = nll(reader.model.eval(), test)
+    discriminator = TorchEngine(Discriminator(reader.model.train()), Discriminate(), weight_decay=0.01)
     settings = DuelSettings(
         num_replies=1, max_reply_tokens=sizes.length, learning_rate=1e-3, discriminator_learning_rate=3e-3, seed=seed
     )
-    duel = Duel(generator, discriminator, settings, [sizes.vocabulary], objective)
-    halved = 0
-    held_out = parts_of(validation[:1000], range(1000))
-    step, best, behind, kept = 0, math.inf, 0, copy.deepcopy(discriminator.model.state_dict())
-    batches = epochs(train, sizes.batch, 1 + seed)
-    while halved < 3:  # the warm-up, to its plateau: at each the rate is halved, twice
-        for _ in range(100):
-            duel.step(step, parts_of(next(batches), range(sizes.batch)), sizes.batch)
+    step, batches = 0, epochs(train, sizes.batch, 1 + seed)
+
+    def play(steps: int, settings: DuelSettings, turns: bool) -> Duel:
+        nonlocal step
+        duel = Duel(generator, discriminator, settings, [sizes.vocabulary], objective)
+        for _ in range(steps):
+            duel.step(step, parts_of(next(batches), range(sizes.batch)), sizes.batch, train_generator=turns)
             step += 1
-        found = duel.measure(held_out)["loss"]
-        behind = 0 if found < best - 0.001 else behind + 1
-        if behind == 3:
-            behind, halved = 0, halved + 1
-            settings = replace(settings, discriminator_learning_rate=settings.discriminator_learning_rate / 2)
-            duel = Duel(generator, discriminator, settings, [sizes.vocabulary], objective)
-        if found < best:
-            best, kept = found, copy.deepcopy(discriminator.model.state_dict())
-    discriminator.model.load_state_dict(kept)
+        return duel
+
+    for part in range(WARMUP_PARTS):  # the rate falls to a fifth of what it was
+        rate = settings.discriminator_learning_rate * (1 - part / WARMUP_PARTS)
+        duel = play(WARMUP_STEPS // WARMUP_PARTS, replace(settings, discriminator_learning_rate=rate), turns=False)
     row["warmup_steps"] = step
     row["discriminator_accuracy"] = duel.measure(parts_of(test[:4000], range(4000)))["accuracy"]
     row["warmup_seconds"] = time.process_time() - began
     row["reranked"] = reranked(generator.model.eval(), discriminator.model, oracle, test, sizes)
     generator.model.train()
     began = time.process_time()
-    duel = Duel(generator, discriminator, replace(settings, num_replies=4), [sizes.vocabulary], objective)
-    for _ in range(turns):
-        duel.step(step, parts_of(next(batches), range(sizes.batch)), sizes.batch, train_generator=True)
-        step += 1
+    play(turns, replace(settings, num_replies=4, discriminator_learning_rate=rate), turns=True)
     row["turns_seconds"] = time.process_time() - began
     row["adversarial"] = both_ways(generator.model.eval(), oracle, test, sizes)
     budget = row["warmup_seconds"] + row["turns_seconds"]
     began = time.process_time()
     other = TorchEngine(continued, objective)
     while time.process_time() - began < budget:
-        likelihood(  # from a rate that can still move it; the best weights stay
-            other,
-            train,
-            validation,
-            sizes,
-            sizes.rate / 2,
-            lambda: time.process_time() - began > budget,
-            seed=50 + seed,
-        )
+        # From a rate that can still move it; the best weights stay.
+        is_over = lambda epochs: time.process_time() - began > budget  # noqa: E731
+        likelihood(other, train, validation, sizes, sizes.rate / 2, is_over, seed=50 + seed)
     row["likelihood_continued"] = both_ways(other.model.eval(), oracle, test, sizes)
     return row
 
@@ -331,7 +320,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--published", action="store_true", help="the papers' sizes, over temperatures")
-    parser.add_argument("--turns", type=int, default=150, help="steps in which both learn")
+    parser.add_argument("--turns", type=int, default=100, help="steps in which both learn")
     parser.add_argument("--processes", type=int, default=2, help="seeds at a time, each on one core")
     arguments = parser.parse_args()
     sizes = PUBLISHED if arguments.published else SMALL

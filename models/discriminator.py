@@ -28,7 +28,11 @@ _MOST = "max_reply_tokens"
 
 
 class Discriminator(torch.nn.Module):
-    """The reader's last hidden state, through a linear layer; the reader's own output head is not used."""
+    """A linear layer over the reader's hidden states; the reader's own output head is not used.
+
+    Every token of a reply adds to its score, as it does to log p_data(y|h) - log p_generator(y|h): one that has to be
+    carried to the reply's last hidden state is learned far more slowly (docs/log.md).
+    """
 
     def __init__(self, reader: Any, max_reply_tokens: int | None = None) -> None:
         """Of replies it has seen so many tokens at most, None for all."""
@@ -44,16 +48,13 @@ class Discriminator(torch.nn.Module):
             head.requires_grad_(False)
 
     def forward(self, batch: PackedBatch, inputs_embeds: torch.Tensor | None = None) -> torch.Tensor:
-        """float32 [C]: the score of each sequence, read to its end; `inputs_embeds` [1, T, H] in place of its ids."""
-        return self.score_at(batch, sequence_ends(batch), inputs_embeds)
-
-    def score_at(
-        self, batch: PackedBatch, positions: torch.Tensor, inputs_embeds: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """float32 [P]: the score of what is read up to each of these positions of the row (int64 [P])."""
-        hidden = hidden_states(self.reader, batch, positions, inputs_embeds)
-        scores: torch.Tensor = self.score(hidden.to(self.score.weight.dtype))[:, 0].float()
-        return scores
+        """float32 [C]: of each sequence the sum over its reply, the supervised tokens, of what `score` makes of the
+        hidden state there. `inputs_embeds` [1, T, H] stands in place of the ids.
+        """
+        hidden = hidden_states(self.reader, batch, batch.predictors + 1, inputs_embeds)
+        tokens = self.score(hidden.to(self.score.weight.dtype))[:, 0].float()
+        zeros: torch.Tensor = tokens.new_zeros(len(batch.sequence_lengths))
+        return zeros.index_add(0, batch.target_sequences, tokens)
 
     def save_pretrained(self, folder: Path, state_dict: dict[str, torch.Tensor], **options: Any) -> None:
         """The reader as a Hugging Face folder, the linear layer beside it, with the weights of `state_dict`."""
@@ -109,7 +110,12 @@ def hidden_states(
 ) -> torch.Tensor:
     """[P, H]: what the model's head would read at these positions; `inputs_embeds` [1, T, H] in place of the ids."""
     seen: list[torch.Tensor] = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+
+    def see(module: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        seen.append(args[0])
+        return (args[0][:, :1],)  # one position is little work for a head that nobody asks
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(see)
     try:
         model(
             input_ids=batch.input_ids if inputs_embeds is None else None,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from models.discriminator import drawn_by_softmax, open_discriminator
+from models.objectives.adversarial import Exchange
 from models.packing import pack
 from serve.completion import Choose
 from serve.responses import BestOf
@@ -42,7 +43,7 @@ class Reranker:
     def scores(self, prompt_ids: list[int], replies: list[list[int]]) -> list[float]:
         """The discriminator's logit of each reply, as much of it as it has learned to judge."""
         most = self._discriminator.max_reply_tokens
-        sequences = [[*prompt_ids, *reply[:most]] for reply in replies]
+        exchanges = [Exchange(prompt_ids, reply[:most]) for reply in replies]
         with torch.inference_mode():
-            found = self._discriminator(pack([(ids, [True] * len(ids)) for ids in sequences]))
+            found = self._discriminator(pack([exchange.sequence for exchange in exchanges]))
         return [round(float(score), 4) for score in found]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from models.attention import PACKED_ATTENTION
 from models.base import load_model
-from models.discriminator import Discriminator
+from models.discriminator import Discriminator, hidden_states
 from models.duel import Duel, DuelSettings, Part
 from models.engine import TorchEngine
 from models.generation import drawn_replies
@@ -300,5 +300,6 @@ def test_a_discriminator_is_saved_and_opened(tmp_path: Path, tiny_llama: Path) -
     discriminator.save_pretrained(tmp_path, discriminator.state_dict())
     again = Discriminator(load_model(tmp_path, torch.float32, PACKED_ATTENTION)).load_score(tmp_path)
     torch.testing.assert_close(again(batch), discriminator(batch))
-    ends = torch.tensor([5, 9])
-    torch.testing.assert_close(discriminator.score_at(batch, ends), discriminator(batch))
+    states = hidden_states(discriminator.reader, batch, torch.arange(batch.input_ids.shape[1]))
+    each = discriminator.score(states)[:, 0]  # of 3 + 3 and 2 + 2 tokens
+    torch.testing.assert_close(discriminator(batch), torch.stack([each[3:6].sum(), each[8:10].sum()]))
