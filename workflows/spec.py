@@ -372,16 +372,6 @@ class PipelineSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _gumbel_is_for_new_models(self) -> "PipelineSpec":
-        objective = self.train.objective
-        if objective.name == "adversarial" and objective.gradient == "gumbel" and self.base_model != NEW_MODEL:
-            raise ValueError(
-                f"train.objective.gradient: gumbel is for base_model: {NEW_MODEL}, which is {self.base_model}; take "
-                "policy"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _pairs_are_searched_whole(self) -> "PipelineSpec":
         if (
             self.tune is not None

@@ -205,8 +205,9 @@ class AdversarialSpec(ObjectiveSpec):
     """Drawn to each history: their scores are compared with each other."""
 
     gradient: Literal["policy", "gumbel"] = "policy"
-    """How the discriminator's scores reach the generator: by the policy gradient, or, for `base_model: new`, through
-    the replies themselves by straight-through Gumbel-softmax (models/objectives/gumbel.py)."""
+    """How the discriminator's scores reach the generator: by the policy gradient; or, with `train.adapter: null`,
+    through the replies themselves by straight-through Gumbel-softmax (models/objectives/gumbel.py). That is for small
+    models: it takes a number for each token of the vocabulary, of each token of each reply."""
 
     max_reply_tokens: Annotated[int, Field(ge=1, le=65_536)] = 64
     """Where replies are cut, real ones too."""
@@ -394,6 +395,15 @@ class TrainSpec(Section):
     def _quantised_is_possible(self) -> "TrainSpec":
         if self.adapter is not None and self.adapter.quantize and self.zero.stage == 3:
             raise ValueError("adapter.quantize keeps weights that zero.stage 3 cannot split; use stage 0, 1 or 2")
+        return self
+
+    @model_validator(mode="after")
+    def _soft_replies_are_for_whole_models(self) -> "TrainSpec":
+        if isinstance(self.objective, AdversarialSpec) and self.objective.gradient == "gumbel" and self.adapter:
+            raise ValueError(
+                "objective.gradient: gumbel is for players that are trained whole; say train.adapter: null, or take "
+                "policy"
+            )
         return self
 
     @model_validator(mode="after")

@@ -111,6 +111,17 @@ def test_a_discriminator_that_cannot_tell_ends_it(run, from_nothing, capfd):
 
 
 @pytest.mark.slow
+def test_soft_replies_change_the_generator_and_leave_the_discriminator_its_turn(run, from_nothing):
+    from_nothing["train"]["objective"] |= {"gradient": "gumbel"}
+    from_nothing["train"] |= {"zero": {"stage": 2}}
+    done, store = run("train", from_nothing)
+    turns = [line for line in history(store, done) if "gan" in line]
+    assert len(turns) == TURNS
+    assert len({round(line["gan"], 6) for line in turns}) == TURNS
+    assert len({round(line["discriminator_loss"], 6) for line in turns}) == TURNS
+
+
+@pytest.mark.slow
 def test_a_search_weighs_the_losses_and_keeps_both_players_of_the_best_end(run, from_nothing):
     from_nothing["train"] |= {"num_workers": 1, "max_steps": 8}
     from_nothing["train"]["objective"] |= {"learning_rate": 3e-2}  # in turns it gets worse

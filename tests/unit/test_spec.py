@@ -341,7 +341,7 @@ FROM_NOTHING = {"base_model": "new", "train": {"adapter": None}}
     ({**FROM_NOTHING, "new_model": {"architecture": "transformer", "hidden_size": 100}}, "a multiple of 64"),
     ({**FROM_NOTHING, "new_model": {"architecture": "transformer", "noise_size": 2}}, "are for architecture: lstm"),
     ({"train": {"objective": "adversarial", "zero": {"stage": 3}}}, "use zero.stage 0, 1 or 2"),
-    ({"train": {"objective": {"name": "adversarial", "gradient": "gumbel"}}}, "gumbel is for base_model: new"),
+    ({"train": {"objective": {"name": "adversarial", "gradient": "gumbel"}}}, "say train.adapter: null"),
     ({"train": {"objective": "adversarial"},
       "tune": {"space": {"train.seed": [1, 2]}, "trials": 2, "scheduler": "asha"}}, "the last checkpoint counts"),
 ])  # fmt: skip
