@@ -224,8 +224,12 @@ def test_a_full_house_and_an_idle_one(house: House) -> None:
     assert 'rayconteur_front_refused_total{status="429"} 1.0' in httpx.get(f"{house.url}/metrics").text
 
 
-def test_a_client_that_leaves_frees_its_place(house: House) -> None:
+def test_a_client_that_leaves_frees_its_place(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     ask(house, max_tokens=1)
+    decoder = house.replicas[0].engine._decoder
+    step = decoder.step
+    # A reply of 19 seconds at least: on a busy machine it could else be over before its first piece is looked at.
+    monkeypatch.setattr(decoder, "step", lambda *given: (time.sleep(0.01), step(*given))[1])
     with httpx.stream(
         "POST", f"{house.url}/v1/chat/completions", json={**ASK, "stream": True, "max_tokens": 1900}, timeout=20
     ) as response:
