@@ -1,7 +1,7 @@
 """Replies of a plain transformers model, several prompts in one batch: the likeliest, or drawn ones."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ def greedy_replies(
 
     The model must use an attention of transformers' own.
     """
-    ids, mask = left_padded(prompts, end_tokens[0], model.device)
+    ids, mask = _padded(prompts, end_tokens[0], model.device)
     longest, pad = ids.shape[1], end_tokens[0]
     with torch.inference_mode():
         output = model.generate(
@@ -46,31 +46,54 @@ def drawn_replies(
     """
     draws = np.stack([np.random.default_rng(list(seed)).random((num_replies, max_new_tokens)) for seed in seeds])
     numbers = torch.from_numpy(draws).view(-1, max_new_tokens).to(model.device)
-    ids, mask = left_padded(prompts, end_tokens[0], model.device)
-    ends = torch.tensor(list(end_tokens), device=model.device)
-    drawn: list[torch.Tensor] = []
-    with torch.inference_mode(), evaluating(model, "sdpa"):
+
+    def choose(logits: torch.Tensor, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        token = _draw(logits, temperature, numbers[:, step])
+        return token, {"input_ids": token[:, None]}
+
+    with torch.inference_mode():
+        rows = chosen_replies(model, prompts, num_replies, max_new_tokens, end_tokens, choose)
+    return [rows[start : start + num_replies] for start in range(0, len(rows), num_replies)]
+
+
+def chosen_replies(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    num_replies: int,
+    max_new_tokens: int,
+    end_tokens: Sequence[int],
+    choose: Callable[[torch.Tensor, int], tuple[torch.Tensor, dict[str, torch.Tensor]]],
+) -> list[list[int]]:
+    """`num_replies` to each prompt, prompt by prompt, each up to and with its first end token.
+
+    `choose(logits [B, V], step)` gives the next token of each reply, int64 [B], and what the model reads for it: an
+    argument of its forward, `input_ids` [B, 1] or `inputs_embeds` [B, 1, H].
+    """
+    plain = getattr(model, "module", model)  # DeepSpeed's engine has the model inside
+    ids, mask = _padded(prompts, end_tokens[0], plain.device)
+    ends = torch.tensor(list(end_tokens), device=plain.device)
+    chosen: list[torch.Tensor] = []
+    with evaluating(plain, "sdpa"):
         output = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), use_cache=True, logits_to_keep=1
+            input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1
         )
         logits, cache = output.logits[:, -1].repeat_interleave(num_replies, 0), output.past_key_values
         cache.batch_repeat_interleave(num_replies)
         mask = mask.repeat_interleave(num_replies, 0)
-        has_ended = torch.zeros(len(mask), dtype=torch.bool, device=model.device)
+        has_ended = torch.zeros(len(mask), dtype=torch.bool, device=plain.device)
         for step in range(max_new_tokens):
-            token = _draw(logits, temperature, numbers[:, step])
-            drawn.append(token)
+            token, read = choose(logits, step)
+            chosen.append(token)
             has_ended |= torch.isin(token, ends)
             if step == max_new_tokens - 1 or bool(has_ended.all()):
                 break
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             output = model(
-                input_ids=token[:, None], attention_mask=mask, position_ids=positions_of(mask)[:, -1:],
-                past_key_values=cache, use_cache=True, logits_to_keep=1,
+                **read, attention_mask=mask, position_ids=_positions(mask)[:, -1:], past_key_values=cache,
+                use_cache=True, logits_to_keep=1,
             )  # fmt: skip
             logits = output.logits[:, -1]
-    rows = [_to_first_end(row, end_tokens) for row in torch.stack(drawn, dim=1).tolist()]
-    return [rows[start : start + num_replies] for start in range(0, len(rows), num_replies)]
+    return [_to_first_end(row, end_tokens) for row in torch.stack(chosen, dim=1).tolist()]
 
 
 @contextlib.contextmanager
@@ -97,16 +120,14 @@ def _draw(logits: torch.Tensor, temperature: float, numbers: torch.Tensor) -> to
     )
 
 
-def left_padded(
-    prompts: Sequence[Sequence[int]], pad: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and their mask, int64 [B, longest]: what is missing is on the left."""
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[pad] * (longest - len(prompt)) + [*prompt] for prompt in prompts], device=device)
     return ids, torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
 
 
-def positions_of(mask: torch.Tensor) -> torch.Tensor:
+def _positions(mask: torch.Tensor) -> torch.Tensor:
     """Each token's place in its row without the padding, [B, T]."""
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
 

@@ -156,7 +156,7 @@ class Players:
 
         self.generator = opened(folder)
         self.continued = None
-        if store.has("train", checkpoint, CONTINUED):
+        if store.is_folder(store.path("train", checkpoint, CONTINUED)):
             self.continued = opened(store.local_folder("train", checkpoint, CONTINUED))
         self.discriminator = open_discriminator(player, discriminator_base(spec)).to(device)
         tokenizer = load_tokenizer(folder)

@@ -21,12 +21,12 @@ def continued(
     learning_rate: float,
     seconds: float,
     split: int,
-    alive: Callable[[int, float], None],
+    alive: Callable[[float], None],
 ) -> tuple[dict[str, Any], float]:
     """Train for so many seconds, from a rate that falls to 0 as they pass; all workers call it together.
 
     Returns the weights (worker 0's; empty on others) with the lowest held-out loss, and that loss: those at the start
-    are among them. `alive(steps, share)` is called after every step with the share of the time that has passed.
+    are among them. `alive(share)` is called after every step with the share of the time that has passed.
     """
     seconds = max(1e-9, engine.total([seconds])[0] / engine.num_workers)
     best, weights = measure(engine, held_out)[0]["loss"], engine.weights()
@@ -37,7 +37,7 @@ def continued(
         engine.update(learning_rate * (1 - passed))
         step += 1
         passed = engine.total([time.monotonic() - began])[0] / engine.num_workers / seconds
-        alive(step, min(1.0, passed))
+        alive(min(1.0, passed))
         if step % _STEPS_BETWEEN == 0 or passed >= 1.0:
             loss = measure(engine, held_out)[0]["loss"]
             if loss < best:

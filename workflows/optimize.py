@@ -13,8 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.fs
 import ray
 
 from workflows.cluster import worker_environment
@@ -93,8 +91,7 @@ def _release(raw_spec: dict[str, Any], store_uri: str, checkpoint: str, corpus: 
         _write_targets(spec, folder, probe, forms)
         for form, its_speed in _speeds(spec, folder, probe, forms).items():
             forms[form] |= its_speed
-        player = store.path("train", checkpoint, DISCRIMINATOR)
-        if store.filesystem.get_file_info(player).type == pa.fs.FileType.Directory:
+        if store.is_folder(store.path("train", checkpoint, DISCRIMINATOR)):
             checkpoint_of_it = store.local_folder("train", checkpoint, DISCRIMINATOR)
             release_discriminator(discriminator_base(spec), checkpoint_of_it, folder / DISCRIMINATOR)
             store.add_folder(str(folder / DISCRIMINATOR), "optimize", key, DISCRIMINATOR)

@@ -153,9 +153,9 @@ class Store:
         """A finished artifact's folder on this machine: itself on a local store, else a copy that is made once."""
         return local_copy(self.address(stage, key, name))
 
-    def has(self, stage: str, key: str, name: str) -> bool:
-        """Whether an artifact has this folder."""
-        return bool(self.filesystem.get_file_info(self.path(stage, key, name)).type == pa.fs.FileType.Directory)
+    def is_folder(self, path: str) -> bool:
+        """Whether there is a folder at this path of `self.filesystem`."""
+        return bool(self.filesystem.get_file_info(path).type == pa.fs.FileType.Directory)
 
     def write_json(self, path: str, content: dict[str, Any]) -> None:
         """Write a whole file or none."""

@@ -143,7 +143,7 @@ def _keep_models(context: Context, checkpoint: str) -> None:
     store.add_folder(f"{checkpoint}/{MODEL_FOLDER}", "train", key, MODEL_FOLDER, store.filesystem)
     for name in (DISCRIMINATOR, CONTINUED):
         beside = f"{checkpoint}/{name}/{MODEL_FOLDER}"
-        if store.filesystem.get_file_info(beside).type == pa.fs.FileType.Directory:
+        if store.is_folder(beside):
             store.add_folder(beside, "train", key, name, store.filesystem)
 
 

@@ -102,10 +102,11 @@ class Pair:
             num_tokens += plan.num_tokens(step)
             before = int(lines[-1]["num_tokens"]) if lines else 0
             rates = self._settings.learning_rate if is_warm else self._settings.discriminator_learning_rate
+            rate = num_tokens / (time.monotonic() - began)
             self._reports.step(
                 StepProgress(
                     step + 1, self.num_steps, figures.pop("loss", math.nan), rates, None, False,
-                    before + plan.num_tokens(step), num_tokens / (time.monotonic() - began), figures,
+                    before + plan.num_tokens(step), rate, figures,
                 )
             )  # fmt: skip
             warmup_ends = not is_warm and self._counts()[1] == self._settings.warmup_steps
@@ -116,7 +117,7 @@ class Pair:
             if len(lines) == self.num_steps and is_warm:
                 self._compare(duel)
             if due:
-                self._checkpoint(duel, is_warm, num_tokens / (time.monotonic() - began))
+                self._checkpoint(duel, is_warm, rate)
 
     def _compare(self, duel: Duel) -> None:
         """Train the generator as it was by likelihood alone, for as long as it was the pair's; it goes with the last

@@ -74,7 +74,7 @@ class Reports:
         self._watchdog.alive()
         self._ended = time.monotonic()
 
-    def continued(self, step: int, share: float) -> None:
+    def continued(self, share: float) -> None:
         """A step of the likelihood training that a pair is compared to; a share of its time has passed."""
         self._watchdog.alive()
         if self._engine.rank == 0:

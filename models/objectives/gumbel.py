@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from models.discriminator import Discriminator
-from models.generation import evaluating, left_padded, positions_of
+from models.generation import chosen_replies
 from models.objectives.adversarial import Exchange
 from models.packing import PackedBatch, pack
 
@@ -48,36 +48,18 @@ class SoftBatch:
 def soft_replies(model: Any, batch: SoftBatch) -> tuple[torch.Tensor, list[list[int]]]:
     """float [B, T, V]: one-hot replies with a gradient; and their tokens, each up to and with its first end token."""
     histories = [real.history for real in batch.reals]
-    plain, count = getattr(model, "module", model), len(batch.noise) // len(histories)
-    ids, mask = left_padded(histories, batch.end_tokens[0], batch.noise.device)
-    embedded = plain.get_input_embeddings().weight
-    ends = torch.tensor(list(batch.end_tokens), device=batch.noise.device)
-    drawn, tokens = [], []
-    with evaluating(plain, "sdpa"):
-        output = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), use_cache=True, logits_to_keep=1
-        )
-        logits, cache = output.logits[:, -1].repeat_interleave(count, 0), output.past_key_values
-        cache.batch_repeat_interleave(count)
-        mask = mask.repeat_interleave(count, 0)
-        has_ended = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
-        for step in range(batch.noise.shape[1]):
-            soft = torch.softmax(logits.float() + batch.noise[:, step], dim=-1)
-            token = soft.argmax(dim=-1)
-            drawn.append(F.one_hot(token, soft.shape[1]) + soft - soft.detach())
-            tokens.append(token)
-            has_ended |= torch.isin(token, ends)
-            if step == batch.noise.shape[1] - 1 or bool(has_ended.all()):
-                break
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            output = model(
-                inputs_embeds=(drawn[-1].to(embedded.dtype) @ embedded)[:, None], attention_mask=mask,
-                position_ids=positions_of(mask)[:, -1:], past_key_values=cache, use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
-            logits = output.logits[:, -1]
-    rows = torch.stack(tokens, dim=1).tolist()
-    lengths = [next((at + 1 for at, token in enumerate(row) if token in batch.end_tokens), len(row)) for row in rows]
-    return torch.stack(drawn, dim=1), [row[:length] for row, length in zip(rows, lengths, strict=True)]
+    embedded = getattr(model, "module", model).get_input_embeddings().weight
+    drawn: list[torch.Tensor] = []
+
+    def choose(logits: torch.Tensor, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        soft = torch.softmax(logits.float() + batch.noise[:, step], dim=-1)
+        token = soft.argmax(dim=-1)
+        drawn.append(F.one_hot(token, soft.shape[1]) + soft - soft.detach())
+        return token, {"inputs_embeds": (drawn[-1].to(embedded.dtype) @ embedded)[:, None]}
+
+    count, most = len(batch.noise) // len(histories), batch.noise.shape[1]
+    replies = chosen_replies(model, histories, count, most, batch.end_tokens, choose)
+    return torch.stack(drawn, dim=1), replies
 
 
 def soft_loss(model: Any, batch: SoftBatch) -> torch.Tensor:

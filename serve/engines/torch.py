@@ -62,8 +62,10 @@ class _Sequence:
     def has_prompt_of(self, other: "_Sequence") -> bool:
         """Whether it has read the same prompt with the same adapter."""
         mine, theirs = self.request, other.request
-        is_read = self.row is not None and self.prompt_logits is not None
-        return is_read and (mine.prompt_ids, mine.adapter) == (theirs.prompt_ids, theirs.adapter)
+        return self.prompt_logits is not None and (mine.prompt_ids, mine.adapter) == (
+            theirs.prompt_ids,
+            theirs.adapter,
+        )
 
     @property
     def is_reading(self) -> bool:
@@ -257,15 +259,17 @@ class TorchEngine(Engine):
         begins. False if there is none.
         """
         for other in self._active:
-            if other.has_prompt_of(sequence):
-                assert other.row is not None
-                assert other.prompt_logits is not None
-                sequence.row = self._decoder.copy(other.row, len(sequence.request.prompt_ids))
-                if sequence.row is not None:
-                    sequence.prompt_logits, sequence.unread_ids = other.prompt_logits, []
-                    self._guarded(self._draw, sequence, other.prompt_logits)
-                    return True
+            if other.has_prompt_of(sequence) and self._decoder.can_copy(other.row, len(sequence.request.prompt_ids)):
+                self._guarded(self._copy, sequence, other)
+                return True
         return False
+
+    def _copy(self, sequence: _Sequence, other: _Sequence) -> None:
+        assert other.row is not None
+        assert other.prompt_logits is not None
+        sequence.row = self._decoder.copy(other.row, len(sequence.request.prompt_ids))
+        sequence.prompt_logits, sequence.unread_ids = other.prompt_logits, []
+        self._draw(sequence, other.prompt_logits)
 
     def _tokens_to_read(self) -> int:
         if all(sequence.is_reading for sequence in self._active):

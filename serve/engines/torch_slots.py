@@ -138,8 +138,12 @@ class SlotDecoder:
         self._rows.append(Row(len(self._rows), adapter=adapter))
         return self._rows[-1]
 
-    def copy(self, row: Row, length: int) -> Row | None:
-        """A new row with the first so many tokens of this one; None where that cannot be done."""
+    def can_copy(self, row: Row | None, length: int) -> bool:
+        """Whether the first so many tokens of this row can be had without the rest: always."""
+        return row is not None
+
+    def copy(self, row: Row, length: int) -> Row:
+        """A new row with the first so many tokens of this one."""
         new = self.open(row.adapter)
         self._cache.copy(row.number, new.number)
         new.length = length

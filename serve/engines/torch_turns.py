@@ -33,10 +33,14 @@ class TurnDecoder:
         self._caches[row] = DynamicCache(config=self._model.config)
         return row
 
-    def copy(self, row: Row, length: int) -> Row | None:
-        """A new row with the first so many tokens of this one; None where it has more: a state cannot go back."""
-        if row.length != length:
-            return None
+    def can_copy(self, row: Row | None, length: int) -> bool:
+        """Whether the first so many tokens of this row can be had without the rest: if there is none; a state cannot
+        go back.
+        """
+        return row is not None and row.length == length
+
+    def copy(self, row: Row, length: int) -> Row:
+        """A new row with the first so many tokens of this one."""
         new = self.open(row.adapter)
         new.length, self._caches[new] = length, copy.deepcopy(self._caches[row])
         return new

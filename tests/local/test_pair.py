@@ -134,4 +134,4 @@ def test_a_search_weighs_the_losses_and_keeps_both_players_of_the_best_end(run, 
     assert search.winner.remeasured == pytest.approx(search.winner.reported, abs=1e-6)
     assert search.winner.step == search.trials[search.winner.trial].last.step
     for name in ("model", "discriminator", "continued"):
-        assert store.has("train", done["train"].key, name)
+        assert store.is_folder(store.path("train", done["train"].key, name))

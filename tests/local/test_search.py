@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import ray
 import ray.tune
 import ray.util
 import torch
 import yaml
+from disturbance import workers
 from safetensors.torch import load_file
 
 from workflows.gang import Gang, order_of
@@ -35,17 +35,11 @@ def searched(tiny):
     return tiny
 
 
-def training_workers():
-    """Their processes."""
-    return [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in child.name()
-            or any("RayTrainWorker" in word for word in child.cmdline()[:1])]  # fmt: skip
-
-
 def in_use():
     """CPUs taken, placement groups, and training workers."""
     taken = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0.0)
     groups = [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
-    return (taken, len(groups), len(training_workers()))
+    return (taken, len(groups), len(workers()))
 
 
 def settles(wanted, seconds=30.0):
@@ -200,7 +194,7 @@ def test_workers_go_on_from_any_checkpoint_after_a_failure_and_after_a_loss(gang
     whole = [gang.next_news() for _ in range(3)]
     gang.begin(replace(order, mark="lost"))
     again = [gang.next_news()]
-    training_workers()[0].kill()
+    workers()[0].kill()
     again += [gang.next_news() for _ in range(2)]
     assert [news.failures for news in again] == [0, 1, 1]
     losses = [[news.figures["held_out_loss"] for news in side] for side in (whole, again)]
@@ -210,7 +204,7 @@ def test_workers_go_on_from_any_checkpoint_after_a_failure_and_after_a_loss(gang
     gang.begin(replace(order, mark="gone"))
     for _ in range(2):
         assert not gang.next_news().failed
-        training_workers()[0].kill()
+        workers()[0].kill()
     news = gang.next_news()
     assert news.was_lost
     assert news.failed
