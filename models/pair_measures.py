@@ -7,6 +7,7 @@ A pair is a real exchange and a generated one; both are cut alike, and end alike
 arXiv:1701.06547) is 1 - accuracy.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from models.discriminator import Discriminator, hidden_states, sequence_ends
 from models.engine import TorchEngine
+from models.generation import drawn_replies
 from models.loss import log_probabilities
 from models.objectives.adversarial import Discriminate, Exchange
 from models.packing import pack
@@ -23,13 +25,20 @@ from models.packing import pack
 Pairs = Sequence[tuple[Exchange, Exchange]]
 
 _AT_ONCE = 16
+_CONTROL_SEED = 2_000_003
 
 
 def fresh_accuracy(
-    make_reader: Callable[[], Any], pairs: Pairs, tests: Pairs, steps: int, learning_rate: float, seed: int = 0
+    make_reader: Callable[[], Any],
+    pairs: Pairs,
+    tests: Pairs,
+    steps: int,
+    learning_rate: float,
+    seed: int = 0,
+    on_step: Callable[[], object] = lambda: None,
 ) -> float:
     """The share of `tests` in which a discriminator that has learned from `pairs` alone gives the real exchange the
-    higher score.
+    higher score. `on_step` is called after each step of its learning.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -43,11 +52,73 @@ def fresh_accuracy(
             del order[:_AT_ONCE]
             engine.accumulate(batch.to(engine.device), batch.weight)
             engine.update(learning_rate * (1 - step / steps))
+            on_step()
     right = 0.0
     for start in range(0, len(tests), _AT_ONCE):
         batch = objective.batch_of(tests[start : start + _AT_ONCE])
         right += engine.measure(batch.to(engine.device))["accuracy"]
     return right / len(tests)
+
+
+class Judges:
+    """What replies to the same histories as the real ones are worth before those who have not seen them."""
+
+    def __init__(
+        self, reals: Sequence[Exchange], base: Any, make_reader: Callable[[], Any], steps: int, learning_rate: float,
+        on_step: Callable[[], object] = lambda: None,
+    ) -> None:  # fmt: skip
+        """`base` embeds; `make_reader` gives what a fresh discriminator begins as, which learns for `steps`."""
+        self._reals, self._base, self._make_reader = reals, base, make_reader
+        self._steps, self._learning_rate, self._on_step = steps, learning_rate, on_step
+
+    def of(self, own: Sequence[Exchange]) -> dict[str, float]:
+        """Figures of one reply to each history."""
+        pairs = list(zip(self._reals, own, strict=True))
+        replies = [exchange.reply for exchange in own]
+        return {
+            "fresh_accuracy": round(self._fresh(pairs), 4),
+            "length_accuracy": round(length_accuracy(pairs[::2], pairs[1::2]), 4),
+            "frechet_distance": round(frechet_distance(self._embedded_reals, embeddings(self._base, own)), 4),
+            "distinct_1": round(distinct(replies, 1), 4),
+            "distinct_2": round(distinct(replies, 2), 4),
+            "self_bleu": round(self_bleu(replies), 4),
+        }
+
+    def controls(self, vocabulary: int) -> dict[str, float]:
+        """What has to come out: about 0.5 of real against real, about 1 of random tokens."""
+        random, reals = np.random.default_rng(_CONTROL_SEED), self._reals
+        others = [reals[index - 2] for index in range(len(reals))]  # of the same half: each is on either side once
+        noise = [Exchange(real.history, random.integers(vocabulary, size=len(real.reply)).tolist()) for real in reals]
+        return {
+            "real_against_real": round(self._fresh(list(zip(reals, others, strict=True))), 4),
+            "random_tokens": round(self._fresh(list(zip(reals, noise, strict=True))), 4),
+        }
+
+    @functools.cached_property
+    def _embedded_reals(self) -> torch.Tensor:
+        return embeddings(self._base, self._reals)
+
+    def _fresh(self, pairs: Pairs) -> float:
+        learned, tests = pairs[::2], pairs[1::2]
+        return fresh_accuracy(
+            self._make_reader, learned, tests, self._steps, self._learning_rate, on_step=self._on_step
+        )
+
+
+def drawn_to(
+    reals: Sequence[Exchange], model: Any, count: int, max_reply_tokens: int, end_tokens: Sequence[int],
+    temperature: float, seed: int,
+) -> list[list[Exchange]]:  # fmt: skip
+    """`count` replies of the model's to each history."""
+    found: list[list[Exchange]] = []
+    for start in range(0, len(reals), _AT_ONCE):
+        some = reals[start : start + _AT_ONCE]
+        replies = drawn_replies(
+            model, [real.history for real in some], count, max_reply_tokens, end_tokens,
+            seeds=[(seed, start + index) for index in range(len(some))], temperature=temperature,
+        )  # fmt: skip
+        found += [[Exchange(real.history, reply) for reply in own] for real, own in zip(some, replies, strict=True)]
+    return found
 
 
 def length_accuracy(pairs: Pairs, tests: Pairs) -> float:

@@ -6,14 +6,13 @@ to tell real replies from generated ones and is asked about the other half. Besi
 replies stand beside those of likelihood training that went on for as long, over temperatures.
 """
 
-import functools
 import math
 from typing import Any
 
 import ray
 
 from models.objectives.adversarial import Exchange
-from workflows.cluster import worker_environment
+from workflows.cluster import watching, worker_environment
 from workflows.pipeline import Context
 from workflows.players import CONTINUED, DISCRIMINATOR, discriminator_base
 from workflows.spec import PipelineSpec
@@ -22,7 +21,6 @@ from workflows.store import Store
 
 # Fewer say nothing.
 _LEAST_HISTORIES = 16
-_AT_ONCE = 16
 _SEED = 2_000_003
 GENERATOR, LIKELIHOOD = "generator", "likelihood continued"
 Replies = list[list[Exchange]]
@@ -36,9 +34,11 @@ def measure_pair(context: Context) -> dict[str, Any] | None:
         num_gpus=evaluate.gpus_per_worker or None,
         runtime_env={"env_vars": worker_environment(evaluate.cpus_per_worker, evaluate.gpus_per_worker)},
     )
-    found: dict[str, Any] | None = ray.get(
-        task.remote(context.spec.model_dump(), context.store.uri, context.inputs["prepare"].key, trained.key)
-    )
+    corpus = context.inputs["prepare"].key
+    with watching(context.progress, "measures of the pair") as board:
+        found: dict[str, Any] | None = ray.get(
+            task.remote(context.spec.model_dump(), context.store.uri, corpus, trained.key, board)
+        )
     if found is None:
         context.progress.note(
             f"evaluate: a pair is measured on {_LEAST_HISTORIES} held-out conversations or more; add data, or raise "
@@ -47,7 +47,9 @@ def measure_pair(context: Context) -> dict[str, Any] | None:
     return found
 
 
-def _measure(raw_spec: dict[str, Any], store_uri: str, corpus: str, checkpoint: str) -> dict[str, Any] | None:
+def _measure(
+    raw_spec: dict[str, Any], store_uri: str, corpus: str, checkpoint: str, board: Any
+) -> dict[str, Any] | None:
     import torch
 
     from models.objectives.adversarial import exchange_of
@@ -68,7 +70,9 @@ def _measure(raw_spec: dict[str, Any], store_uri: str, corpus: str, checkpoint: 
     if len(rows) < _LEAST_HISTORIES:
         return None
     reals = [exchange_of(row, objective.max_reply_tokens, lambda n: n - 1) for row in rows]
-    players = Players(spec, store, checkpoint, reals)
+    players = Players(spec, store, checkpoint, reals, board)
+    models = 2 if players.continued is None else 3
+    board.post.remote(total=models * len(settings.temperatures) + 2)
     drawn = players.drawn(max(settings.best_of, settings.candidates), 1.0)
     candidates = [some[: settings.candidates] for some in drawn]
     log_p, reranked = reranked_log_probabilities(players.generator, players.discriminator, reals, candidates)
@@ -98,7 +102,7 @@ def _measure(raw_spec: dict[str, Any], store_uri: str, corpus: str, checkpoint: 
     found["replies"] = []
 
     def add(model: str, temperature: float, own: list[Exchange]) -> None:
-        found["replies"].append({"model": model, "temperature": temperature, **players.judged(own)})
+        found["replies"].append({"model": model, "temperature": temperature, **players.judges.of(own)})
 
     for temperature in settings.temperatures:
         own = drawn if temperature == 1.0 else players.drawn(settings.best_of, temperature)
@@ -107,7 +111,7 @@ def _measure(raw_spec: dict[str, Any], store_uri: str, corpus: str, checkpoint: 
         if players.continued is not None:
             likely = players.drawn(1, temperature, players.continued)
             add(LIKELIHOOD, temperature, [some[0] for some in likely])
-    found["controls"] = players.controls()
+    found["controls"] = players.judges.controls(players.vocabulary)
     real = [real.reply for real in reals]
     found["real"] = {f"distinct_{n}": round(distinct(real, n), 4) for n in (1, 2)}
     found["real"]["self_bleu"] = round(self_bleu(real), 4)
@@ -122,12 +126,13 @@ def _is_positive(gains: Any) -> bool:
 class Players:
     """Both, as the checkpoint has them, and fresh judges."""
 
-    def __init__(self, spec: PipelineSpec, store: Store, checkpoint: str, reals: list[Exchange]) -> None:
+    def __init__(self, spec: PipelineSpec, store: Store, checkpoint: str, reals: list[Exchange], board: Any) -> None:
         from models import adapters
         from models.attention import PACKED_ATTENTION
         from models.base import load_model, load_tokenizer, resolve
         from models.chat import end_token_ids
         from models.discriminator import open_discriminator
+        from models.pair_measures import Judges
         from models.precision import dtype_of
 
         assert isinstance(spec.train.objective, AdversarialSpec)
@@ -135,7 +140,7 @@ class Players:
         dtype = dtype_of(spec.train.precision, device)
         base, folder = resolve(spec.base_model), store.local_folder("train", checkpoint, "model")
         player = store.local_folder("train", checkpoint, DISCRIMINATOR)
-        self._spec, self._objective, self._settings = spec, spec.train.objective, spec.evaluate.pair
+        self._objective = spec.train.objective
 
         def load(name: Any) -> Any:
             return load_model(name, dtype, PACKED_ATTENTION).to(device)
@@ -147,8 +152,9 @@ class Players:
                 return model
             return adapters.attach(model, **adapter.model_dump(exclude={"quantize"}), base=spec.base_model).to(device)
 
-        self._reals, self._make_reader = reals, reader
-        self.base = load(base)
+        self._reals = reals
+        steps, rate = spec.evaluate.pair.fresh_steps, spec.train.objective.discriminator_learning_rate
+        self.judges = Judges(reals, load(base), reader, steps, rate, on_step=lambda: board.add.remote(done=1 / steps))
         is_adapter = adapters.is_adapter(folder)
 
         def opened(folder: Any) -> Any:
@@ -160,24 +166,14 @@ class Players:
             self.continued = opened(store.local_folder("train", checkpoint, CONTINUED))
         self.discriminator = open_discriminator(player, discriminator_base(spec)).to(device)
         tokenizer = load_tokenizer(folder)
-        self._ends, self._vocabulary = sorted(end_token_ids(tokenizer)), len(tokenizer)
+        self._ends, self.vocabulary = sorted(end_token_ids(tokenizer)), len(tokenizer)
 
     def drawn(self, count: int, temperature: float, model: Any = None) -> Replies:
         """`count` replies to each history, of the generator's unless another model is given."""
-        from models.generation import drawn_replies
+        from models.pair_measures import drawn_to
 
-        found: Replies = []
-        for start in range(0, len(self._reals), _AT_ONCE):
-            some = self._reals[start : start + _AT_ONCE]
-            replies = drawn_replies(
-                model or self.generator, [real.history for real in some], count,
-                self._objective.max_reply_tokens, self._ends,
-                seeds=[(_SEED, start + index) for index in range(len(some))], temperature=temperature,
-            )  # fmt: skip
-            found += [
-                [Exchange(real.history, reply) for reply in own] for real, own in zip(some, replies, strict=True)
-            ]
-        return found
+        most = self._objective.max_reply_tokens
+        return drawn_to(self._reals, model or self.generator, count, most, self._ends, temperature, _SEED)
 
     def scores(self, exchanges: list[Exchange]) -> list[float]:
         """The pair's own discriminator of each."""
@@ -203,47 +199,6 @@ class Players:
 
         random = np.random.default_rng(_SEED)
         return [own[drawn_by_softmax(self.scores(own), random)] for own in drawn]
-
-    def judged(self, own: list[Exchange]) -> dict[str, float]:
-        """Replies beside the real ones, by those who have not seen them."""
-        from models.pair_measures import distinct, embeddings, frechet_distance, length_accuracy, self_bleu
-
-        pairs = list(zip(self._reals, own, strict=True))
-        replies = [exchange.reply for exchange in own]
-        return {
-            "fresh_accuracy": round(self._fresh(pairs), 4),
-            "length_accuracy": round(length_accuracy(pairs[::2], pairs[1::2]), 4),
-            "frechet_distance": round(frechet_distance(self._embedded_reals, embeddings(self.base, own)), 4),
-            "distinct_1": round(distinct(replies, 1), 4),
-            "distinct_2": round(distinct(replies, 2), 4),
-            "self_bleu": round(self_bleu(replies), 4),
-        }
-
-    @functools.cached_property
-    def _embedded_reals(self) -> Any:
-        from models.pair_measures import embeddings
-
-        return embeddings(self.base, self._reals)
-
-    def controls(self) -> dict[str, float]:
-        """What has to come out: about 0.5 of real against real, about 1 of random tokens."""
-        import numpy as np
-
-        random, reals = np.random.default_rng(_SEED), self._reals
-        others = [reals[index - 2] for index in range(len(reals))]  # of the same half: each is on either side once
-        noise = [
-            Exchange(real.history, random.integers(self._vocabulary, size=len(real.reply)).tolist()) for real in reals
-        ]
-        return {
-            "real_against_real": round(self._fresh(list(zip(reals, others, strict=True))), 4),
-            "random_tokens": round(self._fresh(list(zip(reals, noise, strict=True))), 4),
-        }
-
-    def _fresh(self, pairs: list[tuple[Exchange, Exchange]]) -> float:
-        from models.pair_measures import fresh_accuracy
-
-        rate = self._objective.discriminator_learning_rate
-        return fresh_accuracy(self._make_reader, pairs[::2], pairs[1::2], self._settings.fresh_steps, rate)
 
 
 def pair_text(found: dict[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ _PANELS = (
     ("distinct_2", "distinct-2 (more diverse to the right)", "success", "fresh discriminator deceived"),
     ("self_bleu", "self-BLEU (more diverse to the left)", "frechet_distance", "Fréchet distance to real replies"),
 )
-_COLOURS = ["#2b7bba", "#e0a100", "#7a828e"]
+_COLOURS = ["#2b7bba", "#e0a100", "#7a828e", "#b03a6a", "#5b8c3a"]
 
 
 def pair_page(name: str, pair: dict[str, Any]) -> str:

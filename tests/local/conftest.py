@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +26,10 @@ def cluster() -> Iterator[None]:
 
     from workflows import cluster as ours
 
+    tests = str(Path(__file__).parents[1])
     os.environ.update(ours.ENVIRONMENT)
+    # A trial's class is imported by its worker from the test's file, with what that file imports.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (tests, os.environ.get("PYTHONPATH"))))
     ray.init(address="local", num_cpus=4, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
