@@ -3,7 +3,6 @@
 Part of the stage `prepare`, which leaves both in `base/` of its artifact.
 """
 
-import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import ray
 
 from models.files import open_lines
 from workflows.conversations import parse_conversation, parse_judged, parse_pair
-from workflows.pipeline import NEW_BASE, Context, SourceFile, StageFailed
+from workflows.pipeline import NEW_BASE, Context, SourceFile
 from workflows.players import DISCRIMINATOR
 from workflows.spec import NewModelSpec
 from workflows.store import Store
@@ -29,8 +28,6 @@ def make_base(context: Context, files: list[SourceFile]) -> None:
     settings = spec.new_model.model_dump()
     task = ray.remote(_make).options(num_cpus=1)
     found: int = ray.get(task.remote(context.store.uri, context.key, read, spec.train.objective.examples, settings))
-    if not found:
-        raise StageFailed(f"data.sources: no line of {', '.join(file.path for file in files)} can be used")
     context.progress.note(
         f"prepare: a tokenizer of {found:,} tokens is learned; a new model begins with random weights"
     )
@@ -39,18 +36,13 @@ def make_base(context: Context, files: list[SourceFile]) -> None:
 def _make(
     store_uri: str, key: str, files: list[tuple[str, str, int | None]], examples: str, settings: dict[str, Any]
 ) -> int:
-    """The number of tokens that the vocabulary came to; 0 where nothing can be read."""
+    """The number of tokens that the vocabulary came to, those for bytes alone where nothing can be read."""
     from models.new_model import learn_tokenizer, make_new_model
-
-    texts = _texts(files, examples)
-    first = next(texts, None)
-    if first is None:
-        return 0
 
     with tempfile.TemporaryDirectory() as name:
         sizes = NewModelSpec.model_validate(settings).model_dump()
         size = sizes.pop("discriminator_hidden_size")
-        tokenizer = learn_tokenizer(itertools.chain([first], texts), sizes.pop("vocabulary"))
+        tokenizer = learn_tokenizer(_texts(files, examples), sizes.pop("vocabulary"))
         make_new_model(tokenizer, Path(name), **sizes)
         if size is not None:
             make_new_model(tokenizer, Path(name) / DISCRIMINATOR, **sizes | {"hidden_size": size, "noise_size": 0})

@@ -146,7 +146,11 @@ def plan_text(plan: dict[str, Any]) -> str:
     about = "about " if training["tokens_are_estimated"] else ""
     memory = training["memory_gb_per_worker"]
     what = "a trial" if training["is_of_a_trial"] else "training"
-    pair = f" of likelihood, then up to {training['pair_steps']:,} of the pair" if training["pair_steps"] else ""
+    pair = (
+        f" of likelihood, then up to {training['pair_steps']:,} of the pair and as long again of the control"
+        if training["pair_steps"]
+        else ""
+    )
     lines.append(
         f"{what}: {about}{training['tokens']:,} tokens in {about}{training['steps']:,} steps{pair}, "
         + (f"about {memory:g} GB a worker" if memory else "memory unknown until the base model is here")

@@ -53,6 +53,14 @@ def test_too_many_bad_lines_fail_with_the_numbers(run, tiny, tmp_path):
         run("prepare", tiny)
 
 
+def test_a_new_models_tokenizer_does_not_stand_before_the_reason(run, tiny, tmp_path):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("{\n" * 10)
+    tiny |= {"base_model": "new", "data": {"sources": [{"path": str(broken)}]}}
+    with pytest.raises(StageFailed, match=r"none of 10 lines can be used; first: .*broken\.jsonl:1: not JSON"):
+        run("prepare", tiny)
+
+
 def test_the_split_is_the_conversations_own(run, tiny):
     done, store = run("prepare", tiny)
     key = done["prepare"].key

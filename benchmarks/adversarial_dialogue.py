@@ -1,0 +1,319 @@
+"""The adversarial pair on real conversations: adapters of one pretrained chat model, beside likelihood alone.
+
+    python benchmarks/adversarial_dialogue.py conversations.jsonl.gz --folder runs/chitchat
+
+Of each conversation some exchanges are taken: an assistant's reply with the two messages before it, all of them
+short, under a system message of two words (the model's own would be a third of the tokens). Conversations are split,
+so that no held-out exchange has one of its conversation's in training. A LoRA adapter is trained by likelihood to its
+plateau; a discriminator, a second adapter, learns to tell its replies from real ones; then both go on in turns.
+`likelihood continued` is trained from the same point for as many CPU seconds.
+
+The table has replies to the held-out histories of the likelihood model, the same continued, the adversarial one, and
+the best of 4 and of 8 of the likelihood model, each at several temperatures: judged by fresh discriminators that
+learn from half of the held-out conversations, and by embeddings (models/pair_measures.py). `pair.html` in the folder
+shows it.
+
+What is done is kept in the folder, and a run that was interrupted goes on after its last whole phase or row. The last
+line is one JSON object. On two cores the sizes of `--quick` take about an hour, the others a day.
+"""
+
+import argparse
+import gzip
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from models import adapters
+from models.attention import PACKED_ATTENTION
+from models.base import BUILTIN_SMOLLM2, load_model, load_tokenizer, resolve
+from models.chat import encode_conversation, end_token_ids
+from models.discriminator import Discriminator, drawn_by_softmax
+from models.duel import Duel, DuelSettings
+from models.engine import TorchEngine
+from models.objectives.adversarial import Discriminate, Exchange, Generate, exchange_of
+from models.packing import pack
+from models.pair_measures import Judges, distinct, drawn_to, reply_log_probabilities, self_bleu
+from models.precision import dtype_of
+from workflows.pair_plot import pair_page
+
+MOST_WORDS, MOST_REPLY_TOKENS = 20, 32
+SYSTEM = {"role": "system", "content": "You chat."}
+BEST_OF = (4, 8)
+LIKELIHOOD, CONTINUED, ADVERSARIAL = "likelihood", "likelihood continued", "adversarial"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    histories: int
+    likelihood_steps: int
+    warmup_steps: int
+    turns: int
+    fresh_steps: int
+    temperatures: tuple[float, ...]
+
+
+FULL = Sizes(1000, likelihood_steps=600, warmup_steps=200, turns=60, fresh_steps=100, temperatures=(0.7, 0.85, 1.0))
+QUICK = Sizes(200, likelihood_steps=120, warmup_steps=40, turns=12, fresh_steps=20, temperatures=(0.7, 1.0))
+BATCH, TURN_BATCH, TURN_REPLIES = 16, 8, 4
+RATE, PLAYER_RATE, TURN_RATE = 5e-4, 3e-4, 1e-4
+MEASURE_EVERY = 40
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPE = dtype_of("auto", DEVICE)
+
+
+def exchanges_of(file: Path, tokenizer: Any, held_out: int) -> tuple[list[Exchange], list[Exchange], list[Exchange]]:
+    """For training, for validation (100), and one of each of `held_out` conversations of neither."""
+    random, by_conversation = np.random.default_rng(0), []
+    with gzip.open(file, "rt") as stream:
+        for line in stream:
+            messages = [{name: each[name] for name in ("role", "content")} for each in json.loads(line)["messages"]]
+            short = [len(message["content"].split()) <= MOST_WORDS for message in messages]
+            places = [
+                at
+                for at in range(2, len(messages))
+                if messages[at]["role"] == "assistant" and all(short[at - 2 : at + 1])
+            ]
+            if places:
+                chosen = random.permutation(places)[:4]
+                by_conversation.append([[SYSTEM, *messages[at - 2 : at + 1]] for at in chosen])
+
+    def encoded(messages: list[Any]) -> Exchange:
+        whole = encode_conversation(tokenizer, messages, last_reply_only=True)
+        row = {"input_ids": whole.input_ids, "supervised": whole.supervised}
+        return exchange_of(row, MOST_REPLY_TOKENS, lambda replies: replies - 1)
+
+    order = random.permutation(len(by_conversation)).tolist()
+    tests, validation, training = order[:held_out], order[held_out : held_out + 100], order[held_out + 100 :]
+    if len(tests) < held_out or not training:
+        raise SystemExit(
+            f"{file} has {len(by_conversation)} conversations with short messages; ask for fewer histories"
+        )
+    return (
+        [encoded(messages) for number in training for messages in by_conversation[number]],
+        [encoded(by_conversation[number][0]) for number in validation],
+        [encoded(by_conversation[number][0]) for number in tests],
+    )
+
+
+class Run:
+    """One run in its folder: what was done stays there."""
+
+    def __init__(self, file: Path, base: str, folder: Path, sizes: Sizes) -> None:
+        self.sizes, self._base, self._folder = sizes, resolve(base), folder
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer = load_tokenizer(self._base)
+        self._ends, self._vocabulary = sorted(end_token_ids(tokenizer)), len(tokenizer)
+        self.training, self.validation, self.tests = exchanges_of(file, tokenizer, sizes.histories)
+        self._objective = Generate(MOST_REPLY_TOKENS)
+
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives, or gave in an earlier run."""
+        path = self._folder / f"{name}.pt"
+        if not path.is_file():
+            began, found = time.process_time(), make()
+            torch.save({"found": found, "seconds": time.process_time() - began}, path.with_suffix(".new"))
+            path.with_suffix(".new").rename(path)
+        return torch.load(path, map_location=DEVICE, weights_only=False)["found"]
+
+    def seconds(self, name: str) -> float:
+        """CPU seconds that it took."""
+        return float(torch.load(self._folder / f"{name}.pt", weights_only=False)["seconds"])
+
+    def base(self) -> Any:
+        return load_model(self._base, DTYPE, PACKED_ATTENTION).to(DEVICE)
+
+    def model(self, weights: dict[str, torch.Tensor] | None = None) -> Any:
+        """The base model with an adapter, a new one or with these weights."""
+        torch.manual_seed(0)
+        model = adapters.attach(self.base(), 16, 32.0, 0.0, "all-linear", base=str(self._base)).to(DEVICE)
+        if weights is not None:
+            model.load_state_dict(weights, strict=False)
+        return model.eval()
+
+    def loss(self, model: Any, exchanges: Sequence[Exchange]) -> float:
+        """Nats a token."""
+        log_p = float(reply_log_probabilities(model.eval(), exchanges).sum())
+        return -log_p / sum(len(exchange.reply) for exchange in exchanges)
+
+    def likelihood(
+        self, name: str, weights: dict[str, torch.Tensor] | None, rate: float, share_left: Callable[[int], float]
+    ) -> dict[str, torch.Tensor]:
+        """The weights with the lowest validation loss, those at the start among them. `share_left(step)` of the
+        training is to come, and the rate falls with it; it ends at 0, or where three measurements were no better.
+        """
+        engine = TorchEngine(self.model(weights), self._objective)
+        best, kept, worse = self.loss(engine.model, self.validation), trained(engine.model), 0
+        engine.model.train()
+        for step, numbers in enumerate(orders(len(self.training), BATCH, seed=len(name))):
+            left = share_left(step)
+            if step and (step % MEASURE_EVERY == 0 or left <= 0):
+                found = self.loss(engine.model, self.validation)
+                engine.model.train()
+                say(name, step=step, validation_loss=found)
+                worse = 0 if found < best else worse + 1
+                if found < best:
+                    best, kept = found, trained(engine.model)
+                if worse == 3:
+                    break
+            if left <= 0:
+                break
+            some = [self.training[number] for number in numbers]
+            batch = pack([exchange.sequence for exchange in some]).to(DEVICE)
+            engine.accumulate(batch, batch.weight)
+            engine.update(rate * left)
+        return kept
+
+    def duel(
+        self, generator: dict[str, torch.Tensor], player: dict[str, torch.Tensor] | None
+    ) -> tuple[Any, Any, Any]:
+        """Both engines from these weights, the discriminator from the generator's where it has none, and the duel."""
+        torch.manual_seed(1)
+        discriminator = Discriminator(self.model(generator), MOST_REPLY_TOKENS)
+        if player is not None:
+            discriminator.load_state_dict(player, strict=False)
+        ours = TorchEngine(self.model(generator), self._objective)
+        theirs = TorchEngine(discriminator, Discriminate(), weight_decay=0.01)
+        settings = DuelSettings(
+            1 if player is None else TURN_REPLIES, MOST_REPLY_TOKENS, TURN_RATE, PLAYER_RATE, replay_steps=8
+        )
+        return ours, theirs, Duel(ours, theirs, settings, self._ends, self._objective, self._copied)
+
+    def _copied(self, model: Any) -> Any:
+        return self.model(trained(model))
+
+    def play(self, duel: Duel, name: str, steps: int, batch: int, turns: bool) -> None:
+        for step, numbers in enumerate(orders(len(self.training), batch, seed=len(name))):
+            if step == steps:
+                break
+            part = [(number, self.training[number]) for number in numbers]
+            figures = duel.step(step, [part], batch, train_generator=turns)
+            if step % 10 == 9:
+                say(name, step=step + 1, accuracy=figures["discriminator_accuracy"])
+
+    def warm_up(self, generator: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The discriminator's weights."""
+        _, player, duel = self.duel(generator, None)
+        self.play(duel, "warm-up", self.sizes.warmup_steps, BATCH, turns=False)
+        return trained(player.model)
+
+    def turns(self, generator: dict[str, torch.Tensor], player: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The generator's weights after the turns."""
+        ours, _, duel = self.duel(generator, player)
+        self.play(duel, "turns", self.sizes.turns, TURN_BATCH, turns=True)
+        return trained(ours.model)
+
+    def measured(self) -> dict[str, Any]:
+        """All phases, and the table."""
+        sizes = self.sizes
+        likely = self.kept(
+            LIKELIHOOD,
+            lambda: self.likelihood(LIKELIHOOD, None, RATE, lambda step: 1 - step / sizes.likelihood_steps),
+        )
+        player = self.kept("discriminator", lambda: self.warm_up(likely))
+        played = self.kept(ADVERSARIAL, lambda: self.turns(likely, player))
+        budget, began = self.seconds("discriminator") + self.seconds(ADVERSARIAL), time.process_time()
+        continued = self.kept(
+            CONTINUED,
+            lambda: self.likelihood(
+                CONTINUED, likely, RATE / 2, lambda step: 1 - (time.process_time() - began) / budget
+            ),
+        )
+        discriminator = Discriminator(self.model(), MOST_REPLY_TOKENS).eval()
+        discriminator.load_state_dict(player, strict=False)
+        judges = Judges(
+            self.tests, self.base(), self.model, sizes.fresh_steps,
+            PLAYER_RATE,
+        )  # fmt: skip
+        rows, models = [], {LIKELIHOOD: likely, CONTINUED: continued, ADVERSARIAL: played}
+        for temperature in sizes.temperatures:
+            for name, weights in models.items():
+                count = max(BEST_OF) if name == LIKELIHOOD else 1
+                drawn = self.kept(f"{name} {temperature} drawn", lambda: self.drawn(weights, count, temperature))  # noqa: B023
+                chosen = {name: [own[0] for own in drawn]}
+                if name == LIKELIHOOD:
+                    chosen |= {f"best of {n}": best(discriminator, drawn, n) for n in BEST_OF}
+                for row_name, own in chosen.items():
+                    row = {"model": row_name, "temperature": temperature}
+                    row |= self.kept(f"{row_name} {temperature}", lambda: judges.of(own))  # noqa: B023
+                    rows.append(row)
+                    print(json.dumps(row), flush=True)
+        real = [exchange.reply for exchange in self.tests]
+        drawn = self.kept(f"{LIKELIHOOD} {max(sizes.temperatures)} drawn", dict)
+        right = [scores(discriminator, [own[0], each]) for own, each in zip(drawn, self.tests, strict=True)]
+        return {
+            "histories": len(self.tests),
+            "training_exchanges": len(self.training),
+            "seconds": {
+                name: round(self.seconds(name)) for name in (LIKELIHOOD, "discriminator", ADVERSARIAL, CONTINUED)
+            },
+            "loss": {
+                name: round(self.kept(f"{name} loss", lambda: self.loss(self.model(weights), self.tests)), 4)  # noqa: B023
+                for name, weights in models.items()
+            },
+            "discriminator_accuracy": round(sum(own < each for own, each in right) / len(right), 4),
+            "replies": rows,
+            "controls": self.kept("controls", lambda: judges.controls(self._vocabulary)),
+            "real": {
+                "distinct_1": round(distinct(real, 1), 4),
+                "distinct_2": round(distinct(real, 2), 4),
+                "self_bleu": round(self_bleu(real), 4),
+            },
+        }
+
+    def drawn(self, weights: dict[str, torch.Tensor], count: int, temperature: float) -> list[list[Exchange]]:
+        return drawn_to(self.tests, self.model(weights), count, MOST_REPLY_TOKENS, self._ends, temperature, seed=5)
+
+
+def trained(model: Any) -> dict[str, torch.Tensor]:
+    """A copy of the weights that are trained."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def orders(count: int, batch: int, seed: int) -> Iterator[list[int]]:
+    """Batches of numbers under `count`, epoch after epoch."""
+    random = np.random.default_rng(seed)
+    while True:
+        order = random.permutation(count).tolist()
+        yield from (order[at : at + batch] for at in range(0, count - batch + 1, batch))
+
+
+def scores(discriminator: Discriminator, exchanges: Sequence[Exchange]) -> list[float]:
+    with torch.no_grad():
+        found: list[float] = discriminator(pack([exchange.sequence for exchange in exchanges]).to(DEVICE)).tolist()
+    return found
+
+
+def best(discriminator: Discriminator, drawn: Sequence[Sequence[Exchange]], count: int) -> list[Exchange]:
+    """Of the first `count` replies to each history one, drawn by the softmax of their scores."""
+    random = np.random.default_rng(count)
+    return [own[drawn_by_softmax(scores(discriminator, own[:count]), random)] for own in drawn]
+
+
+def say(phase: str, **figures: float) -> None:
+    print(json.dumps({"phase": phase, "time": time.strftime("%H:%M:%S"), **figures}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="gzipped JSON lines with `messages`")
+    parser.add_argument("--folder", type=Path, required=True, help="where what is done is kept")
+    parser.add_argument("--base-model", default=BUILTIN_SMOLLM2)
+    parser.add_argument("--quick", action="store_true", help="a fifth of the histories, and fewer steps")
+    arguments = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    run = Run(arguments.file, arguments.base_model, arguments.folder, QUICK if arguments.quick else FULL)
+    say("begins", training=len(run.training), held_out=len(run.tests))
+    found = run.measured()
+    (arguments.folder / "pair.html").write_text(pair_page("the adversarial pair on conversations", found))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
