@@ -37,7 +37,7 @@ from models.chat import encode_conversation, end_token_ids
 from models.discriminator import Discriminator, drawn_by_softmax
 from models.duel import Duel, DuelSettings
 from models.engine import TorchEngine
-from models.objectives.adversarial import Discriminate, Exchange, Generate, exchange_of
+from models.objectives.adversarial import Discriminate, Exchange, Generate, exchange_of, packed
 from models.packing import pack
 from models.pair_measures import Judges, distinct, drawn_to, reply_log_probabilities, self_bleu
 from models.precision import dtype_of
@@ -286,7 +286,7 @@ def orders(count: int, batch: int, seed: int) -> Iterator[list[int]]:
 
 def scores(discriminator: Discriminator, exchanges: Sequence[Exchange]) -> list[float]:
     with torch.no_grad():
-        found: list[float] = discriminator(pack([exchange.sequence for exchange in exchanges]).to(DEVICE)).tolist()
+        found: list[float] = discriminator(packed(exchanges).to(DEVICE)).tolist()
     return found
 
 

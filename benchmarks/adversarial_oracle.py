@@ -259,7 +259,8 @@ def run(sizes: Sizes, seed: int, turns: int) -> dict[str, Any]:
         rate = settings.discriminator_learning_rate * (1 - part / WARMUP_PARTS)
         duel = play(WARMUP_STEPS // WARMUP_PARTS, replace(settings, discriminator_learning_rate=rate), turns=False)
     row["warmup_steps"] = step
-    row["discriminator_accuracy"] = duel.measure(parts_of(test[:4000], range(4000)))["accuracy"]
+    asked = test[:4000]
+    row["discriminator_accuracy"] = duel.measure(parts_of(asked, range(len(asked))))["accuracy"]
     row["warmup_seconds"] = time.process_time() - began
     row["reranked"] = reranked(generator.model.eval(), discriminator.model, oracle, test, sizes)
     generator.model.train()
@@ -298,6 +299,12 @@ def of_small(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def figure(values: Sequence[float]) -> float | None:
+    """Their mean; None where not all have one."""
+    mean = statistics.mean(values)
+    return None if math.isnan(mean) else round(mean, 3)
+
+
 def of_published(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """nll_oracle at each level of nll_test, means over the seeds."""
     models = ("likelihood", "likelihood_continued", "adversarial", "reranked")
@@ -308,7 +315,7 @@ def of_published(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "nll_oracle_at_nll_test": {
             str(level): {
                 "published": published,
-                **{name: round(statistics.mean(row[level] for row in levels[name]), 3) for name in models},
+                **{name: figure([row[level] for row in levels[name]]) for name in models},
             }
             for level, published in FRONTIER.items()
         },

@@ -1,7 +1,7 @@
 """Causal attention over packed rows, each conversation attending to itself alone.
 
-A model loaded with `attn_implementation=PACKED_ATTENTION` is called with `sequence_lengths`, the tokens of each
-conversation in the row.
+A model loaded with `attn_implementation=PACKED_ATTENTION` is called with `sequence_lengths`, the tokens of each piece
+of the row, and `prefixes`, which other piece each goes on from (models/packing.py).
 
 Shape suffixes: T tokens in the row, D size of a head; H query heads, K key-value heads, G = H / K.
 """
@@ -29,10 +29,12 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sequence_lengths: list[int] | None = None,
+    prefixes: Sequence[int] = (),
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query [1, H, T, D], key and value [1, K, T, D]; returns [1, T, H, D].
+    """query [1, H, T, D], key and value [1, K, T, D]; returns [1, T, H, D]. A prefix is attended to as often as it is
+    gone on from, though all else of the model reads it once.
 
     A GPU gets torch's variable-length flash attention, a CPU matrix products over blocks of queries, which take half
     the time of torch's own CPU kernel with its backward pass.
@@ -40,6 +42,13 @@ def packed_attention(
     assert sequence_lengths is not None, "the model must be called with sequence_lengths"
     if kwargs.get("softcap") is not None:
         raise ValueError("base_model: attention with soft-capped scores (Gemma 2) is not supported in training")
+    if prefixes:
+        places, lengths, kept = _whole(tuple(sequence_lengths), tuple(prefixes))
+        q, k, v = (tensor.index_select(2, places.to(tensor.device)) for tensor in (query, key, value))
+        whole, _ = packed_attention(
+            module, q, k, v, None, dropout, scaling, lengths, sliding_window=sliding_window, **kwargs
+        )
+        return whole.index_select(1, kept.to(whole.device)), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if dropout:
         return _one_by_one(query, key, value, sequence_lengths, dropout, scale, sliding_window), None
@@ -48,6 +57,24 @@ def packed_attention(
     blocked: Any = _BlockedAttention.apply
     out: torch.Tensor = blocked(query[0], key[0], value[0], tuple(sequence_lengths), scale, sliding_window)
     return out[None], None
+
+
+@functools.lru_cache(maxsize=4)
+def _whole(lengths: tuple[int, ...], prefixes: tuple[int, ...]) -> tuple[torch.Tensor, list[int], torch.Tensor]:
+    """Where in the row each token of whole conversations is, each piece with its prefix before it; their lengths; and
+    which of those tokens are the row's own.
+    """
+    starts = [0, *accumulate(lengths)]
+    places, whole, kept, at = [], [], [], 0
+    for piece, prefix in enumerate(prefixes):
+        before = lengths[prefix] if prefix >= 0 else 0
+        if prefix >= 0:
+            places.append(torch.arange(starts[prefix], starts[prefix] + before))
+        places.append(torch.arange(starts[piece], starts[piece + 1]))
+        whole.append(before + lengths[piece])
+        kept.append(torch.arange(at + before, at + whole[-1]))
+        at += whole[-1]
+    return torch.cat(places), whole, torch.cat(kept)
 
 
 def _one_by_one(

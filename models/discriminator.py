@@ -51,9 +51,9 @@ class Discriminator(torch.nn.Module):
         """float32 [C]: of each sequence the sum over its reply, the supervised tokens, of what `score` makes of the
         hidden state there. `inputs_embeds` [1, T, H] stands in place of the ids.
         """
-        hidden = hidden_states(self.reader, batch, batch.predictors + 1, inputs_embeds)
+        hidden = hidden_states(self.reader, batch, batch.target_positions, inputs_embeds)
         tokens = self.score(hidden.to(self.score.weight.dtype))[:, 0].float()
-        zeros: torch.Tensor = tokens.new_zeros(len(batch.sequence_lengths))
+        zeros: torch.Tensor = tokens.new_zeros(batch.num_sequences)
         return zeros.index_add(0, batch.target_sequences, tokens)
 
     def save_pretrained(self, folder: Path, state_dict: dict[str, torch.Tensor], **options: Any) -> None:
@@ -122,6 +122,7 @@ def hidden_states(
             inputs_embeds=inputs_embeds,
             position_ids=batch.position_ids,
             sequence_lengths=batch.sequence_lengths,
+            prefixes=batch.prefixes,
             logits_to_keep=positions,
             use_cache=False,
         )

@@ -22,9 +22,9 @@ import torch
 from models.engine import Sums, TrainingEngine
 from models.generation import drawn_replies, evaluating
 from models.loss import log_probabilities
-from models.objectives.adversarial import Discriminate, Exchange, Generate, whiten
+from models.objectives.adversarial import Discriminate, Exchange, Generate, packed, whiten
 from models.objectives.gumbel import SoftBatch
-from models.packing import PackedBatch, pack
+from models.packing import PackedBatch
 from models.snapshot import copied
 
 Part = Sequence[tuple[int, Exchange]]
@@ -181,7 +181,7 @@ class Duel:
 
     def _scores(self, exchanges: Sequence[Exchange]) -> torch.Tensor:
         """float32 [exchanges], on the CPU."""
-        batch = pack([exchange.sequence for exchange in exchanges]).to(self._discriminator.device)
+        batch = packed(exchanges).to(self._discriminator.device)
         model = self._discriminator.model
         model.eval()
         with torch.no_grad():
@@ -191,7 +191,7 @@ class Duel:
 
     def _log_probabilities_at_start(self, exchanges: Sequence[Exchange]) -> list[torch.Tensor]:
         """float32 [tokens] of each reply, on the CPU."""
-        batch = pack([exchange.sequence for exchange in exchanges]).to(self._generator.device)
+        batch = packed(exchanges).to(self._generator.device)
         usual = self._generator.model.config._attn_implementation
         with torch.no_grad(), evaluating(self._start, usual):
             found = log_probabilities(self._start, batch).cpu()

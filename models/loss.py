@@ -110,6 +110,7 @@ def _forward(model: Any, batch: PackedBatch) -> torch.Tensor:
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         sequence_lengths=batch.sequence_lengths,
+        prefixes=batch.prefixes,
         logits_to_keep=batch.predictors,
         use_cache=False,
     )

@@ -5,6 +5,7 @@ Imported, it is known to transformers' Auto classes: `models.base.load_model` op
 Shape suffixes: B rows, T tokens, C conversations packed in a row, H hidden size, V vocabulary, Z noise size.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -114,17 +115,18 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         sequence_lengths: list[int] | None = None,
+        prefixes: Sequence[int] = (),
         noise: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, V], at the positions of `logits_to_keep` alone (the last ones, or a tensor of them).
 
-        `sequence_lengths`: input [1, T] is that many conversations, each of which begins anew. Else rows may be
-        padded, on either side, where `attention_mask` is 0.
+        `sequence_lengths`: input [1, T] is that many pieces, each of which begins anew, or goes on from the one that
+        `prefixes` says (models/packing.py). Else rows may be padded, on either side, where `attention_mask` is 0.
         """
         embedded = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if sequence_lengths is not None:
-            hidden, state = self._packed(embedded, sequence_lengths, noise), None
+            hidden, state = self._packed(embedded, sequence_lengths, prefixes, noise), None
         else:
             known = getattr(past_key_values, "state", None)
             hidden, state = self._rows(self.dropout(embedded), attention_mask, known, noise)
@@ -152,17 +154,41 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         )
         return h, torch.zeros_like(h)
 
-    def _packed(self, embedded: torch.Tensor, lengths: list[int], noise: torch.Tensor | None) -> torch.Tensor:
-        """[1, T, H] of conversations one after the other."""
+    def _packed(
+        self, embedded: torch.Tensor, lengths: list[int], prefixes: Sequence[int], noise: torch.Tensor | None
+    ) -> torch.Tensor:
+        """[1, T, H] of pieces one after the other."""
+        embedded, numbers = self.dropout(embedded)[0], list(range(len(lengths)))
+        roots = [piece for piece in numbers if not prefixes or prefixes[piece] < 0]
+        state = self._first_state(len(roots), noise, embedded)
+        hidden, state, places = self._pieces(embedded, lengths, roots, state, is_gone_on=bool(prefixes))
+        if not prefixes:
+            return hidden[None]
+        others = [piece for piece in numbers if prefixes[piece] >= 0]
+        rows = torch.tensor([roots.index(prefixes[piece]) for piece in others], device=embedded.device)
+        state = tuple(each.index_select(1, rows) for each in state)
+        then, _, later = self._pieces(embedded, lengths, others, state)
+        return torch.cat([hidden, then]).index_select(0, torch.cat([places, later]).argsort())[None]
+
+    def _pieces(
+        self, embedded: torch.Tensor, lengths: list[int], pieces: list[int], state: Any, is_gone_on: bool = False
+    ) -> tuple[torch.Tensor, Any, torch.Tensor]:
+        """Of some pieces of the row [T, H], from a state before each: the hidden states, the state after each if they
+        are gone on from, and where in the row they are.
+        """
         counts = torch.tensor(lengths, device=embedded.device)
-        offsets = torch.arange(max(lengths), device=embedded.device)
-        is_token = offsets < counts[:, None]  # [C, longest]
-        places = (counts.cumsum(0) - counts)[:, None] + offsets
+        starts, counts = (counts.cumsum(0) - counts)[pieces], counts[pieces]
+        offsets = torch.arange(int(counts.max()), device=embedded.device)
+        is_token = (offsets < counts[:, None]).flatten().nonzero()[:, 0]  # of [C, longest]
+        places = (starts[:, None] + offsets).clamp(max=len(embedded) - 1)
         # Selected by index: the gradient of slices is as long as what they are cut from, for each of them.
-        rows = self.dropout(embedded)[0].index_select(0, places.clamp(max=embedded.shape[1] - 1).flatten())
-        hidden, _ = self.lstm(rows.view(*places.shape, -1), self._first_state(len(lengths), noise, embedded))
-        kept: torch.Tensor = hidden.flatten(0, 1).index_select(0, is_token.flatten().nonzero()[:, 0])
-        return kept[None]
+        rows: Any = embedded.index_select(0, places.flatten()).view(*places.shape, -1)
+        if is_gone_on:  # what follows a piece's end would change its state
+            rows = torch.nn.utils.rnn.pack_padded_sequence(rows, counts.cpu(), batch_first=True, enforce_sorted=False)
+        hidden, state = self.lstm(rows, state)
+        if is_gone_on:
+            hidden, _ = torch.nn.utils.rnn.pad_packed_sequence(hidden, batch_first=True)
+        return hidden.flatten(0, 1).index_select(0, is_token), state, places.flatten().index_select(0, is_token)
 
     def _rows(
         self, embedded: torch.Tensor, mask: torch.Tensor | None, state: Any, noise: torch.Tensor | None

@@ -30,13 +30,20 @@ class PackedBatch:
     position_ids: torch.Tensor
     """int64 [1, T]; starts at 0 with every conversation"""
     sequence_lengths: list[int]
-    """tokens of each conversation; their sum is T"""
+    """tokens of each piece of the row, a conversation or a part of some; their sum is T"""
+    prefixes: list[int]
+    """for each piece the one that it goes on from, which begins a conversation; -1 where it begins one itself. Empty
+    where all do"""
     predictors: torch.Tensor
-    """int64 [S]: the positions whose next token is supervised"""
+    """int64 [S]: the positions that predict a supervised token"""
+    target_positions: torch.Tensor
+    """int64 [S]: where in the row those tokens are; mostly the next positions"""
     targets: torch.Tensor
-    """int64 [S]: those next tokens"""
+    """int64 [S]: those tokens"""
     target_sequences: torch.Tensor
     """int64 [S]: which conversation of the batch each target belongs to, from 0 to C - 1"""
+    num_sequences: int
+    """C"""
     weight: int
     """what a sum over the batch is divided by for a mean: its targets, or its examples"""
     values: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -50,6 +57,7 @@ class PackedBatch:
             input_ids=move(self.input_ids),
             position_ids=move(self.position_ids),
             predictors=move(self.predictors),
+            target_positions=move(self.target_positions),
             targets=move(self.targets),
             target_sequences=move(self.target_sequences),
             values={name: move(value) for name, value in self.values.items()},
@@ -74,10 +82,55 @@ def pack(
         input_ids=torch.from_numpy(input_ids)[None],
         position_ids=torch.from_numpy(positions)[None],
         sequence_lengths=lengths,
+        prefixes=[],
         predictors=torch.from_numpy(target_positions - 1),
+        target_positions=torch.from_numpy(target_positions),
         targets=torch.from_numpy(input_ids[target_positions]),
         target_sequences=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)[target_positions]),
+        num_sequences=len(lengths),
         weight=len(target_positions) if weight is None else weight,
+        values=values or {},
+    )
+
+
+def pack_replies(
+    exchanges: Sequence[tuple[Sequence[int], Sequence[int]]],
+    weight: int | None = None,
+    values: dict[str, torch.Tensor] | None = None,
+) -> PackedBatch:
+    """Conversations, each as (history, reply), whose replies are supervised; the weight is their number. A history
+    that neighbours have in common stands in the row, and is read, once.
+    """
+    pieces: list[Sequence[int]] = []
+    prefixes: list[int] = []
+    for number, (history, reply) in enumerate(exchanges):
+        if not number or list(history) != list(exchanges[number - 1][0]):
+            prefix = len(pieces)
+            pieces.append(history)
+            prefixes.append(-1)
+        pieces.append(reply)
+        prefixes.append(prefix)
+    lengths = [len(piece) for piece in pieces]
+    ends = np.cumsum(lengths).tolist()
+    input_ids = np.concatenate([np.asarray(piece, dtype=np.int64) for piece in pieces])
+    positions, places, predictors = [], [], []
+    for end, length, prefix in zip(ends, lengths, prefixes, strict=True):
+        positions.append(np.arange(length) + (lengths[prefix] if prefix >= 0 else 0))
+        if prefix >= 0:
+            places.append(np.arange(end - length, end))
+            predictors.append(np.concatenate([[ends[prefix] - 1], places[-1]])[:-1])
+    target_positions = np.concatenate(places)
+    return PackedBatch(
+        input_ids=torch.from_numpy(input_ids)[None],
+        position_ids=torch.from_numpy(np.concatenate(positions))[None],
+        sequence_lengths=lengths,
+        prefixes=prefixes,
+        predictors=torch.from_numpy(np.concatenate(predictors)),
+        target_positions=torch.from_numpy(target_positions),
+        targets=torch.from_numpy(input_ids[target_positions]),
+        target_sequences=torch.from_numpy(np.repeat(np.arange(len(places)), [len(each) for each in places])),
+        num_sequences=len(places),
+        weight=len(places) if weight is None else weight,
         values=values or {},
     )
 

@@ -19,7 +19,7 @@ from models.discriminator import Discriminator, hidden_states, sequence_ends
 from models.engine import TorchEngine
 from models.generation import drawn_replies
 from models.loss import log_probabilities
-from models.objectives.adversarial import Discriminate, Exchange
+from models.objectives.adversarial import Discriminate, Exchange, packed
 from models.packing import pack
 
 Pairs = Sequence[tuple[Exchange, Exchange]]
@@ -198,7 +198,7 @@ def reranked_log_probabilities(
     gains = []
     with torch.no_grad():
         for real, own in zip(reals, drawn, strict=True):
-            both = pack([exchange.sequence for exchange in (real, *own)]).to(model.device)
+            both = packed([real, *own]).to(model.device)
             scores = discriminator(both).double()
             gains.append(float(scores[0] - scores.logsumexp(0)) + math.log(len(scores)))
     log_p = reply_log_probabilities(model, reals)

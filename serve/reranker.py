@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from models.discriminator import drawn_by_softmax, open_discriminator
-from models.objectives.adversarial import Exchange
-from models.packing import pack
+from models.objectives.adversarial import Exchange, packed
 from serve.completion import Choose
 from serve.responses import BestOf
 
@@ -45,5 +44,5 @@ class Reranker:
         most = self._discriminator.max_reply_tokens
         exchanges = [Exchange(prompt_ids, reply[:most]) for reply in replies]
         with torch.inference_mode():
-            found = self._discriminator(pack([exchange.sequence for exchange in exchanges]))
+            found = self._discriminator(packed(exchanges))
         return [round(float(score), 4) for score in found]

@@ -179,10 +179,10 @@ class Players:
         """The pair's own discriminator of each."""
         import torch
 
-        from models.packing import pack
+        from models.objectives.adversarial import packed
 
         with torch.no_grad():
-            batch = pack([exchange.sequence for exchange in exchanges]).to(self.generator.device)
+            batch = packed(exchanges).to(self.generator.device)
             found: list[float] = self.discriminator(batch).tolist()
         return found
 

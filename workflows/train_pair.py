@@ -181,7 +181,7 @@ class Pair:
             return write
 
         self._reports.snapshots = [self._generator.snapshot, snapshot_of_player]
-        # A history is read once for its real and once for each drawn reply.
+        # A history is read once, and once for each pair that is replayed beside it.
         tokens = max(1, train.pass_tokens // (1 + settings.num_replies))
         lengths = self._rows.column("num_tokens")
         plan = StepPlan(

@@ -46,7 +46,7 @@ import torch.nn.functional as F
 
 from models.loss import log_probabilities
 from models.objectives.sft import Sft
-from models.packing import PackedBatch, pack
+from models.packing import PackedBatch, pack_replies
 
 _LEAST_DEVIATION = 1e-4
 
@@ -64,6 +64,13 @@ class Exchange:
     def sequence(self) -> tuple[list[int], list[bool]]:
         """As `pack` takes it: the reply is supervised."""
         return [*self.history, *self.reply], [False] * len(self.history) + [True] * len(self.reply)
+
+
+def packed(
+    exchanges: Sequence[Exchange], weight: int | None = None, values: dict[str, torch.Tensor] | None = None
+) -> PackedBatch:
+    """Neighbours with the same history read it once."""
+    return pack_replies([(exchange.history, exchange.reply) for exchange in exchanges], weight, values)
 
 
 def exchange_of(row: dict[str, Any], max_reply_tokens: int, choose: Callable[[int], int]) -> Exchange:
@@ -88,8 +95,7 @@ class Discriminate:
 
     def batch_of(self, pairs: Sequence[tuple[Exchange, Exchange]]) -> PackedBatch:
         """Pairs of a real and a generated reply, packed one after the other; the batch weighs as much as it has."""
-        sequences = [exchange.sequence for pair in pairs for exchange in pair]
-        return pack(sequences, weight=len(pairs))
+        return packed([exchange for pair in pairs for exchange in pair], weight=len(pairs))
 
     def loss_sum(self, model: Any, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
         """`model` is a `models.discriminator.Discriminator`."""
@@ -122,17 +128,21 @@ class Generate(Sft):
         """`advantages` [E, N], zeros where L_GAN comes from elsewhere (models/objectives/gumbel.py); `start`: the
         log-probabilities of each generated reply's tokens at the phase's start, reply by reply.
         """
-        ours = [exchange for replies in generated for exchange in replies]
-        sequences = [exchange.sequence for exchange in (*reals, *ours)]
-        num_real, num_ours = (sum(len(exchange.reply) for exchange in some) for some in (reals, ours))
-        lengths = torch.tensor([len(exchange.reply) for exchange in ours])
-        return pack(
-            sequences,
+        groups = [[real, *replies] for real, replies in zip(reals, generated, strict=True)]
+        exchanges = [exchange for group in groups for exchange in group]
+        lengths = torch.tensor([len(exchange.reply) for exchange in exchanges])
+        is_real = torch.tensor([place == 0 for group in groups for place in range(len(group))])
+        ours = iter(start)
+        before = [
+            torch.zeros(len(e.reply)) if real else next(ours) for e, real in zip(exchanges, is_real, strict=True)
+        ]
+        return packed(
+            exchanges,
             weight=len(reals),
             values={
-                "advantage": torch.cat([torch.zeros(num_real), advantages.flatten().repeat_interleave(lengths)]),
-                "start": torch.cat([torch.zeros(num_real), *start]) if num_ours else torch.zeros(num_real),
-                "is_real": torch.arange(num_real + num_ours) < num_real,
+                "advantage": F.pad(advantages, (1, 0)).flatten().repeat_interleave(lengths),
+                "start": torch.cat(before),
+                "is_real": is_real.repeat_interleave(lengths),
             },
         )
 
@@ -151,7 +161,7 @@ class Generate(Sft):
         log_p = log_probabilities(model, batch)
         is_real = batch.values["is_real"]
         real, ours = log_p[is_real], log_p[~is_real]
-        num_replies = max(1, (len(batch.sequence_lengths) - batch.weight) // batch.weight)
+        num_replies = max(1, batch.num_sequences // batch.weight - 1)
         log_ratio = batch.values["start"][~is_real] - ours
         parts = {
             "gan": -(batch.values["advantage"][~is_real] * ours).sum() / num_replies,

@@ -75,7 +75,7 @@ def soft_loss(model: Any, batch: SoftBatch) -> torch.Tensor:
     frozen = {name: parameter.detach() for name, parameter in judge.named_parameters()}
     embedded = judge.reader.get_input_embeddings().weight.detach()
     ours = torch.cat([some[: len(reply)] for some, reply in zip(one_hot, replies, strict=True)])
-    read = embedded[packed.input_ids[0]].index_copy(0, packed.predictors + 1, ours.to(embedded.dtype) @ embedded)
+    read = embedded[packed.input_ids[0]].index_copy(0, packed.target_positions, ours.to(embedded.dtype) @ embedded)
     was_training = judge.training
     judge.eval()
     try:

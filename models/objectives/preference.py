@@ -26,7 +26,7 @@ _REFERENCE = ("reference_log_probability", "other_reference_log_probability")
 def sequence_log_probabilities(model: Any, batch: PackedBatch) -> torch.Tensor:
     """float32 [C]: for each sequence of the batch, the sum of the log-probabilities of its targets, in nats."""
     tokens = log_probabilities(model, batch)
-    return tokens.new_zeros(len(batch.sequence_lengths)).index_add(0, batch.target_sequences, tokens)
+    return tokens.new_zeros(batch.num_sequences).index_add(0, batch.target_sequences, tokens)
 
 
 def pack_both(rows: Sequence[dict[str, Any]], values: dict[str, torch.Tensor] | None = None) -> PackedBatch:
@@ -50,7 +50,7 @@ def _with_reference(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 def _target_counts(batch: PackedBatch) -> torch.Tensor:
     """float32 [E, 2]: |y| of both replies of every example."""
-    counts = torch.bincount(batch.target_sequences, minlength=len(batch.sequence_lengths))
+    counts = torch.bincount(batch.target_sequences, minlength=batch.num_sequences)
     return counts.float().view(-1, 2)
 
 

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from models.attention import PACKED_ATTENTION, packed_attention
 from models.base import load_model
-from models.loss import supervised_loss_sum
-from models.packing import StepPlan, pack
+from models.loss import log_probabilities, supervised_loss_sum
+from models.lstm import LstmConfig, LstmForCausalLM
+from models.packing import StepPlan, pack, pack_replies
 
 Conversation = tuple[list[int], list[bool]]
 PlainLoss = Callable[[Any, list[Conversation]], torch.Tensor]
@@ -99,6 +100,51 @@ def test_pack_starts_every_conversation_anew() -> None:
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1]]
     assert batch.sequence_lengths == [3, 2]
     assert (batch.predictors.tolist(), batch.targets.tolist()) == ([1, 3], [7, 9])
+
+
+EXCHANGES = [([1, 2, 3], [4, 5]), ([1, 2, 3], [6, 7, 8]), ([9, 10], [4]), ([1, 2, 3], [4]), ([1, 2, 3], [7])]
+
+
+def test_a_history_that_neighbours_have_in_common_stands_in_the_row_once() -> None:
+    batch = pack_replies([*EXCHANGES[:3], ([9, 10], []), ([9, 10], [5, 6])])
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 4, 5, 6]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2, 2, 3]]
+    assert (batch.sequence_lengths, batch.prefixes) == ([3, 2, 3, 2, 1, 0, 2], [-1, 0, 0, -1, 3, 3, 3])
+    assert batch.predictors.tolist() == [2, 3, 2, 5, 6, 9, 9, 11]
+    assert batch.target_positions.tolist() == [3, 4, 5, 6, 7, 10, 11, 12]
+    assert batch.targets.tolist() == [4, 5, 6, 7, 8, 4, 5, 6]
+    assert batch.target_sequences.tolist() == [0, 0, 1, 1, 1, 2, 4, 4]
+    assert (batch.num_sequences, batch.weight) == (5, 5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "lstm"])
+def test_what_is_read_once_changes_nothing(kind: str, tiny_llama: Path, tiny_gpt2: Path) -> None:
+    torch.manual_seed(0)
+    model: Any
+    if kind == "lstm":
+        model = LstmForCausalLM(LstmConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, initializer_range=0.5))
+    elif kind == "mistral":
+        config = MistralConfig(
+            vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, sliding_window=3, initializer_range=0.5,
+        )  # fmt: skip
+        model = MistralForCausalLM(config)
+    else:
+        model = load_model(tiny_llama if kind == "llama" else tiny_gpt2, torch.float32)
+    model.set_attn_implementation(PACKED_ATTENTION)
+    model.eval()
+    one_by_one = pack(
+        [([*history, *reply], [False] * len(history) + [True] * len(reply)) for history, reply in EXCHANGES]
+    )
+    found = []
+    for batch in (one_by_one, pack_replies(EXCHANGES)):
+        model.zero_grad()
+        log_p = log_probabilities(model, batch)
+        (log_p * torch.arange(len(log_p))).sum().backward()
+        found.append([log_p.detach(), *(parameter.grad for parameter in model.parameters())])
+    assert one_by_one.input_ids.shape[1] - pack_replies(EXCHANGES).input_ids.shape[1] == 6
+    for theirs, mine in zip(*found, strict=True):
+        assert torch.linalg.vector_norm(mine - theirs) <= 1e-5 * torch.linalg.vector_norm(theirs)
 
 
 def plan_of(workers: int = 3, accumulation: int = 2, seed: int = 1) -> tuple[StepPlan, list[int]]:
