@@ -33,8 +33,7 @@ def packed_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query [1, H, T, D], key and value [1, K, T, D]; returns [1, T, H, D]. A prefix is attended to as often as it is
-    gone on from, though all else of the model reads it once.
+    """query [1, H, T, D], key and value [1, K, T, D]; returns [1, T, H, D].
 
     A GPU gets torch's variable-length flash attention, a CPU matrix products over blocks of queries, which take half
     the time of torch's own CPU kernel with its backward pass.
@@ -42,49 +41,55 @@ def packed_attention(
     assert sequence_lengths is not None, "the model must be called with sequence_lengths"
     if kwargs.get("softcap") is not None:
         raise ValueError("base_model: attention with soft-capped scores (Gemma 2) is not supported in training")
-    if prefixes:
-        places, lengths, kept = _whole(tuple(sequence_lengths), tuple(prefixes))
-        q, k, v = (tensor.index_select(2, places.to(tensor.device)) for tensor in (query, key, value))
-        whole, _ = packed_attention(
-            module, q, k, v, None, dropout, scaling, lengths, sliding_window=sliding_window, **kwargs
-        )
-        return whole.index_select(1, kept.to(whole.device)), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    lengths, num_keys, own = sequence_lengths, sequence_lengths, None
+    if prefixes:
+        places, num_keys, own = _whole(tuple(sequence_lengths), tuple(prefixes))
+        key, value = (tensor.index_select(2, places.to(tensor.device)) for tensor in (key, value))
     if dropout:
-        return _one_by_one(query, key, value, sequence_lengths, dropout, scale, sliding_window), None
+        return _one_by_one(query, key, value, lengths, num_keys, dropout, scale, sliding_window), None
     if query.is_cuda and query.dtype != torch.float32:
-        return _variable_length(query, key, value, sequence_lengths, scale, sliding_window), None
+        if own is None:
+            return _variable_length(query, key, value, lengths, scale, sliding_window), None
+        # The kernel wants as many queries as keys.
+        query = query.index_select(2, places.to(query.device))
+        whole = _variable_length(query, key, value, num_keys, scale, sliding_window)
+        return whole.index_select(1, own.to(query.device)), None
     blocked: Any = _BlockedAttention.apply
-    out: torch.Tensor = blocked(query[0], key[0], value[0], tuple(sequence_lengths), scale, sliding_window)
+    out: torch.Tensor = blocked(query[0], key[0], value[0], tuple(lengths), tuple(num_keys), scale, sliding_window)
     return out[None], None
 
 
 @functools.lru_cache(maxsize=4)
 def _whole(lengths: tuple[int, ...], prefixes: tuple[int, ...]) -> tuple[torch.Tensor, list[int], torch.Tensor]:
-    """Where in the row each token of whole conversations is, each piece with its prefix before it; their lengths; and
-    which of those tokens are the row's own.
+    """Where in the row each token of whole conversations is, every piece with its prefix before it; their lengths;
+    and which of those tokens are the pieces' own.
     """
     starts = [0, *accumulate(lengths)]
-    places, whole, kept, at = [], [], [], 0
+    places: list[int] = []
+    whole: list[int] = []
+    own: list[int] = []
     for piece, prefix in enumerate(prefixes):
-        before = lengths[prefix] if prefix >= 0 else 0
+        begin = len(places)
         if prefix >= 0:
-            places.append(torch.arange(starts[prefix], starts[prefix] + before))
-        places.append(torch.arange(starts[piece], starts[piece + 1]))
-        whole.append(before + lengths[piece])
-        kept.append(torch.arange(at + before, at + whole[-1]))
-        at += whole[-1]
-    return torch.cat(places), whole, torch.cat(kept)
+            places += range(starts[prefix], starts[prefix + 1])
+        own += range(len(places), len(places) + lengths[piece])
+        places += range(starts[piece], starts[piece + 1])
+        whole.append(len(places) - begin)
+    return torch.tensor(places), whole, torch.tensor(own)
 
 
 def _one_by_one(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], dropout: float, scale: float,
-    window: int | None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], num_keys: list[int],
+    dropout: float, scale: float, window: int | None,
 ) -> torch.Tensor:  # fmt: skip
     """Torch's own attention, conversation by conversation."""
     outputs = []
-    for q, k, v in zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True):
-        mask = torch.isfinite(_mask(q.shape[2], q.shape[2], window, torch.float32, q.device))
+    queries, keys, values = (
+        torch.split(tensor, sizes, dim=2) for tensor, sizes in ((query, lengths), (key, num_keys), (value, num_keys))
+    )
+    for q, k, v in zip(queries, keys, values, strict=True):
+        mask = torch.isfinite(_mask(q.shape[2], k.shape[2], window, torch.float32, q.device))
         outputs.append(
             F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
@@ -115,46 +120,47 @@ class _BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
-        query, key, value, lengths, scale, window = args
+        query, key, value, lengths, num_keys, scale, window = args
         heads, tokens, size = query.shape
         out: torch.Tensor = query.new_empty((tokens, heads, size))
-        for first, begin, end in _blocks(lengths):
-            probabilities = _probabilities(query, key, first, begin, end, scale, window)
-            block = torch.bmm(probabilities, value[:, first:end])
+        for begin, end, first, last in _blocks(lengths, num_keys):
+            probabilities = _probabilities(query, key, begin, end, first, last, scale, window)
+            block = torch.bmm(probabilities, value[:, first:last])
             out[begin:end] = block.view(heads, end - begin, size).transpose(0, 1)
         ctx.save_for_backward(query, key, value)
-        ctx.settings = lengths, scale, window
+        ctx.settings = lengths, num_keys, scale, window
         return out
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> Any:
         query, key, value = ctx.saved_tensors
-        lengths, scale, window = ctx.settings
+        lengths, num_keys, scale, window = ctx.settings
         out_gradient = upstream[0].transpose(0, 1)
         heads, _, size = query.shape
         query_gradient = torch.empty_like(query)
         # Several blocks add to the same keys.
         key_gradient, value_gradient = (torch.zeros(key.shape, device=key.device) for _ in range(2))
-        for first, begin, end in _blocks(lengths):
-            probabilities = _probabilities(query, key, first, begin, end, scale, window)
+        for begin, end, first, last in _blocks(lengths, num_keys):
+            probabilities = _probabilities(query, key, begin, end, first, last, scale, window)
             above = _queries(out_gradient, key, begin, end)
-            value_gradient[:, first:end] += torch.bmm(probabilities.transpose(1, 2), above)
-            gradient = torch.bmm(above, value[:, first:end].transpose(1, 2))
+            value_gradient[:, first:last] += torch.bmm(probabilities.transpose(1, 2), above)
+            gradient = torch.bmm(above, value[:, first:last].transpose(1, 2))
             gradient = torch._softmax_backward_data(gradient, probabilities, -1, gradient.dtype)
-            block = torch.bmm(gradient, key[:, first:end])
+            block = torch.bmm(gradient, key[:, first:last])
             query_gradient[:, begin:end] = block.view(heads, end - begin, size)
-            key_gradient[:, first:end] += torch.bmm(gradient.transpose(1, 2), _queries(query, key, begin, end))
+            key_gradient[:, first:last] += torch.bmm(gradient.transpose(1, 2), _queries(query, key, begin, end))
         key_gradient, value_gradient = key_gradient.mul_(scale).to(key.dtype), value_gradient.to(value.dtype)
-        return query_gradient.mul_(scale), key_gradient, value_gradient, None, None, None
+        return query_gradient.mul_(scale), key_gradient, value_gradient, None, None, None, None
 
 
-def _blocks(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """(first token of the conversation, first query, end of the queries) of every block."""
-    first = 0
-    for length in lengths:
-        for begin in range(first, first + length, _QUERIES_AT_ONCE):
-            yield first, begin, min(begin + _QUERIES_AT_ONCE, first + length)
-        first += length
+def _blocks(lengths: Sequence[int], num_keys: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
+    """Of every block its queries, first and end, and the keys that they may see, first and end."""
+    begin = first = 0
+    for length, keys in zip(lengths, num_keys, strict=True):
+        for at in range(0, length, _QUERIES_AT_ONCE):
+            done = min(at + _QUERIES_AT_ONCE, length)
+            yield begin + at, begin + done, first, first + keys - length + done
+        begin, first = begin + length, first + keys
 
 
 def _queries(tensor: torch.Tensor, key: torch.Tensor, begin: int, end: int) -> torch.Tensor:
@@ -163,11 +169,12 @@ def _queries(tensor: torch.Tensor, key: torch.Tensor, begin: int, end: int) -> t
 
 
 def _probabilities(
-    query: torch.Tensor, key: torch.Tensor, first: int, begin: int, end: int, scale: float, window: int | None
-) -> torch.Tensor:
-    """[K, G * queries, keys] from the first token of the conversation to the end of the block."""
-    scores = torch.bmm(_queries(query, key, begin, end), key[:, first:end].transpose(1, 2))
-    mask = _mask(end - begin, end - first, window, scores.dtype, scores.device)
+    query: torch.Tensor, key: torch.Tensor, begin: int, end: int, first: int, last: int, scale: float,
+    window: int | None,
+) -> torch.Tensor:  # fmt: skip
+    """[K, G * queries, keys] of a block."""
+    scores = torch.bmm(_queries(query, key, begin, end), key[:, first:last].transpose(1, 2))
+    mask = _mask(end - begin, last - first, window, scores.dtype, scores.device)
     shape = scores.shape
     scores = torch.add(mask, scores.view(shape[0], -1, *mask.shape), alpha=scale)
     return torch.softmax(scores, dim=-1).view(shape)

@@ -147,6 +147,14 @@ def test_what_is_read_once_changes_nothing(kind: str, tiny_llama: Path, tiny_gpt
         assert torch.linalg.vector_norm(mine - theirs) <= 1e-5 * torch.linalg.vector_norm(theirs)
 
 
+def test_with_dropout_what_is_read_once_is_seen_as_well() -> None:
+    draw = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, heads, 9, 8, generator=draw) for heads in (4, 2, 2)]
+    pieces = {"sequence_lengths": [3, 2, 4], "prefixes": [-1, 0, 0]}
+    with_it, without = (packed_attention(torch.nn.Identity(), *inputs, None, p, **pieces)[0] for p in (1e-12, 0.0))
+    torch.testing.assert_close(with_it, without)
+
+
 def plan_of(workers: int = 3, accumulation: int = 2, seed: int = 1) -> tuple[StepPlan, list[int]]:
     draw = random.Random(3)
     lengths = [draw.randrange(5, 200) for _ in range(97)] + [900]

@@ -1,0 +1,85 @@
+"""What it saves to read a history once for all replies to it, where each reply had it before it so far.
+
+    python benchmarks/shared_history.py
+
+SmolLM2 as a discriminator on one thread: a training step over four histories with 1 and with 4 drawn replies beside
+each real one, and the scores of 8 replies to one prompt, as `best_of` asks for. Both sides in turns, CPU seconds, the
+median of three. The last line is one JSON object.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from models import adapters
+from models.attention import PACKED_ATTENTION
+from models.base import BUILTIN_SMOLLM2, load_model, resolve
+from models.discriminator import Discriminator
+from models.engine import TorchEngine
+from models.objectives.adversarial import Discriminate, Exchange, packed
+from models.packing import PackedBatch, pack
+
+TIMES = 3
+
+
+def exchanges(histories: int, history_tokens: int, replies: int, reply_tokens: int) -> list[Exchange]:
+    draw = torch.Generator().manual_seed(0)
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(100, 40_000, (count,), generator=draw).tolist()
+
+    return [
+        Exchange(history, tokens(reply_tokens))
+        for history in (tokens(history_tokens) for _ in range(histories))
+        for _ in range(replies)
+    ]
+
+
+def compare(name: str, some: list[Exchange], weight: int, work: Callable[[PackedBatch], Any]) -> dict[str, float]:
+    """Seconds of both, and how many times more the other takes."""
+    batches = {"once": packed(some, weight), "each": pack([exchange.sequence for exchange in some], weight)}
+    seconds: dict[str, list[float]] = {side: [] for side in batches}
+    for _ in range(TIMES):
+        for side, batch in batches.items():
+            began = time.process_time()
+            work(batch)
+            seconds[side].append(time.process_time() - began)
+    found = {side: round(statistics.median(times), 2) for side, times in seconds.items()}
+    tokens = {side: batch.input_ids.shape[1] for side, batch in batches.items()}
+    print(
+        f"{name}: {found['once']} s ({tokens['once']} tokens), {found['each']} s ({tokens['each']} tokens)",
+        flush=True,
+    )
+    return found | {"ratio": round(found["each"] / found["once"], 2)}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder = resolve(BUILTIN_SMOLLM2)
+    reader = load_model(folder, torch.float32, PACKED_ATTENTION)
+    judge = Discriminator(reader).eval()
+
+    def score(batch: PackedBatch) -> Any:
+        with torch.inference_mode():
+            return judge(batch)
+
+    found = {"best_of_8": compare("8 replies of 32 tokens to a prompt of 400", exchanges(1, 400, 8, 32), 8, score)}
+    adapter = adapters.attach(reader, 16, 32.0, 0.0, "all-linear", base=str(folder))
+    engine = TorchEngine(Discriminator(adapter), Discriminate())
+
+    def learn(batch: PackedBatch) -> Any:
+        engine.accumulate(batch, batch.weight)
+        return engine.update(1e-4)
+
+    for drawn in (1, 4):
+        some = exchanges(4, 60, 2 * drawn, 14)  # each drawn one has the real one beside it
+        found[f"step_{drawn}"] = compare(f"a step of 4 histories of 60, {drawn} pairs each", some, 4 * drawn, learn)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
