@@ -14,7 +14,7 @@ learn from half of the held-out conversations, and by embeddings (models/pair_me
 shows it.
 
 What is done is kept in the folder, and a run that was interrupted goes on after its last whole phase or row. The last
-line is one JSON object. On two cores the sizes of `--quick` take about an hour, the others a day.
+line is one JSON object. On two slow cores the sizes of `--quick` take some hours, the others a day.
 """
 
 import argparse
