@@ -33,7 +33,8 @@ def packed_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query [1, H, T, D], key and value [1, K, T, D]; returns [1, T, H, D].
+    """query [1, H, T, D], key and value [1, K, T, D]; returns [1, T, H, D]. Each piece sees its prefix as
+    if that stood before it.
 
     A GPU gets torch's variable-length flash attention, a CPU matrix products over blocks of queries, which take half
     the time of torch's own CPU kernel with its backward pass.
@@ -76,7 +77,8 @@ def _whole(lengths: tuple[int, ...], prefixes: tuple[int, ...]) -> tuple[torch.T
         own += range(len(places), len(places) + lengths[piece])
         places += range(starts[piece], starts[piece + 1])
         whole.append(len(places) - begin)
-    return torch.tensor(places), whole, torch.tensor(own)
+    with torch.inference_mode(False):  # kept for later calls, which may have a gradient
+        return torch.tensor(places), whole, torch.tensor(own)
 
 
 def _one_by_one(

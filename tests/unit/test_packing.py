@@ -136,6 +136,8 @@ def test_what_is_read_once_changes_nothing(kind: str, tiny_llama: Path, tiny_gpt
     one_by_one = pack(
         [([*history, *reply], [False] * len(history) + [True] * len(reply)) for history, reply in EXCHANGES]
     )
+    with torch.inference_mode():  # what is kept of it must do for a gradient
+        log_probabilities(model, pack_replies(EXCHANGES))
     found = []
     for batch in (one_by_one, pack_replies(EXCHANGES)):
         model.zero_grad()
