@@ -58,8 +58,9 @@ class LstmCache(DynamicCache):  # type: ignore[misc]
 class LstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """Embedding, LSTM, and a linear head over the vocabulary.
 
-    With noise, each conversation begins with z ~ N(0, 1)^Z, which sets the LSTM's first h through a linear layer:
-    the generator's G(z, history) of adversarial training. `noise` [B or C, Z] says it, else it is drawn.
+    With noise, each conversation (those with the same prefix together) begins with z ~ N(0, 1)^Z, which sets the
+    LSTM's first h through a linear layer: the generator's G(z, history) of adversarial training. `noise` [B or C, Z]
+    says it, else it is drawn.
     """
 
     config_class = LstmConfig
