@@ -18,6 +18,7 @@ line is one JSON object. On two slow cores the sizes of `--quick` take some hour
 """
 
 import argparse
+import functools
 import gzip
 import json
 import time
@@ -34,12 +35,12 @@ from models import adapters
 from models.attention import PACKED_ATTENTION
 from models.base import BUILTIN_SMOLLM2, load_model, load_tokenizer, resolve
 from models.chat import encode_conversation, end_token_ids
-from models.discriminator import Discriminator, drawn_by_softmax
+from models.discriminator import Discriminator
 from models.duel import Duel, DuelSettings
 from models.engine import TorchEngine
-from models.objectives.adversarial import Discriminate, Exchange, Generate, exchange_of, packed
+from models.objectives.adversarial import Discriminate, Exchange, Generate, exchange_of
 from models.packing import pack
-from models.pair_measures import Judges, distinct, drawn_to, reply_log_probabilities, self_bleu
+from models.pair_measures import Judges, best_of, diversity, drawn_to, reply_log_probabilities, scores_of
 from models.precision import dtype_of
 from workflows.pair_plot import pair_page
 
@@ -227,26 +228,21 @@ class Run:
         )
         discriminator = Discriminator(self.model(), MOST_REPLY_TOKENS).eval()
         discriminator.load_state_dict(player, strict=False)
-        judges = Judges(
-            self.tests, self.base(), self.model, sizes.fresh_steps,
-            PLAYER_RATE,
-        )  # fmt: skip
-        rows, models = [], {LIKELIHOOD: likely, CONTINUED: continued, ADVERSARIAL: played}
+        judges = Judges(self.tests, self.base(), self.model, sizes.fresh_steps, PLAYER_RATE)
+        models = {LIKELIHOOD: likely, CONTINUED: continued, ADVERSARIAL: played}
+        rows, likeliest = [], []
         for temperature in sizes.temperatures:
             for name, weights in models.items():
                 count = max(BEST_OF) if name == LIKELIHOOD else 1
                 drawn = self.kept(f"{name} {temperature} drawn", lambda: self.drawn(weights, count, temperature))  # noqa: B023
-                chosen = {name: [own[0] for own in drawn]}
+                rows.append(self.row(name, temperature, judges, lambda: [own[0] for own in drawn]))  # noqa: B023
                 if name == LIKELIHOOD:
-                    chosen |= {f"best of {n}": best(discriminator, drawn, n) for n in BEST_OF}
-                for row_name, own in chosen.items():
-                    row = {"model": row_name, "temperature": temperature}
-                    row |= self.kept(f"{row_name} {temperature}", lambda: judges.of(own))  # noqa: B023
-                    rows.append(row)
-                    print(json.dumps(row), flush=True)
-        real = [exchange.reply for exchange in self.tests]
-        drawn = self.kept(f"{LIKELIHOOD} {max(sizes.temperatures)} drawn", dict)
-        right = [scores(discriminator, [own[0], each]) for own, each in zip(drawn, self.tests, strict=True)]
+                    likeliest = drawn
+            for n in BEST_OF:
+                first = [own[:n] for own in likeliest]
+                choose = functools.partial(best_of, discriminator, first, seed=n)
+                rows.append(self.row(f"best of {n}", temperature, judges, choose))
+        right = [scores_of(discriminator, [own[0], each]) for own, each in zip(likeliest, self.tests, strict=True)]
         return {
             "histories": len(self.tests),
             "training_exchanges": len(self.training),
@@ -260,12 +256,17 @@ class Run:
             "discriminator_accuracy": round(sum(own < each for own, each in right) / len(right), 4),
             "replies": rows,
             "controls": self.kept("controls", lambda: judges.controls(self._vocabulary)),
-            "real": {
-                "distinct_1": round(distinct(real, 1), 4),
-                "distinct_2": round(distinct(real, 2), 4),
-                "self_bleu": round(self_bleu(real), 4),
-            },
+            "real": diversity([exchange.reply for exchange in self.tests]),
         }
+
+    def row(
+        self, model: str, temperature: float, judges: Judges, replies: Callable[[], list[Exchange]]
+    ) -> dict[str, Any]:
+        """A row of the table."""
+        found = self.kept(f"{model} {temperature}", lambda: judges.of(replies()))
+        row = {"model": model, "temperature": temperature, **found}
+        print(json.dumps(row), flush=True)
+        return row
 
     def drawn(self, weights: dict[str, torch.Tensor], count: int, temperature: float) -> list[list[Exchange]]:
         return drawn_to(self.tests, self.model(weights), count, MOST_REPLY_TOKENS, self._ends, temperature, seed=5)
@@ -282,18 +283,6 @@ def orders(count: int, batch: int, seed: int) -> Iterator[list[int]]:
     while True:
         order = random.permutation(count).tolist()
         yield from (order[at : at + batch] for at in range(0, count - batch + 1, batch))
-
-
-def scores(discriminator: Discriminator, exchanges: Sequence[Exchange]) -> list[float]:
-    with torch.no_grad():
-        found: list[float] = discriminator(packed(exchanges).to(DEVICE)).tolist()
-    return found
-
-
-def best(discriminator: Discriminator, drawn: Sequence[Sequence[Exchange]], count: int) -> list[Exchange]:
-    """Of the first `count` replies to each history one, drawn by the softmax of their scores."""
-    random = np.random.default_rng(count)
-    return [own[drawn_by_softmax(scores(discriminator, own[:count]), random)] for own in drawn]
 
 
 def say(phase: str, **figures: float) -> None:

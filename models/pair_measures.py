@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.discriminator import Discriminator, hidden_states, sequence_ends
+from models.discriminator import Discriminator, drawn_by_softmax, hidden_states, sequence_ends
 from models.engine import TorchEngine
 from models.generation import drawn_replies
 from models.loss import log_probabilities
@@ -79,9 +79,7 @@ class Judges:
             "fresh_accuracy": round(self._fresh(pairs), 4),
             "length_accuracy": round(length_accuracy(pairs[::2], pairs[1::2]), 4),
             "frechet_distance": round(frechet_distance(self._embedded_reals, embeddings(self._base, own)), 4),
-            "distinct_1": round(distinct(replies, 1), 4),
-            "distinct_2": round(distinct(replies, 2), 4),
-            "self_bleu": round(self_bleu(replies), 4),
+            **diversity(replies),
         }
 
     def controls(self, vocabulary: int) -> dict[str, float]:
@@ -121,6 +119,19 @@ def drawn_to(
     return found
 
 
+def scores_of(discriminator: Discriminator, exchanges: Sequence[Exchange]) -> list[float]:
+    """A discriminator's logit of each."""
+    with torch.no_grad():
+        found: list[float] = discriminator(packed(exchanges).to(discriminator.score.weight.device)).tolist()
+    return found
+
+
+def best_of(discriminator: Discriminator, drawn: Sequence[Sequence[Exchange]], seed: int) -> list[Exchange]:
+    """Of the replies to each history one, drawn by the softmax of their scores, as the endpoint does."""
+    random = np.random.default_rng(seed)
+    return [own[drawn_by_softmax(scores_of(discriminator, own), random)] for own in drawn]
+
+
 def length_accuracy(pairs: Pairs, tests: Pairs) -> float:
     """The same of one that sees the replies' lengths alone, and has learned from `pairs` which is the longer one as a
     rule; it guesses where both are as long.
@@ -154,6 +165,12 @@ def self_bleu(replies: Sequence[Sequence[int]], most: int = 200) -> float:
     bleu = BLEU(tokenize="none", effective_order=True)
     scores = [bleu.sentence_score(text, texts[:at] + texts[at + 1 :]).score for at, text in enumerate(texts)]
     return float(sum(scores) / len(scores) / 100)
+
+
+def diversity(replies: Sequence[Sequence[int]]) -> dict[str, float]:
+    """distinct-1, distinct-2 and self-BLEU."""
+    found = {"distinct_1": distinct(replies, 1), "distinct_2": distinct(replies, 2), "self_bleu": self_bleu(replies)}
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def embeddings(model: Any, exchanges: Sequence[Exchange]) -> torch.Tensor:

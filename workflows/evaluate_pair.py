@@ -54,10 +54,10 @@ def _measure(
 
     from models.objectives.adversarial import exchange_of
     from models.pair_measures import (
-        distinct,
+        best_of,
+        diversity,
         reply_log_probabilities,
         reranked_log_probabilities,
-        self_bleu,
     )
     from workflows.corpus import open_split
 
@@ -107,14 +107,13 @@ def _measure(
     for temperature in settings.temperatures:
         own = drawn if temperature == 1.0 else players.drawn(settings.best_of, temperature)
         add(GENERATOR, temperature, [some[0] for some in own])
-        add(f"best of {settings.best_of}", temperature, players.best([some[: settings.best_of] for some in own]))
+        chosen = best_of(players.discriminator, [some[: settings.best_of] for some in own], _SEED)
+        add(f"best of {settings.best_of}", temperature, chosen)
         if players.continued is not None:
             likely = players.drawn(1, temperature, players.continued)
             add(LIKELIHOOD, temperature, [some[0] for some in likely])
     found["controls"] = players.judges.controls(players.vocabulary)
-    real = [real.reply for real in reals]
-    found["real"] = {f"distinct_{n}": round(distinct(real, n), 4) for n in (1, 2)}
-    found["real"]["self_bleu"] = round(self_bleu(real), 4)
+    found["real"] = diversity([real.reply for real in reals])
     return found
 
 
@@ -175,30 +174,12 @@ class Players:
         most = self._objective.max_reply_tokens
         return drawn_to(self._reals, model or self.generator, count, most, self._ends, temperature, _SEED)
 
-    def scores(self, exchanges: list[Exchange]) -> list[float]:
-        """The pair's own discriminator of each."""
-        import torch
-
-        from models.objectives.adversarial import packed
-
-        with torch.no_grad():
-            batch = packed(exchanges).to(self.generator.device)
-            found: list[float] = self.discriminator(batch).tolist()
-        return found
-
     def accuracy(self, drawn: Replies) -> float:
         """Of the pair's own discriminator, on the first reply to each history."""
-        pairs = [self.scores([real, own[0]]) for real, own in zip(self._reals, drawn, strict=True)]
+        from models.pair_measures import scores_of
+
+        pairs = [scores_of(self.discriminator, [real, own[0]]) for real, own in zip(self._reals, drawn, strict=True)]
         return sum(real > own for real, own in pairs) / len(pairs)
-
-    def best(self, drawn: Replies) -> list[Exchange]:
-        """Of the replies to each history one, drawn by the softmax of their scores, as the endpoint does."""
-        import numpy as np
-
-        from models.discriminator import drawn_by_softmax
-
-        random = np.random.default_rng(_SEED)
-        return [own[drawn_by_softmax(self.scores(own), random)] for own in drawn]
 
 
 def pair_text(found: dict[str, Any]) -> list[str]:
