@@ -2,9 +2,9 @@
 
     python benchmarks/shared_history.py
 
-SmolLM2 as a discriminator on one thread: a training step over four histories with 1 and with 4 drawn replies beside
-each real one, and the scores of 8 replies to one prompt, as `best_of` asks for. Both sides in turns, CPU seconds, the
-median of three. The last line is one JSON object.
+SmolLM2 on one thread: as a discriminator a training step over four histories with 1 and with 4 drawn replies beside
+each real one, and the scores of 8 replies to one prompt, as `best_of` asks for; and a step of DPO. Both sides in
+turns, CPU seconds, the median of three. The last line is one JSON object.
 """
 
 import json
@@ -21,6 +21,7 @@ from models.base import BUILTIN_SMOLLM2, load_model, resolve
 from models.discriminator import Discriminator
 from models.engine import TorchEngine
 from models.objectives.adversarial import Discriminate, Exchange, packed
+from models.objectives.preference import Dpo
 from models.packing import PackedBatch, pack
 
 TIMES = 3
@@ -39,9 +40,13 @@ def exchanges(histories: int, history_tokens: int, replies: int, reply_tokens: i
     ]
 
 
-def compare(name: str, some: list[Exchange], weight: int, work: Callable[[PackedBatch], Any]) -> dict[str, float]:
+def compare(
+    name: str, some: list[Exchange], weight: int, work: Callable[[PackedBatch], Any],
+    values: dict[str, torch.Tensor] | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Seconds of both, and how many times more the other takes."""
-    batches = {"once": packed(some, weight), "each": pack([exchange.sequence for exchange in some], weight)}
+    sequences = [exchange.sequence for exchange in some]
+    batches = {"once": packed(some, weight, values), "each": pack(sequences, weight, values)}
     seconds: dict[str, list[float]] = {side: [] for side in batches}
     for _ in range(TIMES):
         for side, batch in batches.items():
@@ -78,6 +83,10 @@ def main() -> None:
     for drawn in (1, 4):
         some = exchanges(4, 60, 2 * drawn, 14)  # each drawn one has the real one beside it
         found[f"step_{drawn}"] = compare(f"a step of 4 histories of 60, {drawn} pairs each", some, 4 * drawn, learn)
+    engine = TorchEngine(adapter, Dpo())
+    reference = {"reference": torch.zeros(4, 2)}
+    some = exchanges(4, 120, 2, 60)
+    found["dpo"] = compare("a step of DPO, 4 prompts of 120 with replies of 60", some, 4, learn, reference)
     print(json.dumps(found))
 
 

@@ -4,6 +4,7 @@ encoded = encode_conversation(tokenizer, messages)   # training and scoring
 prompt_ids = encode_prompt(tokenizer, messages)      # evaluation and serving
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -34,6 +35,13 @@ class EncodedConversation:
 
     input_ids: list[int]
     supervised: list[bool]
+
+
+def common_prompt(one: EncodedConversation, other: EncodedConversation) -> int:
+    """How many tokens both begin with alike, before the first one of either that is supervised."""
+    tokens = zip(one.input_ids, one.supervised, other.input_ids, other.supervised, strict=False)
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[2] and not pair[1] and not pair[3], tokens)
+    return sum(1 for _ in alike)
 
 
 class ChatTemplateError(ValueError):

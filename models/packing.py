@@ -94,31 +94,39 @@ def pack(
 
 
 def pack_replies(
-    exchanges: Sequence[tuple[Sequence[int], Sequence[int]]],
+    exchanges: Sequence[tuple[Sequence[int], Sequence[int], Sequence[bool]]],
     weight: int | None = None,
     values: dict[str, torch.Tensor] | None = None,
 ) -> PackedBatch:
-    """Conversations, each as (history, reply), whose replies are supervised; the weight is their number. A history
-    that neighbours have in common stands in the row, and is read, once.
+    """Conversations, each as (history, reply, supervised): which of the reply's tokens are; the weight is their
+    number. A history that neighbours have in common stands in the row, and is read, once.
     """
     pieces: list[Sequence[int]] = []
     prefixes: list[int] = []
-    for number, (history, reply) in enumerate(exchanges):
-        if not number or list(history) != list(exchanges[number - 1][0]):
+    replies: list[int] = []
+    for number, (history, reply, _) in enumerate(exchanges):
+        if len(history) and (not number or list(history) != list(exchanges[number - 1][0])):
             prefix = len(pieces)
             pieces.append(history)
             prefixes.append(-1)
+        replies.append(len(pieces))
         pieces.append(reply)
-        prefixes.append(prefix)
+        prefixes.append(prefix if len(history) else -1)
     lengths = [len(piece) for piece in pieces]
     ends = np.cumsum(lengths).tolist()
     input_ids = np.concatenate([np.asarray(piece, dtype=np.int64) for piece in pieces])
-    positions, places, predictors = [], [], []
-    for end, length, prefix in zip(ends, lengths, prefixes, strict=True):
-        positions.append(np.arange(length) + (lengths[prefix] if prefix >= 0 else 0))
-        if prefix >= 0:
-            places.append(np.arange(end - length, end))
-            predictors.append(np.concatenate([[ends[prefix] - 1], places[-1]])[:-1])
+    positions = [
+        np.arange(length) + (lengths[prefix] if prefix >= 0 else 0)
+        for length, prefix in zip(lengths, prefixes, strict=True)
+    ]
+    places, predictors = [], []
+    for piece, (_, _, supervised) in zip(replies, exchanges, strict=True):
+        marks = np.asarray(supervised, dtype=bool)
+        if prefixes[piece] < 0:
+            marks[:1] = False  # nothing is before it
+        own = np.arange(ends[piece] - lengths[piece], ends[piece])
+        places.append(own[marks])
+        predictors.append(np.concatenate([[ends[prefixes[piece]] - 1], own])[:-1][marks])
     target_positions = np.concatenate(places)
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids)[None],

@@ -10,7 +10,7 @@ What a line must be depends on `train.objective`. Of a preference pair, `input_i
 the prompt with the chosen reply, `other_input_ids` and `other_supervised` the prompt with the rejected one. Of a
 judged reply (KTO) the first are the prompt with this reply, the others the prompt with a reply to another prompt of
 the same file (`workflows.conversations.mismatched_replies`, over blocks of 512 lines). In both only the last reply is
-supervised, and the prompt alone decides the split.
+supervised, the prompt counts once in `num_tokens`, as it is read once, and it alone decides the split.
 """
 
 import functools
@@ -26,7 +26,7 @@ import ray
 import ray.data
 
 from models.base import load_tokenizer, resolve
-from models.chat import EncodedConversation, Message, encode_conversation
+from models.chat import EncodedConversation, Message, common_prompt, encode_conversation
 from models.files import open_lines, open_uri
 from workflows.cluster import watching
 from workflows.conversations import mismatched_replies, parse_conversation, parse_judged, parse_pair
@@ -194,15 +194,16 @@ def _encode_line(
     content = json.dumps(messages, ensure_ascii=False)
     prompt = content if other is None else json.dumps(messages[:-1], ensure_ascii=False)
     sequences = [_cut(tokenizer, it, max_length, other is not None) for it in (messages, other) if it is not None]
+    encoded = [each for each, _ in sequences]
     columns = ("input_ids", "supervised"), ("other_input_ids", "other_supervised")
     row: dict[str, Any] = {}
-    for names, (encoded, _) in zip(columns, sequences, strict=False):
-        row |= dict(zip(names, (encoded.input_ids, encoded.supervised), strict=True))
+    for names, each in zip(columns, encoded, strict=False):
+        row |= dict(zip(names, (each.input_ids, each.supervised), strict=True))
     return {
         **row,
         "desirable": desirable,
-        "num_tokens": sum(len(encoded.input_ids) for encoded, _ in sequences),
-        "num_targets": sum(sum(encoded.supervised[1:]) for encoded, _ in sequences),
+        "num_tokens": sum(len(each.input_ids) for each in encoded) - (common_prompt(*encoded) if other else 0),
+        "num_targets": sum(sum(each.supervised[1:]) for each in encoded),
         "truncated": any(is_cut for _, is_cut in sequences),
         "messages": content,
         "split": HELD_OUT if _falls(prompt) < held_out_share else TRAIN,

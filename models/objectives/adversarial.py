@@ -70,7 +70,7 @@ def packed(
     exchanges: Sequence[Exchange], weight: int | None = None, values: dict[str, torch.Tensor] | None = None
 ) -> PackedBatch:
     """Neighbours with the same history read it once."""
-    return pack_replies([(exchange.history, exchange.reply) for exchange in exchanges], weight, values)
+    return pack_replies([(each.history, each.reply, [True] * len(each.reply)) for each in exchanges], weight, values)
 
 
 def exchange_of(row: dict[str, Any], max_reply_tokens: int, choose: Callable[[int], int]) -> Exchange:

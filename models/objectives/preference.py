@@ -4,8 +4,8 @@ Notation: log p(y) is the sum of the log-probabilities of a reply's supervised t
 |y| their number, r(y) = log p(y) - log p_ref(y) against the stored values of the reference model, s the logistic
 function. A pair has a chosen reply y_w and a rejected one y_l to the same prompt.
 
-A row's two sequences are packed one after the other: chosen, rejected, chosen, rejected... Columns that begin with
-`other_` belong to the second one.
+A row's two sequences are packed one after the other: chosen, rejected, chosen, rejected... Their prompt stands there
+once (models/packing.py). Columns that begin with `other_` belong to the second one.
 
 Shape suffixes: E examples in a batch; 2E sequences.
 """
@@ -16,9 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from models.chat import EncodedConversation, common_prompt
 from models.loss import log_probabilities
-from models.packing import PackedBatch, pack
+from models.packing import PackedBatch, pack_replies
 
+_WHICH = ("", "other_")
 _SEQUENCES = ("input_ids", "supervised", "other_input_ids", "other_supervised")
 _REFERENCE = ("reference_log_probability", "other_reference_log_probability")
 
@@ -30,12 +32,14 @@ def sequence_log_probabilities(model: Any, batch: PackedBatch) -> torch.Tensor:
 
 
 def pack_both(rows: Sequence[dict[str, Any]], values: dict[str, torch.Tensor] | None = None) -> PackedBatch:
-    """Both sequences of every row in one packed batch, which weighs as much as it has rows."""
+    """Both sequences of every row in one packed batch, which weighs as many as its rows; a prompt is read once."""
     sequences = []
     for row in rows:
-        sequences.append((row["input_ids"], row["supervised"]))
-        sequences.append((row["other_input_ids"], row["other_supervised"]))
-    return pack(sequences, weight=len(rows), values=values)
+        one, other = (EncodedConversation(row[f"{which}input_ids"], row[f"{which}supervised"]) for which in _WHICH)
+        prompt = common_prompt(one, other)
+        for each in (one, other):
+            sequences.append((each.input_ids[:prompt], each.input_ids[prompt:], each.supervised[prompt:]))
+    return pack_replies(sequences, weight=len(rows), values=values)
 
 
 def reference_values(model: Any, rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:

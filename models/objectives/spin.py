@@ -29,8 +29,8 @@ def own_pairs(
         sequences = [exchange.sequence for exchange in exchanges]
         columns[f"{prefix}input_ids"] = [input_ids for input_ids, _ in sequences]
         columns[f"{prefix}supervised"] = [supervised for _, supervised in sequences]
-    both = list(zip(columns["input_ids"], columns["other_input_ids"], strict=True))
-    columns["num_tokens"] = [len(one) + len(other) for one, other in both]
     columns["num_targets"] = [len(one.reply) + len(other.reply) for one, other in zip(reals, own, strict=True)]
+    both = zip(reals, columns["num_targets"], strict=True)
+    columns["num_tokens"] = [len(real.history) + targets for real, targets in both]
     pairs = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return {**columns, **reference_values(model, pairs)}

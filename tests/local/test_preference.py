@@ -49,6 +49,9 @@ def test_dpo_from_raw_pairs_to_a_scorecard(run, paired):
     assert list(done) == ["prepare", "reference", "train", "evaluate"]
     values = rows_of(store, "reference", done["reference"].key, "values")
     assert len(values) == 200 == done["reference"].figures["conversations"]
+    for row in rows_of(store, "prepare", done["prepare"].key, "corpus"):
+        replies = sum(row["supervised"]) + sum(row["other_supervised"])
+        assert row["num_tokens"] == row["supervised"].index(True) + replies  # the prompt counts once
     assert all(row["reference_log_probability"] < 0 for row in values)
     steps = history(store, done["train"])
     assert steps[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
@@ -147,6 +150,7 @@ def test_a_model_learns_from_its_own_replies(run, tiny):
     done, store = run("train", tiny)
     pairs = rows_of(store, "reference", done["reference"].key, "values")
     assert all(row["input_ids"] != row["other_input_ids"] for row in pairs)
+    assert all(row["num_tokens"] == row["supervised"].index(True) + row["num_targets"] for row in pairs)
     steps = history(store, done["train"])
     assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
     assert steps[-1]["accuracy"] > 0.95

@@ -19,20 +19,26 @@ from models.packing import pack
 
 Row = dict[str, Any]
 VOCABULARY = 200
+SEQUENCES = ("input_ids", "other_input_ids")
 
 
 @pytest.fixture
 def rows() -> list[Row]:
-    """Three rows with everything in them that some objective reads."""
+    """Three rows with everything in them that some objective reads; the last one's replies have a prompt each."""
     draw = random.Random(0)
 
-    def sequence() -> tuple[list[int], list[bool]]:
-        prompt, reply = draw.randrange(2, 9), draw.randrange(1, 12)
-        return [draw.randrange(VOCABULARY) for _ in range(prompt + reply)], [False] * prompt + [True] * reply
+    def tokens(most: int) -> list[int]:
+        return [draw.randrange(VOCABULARY) for _ in range(draw.randrange(2, most))]
+
+    def sequence(prompt: list[int]) -> tuple[list[int], list[bool]]:
+        reply = tokens(12)
+        return prompt + reply, [False] * len(prompt) + [True] * len(reply)
 
     made = []
     for index in range(3):
-        (ids, supervised), (other_ids, other_supervised) = sequence(), sequence()
+        prompt = tokens(9)
+        ids, supervised = sequence(prompt)
+        other_ids, other_supervised = sequence(tokens(9) if index == 2 else prompt)
         made.append(
             {
                 "input_ids": ids, "supervised": supervised,
@@ -43,6 +49,11 @@ def rows() -> list[Row]:
             }
         )  # fmt: skip
     return made
+
+
+def shared(rows: list[Row]) -> int:
+    """Tokens of the first two rows' prompts."""
+    return sum(row["supervised"].index(True) for row in rows[:2])
 
 
 def plain_log_p(model: Any, ids: list[int], supervised: list[bool]) -> tuple[torch.Tensor, int]:
@@ -147,7 +158,8 @@ def test_preference_losses_are_the_papers(
     assert objective.per_example
     assert set(objective.columns) <= set(rows[0])
     batch = objective.batch([{column: row[column] for column in objective.columns} for row in rows])
-    assert (batch.weight, len(batch.sequence_lengths)) == (3, 6)
+    assert (batch.weight, batch.num_sequences) == (3, 6)
+    assert batch.input_ids.shape[1] == sum(len(row[name]) for row in rows for name in SEQUENCES) - shared(rows)
     loss, figures = objective.loss_sum(packed, batch)
     expected, margins = plain(model, rows, **options)
     check_same(model, loss, expected, packed)

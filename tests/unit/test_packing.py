@@ -102,19 +102,22 @@ def test_pack_starts_every_conversation_anew() -> None:
     assert (batch.predictors.tolist(), batch.targets.tolist()) == ([1, 3], [7, 9])
 
 
-EXCHANGES = [([1, 2, 3], [4, 5]), ([1, 2, 3], [6, 7, 8]), ([9, 10], [4]), ([1, 2, 3], [4]), ([1, 2, 3], [7])]
+EXCHANGES = [
+    ([1, 2, 3], [4, 5], [True, True]), ([1, 2, 3], [6, 7, 8], [True, False, True]), ([9, 10], [4], [True]),
+    ([1, 2, 3], [4], [True]), ([1, 2, 3], [7], [True]), ([], [8, 9], [True, True]),
+]  # fmt: skip
 
 
 def test_a_history_that_neighbours_have_in_common_stands_in_the_row_once() -> None:
-    batch = pack_replies([*EXCHANGES[:3], ([9, 10], []), ([9, 10], [5, 6])])
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 4, 5, 6]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2, 2, 3]]
-    assert (batch.sequence_lengths, batch.prefixes) == ([3, 2, 3, 2, 1, 0, 2], [-1, 0, 0, -1, 3, 3, 3])
-    assert batch.predictors.tolist() == [2, 3, 2, 5, 6, 9, 9, 11]
-    assert batch.target_positions.tolist() == [3, 4, 5, 6, 7, 10, 11, 12]
-    assert batch.targets.tolist() == [4, 5, 6, 7, 8, 4, 5, 6]
-    assert batch.target_sequences.tolist() == [0, 0, 1, 1, 1, 2, 4, 4]
-    assert (batch.num_sequences, batch.weight) == (5, 5)
+    batch = pack_replies([*EXCHANGES[:3], ([9, 10], [], []), ([9, 10], [5, 6], [True, True]), EXCHANGES[-1]])
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 4, 5, 6, 8, 9]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2, 2, 3, 0, 1]]
+    assert (batch.sequence_lengths, batch.prefixes) == ([3, 2, 3, 2, 1, 0, 2, 2], [-1, 0, 0, -1, 3, 3, 3, -1])
+    assert batch.predictors.tolist() == [2, 3, 2, 6, 9, 9, 11, 13]
+    assert batch.target_positions.tolist() == [3, 4, 5, 7, 10, 11, 12, 14]
+    assert batch.targets.tolist() == [4, 5, 6, 8, 4, 5, 6, 9]
+    assert batch.target_sequences.tolist() == [0, 0, 1, 1, 2, 4, 4, 5]
+    assert (batch.num_sequences, batch.weight) == (6, 6)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "lstm"])
@@ -134,7 +137,7 @@ def test_what_is_read_once_changes_nothing(kind: str, tiny_llama: Path, tiny_gpt
     model.set_attn_implementation(PACKED_ATTENTION)
     model.eval()
     one_by_one = pack(
-        [([*history, *reply], [False] * len(history) + [True] * len(reply)) for history, reply in EXCHANGES]
+        [([*history, *reply], [False] * len(history) + supervised) for history, reply, supervised in EXCHANGES]
     )
     with torch.inference_mode():  # what is kept of it must do for a gradient
         log_probabilities(model, pack_replies(EXCHANGES))
