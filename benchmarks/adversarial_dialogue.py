@@ -238,11 +238,11 @@ class Run:
                 rows.append(self.row(name, temperature, judges, lambda: [own[0] for own in drawn]))  # noqa: B023
                 if name == LIKELIHOOD:
                     likeliest = drawn
+            groups = [[real, *own] for real, own in zip(self.tests, likeliest, strict=True)]
+            scores = self.kept(f"scores {temperature}", lambda: scores_of(discriminator, groups))  # noqa: B023
             for n in BEST_OF:
-                first = [own[:n] for own in likeliest]
-                choose = functools.partial(best_of, discriminator, first, seed=n)
-                rows.append(self.row(f"best of {n}", temperature, judges, choose))
-        right = [scores_of(discriminator, [own[0], each]) for own, each in zip(likeliest, self.tests, strict=True)]
+                first, by = [own[:n] for own in likeliest], [some[1 : n + 1] for some in scores]
+                rows.append(self.row(f"best of {n}", temperature, judges, functools.partial(best_of, first, by, n)))
         return {
             "histories": len(self.tests),
             "training_exchanges": len(self.training),
@@ -253,7 +253,7 @@ class Run:
                 name: round(self.kept(f"{name} loss", lambda: self.loss(self.model(weights), self.tests)), 4)  # noqa: B023
                 for name, weights in models.items()
             },
-            "discriminator_accuracy": round(sum(own < each for own, each in right) / len(right), 4),
+            "discriminator_accuracy": round(sum(some[0] > some[1] for some in scores) / len(scores), 4),
             "replies": rows,
             "controls": self.kept("controls", lambda: judges.controls(self._vocabulary)),
             "real": diversity([exchange.reply for exchange in self.tests]),

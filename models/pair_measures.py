@@ -119,17 +119,17 @@ def drawn_to(
     return found
 
 
-def scores_of(discriminator: Discriminator, exchanges: Sequence[Exchange]) -> list[float]:
-    """A discriminator's logit of each."""
+def scores_of(discriminator: Discriminator, groups: Sequence[Sequence[Exchange]]) -> list[list[float]]:
+    """A discriminator's logit of each reply; a group has those to one history."""
+    device = discriminator.score.weight.device
     with torch.no_grad():
-        found: list[float] = discriminator(packed(exchanges).to(discriminator.score.weight.device)).tolist()
-    return found
+        return [discriminator(packed(group).to(device)).tolist() for group in groups]
 
 
-def best_of(discriminator: Discriminator, drawn: Sequence[Sequence[Exchange]], seed: int) -> list[Exchange]:
+def best_of(drawn: Sequence[Sequence[Exchange]], scores: Sequence[Sequence[float]], seed: int) -> list[Exchange]:
     """Of the replies to each history one, drawn by the softmax of their scores, as the endpoint does."""
     random = np.random.default_rng(seed)
-    return [own[drawn_by_softmax(scores_of(discriminator, own), random)] for own in drawn]
+    return [own[drawn_by_softmax(some, random)] for own, some in zip(drawn, scores, strict=True)]
 
 
 def length_accuracy(pairs: Pairs, tests: Pairs) -> float:
@@ -203,20 +203,16 @@ def reply_log_probabilities(model: Any, exchanges: Sequence[Exchange]) -> torch.
 
 
 def reranked_log_probabilities(
-    model: Any, discriminator: Discriminator, reals: Sequence[Exchange], drawn: Sequence[Sequence[Exchange]]
+    model: Any, reals: Sequence[Exchange], scores: Sequence[Sequence[float]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """float64 [histories] twice: log p(y*|h), and log p(y*|h) + D(h, y*) - log Z(h), the pair as one model (a
-    residual energy-based model, Deng et al. 2020, arXiv:2004.11714).
+    residual energy-based model, Deng et al. 2020, arXiv:2004.11714). `scores`: for each history D of the real reply,
+    then of n drawn from p.
 
     Z is the mean of exp(D) over the n replies drawn from p and the real one itself. With that among them the gain is
     at most log(n + 1), and its mean no more than the divergence of p from the data, whatever D says: an estimate
     without it would be too high.
     """
-    gains = []
-    with torch.no_grad():
-        for real, own in zip(reals, drawn, strict=True):
-            both = packed([real, *own]).to(model.device)
-            scores = discriminator(both).double()
-            gains.append(float(scores[0] - scores.logsumexp(0)) + math.log(len(scores)))
+    logits = torch.tensor(scores, dtype=torch.float64)
     log_p = reply_log_probabilities(model, reals)
-    return log_p, log_p + torch.tensor(gains, dtype=torch.float64)
+    return log_p, log_p + logits.log_softmax(dim=1)[:, 0] + math.log(logits.shape[1])

@@ -58,6 +58,7 @@ def _measure(
         diversity,
         reply_log_probabilities,
         reranked_log_probabilities,
+        scores_of,
     )
     from workflows.corpus import open_split
 
@@ -73,16 +74,18 @@ def _measure(
     players = Players(spec, store, checkpoint, reals, board)
     models = 2 if players.continued is None else 3
     board.post.remote(total=models * len(settings.temperatures) + 2)
-    drawn = players.drawn(max(settings.best_of, settings.candidates), 1.0)
-    candidates = [some[: settings.candidates] for some in drawn]
-    log_p, reranked = reranked_log_probabilities(players.generator, players.discriminator, reals, candidates)
+    n = settings.best_of
+    drawn = players.drawn(max(n, settings.candidates), 1.0)
+    scores = scores_of(players.discriminator, [[real, *own] for real, own in zip(reals, drawn, strict=True)])
+    candidates = [some[: 1 + settings.candidates] for some in scores]
+    log_p, reranked = reranked_log_probabilities(players.generator, reals, candidates)
     tokens = sum(len(real.reply) for real in reals)
     found: dict[str, Any] = {
         "histories": len(reals),
         "loss": round(-float(log_p.sum()) / tokens, 4),
         "reranked_loss": round(-float(reranked.sum()) / tokens, 4),
         "candidates": settings.candidates,
-        "discriminator_accuracy": round(players.accuracy(drawn), 4),
+        "discriminator_accuracy": round(sum(some[0] > some[1] for some in scores) / len(scores), 4),
     }
     found["verdict"] = (
         f"the discriminator lowers the held-out loss by {found['loss'] - found['reranked_loss']:.4f} nats a token"
@@ -105,10 +108,13 @@ def _measure(
         found["replies"].append({"model": model, "temperature": temperature, **players.judges.of(own)})
 
     for temperature in settings.temperatures:
-        own = drawn if temperature == 1.0 else players.drawn(settings.best_of, temperature)
+        if temperature == 1.0:
+            own, by = [some[:n] for some in drawn], [some[1 : n + 1] for some in scores]
+        else:
+            own = players.drawn(n, temperature)
+            by = scores_of(players.discriminator, own)
         add(GENERATOR, temperature, [some[0] for some in own])
-        chosen = best_of(players.discriminator, [some[: settings.best_of] for some in own], _SEED)
-        add(f"best of {settings.best_of}", temperature, chosen)
+        add(f"best of {n}", temperature, best_of(own, by, _SEED))
         if players.continued is not None:
             likely = players.drawn(1, temperature, players.continued)
             add(LIKELIHOOD, temperature, [some[0] for some in likely])
@@ -173,13 +179,6 @@ class Players:
 
         most = self._objective.max_reply_tokens
         return drawn_to(self._reals, model or self.generator, count, most, self._ends, temperature, _SEED)
-
-    def accuracy(self, drawn: Replies) -> float:
-        """Of the pair's own discriminator, on the first reply to each history."""
-        from models.pair_measures import scores_of
-
-        pairs = [scores_of(self.discriminator, [real, own[0]]) for real, own in zip(self._reals, drawn, strict=True)]
-        return sum(real > own for real, own in pairs) / len(pairs)
 
 
 def pair_text(found: dict[str, Any]) -> list[str]:

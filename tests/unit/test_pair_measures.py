@@ -17,6 +17,7 @@ from models.pair_measures import (
     length_accuracy,
     reply_log_probabilities,
     reranked_log_probabilities,
+    scores_of,
     self_bleu,
 )
 
@@ -99,11 +100,11 @@ def test_embeddings_are_the_last_hidden_states() -> None:
 def test_the_pair_as_one_model() -> None:
     model, discriminator = lstm(0), Discriminator(lstm(1)).eval()
     reals = exchanges(3, 0)
-    drawn = [[Exchange(real.history, [5, number, 0]) for number in range(1, 5)] for real in reals]
-    log_p, reranked = reranked_log_probabilities(model, discriminator, reals, drawn)
+    groups = [[real, *(Exchange(real.history, [5, number, 0]) for number in range(1, 5))] for real in reals]
+    log_p, reranked = reranked_log_probabilities(model, reals, scores_of(discriminator, groups))
     with torch.no_grad():
         discriminator.score.weight.zero_()
-    _, without = reranked_log_probabilities(model, discriminator, reals, drawn)
+    _, without = reranked_log_probabilities(model, reals, scores_of(discriminator, groups))
     torch.testing.assert_close(without, log_p)
     assert bool((reranked - log_p <= math.log(5) + 1e-9).all())
     assert not torch.allclose(reranked, log_p)
