@@ -47,8 +47,8 @@ def drawn_replies(
     draws = np.stack([np.random.default_rng(list(seed)).random((num_replies, max_new_tokens)) for seed in seeds])
     numbers = torch.from_numpy(draws).view(-1, max_new_tokens).to(model.device)
 
-    def choose(logits: torch.Tensor, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        token = _draw(logits, temperature, numbers[:, step])
+    def choose(logits: torch.Tensor, step: int, rows: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        token = _draw(logits, temperature, numbers[rows, step])
         return token, {"input_ids": token[:, None]}
 
     with torch.inference_mode():
@@ -62,17 +62,19 @@ def chosen_replies(
     num_replies: int,
     max_new_tokens: int,
     end_tokens: Sequence[int],
-    choose: Callable[[torch.Tensor, int], tuple[torch.Tensor, dict[str, torch.Tensor]]],
+    choose: Callable[[torch.Tensor, int, torch.Tensor], tuple[torch.Tensor, dict[str, torch.Tensor]]],
 ) -> list[list[int]]:
     """`num_replies` to each prompt, prompt by prompt, each up to and with its first end token.
 
-    `choose(logits [B, V], step)` gives the next token of each reply, int64 [B], and what the model reads for it: an
-    argument of its forward, `input_ids` [B, 1] or `inputs_embeds` [B, 1, H].
+    `choose(logits [B, V], step, rows)` gives the next token of replies number `rows`, int64 [B], and what the model
+    reads for them: an argument of its forward, `input_ids` [B, 1] or `inputs_embeds` [B, 1, H]. Replies that have
+    ended are left out once they are a quarter of the rest.
     """
     plain = getattr(model, "module", model)  # DeepSpeed's engine has the model inside
     ids, mask = _padded(prompts, end_tokens[0], plain.device)
     ends = torch.tensor(list(end_tokens), device=plain.device)
-    chosen: list[torch.Tensor] = []
+    rows = torch.arange(len(prompts) * num_replies, device=plain.device)
+    chosen = torch.full((len(rows), max_new_tokens), end_tokens[0], device=plain.device)
     with evaluating(plain, "sdpa"):
         output = model(
             input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1
@@ -80,20 +82,26 @@ def chosen_replies(
         logits, cache = output.logits[:, -1].repeat_interleave(num_replies, 0), output.past_key_values
         cache.batch_repeat_interleave(num_replies)
         mask = mask.repeat_interleave(num_replies, 0)
-        has_ended = torch.zeros(len(mask), dtype=torch.bool, device=plain.device)
+        goes_on = torch.ones(len(rows), dtype=torch.bool, device=plain.device)
         for step in range(max_new_tokens):
-            token, read = choose(logits, step)
-            chosen.append(token)
-            has_ended |= torch.isin(token, ends)
-            if step == max_new_tokens - 1 or bool(has_ended.all()):
+            token, read = choose(logits, step, rows)
+            chosen[rows, step] = token
+            goes_on &= ~torch.isin(token, ends)
+            number = int(goes_on.sum())
+            if step == max_new_tokens - 1 or not number:
                 break
+            if number <= 0.75 * len(rows):
+                kept = goes_on.nonzero()[:, 0]
+                rows, mask, goes_on = rows[kept], mask[kept], goes_on[kept]
+                read = {name: value[kept] for name, value in read.items()}
+                cache.batch_select_indices(kept)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             output = model(
                 **read, attention_mask=mask, position_ids=_positions(mask)[:, -1:], past_key_values=cache,
                 use_cache=True, logits_to_keep=1,
             )  # fmt: skip
             logits = output.logits[:, -1]
-    return [_to_first_end(row, end_tokens) for row in torch.stack(chosen, dim=1).tolist()]
+    return [_to_first_end(row, end_tokens) for row in chosen.tolist()]
 
 
 @contextlib.contextmanager

@@ -54,6 +54,12 @@ class LstmCache(DynamicCache):  # type: ignore[misc]
             h, c = (part.repeat_interleave(repeats, dim=1) for part in self.state)
             self.state = h, c
 
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """These rows alone."""
+        if self.state is not None:
+            h, c = (part.index_select(1, indices) for part in self.state)
+            self.state = h, c
+
 
 class LstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """Embedding, LSTM, and a linear head over the vocabulary.

@@ -132,7 +132,7 @@ def pack_replies(
         input_ids=torch.from_numpy(input_ids)[None],
         position_ids=torch.from_numpy(np.concatenate(positions))[None],
         sequence_lengths=lengths,
-        prefixes=prefixes,
+        prefixes=prefixes if max(prefixes) >= 0 else [],
         predictors=torch.from_numpy(np.concatenate(predictors)),
         target_positions=torch.from_numpy(target_positions),
         targets=torch.from_numpy(input_ids[target_positions]),

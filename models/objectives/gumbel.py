@@ -46,16 +46,19 @@ class SoftBatch:
 
 
 def soft_replies(model: Any, batch: SoftBatch) -> tuple[torch.Tensor, list[list[int]]]:
-    """float [B, T, V]: one-hot replies with a gradient; and their tokens, each up to and with its first end token."""
+    """float [B, T, V]: one-hot replies with a gradient, with something after their ends, too; and their tokens, each
+    up to and with its first end token.
+    """
     histories = [real.history for real in batch.reals]
     embedded = getattr(model, "module", model).get_input_embeddings().weight
     drawn: list[torch.Tensor] = []
 
-    def choose(logits: torch.Tensor, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        soft = torch.softmax(logits.float() + batch.noise[:, step], dim=-1)
+    def choose(logits: torch.Tensor, step: int, rows: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        soft = torch.softmax(logits.float() + batch.noise[rows, step], dim=-1)
         token = soft.argmax(dim=-1)
-        drawn.append(F.one_hot(token, soft.shape[1]) + soft - soft.detach())
-        return token, {"inputs_embeds": (drawn[-1].to(embedded.dtype) @ embedded)[:, None]}
+        one_hot = F.one_hot(token, soft.shape[1]) + soft - soft.detach()
+        drawn.append(one_hot.new_zeros(len(batch.noise), soft.shape[1]).index_copy(0, rows, one_hot))
+        return token, {"inputs_embeds": (one_hot.to(embedded.dtype) @ embedded)[:, None]}
 
     count, most = len(batch.noise) // len(histories), batch.noise.shape[1]
     replies = chosen_replies(model, histories, count, most, batch.end_tokens, choose)

@@ -112,11 +112,21 @@ def test_what_is_drawn_for_a_prompt_depends_on_its_seed_alone(kind: str, request
     model = small_lstm() if folder is None else load_model(folder, torch.float32, PACKED_ATTENTION)
     model.train()
     prompts, seeds = [[5, 6, 7, 1], [8, 9], [3]], [(7, 1), (7, 2), (7, 3)]
-    together = drawn_replies(model, prompts, 3, 10, [END], seeds)
+    ends, read = range(0, model.config.vocab_size, 4), []
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    together = drawn_replies(model, prompts, 3, 10, ends, seeds)
+    hook.remove()
     assert together == [
-        drawn_replies(model, [prompt], 3, 10, [END], [seed])[0] for prompt, seed in zip(prompts, seeds, strict=True)
+        drawn_replies(model, [prompt], 3, 10, ends, [seed])[0] for prompt, seed in zip(prompts, seeds, strict=True)
     ]
-    assert len({tuple(reply) for replies in together for reply in replies}) > 5
+    replies = [reply for some in together for reply in some]
+    assert len({tuple(reply) for reply in replies}) > 5
+    assert all((len(reply) == 10 or reply[-1] in ends) and not set(reply[:-1]) & set(ends) for reply in replies)
+    going = [sum(len(reply) > step for reply in replies) for step in range(1, max(map(len, replies)))]
+    assert len(read) == 1 + len(going)
+    assert all(number <= rows <= number / 0.75 for number, rows in zip(going, read[1:], strict=True))
     assert model.training
     assert model.config._attn_implementation == PACKED_ATTENTION
 

@@ -118,6 +118,7 @@ def test_a_history_that_neighbours_have_in_common_stands_in_the_row_once() -> No
     assert batch.targets.tolist() == [4, 5, 6, 8, 4, 5, 6, 9]
     assert batch.target_sequences.tolist() == [0, 0, 1, 1, 2, 4, 4, 5]
     assert (batch.num_sequences, batch.weight) == (6, 6)
+    assert pack_replies(EXCHANGES[-1:]).prefixes == []
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "lstm"])
