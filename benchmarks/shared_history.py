@@ -10,7 +10,7 @@ turns, CPU seconds, the median of three. The last line is one JSON object.
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,26 +27,27 @@ from models.packing import PackedBatch, pack
 TIMES = 3
 
 
-def exchanges(histories: int, history_tokens: int, replies: int, reply_tokens: int) -> list[Exchange]:
+def exchanges(histories: int, history_tokens: int, replies: int, reply_tokens: int) -> list[list[Exchange]]:
+    """For each history its replies, of random tokens."""
     draw = torch.Generator().manual_seed(0)
 
     def tokens(count: int) -> list[int]:
         return torch.randint(100, 40_000, (count,), generator=draw).tolist()
 
     return [
-        Exchange(history, tokens(reply_tokens))
+        [Exchange(history, tokens(reply_tokens)) for _ in range(replies)]
         for history in (tokens(history_tokens) for _ in range(histories))
-        for _ in range(replies)
     ]
 
 
-def compare(
-    name: str, some: list[Exchange], weight: int, work: Callable[[PackedBatch], Any],
-    values: dict[str, torch.Tensor] | None = None,
-) -> dict[str, float]:  # fmt: skip
+def each(some: Sequence[Exchange], weight: int, **values: torch.Tensor) -> PackedBatch:
+    """With its history before each reply."""
+    return pack([exchange.sequence for exchange in some], weight, values)
+
+
+def compare(name: str, once: PackedBatch, each: PackedBatch, work: Callable[[PackedBatch], Any]) -> dict[str, float]:
     """Seconds of both, and how many times more the other takes."""
-    sequences = [exchange.sequence for exchange in some]
-    batches = {"once": packed(some, weight, values), "each": pack(sequences, weight, values)}
+    batches = {"once": once, "each": each}
     seconds: dict[str, list[float]] = {side: [] for side in batches}
     for _ in range(TIMES):
         for side, batch in batches.items():
@@ -72,7 +73,10 @@ def main() -> None:
         with torch.inference_mode():
             return judge(batch)
 
-    found = {"best_of_8": compare("8 replies of 32 tokens to a prompt of 400", exchanges(1, 400, 8, 32), 8, score)}
+    [replies] = exchanges(1, 400, 8, 32)
+    found = {
+        "best_of_8": compare("8 replies of 32 tokens to a prompt of 400", packed(replies), each(replies, 8), score)
+    }
     adapter = adapters.attach(reader, 16, 32.0, 0.0, "all-linear", base=str(folder))
     engine = TorchEngine(Discriminator(adapter), Discriminate())
 
@@ -81,12 +85,16 @@ def main() -> None:
         return engine.update(1e-4)
 
     for drawn in (1, 4):
-        some = exchanges(4, 60, 2 * drawn, 14)  # each drawn one has the real one beside it
-        found[f"step_{drawn}"] = compare(f"a step of 4 histories of 60, {drawn} pairs each", some, 4 * drawn, learn)
+        pairs = [(real, own) for real, *some in exchanges(4, 60, 1 + drawn, 14) for own in some]
+        both = each([exchange for pair in pairs for exchange in pair], len(pairs))
+        both.values["pairs"] = torch.arange(2 * len(pairs)).view(-1, 2)
+        name = f"a step of 4 histories of 60 tokens, {drawn} pairs each"
+        found[f"step_{drawn}"] = compare(name, Discriminate().batch_of(pairs), both, learn)
     engine = TorchEngine(adapter, Dpo())
-    reference = {"reference": torch.zeros(4, 2)}
-    some = exchanges(4, 120, 2, 60)
-    found["dpo"] = compare("a step of DPO, 4 prompts of 120 with replies of 60", some, 4, learn, reference)
+    replies = [reply for some in exchanges(4, 120, 2, 60) for reply in some]
+    values = {"reference": torch.zeros(4, 2)}
+    name = "a step of DPO, 4 prompts of 120 tokens, replies of 60"
+    found["dpo"] = compare(name, packed(replies, 4, values), each(replies, 4, **values), learn)
     print(json.dumps(found))
 
 

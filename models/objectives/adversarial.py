@@ -94,12 +94,22 @@ class Discriminate:
     """L_D over pairs; `accuracy` counts the pairs in which the real reply has the higher score."""
 
     def batch_of(self, pairs: Sequence[tuple[Exchange, Exchange]]) -> PackedBatch:
-        """Pairs of a real and a generated reply, packed one after the other; the batch weighs as much as it has."""
-        return packed([exchange for pair in pairs for exchange in pair], weight=len(pairs))
+        """Pairs of a real and a generated reply; a real one that neighbours have in common is read once. The batch
+        weighs as much as it has pairs.
+        """
+        exchanges: list[Exchange] = []
+        places: list[tuple[int, int]] = []
+        for number, (real, generated) in enumerate(pairs):
+            if not number or real is not pairs[number - 1][0]:
+                place = len(exchanges)
+                exchanges.append(real)
+            exchanges.append(generated)
+            places.append((place, len(exchanges) - 1))
+        return packed(exchanges, weight=len(pairs), values={"pairs": torch.tensor(places)})
 
     def loss_sum(self, model: Any, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
         """`model` is a `models.discriminator.Discriminator`."""
-        real, generated = model(batch).view(-1, 2).unbind(1)
+        real, generated = model(batch)[batch.values["pairs"]].unbind(1)
         margins = real - generated
         detached = margins.detach()
         return -F.logsigmoid(margins).sum(), {

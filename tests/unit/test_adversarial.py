@@ -86,8 +86,10 @@ def test_each_part_of_the_generators_loss_is_its_equation(part: str) -> None:
 
 def test_the_discriminators_loss_is_that_of_pairs() -> None:
     discriminator = Discriminator(small_lstm())
-    pairs = list(zip(REALS, (some[0] for some in OURS), strict=True))
-    loss, figures = Discriminate().loss_sum(discriminator, Discriminate().batch_of(pairs))
+    pairs = [(real, own) for real, some in zip(REALS, OURS, strict=True) for own in some]
+    batch = Discriminate().batch_of(pairs)
+    assert (batch.weight, batch.num_sequences) == (4, 6)
+    loss, figures = Discriminate().loss_sum(discriminator, batch)
     scores = [[float(discriminator(pack([exchange.sequence]))) for exchange in pair] for pair in pairs]
     assert float(loss.detach()) == pytest.approx(sum(-math.log(1 / (1 + math.exp(y - x))) for x, y in scores))
     assert figures["accuracy"] == sum(x > y for x, y in scores)
