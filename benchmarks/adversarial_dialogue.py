@@ -4,9 +4,9 @@
 
 Of each conversation some exchanges are taken: an assistant's reply with the two messages before it, all of them
 short, under a system message of two words (the model's own would be a third of the tokens). Conversations are split,
-so that no held-out exchange has one of its conversation's in training. A LoRA adapter is trained by likelihood to its
-plateau; a discriminator, a second adapter, learns to tell its replies from real ones; then both go on in turns.
-`likelihood continued` is trained from the same point for as many CPU seconds.
+so that no held-out exchange has one of its conversation's in training. A LoRA adapter is trained by likelihood, with
+`--quick` for less than to its plateau; a discriminator, a second adapter, learns to tell its replies from real ones;
+then both go on in turns. `likelihood continued` is trained from the same point for as many CPU seconds.
 
 The table has replies to the held-out histories of the likelihood model, the same continued, the adversarial one, and
 the best of 4 and of 8 of the likelihood model, each at several temperatures: judged by fresh discriminators that
@@ -14,7 +14,7 @@ learn from half of the held-out conversations, and by embeddings (models/pair_me
 shows it.
 
 What is done is kept in the folder, and a run that was interrupted goes on after its last whole phase or row. The last
-line is one JSON object. On two slow cores the sizes of `--quick` take some hours, the others a day.
+line is one JSON object. On two slow cores the sizes of `--quick` take two to three hours, the others a day.
 """
 
 import argparse
@@ -52,7 +52,10 @@ LIKELIHOOD, CONTINUED, ADVERSARIAL = "likelihood", "likelihood continued", "adve
 
 @dataclass(frozen=True)
 class Sizes:
-    histories: int
+    held_out: int
+    """conversations that training never sees"""
+    judged: int
+    """of so many of them the table is made"""
     likelihood_steps: int
     warmup_steps: int
     turns: int
@@ -60,8 +63,10 @@ class Sizes:
     temperatures: tuple[float, ...]
 
 
-FULL = Sizes(1000, likelihood_steps=600, warmup_steps=200, turns=60, fresh_steps=100, temperatures=(0.7, 0.85, 1.0))
-QUICK = Sizes(200, likelihood_steps=120, warmup_steps=40, turns=12, fresh_steps=20, temperatures=(0.7, 1.0))
+FULL = Sizes(
+    1000, 1000, likelihood_steps=600, warmup_steps=200, turns=60, fresh_steps=100, temperatures=(0.7, 0.85, 1.0)
+)
+QUICK = Sizes(1000, 500, likelihood_steps=120, warmup_steps=40, turns=12, fresh_steps=20, temperatures=(0.7, 1.0))
 BATCH, TURN_BATCH, TURN_REPLIES = 16, 8, 4
 RATE, PLAYER_RATE, TURN_RATE = 5e-4, 3e-4, 1e-4
 MEASURE_EVERY = 40
@@ -94,7 +99,8 @@ def exchanges_of(file: Path, tokenizer: Any, held_out: int) -> tuple[list[Exchan
     tests, validation, training = order[:held_out], order[held_out : held_out + 100], order[held_out + 100 :]
     if len(tests) < held_out or not training:
         raise SystemExit(
-            f"{file} has {len(by_conversation)} conversations with short messages; ask for fewer histories"
+            f"{file} has {len(by_conversation)} conversations with short messages; {held_out} are held out, 100 are "
+            "for validation, and the others for training: give a larger file"
         )
     return (
         [encoded(messages) for number in training for messages in by_conversation[number]],
@@ -111,7 +117,8 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer = load_tokenizer(self._base)
         self._ends, self._vocabulary = sorted(end_token_ids(tokenizer)), len(tokenizer)
-        self.training, self.validation, self.tests = exchanges_of(file, tokenizer, sizes.histories)
+        self.training, self.validation, held_out = exchanges_of(file, tokenizer, sizes.held_out)
+        self.tests = held_out[: sizes.judged]
         self._objective = Generate(MOST_REPLY_TOKENS)
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
@@ -294,7 +301,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="gzipped JSON lines with `messages`")
     parser.add_argument("--folder", type=Path, required=True, help="where what is done is kept")
     parser.add_argument("--base-model", default=BUILTIN_SMOLLM2)
-    parser.add_argument("--quick", action="store_true", help="a fifth of the histories, and fewer steps")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the steps, half of the histories")
     arguments = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     run = Run(arguments.file, arguments.base_model, arguments.folder, QUICK if arguments.quick else FULL)
