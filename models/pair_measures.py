@@ -25,6 +25,7 @@ from models.packing import pack
 Pairs = Sequence[tuple[Exchange, Exchange]]
 
 _AT_ONCE = 16
+_REPLIES_AT_ONCE = 128
 _CONTROL_SEED = 2_000_003
 
 
@@ -109,8 +110,9 @@ def drawn_to(
 ) -> list[list[Exchange]]:  # fmt: skip
     """`count` replies of the model's to each history."""
     found: list[list[Exchange]] = []
-    for start in range(0, len(reals), _AT_ONCE):
-        some = reals[start : start + _AT_ONCE]
+    at_once = max(1, _REPLIES_AT_ONCE // count)
+    for start in range(0, len(reals), at_once):
+        some = reals[start : start + at_once]
         replies = drawn_replies(
             model, [real.history for real in some], count, max_reply_tokens, end_tokens,
             seeds=[(seed, start + index) for index in range(len(some))], temperature=temperature,
