@@ -45,9 +45,11 @@ def each(some: Sequence[Exchange], weight: int, **values: torch.Tensor) -> Packe
     return pack([exchange.sequence for exchange in some], weight, values)
 
 
-def compare(name: str, once: PackedBatch, each: PackedBatch, work: Callable[[PackedBatch], Any]) -> dict[str, float]:
+def compare(
+    name: str, once: PackedBatch, before: PackedBatch, work: Callable[[PackedBatch], Any]
+) -> dict[str, float]:
     """Seconds of both, and how many times more the other takes."""
-    batches = {"once": once, "each": each}
+    batches = {"once": once, "each": before}
     seconds: dict[str, list[float]] = {side: [] for side in batches}
     for _ in range(TIMES):
         for side, batch in batches.items():

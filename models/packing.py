@@ -71,26 +71,8 @@ def pack(
 
     The first token of a conversation has nothing before it and is never a target.
     """
-    lengths = [len(input_ids) for input_ids, _ in conversations]
-    input_ids = np.concatenate([np.asarray(ids, dtype=np.int64) for ids, _ in conversations])
-    supervised = np.concatenate([np.asarray(mask, dtype=bool) for _, mask in conversations])
-    starts = np.cumsum([0, *lengths[:-1]])
-    supervised[starts] = False
-    target_positions = np.flatnonzero(supervised)
-    positions = np.concatenate([np.arange(length) for length in lengths])
-    return PackedBatch(
-        input_ids=torch.from_numpy(input_ids)[None],
-        position_ids=torch.from_numpy(positions)[None],
-        sequence_lengths=lengths,
-        prefixes=[],
-        predictors=torch.from_numpy(target_positions - 1),
-        target_positions=torch.from_numpy(target_positions),
-        targets=torch.from_numpy(input_ids[target_positions]),
-        target_sequences=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)[target_positions]),
-        num_sequences=len(lengths),
-        weight=len(target_positions) if weight is None else weight,
-        values=values or {},
-    )
+    batch = pack_replies([((), input_ids, supervised) for input_ids, supervised in conversations], weight, values)
+    return batch if weight is not None else replace(batch, weight=len(batch.targets))
 
 
 def pack_replies(
@@ -121,7 +103,7 @@ def pack_replies(
     ]
     places, predictors = [], []
     for piece, (_, _, supervised) in zip(replies, exchanges, strict=True):
-        marks = np.asarray(supervised, dtype=bool)
+        marks = np.array(supervised, dtype=bool)
         if prefixes[piece] < 0:
             marks[:1] = False  # nothing is before it
         own = np.arange(ends[piece] - lengths[piece], ends[piece])

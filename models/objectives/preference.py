@@ -32,7 +32,7 @@ def sequence_log_probabilities(model: Any, batch: PackedBatch) -> torch.Tensor:
 
 
 def pack_both(rows: Sequence[dict[str, Any]], values: dict[str, torch.Tensor] | None = None) -> PackedBatch:
-    """Both sequences of every row in one packed batch, which weighs as many as its rows; a prompt is read once."""
+    """Both sequences of every row in one packed batch, weighing as much as it has rows; a prompt is read once."""
     sequences = []
     for row in rows:
         one, other = (EncodedConversation(row[f"{which}input_ids"], row[f"{which}supervised"]) for which in _WHICH)
