@@ -9,16 +9,15 @@ so that no held-out exchange has one of its conversation's in training. A LoRA a
 then both go on in turns. `likelihood continued` is trained from the same point for as many CPU seconds.
 
 The table has replies to the held-out histories of the likelihood model, the same continued, the adversarial one, and
-the best of 4 and of 8 of the likelihood model, each at several temperatures: judged by fresh discriminators that
-learn from half of the held-out conversations, and by embeddings (models/pair_measures.py). `pair.html` in the folder
-shows it.
+the best of 4 and of 8 of the likelihood model, each at several temperatures: judged by what the base model makes of
+them, a fresh discriminator for each row among it, which learns from half of the held-out conversations and tells the
+others (`linear_accuracy` in models/pair_measures.py). `pair.html` in the folder shows it.
 
 What is done is kept in the folder, and a run that was interrupted goes on after its last whole phase or row. The last
 line is one JSON object. On two slow cores the sizes of `--quick` take two to three hours, the others a day.
 """
 
 import argparse
-import functools
 import gzip
 import json
 import time
@@ -40,7 +39,17 @@ from models.duel import Duel, DuelSettings
 from models.engine import TorchEngine
 from models.objectives.adversarial import Discriminate, Exchange, Generate, exchange_of
 from models.packing import pack
-from models.pair_measures import Judges, best_of, diversity, drawn_to, reply_log_probabilities, scores_of
+from models.pair_measures import (
+    best_of,
+    diversity,
+    drawn_to,
+    frechet_distance,
+    length_accuracy,
+    linear_accuracy,
+    readings,
+    reply_log_probabilities,
+    scores_of,
+)
 from models.precision import dtype_of
 from workflows.pair_plot import pair_page
 
@@ -52,21 +61,15 @@ LIKELIHOOD, CONTINUED, ADVERSARIAL = "likelihood", "likelihood continued", "adve
 
 @dataclass(frozen=True)
 class Sizes:
-    held_out: int
-    """conversations that training never sees"""
-    judged: int
-    """of so many of them the table is made"""
     likelihood_steps: int
     warmup_steps: int
     turns: int
-    fresh_steps: int
     temperatures: tuple[float, ...]
 
 
-FULL = Sizes(
-    1000, 1000, likelihood_steps=600, warmup_steps=200, turns=60, fresh_steps=100, temperatures=(0.7, 0.85, 1.0)
-)
-QUICK = Sizes(1000, 500, likelihood_steps=120, warmup_steps=40, turns=12, fresh_steps=20, temperatures=(0.7, 1.0))
+FULL = Sizes(likelihood_steps=600, warmup_steps=200, turns=60, temperatures=(0.7, 0.85, 1.0))
+QUICK = Sizes(likelihood_steps=120, warmup_steps=40, turns=12, temperatures=(0.7, 1.0))
+HELD_OUT = 1000
 BATCH, TURN_BATCH, TURN_REPLIES = 16, 8, 4
 RATE, PLAYER_RATE, TURN_RATE = 5e-4, 3e-4, 1e-4
 MEASURE_EVERY = 40
@@ -74,8 +77,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = dtype_of("auto", DEVICE)
 
 
-def exchanges_of(file: Path, tokenizer: Any, held_out: int) -> tuple[list[Exchange], list[Exchange], list[Exchange]]:
-    """For training, for validation (100), and one of each of `held_out` conversations of neither."""
+def exchanges_of(file: Path, tokenizer: Any) -> tuple[list[Exchange], list[Exchange], list[Exchange]]:
+    """For training, for validation (100), and one of each of 1,000 conversations of neither."""
     random, by_conversation = np.random.default_rng(0), []
     with gzip.open(file, "rt") as stream:
         for line in stream:
@@ -96,10 +99,10 @@ def exchanges_of(file: Path, tokenizer: Any, held_out: int) -> tuple[list[Exchan
         return exchange_of(row, MOST_REPLY_TOKENS, lambda replies: replies - 1)
 
     order = random.permutation(len(by_conversation)).tolist()
-    tests, validation, training = order[:held_out], order[held_out : held_out + 100], order[held_out + 100 :]
-    if len(tests) < held_out or not training:
+    tests, validation, training = order[:HELD_OUT], order[HELD_OUT : HELD_OUT + 100], order[HELD_OUT + 100 :]
+    if len(tests) < HELD_OUT or not training:
         raise SystemExit(
-            f"{file} has {len(by_conversation)} conversations with short messages; {held_out} are held out, 100 are "
+            f"{file} has {len(by_conversation)} conversations with short messages; {HELD_OUT} are held out, 100 are "
             "for validation, and the others for training: give a larger file"
         )
     return (
@@ -117,8 +120,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer = load_tokenizer(self._base)
         self._ends, self._vocabulary = sorted(end_token_ids(tokenizer)), len(tokenizer)
-        self.training, self.validation, held_out = exchanges_of(file, tokenizer, sizes.held_out)
-        self.tests = held_out[: sizes.judged]
+        self.training, self.validation, self.tests = exchanges_of(file, tokenizer)
         self._objective = Generate(MOST_REPLY_TOKENS)
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
@@ -233,23 +235,15 @@ class Run:
                 CONTINUED, likely, RATE / 2, lambda step: 1 - (time.process_time() - began) / budget
             ),
         )
-        discriminator = Discriminator(self.model(), MOST_REPLY_TOKENS).eval()
-        discriminator.load_state_dict(player, strict=False)
-        judges = Judges(self.tests, self.base(), self.model, sizes.fresh_steps, PLAYER_RATE)
         models = {LIKELIHOOD: likely, CONTINUED: continued, ADVERSARIAL: played}
-        rows, likeliest = [], []
+        rows: list[dict[str, Any]] = []
+        accuracy = {}
         for temperature in sizes.temperatures:
-            for name, weights in models.items():
-                count = max(BEST_OF) if name == LIKELIHOOD else 1
-                drawn = self.kept(f"{name} {temperature} drawn", lambda: self.drawn(weights, count, temperature))  # noqa: B023
-                rows.append(self.row(name, temperature, judges, lambda: [own[0] for own in drawn]))  # noqa: B023
-                if name == LIKELIHOOD:
-                    likeliest = drawn
-            groups = [[real, *own] for real, own in zip(self.tests, likeliest, strict=True)]
-            scores = self.kept(f"scores {temperature}", lambda: scores_of(discriminator, groups))  # noqa: B023
-            for n in BEST_OF:
-                first, by = [own[:n] for own in likeliest], [some[1 : n + 1] for some in scores]
-                rows.append(self.row(f"best of {n}", temperature, judges, functools.partial(best_of, first, by, n)))
+            replies, scores = self.replies(temperature, models, player)
+            read = self.read(str(temperature), list(replies.values()))
+            for place, (name, own) in enumerate(replies.items(), start=1):
+                rows.append(self.row(name, temperature, own, read[:, [0, place]]))
+            accuracy[str(temperature)] = round(sum(some[0] > some[1] for some in scores) / len(scores), 4)
         return {
             "histories": len(self.tests),
             "training_exchanges": len(self.training),
@@ -257,26 +251,78 @@ class Run:
                 name: round(self.seconds(name)) for name in (LIKELIHOOD, "discriminator", ADVERSARIAL, CONTINUED)
             },
             "loss": {
-                name: round(self.kept(f"{name} loss", lambda: self.loss(self.model(weights), self.tests)), 4)  # noqa: B023
+                name: round(self.kept(f"{name} loss", lambda: self.loss(self.merged(weights), self.tests)), 4)  # noqa: B023
                 for name, weights in models.items()
             },
-            "discriminator_accuracy": round(sum(some[0] > some[1] for some in scores) / len(scores), 4),
+            "discriminator_accuracy": accuracy,
             "replies": rows,
-            "controls": self.kept("controls", lambda: judges.controls(self._vocabulary)),
+            "controls": self.controls(),
             "real": diversity([exchange.reply for exchange in self.tests]),
         }
 
-    def row(
-        self, model: str, temperature: float, judges: Judges, replies: Callable[[], list[Exchange]]
-    ) -> dict[str, Any]:
-        """A row of the table."""
-        found = self.kept(f"{model} {temperature}", lambda: judges.of(replies()))
-        row = {"model": model, "temperature": temperature, **found}
+    def replies(
+        self, temperature: float, models: dict[str, dict[str, torch.Tensor]], player: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, list[Exchange]], list[list[float]]]:
+        """For each row of the table a reply to each history; and D of the real one and of likelihood's replies."""
+        drawn = {}
+        for name, weights in models.items():
+            count = max(BEST_OF) if name == LIKELIHOOD else 1
+            drawn[name] = self.kept(f"{name} {temperature} drawn", lambda: self.drawn(weights, count, temperature))  # noqa: B023
+        likely = drawn[LIKELIHOOD]
+        groups = [[real, *own] for real, own in zip(self.tests, likely, strict=True)]
+        scores = self.kept(f"scores {temperature}", lambda: scores_of(self.discriminator(player), groups))
+        found = {name: [own[0] for own in replies] for name, replies in drawn.items()}
+        for n in BEST_OF:
+            found[f"best of {n}"] = best_of([own[:n] for own in likely], [some[1 : n + 1] for some in scores], seed=n)
+        return found, scores
+
+    def read(self, name: str, replies: Sequence[list[Exchange]]) -> torch.Tensor:
+        """float32 [histories, 1 + rows, 2, H]: what the base model makes of the real replies, and of these."""
+        groups = list(zip(self.tests, *replies, strict=True))
+        found: torch.Tensor = self.kept(f"read {name}", lambda: readings(self.base(), groups))
+        return found
+
+    def row(self, model: str, temperature: float, replies: list[Exchange], read: torch.Tensor) -> dict[str, Any]:
+        """A row of the table; `read` has the real replies and these."""
+        pairs = list(zip(self.tests, replies, strict=True))
+        real, own = read[:, :, 1].double().unbind(1)
+        row = {
+            "model": model,
+            "temperature": temperature,
+            "fresh_accuracy": told(*read.unbind(1)),
+            "length_accuracy": round(length_accuracy(pairs[::2], pairs[1::2]), 4),
+            "frechet_distance": round(frechet_distance(real, own), 4),
+            **diversity([exchange.reply for exchange in replies]),
+        }
         print(json.dumps(row), flush=True)
         return row
 
+    def controls(self) -> dict[str, float]:
+        """What has to come out: about 0.5 of real against real, about 1 of random tokens."""
+        random = np.random.default_rng(7)
+        lengths = [(real.history, len(real.reply)) for real in self.tests]
+        noise = [Exchange(history, random.integers(self._vocabulary, size=n).tolist()) for history, n in lengths]
+        reals, others = self.read("random", [noise]).unbind(1)
+        # Two places on is the same half: each is on either side once.
+        return {"real_against_real": told(reals, reals.roll(2, dims=0)), "random_tokens": told(reals, others)}
+
+    def merged(self, weights: dict[str, torch.Tensor]) -> Any:
+        """A plain model, which draws and reads faster."""
+        return adapters.merge(self.model(weights)).eval()
+
+    def discriminator(self, player: dict[str, torch.Tensor]) -> Discriminator:
+        found = Discriminator(self.model(), MOST_REPLY_TOKENS)
+        found.load_state_dict(player, strict=False)
+        found.reader = adapters.merge(found.reader)
+        return found.eval()
+
     def drawn(self, weights: dict[str, torch.Tensor], count: int, temperature: float) -> list[list[Exchange]]:
-        return drawn_to(self.tests, self.model(weights), count, MOST_REPLY_TOKENS, self._ends, temperature, seed=5)
+        return drawn_to(self.tests, self.merged(weights), count, MOST_REPLY_TOKENS, self._ends, temperature, seed=5)
+
+
+def told(reals: torch.Tensor, others: torch.Tensor) -> float:
+    """How many of them, both [N, 2, H], a fresh discriminator tells apart."""
+    return round(linear_accuracy(reals.flatten(1), others.flatten(1)), 4)
 
 
 def trained(model: Any) -> dict[str, torch.Tensor]:
@@ -301,7 +347,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="gzipped JSON lines with `messages`")
     parser.add_argument("--folder", type=Path, required=True, help="where what is done is kept")
     parser.add_argument("--base-model", default=BUILTIN_SMOLLM2)
-    parser.add_argument("--quick", action="store_true", help="a fifth of the steps, half of the histories")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the steps")
     arguments = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     run = Run(arguments.file, arguments.base_model, arguments.folder, QUICK if arguments.quick else FULL)

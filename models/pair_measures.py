@@ -1,6 +1,7 @@
 """What generated replies are worth, measured by those who were not trained against them.
 
     accuracy = fresh_accuracy(make_reader, pairs, tests, steps=200)          # 0.5: cannot be told from real ones
+    accuracy = linear_accuracy(read[:, 0], read[:, 1])                       # of one that is a linear layer alone
     distance = frechet_distance(embeddings(model, reals), embeddings(model, generated))
 
 A pair is a real exchange and a generated one; both are cut alike, and end alike. Adversarial success (Li et al. 2017,
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from models.discriminator import Discriminator, drawn_by_softmax, hidden_states, sequence_ends
 from models.engine import TorchEngine
@@ -25,7 +27,9 @@ from models.packing import pack
 Pairs = Sequence[tuple[Exchange, Exchange]]
 
 _AT_ONCE = 16
+_HISTORIES_AT_ONCE = 4
 _REPLIES_AT_ONCE = 128
+_RIDGES = [10.0**power for power in range(5)]
 _CONTROL_SEED = 2_000_003
 
 
@@ -132,6 +136,63 @@ def best_of(drawn: Sequence[Sequence[Exchange]], scores: Sequence[Sequence[float
     """Of the replies to each history one, drawn by the softmax of their scores, as the endpoint does."""
     random = np.random.default_rng(seed)
     return [own[drawn_by_softmax(some, random)] for own, some in zip(drawn, scores, strict=True)]
+
+
+def readings(model: Any, groups: Sequence[Sequence[Exchange]]) -> torch.Tensor:
+    """float32 [histories, n, 2, H]: what a model makes of n replies to each history, which it reads once: the sum of
+    its last hidden states over the reply, and the one where it ends.
+    """
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(groups), _HISTORIES_AT_ONCE):
+            some = groups[start : start + _HISTORIES_AT_ONCE]
+            batch = packed([exchange for group in some for exchange in group]).to(model.device)
+            hidden = hidden_states(model, batch, batch.target_positions).float()
+            sums = hidden.new_zeros(batch.num_sequences, hidden.shape[1])
+            sums.index_add_(0, batch.target_sequences, hidden)
+            ends = hidden[batch.target_sequences.bincount().cumsum(0) - 1]
+            parts.append(torch.stack([sums, ends], dim=1).view(len(some), -1, 2, hidden.shape[1]).cpu())
+    return torch.cat(parts)
+
+
+def linear_accuracy(reals: torch.Tensor, others: torch.Tensor) -> float:
+    """The share of pairs in which a discriminator that is a linear layer over what a frozen model makes of a reply,
+    both [N, F], gives the real one the higher score. Those in even places are told by one that has learned from the
+    odd ones, and the other way round; it counts half where both are alike.
+
+    Its loss is L_D (models/objectives/adversarial.py) and a ridge, of the size that suits one half of what it learns
+    from when fitted to the other; both convex, so it learns until nothing is left to learn.
+    """
+    differences = (reals - others).double()
+    differences /= differences.square().mean(0).sqrt().clamp(min=1e-9)
+    halves = differences[::2], differences[1::2]
+    margins = torch.cat([asked @ _weights(learned) for learned, asked in (halves, halves[::-1])])
+    return float((margins > 0).double().mean() + (margins == 0).double().mean() / 2)
+
+
+def _weights(differences: torch.Tensor) -> torch.Tensor:
+    """[F], which give real replies the higher score: of `differences` [N, F] each is a real one's less another's."""
+    halves = differences[::2], differences[1::2]
+
+    def loss(ridge: float) -> float:
+        fits = ((asked, _fitted(learned, ridge)) for learned, asked in (halves, halves[::-1]))
+        return sum(float(-F.logsigmoid(asked @ weights).sum()) for asked, weights in fits)
+
+    return _fitted(differences, min(_RIDGES, key=loss))
+
+
+def _fitted(differences: torch.Tensor, ridge: float) -> torch.Tensor:
+    weights = differences.new_zeros(differences.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        found = -F.logsigmoid(differences @ weights).sum() + ridge / 2 * weights.square().sum()
+        found.backward()  # type: ignore[no-untyped-call]
+        return found
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return weights.detach()
 
 
 def length_accuracy(pairs: Pairs, tests: Pairs) -> float:

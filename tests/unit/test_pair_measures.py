@@ -6,15 +6,17 @@ import pytest
 import torch
 
 from models.attention import PACKED_ATTENTION
-from models.discriminator import Discriminator
+from models.discriminator import Discriminator, hidden_states
 from models.lstm import LstmConfig, LstmForCausalLM
-from models.objectives.adversarial import Exchange
+from models.objectives.adversarial import Exchange, packed
 from models.pair_measures import (
     distinct,
     embeddings,
     frechet_distance,
     fresh_accuracy,
     length_accuracy,
+    linear_accuracy,
+    readings,
     reply_log_probabilities,
     reranked_log_probabilities,
     scores_of,
@@ -112,3 +114,29 @@ def test_the_pair_as_one_model() -> None:
     scores = model(input_ids=torch.tensor([row])).logits[0].log_softmax(-1)
     expected = sum(float(scores[place - 1, row[place]]) for place in range(3, len(row)))
     assert float(log_p[0]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_replies_with_one_history_are_read_as_if_alone() -> None:
+    model, some = lstm(), exchanges(6, 0)
+    groups = [[real, Exchange(real.history, [5, 0]), Exchange(real.history, [7, 8, 0])] for real in some]
+    found = readings(model, groups)
+    assert found.shape == (6, 3, 2, 16)
+    for group, read in zip(groups, found, strict=True):
+        torch.testing.assert_close(read[:, 1].double(), embeddings(model, group), atol=1e-5, rtol=1e-4)
+        batch = packed(group)
+        sums = [own.sum(0) for own in hidden_states(model, batch, batch.target_positions).split([5, 2, 3])]
+        torch.testing.assert_close(read[:, 0], torch.stack(sums), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("shift", "least", "most"), [(0.0, 0.45, 0.55), (0.5, 0.74, 0.79), (5.0, 1.0, 1.0)])
+def test_a_linear_discriminator_is_as_right_as_the_best_one(shift: float, least: float, most: float) -> None:
+    # Of 30 figures five are shifted: the sum of them, a normal variable, tells best. 0.785 with a shift of 0.5.
+    draw = torch.Generator().manual_seed(0)
+    reals, others = torch.randn(2, 1000, 30, generator=draw)
+    reals[:, :5] += shift
+    assert least <= linear_accuracy(reals, others) <= most
+
+
+def test_what_is_alike_is_guessed() -> None:
+    same = torch.ones(40, 3)
+    assert linear_accuracy(same, same) == 0.5
