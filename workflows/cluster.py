@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import threading
@@ -85,6 +86,7 @@ class Connection:
         else:
             options["address"] = self._cluster.address
             show_token()
+        terminate = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**options)
         except ConnectionError as error:
@@ -94,6 +96,7 @@ class Connection:
                 f"cluster.address: no Ray cluster answers at {self._cluster.address!r} ({error}); "
                 "start one, or leave the field out for a local one"
             ) from None
+        signal.signal(signal.SIGTERM, terminate)  # Ray puts its own in its place
         self.is_open = True
         _quieten()
 

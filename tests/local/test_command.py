@@ -85,6 +85,21 @@ def test_a_killed_run_goes_on_and_a_finished_one_is_not_repeated(command, pipeli
     assert "finished" in listed.stdout
 
 
+def test_a_terminated_run_ends_like_one_that_was_interrupted(command, pipeline):
+    process = command.start("train", pipeline)
+    for event in command.events(process):
+        if event["event"] == "progress" and event["stage"] == "train":
+            process.terminate()
+            break
+    *_, last = command.events(process)
+    assert process.wait() == 130
+    assert last == {"event": "error", "text": "stopped; the same command goes on from here"}
+    listed = subprocess.run(
+        [sys.executable, "-m", "workflows", "runs", str(pipeline)], capture_output=True, text=True, check=True
+    )
+    assert "stopped" in listed.stdout
+
+
 def test_gpus_that_are_not_there_are_said_before_anything_is_done(command, tiny, tmp_path):
     file = tmp_path / "p.yaml"
     file.write_text(yaml.safe_dump({**tiny, "train": {**tiny["train"], "gpus_per_worker": 1, "precision": "bf16"}}))
