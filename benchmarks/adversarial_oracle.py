@@ -25,6 +25,7 @@ import copy
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -223,6 +224,12 @@ def at_levels(rows: Sequence[dict[str, float]]) -> dict[float, float]:
     return {level: float(np.interp(level, tests, oracles, left=math.nan, right=math.nan)) for level in FRONTIER}
 
 
+def tell(seed: int, phase: str, seconds: float, **figures: float) -> None:
+    """Where it stands, beside the figures."""
+    said = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+    print(f"  seed {seed}: {phase} done in {seconds:.0f} CPU s, {said}", file=sys.stderr, flush=True)
+
+
 def run(sizes: Sizes, seed: int, turns: int) -> dict[str, Any]:
     oracle = oracle_of(sizes, seed)
     train = drawn(oracle, sizes, sizes.sequences, 11 + 100 * seed)
@@ -235,6 +242,7 @@ def run(sizes: Sizes, seed: int, turns: int) -> dict[str, Any]:
     likelihood(generator, train, validation, sizes, sizes.rate, seed=seed)
     row["likelihood_seconds"] = time.process_time() - began
     row["likelihood"] = both_ways(generator.model.eval(), oracle, test, sizes)
+    tell(seed, "likelihood", row["likelihood_seconds"], **row["likelihood"][0])
     generator.model.train()
     continued = copy.deepcopy(generator.model)
     began = time.process_time()
@@ -262,12 +270,14 @@ def run(sizes: Sizes, seed: int, turns: int) -> dict[str, Any]:
     asked = test[:4000]
     row["discriminator_accuracy"] = duel.measure(parts_of(asked, range(len(asked))))["accuracy"]
     row["warmup_seconds"] = time.process_time() - began
+    tell(seed, "warm-up", row["warmup_seconds"], accuracy=row["discriminator_accuracy"])
     row["reranked"] = reranked(generator.model.eval(), discriminator.model, oracle, test, sizes)
     generator.model.train()
     began = time.process_time()
     play(turns, replace(settings, num_replies=4, discriminator_learning_rate=rate), turns=True)
     row["turns_seconds"] = time.process_time() - began
     row["adversarial"] = both_ways(generator.model.eval(), oracle, test, sizes)
+    tell(seed, "turns", row["turns_seconds"], **row["adversarial"][0])
     budget = row["warmup_seconds"] + row["turns_seconds"]
     began = time.process_time()
     other = TorchEngine(continued, objective)
@@ -276,6 +286,7 @@ def run(sizes: Sizes, seed: int, turns: int) -> dict[str, Any]:
         is_over = lambda epochs: time.process_time() - began > budget  # noqa: E731
         likelihood(other, train, validation, sizes, sizes.rate / 2, is_over, seed=50 + seed)
     row["likelihood_continued"] = both_ways(other.model.eval(), oracle, test, sizes)
+    tell(seed, "likelihood continued", budget, **row["likelihood_continued"][0])
     return row
 
 

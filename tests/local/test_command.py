@@ -1,7 +1,6 @@
-"""The command as a user runs it: in a process of its own, on a Ray cluster of its own, killed in the middle."""
+"""The command as a user runs it: in a process of its own, on a Ray cluster of its own, stopped in the middle."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import yaml
 
 @pytest.fixture
 def pipeline(tmp_path, tiny):
-    tiny["train"] |= {"batch_tokens": 256, "epochs": 6, "checkpoint_every_steps": 5, "num_workers": 1}
+    tiny["train"] |= {"batch_tokens": 256, "epochs": 3, "checkpoint_every_steps": 5, "num_workers": 1}
     tiny["cluster"] = {"num_cpus": 2}
     file = tmp_path / "pipeline.yaml"
     file.write_text(yaml.safe_dump(tiny))
@@ -29,28 +28,33 @@ def losses(store):
     return [json.loads(line)["loss"] for line in history.read_text().splitlines()]
 
 
-def test_a_killed_run_goes_on_and_a_finished_one_is_not_repeated(command, pipeline, tmp_path):
+def stopped(command, pipeline, how):
+    """A training of that file, stopped after its sixth step; its exit status, and what it says after that."""
     process = command.start("train", pipeline)
     for event in command.events(process):
         if event["event"] == "progress" and event["stage"] == "train" and event["done"] > 6:
-            os.kill(process.pid, signal.SIGKILL)
+            process.send_signal(how)
             break
-    assert process.wait() == -signal.SIGKILL
+    said = list(command.events(process))
+    return process.wait(), said
+
+
+def said_by(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "workflows", *map(str, arguments)], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_a_terminated_run_goes_on_and_a_finished_one_is_not_repeated(command, pipeline):
+    status, said = stopped(command, pipeline, signal.SIGTERM)
+    assert status == 130
+    assert said[-1] == {"event": "error", "text": "stopped; the same command goes on from here"}
 
     seen = command.finished("train", pipeline)
     assert [event["stage"] for event in seen if event["event"] == "up_to_date"] == ["prepare"]
-    resumed = train_figures(seen)
-    assert resumed["resumed_from_step"] >= 5
-    assert resumed["resumed_from_step"] % 5 == 0
-
-    undisturbed = command.finished("train", pipeline, "--set", f"store={tmp_path / 'other'}")
-    figures = next(
-        event["figures"] for event in undisturbed if event["event"] == "done" and event["stage"] == "train"
-    )
-    assert figures["resumed_from_step"] == 0
-    assert figures["steps"] == resumed["steps"]
-    assert resumed["held_out_loss"] == pytest.approx(figures["held_out_loss"], rel=1e-4)
-    assert losses(tmp_path / "store") == pytest.approx(losses(tmp_path / "other"), abs=1e-4)
+    figures = train_figures(seen)
+    assert figures["resumed_from_step"] >= 5
+    assert figures["resumed_from_step"] % 5 == 0
 
     check = (
         "import sys; from workflows.cli import command\n"
@@ -63,41 +67,30 @@ def test_a_killed_run_goes_on_and_a_finished_one_is_not_repeated(command, pipeli
     assert again.returncode == 0, again.stderr
     assert again.stdout.strip().endswith("nothing to do")
 
-    planned = subprocess.run(
-        [sys.executable, "-m", "workflows", "plan", str(pipeline), "--json"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    training = json.loads(planned.stdout)["training"]
+    training = json.loads(said_by("plan", pipeline, "--json"))["training"]
     assert (training["steps"], training["tokens_are_estimated"]) == (figures["steps"], False)
 
-    changed = subprocess.run(
-        [sys.executable, "-m", "workflows", "plan", str(pipeline), "--set", "train.learning_rate=1e-3", "--json"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    stages = {row["stage"]: row for row in json.loads(changed.stdout)["stages"]}
+    changed = json.loads(said_by("plan", pipeline, "--set", "train.learning_rate=1e-3", "--json"))
+    stages = {row["stage"]: row for row in changed["stages"]}
     assert stages["prepare"]["up_to_date"]
     assert stages["train"]["reason"] == "changed: train.learning_rate"
 
-    listed = subprocess.run(
-        [sys.executable, "-m", "workflows", "runs", str(pipeline)], capture_output=True, text=True, check=True
-    )
-    assert "interrupted" in listed.stdout
-    assert "finished" in listed.stdout
+    listed = said_by("runs", pipeline)
+    assert "stopped" in listed
+    assert "finished" in listed
 
 
-def test_a_terminated_run_ends_like_one_that_was_interrupted(command, pipeline):
-    process = command.start("train", pipeline)
-    for event in command.events(process):
-        if event["event"] == "progress" and event["stage"] == "train":
-            process.terminate()
-            break
-    *_, last = command.events(process)
-    assert process.wait() == 130
-    assert last == {"event": "error", "text": "stopped; the same command goes on from here"}
-    listed = subprocess.run(
-        [sys.executable, "-m", "workflows", "runs", str(pipeline)], capture_output=True, text=True, check=True
-    )
-    assert "stopped" in listed.stdout
+@pytest.mark.slow
+def test_a_killed_run_loses_nothing(command, pipeline, tmp_path):
+    assert stopped(command, pipeline, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert "interrupted" in said_by("runs", pipeline)
+    resumed = train_figures(command.finished("train", pipeline))
+    assert resumed["resumed_from_step"] >= 5
+    figures = train_figures(command.finished("train", pipeline, "--set", f"store={tmp_path / 'other'}"))
+    assert figures["resumed_from_step"] == 0
+    assert figures["steps"] == resumed["steps"]
+    assert resumed["held_out_loss"] == pytest.approx(figures["held_out_loss"], rel=1e-4)
+    assert losses(tmp_path / "store") == pytest.approx(losses(tmp_path / "other"), abs=1e-4)
 
 
 def test_gpus_that_are_not_there_are_said_before_anything_is_done(command, tiny, tmp_path):

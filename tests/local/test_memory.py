@@ -19,6 +19,7 @@ def out_of_torchs_memory() -> BaseException:
     raise AssertionError("no machine has so much")
 
 
+@pytest.mark.slow
 def test_auto_fits_and_says_what_it_chose(run, tiny, wider):
     """Of a step's 2 x 2,048 tokens as many at a time as fit; the step is the same."""
     tiny["base_model"] = wider

@@ -102,6 +102,7 @@ def teacher(run, tiny, kept):
     return kept["teacher"]
 
 
+@pytest.mark.slow
 def test_a_student_learns_its_teachers_distribution(run, tiny, teacher):
     tiny["train"]["objective"] = {"name": "distill", "teacher": teacher, "top_k": 8, "plain_share": 0.0}
     done, store = run("evaluate", tiny)
@@ -111,7 +112,10 @@ def test_a_student_learns_its_teachers_distribution(run, tiny, teacher):
     steps = history(store, done["train"])
     assert steps[-1]["divergence"] < 0.3 * steps[0]["divergence"]
     assert done["evaluate"].figures["loss_reduction"] > 1.0
-    tiny["train"]["objective"] |= {"teacher": "random:tiny-gpt2"}
+
+
+def test_a_teacher_that_cannot_teach_is_named(run, tiny):
+    tiny["train"]["objective"] = {"name": "distill", "teacher": "random:tiny-gpt2"}
     with pytest.raises(
         StageFailed, match=r"^train\.objective\.teacher: the tokens of random:tiny-gpt2 are not those"
     ):

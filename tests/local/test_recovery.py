@@ -68,7 +68,8 @@ def in_the_middle_of_a_save(folder):
     )
 
 
-@pytest.mark.parametrize("when", [between_checkpoints, pytest.param(in_the_middle_of_a_save, marks=pytest.mark.slow)])
+@pytest.mark.slow  # one is killed in test_pair.py as well
+@pytest.mark.parametrize("when", [between_checkpoints, in_the_middle_of_a_save])
 def test_a_killed_worker_costs_nothing_but_time(run, pipeline, losses_alone, when):
     with Disturbance(lambda: when(pipeline["store"]), psutil.Process.kill) as killing:
         done, store = run("train", pipeline)

@@ -55,6 +55,8 @@ def checkpoints(store):
 
 
 def test_a_search_leaves_its_winner_and_nothing_else_and_a_wider_one_trains_what_is_new(run, cluster, searched):
+    searched["train"] |= {"num_workers": 1}
+    searched["tune"] |= {"max_concurrent": 2}  # each place of a trial is a process that starts for half a minute
     before = settles((0.0, 0, 0))
     done, store = run("train", searched)
     assert settles(before) == before
