@@ -39,6 +39,16 @@ def stopped(command, pipeline, how):
     return process.wait(), said
 
 
+def goes_on(command, pipeline):
+    """The figures of that training once the same command has ended it, from a checkpoint."""
+    seen = command.finished("train", pipeline)
+    assert [event["stage"] for event in seen if event["event"] == "up_to_date"] == ["prepare"]
+    figures = train_figures(seen)
+    assert figures["resumed_from_step"] >= 5
+    assert figures["resumed_from_step"] % 5 == 0
+    return figures
+
+
 def said_by(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "workflows", *map(str, arguments)], capture_output=True, text=True, check=True
@@ -49,12 +59,7 @@ def test_a_terminated_run_goes_on_and_a_finished_one_is_not_repeated(command, pi
     status, said = stopped(command, pipeline, signal.SIGTERM)
     assert status == 130
     assert said[-1] == {"event": "error", "text": "stopped; the same command goes on from here"}
-
-    seen = command.finished("train", pipeline)
-    assert [event["stage"] for event in seen if event["event"] == "up_to_date"] == ["prepare"]
-    figures = train_figures(seen)
-    assert figures["resumed_from_step"] >= 5
-    assert figures["resumed_from_step"] % 5 == 0
+    figures = goes_on(command, pipeline)
 
     check = (
         "import sys; from workflows.cli import command\n"
@@ -84,8 +89,7 @@ def test_a_terminated_run_goes_on_and_a_finished_one_is_not_repeated(command, pi
 def test_a_killed_run_loses_nothing(command, pipeline, tmp_path):
     assert stopped(command, pipeline, signal.SIGKILL)[0] == -signal.SIGKILL
     assert "interrupted" in said_by("runs", pipeline)
-    resumed = train_figures(command.finished("train", pipeline))
-    assert resumed["resumed_from_step"] >= 5
+    resumed = goes_on(command, pipeline)
     figures = train_figures(command.finished("train", pipeline, "--set", f"store={tmp_path / 'other'}"))
     assert figures["resumed_from_step"] == 0
     assert figures["steps"] == resumed["steps"]
