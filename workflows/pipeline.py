@@ -208,7 +208,7 @@ def num_steps(train: TrainSpec, steps_per_epoch: int) -> int:
 
 
 STAGES = (
-    Stage("prepare", 2, (), _prepare_settings, "conversations to token shards (Ray Data)"),
+    Stage("prepare", 3, (), _prepare_settings, "conversations to token shards (Ray Data)"),
     Stage(
         "reference", 1, ("prepare",), _reference_settings, "reference values for the objective (Ray Data)",
         is_needed=lambda spec: spec.train.objective.reference != "none",

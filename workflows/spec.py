@@ -6,6 +6,7 @@ Prints as a reference with `rayconteur spec`. This module imports no library but
 mistake in a pipeline file are answered at once.
 """
 
+from datetime import date
 from ipaddress import ip_address
 from typing import Annotated, Literal
 
@@ -28,6 +29,9 @@ class Source(Section):
     for `train.objective` dpo, orpo and simpo pairs (`prompt` or `messages`, `chosen`, `rejected`), for kto judged
     replies (`prompt` or `messages`, `completion`, `label`)."""
 
+    split: Annotated[str, Field(min_length=1)] | None = None
+    """Of a dataset that has splits: the one to read, such as `train`."""
+
     limit: Annotated[int, Field(ge=1, le=1_000_000_000_000)] | None = None
     """Read only so many lines of each file."""
 
@@ -47,6 +51,44 @@ class DataSpec(Section):
 
     max_bad_share: Share = 0.01
     """Share of lines that may be set aside as unusable before prepare fails."""
+
+    fields: dict[str, str] = Field(default={})
+    """What the keys of your records are called: our name to yours, as in `{messages: dialogue, content: utterance}`.
+    Our names: messages, role, content, system, tools, reasoning_content, tool_calls, train; prompt, completion,
+    history; chosen, rejected, label."""
+
+    same_role: Literal["merge", "refuse"] = "merge"
+    """Two turns of one role in a row: `merge` joins them with an empty line, `refuse` sets the line aside."""
+
+    reasoning: Literal["template", "text", "drop"] = "template"
+    """What an assistant thought before a reply (`reasoning_content`, `thinking`, or a `<think>` block): `template`
+    hands it to the chat template, and sets lines aside where the template has no place for it; `text` writes it as a
+    `<think>` block into the reply; `drop` leaves it out."""
+
+    control_tokens: Literal["text", "allow"] = "text"
+    """What a control token's name inside a message means: `text`, the characters that it is written with, or
+    `allow`, the control token itself. The endpoint reads messages in the same way."""
+
+    chat_template: str | None = None
+    """A file with the chat template (Jinja) to use in place of the base model's; a relative path starts at the
+    pipeline file's folder."""
+
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(default={})
+    """Variables of the chat template, such as `{enable_thinking: false}`; at the endpoint they are the default."""
+
+    template_date: date | None = None
+    """The day that a chat template writes as today, in training and at the endpoint. Left out, it is the day of
+    `prepare` in training and the current day at the endpoint, and `prepare` says so where a template writes one."""
+
+    new_tokens: list[Annotated[str, Field(min_length=1)]] = Field(default=[])
+    """Texts that become one token each; their embeddings are trained and saved."""
+
+    truncate: Literal["right", "left"] = "right"
+    """Where a conversation above `max_length` is cut: `right` at its end, `left` leaves out the earliest turns before
+    each reply, but for system messages."""
+
+    cut_replies: Literal["cut", "drop", "fail"] = "cut"
+    """What happens to a reply that `max_length` cuts: it is learned up to the cut, left out, or fails the stage."""
 
 
 class NewModelSpec(Section):

@@ -1,5 +1,6 @@
 """What all sections of the pipeline file are made of."""
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -39,4 +40,4 @@ class Section(BaseModel):
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [item.result_fields() if isinstance(item, Section) else item for item in value]
-    return value
+    return value.isoformat() if isinstance(value, date) else value

@@ -6,11 +6,13 @@ prompt_ids = encode_prompt(tokenizer, messages)      # evaluation and serving
 
 import itertools
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import jinja2
 
-ROLES = ("system", "user", "assistant")
+from models.chat.messages import ROLES, Conversation, Message, check_messages
+
+__all__ = ["ROLES", "Conversation", "Message", "check_messages"]  # and what stands below
 
 # For tokenizers that bring no chat template (GPT-2): speaker names, a reply ends with the end-of-text token.
 DEFAULT_CHAT_TEMPLATE = (
@@ -20,13 +22,6 @@ DEFAULT_CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-
-
-class Message(TypedDict):
-    """One turn: `role` is one of `ROLES`, `content` its text."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True)
@@ -52,35 +47,6 @@ def ensure_chat_template(tokenizer: Any) -> None:
     """Give a tokenizer without a chat template the default one, so that it is saved with the model."""
     if not tokenizer.chat_template:
         tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
-
-
-def check_messages(messages: Any) -> None:
-    """Raise ValueError unless `messages` is a conversation that every stage can use.
-
-    The rules: a non-empty list of {role, content} with text content, a system message only at the start, and
-    user and assistant in turns, beginning with either.
-    """
-    if not isinstance(messages, list) or not messages:
-        raise ValueError("`messages` is not a non-empty list")
-    previous_role = ""
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise ValueError(f"message {index} has no role")
-        role = message["role"]
-        if role not in ROLES:
-            raise ValueError(f"message {index} has the unknown role {role!r}; known are {', '.join(ROLES)}")
-        content = message.get("content")
-        if not isinstance(content, str) or not content.strip():
-            raise ValueError(f"message {index} ({role}) has no text in `content`")
-        try:
-            content.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"message {index} ({role}) has a character that is no text: {error.reason}") from None
-        if role == "system" and index > 0:
-            raise ValueError(f"message {index} is a system message; only the first may be one")
-        if role == previous_role:
-            raise ValueError(f"messages {index - 1} and {index} are both from {role!r}; roles must take turns")
-        previous_role = role
 
 
 def render_text(
