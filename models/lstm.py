@@ -64,9 +64,9 @@ class LstmCache(DynamicCache):  # type: ignore[misc]
 class LstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """Embedding, LSTM, and a linear head over the vocabulary.
 
-    With noise, each conversation (those with the same prefix together) begins with z ~ N(0, 1)^Z, which sets the
-    LSTM's first h through a linear layer: the generator's G(z, history) of adversarial training. `noise` [B or C, Z]
-    says it, else it is drawn.
+    With noise, each conversation (those that begin with the same piece together) begins with z ~ N(0, 1)^Z, which
+    sets the LSTM's first h through a linear layer: the generator's G(z, history) of adversarial training. `noise`
+    [B or C, Z] says it, else it is drawn.
     """
 
     config_class = LstmConfig
@@ -165,17 +165,24 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self, embedded: torch.Tensor, lengths: list[int], prefixes: Sequence[int], noise: torch.Tensor | None
     ) -> torch.Tensor:
         """[1, T, H] of pieces one after the other."""
-        embedded, numbers = self.dropout(embedded)[0], list(range(len(lengths)))
-        roots = [piece for piece in numbers if not prefixes or prefixes[piece] < 0]
-        state = self._first_state(len(roots), noise, embedded)
-        hidden, state, places = self._pieces(embedded, lengths, roots, state, is_gone_on=bool(prefixes))
-        if not prefixes:
-            return hidden[None]
-        others = [piece for piece in numbers if prefixes[piece] >= 0]
-        rows = torch.tensor([roots.index(prefixes[piece]) for piece in others], device=embedded.device)
-        state = tuple(each.index_select(1, rows) for each in state)
-        then, _, later = self._pieces(embedded, lengths, others, state)
-        return torch.cat([hidden, then]).index_select(0, torch.cat([places, later]).argsort())[None]
+        embedded = self.dropout(embedded)[0]
+        parents = prefixes or [-1] * len(lengths)
+        pieces = [piece for piece, parent in enumerate(parents) if parent < 0]
+        state = self._first_state(len(pieces), noise, embedded)
+        hidden, places = [], []
+        while pieces:
+            row_of = {piece: row for row, piece in enumerate(pieces)}
+            then = [piece for piece, parent in enumerate(parents) if parent in row_of]
+            read, state, where = self._pieces(embedded, lengths, pieces, state, is_gone_on=bool(then))
+            hidden.append(read)
+            places.append(where)
+            if then:
+                rows = torch.tensor([row_of[parents[piece]] for piece in then], device=embedded.device)
+                state = tuple(each.index_select(1, rows) for each in state)
+            pieces = then
+        if len(hidden) == 1:
+            return hidden[0][None]
+        return torch.cat(hidden).index_select(0, torch.cat(places).argsort())[None]
 
     def _pieces(
         self, embedded: torch.Tensor, lengths: list[int], pieces: list[int], state: Any, is_gone_on: bool = False

@@ -10,12 +10,15 @@ Shape suffixes: T tokens in a micro-batch, S of them predicted ("targets"), C co
 import functools
 import heapq
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+
+from models.trees import Tree
 
 Conversation = tuple[Sequence[int], Sequence[bool]]
 """(input_ids, supervised) of one conversation"""
@@ -32,8 +35,8 @@ class PackedBatch:
     sequence_lengths: list[int]
     """tokens of each piece of the row, a conversation or a part of some; their sum is T"""
     prefixes: list[int]
-    """for each piece the one that it goes on from, which begins a conversation; -1 where it begins one itself. Empty
-    where all do"""
+    """for each piece the earlier one that it goes on from, as that may itself; -1 where it begins a conversation.
+    Empty where all do"""
     predictors: torch.Tensor
     """int64 [S]: the positions that predict a supervised token"""
     target_positions: torch.Tensor
@@ -71,8 +74,22 @@ def pack(
 
     The first token of a conversation has nothing before it and is never a target.
     """
-    batch = pack_replies([((), input_ids, supervised) for input_ids, supervised in conversations], weight, values)
-    return batch if weight is not None else replace(batch, weight=len(batch.targets))
+    return pack_trees([Tree([ids], [-1], [supervised]) for ids, supervised in conversations], weight, values)
+
+
+def pack_trees(
+    conversations: Sequence[Tree], weight: int | None = None, values: dict[str, torch.Tensor] | None = None
+) -> PackedBatch:
+    """Conversations as one packed batch, their pieces in the order given; the weight is the number of targets."""
+    pieces = [piece for tree in conversations for piece in tree.pieces]
+    parents: list[int] = []
+    for tree in conversations:
+        begin = len(parents)
+        parents += [begin + parent if parent >= 0 else -1 for parent in tree.parents]
+    supervised = [marks for tree in conversations for marks in tree.supervised]
+    owners = [number for number, tree in enumerate(conversations) for _ in tree.pieces]
+    batch = _packed(pieces, parents, supervised, owners, len(conversations), values)
+    return batch if weight is None else replace(batch, weight=weight)
 
 
 def pack_replies(
@@ -84,32 +101,52 @@ def pack_replies(
     number. A history that neighbours have in common stands in the row, and is read, once.
     """
     pieces: list[Sequence[int]] = []
-    prefixes: list[int] = []
-    replies: list[int] = []
-    for number, (history, reply, _) in enumerate(exchanges):
+    parents: list[int] = []
+    marks: list[Sequence[bool]] = []
+    owners: list[int] = []
+    for number, (history, reply, supervised) in enumerate(exchanges):
         if len(history) and (not number or list(history) != list(exchanges[number - 1][0])):
-            prefix = len(pieces)
+            common = len(pieces)
             pieces.append(history)
-            prefixes.append(-1)
-        replies.append(len(pieces))
+            parents.append(-1)
+            marks.append([False] * len(history))
+            owners.append(number)
         pieces.append(reply)
-        prefixes.append(prefix if len(history) else -1)
-    lengths = [len(piece) for piece in pieces]
-    ends = np.cumsum(lengths).tolist()
+        parents.append(common if len(history) else -1)
+        marks.append(supervised)
+        owners.append(number)
+    batch = _packed(pieces, parents, marks, owners, len(exchanges), values)
+    return replace(batch, weight=len(exchanges) if weight is None else weight)
+
+
+def _packed(
+    pieces: Sequence[Sequence[int]],
+    parents: Sequence[int],
+    supervised: Sequence[Sequence[bool]],
+    owners: Sequence[int],
+    num_sequences: int,
+    values: dict[str, torch.Tensor] | None,
+) -> PackedBatch:
+    """Pieces in one row, each with its conversation in `owners`; the weight is the number of targets."""
+    starts, places, predictors, positions = [0], [], [], []
+    begins: list[int] = []  # how many tokens stand before each piece in its conversation
+    lasts: list[int] = []  # where the last token up to its end is, -1 where there is none
+    for piece, parent, marks in zip(pieces, parents, supervised, strict=True):
+        start, length = starts[-1], len(piece)
+        before, last = (begins[parent] + len(pieces[parent]), lasts[parent]) if parent >= 0 else (0, -1)
+        own = np.arange(start, start + length)
+        is_target = np.array(marks, dtype=bool)
+        if last < 0:
+            is_target[:1] = False  # nothing is before it
+        places.append(own[is_target])
+        predictors.append(np.concatenate([[last], own])[:-1][is_target])
+        positions.append(own - start + before)
+        starts.append(start + length)
+        begins.append(before)
+        lasts.append(start + length - 1 if length else last)
     input_ids = np.concatenate([np.asarray(piece, dtype=np.int64) for piece in pieces])
-    positions = [
-        np.arange(length) + (lengths[prefix] if prefix >= 0 else 0)
-        for length, prefix in zip(lengths, prefixes, strict=True)
-    ]
-    places, predictors = [], []
-    for piece, (_, _, supervised) in zip(replies, exchanges, strict=True):
-        marks = np.array(supervised, dtype=bool)
-        if prefixes[piece] < 0:
-            marks[:1] = False  # nothing is before it
-        own = np.arange(ends[piece] - lengths[piece], ends[piece])
-        places.append(own[marks])
-        predictors.append(np.concatenate([[ends[prefixes[piece]] - 1], own])[:-1][marks])
     target_positions = np.concatenate(places)
+    lengths, prefixes = _joined([len(piece) for piece in pieces], parents)
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids)[None],
         position_ids=torch.from_numpy(np.concatenate(positions))[None],
@@ -118,11 +155,36 @@ def pack_replies(
         predictors=torch.from_numpy(np.concatenate(predictors)),
         target_positions=torch.from_numpy(target_positions),
         targets=torch.from_numpy(input_ids[target_positions]),
-        target_sequences=torch.from_numpy(np.repeat(np.arange(len(places)), [len(each) for each in places])),
-        num_sequences=len(places),
-        weight=len(places) if weight is None else weight,
+        target_sequences=torch.from_numpy(np.repeat(owners, [len(each) for each in places])),
+        num_sequences=num_sequences,
+        weight=len(target_positions),
         values=values or {},
     )
+
+
+def _joined(lengths: Sequence[int], parents: Sequence[int]) -> tuple[list[int], list[int]]:
+    """As few pieces as say the same: empty ones are left out, and one that goes on from the piece right before it,
+    which no other does, is a part of that.
+    """
+    renumbered: dict[int, int] = {-1: -1}
+    real: list[int] = []
+    for piece, (length, parent) in enumerate(zip(lengths, parents, strict=True)):
+        renumbered[piece] = piece if length else renumbered[parent]
+        if length:
+            real.append(piece)
+    before = {piece: renumbered[parents[piece]] for piece in real}
+    children = Counter(before.values())
+    joined: list[int] = []
+    prefixes: list[int] = []
+    number: dict[int, int] = {-1: -1}
+    for last, piece in zip([-1, *real], real, strict=False):
+        if last >= 0 and before[piece] == last and children[last] == 1:
+            joined[-1] += lengths[piece]
+        else:
+            prefixes.append(number[before[piece]])
+            joined.append(lengths[piece])
+        number[piece] = len(joined) - 1
+    return joined, prefixes
 
 
 class StepPlan:

@@ -1,7 +1,8 @@
 """Packing and batching change nothing but speed."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
-from models.attention import PACKED_ATTENTION, packed_attention
+from models.attention import PACKED_ATTENTION, _whole, packed_attention
 from models.base import load_model
+from models.blocked_attention import blocks_of
 from models.loss import log_probabilities, supervised_loss_sum
 from models.lstm import LstmConfig, LstmForCausalLM
-from models.packing import StepPlan, pack, pack_replies
+from models.packing import PackedBatch, StepPlan, pack, pack_replies, pack_trees
+from models.trees import Tree, ancestors, paths, sequences_of, tree_of
 
 Conversation = tuple[list[int], list[bool]]
 PlainLoss = Callable[[Any, list[Conversation]], torch.Tensor]
@@ -112,7 +115,7 @@ def test_a_history_that_neighbours_have_in_common_stands_in_the_row_once() -> No
     batch = pack_replies([*EXCHANGES[:3], ([9, 10], [], []), ([9, 10], [5, 6], [True, True]), EXCHANGES[-1]])
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 4, 5, 6, 8, 9]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2, 2, 3, 0, 1]]
-    assert (batch.sequence_lengths, batch.prefixes) == ([3, 2, 3, 2, 1, 0, 2, 2], [-1, 0, 0, -1, 3, 3, 3, -1])
+    assert (batch.sequence_lengths, batch.prefixes) == ([3, 2, 3, 2, 1, 2, 2], [-1, 0, 0, -1, 3, 3, -1])
     assert batch.predictors.tolist() == [2, 3, 2, 6, 9, 9, 11, 13]
     assert batch.target_positions.tolist() == [3, 4, 5, 7, 10, 11, 12, 14]
     assert batch.targets.tolist() == [4, 5, 6, 8, 4, 5, 6, 9]
@@ -121,8 +124,7 @@ def test_a_history_that_neighbours_have_in_common_stands_in_the_row_once() -> No
     assert pack_replies(EXCHANGES[-1:]).prefixes == []
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "lstm"])
-def test_what_is_read_once_changes_nothing(kind: str, tiny_llama: Path, tiny_gpt2: Path) -> None:
+def model_of(kind: str, tiny_llama: Path, tiny_gpt2: Path) -> Any:
     torch.manual_seed(0)
     model: Any
     if kind == "lstm":
@@ -136,27 +138,180 @@ def test_what_is_read_once_changes_nothing(kind: str, tiny_llama: Path, tiny_gpt
     else:
         model = load_model(tiny_llama if kind == "llama" else tiny_gpt2, torch.float32)
     model.set_attn_implementation(PACKED_ATTENTION)
-    model.eval()
+    return model.eval()
+
+
+def check_the_same(model: Any, one: PackedBatch, other: PackedBatch, order: Sequence[int]) -> None:
+    """Log-probabilities and gradients of both; target number n of `other` is number order[n] of `one`."""
+    found = []
+    for batch, places in ((one, torch.tensor(order)), (other, slice(None))):
+        model.zero_grad()
+        log_p = log_probabilities(model, batch)[places]
+        (log_p * torch.arange(1, len(log_p) + 1)).sum().backward()
+        found.append([log_p.detach(), *(parameter.grad for parameter in model.parameters())])
+    for theirs, mine in zip(*found, strict=True):
+        assert torch.linalg.vector_norm(mine - theirs) <= 1e-5 * torch.linalg.vector_norm(theirs)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "lstm"])
+def test_what_is_read_once_changes_nothing(kind: str, tiny_llama: Path, tiny_gpt2: Path) -> None:
+    model = model_of(kind, tiny_llama, tiny_gpt2)
     one_by_one = pack(
         [([*history, *reply], [False] * len(history) + supervised) for history, reply, supervised in EXCHANGES]
     )
     with torch.inference_mode():  # what is kept of it must do for a gradient
         log_probabilities(model, pack_replies(EXCHANGES))
-    found = []
-    for batch in (one_by_one, pack_replies(EXCHANGES)):
-        model.zero_grad()
-        log_p = log_probabilities(model, batch)
-        (log_p * torch.arange(len(log_p))).sum().backward()
-        found.append([log_p.detach(), *(parameter.grad for parameter in model.parameters())])
     assert one_by_one.input_ids.shape[1] - pack_replies(EXCHANGES).input_ids.shape[1] == 6
-    for theirs, mine in zip(*found, strict=True):
-        assert torch.linalg.vector_norm(mine - theirs) <= 1e-5 * torch.linalg.vector_norm(theirs)
+    check_the_same(model, one_by_one, pack_replies(EXCHANGES), range(len(one_by_one.targets)))
+
+
+def row_of(lengths: Sequence[int], parents: Sequence[int], seed: int) -> dict[str, Any]:
+    """A row of the corpus in which every other token is learned."""
+    draw, total = random.Random(seed), sum(lengths)
+    return {
+        "input_ids": [draw.randrange(40) for _ in range(total)],
+        "supervised": [place % 2 == 0 for place in range(total)],
+        "piece_lengths": list(lengths),
+        "piece_parents": list(parents),
+    }
+
+
+TREES = {
+    "replies beside what is read on": ([5, 2, 3, 2, 4, 2], [-1, 0, 0, 2, 2, 4]),
+    "replies after all that is read on": ([5, 3, 4, 2, 2, 2], [-1, 0, 1, 0, 1, 2]),
+    "a chain": ([4, 3, 2, 5], [-1, 0, 1, 2]),
+    "two beginnings": ([3, 2, 4, 2, 1], [-1, 0, -1, 2, 0]),
+    "nothing in a piece": ([3, 0, 2, 2, 0], [-1, 0, 1, 1, 3]),
+    "a single token to go on from": ([1, 1, 1, 2], [-1, 0, 1, 0]),
+    "more than a block of queries": ([200, 30, 100, 40, 9], [-1, 0, 0, 2, 2]),
+}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "lstm"])
+@pytest.mark.parametrize("name", TREES)
+def test_a_tree_is_its_conversations(name: str, kind: str, tiny_llama: Path, tiny_gpt2: Path) -> None:
+    rows = [row_of(*TREES[name], seed=0), {"input_ids": [1, 2, 3], "supervised": [False, True, True]}]
+    rows.append(row_of(*TREES["a chain"], seed=1))
+    tree = pack_trees([tree_of(row) for row in rows])
+    whole = [sequence for row in rows for sequence in sequences_of(row)]
+    assert tree.input_ids.shape[1] == sum(len(row["input_ids"]) for row in rows)
+    assert tree.weight == len(tree.targets) == len(pack(whole).targets)
+    assert torch.bincount(tree.target_sequences).tolist() == [
+        sum(row["supervised"]) - sum(places_without_history(row)) for row in rows
+    ]
+    check_the_same(model_of(kind, tiny_llama, tiny_gpt2), pack(whole), tree, order_of(rows))
+
+
+def places_without_history(row: dict[str, Any]) -> list[bool]:
+    """Of each beginning, whether its first token is supervised: nothing is before that."""
+    tree = tree_of(row)
+    return [marks[0] for marks, parent in zip(tree.supervised, tree.parents, strict=True) if parent < 0]
+
+
+def order_of(rows: Sequence[dict[str, Any]]) -> list[int]:
+    """For each target of the rows as trees, in their order, its number among those of their conversations."""
+    number = {}
+    for index, row in enumerate(rows):
+        tree = tree_of(row)
+        for path in paths(tree.parents):
+            for piece in path:
+                for place, mark in enumerate(tree.supervised[piece]):
+                    is_first = place == 0 and tree.parents[piece] < 0
+                    if mark and not is_first:
+                        number.setdefault((index, piece, place), len(number))
+    return [number[key] for key in sorted(number)]
+
+
+def test_a_row_without_pieces_is_one() -> None:
+    row = {"input_ids": [1, 2], "supervised": [False, True]}
+    for pieces in ({}, {"piece_lengths": None, "piece_parents": None}, {"piece_lengths": [], "piece_parents": []}):
+        assert tree_of(row | pieces) == ([[1, 2]], [-1], [[False, True]])
+        assert sequences_of(row | pieces) == [([1, 2], [False, True])]
+
+
+def test_each_token_is_learned_in_one_conversation() -> None:
+    row = {
+        "input_ids": [1, 2, 3, 4, 5], "supervised": [False, True, True, True, True],
+        "piece_lengths": [2, 1, 1, 1], "piece_parents": [-1, 0, 0, 2],
+    }  # fmt: skip
+    assert sequences_of(row) == [([1, 2, 3], [False, True, True]), ([1, 2, 4, 5], [False, False, True, True])]
+
+
+def test_as_few_pieces_as_say_the_same() -> None:
+    batch = pack_trees(
+        [Tree([[1, 2], [3], [], [4], [5]], [-1, 0, 1, 2, 3], [[True] * 2, [True], [], [True], [True]])]
+    )
+    assert (batch.sequence_lengths, batch.prefixes) == ([5], [])
+    chain = pack_trees([tree_of(row_of([2, 2, 2, 2], [-1, 0, 1, 1], 0))])
+    assert (chain.sequence_lengths, chain.prefixes) == ([4, 2, 2], [-1, 0, 0])
+    assert chain.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 4, 5]]
+
+
+def test_a_chain_is_read_in_the_blocks_of_one_piece() -> None:
+    assert blocks_of((200, 100, 20, 30), (-1, 0, 1, 0)) == (
+        ((0, 256), ((0, 256),)), ((256, 320), ((0, 320),)), ((320, 350), ((0, 200), (320, 350))),
+    )  # fmt: skip
+    assert blocks_of((200, 100, 20, 30), (-1, 0, 1, 0), 64)[1:] == (
+        ((256, 320), ((193, 320),)), ((320, 350), ((137, 200), (320, 350))),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("window", [None, 7, 300])
+@pytest.mark.parametrize("capped", [False, True])
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_trees_sinks_and_capped_scores_by_hand(window: int | None, capped: bool, has_sinks: bool) -> None:
+    lengths, parents = (200, 30, 100, 40, 0, 9), (-1, 0, 0, 2, 2, 4)
+    draw = torch.Generator().manual_seed(0)
+    query, key, value, upstream = (
+        torch.randn(1, heads, sum(lengths), size, generator=draw, dtype=torch.float64)
+        for heads, size in ((6, 8), (2, 8), (2, 5), (6, 5))
+    )
+    inputs = [query, key, value, *([torch.randn(6, generator=draw, dtype=torch.float64)] if has_sinks else [])]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    softcap, sinks = 1.5 if capped else None, inputs[3] if has_sinks else None
+    mine, _ = packed_attention(
+        torch.nn.Identity(), query, key, value, None, scaling=0.7, sequence_lengths=list(lengths),
+        prefixes=parents, sliding_window=window, softcap=softcap, s_aux=sinks,
+    )  # fmt: skip
+    starts = [0, *accumulate(lengths)]
+    plain = torch.empty_like(mine)
+    for piece in range(len(lengths)):
+        where = [p for each in [*ancestors(parents, piece), piece] for p in range(starts[each], starts[each + 1])]
+        k, v = (tensor[0][:, where].repeat_interleave(3, 0) for tensor in (key, value))
+        scores = query[0][:, where] @ k.transpose(1, 2) * 0.7
+        scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+        distance = torch.arange(len(where))[:, None] - torch.arange(len(where))
+        scores = scores.masked_fill((distance < 0) | (distance >= (window or 10**9)), float("-inf"))
+        more = [] if sinks is None else [sinks.view(6, 1, 1).expand(6, len(where), 1)]
+        found = torch.softmax(torch.cat([scores, *more], -1), -1)[..., : len(where)] @ v
+        own = slice(len(where) - lengths[piece], None)
+        plain[0, starts[piece] : starts[piece + 1]] = found[:, own].transpose(0, 1)
+    torch.testing.assert_close(mine, plain)
+    upstream = upstream.transpose(1, 2)
+    for one, other in zip(
+        torch.autograd.grad(mine, inputs, upstream), torch.autograd.grad(plain, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)  # sums over blocks are kept in float32
+
+
+def test_what_a_graphics_card_reads_is_whole_conversations() -> None:
+    lengths, parents = (3, 2, 1, 2), (-1, 0, 0, 2)
+    places, sizes, own = _whole(lengths, parents)
+    assert (places.tolist(), sizes) == ([0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7], (5, 6))
+    assert places[own].tolist() == list(range(8))
+
+
+def test_what_the_attention_does_not_know_is_refused() -> None:
+    inputs = [torch.randn(1, heads, 3, 8) for heads in (4, 2, 2)]
+    for given in ({"position_bias": torch.zeros(1)}, {"attention_mask": torch.zeros(1)}):
+        with pytest.raises(ValueError, match=f"hands {next(iter(given))} to its attention"):
+            packed_attention(torch.nn.Identity(), *inputs, **{"attention_mask": None, **given}, sequence_lengths=[3])
 
 
 def test_with_dropout_what_is_read_once_is_seen_as_well() -> None:
     draw = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, heads, 9, 8, generator=draw) for heads in (4, 2, 2)]
-    pieces = {"sequence_lengths": [3, 2, 4], "prefixes": [-1, 0, 0]}
+    pieces: dict[str, Any] = {"sequence_lengths": [3, 2, 2, 2], "prefixes": [-1, 0, 0, 2]}
     with_it, without = (packed_attention(torch.nn.Identity(), *inputs, None, p, **pieces)[0] for p in (1e-12, 0.0))
     torch.testing.assert_close(with_it, without)
 
