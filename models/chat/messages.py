@@ -1,63 +1,157 @@
-"""Messages of a conversation: their form, and the rules that every stage and the endpoint share."""
+"""Messages of a conversation in one form: the rules that every stage and the endpoint share.
 
-from dataclasses import dataclass
-from typing import Any, Required, TypedDict
+messages = normal_messages([{"role": "Human", "content": [{"type": "text", "text": "Hi"}]}])
+tools = normal_tools([{"name": "price_of", "parameters": {...}}])
+"""
 
-ROLES = ("system", "user", "assistant")
+from typing import Any, Literal, cast
 
+from models.chat.calls import normal_tools
+from models.chat.form import ROLES, Conversation, Fault, Message, MessageError, check_text, is_blank
+from models.chat.turn import normal_message, opens_thinking
 
-class Message(TypedDict, total=False):
-    """One turn, as chat templates know it."""
+__all__ = [
+    "ROLES", "Conversation", "Message", "MessageError", "check_messages", "joined_messages", "normal_messages",
+    "normal_tools",
+]  # fmt: skip
 
-    role: Required[str]
-    """`system`, `developer`, `user`, `assistant` or `tool`"""
-    content: Required[str]
-    """its text; may be empty beside `tool_calls`"""
-    reasoning_content: str
-    """what an assistant thought before its text"""
-    tool_calls: list[dict[str, Any]]
-    """an assistant's calls: [{"type": "function", "id"?, "function": {"name", "arguments": an object}}]"""
-    tool_call_id: str
-    """of role `tool`: the call that it answers"""
-    name: str
-    """the speaker's name, or the tool's"""
-    train: bool
-    """of an assistant's turn: False where it is context and not learned from"""
+SameRole = Literal["merge", "refuse"]
+_PLAIN = ("user", "assistant", "system", "developer")
 
 
-@dataclass(frozen=True)
-class Conversation:
-    """Messages, and the tools that they may call."""
+def normal_messages(messages: Any, same_role: SameRole = "merge") -> list[Message]:
+    """The messages in normal form (`models.chat.form.Message`), the same objects where nothing changes.
 
-    messages: list[Message]
-    tools: list[dict[str, Any]] | None = None
-    """functions in OpenAI's form: [{"type": "function", "function": {"name", "description", "parameters"}}]"""
+    Raises MessageError with the place and the key of what no stage can use. Two turns of one role in a row become
+    one (`merge`) or raise; answers of tools may follow one another. Each call is answered before the next turn, but
+    for those at the end; each answer has its call. Where a system text stands is the template's to judge.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise MessageError(None, "messages", "`messages` is not a non-empty list")
+    turns: list[Message] = []
+    calls = _Calls()
+    previous, place = "", 0
+    for index, message in enumerate(messages):
+        turn = message if _is_normal(message) else normal_message(index, message)
+        if turn is None:
+            continue
+        role = turn["role"]
+        if role == "tool":
+            calls.answer(index, turn)
+        else:
+            if calls.waiting:
+                calls.refuse_rest(index)
+            if role == previous:
+                turns[-1] = _one_turn(turns[-1], turn, place, index, same_role)
+                place = index
+                continue
+            if "tool_calls" in turn:
+                calls.ask(index, turn)
+        turns.append(turn)
+        previous, place = role, index
+    if not turns:
+        raise MessageError(None, "messages", "`messages` says nothing: all its texts are empty")
+    return turns
+
+
+def joined_messages(first: Message, second: Message) -> Message | None:
+    """Two turns of one role as one, their texts an empty line apart; None where something would be lost or moved."""
+    if "tool_calls" in first or "tool_calls" in second or "reasoning_content" in second:
+        return None
+    if first.get("train") != second.get("train") or first.get("name") != second.get("name"):
+        return None
+    if first["role"] == "assistant" and opens_thinking(first["content"]):
+        return None  # the other's text might end the block
+    joined = first.copy()
+    joined["content"] = f"{first['content']}\n\n{second['content']}"
+    return joined
 
 
 def check_messages(messages: Any) -> None:
-    """Raise ValueError unless `messages` is a conversation that every stage can use.
+    """Raise MessageError unless `messages` is a conversation as the endpoint takes it.
 
-    The rules: a non-empty list of {role, content} with text content, a system message only at the start, and
-    user and assistant in turns, beginning with either.
+    As `normal_messages`, and stricter: no empty text, a system message at the start alone, user and assistant in
+    turns.
     """
-    if not isinstance(messages, list) or not messages:
-        raise ValueError("`messages` is not a non-empty list")
-    previous_role = ""
+    normal_messages(messages, same_role="refuse")
     for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise ValueError(f"message {index} has no role")
-        role = message["role"]
-        if role not in ROLES:
-            raise ValueError(f"message {index} has the unknown role {role!r}; known are {', '.join(ROLES)}")
-        content = message.get("content")
-        if not isinstance(content, str) or not content.strip():
-            raise ValueError(f"message {index} ({role}) has no text in `content`")
-        try:
-            content.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"message {index} ({role}) has a character that is no text: {error.reason}") from None
+        role, content = message["role"], message.get("content")
+        words = ""
+        if not isinstance(content, str | None):
+            words = "has `content` that is not one text"
+        elif is_blank(content or "") and not message.get("tool_calls"):
+            words = "has no text in `content`"
+        if words:
+            raise Fault("content", words).at(index, role)
         if role == "system" and index > 0:
-            raise ValueError(f"message {index} is a system message; only the first may be one")
-        if role == previous_role:
-            raise ValueError(f"messages {index - 1} and {index} are both from {role!r}; roles must take turns")
-        previous_role = role
+            raise MessageError(index, "role", f"message {index} is a system message; only the first has that `role`")
+
+
+def _is_normal(message: Any) -> bool:
+    """Whether it is a role and a text, as nearly all are, and nothing about it changes: told in a microsecond."""
+    if type(message) is not dict or len(message) != 2:
+        return False
+    content = message.get("content")
+    if type(content) is not str or is_blank(content):
+        return False
+    role = message.get("role")
+    if role not in _PLAIN or (role == "assistant" and "<think>" in content):
+        return False
+    if content.isascii():
+        return True
+    try:
+        check_text(content, "content")
+    except Fault:
+        return False
+    return True
+
+
+def _one_turn(first: Message, second: Message, place: int, index: int, same_role: str) -> Message:
+    words = f"messages {place} and {index} are both from {second['role']!r} by their `role`"
+    if same_role != "merge":
+        raise MessageError(index, "role", f"{words}; roles must take turns")
+    joined = joined_messages(first, second)
+    if joined is None:
+        raise MessageError(
+            index, "role",
+            f"{words} and cannot be joined: one has calls, reasoning, or another name or weight; write them as one",
+        )  # fmt: skip
+    return joined
+
+
+class _Calls:
+    """The calls that wait for an answer."""
+
+    def __init__(self) -> None:
+        self.waiting: list[dict[str, Any]] = []
+        self._place = 0
+
+    def ask(self, index: int, turn: Message) -> None:
+        self.waiting, self._place = list(turn["tool_calls"]), index
+
+    def refuse_rest(self, index: int) -> None:
+        name = self.waiting[0]["function"]["name"]
+        words = (
+            f"has a call of {name!r} in `tool_calls` that no message with role tool answers before message {index}"
+        )
+        raise Fault("tool_calls", words).at(self._place, "assistant")
+
+    def answer(self, index: int, turn: Message) -> None:
+        """Takes away the call that `turn` answers: the one with its id, else with its name, else the first."""
+        number, name = turn.get("tool_call_id"), turn.get("name")
+        if not self.waiting:
+            field = "role" if number is None else "tool_call_id"
+            said = f"`tool_call_id` {number!r}" if number is not None else "the `role` of a tool"
+            raise Fault(field, f"has {said}, but no call of an assistant waits for an answer").at(index, "tool")
+        found = self.waiting[0] if number is None and name is None else None
+        if number is not None:
+            found = next((call for call in self.waiting if call.get("id") == number), None)
+            found = found or next((call for call in self.waiting if "id" not in call), None)
+        elif name is not None:
+            found = next((call for call in self.waiting if call["function"]["name"] == name), None)
+        if found is None:
+            field = "name" if number is None else "tool_call_id"
+            names = ", ".join(str(call.get("id", call["function"]["name"])) for call in self.waiting)
+            words = f"has `{field}` {cast(dict[str, Any], turn)[field]!r}; calls without an answer are: {names}"
+            raise Fault(field, words).at(index, "tool")
+        self.waiting = [call for call in self.waiting if call is not found]

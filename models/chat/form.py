@@ -1,0 +1,112 @@
+"""What a conversation is once it is read: every stage and the endpoint hand on this form, and no other."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, NoReturn, Required, TypedDict
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+class Message(TypedDict, total=False):
+    """One turn, as chat templates know it."""
+
+    role: Required[str]
+    """`system`, `developer`, `user`, `assistant` or `tool`"""
+    content: Required[str]
+    """its text; may be empty beside `tool_calls`, and of a tool"""
+    reasoning_content: str
+    """what an assistant thought before its text"""
+    tool_calls: list[dict[str, Any]]
+    """an assistant's calls: [{"type": "function", "id"?, "function": {"name", "arguments": an object}}]"""
+    tool_call_id: str
+    """of role `tool`: the call that it answers"""
+    name: str
+    """the speaker's name, or the tool's"""
+    train: bool
+    """of an assistant's turn: False where it is context and not learned from, else absent"""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages, and the tools that they may call."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None = None
+    """functions in OpenAI's form: [{"type": "function", "function": {"name", "description", "parameters"}}]"""
+
+
+class MessageError(ValueError):
+    """A message that no stage can use: `index` says which one (None: it is of no single one), `field` its key."""
+
+    def __init__(self, index: int | None, field: str, text: str) -> None:
+        super().__init__(index, field, text)  # all of them, so that it can be pickled
+        self.index = index
+        self.field = field
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Fault(Exception):
+    """What is wrong with a key of a message, before it is known which message: `words` go on from "message 3"."""
+
+    def __init__(self, field: str, words: str) -> None:
+        super().__init__(field, words)
+        self.field = field
+        self.words = words
+
+    def at(self, index: int, role: str) -> MessageError:
+        """The error of this message."""
+        return MessageError(index, self.field, f"message {index} ({role}) {self.words}")
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing but white space in it."""
+    return not text or text.isspace()
+
+
+def check_text(text: str, field: str) -> None:
+    """Raise Fault for half a character, which JSON can write and no tokenizer can read."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise Fault(field, f"has a character in `{field}` that is no text: {error.reason}") from None
+
+
+def read_json(text: str) -> Any:
+    """The value that a text writes in JSON; raises ValueError with what it is instead."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at character {error.pos})") from None
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+
+
+def write_json(value: Any) -> str:
+    """A value as JSON text; raises ValueError where it has none."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"not JSON ({error})") from None
+
+
+def kind_of(value: Any) -> str:
+    """A value in words, for errors."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    if isinstance(value, str):
+        return f"the text {value[:40]!r}"
+    return "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else type(value).__name__
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"not JSON ({name} is no number of JSON)")

@@ -1,0 +1,298 @@
+"""One message, in whatever spelling, to the form that every stage hands on. Nothing that it says is dropped unsaid:
+a key is used, or known to say nothing that is learned, or refused by its name.
+"""
+
+from typing import Any, cast
+
+from models.chat.calls import normal_calls
+from models.chat.form import Fault, Message, MessageError, check_text, is_blank, kind_of, write_json
+
+_CALLS = "function_call"
+_ROLES = {
+    "system": "system",
+    "developer": "developer",
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "ai", "llm"), "assistant"),
+    # Turns whose whole text is an assistant's call, in ShareGPT's way of writing.
+    **dict.fromkeys((_CALLS, "function_calls", "tool_call", "tool_calls"), _CALLS),
+    **dict.fromkeys(("tool", "observation", "ipython", "function", "tool_response", "tool_result", "tool_results",
+                     "tool_output", "function_response", "function_result"), "tool"),
+}  # fmt: skip
+
+_REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
+_LEARNED = ("weight", "train", "training", "loss", "loss_mask")
+_ANYONE = {"role", "content", "name"}
+_ASSISTANT = {"tool_calls", "function_call", *_REASONING, *_LEARNED}
+_USED = {
+    "system": _ANYONE, "developer": _ANYONE, "user": _ANYONE, "assistant": _ANYONE | _ASSISTANT,
+    "tool": _ANYONE | {"tool_call_id"},
+}  # fmt: skip
+_OF_ONE_ROLE = {**dict.fromkeys(_ASSISTANT, "an assistant"), "tool_call_id": "a tool's answer"}
+
+_NOT_TEXT = ("image", "images", "image_url", "audio", "audios", "audio_url", "input_audio", "video", "videos",
+             "video_url", "file", "files", "attachments", "document", "documents")  # fmt: skip
+_REFUSED = {
+    **dict.fromkeys(_NOT_TEXT, "only text can be learned; leave it, or the line, out"),
+    **dict.fromkeys(("tools", "functions"), "tools stand beside the messages, not in one; move it there"),
+    **dict.fromkeys(("tool_use_id", "call_id"), "call it `tool_call_id`"),
+    "tool_name": "call it `name`",
+    **dict.fromkeys(("thoughts", "think", "thinking_content", "reasoning_text", "reasoning_details", "analysis"),
+                    "call it `reasoning_content` if it is what the assistant thought, or leave it out"),
+    **dict.fromkeys(("mask", "masked", "loss_weight", "loss_scale", "train_on_turn", "trainable"),
+                    "say `train`: false of a reply that is not to be learned"),
+    **dict.fromkeys(("tool_plan", "tool_responses", "tool_results", "refusal", "prefix", "channel", "recipient",
+                     "citations", "candidates", "choices", "history", "system"),
+                    "no stage uses it; leave it out, or write it into `content`"),
+}  # fmt: skip
+
+
+def _squashed(key: str) -> str:
+    return key.lower().replace("_", "").replace("-", "").replace(" ", "")
+
+
+_SPELLED = {
+    _squashed(key): key
+    for key in ("role", "content", "name", "tool_calls", "tool_call_id", "function_call", *_REASONING, *_LEARNED)
+} | {"toolcall": "tool_calls", "functioncalls": "tool_calls", "toolcallsid": "tool_call_id"}
+
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_THINKING_PARTS = ("thinking", "reasoning")
+_OPEN, _CLOSE = "<think>", "</think>"
+
+
+def normal_message(index: int, message: Any) -> Message | None:
+    """The message in normal form, the same object where nothing changes; None where it says nothing at all (an empty
+    system text); raises MessageError.
+    """
+    if not isinstance(message, dict):
+        raise MessageError(index, "role", f"message {index} has no role: it is {kind_of(message)}, not an object")
+    spoken = message.get("role")
+    if not isinstance(spoken, str):
+        hint = _other_spelling(message)
+        raise MessageError(index, "role", f"message {index} has no role: `role` is {kind_of(spoken)}{hint}")
+    role = _ROLES.get(spoken) or _ROLES.get(spoken.strip().lower().replace(" ", "_").replace("-", "_"))
+    if role is None:
+        known = ", ".join(_ROLES)
+        raise MessageError(index, "role", f"message {index} has the unknown role {spoken[:40]!r}; known are {known}")
+    says_calls, role = role == _CALLS, "assistant" if role == _CALLS else role
+    try:
+        _check_keys(role, message)
+        made = _read(role, message, says_calls)
+        if made is None:
+            return None
+        if (name := _name(message)) is not None:
+            made["name"] = name
+    except Fault as fault:
+        raise fault.at(index, role) from None
+    is_same = len(made) == len(message) and all(message.get(key) is value for key, value in made.items())
+    return cast(Message, message) if is_same else made
+
+
+def opens_thinking(text: str) -> bool:
+    """Whether a text begins with a block of thinking, ended or not."""
+    return text.lstrip().startswith(_OPEN)
+
+
+def _check_keys(role: str, message: dict[str, Any]) -> None:
+    used = _USED[role]
+    for key, value in message.items():
+        if key in used or not value:
+            continue
+        if key in _OF_ONE_ROLE:
+            raise Fault(key, f"has `{key}`, which only {_OF_ONE_ROLE[key]} has; leave it out")
+        if key in _REFUSED:
+            raise Fault(key, f"has `{key}`: {_REFUSED[key]}")
+        if (meant := _SPELLED.get(_squashed(str(key)))) is not None:
+            raise Fault(key, f"has `{key}`; call it `{meant}`, or map it in data.fields")
+
+
+def _other_spelling(message: dict[str, Any]) -> str:
+    found = [key for key in message if _squashed(str(key)) == "role" and key != "role"]
+    return f"; call `{found[0]}` `role`, or map it in data.fields" if found else ""
+
+
+def _read(role: str, message: dict[str, Any], says_calls: bool) -> Message | None:
+    if role == "assistant":
+        return _assistant(message, says_calls)
+    return _tool(message) if role == "tool" else _said(role, message)
+
+
+def _said(role: str, message: dict[str, Any]) -> Message | None:
+    text, thinking = _content(message)
+    if thinking:
+        raise Fault("content", "has a part of thinking in `content`, which only an assistant has")
+    if is_blank(text):
+        if role == "user":
+            raise _no_text()
+        return None
+    return {"role": role, "content": text}
+
+
+def _assistant(message: dict[str, Any], says_calls: bool) -> Message:
+    text, thinking = _content(message) if not says_calls or _is_text(message) else ("", "")
+    text, thinking = _without_thinking(text, _reasoning(message, thinking))
+    calls: list[dict[str, Any]] = []
+    if says_calls:
+        calls, text = normal_calls(text if _is_text(message) else message.get("content"), "content"), ""
+    for key in ("tool_calls", "function_call"):
+        if message.get(key):
+            if calls:
+                raise Fault(key, f"has `{key}` beside other calls; write them all into `tool_calls`")
+            calls = normal_calls(message[key], key)
+    if is_blank(text):
+        if not calls:
+            raise _no_text()
+        text = ""
+    made: Message = {"role": "assistant", "content": text}
+    if thinking:
+        made["reasoning_content"] = thinking
+    if calls:
+        given = message.get("tool_calls")
+        is_same = isinstance(given, list) and len(given) == len(calls) and all(map(_is, given, calls))
+        made["tool_calls"] = given if is_same and isinstance(given, list) else calls
+    if not _is_learned(message):
+        made["train"] = False
+    return made
+
+
+def _is(one: Any, other: Any) -> bool:
+    return one is other
+
+
+def _is_text(message: dict[str, Any]) -> bool:
+    return isinstance(message.get("content"), str)
+
+
+def _tool(message: dict[str, Any]) -> Message:
+    content = message.get("content")
+    if content is None or isinstance(content, str) or _is_parts(content):
+        text, thinking = _content(message)
+        if thinking:
+            raise Fault("content", "has a part of thinking in `content`, which only an assistant has")
+    else:
+        try:
+            text = write_json(content)
+        except ValueError as error:
+            raise Fault("content", f"has `content` that is {error}") from None
+        check_text(text, "content")
+    made: Message = {"role": "tool", "content": text}
+    number = message.get("tool_call_id")
+    if number is not None and not isinstance(number, str | int):
+        raise Fault("tool_call_id", f"has `tool_call_id` that is {kind_of(number)}, not text")
+    if number is not None and number != "":
+        made["tool_call_id"] = number if isinstance(number, str) else str(number)
+    return made
+
+
+def _name(message: dict[str, Any]) -> str | None:
+    name = message.get("name")
+    if name is None or name == "":
+        return None
+    if not isinstance(name, str):
+        raise Fault("name", f"has `name` that is {kind_of(name)}, not text")
+    check_text(name, "name")
+    return name
+
+
+def _no_text() -> Fault:
+    return Fault("content", "has no text in `content`")
+
+
+def _is_parts(content: Any) -> bool:
+    """Whether a tool's answer is a list of parts, and not data that happens to be a list."""
+    return isinstance(content, list) and content != [] and all(map(_looks_like_part, content))
+
+
+def _looks_like_part(part: Any) -> bool:
+    if not isinstance(part, dict):
+        return False
+    kind = part.get("type")
+    if kind in _TEXT_PARTS:
+        return isinstance(part.get("text"), str)
+    # {"type": "file", "name": "a.txt"} is a line of a listing.
+    is_named = kind in _NOT_TEXT or kind in ("input_image", "input_video", "input_file")
+    return is_named and (len(part) == 1 or "source" in part or any(key in part for key in _NOT_TEXT))
+
+
+def _content(message: dict[str, Any]) -> tuple[str, str]:
+    """What is said, and parts of thinking before it."""
+    content = message.get("content")
+    if content is None:
+        return "", ""
+    if isinstance(content, str):
+        check_text(content, "content")
+        return content, ""
+    if not isinstance(content, list):
+        raise Fault("content", f"has `content` that is {kind_of(content)}; it must be text or a list of text parts")
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for part in content:
+        is_thought, text = _part(part)
+        check_text(text, "content")
+        if is_thought and not is_blank("".join(texts)):
+            raise Fault("content", "has a part of thinking after text in `content`; it must stand before it")
+        (thoughts if is_thought else texts).append(text)
+    return "".join(texts), "\n\n".join(text for text in thoughts if not is_blank(text))
+
+
+def _part(part: Any) -> tuple[bool, str]:
+    """Whether it is thinking, and its text."""
+    if isinstance(part, str):
+        return False, part
+    if not isinstance(part, dict):
+        raise Fault("content", f"has a part in `content` that is {kind_of(part)}; it must be an object or text")
+    kind = part.get("type", "text")
+    for key in _NOT_TEXT:
+        if kind in (key, f"input_{key}") or part.get(key):
+            raise Fault("content", f"has a part of type {key!r} in `content`; {_REFUSED[key]}")
+    if kind in _THINKING_PARTS:
+        found = next((part[key] for key in (kind, "text", "content") if part.get(key)), "")
+        text = "".join(_part(each)[1] for each in found) if isinstance(found, list) else found
+    elif kind in _TEXT_PARTS:
+        text = part.get("text")
+    else:
+        raise Fault("content", f"has a part of type {str(kind)[:40]!r} in `content`; known is text")
+    if not isinstance(text, str):
+        raise Fault("content", f"has a part in `content` whose text is {kind_of(text)}")
+    return kind in _THINKING_PARTS, text
+
+
+def _reasoning(message: dict[str, Any], thinking: str) -> str:
+    """The one text of what was thought, "" for none."""
+    found = {"content": thinking} if thinking else {}
+    for key in _REASONING:
+        if value := message.get(key):
+            if not isinstance(value, str):
+                raise Fault(key, f"has `{key}` that is {kind_of(value)}, not text")
+            check_text(value, key)
+            if not value.isspace():
+                found[key] = value
+    if len({text.strip() for text in found.values()}) > 1:
+        raise Fault(next(iter(found)), f"has different texts in {' and '.join(f'`{key}`' for key in found)}")
+    return found.get("reasoning_content") or next(iter(found.values()), "")
+
+
+def _without_thinking(text: str, thinking: str) -> tuple[str, str]:
+    """What is said and what was thought, without the <think> blocks that `text` begins with."""
+    while opens_thinking(text) and _CLOSE in text:
+        block, _, text = text.partition(_CLOSE)
+        inner = block.lstrip().removeprefix(_OPEN).strip()
+        if inner and thinking and inner != thinking.strip():
+            raise Fault(
+                "content", f"begins with {_OPEN} in `content` and another text was thought already; leave one out"
+            )
+        thinking, text = thinking or inner, text.lstrip()
+    return text, thinking
+
+
+def _is_learned(message: dict[str, Any]) -> bool:
+    said: dict[str, bool] = {}
+    for key in _LEARNED:
+        if (value := message.get(key)) is not None:
+            if not isinstance(value, bool | int | float) or value not in (0, 1):
+                raise Fault(key, f"has `{key}` that is {kind_of(value)}; it must be 0 or false, 1 or true")
+            said[key] = bool(value)
+    if len(set(said.values())) > 1:
+        key = next(key for key, value in said.items() if not value)
+        raise Fault(key, f"has `{key}` that says other than {' and '.join(f'`{it}`' for it in said if it != key)}")
+    return all(said.values())
