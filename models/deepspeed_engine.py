@@ -1,5 +1,7 @@
 """DeepSpeed under the training loop: any ZeRO stage, with checkpoints for any number of workers."""
 
+import contextlib
+import io
 import os
 import shutil
 import tempfile
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 
 from models.deepspeed_config import deepspeed_config
+from models.deepspeed_names import found_mistakes
 from models.engine import MODEL_FOLDER, Sums, measured, optimizer_for
 from models.lora import fuse_lora
 from models.loss import fuse_head
@@ -60,8 +63,11 @@ class DeepSpeedEngine:
             gradient_clip=gradient_clip,
             extra=extra_config or {},
         )
+        if found := found_mistakes(config, extra_config or {}):
+            raise ValueError("\n".join(f"train.deepspeed.{mistake}" for mistake in found))
         self._optimizer = optimizer_for(model, weight_decay)
-        self._engine, *_ = deepspeed.initialize(model=model.train(), optimizer=self._optimizer, config=config)
+        with contextlib.redirect_stdout(io.StringIO()):  # at stage 1 it says how much memory there is, six times
+            self._engine, *_ = deepspeed.initialize(model=model.train(), optimizer=self._optimizer, config=config)
         self.model = self._engine.module
         self.device = self._engine.device
         self._files = DeepSpeedFiles(self._engine.checkpoint_engine)
@@ -70,12 +76,17 @@ class DeepSpeedEngine:
             # DeepSpeed's optimizer of this case has taken a step with empty gradients: Adam's bias correction
             # would count one step too many, and stage 0 would learn otherwise than stages 1 to 3.
             self._engine.optimizer.optimizer.state.clear()
+        self._sums: list[torch.nn.Parameter] = []
+        if zero_stage == 0 and precision == "bf16":
+            self._sum_in_float32()
 
     def accumulate(self, batch: PackedBatch, step_weight: float, is_last: bool = True) -> Sums:
         self._engine.set_gradient_accumulation_boundary(is_last)
         loss, figures = self._objective.loss_sum(self._engine, batch)
         # DeepSpeed averages gradients over workers; the step's loss is a sum over its weight.
         self._engine.backward(loss * (self.num_workers / step_weight), scale_wrt_gas=False)
+        if is_last and self._sums:
+            self._reduce()
         return {"loss": float(loss.detach()), **figures}
 
     def update(self, learning_rate: float) -> float:
@@ -180,7 +191,8 @@ class DeepSpeedEngine:
         del self._engine, self._optimizer, self._files, self.model
 
     def _load(self, folder: Path) -> None:
-        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self._has_adapter)
+        with contextlib.redirect_stdout(io.StringIO()):
+            path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self._has_adapter)
         if path is None:
             raise RuntimeError(f"the checkpoint in {folder} cannot be read by this DeepSpeed")
 
@@ -199,6 +211,23 @@ class DeepSpeedEngine:
         torch.distributed.barrier()
         if is_first_here:
             shutil.rmtree(joined)
+
+    def _sum_in_float32(self) -> None:
+        """Let torch add the bfloat16 gradients of each micro-batch to a sum in float32, the gradient for DeepSpeed.
+
+        Its own sum is in bfloat16 here, where what is small beside the sum so far is lost.
+        """
+        self._sums = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter in self._sums:
+            parameter.grad_dtype = torch.float32
+        # It would fill in for a parameter without a gradient a bfloat16 one, which torch refuses.
+        self._engine.enable_backward_allreduce = False
+
+    def _reduce(self) -> None:
+        for parameter in self._sums:
+            if parameter.grad is None:  # as of an expert that no token of the step came to
+                parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
+        self._engine.allreduce_gradients()
 
     def _gradients(self) -> list[torch.Tensor]:
         return [p.grad for p in self.model.parameters() if p.grad is not None]

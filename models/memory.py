@@ -35,7 +35,8 @@ def estimate_training_memory(
     """An estimate from a model's sizes (`models.base.describe`), good to about a third.
 
     Weights, gradients and optimizer states by the accounting of ZeRO (arXiv:1910.02054, section 3.1): 2 bytes a
-    weight and gradient in bf16, 12 bytes of float32 states a trained weight, divided by what the stage divides.
+    weight in bf16, 4 of its gradient, which is summed in float32, and 12 of float32 states if it is trained, divided
+    by what the stage divides.
     Activations: what a transformer layer keeps for its backward pass (arXiv:2205.05198, section 4.1), attention
     scores apart, and the logits of half the tokens in float32 and in the weights' precision.
     """
@@ -46,7 +47,7 @@ def estimate_training_memory(
     if adapter_rank is not None:
         trained = layers * adapter_rank * (8 * hidden + 3 * (hidden + inner))
     states = trained * 12
-    gradients = trained * value_bytes
+    gradients = trained * 4
     if zero_stage >= 1:
         states //= num_workers
     if zero_stage >= 2:

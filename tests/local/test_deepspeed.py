@@ -78,23 +78,59 @@ for stage in (1, 2, 3):
 pathlib.Path(sys.argv[2]).write_text(json.dumps(results))
 """
 
+# Norms of one and the same gradient: in as many passes as said, and after a step that was dropped; also of a model with
+# layers that have no part in the loss.
+PASSES = """
+def norm(engine, passes, rate=0.0):
+    batch = pack([([5 + n % 40 for n in range(40)], [True] * 40)])
+    for number in range(passes):
+        engine.accumulate(batch, batch.weight * passes * world, number == passes - 1)
+    return engine.update(rate)
+
+def skipped(layer):
+    layer.forward = lambda hidden, *args, **kwargs: hidden
+    return layer
+
+results = {}
+for kind in ("full", "lora", "frozen"):
+    for stage in range(4):
+        for precision in ("fp32", "bf16"):
+            for offload in (None, "cpu") if stage and kind == "full" else (None,):
+                engine = make(kind, stage, precision, offload=offload)
+                found = {count: norm(engine, int(count)) for count in sys.argv[3].split(",")}
+                engine.accumulate(pack(rows[:1]), 1e-3, False)
+                engine.accumulate(pack(rows[:1]), 1e-3)
+                engine.skip()
+                found["after a dropped step"] = norm(engine, 3)
+                results[f"{kind} {stage} {precision} {offload}"] = found
+                engine.close()
+for stage in (0, 1, 2):
+    engine = make("full", stage, "bf16")
+    for layer in engine.model.model.layers[1:]:
+        skipped(layer)
+    results[f"unused {stage}"] = {count: norm(engine, int(count)) for count in ("1", "3")}
+    engine.close()
+if rank == 0:
+    pathlib.Path(sys.argv[2]).write_text(json.dumps(results))
+"""
+
 # As many workers as said; `first` leaves the state after step 3, the others go on from it.
 ANY_WORKERS = """
 from dataclasses import asdict
 results = {}
-for kind in ("full", "lora"):
-    for stage in range(4):
-        state = pathlib.Path(sys.argv[2]) / f"{kind}-{stage}"
-        engine = make(kind, stage, "fp32")
-        if sys.argv[3] == "first":
-            state.mkdir(parents=True, exist_ok=True)
-            steps = train(engine, 6, state=state)
-            if rank == 0:
-                (state / "steps.json").write_text(json.dumps([asdict(step) for step in steps[:3]]))
-        else:
-            engine.load(state)
-            steps = train(engine, 6, [Progress(**step) for step in json.loads((state / "steps.json").read_text())])
-        results[f"{kind} {stage}"] = plain(steps)
+kinds = [(kind, stage, "fp32") for kind in ("full", "lora") for stage in range(4)]
+for kind, stage, precision in [*kinds, ("full", 0, "bf16"), ("full", 1, "bf16"), ("lora", 1, "bf16")]:
+    state = pathlib.Path(sys.argv[2]) / f"{kind}-{stage}-{precision}"
+    engine = make(kind, stage, precision)
+    if sys.argv[3] == "first":
+        state.mkdir(parents=True, exist_ok=True)
+        steps = train(engine, 6, state=state)
+        if rank == 0:
+            (state / "steps.json").write_text(json.dumps([asdict(step) for step in steps[:3]]))
+    else:
+        engine.load(state)
+        steps = train(engine, 6, [Progress(**step) for step in json.loads((state / "steps.json").read_text())])
+    results[f"{kind} {stage} {precision}"] = plain(steps)
 if rank == 0:
     (pathlib.Path(sys.argv[2]) / f"{world}.json").write_text(json.dumps(results))
 """
@@ -155,15 +191,36 @@ def test_offload_changes_where_states_lie_and_nothing_else(results, stage):
     )
 
 
+def norms(folder, passes, num_workers=1):
+    file = folder / f"{num_workers}.json"
+    start(PASSES, folder, file, ",".join(map(str, passes)), num_workers=num_workers)
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(
+    ("passes", "num_workers"),
+    [((1, 7, 64), 1), ((1, 7), 2), pytest.param((1, 1000, 1024), 1, marks=pytest.mark.slow)],
+)
+def test_a_gradient_does_not_depend_on_its_number_of_passes(tmp_path, passes, num_workers):
+    """DeepSpeed by itself sums micro-batches in bfloat16: 64 are 0.3 % less than one, 1,024 two thirds."""
+    found = norms(tmp_path, passes, num_workers)
+    assert len(found) == (3 * 4 + 3) * 2 + 3
+    for case, values in found.items():
+        one = values.pop("1")
+        assert one > 0.1
+        assert list(values.values()) == pytest.approx([one] * len(values), rel=1e-3), case
+
+
 @pytest.mark.slow
 def test_training_goes_on_with_fewer_or_more_workers(tmp_path):
     """Two workers save; one, and three, go on: the same losses and gradients, under every stage."""
     for num_workers, mode in ((2, "first"), (1, "go on"), (3, "go on")):
         start(ANY_WORKERS, tmp_path, tmp_path, mode, num_workers=num_workers)
     two, one, three = (json.loads((tmp_path / f"{count}.json").read_text()) for count in (2, 1, 3))
-    assert len(two) == 8
+    assert len(two) == 11
     for name, steps in two.items():
         for other in (one[name], three[name]):
             assert len(other["loss"]) == 6
-            assert other["loss"] == pytest.approx(steps["loss"], abs=1e-4)
-            assert other["norm"] == pytest.approx(steps["norm"], rel=1e-3)
+            halved = name.endswith("bf16")  # there a weight's last bit falls this way or that
+            assert other["loss"] == pytest.approx(steps["loss"], abs=2e-2 if halved else 1e-4), name
+            assert other["norm"] == pytest.approx(steps["norm"], rel=2e-2 if halved else 1e-3), name
