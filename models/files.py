@@ -4,12 +4,10 @@ filesystem, path = open_uri("s3://bucket/conversations")
 folder = local_copy("s3://bucket/models/mine")
 """
 
-import contextlib
 import hashlib
-import io
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +44,6 @@ def open_uri(uri: str, patient: bool = True) -> tuple[Any, str]:
     if patient and isinstance(filesystem, pa.fs.S3FileSystem):
         filesystem = _patient(filesystem.__reduce__()[1][0])
     return filesystem, path
-
-
-@contextlib.contextmanager
-def open_lines(uri: str, path: str) -> Iterator[io.BufferedReader]:
-    """The file `path` on the filesystem that `uri` opens, to be read line by line; unpacked where it ends in .gz."""
-    filesystem, _ = open_uri(uri)
-    with filesystem.open_input_file(path) as raw:
-        stream = pa.CompressedInputStream(raw, "gzip") if path.endswith(".gz") else raw
-        yield io.BufferedReader(stream, buffer_size=1 << 20)
 
 
 def listing(filesystem: Any, path: str) -> str:

@@ -5,15 +5,17 @@ Part of the stage `prepare`, which leaves both in `base/` of its artifact.
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from models.files import open_lines
 from workflows.conversations import parse_conversation, parse_judged, parse_pair
-from workflows.pipeline import NEW_BASE, Context, SourceFile
+from workflows.file_formats import UnreadableFile, records
+from workflows.pipeline import NEW_BASE, Context
 from workflows.players import DISCRIMINATOR
+from workflows.sources import SourceFile
 from workflows.spec import NewModelSpec
 from workflows.store import Store
 
@@ -24,18 +26,15 @@ _MOST_LINES = 200_000
 def make_base(context: Context, files: list[SourceFile]) -> None:
     """Learn the tokenizer and make the model, in one task on the cluster."""
     spec = context.spec
-    read = [(file.source, file.path, file.limit) for file in files]
     settings = spec.new_model.model_dump()
     task = ray.remote(_make).options(num_cpus=1)
-    found: int = ray.get(task.remote(context.store.uri, context.key, read, spec.train.objective.examples, settings))
+    found: int = ray.get(task.remote(context.store.uri, context.key, files, spec.train.objective.examples, settings))
     context.progress.note(
         f"prepare: a tokenizer of {found:,} tokens is learned; a new model begins with random weights"
     )
 
 
-def _make(
-    store_uri: str, key: str, files: list[tuple[str, str, int | None]], examples: str, settings: dict[str, Any]
-) -> int:
+def _make(store_uri: str, key: str, files: list[SourceFile], examples: str, settings: dict[str, Any]) -> int:
     """The number of tokens that the vocabulary came to, those for bytes alone where nothing can be read."""
     from models.new_model import learn_tokenizer, make_new_model
 
@@ -50,19 +49,15 @@ def _make(
         return len(tokenizer)
 
 
-def _texts(files: list[tuple[str, str, int | None]], examples: str) -> Iterator[str]:
+def _texts(files: list[SourceFile], examples: str) -> Iterator[str]:
     """What is said in the first lines of each file; lines that cannot be read are `prepare`'s to set aside."""
     most = max(1, _MOST_LINES // len(files))
-    for source, path, limit in files:
-        with open_lines(source, path) as lines:
-            for _ in range(min(most, limit or most)):
-                try:
-                    line = lines.readline()
-                except OSError:
-                    break
-                if not line:
-                    break
-                yield from _said(line, examples)
+    for file in files:
+        try:
+            for record in records(replace(file, limit=min(most, file.limit or most))):
+                yield from [] if record.unread else _said(record.text, examples)
+        except UnreadableFile:  # prepare's to tell
+            continue
 
 
 def _said(line: bytes, examples: str) -> list[str]:

@@ -19,11 +19,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.fs
 
 from models import base
 from models.files import open_uri
 from workflows.progress import Progress
+from workflows.sources import SourceError, SourceFile, find_files
 from workflows.spec import NEW_MODEL, NewModelSpec, PipelineSpec
 from workflows.spec_train import AdversarialSpec, DistillRepliesSpec, DistillSpec, SpinSpec, TrainSpec
 from workflows.store import Artifact, Store, content_key, fingerprint, without_secrets
@@ -42,18 +42,6 @@ class StageFailed(ValueError):
 
 class GateFailed(StageFailed):
     """The scorecard says that the checkpoint is not good enough."""
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file of conversations, on any filesystem, with how many of its lines to read."""
-
-    source: str
-    """what `data.sources` says: it opens the filesystem, with its credentials and options"""
-    path: str
-    """the file on that filesystem"""
-    limit: int | None
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -94,40 +82,10 @@ class Stage:
 
 def source_files(spec: PipelineSpec) -> list[SourceFile]:
     """The files behind `data.sources`, in order; raises StageFailed for a source without files."""
-    files = []
-    for index, source in enumerate(spec.data.sources):
-        field = f"data.sources.{index}.path"
-        try:
-            filesystem, path = open_uri(source.path, patient=False)
-            found = files_at(filesystem, path)
-            if not found:
-                where = without_secrets(source.path)
-                raise StageFailed(f"{field}: nothing found at {where}; give a file, folder, glob or URI")
-            files += [SourceFile(source.path, file, source.limit, fingerprint(filesystem, file)) for file in found]
-        except (OSError, pa.ArrowException) as error:
-            raise StageFailed(f"{field}: cannot read {without_secrets(source.path)}: {error}") from error
-    return files
-
-
-def files_at(filesystem: Any, path: str) -> list[str]:
-    """The files of conversations that a file, folder or glob names, in order."""
-    endings = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-    if any(sign in path for sign in "*?["):
-        import fnmatch
-
-        folder = path[: min(path.index(sign) for sign in "*?[" if sign in path)].rpartition("/")[0]
-        selector = pa.fs.FileSelector(folder or ".", recursive=True, allow_not_found=True)
-        infos = filesystem.get_file_info(selector)
-        return sorted(
-            info.path for info in infos if info.type == pa.fs.FileType.File and fnmatch.fnmatch(info.path, path)
-        )
-    info = filesystem.get_file_info(path)
-    if info.type == pa.fs.FileType.File:
-        return [path]
-    if info.type == pa.fs.FileType.NotFound:
-        return []
-    inside = filesystem.get_file_info(pa.fs.FileSelector(path, recursive=True))
-    return sorted(item.path for item in inside if item.type == pa.fs.FileType.File and item.path.endswith(endings))
+    try:
+        return find_files(spec)
+    except SourceError as error:
+        raise StageFailed(str(error)) from error
 
 
 def _prepare_settings(spec: PipelineSpec) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 import os
 from typing import Any
 
-from models.files import open_uri
 from workflows.cluster_file import read_cluster_file
 from workflows.pipeline import StageState, num_steps, source_files, step_plan
 from workflows.plan_cluster import lines_on, plan_on, training_memory_gb
 from workflows.room import Resources, nodes_of_cluster, trials_at_once, why_none_fits
+from workflows.sources import PACKED
 from workflows.spec import PipelineSpec
 from workflows.spec_space import trials_wanted
 from workflows.spec_train import TrainSpec
@@ -15,7 +15,7 @@ from workflows.store import Store
 
 # For conversations that are not tokenized yet: English chat text, JSON around it, and gzip.
 _BYTES_PER_TOKEN = 4.6
-_GZIP_FACTOR = 4.0
+_PACKED_FACTOR = 4.0
 
 
 def plan_of(
@@ -126,9 +126,7 @@ def _estimated_tokens(spec: PipelineSpec) -> int:
     """From the sizes of the files alone; a `limit` is not looked at."""
     total = 0.0
     for file in source_files(spec):
-        filesystem, _ = open_uri(file.source)
-        size = filesystem.get_file_info(file.path).size
-        total += size * (_GZIP_FACTOR if file.path.endswith(".gz") else 1.0) / _BYTES_PER_TOKEN
+        total += file.size * (_PACKED_FACTOR if file.path.endswith((*PACKED, ".parquet")) else 1.0) / _BYTES_PER_TOKEN
     return max(1, int(total * (1 - spec.data.held_out_share)))
 
 

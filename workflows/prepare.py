@@ -27,15 +27,19 @@ import ray.data
 
 from models.base import load_tokenizer, resolve
 from models.chat import EncodedConversation, Message, common_prompt, encode_conversation
-from models.files import open_lines, open_uri
 from workflows.cluster import watching
 from workflows.conversations import mismatched_replies, parse_conversation, parse_judged, parse_pair
+from workflows.file_formats import records
+from workflows.file_text import Record
 from workflows.new_base import make_base
-from workflows.pipeline import Context, SourceFile, StageFailed, source_files, with_base
+from workflows.pipeline import Context, StageFailed, source_files, with_base
+from workflows.set_aside import SetAside, set_aside_text
+from workflows.sources import SourceFile
 from workflows.spec import NEW_MODEL
 
 TRAIN, HELD_OUT, QUARANTINE = "train", "held_out", "quarantine"
 _LINES_PER_BLOCK = 512
+_BYTES_PER_BLOCK = 64 << 20
 _EXCERPT_CHARACTERS = 200
 
 _SCHEMA = pa.schema(
@@ -67,10 +71,16 @@ def run(context: Context) -> dict[str, Any]:
         spec = with_base(spec, store, context.key)
     resolve(spec.base_model)
     corpus_path = store.path("prepare", context.key, "corpus")
-    _set_block_size(sum(_size(file) for file in files))
+    _set_block_size(sum(file.size for file in files))
     with watching(context.progress, "lines") as board:
         items = [
-            {"source": index, "uri": file.source, "path": file.path, "limit": file.limit or -1}
+            {
+                "source": index,
+                "uri": file.source,
+                "path": file.path,
+                "limit": file.limit or -1,
+                "field": file.field,
+            }
             for index, file in enumerate(files)
         ]
         (
@@ -106,47 +116,40 @@ def _set_block_size(total_bytes: int) -> None:
     ray.data.DataContext.get_current().target_max_block_size = block
 
 
-def _size(file: SourceFile) -> int:
-    filesystem, _ = open_uri(file.source)
-    return int(filesystem.get_file_info(file.path).size)
-
-
 def _read_lines(batch: dict[str, Any], judged: bool, board: Any) -> Iterator[dict[str, Any]]:
-    """The lines of a file, in blocks of (source, line, text, mismatched)."""
-    source, path, limit = int(batch["source"][0]), str(batch["path"][0]), int(batch["limit"][0])
-    number = 0
-    block: list[tuple[int, bytes]] = []
-    before: list[tuple[int, bytes]] = []
-    with open_lines(str(batch["uri"][0]), path) as lines:
-        while number != limit:
-            try:
-                text = lines.readline()
-            except OSError as error:
-                raise StageFailed(f"{path}:{number + 1}: the file breaks off here: {error}; repair it") from None
-            if not text:
-                break
-            number += 1
-            if text.strip():
-                block.append((number, text))
-            if len(block) == _LINES_PER_BLOCK:
-                board.add.remote(total=len(block))
-                yield _lines_block(source, block, judged, before=[])
-                before, block = block, []
+    """The conversations of a file, in blocks of (source, line, text, unread, mismatched)."""
+    source, limit = int(batch["source"][0]), int(batch["limit"][0])
+    uri, path, field = (str(batch[name][0]) for name in ("uri", "path", "field"))
+    file = SourceFile(uri, path, limit if limit > 0 else None, fingerprint="", field=field)
+    block: list[Record] = []
+    before: list[Record] = []
+    size = 0
+    for record in records(file):
+        block.append(record)
+        size += len(record.text)
+        if len(block) == _LINES_PER_BLOCK or size >= _BYTES_PER_BLOCK:
+            board.add.remote(total=len(block))
+            yield _lines_block(source, block, judged, before=[])
+            before, block, size = block, [], 0
     if block:
         board.add.remote(total=len(block))
         yield _lines_block(source, block, judged, before)
 
 
-def _lines_block(
-    source: int, block: list[tuple[int, bytes]], judged: bool, before: list[tuple[int, bytes]]
-) -> dict[str, Any]:
+def _lines_block(source: int, block: list[Record], judged: bool, before: list[Record]) -> dict[str, Any]:
     """`before`: more lines that mismatched replies may come from, for the last block, which may be a short one."""
-    numbers, texts = zip(*block, strict=True)
+    numbers, texts, unread = zip(*block, strict=True)
     replies: list[Message | None] = [None] * len(block)
     if judged:
-        replies = mismatched_replies([text for _, text in before + block])[len(before) :]
+        replies = mismatched_replies([record.text for record in before + block])[len(before) :]
     mismatched = ["" if reply is None else reply["content"] for reply in replies]
-    return {"source": [source] * len(block), "line": list(numbers), "text": list(texts), "mismatched": mismatched}
+    return {
+        "source": [source] * len(block),
+        "line": list(numbers),
+        "text": list(texts),
+        "unread": list(unread),
+        "mismatched": mismatched,
+    }
 
 
 @functools.lru_cache(maxsize=1)
@@ -158,11 +161,13 @@ def _encode_lines(
     batch: pa.Table, base_model: str, examples: str, max_length: int, held_out_share: float, board: Any
 ) -> pa.Table:
     tokenizer = _tokenizer(base_model)
-    columns = (batch[name].to_pylist() for name in ("source", "line", "text", "mismatched"))
+    columns = (batch[name].to_pylist() for name in ("source", "line", "text", "unread", "mismatched"))
     rows = []
-    for source, line, text, mismatched in zip(*columns, strict=True):
+    for source, line, text, unread, mismatched in zip(*columns, strict=True):
         row: dict[str, Any] = {"source": source, "line": line, "num_tokens": 0, "num_targets": 0, "truncated": False}
         try:
+            if unread:
+                raise ValueError(unread)
             row |= _encode_line(tokenizer, examples, text, mismatched, max_length, held_out_share)
         except ValueError as error:
             excerpt = text[:_EXCERPT_CHARACTERS].decode(errors="replace").strip()
@@ -231,7 +236,7 @@ def _falls(content: str) -> float:
 def _statistics(context: Context, paths: list[str]) -> dict[str, Any]:
     """Counts over the written shards, a batch at a time; also writes quarantine.jsonl."""
     store = context.store
-    figures = dict.fromkeys(
+    figures: dict[str, Any] = dict.fromkeys(
         ("conversations", "held_out_conversations", "quarantined", "tokens", "supervised_tokens", "held_out_tokens",
          "truncated", "longest"), 0
     )  # fmt: skip
@@ -241,6 +246,7 @@ def _statistics(context: Context, paths: list[str]) -> dict[str, Any]:
     for batch in parts.to_batches(columns=columns):
         for row in batch.to_pylist():
             _count(figures, row)
+    groups = SetAside()
     bad = parts.to_batches(
         columns=["source", "line", "reason", "messages"], filter=pa.dataset.field("split") == QUARANTINE
     )
@@ -249,10 +255,12 @@ def _statistics(context: Context, paths: list[str]) -> dict[str, Any]:
             for row in batch.to_pylist():
                 record = {"file": paths[row["source"]], "line": row["line"], "reason": row["reason"]}
                 stream.write((json.dumps({**record, "text": row["messages"]}, ensure_ascii=False) + "\n").encode())
+                groups.add(row["reason"], row["source"], paths[row["source"]], row["line"])
+    figures["set_aside"] = groups.as_dicts()
     return figures
 
 
-def _count(figures: dict[str, int], row: dict[str, Any]) -> None:
+def _count(figures: dict[str, Any], row: dict[str, Any]) -> None:
     if row["split"] == QUARANTINE:
         figures["quarantined"] += 1
         return
@@ -273,11 +281,21 @@ def _check(context: Context, figures: dict[str, Any], paths: list[str]) -> None:
     if good + bad == 0:
         raise StageFailed(f"data.sources: no lines in {', '.join(paths)}")
     if good == 0:
-        raise StageFailed(f"data.sources: none of {bad} lines can be used; first: {_first_bad(context)}")
+        raise StageFailed(
+            f"data.sources: none of {bad} lines can be used, by reason, with the first line of each:\n"
+            f"{set_aside_text(figures['set_aside'])}\nall of them: {listing}"
+        )
     if bad > data.max_bad_share * (good + bad):
         raise StageFailed(
             f"data.max_bad_share: {bad} of {good + bad} lines ({bad / (good + bad):.1%}) cannot be used, more than "
-            f"{data.max_bad_share:.1%}; first: {_first_bad(context)}; all of them: {listing}"
+            f"{data.max_bad_share:.1%}; by reason, with the first line of each:\n"
+            f"{set_aside_text(figures['set_aside'])}\nall of them: {listing}"
+        )
+    if bad:
+        context.progress.result(
+            "set_aside",
+            {"groups": figures["set_aside"], "listing": listing},
+            f"set aside, by reason, with the first line of each:\n{set_aside_text(figures['set_aside'])}",
         )
     for split, count in (("training", figures["conversations"]), ("held-out", figures["held_out_conversations"])):
         if count == 0:
@@ -285,10 +303,3 @@ def _check(context: Context, figures: dict[str, Any], paths: list[str]) -> None:
                 f"data.held_out_share: of {good} conversations none fell to the {split} side at a held-out share of "
                 f"{data.held_out_share:g}; add conversations or change the share"
             )
-
-
-def _first_bad(context: Context) -> str:
-    path = context.store.path("prepare", context.key, "quarantine.jsonl")
-    with context.store.filesystem.open_input_stream(path) as stream:
-        record = json.loads(stream.read().split(b"\n")[0])
-    return f"{record['file']}:{record['line']}: {record['reason']}"

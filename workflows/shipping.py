@@ -19,7 +19,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from workflows.pipeline import StageFailed, files_at
+from workflows.pipeline import StageFailed
+from workflows.sources import files_at
 from workflows.spec import PipelineSpec
 from workflows.spec_file import local_paths, with_paths
 from workflows.store import fingerprint

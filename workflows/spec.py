@@ -24,16 +24,18 @@ class Source(Section):
     """Where conversations come from."""
 
     path: Annotated[str, Field(min_length=1)]
-    """A file, a folder, a glob or a URI of JSON lines (.jsonl, .json, plain or .gz); a relative path starts at
-    the pipeline file's folder. The layout is recognised line by line: conversations (`messages`, ShareGPT, Alpaca),
-    for `train.objective` dpo, orpo and simpo pairs (`prompt` or `messages`, `chosen`, `rejected`), for kto judged
-    replies (`prompt` or `messages`, `completion`, `label`)."""
+    """A file, a folder, a glob or a URI; a folder saved by `datasets`; or a dataset of the Hugging Face Hub, as
+    `hf:owner/name`, `hf:owner/name@revision` or `hf:owner/name/folder`. Read are JSON lines, JSON arrays, CSV, TSV,
+    Parquet and Arrow, plain or packed (gzip, zstd, bzip2, xz, lz4), recognised by their content. A relative path
+    starts at the pipeline file's folder. The layout is recognised line by line: conversations (`messages`, ShareGPT,
+    Alpaca), for `train.objective` dpo, orpo and simpo pairs (`prompt` or `messages`, `chosen`, `rejected`), for kto
+    judged replies (`prompt` or `messages`, `completion`, `label`)."""
 
     split: Annotated[str, Field(min_length=1)] | None = None
     """Of a dataset that has splits: the one to read, such as `train`."""
 
     limit: Annotated[int, Field(ge=1, le=1_000_000_000_000)] | None = None
-    """Read only so many lines of each file."""
+    """Read only so many lines (rows, elements) of each file."""
 
 
 class DataSpec(Section):

@@ -348,7 +348,7 @@ def local_paths(spec: PipelineSpec) -> dict[str, str]:
         paths["evaluate.questions"] = spec.evaluate.questions
     paths |= {f"serve.adapters.{name}": path for name, path in spec.serve.adapters.items()}
     paths |= {field: name for field, name in models.items() if name.startswith(("/", "./", "../", "~"))}
-    return {field: path for field, path in paths.items() if "://" not in path}
+    return {field: path for field, path in paths.items() if "://" not in path and not path.startswith("hf:")}
 
 
 def with_paths(spec: PipelineSpec, paths: dict[str, str]) -> PipelineSpec:

@@ -1,0 +1,74 @@
+"""Lines that `prepare` has set aside, grouped by reason.
+
+groups = SetAside()
+groups.add(reason, file, line)
+groups.as_dicts()       # [{"reason", "count", "file", "line", "example"}], the most frequent first
+set_aside_text(groups.as_dicts())
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# Reasons quote values and count characters; what is left is the kind of mistake.
+_QUOTED = re.compile(r"""(?<!\w)'(?:[^'\\]|\\.)*'(?!\w)|"(?:[^"\\]|\\.)*\"""")
+_NUMBER = re.compile(r"\b(?:0x[0-9a-fA-F]+|\d[\d,]*(?:\.\d+)?)\b")
+_MOST_GROUPS = 200
+_OTHERS = "other reasons"
+_MOST_SHOWN = 8
+_MOST_CHARACTERS = 300
+
+
+def kind_of(reason: str) -> str:
+    """A reason without what differs from line to line: quoted values become '…', numbers N."""
+    return _NUMBER.sub("N", _QUOTED.sub("'…'", reason))
+
+
+@dataclass
+class _Group:
+    count: int
+    example: tuple[int, int, str, str]
+    """(order of the file, line, file, reason): the first in the order of the sources"""
+
+
+@dataclass
+class SetAside:
+    """Counts by kind of reason, with the first line of each; the first 200 kinds apart, the rest as one."""
+
+    _groups: dict[str, _Group] = field(default_factory=dict)
+
+    def add(self, reason: str, order: int, file: str, line: int) -> None:
+        """One more line; `order` says where its file stands among the sources."""
+        kind = kind_of(reason)
+        if kind not in self._groups and len(self._groups) >= _MOST_GROUPS:
+            kind = _OTHERS
+        found = (order, line, file, reason)
+        group = self._groups.setdefault(kind, _Group(0, found))
+        group.count += 1
+        group.example = min(group.example, found)
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """The groups, largest first, as plain data."""
+        groups = sorted(self._groups.items(), key=lambda item: (-item[1].count, item[1].example))
+        return [
+            {"reason": kind, "count": group.count, "file": group.example[2], "line": group.example[1],
+             "example": group.example[3]}
+            for kind, group in groups
+        ]  # fmt: skip
+
+
+def set_aside_text(groups: Sequence[dict[str, Any]], most: int = _MOST_SHOWN) -> str:
+    """A line for each of the largest groups: its count, and its first line with the whole reason."""
+    lines = [
+        f"  {group['count']:,} x {group['file']}:{group['line']}: {_short(group['example'])}"
+        for group in groups[:most]
+    ]
+    if rest := groups[most:]:
+        lines.append(f"  {sum(group['count'] for group in rest):,} more for {len(rest)} other reasons")
+    return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} ..."
