@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from models.base import describe, resolve
+from models.base import resolve
 from models.openvino_export import export
+from models.sizes import describe
 from serve.engines.base import Engine, GenerationRequest
 from serve.engines.openvino import OpenVINOEngine
 from serve.engines.torch import TorchEngine

@@ -173,7 +173,11 @@ class Duel:
     def _noise(self, number: int, part: Part) -> torch.Tensor:
         """float32 [replies, tokens, vocabulary] from Gumbel(0, 1), by the seed, the step and each row."""
         settings = self._settings
-        sizes = (settings.num_replies, settings.max_reply_tokens, self._generator.model.config.vocab_size)
+        sizes = (
+            settings.num_replies,
+            settings.max_reply_tokens,
+            self._generator.model.config.get_text_config().vocab_size,
+        )
         seeds = ([settings.seed, number, row, _SOFT] for row, _ in part)
         return torch.from_numpy(
             np.concatenate([np.random.default_rng(seed).gumbel(size=sizes).astype(np.float32) for seed in seeds])

@@ -33,7 +33,7 @@ class StepOperations:
         head, tokens = model.get_output_embeddings(), model.get_input_embeddings()
         self._per_token = sum(_operations(module) for module in model.modules() if module not in (head, tokens))
         self._per_target = _operations(head)
-        config = model.config
+        config = model.config.get_text_config()
         heads = getattr(config, "num_attention_heads", 0)  # an LSTM has none
         width = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
         self._per_pair = 3 * 4 * heads * width * config.num_hidden_layers

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from models.base import known_sizes
 from models.memory import estimate_training_memory
+from models.sizes import known_sizes
 from workflows.cluster_file import NodeKind
 from workflows.cluster_fit import UTILISATION, Fit, Need, fit_stage, hours, in_all
 from workflows.spec import PipelineSpec
@@ -105,10 +105,11 @@ def _short(value: Any) -> str:
 
 
 def _operations(spec: PipelineSpec, tokens: int) -> float:
-    """Of one training, by the count of models/flops.py: 6 a token and trained weight, 4 where it is frozen."""
+    """Of one training, by the count of models/flops.py: 6 a token and trained weight, 4 where it is frozen, of
+    experts those that a token goes through."""
     sizes = known_sizes(spec.base_model)
     assert sizes is not None
-    return float((6 if spec.train.adapter is None else 4) * sizes["num_parameters"] * tokens)
+    return float((6 if spec.train.adapter is None else 4) * sizes["active_parameters"] * tokens)
 
 
 def _row(fit: Fit) -> dict[str, Any]:

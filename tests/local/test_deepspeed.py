@@ -78,8 +78,8 @@ for stage in (1, 2, 3):
 pathlib.Path(sys.argv[2]).write_text(json.dumps(results))
 """
 
-# Norms of one and the same gradient: in as many passes as said, and after a step that was dropped; also of a model with
-# layers that have no part in the loss.
+# Norms of one and the same gradient: in as many passes as said, and after a step that was dropped; and those of a model
+# with layers that have no part in the loss.
 PASSES = """
 def norm(engine, passes, rate=0.0):
     batch = pack([([5 + n % 40 for n in range(40)], [True] * 40)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.attention import PACKED_ATTENTION
-from models.base import describe, load_model, load_tokenizer, max_positions
+from models.base import load_model, load_tokenizer
 from models.chat import encode_conversation, encode_prompt, end_token_ids
 from models.flops import StepOperations
 from models.generation import greedy_replies
@@ -14,6 +14,7 @@ from models.loss import fuse_head, supervised_logits, supervised_loss_sum
 from models.lstm import LstmCache, LstmConfig, LstmForCausalLM
 from models.new_model import learn_tokenizer, make_new_model
 from models.packing import pack
+from models.sizes import describe, max_positions
 from serve.engines.torch_turns import TurnDecoder
 
 LONG, SHORT = [1, 2, 3, 4, 5], [7, 8, 9]
@@ -93,7 +94,8 @@ def test_a_state_is_repeated_for_several_replies_to_one_prompt(lstm: LstmForCaus
 
 def test_operations_and_sizes_count_four_gates(lstm: LstmForCausalLM, tmp_path: Path) -> None:
     lstm.save_pretrained(tmp_path)
-    assert describe(tmp_path)["num_parameters"] == 40 * 16 * 2 + 2 * 8 * 16 * 16
+    matrices, vectors = 40 * 16 * 2 + 2 * 8 * 16 * 16, sum(p.numel() for p in lstm.parameters() if p.dim() == 1)
+    assert describe(tmp_path)["num_parameters"] == matrices + vectors
     operations = StepOperations(lstm)
     assert operations.of(1, 0, 0) == 6 * 2 * 8 * 16 * 16
     assert operations.of(0, 1, 0) == 6 * 16 * 40

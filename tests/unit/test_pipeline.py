@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from models.base import describe
 from models.memory import estimate_training_memory
 from models.packing import StepPlan
+from models.sizes import describe
 from workflows.pipeline import (
     STAGES,
     GateFailed,

@@ -40,13 +40,13 @@ def test_7b_in_full_does_not_fit_on_four_gpus_of_24_gb_and_what_is_told_does(pla
     plan = planned({**FULL, "num_workers": 4}, file)
     row = plan["stages"]["train"]
     assert not row["fits"]
-    # 16 bytes a weight (arXiv:1910.02054) over four workers are 27 GB before any activation
-    assert "about 57.7 GB of GPU memory" in row["why_not"]
+    # 18 bytes a weight (arXiv:1910.02054, gradients in float32) over four workers are 30 GB before any activation
+    assert "about 61.1 GB of GPU memory" in row["why_not"]
     told = row["would_fit"][0]
-    assert "--set train.num_workers=8 --set train.zero='{stage: 3}' --set train.batch_tokens=512" in told
-    better = planned({**FULL, "num_workers": 8, "batch_tokens": 512}, file)["stages"]["train"]
+    assert "--set train.adapter='{rank: 16}' --set train.batch_tokens=512" in told
+    better = planned({**FULL, "num_workers": 4, "adapter": {"rank": 16}, "batch_tokens": 512}, file)["stages"]["train"]
     assert better["fits"]
-    assert list(better["nodes"].values()) == [8] == list(better["come_up"].values())
+    assert list(better["nodes"].values()) == [4] == list(better["come_up"].values())
     assert any("DOES NOT FIT" in line for line in lines_on(plan))
 
 
