@@ -1,77 +1,109 @@
-"""Raw lines to messages: the layouts of conversation files that people have, recognised line by line.
+"""Records of a file to conversations in one form: the layouts that people have, recognised line by line.
 
-messages = parse_conversation(line)
+conversation = parse_conversation(line)
 chosen, rejected = parse_pair(line)
-messages, desirable = parse_judged(line)
+conversation, desirable = parse_judged(line)
+
+`fields` (data.fields) says what keys are called in the file, `same_role` (data.same_role) what becomes of two turns
+of one role in a row. What a line says is used or refused; docs/data.md lists both.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from models.chat import Message, check_messages
+from models.chat.form import Conversation, Message
+from models.chat.messages import SameRole
+from workflows.layouts import (
+    LISTS,
+    PROMPTS,
+    REPLIES,
+    answered,
+    conversation_of,
+    is_whole,
+    list_name,
+    prompt_in,
+    renamed,
+    reply_in,
+    turns_in,
+)
+from workflows.turns import turns_of
 
-_SHAREGPT_ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
-    "system": "system",
-}  # fmt: skip
+_NO_FIELDS: Mapping[str, str] = {}
 
 
-def parse_conversation(line: bytes) -> list[Message]:
-    """The messages of one line of a conversation file; raises ValueError with the reason if it has none.
-
-    Known layouts: `messages` ([{role, content}]), ShareGPT (`conversations`: [{from, value}]) and Alpaca
-    (`instruction`, `input`, `output`).
-    """
-    record = _record_of(line)
-    messages = _checked(_messages_of(record))
-    if messages[-1]["role"] != "assistant" and (judged := _judged_layout(record)):
+def parse_conversation(
+    line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
+) -> Conversation:
+    """The conversation of one line of a file; raises ValueError with the reason if it has none."""
+    record = renamed(_record_of(line), fields)
+    judged = _judged_layout(record)
+    if judged == _JUDGED and _label_of(record) is None:
+        judged = None  # another kind of label
+    if judged and not any(record.get(name) for name in LISTS):
+        raise ValueError(f"{judged}, and no conversation; train.objective {_FOR[judged]} learns from it")
+    turns = turns_in(record, fields)
+    if turns is None:
+        turns = _unknown(record, fields)
+    found = conversation_of(record, turns, same_role)
+    if judged and found.messages[-1]["role"] != "assistant":
         raise ValueError(f"{judged}, and no conversation with a reply; train.objective {_FOR[judged]} learns from it")
-    return messages
+    return found
 
 
-def parse_pair(line: bytes) -> tuple[list[Message], list[Message]]:
+def parse_pair(
+    line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
+) -> tuple[Conversation, Conversation]:
     """The same prompt with its chosen and with its rejected reply; raises ValueError with the reason.
 
-    Known layouts: `chosen` and `rejected`, each a text or a list of messages. They answer `prompt` (a text or a list
-    of messages) or `messages`; or they are whole conversations that differ in the last message alone.
+    Known layouts: `chosen` and `rejected`, each a text, a message or a list of messages. They answer a prompt (as in
+    a conversation) or a list of messages; or they are whole conversations that differ in the last message alone.
     """
-    record = _record_of(line)
+    record = _as_pair(renamed(_record_of(line), fields))
     if _judged_layout(record) != _PAIR:
         raise ValueError(f"not {_PAIR}, which this train.objective learns from; found {_keys(record)}")
-    chosen, rejected = (_with_prompt(record, name) for name in ("chosen", "rejected"))
+    first, second = (_with_prompt(record, name, fields, same_role) for name in ("chosen", "rejected"))
+    chosen, rejected = first.messages, second.messages
     for index, (one, other) in enumerate(zip(chosen[:-1], rejected[:-1], strict=False)):
         if one != other:
             raise ValueError(f"`chosen` and `rejected` differ in message {index}, before the last reply")
     if len(chosen) != len(rejected):
         raise ValueError(f"`chosen` ends with message {len(chosen) - 1}, `rejected` with message {len(rejected) - 1}")
-    if chosen[-1]["content"].strip() == rejected[-1]["content"].strip():
+    if _stripped(chosen[-1]) == _stripped(rejected[-1]):
         raise ValueError("`chosen` and `rejected` are the same reply")
-    return chosen, rejected
+    return first, second
 
 
-def parse_judged(line: bytes) -> tuple[list[Message], bool]:
+def parse_judged(
+    line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
+) -> tuple[Conversation, bool]:
     """A conversation that ends in a reply, and whether this reply is desirable; raises ValueError with the reason.
 
-    Known layout: `completion` (a text or a list of messages), `label` (true or false), and the prompt as in a pair.
+    Known layouts: `label` (true or false) beside `completion` (a text, a message or a list of messages) and its
+    prompt, as in a pair; or beside a whole conversation.
     """
-    record = _record_of(line)
-    if _judged_layout(record) != _JUDGED:
+    record = renamed(_record_of(line), fields)
+    if _judged_layout(record) != _JUDGED and not ("label" in record and any(record.get(name) for name in LISTS)):
         raise ValueError(f"not {_JUDGED}, which train.objective kto learns from; found {_keys(record)}")
-    if not isinstance(record["label"], bool):
+    label = _label_of(record)
+    if label is None:
         raise ValueError(f"`label` is {record['label']!r}; it must be true or false")
-    return _with_prompt(record, "completion"), record["label"]
+    name = "completion" if "completion" in record else None
+    return _with_prompt(record, name, fields, same_role), label
 
 
-def mismatched_replies(lines: list[bytes]) -> list[Message | None]:
+def mismatched_replies(
+    lines: list[bytes], fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
+) -> list[Message | None]:
     """For each line of judged replies a reply to another prompt; None where the lines hold none.
 
     It is that of the first line from half way around on (lines about one prompt often stand together) whose prompt
-    and reply are both other ones.
+    and reply are both other ones, and whose reply is all in words.
     """
     parsed: list[list[Message] | None] = []
     for line in lines:
         try:
-            parsed.append(parse_judged(line)[0])
+            parsed.append(parse_judged(line, fields, same_role)[0].messages)
         except ValueError:
             parsed.append(None)
     found: list[Message | None] = []
@@ -79,6 +111,7 @@ def mismatched_replies(lines: list[bytes]) -> list[Message | None]:
         start = index + len(parsed) // 2
         around = (parsed[(start + step) % len(parsed)] for step in range(len(parsed)))
         others = (it[-1] for it in around if own and it and it[:-1] != own[:-1] and it[-1] != own[-1])
+        others = (reply for reply in others if "tool_calls" not in reply)
         found.append(next(others, None))
     return found
 
@@ -94,30 +127,68 @@ def _judged_layout(record: dict[str, Any]) -> str | None:
     return _JUDGED if "completion" in record and "label" in record else None
 
 
-def _with_prompt(record: dict[str, Any], name: str) -> list[Message]:
-    """The reply in the field `name` after its prompt, from wherever that stands."""
-    reply = record[name]
-    if isinstance(reply, str):
-        reply = [{"role": "assistant", "content": reply}]
-    if not isinstance(reply, list) or not reply or not isinstance(reply[0], dict):
-        raise ValueError(f"`{name}` is neither text nor a list of messages")
-    if reply[0].get("role") != "assistant":  # a whole conversation
-        messages = reply
-    elif isinstance(prompt := record.get("prompt"), str):
-        messages = [{"role": "user", "content": prompt}, *reply]
-    elif isinstance(prompt, list) or isinstance(prompt := record.get("messages"), list):
-        messages = [*prompt, *reply]
-    else:
-        raise ValueError(f"`{name}` has no prompt; give `prompt` (text or messages) or `messages`")
-    checked = _checked(messages)
-    if checked[-1]["role"] != "assistant" or len(checked) == 1:
-        raise ValueError(f"`{name}` does not end in an assistant's reply to somebody")
-    return checked
+def _label_of(record: dict[str, Any]) -> bool | None:
+    label = record["label"]
+    if isinstance(label, str) and label.strip().lower() in ("true", "false"):  # of a CSV file
+        return label.strip().lower() == "true"
+    return label if isinstance(label, bool) else None
+
+
+def _as_pair(record: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's and ms-swift's ways of writing a pair, in ours."""
+    given = record.get("input")
+    if "preferred_output" in record and "non_preferred_output" in record and isinstance(given, dict):
+        chosen, rejected = record["preferred_output"], record["non_preferred_output"]
+        return {"prompt": given.get("messages"), "tools": given.get("tools"), "chosen": chosen, "rejected": rejected}
+    if "rejected_response" in record and "rejected" not in record and isinstance(record.get("messages"), list):
+        rest = {key: value for key, value in record.items() if key not in ("messages", "rejected_response")}
+        *prompt, chosen = record["messages"] or [None]
+        return {**rest, "prompt": prompt, "chosen": [chosen], "rejected": record["rejected_response"]}
+    return record
+
+
+def _with_prompt(
+    record: dict[str, Any], name: str | None, fields: Mapping[str, str], same_role: SameRole
+) -> Conversation:
+    """The reply in the key `name` (None: at the end of the conversation) after its prompt, wherever that stands."""
+    listed = list_name(record, fields)
+    if name is None:
+        turns = turns_of(record[listed], listed, fields) if listed else []
+    elif not is_whole(turns := reply_in(record, name, fields)):
+        prompt = prompt_in(record, fields)
+        if prompt is None and listed is not None:
+            prompt = turns_of(record[listed], listed, fields)
+        turns = answered(prompt, turns, name)
+    found = conversation_of(record, turns, same_role)
+    last = found.messages[-1]
+    if last["role"] != "assistant" or len(found.messages) == 1:
+        raise ValueError(f"`{name or listed}` does not end in an assistant's reply to somebody")
+    if last.get("train") is False:
+        raise ValueError(f"`{name or listed}` ends in a reply that is not to be learned (`weight`, `train`)")
+    return found
+
+
+def _unknown(record: dict[str, Any], fields: Mapping[str, str]) -> list[Any]:
+    """The turns after all, or why there are none."""
+    listed = next((name for name in LISTS if name in record), None)
+    if listed is not None:
+        return turns_of(record[listed], listed, fields)
+    if "text" in record and not any(name in record for name in (*PROMPTS, *REPLIES)):
+        raise ValueError(
+            "`text` is one text and no conversation; write `prompt` and `completion`, or `messages`, so that it is "
+            f"known what a model is to say; found {_keys(record)}"
+        )
+    raise ValueError(
+        f"unknown layout: no list of messages (`messages`, `conversations`, ...), and not both a prompt "
+        f"(`prompt`, `instruction`, ...) and its reply (`completion`, `output`, ...); found {_keys(record)}; name "
+        "your keys in data.fields, as in {prompt: your_key, completion: your_other_key}"
+    )
 
 
 def _record_of(line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        # As text: of bytes, json guesses the encoding, and takes half of UTF-16 for characters of UTF-8.
+        record = json.loads(line.decode().removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error}") from None
     except json.JSONDecodeError as error:
@@ -131,47 +202,9 @@ def _record_of(line: bytes) -> dict[str, Any]:
     return record
 
 
-def _checked(messages: Any) -> list[Message]:
-    check_messages(messages)
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+def _stripped(message: Message) -> dict[str, Any]:
+    return {key: value.strip() if isinstance(value, str) else value for key, value in message.items()}
 
 
 def _keys(record: dict[str, Any]) -> str:
     return ", ".join(sorted(map(str, record))[:8]) or "no keys"
-
-
-def _messages_of(record: dict[str, Any]) -> Any:
-    if "messages" in record:
-        return record["messages"]
-    if "conversations" in record:
-        return _from_sharegpt(record)
-    if "instruction" in record and "output" in record:
-        return _from_alpaca(record)
-    if judged := _judged_layout(record):
-        raise ValueError(f"{judged}, and no conversation; train.objective {_FOR[judged]} learns from it")
-    raise ValueError(
-        "unknown layout: none of `messages`, `conversations` (ShareGPT), `instruction` with `output` (Alpaca); "
-        f"found {_keys(record)}"
-    )
-
-
-def _from_sharegpt(record: dict[str, Any]) -> list[dict[str, Any]]:
-    turns = record["conversations"]
-    if not isinstance(turns, list):
-        raise ValueError("`conversations` is not a list")
-    messages = [{"role": "system", "content": record["system"]}] if record.get("system") else []
-    for index, turn in enumerate(turns):
-        speaker = turn.get("from") if isinstance(turn, dict) else None
-        if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
-            raise ValueError(f"turn {index} has the unknown role {speaker!r}; known are {', '.join(_SHAREGPT_ROLES)}")
-        messages.append({"role": _SHAREGPT_ROLES[speaker], "content": turn.get("value")})
-    return messages
-
-
-def _from_alpaca(record: dict[str, Any]) -> list[dict[str, Any]]:
-    parts = [record["instruction"], record.get("input") or ""]
-    if not all(isinstance(part, str) for part in parts):
-        raise ValueError("`instruction` or `input` is not text")
-    system = [{"role": "system", "content": record["system"]}] if record.get("system") else []
-    question = "\n\n".join(part for part in parts if part.strip())
-    return [*system, {"role": "user", "content": question}, {"role": "assistant", "content": record["output"]}]

@@ -5,12 +5,13 @@ Part of the stage `prepare`, which leaves both in `base/` of its artifact.
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from models.chat.messages import SameRole
 from workflows.conversations import parse_conversation, parse_judged, parse_pair
 from workflows.file_formats import UnreadableFile, records
 from workflows.pipeline import NEW_BASE, Context
@@ -23,25 +24,35 @@ from workflows.store import Store
 _MOST_LINES = 200_000
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """What the lines are, and how they are read."""
+
+    examples: str
+    fields: dict[str, str]
+    same_role: SameRole
+
+
 def make_base(context: Context, files: list[SourceFile]) -> None:
     """Learn the tokenizer and make the model, in one task on the cluster."""
     spec = context.spec
     settings = spec.new_model.model_dump()
     task = ray.remote(_make).options(num_cpus=1)
-    found: int = ray.get(task.remote(context.store.uri, context.key, files, spec.train.objective.examples, settings))
+    reading = _Reading(spec.train.objective.examples, spec.data.fields, spec.data.same_role)
+    found: int = ray.get(task.remote(context.store.uri, context.key, files, reading, settings))
     context.progress.note(
         f"prepare: a tokenizer of {found:,} tokens is learned; a new model begins with random weights"
     )
 
 
-def _make(store_uri: str, key: str, files: list[SourceFile], examples: str, settings: dict[str, Any]) -> int:
+def _make(store_uri: str, key: str, files: list[SourceFile], reading: _Reading, settings: dict[str, Any]) -> int:
     """The number of tokens that the vocabulary came to, those for bytes alone where nothing can be read."""
     from models.new_model import learn_tokenizer, make_new_model
 
     with tempfile.TemporaryDirectory() as name:
         sizes = NewModelSpec.model_validate(settings).model_dump()
         size = sizes.pop("discriminator_hidden_size")
-        tokenizer = learn_tokenizer(_texts(files, examples), sizes.pop("vocabulary"))
+        tokenizer = learn_tokenizer(_texts(files, reading), sizes.pop("vocabulary"))
         make_new_model(tokenizer, Path(name), **sizes)
         if size is not None:
             make_new_model(tokenizer, Path(name) / DISCRIMINATOR, **sizes | {"hidden_size": size, "noise_size": 0})
@@ -49,24 +60,28 @@ def _make(store_uri: str, key: str, files: list[SourceFile], examples: str, sett
         return len(tokenizer)
 
 
-def _texts(files: list[SourceFile], examples: str) -> Iterator[str]:
+def _texts(files: list[SourceFile], reading: _Reading) -> Iterator[str]:
     """What is said in the first lines of each file; lines that cannot be read are `prepare`'s to set aside."""
     most = max(1, _MOST_LINES // len(files))
     for file in files:
         try:
             for record in records(replace(file, limit=min(most, file.limit or most))):
-                yield from [] if record.unread else _said(record.text, examples)
+                yield from [] if record.unread else _said(record.text, reading)
         except UnreadableFile:  # prepare's to tell
             continue
 
 
-def _said(line: bytes, examples: str) -> list[str]:
+def _said(line: bytes, reading: _Reading) -> list[str]:
+    how = reading.fields, reading.same_role
     try:
-        if examples == "pairs":
-            chosen, rejected = parse_pair(line)
-            messages = [*chosen, rejected[-1]]
+        if reading.examples == "pairs":
+            chosen, rejected = parse_pair(line, *how)
+            messages = [*chosen.messages, rejected.messages[-1]]
+        elif reading.examples == "conversations":
+            messages = parse_conversation(line, *how).messages
         else:
-            messages = parse_conversation(line) if examples == "conversations" else parse_judged(line)[0]
+            messages = parse_judged(line, *how)[0].messages
     except ValueError:
         return []
-    return [message["content"].strip() for message in messages]
+    said = [(message.get("reasoning_content", ""), message["content"]) for message in messages]
+    return [text.strip() for texts in said for text in texts if text]

@@ -186,11 +186,12 @@ def _encode_line(
     other: list[Message] | None = None
     desirable: bool | None = None
     if examples == "conversations":
-        messages = parse_conversation(text)
+        messages = parse_conversation(text).messages
     elif examples == "pairs":
-        messages, other = parse_pair(text)
+        messages, other = (conversation.messages for conversation in parse_pair(text))
     else:
-        messages, desirable = parse_judged(text)
+        conversation, desirable = parse_judged(text)
+        messages = conversation.messages
         if not mismatched:
             raise ValueError(
                 f"no other prompt and reply within {_LINES_PER_BLOCK} lines, which KTO's reference point needs"

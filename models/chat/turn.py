@@ -70,7 +70,7 @@ def normal_message(index: int, message: Any) -> Message | None:
     if not isinstance(spoken, str):
         hint = _other_spelling(message)
         raise MessageError(index, "role", f"message {index} has no role: `role` is {kind_of(spoken)}{hint}")
-    role = _ROLES.get(spoken) or _ROLES.get(spoken.strip().lower().replace(" ", "_").replace("-", "_"))
+    role = _role(spoken)
     if role is None:
         known = ", ".join(_ROLES)
         raise MessageError(index, "role", f"message {index} has the unknown role {spoken[:40]!r}; known are {known}")
@@ -86,6 +86,17 @@ def normal_message(index: int, message: Any) -> Message | None:
         raise fault.at(index, role) from None
     is_same = len(made) == len(message) and all(message.get(key) is value for key, value in made.items())
     return cast(Message, message) if is_same else made
+
+
+def role_of(message: Any) -> str | None:
+    """Whose turn it is; None if no stage knows."""
+    spoken = message.get("role") if isinstance(message, dict) else None
+    role = _role(spoken) if isinstance(spoken, str) else None
+    return "assistant" if role == _CALLS else role
+
+
+def _role(spoken: str) -> str | None:
+    return _ROLES.get(spoken) or _ROLES.get(spoken.strip().lower().replace(" ", "_").replace("-", "_"))
 
 
 def opens_thinking(text: str) -> bool:

@@ -230,7 +230,7 @@ def test_the_endpoint_reads_the_tokens_that_training_put_before_each_reply(
     tokenizer, engine = tokenizer_of(template), Listener()
     client = TestClient(create_app(engine, tokenizer, "m"))
     # As `workflows.prepare` makes a row of the corpus of a line.
-    learned = encode_conversation(tokenizer, parse_conversation(json.dumps({"messages": talk}).encode()))
+    learned = encode_conversation(tokenizer, parse_conversation(json.dumps({"messages": talk}).encode()).messages)
     is_learned = learned.supervised
     starts = [place for place, now in enumerate(is_learned) if now and not (place and is_learned[place - 1])]
     replies = [place for place, message in enumerate(talk) if message["role"] == "assistant"]

@@ -1,94 +1,314 @@
-"""Raw lines to messages: three layouts, and why a line is none of them."""
+"""Records to conversations: the layouts that people have, and why a record is none of them."""
 
 import json
 from typing import Any
 
 import pytest
 
+from models.chat import Conversation
 from workflows.conversations import mismatched_replies, parse_conversation, parse_judged, parse_pair
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 ASKED = {"role": "user", "content": "Hi"}
 SAID = {"role": "assistant", "content": "Hello\nyou é"}
+AGAIN = {"role": "user", "content": "And now?"}
+HELLO = SAID["content"]
+ARGUMENTS = {"thing": "ladder"}
+TOOL = {"type": "function", "function": {"name": "price_of", "parameters": {"type": "object"}}}
+CALLS = {
+    "role": "assistant", "content": "",
+    "tool_calls": [{"type": "function", "function": {"name": "price_of", "arguments": ARGUMENTS}}],
+}  # fmt: skip
+CALL_TEXT = json.dumps({"name": "price_of", "arguments": ARGUMENTS})
+FOUND = {"role": "tool", "content": "10"}
 
 
 def turn(speaker: str, value: Any) -> dict[str, Any]:
     return {"from": speaker, "value": value}
 
 
+def line(record: Any) -> bytes:
+    return json.dumps(record).encode()
+
+
+SHAREGPT = [turn("human", "Hi"), turn("gpt", HELLO)]
+TALK = [ASKED, SAID]
+SPLIT = [ASKED, SAID, AGAIN, SAID]
+
+
 @pytest.mark.parametrize(("record", "messages"), [
-    ({"messages": [SYSTEM, ASKED, SAID], "id": 7}, [SYSTEM, ASKED, SAID]),
-    ({"messages": [{**ASKED, "name": "Ann"}, SAID]}, [ASKED, SAID]),
-    ({"conversations": [turn("human", "Hi"), turn("gpt", SAID["content"])]}, [ASKED, SAID]),
-    ({"conversations": [turn("user", "Hi"), turn("assistant", SAID["content"])]}, [ASKED, SAID]),
+    ({"messages": [SYSTEM, *TALK], "id": 7, "lang": "en", "score": 0.5}, [SYSTEM, *TALK]),
+    ({"messages": [{**ASKED, "name": "Ann"}, SAID]}, [{**ASKED, "name": "Ann"}, SAID]),
+    *[({name: TALK}, TALK) for name in ("conversation", "conversations", "dialogue", "dialog", "chat", "turns")],
+    *[({name: SHAREGPT}, TALK) for name in ("messages", "conversation", "conversations")],
+    ({"conversations": [turn("User", "Hi"), turn("Assistant", HELLO)]}, TALK),
     ({"conversations": [turn("system", "Be kind."), turn("human", "Hi")]}, [SYSTEM, ASKED]),
-    ({"system": "Be kind.", "conversations": [turn("human", "Hi"), turn("chatgpt", "Hello\nyou é")]},
-     [SYSTEM, ASKED, SAID]),
-    ({"instruction": "Hi", "output": SAID["content"]}, [ASKED, SAID]),
-    ({"instruction": "Hi", "input": "  ", "output": SAID["content"], "system": ""}, [ASKED, SAID]),
-    ({"instruction": "Add", "input": "1 2", "output": "3", "system": "Be kind."},
-     [SYSTEM, {"role": "user", "content": "Add\n\n1 2"}, {"role": "assistant", "content": "3"}]),
+    ({"system": "Be kind.", "conversations": [turn("human", "Hi"), turn("chatgpt", HELLO)]}, [SYSTEM, *TALK]),
+    ({"messages": [{"role": "human", "value": "Hi"}, {"speaker": "bot", "text": HELLO}]}, TALK),
+    ({"messages": [{"from": "user", "content": "Hi"}, {"role": "model", "text": HELLO, "content": None}]}, TALK),
+    ({"messages": [{**ASKED, "text": "Hi", "value": None}, {**SAID, "speaker": "Bo", "from": None}]}, TALK),
+    ({"conversation": [["Hi", HELLO], ["And now?", HELLO]]}, SPLIT),
+    ({"conversation": [{"human": "Hi", "assistant": HELLO}, {"human": "And now?", "assistant": HELLO}]}, SPLIT),
+    ({"conversation": [{"system": "Be kind.", "input": "Hi", "output": HELLO}]}, [SYSTEM, *TALK]),
+    ({"messages": {"role": ["user", "assistant"], "content": ["Hi", HELLO]}}, TALK),
+    ({"messages": json.dumps(TALK)}, TALK),
+    ({"conversations": json.dumps(SHAREGPT)}, TALK),
+    ({"messages": str(TALK)}, TALK),
+    ({"messages": [json.dumps(it) for it in TALK]}, TALK),
+    ({"messages": TALK, "conversations": SHAREGPT}, TALK),
+    ({"messages": TALK, "conversations": [], "turns": 2, "chat": "c-17"}, TALK),
+    ({"messages": [], "prompt": "Hi", "completion": HELLO}, TALK),
+    ({"messages": TALK, "prompt": "Hi", "output": "x", "prompt_id": 4, "history": [], "label": "greeting"}, TALK),
+    ({"messages": TALK, "reasoning": "off", "thinking": False, "images": [], "audio": None}, TALK),
+    ({"messages": TALK, "weight": 1.0, "tools": [], "functions": None, "context": "you é"}, TALK),
+    ({"messages": [{**SYSTEM, "content": ""}, *TALK], "system": "Be kind."}, [SYSTEM, *TALK]),
+    ({"messages": [SYSTEM, *TALK], "system": " Be kind. "}, [SYSTEM, *TALK]),
+    ({"messages": TALK, "system": [{"type": "text", "text": "Be kind."}]}, [SYSTEM, *TALK]),
+    ({"messages": TALK, "system_prompt": "Be kind.", "system": ""}, [SYSTEM, *TALK]),
+    ({"messages": [SYSTEM, *TALK], "system": "Sell."}, [{**SYSTEM, "content": "Sell.\n\nBe kind."}, *TALK]),
+    ({"messages": [{"role": "developer", "content": "x"}, *TALK], "system": "Be kind."},
+     [SYSTEM, {"role": "developer", "content": "x"}, *TALK]),
+    ({"conversations": [turn("human", "Hi"), turn("function_call", CALL_TEXT), turn("observation", "10"),
+                        turn("gpt", HELLO)]}, [ASKED, CALLS, FOUND, SAID]),
+    ({"conversations": [turn("human", "Hi"), {**turn("gpt", HELLO), "weight": 0}]},
+     [ASKED, {**SAID, "train": False}]),
+    ({"conversations": [turn("human", "Hi"), {**turn("gpt", HELLO), "thought": "Hm"}]},
+     [ASKED, {**SAID, "reasoning_content": "Hm"}]),
 ])  # fmt: skip
-def test_the_layouts_that_people_have(record: dict[str, Any], messages: list[dict[str, str]]) -> None:
-    assert parse_conversation(json.dumps(record).encode()) == messages
-    assert parse_conversation(json.dumps(record, ensure_ascii=False).encode() + b"\r\n") == messages
+def test_lists_of_turns(record: dict[str, Any], messages: list[dict[str, Any]]) -> None:
+    assert parse_conversation(line(record)) == Conversation(messages)
+    assert parse_conversation(json.dumps(record, ensure_ascii=False).encode() + b"\r\n") == Conversation(messages)
+    assert parse_conversation(b"\xef\xbb\xbf" + line(record)) == Conversation(messages)
 
 
-@pytest.mark.parametrize(("line", "reason"), [
+@pytest.mark.parametrize(("record", "messages"), [
+    ({"instruction": "Hi", "output": HELLO}, TALK),
+    ({"instruction": "Hi", "input": "  ", "output": HELLO, "system": "", "history": None}, TALK),
+    ({"instruction": "Add", "input": "1 2", "output": "3", "system": "Be kind.", "text": "Add 1 2 3"},
+     [SYSTEM, {"role": "user", "content": "Add\n\n1 2"}, {"role": "assistant", "content": "3"}]),
+    ({"instruction": "And now?", "output": HELLO, "history": [["Hi", HELLO]]}, SPLIT),
+    ({"instruction": "And now?", "output": HELLO, "history": json.dumps([["Hi", HELLO]])}, SPLIT),
+    ({"prompt": "And now?", "response": HELLO, "history": TALK}, SPLIT),
+    ({"query": "And now?", "response": HELLO, "history": SHAREGPT, "system": "Be kind."}, [SYSTEM, *SPLIT]),
+    ({"query": "Hi", "response": HELLO, "history": [["", "Hm?"]]}, [{"role": "assistant", "content": "Hm?"}, *TALK]),
+    *[({prompt: "Hi", reply: HELLO}, TALK) for prompt, reply in (
+        ("prompt", "completion"), ("prompt", "response"), ("query", "response"), ("question", "answer"),
+        ("question", "response"), ("instruction", "response"), ("input", "output"), ("inputs", "targets"),
+        ("problem", "solution"), ("user", "assistant"), ("human", "assistant"),
+    )],
+    ({"prompt": "Hi", "completion": HELLO, "user": "u-17", "text": "Hi Hello", "label": 3}, TALK),
+    ({"system_prompt": "Be kind.", "question": "Hi", "response": HELLO, "id": "niv.1"}, [SYSTEM, *TALK]),
+    ({"prompt": [ASKED], "completion": [SAID]}, TALK),
+    ({"prompt": [ASKED, SAID, AGAIN], "completion": HELLO}, SPLIT),
+    ({"prompt": [turn("human", "Hi")], "completion": turn("gpt", HELLO)}, TALK),
+    ({"prompt": json.dumps([ASKED]), "completion": str([SAID])}, TALK),
+    ({"prompt": "[{}] is what?", "completion": HELLO}, [{**ASKED, "content": "[{}] is what?"}, SAID]),
+    ({"prompt": "\n\nHuman: Hi\n\nAssistant:", "response": " " + HELLO}, [ASKED, {**SAID, "content": " " + HELLO}]),
+    ({"prompt": "Hi", "completion": f"<think>Hm</think>{HELLO}"}, [ASKED, {**SAID, "reasoning_content": "Hm"}]),
+    ({"question": "Hi", "reasoning": "Hm", "answer": HELLO}, [ASKED, {**SAID, "reasoning_content": "Hm"}]),
+    ({"input": [ASKED], "output": HELLO, "reasoning": "on"}, TALK),
+    ({"prompt": "Hi", "completion": None, "tool_calls": CALLS["tool_calls"]}, [ASKED, CALLS]),
+    ({"prompt": "Hi", "tool_calls": json.dumps([{"name": "price_of", "arguments": ARGUMENTS}])}, [ASKED, CALLS]),
+    ({"prompt": [ASKED, CALLS], "completion": [FOUND, SAID]}, [ASKED, CALLS, FOUND, SAID]),
+])  # fmt: skip
+def test_a_prompt_and_its_reply(record: dict[str, Any], messages: list[dict[str, Any]]) -> None:
+    assert parse_conversation(line(record)) == Conversation(messages)
+
+
+@pytest.mark.parametrize("tools", [
+    {"tools": [TOOL]}, {"tools": json.dumps([TOOL])}, {"functions": [TOOL["function"]]}, {"tools": TOOL},
+    {"tools": [TOOL], "functions": json.dumps([TOOL["function"]])},
+])  # fmt: skip
+@pytest.mark.parametrize(
+    "record", [{"messages": TALK}, {"conversations": SHAREGPT}, {"query": "Hi", "response": HELLO}]
+)
+def test_tools_stand_beside(record: dict[str, Any], tools: dict[str, Any]) -> None:
+    assert parse_conversation(line({**record, **tools})) == Conversation(TALK, [TOOL])
+    pair = {**tools, "chosen": HELLO, "rejected": "No", "prompt": "Hi", "system": "Be kind."}
+    assert parse_pair(line(pair))[1] == Conversation([SYSTEM, ASKED, {**SAID, "content": "No"}], [TOOL])
+    assert parse_judged(line({**tools, "prompt": "Hi", "completion": HELLO, "label": True}))[0].tools == [TOOL]
+
+
+@pytest.mark.parametrize(("text", "reason"), [
     (b"", "not JSON"),
     (b'{"messages": [', "not JSON"),
     (b'{"messages": "\xff"}', "not UTF-8"),
+    ('{"prompt": "x", "completion": "y"}'.encode("utf-16"), "not UTF-8"),
+    ('{"prompt": "x", "completion": "y"}'.encode("utf-16-le"), "not JSON"),
     (b'{"messages": [{"role": "user", "content": "half a \\ud800 character"}]}', "message 0"),
     (b"[" * 100_000, "nested too deeply"),
     (b'[{"role": "user", "content": "x"}]', "a JSON array; write one conversation as an object on each line"),
     (b'"text"', "not a JSON object"),
     (b"null", "not a JSON object"),
     (b"{}", "unknown layout.*found no keys"),
-    (b'{"text": "x", "prompt": "y"}', "unknown layout.*found prompt, text"),
+    (b'{"text": "x", "prompt": "y"}', r"unknown layout.*found prompt, text.*data.fields, as in \{prompt: your_key"),
+    (b'{"text": "x", "id": 5}', "`text` is one text and no conversation; write `prompt` and `completion`, or"),
     (b'{"instruction": "x"}', "unknown layout.*found instruction"),
+    (b'{"output": "x"}', "unknown layout.*found output"),
     (b'{"messages": []}', "`messages` is not a non-empty list"),
-    (b'{"messages": [{"role": "bot", "content": "x"}]}', "message 0 has the unknown role 'bot'"),
-    (b'{"messages": [{"role": "user", "content": ["x"]}]}', r"message 0 \(user\) has no text"),
-    (b'{"conversations": {}}', "`conversations` is not a list"),
+    (b'{"messages": null}', "`messages` is not a list of turns but null"),
+    (b'{"messages": "Hi there"}', "`messages` is a text, and not JSON .*; it must be a list of turns"),
+    (b'{"messages": [{"role": "robot", "content": "x"}]}', "message 0 has the unknown role 'robot'"),
+    (b'{"conversations": {}}', "`conversations` is not a list of turns"),
+    (b'{"messages": {"role": ["user"], "content": ["a", "b"]}}', "a list of turns but an object with role, content"),
     (b'{"conversations": []}', "not a non-empty list"),
-    (b'{"conversations": ["x"]}', "turn 0 has the unknown role None"),
-    (b'{"conversations": [{"from": "bing", "value": "x"}]}', "turn 0 has the unknown role 'bing'; known are human"),
-    (b'{"conversations": [{"from": ["human"], "value": "x"}]}', "turn 0 has the unknown role"),
-    (b'{"conversations": [{"from": "human"}]}', r"message 0 \(user\) has no text"),
-    (b'{"instruction": 5, "output": "x"}', "`instruction` or `input` is not text"),
-    (b'{"instruction": "x", "input": ["y"], "output": "x"}', "`instruction` or `input` is not text"),
+    (b'{"dialog": ["Hi", "Hello"]}', "turn 0 of `dialog` is a text without a speaker; write turns as"),
+    (b'{"messages": [5]}', "turn 0 of `messages` is the number 5, not an object"),
+    (b'{"messages": [{"who": "x", "says": "y"}]}', "turn 0 of `messages` has no role.*found who, says; map"),
+    (b'{"messages": [{"role": "user", "says": "y"}]}', r"turn 0 of `messages` has no text.*as in \{content:"),
+    (b'{"messages": [{"role": "user", "content": "a", "text": "b"}]}', "different texts in `content` and `text`"),
+    (b'{"conversations": [{"from": "bing", "value": "x"}]}', "message 0 has the unknown role 'bing'; known are"),
+    (b'{"conversations": [{"from": ["human"], "value": "x"}]}', "message 0 has no role: `role` is a list"),
+    (b'{"conversations": [{"from": "human"}]}', "turn 0 of `conversations` has no text"),
+    (b'{"conversations": [{"from": "human", "value": ""}]}', r"message 0 \(user\) has no text"),
+    (b'{"instruction": 5, "output": "x"}', "`instruction` is the number 5, neither text nor.*write it as text"),
+    (b'{"instruction": "x", "input": ["y"], "output": "x"}', "`input` is a list, neither text nor"),
     (b'{"instruction": "x", "output": null}', r"message 1 \(assistant\) has no text"),
     (b'{"instruction": " ", "output": "x"}', r"message 0 \(user\) has no text"),
+    (b'{"prompt": ["x"], "completion": "y"}', "`prompt` is neither text nor a list of messages"),
+    (b'{"prompt": "x", "completion": true}', "`completion` is true, neither text"),
 ])  # fmt: skip
-def test_a_bad_line_has_its_reason(line: bytes, reason: str) -> None:
+def test_a_bad_line_has_its_reason(text: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        parse_conversation(line)
+        parse_conversation(text)
+
+
+@pytest.mark.parametrize(("record", "reason"), [
+    ({"question": "x", "answer": "y", "solution": "z"},
+     r"`answer` and `solution` may each be the reply; say which in data.fields, as in \{completion: answer\}"),
+    ({"prompt": "x", "question": "y", "answer": "z"}, r"`prompt` and `question` may each.*\{prompt: prompt\}"),
+    ({"messages": TALK, "chat": [ASKED, AGAIN]}, r"`messages` and `chat` may each.*\{messages: messages\}"),
+    ({"messages": [ASKED], "response": "x"}, r"`response` stands beside.*\{prompt: messages, completion: resp"),
+    ({"messages": TALK, "history": [["a", "b"]]}, "`history` stands beside `messages`"),
+    ({"messages": TALK, "reasoning_content": "Hm"}, "`reasoning_content` stands beside `messages`"),
+    ({"messages": TALK, "tool_calls": CALLS["tool_calls"]}, "`tool_calls` stands beside `messages`"),
+    ({"messages": TALK, "images": ["a.png"]}, "`images` of the record is not empty: only text can be learned"),
+    ({"prompt": "Hi", "completion": HELLO, "audio": {"path": "a"}}, "`audio` of the record"),
+    ({"question": "Hi", "choices": ["a"], "answer": "b"}, "`choices` of the record.*write it into the prompt"),
+    ({"instruction": "Hi", "context": "Long.", "response": "x"}, r"`context` of the record.*\{input: context\}"),
+    ({"messages": TALK, "documents": [{"text": "x"}]}, "`documents` of the record"),
+    ({"messages": TALK, "chat_template_kwargs": {"enable_thinking": False}}, "say it in data.chat_template_kwargs"),
+    ({"messages": TALK, "weight": 0}, "`weight` of the record is the number 0"),
+    ({"messages": TALK, "weight": 0.5}, "`weight` of the record is the number 0.5; a whole record is learned"),
+    ({"messages": TALK, "system": 5}, r"`system` of the record: message 0 \(system\) has `content` that is the num"),
+    ({"messages": TALK, "system": "a", "system_prompt": "b"}, "`system` and `system_prompt` are different texts"),
+    ({"messages": TALK, "tools": "call me"}, "`tools` is a text that is not JSON"),
+    ({"messages": TALK, "tools": [{"type": "web_search"}]}, r"`tools\[0\]` is of type 'web_search'"),
+    ({"messages": TALK, "tools": [TOOL], "functions": [{"name": "f"}]}, "`tools` and `functions`.*different"),
+    ({"query": "Hi", "response": "x", "history": "Hm"}, "`history` is a text"),
+    ({"prompt": "Hi", "completion": [CALLS, FOUND, SAID], "reasoning": "Hm"}, "`reasoning` stands beside `compl"),
+    ({"prompt": [ASKED, SAID], "completion": "x"}, "`completion` answers nobody: its prompt ends with message 1"),
+])  # fmt: skip
+def test_what_cannot_be_used_is_refused_by_its_key(record: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_conversation(line(record))
+
+
+@pytest.mark.parametrize(("record", "fields"), [
+    ({"talk": TALK}, {"messages": "talk"}),
+    ({"talk": TALK, "messages": [AGAIN, SAID], "chat": "x"}, {"messages": "talk"}),
+    ({"messages": TALK, "chat": [ASKED, AGAIN]}, {"messages": "messages"}),
+    ({"messages": TALK, "reasoning_content": "Hm"}, {"messages": "messages"}),
+    ({"talk": [{"who": "human", "says": "Hi", "text": "?"}, {"who": "gpt", "says": HELLO}]},
+     {"messages": "talk", "role": "who", "content": "says"}),
+    ({"messages": [{"Role": "user", "Content": "Hi"}, {"Role": "assistant", "Content": HELLO}]},
+     {"role": "Role", "content": "Content"}),
+    ({"q": "Hi", "a": HELLO}, {"prompt": "q", "completion": "a"}),
+    ({"q": "Hi", "a": HELLO, "messages": [AGAIN, SAID], "question": "?", "answer": "!"},
+     {"prompt": "q", "completion": "a"}),
+    ({"question": "Hi", "answer": "!", "solution": HELLO}, {"completion": "solution"}),
+    ({"messages": [ASKED], "response": HELLO}, {"prompt": "messages", "completion": "response"}),
+    ({"messages": TALK}, {"messages": "talk", "prompt": "q", "history": "before"}),
+])  # fmt: skip
+def test_data_fields_say_what_keys_are_called(record: dict[str, Any], fields: dict[str, str]) -> None:
+    assert parse_conversation(line(record), fields) == Conversation(TALK)
+
+
+def test_data_fields_reach_every_key() -> None:
+    record = {
+        "sys": "Be kind.", "system": "Be rude.", "funs": [TOOL], "before": [["Hi", HELLO]], "q": "And",
+        "more": "now?", "input": "x", "a": [{"who": "bot", "says": HELLO, "why": "Hm", "learn": False}],
+    }  # fmt: skip
+    fields = {
+        "system": "sys", "tools": "funs", "history": "before", "prompt": "q", "input": "more", "completion": "a",
+        "role": "who", "content": "says", "reasoning_content": "why", "train": "learn",
+    }  # fmt: skip
+    asked = {"role": "user", "content": "And\n\nnow?"}
+    reply = {**SAID, "reasoning_content": "Hm", "train": False}
+    assert parse_conversation(line(record), fields) == Conversation([SYSTEM, *TALK, asked, reply], [TOOL])
+    pair = {"q": "Hi", "good": HELLO, "bad": "No"}
+    fields = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    assert [it.messages[-1]["content"] for it in parse_pair(line(pair), fields)] == [HELLO, "No"]
+    judged = {"q": "Hi", "reply": HELLO, "kto_tag": "False"}
+    fields = {"prompt": "q", "completion": "reply", "label": "kto_tag"}
+    assert parse_judged(line(judged), fields) == (Conversation(TALK), False)
+    with pytest.raises(ValueError, match=r"data\.fields has the unknown name 'texts'; known are messages"):
+        parse_conversation(line(record), {"texts": "a"})
+
+
+def test_two_turns_of_one_role_are_merged_or_refused() -> None:
+    record = line({"messages": [ASKED, AGAIN, SAID]})
+    joined = {"role": "user", "content": "Hi\n\nAnd now?"}
+    assert parse_conversation(record) == Conversation([joined, SAID])
+    with pytest.raises(ValueError, match="messages 0 and 1 are both from 'user'"):
+        parse_conversation(record, same_role="refuse")
+    with pytest.raises(ValueError, match="`system` of the record and message 0 are both system texts"):
+        parse_conversation(line({"system": "x", "messages": [SYSTEM, *TALK]}), same_role="refuse")
+    pair = line({"prompt": [ASKED, AGAIN], "chosen": "x", "rejected": "y"})
+    assert parse_pair(pair)[0].messages[0] == joined
+    with pytest.raises(ValueError, match="messages 0 and 1 are both from 'user'"):
+        parse_pair(pair, same_role="refuse")
 
 
 WRONG = {"role": "assistant", "content": "Go away"}
 
 
 @pytest.mark.parametrize("record", [
-    {"prompt": "Hi", "chosen": SAID["content"], "rejected": "Go away"},
+    {"prompt": "Hi", "chosen": HELLO, "rejected": "Go away"},
     {"prompt": "Hi", "chosen": [SAID], "rejected": [WRONG]},
-    {"prompt": [ASKED], "chosen": SAID["content"], "rejected": "Go away"},
-    {"prompt": [ASKED], "chosen": [SAID], "rejected": [WRONG], "score": 5},
-    {"messages": [ASKED], "chosen": SAID["content"], "rejected": "Go away"},
+    {"prompt": [ASKED], "chosen": HELLO, "rejected": "Go away"},
+    {"prompt": [ASKED], "chosen": [SAID], "rejected": [WRONG], "score": 5, "chosen_rating": 4.5, "source": "x"},
+    {"messages": [ASKED], "chosen": HELLO, "rejected": "Go away"},
     {"messages": [ASKED], "chosen": [SAID], "rejected": [WRONG]},
     {"chosen": [ASKED, SAID], "rejected": [ASKED, WRONG]},
+    {"chosen": json.dumps([ASKED, SAID]), "rejected": str([ASKED, WRONG])},
     # The Hub's most common one has the prompt three times.
     {"prompt": "Hi", "messages": [ASKED, SAID], "chosen": [ASKED, SAID], "rejected": [ASKED, WRONG]},
+    {"chosen": SHAREGPT, "rejected": [turn("human", "Hi"), turn("gpt", "Go away")]},
+    {"conversations": [turn("human", "Hi")], "chosen": turn("gpt", HELLO), "rejected": turn("gpt", "Go away")},
+    {"instruction": "Hi", "input": "", "chosen": HELLO, "rejected": "Go away"},
+    {"question": "Hi", "chosen": HELLO, "rejected": "Go away", "system": ""},
+    {"chosen": f"\n\nHuman: Hi\n\nAssistant: {HELLO}", "rejected": "\n\nHuman: Hi\n\nAssistant: Go away"},
+    {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": HELLO, "rejected": "Go away"},
+    {"messages": [ASKED, SAID], "rejected_response": "Go away"},
+    {"input": {"messages": [ASKED], "tools": []}, "preferred_output": [SAID], "non_preferred_output": [WRONG]},
 ])  # fmt: skip
 def test_the_layouts_of_preference_pairs(record: dict[str, Any]) -> None:
-    assert parse_pair(json.dumps(record).encode()) == ([ASKED, SAID], [ASKED, WRONG])
+    assert parse_pair(line(record)) == (Conversation([ASKED, SAID]), Conversation([ASKED, WRONG]))
 
 
 def test_a_pair_may_have_a_history() -> None:
-    history = [SYSTEM, ASKED, SAID, {"role": "user", "content": "And now?"}]
-    record = {"prompt": history, "chosen": "This.", "rejected": "That."}
-    chosen, rejected = parse_pair(json.dumps(record).encode())
-    assert (chosen[:-1], rejected[:-1]) == (history, history)
-    assert (chosen[-1]["content"], rejected[-1]["content"]) == ("This.", "That.")
+    history = [SYSTEM, ASKED, SAID, AGAIN]
+    records = [
+        {"prompt": history, "chosen": "This.", "rejected": "That."},
+        {"system": "Be kind.", "history": [["Hi", HELLO]], "query": "And now?", "chosen": "This.",
+         "rejected": "That."},
+        {"system": "Be kind.", "chosen": [*TALK, AGAIN, {**SAID, "content": "This."}],
+         "rejected": [*TALK, AGAIN, {**SAID, "content": "That."}]},
+    ]  # fmt: skip
+    for record in records:
+        chosen, rejected = parse_pair(line(record))
+        assert (chosen.messages[:-1], rejected.messages[:-1]) == (history, history)
+        assert (chosen.messages[-1]["content"], rejected.messages[-1]["content"]) == ("This.", "That.")
+
+
+def test_a_pair_may_be_of_calls_or_of_thoughts() -> None:
+    other = {**CALLS, "tool_calls": [{"name": "price_of", "arguments": {"thing": "kite"}}]}
+    chosen, rejected = parse_pair(line({"prompt": "Hi", "chosen": [CALLS], "rejected": other}))
+    assert chosen.messages[-1] == CALLS
+    assert rejected.messages[-1]["tool_calls"][0]["function"]["arguments"] == {"thing": "kite"}
+    thought = parse_pair(line({"prompt": "Hi", "chosen": f"<think>a</think>{HELLO}", "rejected": HELLO}))
+    assert [it.messages[-1].get("reasoning_content") for it in thought] == ["a", None]
 
 
 @pytest.mark.parametrize(("record", "reason"), [
@@ -96,39 +316,48 @@ def test_a_pair_may_have_a_history() -> None:
     ({"prompt": "Hi", "completion": "x", "label": True}, "not a preference pair.*found completion, label, prompt"),
     ({"chosen": "x", "rejected": "y"}, "`chosen` has no prompt; give `prompt`"),
     ({"chosen": [SAID], "rejected": [WRONG]}, "`chosen` has no prompt"),
-    ({"prompt": "Hi", "chosen": "x", "rejected": 5}, "`rejected` is neither text nor a list of messages"),
+    ({"prompt": "Hi", "chosen": "x", "rejected": 5}, "`rejected` is the number 5, neither text nor a list"),
     ({"prompt": "Hi", "chosen": [], "rejected": "x"}, "`chosen` is neither text nor a list of messages"),
     ({"prompt": "Hi", "chosen": "x", "rejected": " "}, r"message 1 \(assistant\) has no text"),
     ({"prompt": "Hi", "chosen": "x", "rejected": "x "}, "`chosen` and `rejected` are the same reply"),
-    ({"prompt": [ASKED, SAID], "chosen": "x", "rejected": "y"}, "messages 1 and 2 are both from 'assistant'"),
-    ({"prompt": [], "chosen": "x", "rejected": "y"}, "`chosen` does not end in an assistant's reply to somebody"),
+    ({"prompt": [ASKED, SAID], "chosen": "x", "rejected": "y"}, "`chosen` answers nobody: its prompt ends with mes"),
+    ({"prompt": [], "chosen": "x", "rejected": "y"}, "`prompt` is neither text nor a list of messages"),
+    ({"prompt": "Hi", "reasoning": "Hm", "chosen": "x", "rejected": "y"}, "`reasoning` stands beside `chosen`"),
+    ({"prompt": "Hi", "images": ["a"], "chosen": "x", "rejected": "y"}, "`images` of the record"),
+    ({"prompt": "Hi", "chosen": [{**SAID, "weight": 0}], "rejected": "y"}, "`chosen` ends in a reply that is not"),
+    ({"prompt": "Hi", "question": "Ho", "chosen": "x", "rejected": "y"}, "may each be the prompt; say which in"),
     ({"chosen": [ASKED, SAID], "rejected": [{**ASKED, "content": "Ho"}, WRONG]}, "differ in message 0, before the"),
     ({"chosen": [ASKED, SAID], "rejected": [ASKED, SAID, ASKED, WRONG]}, "differ in message 1|ends with message 1"),
     ({"chosen": [ASKED], "rejected": [{**ASKED, "content": "Ho"}]}, "`chosen` does not end in an assistant's reply"),
 ])  # fmt: skip
 def test_a_bad_pair_has_its_reason(record: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        parse_pair(json.dumps(record).encode())
+        parse_pair(line(record))
 
 
 @pytest.mark.parametrize("label", [True, False])
 @pytest.mark.parametrize("record", [
-    {"prompt": "Hi", "completion": SAID["content"]},
+    {"prompt": "Hi", "completion": HELLO},
     {"messages": [ASKED], "completion": [SAID]},
     {"completion": [ASKED, SAID]},
+    {"completion": f"\n\nHuman: Hi\n\nAssistant: {HELLO}"},
+    {"conversations": SHAREGPT},
+    {"question": "Hi", "completion": turn("gpt", HELLO)},
 ])  # fmt: skip
 def test_the_layouts_of_judged_replies(record: dict[str, Any], label: bool) -> None:
-    assert parse_judged(json.dumps({**record, "label": label}).encode()) == ([ASKED, SAID], label)
+    assert parse_judged(line({**record, "label": label})) == (Conversation([ASKED, SAID]), label)
+    assert parse_judged(line({**record, "label": str(label)})) == (Conversation([ASKED, SAID]), label)
 
 
 @pytest.mark.parametrize(("record", "reason"), [
     ({"prompt": "Hi", "completion": "x", "label": 1}, "`label` is 1; it must be true or false"),
     ({"prompt": "Hi", "completion": "x"}, "not a judged reply.*train.objective kto.*found completion, prompt"),
     ({"prompt": "Hi", "chosen": "x", "rejected": "y"}, "not a judged reply.*found chosen, prompt, rejected"),
+    ({"messages": [ASKED], "label": True}, "`messages` does not end in an assistant's reply to somebody"),
 ])  # fmt: skip
 def test_a_bad_judged_reply_has_its_reason(record: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        parse_judged(json.dumps(record).encode())
+        parse_judged(line(record))
 
 
 @pytest.mark.parametrize(("record", "reason"), [
@@ -138,15 +367,16 @@ def test_a_bad_judged_reply_has_its_reason(record: dict[str, Any], reason: str) 
 ])  # fmt: skip
 def test_a_conversation_it_is_not(record: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        parse_conversation(json.dumps(record).encode())
+        parse_conversation(line(record))
 
 
 def test_mismatched_replies_answer_another_prompt() -> None:
-    def line(prompt: str, reply: str) -> bytes:
-        return json.dumps({"prompt": prompt, "completion": reply, "label": True}).encode()
+    def judged(prompt: str, reply: Any) -> bytes:
+        return line({"prompt": prompt, "completion": reply, "label": True})
 
-    lines = [line("a", "1"), line("a", "2"), b"{broken", line("b", "3"), line("b", "1"), line("c", "5")]
+    lines = [judged("a", "1"), judged("a", "2"), b"{broken", judged("b", "3"), judged("b", "1"), judged("c", "5")]
     found = [reply and reply["content"] for reply in mismatched_replies(lines)]
     # Half of the six lines on, then further: not an own prompt's, not the own reply, not a broken line's.
     assert found == ["3", "1", None, "1", "2", "3"]
-    assert mismatched_replies([line("a", "1"), line("a", "2")]) == [None, None]
+    assert mismatched_replies([judged("a", "1"), judged("a", "2")]) == [None, None]
+    assert mismatched_replies([judged("a", "1"), judged("b", [CALLS])])[0] is None  # no words to learn from
