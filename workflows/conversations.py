@@ -175,8 +175,8 @@ def _unknown(record: dict[str, Any], fields: Mapping[str, str]) -> list[Any]:
         return turns_of(record[listed], listed, fields)
     if "text" in record and not any(name in record for name in (*PROMPTS, *REPLIES)):
         raise ValueError(
-            "`text` is one text and no conversation; write `prompt` and `completion`, or `messages`, so that it is "
-            f"known what a model is to say; found {_keys(record)}"
+            "unknown layout: `text` is one text and no conversation; write `prompt` and `completion`, or `messages`, "
+            f"so that it is known what a model is to say; found {_keys(record)}"
         )
     raise ValueError(
         f"unknown layout: no list of messages (`messages`, `conversations`, ...), and not both a prompt "
