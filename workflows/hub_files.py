@@ -122,7 +122,7 @@ def _listing(repository: str, revision: str | None, path: str) -> tuple[str, dic
     """The commit that a revision is, the sizes of its files by name, and its README; offline from the Hub's cache."""
     from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     try:
