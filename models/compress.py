@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from models import adapters
 from models.attention import PACKED_ATTENTION
-from models.base import load_model, load_tokenizer
+from models.base import load_model, load_tokenizer, save_tokenizer
 from models.compressed_folder import load_compressed, write_compressed
 from models.gguf_file import load_gguf, write_gguf
 from models.gptq import round_layers
@@ -105,7 +105,7 @@ def release(
             model = load_model(checkpoint_folder, torch.float32, PACKED_ATTENTION)
             reference = supervised_logits(model, batch)
         model.to(dtype_of(kept)).save_pretrained(target)
-        load_tokenizer(checkpoint_folder).save_pretrained(target)
+        save_tokenizer(load_tokenizer(checkpoint_folder), target)
         del model
         computed = dtype_of("fp32" if kept == "fp32" else "auto")
         logits = supervised_logits(load_model(target, computed, PACKED_ATTENTION), batch)
@@ -119,7 +119,7 @@ def round_to_steps(folder: Path, target: Path, conversations: Sequence[Any]) -> 
     model = load_model(folder, torch.float32, PACKED_ATTENTION)
     round_layers(model, pack(conversations))
     model.save_pretrained(target)
-    load_tokenizer(folder).save_pretrained(target)
+    save_tokenizer(load_tokenizer(folder), target)
 
 
 def release_for_openvino(

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from models.base import load_model, load_tokenizer
+from models.base import load_model, load_tokenizer, save_tokenizer
 from models.rounding import round_groups
 
 _BITS = {"int8": 8, "int4": 4}
@@ -77,7 +77,7 @@ def write_compressed(folder: Path, target: Path, weights: str) -> None:
     config["quantization_config"] = description.model_dump(mode="json")
     (target / "config.json").write_text(json.dumps(config, indent=2))
     model.generation_config.save_pretrained(target)
-    load_tokenizer(folder).save_pretrained(target)
+    save_tokenizer(load_tokenizer(folder), target)
 
 
 def load_compressed(folder: Path, attention: str) -> Any:

@@ -16,8 +16,10 @@ import gguf
 import numpy as np
 import torch
 
-from models.base import load_model, load_tokenizer, max_positions
+from models.base import load_model, load_tokenizer
+from models.chat import end_token_ids
 from models.rounding import round_groups
+from models.sizes import max_positions
 
 GGUF_FILE = "model.gguf"
 
@@ -160,6 +162,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, vocab_size: int) -> 
     for token_id, add in (
         (tokenizer.bos_token_id, writer.add_bos_token_id),
         (tokenizer.eos_token_id, writer.add_eos_token_id),
+        (_end_of_turn(tokenizer), writer.add_eot_token_id),
         (tokenizer.unk_token_id, writer.add_unk_token_id),
         (tokenizer.pad_token_id, writer.add_pad_token_id),
     ):
@@ -169,6 +172,12 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, vocab_size: int) -> 
     writer.add_add_bos_token(begins)
     writer.add_add_space_prefix(False)
     writer.add_chat_template(tokenizer.chat_template)
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    """The token that ends a reply, where it is not the tokenizer's end token."""
+    ends = end_token_ids(tokenizer) - {tokenizer.eos_token_id}
+    return min(ends, default=None)
 
 
 def _splitting(tokenizer: Any) -> str | None:

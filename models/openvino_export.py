@@ -19,10 +19,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
 import models.lstm  # noqa: F401  # known to transformers from here on
-from models.base import load_model, load_tokenizer, max_positions
+from models.base import load_model, load_tokenizer, save_tokenizer
 from models.openvino_parity import check_exact, check_rounded, reference_replies
 from models.openvino_runtime import FACTS_FILE, MODEL_FILE, import_openvino
 from models.openvino_weights import convert_weights
+from models.sizes import max_positions
 
 Weights = Literal["bf16", "fp32", "int8", "int4"]
 
@@ -104,7 +105,7 @@ def _export_tokenizer(folder: Path, target: Path) -> None:
     from openvino_tokenizers import convert_tokenizer
 
     tokenizer = load_tokenizer(folder)
-    tokenizer.save_pretrained(target)
+    save_tokenizer(tokenizer, target)
     for part, name in zip(convert_tokenizer(tokenizer, with_detokenizer=True), ("", "de"), strict=True):
         openvino.save_model(part, target / f"openvino_{name}tokenizer.xml")
 

@@ -9,22 +9,15 @@ from typing import Any
 
 import torch
 
-from models.base import load_model, load_tokenizer
+from models.base import load_model
 
 
 class BaseModels:
-    """The base model last used, and the tokenizers."""
+    """The base model last used."""
 
     def __init__(self) -> None:
         self._kept: tuple[Any, ...] = ()
         self._model: Any = None
-        self._tokenizers: dict[Path, Any] = {}
-
-    def tokenizer(self, folder: Path) -> Any:
-        """The folder's tokenizer."""
-        if folder not in self._tokenizers:
-            self._tokenizers[folder] = load_tokenizer(folder)
-        return self._tokenizers[folder]
 
     def model(
         self, folder: Path, dtype: torch.dtype, attention: str, quantize: str | None = None, stays: bool = False

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+COLUMNS = ("input_ids", "supervised", "piece_lengths", "piece_parents")
+"""what a row of the corpus has of a conversation"""
+
 
 class Tree(NamedTuple):
     """A conversation whose replies are not all learned after the same words: each piece goes on from another one."""
@@ -46,6 +49,16 @@ def sequences_of(row: dict[str, Any]) -> list[tuple[list[int], list[bool]]]:
             supervised += [bool(mark) and not is_done[piece] for mark in tree.supervised[piece]]
             is_done[piece] = True
         found.append((ids, supervised))
+    return found
+
+
+def replies_of(row: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
+    """The learned parts of a row, each with the tokens before it, in order; never the row's first token."""
+    found = []
+    for ids, supervised in sequences_of(row):
+        marks = [False, *map(bool, supervised[1:]), False]
+        edges = [place for place in range(1, len(marks)) if marks[place] != marks[place - 1]]
+        found += [(ids[:begin], ids[begin:end]) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
     return found
 
 

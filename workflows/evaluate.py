@@ -17,7 +17,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from models.chat import Message, check_messages
+from models.chat import Conversation, Message, check_messages
 from models.files import open_uri
 from workflows.cluster import check_fits, watching, worker_environment
 from workflows.evaluate_pair import measure_pair, pair_text
@@ -33,10 +33,13 @@ _SCHEMA = pa.schema(
         ("question", pa.int32()),  # -1 for a conversation that is scored
         ("input_ids", pa.list_(pa.int32())),
         ("supervised", pa.list_(pa.bool_())),
+        ("piece_lengths", pa.list_(pa.int32())),
+        ("piece_parents", pa.list_(pa.int32())),
         ("other_input_ids", pa.list_(pa.int32())),  # the rejected reply of a pair
         ("other_supervised", pa.list_(pa.bool_())),
         ("desirable", pa.bool_()),
         ("messages", pa.string()),
+        ("tools", pa.string()),
     ]
 )
 
@@ -127,7 +130,10 @@ class Judge:
         asked = [row for row in rows if row["question"] >= 0]
         results = [self._score(scored)] if scored else []
         if asked:
-            conversations = [json.loads(row["messages"]) for row in asked]
+            conversations = [
+                Conversation(json.loads(row["messages"]), json.loads(row["tools"]) if row["tools"] else None)
+                for row in asked
+            ]
             base, tuned = self._pair.replies(conversations, self._max_new_tokens)
             results += [
                 {"question": row["question"], "base_reply": before, "tuned_reply": after}
@@ -138,7 +144,8 @@ class Judge:
 
     def _score(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         from models.objectives.preference import pack_both
-        from models.packing import pack
+        from models.packing import pack_trees
+        from models.trees import tree_of
 
         if rows[0]["desirable"] is None and rows[0]["other_input_ids"] is not None:
             batch = pack_both(rows)
@@ -151,7 +158,7 @@ class Judge:
                 "targets": int((batch.target_sequences % 2 == 0).sum()),
                 "margins": (ratios[:, 0] - ratios[:, 1]).tolist(),
             }
-        batch = pack([(row["input_ids"], row["supervised"]) for row in rows])
+        batch = pack_trees([tree_of(row) for row in rows])
         base_loss, tuned_loss = self._pair.loss_sums(batch)
         return {"question": -1, "base_loss": base_loss, "tuned_loss": tuned_loss, "targets": len(batch.targets)}
 
@@ -209,7 +216,7 @@ def _first_rows(store: Store, path: str, count: int) -> list[dict[str, Any]]:
     import pyarrow.dataset
 
     parts = pyarrow.dataset.dataset(path, filesystem=store.filesystem, format="parquet")
-    rows: list[dict[str, Any]] = parts.head(count, columns=["messages"]).to_pylist()
+    rows: list[dict[str, Any]] = parts.head(count, columns=["messages", "tools"]).to_pylist()
     return rows
 
 
@@ -217,7 +224,16 @@ def _held_out_prompt(row: dict[str, Any]) -> dict[str, Any]:
     """A held-out conversation up to its last assistant turn, and that turn as what was really said."""
     messages: list[Message] = json.loads(row["messages"])
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    return {"messages": messages[: max(last, 1)], "reference": messages[last]["content"]}
+    return {"messages": messages[: max(last, 1)], "tools": row["tools"], "reference": _said(messages[last])}
+
+
+def _said(message: Message) -> str:
+    """What a reply says or calls."""
+    calls = [
+        f"{call['function']['name']}({json.dumps(call['function']['arguments'], ensure_ascii=False)})"
+        for call in message.get("tool_calls", ())
+    ]
+    return " ".join([text for text in (message["content"], *calls) if text])
 
 
 def _as_scored(table: pa.Table) -> pa.Table:
@@ -226,7 +242,10 @@ def _as_scored(table: pa.Table) -> pa.Table:
 
 
 def _as_prompts(asked: list[dict[str, Any]]) -> pa.Table:
-    rows = [{"question": index, "messages": json.dumps(item["messages"])} for index, item in enumerate(asked)]
+    rows = [
+        {"question": index, "messages": json.dumps(item["messages"]), "tools": item.get("tools")}
+        for index, item in enumerate(asked)
+    ]
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 

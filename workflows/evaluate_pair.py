@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from models.objectives.adversarial import Exchange
+from models.trees import COLUMNS
 from workflows.cluster import watching, worker_environment
 from workflows.pipeline import Context
 from workflows.players import CONTINUED, DISCRIMINATOR, discriminator_base
@@ -66,7 +67,7 @@ def _measure(
     objective, settings = spec.train.objective, spec.evaluate.pair
     assert isinstance(objective, AdversarialSpec)
     torch.set_num_threads(max(1, int(spec.evaluate.cpus_per_worker)))
-    rows = open_split(store, "prepare", corpus, "corpus", "held_out", ["input_ids", "supervised"])
+    rows = open_split(store, "prepare", corpus, "corpus", "held_out", [*COLUMNS])
     rows = rows.take(min(settings.histories, len(rows)))
     if len(rows) < _LEAST_HISTORIES:
         return None
@@ -137,6 +138,7 @@ class Players:
         from models.base import load_model, load_tokenizer, resolve
         from models.chat import end_token_ids
         from models.discriminator import open_discriminator
+        from models.new_tokens import fit_embeddings
         from models.pair_measures import Judges
         from models.precision import dtype_of
 
@@ -150,16 +152,23 @@ class Players:
         def load(name: Any) -> Any:
             return load_model(name, dtype, PACKED_ATTENTION).to(device)
 
+        tokenizer = load_tokenizer(folder)
+
+        def fresh(name: Any) -> tuple[Any, list[int]]:
+            model = load(name)
+            return model, fit_embeddings(model, base, tokenizer)
+
         def reader() -> Any:
             adapter = spec.train.adapter
-            model = load(discriminator_base(spec))
+            model, new = fresh(discriminator_base(spec))
             if adapter is None:
                 return model
-            return adapters.attach(model, **adapter.model_dump(exclude={"quantize"}), base=spec.base_model).to(device)
+            fields = adapter.model_dump(exclude={"quantize"})
+            return adapters.attach(model, **fields, base=spec.base_model, new_tokens=new).to(device)
 
         self._reals = reals
         steps, rate = spec.evaluate.pair.fresh_steps, spec.train.objective.discriminator_learning_rate
-        self.judges = Judges(reals, load(base), reader, steps, rate, on_step=lambda: board.add.remote(done=1 / steps))
+        self.judges = Judges(reals, fresh(base)[0], reader, steps, rate, on_step=lambda: board.add.remote(done=1 / steps))
         is_adapter = adapters.is_adapter(folder)
 
         def opened(folder: Any) -> Any:
@@ -170,7 +179,6 @@ class Players:
         if store.is_folder(store.path("train", checkpoint, CONTINUED)):
             self.continued = opened(store.local_folder("train", checkpoint, CONTINUED))
         self.discriminator = open_discriminator(player, discriminator_base(spec)).to(device)
-        tokenizer = load_tokenizer(folder)
         self._ends, self.vocabulary = sorted(end_token_ids(tokenizer)), len(tokenizer)
 
     def drawn(self, count: int, temperature: float, model: Any = None) -> Replies:

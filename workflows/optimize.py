@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from models.trees import COLUMNS, sequences_of
 from workflows.cluster import worker_environment
 from workflows.forms import forms_text
 from workflows.pipeline import Context
@@ -71,8 +72,8 @@ def _release(raw_spec: dict[str, Any], store_uri: str, checkpoint: str, corpus: 
     spec, store = PipelineSpec.model_validate(raw_spec), Store(store_uri)
 
     def read(split: str, most: int) -> list[Any]:
-        rows = open_split(store, "prepare", corpus, "corpus", split, ["input_ids", "supervised"])
-        return [(row["input_ids"], row["supervised"]) for row in rows.take(min(most, len(rows)))]
+        rows = open_split(store, "prepare", corpus, "corpus", split, [*COLUMNS])
+        return [sequence for row in rows.take(min(most, len(rows))) for sequence in sequences_of(row)]
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 NEW_BASE = "base"
 """where in prepare's artifact a new model's first weights and its tokenizer are"""
 
+CHAT_TEMPLATE = "chat_template.jinja"
+"""where in prepare's artifact the template of `data.chat_template` is"""
+
 
 class StageFailed(ValueError):
     """A stage that could not do its work; the text is for the user."""
@@ -91,6 +94,8 @@ def source_files(spec: PipelineSpec) -> list[SourceFile]:
 def _prepare_settings(spec: PipelineSpec) -> dict[str, Any]:
     files = [[file.fingerprint, file.limit] for file in source_files(spec)]
     section = {**spec.data.result_fields(), "sources": files}
+    if spec.data.chat_template is not None:
+        section["chat_template"] = _fingerprint_of("data.chat_template", spec.data.chat_template)
     examples = spec.train.objective.examples
     return {"data": section, "base_model": _base(spec), "examples": examples}
 
@@ -103,11 +108,14 @@ def _base(spec: PipelineSpec) -> Any:
 
 
 def with_base(spec: PipelineSpec, store: Store, prepared: str) -> PipelineSpec:
-    """`spec` as stages after `prepare` read it: a new model is the folder that `prepare` has left in the store."""
-    if spec.base_model != NEW_MODEL:
-        return spec
-    made = store.address("prepare", prepared, NEW_BASE)
-    return spec.model_copy(update={"base_model": made, "new_model": NewModelSpec()})
+    """`spec` as stages after `prepare` read it: a new model and a chat template are what it has left in the store."""
+    changed: dict[str, Any] = {}
+    if spec.base_model == NEW_MODEL:
+        changed = {"base_model": store.address("prepare", prepared, NEW_BASE), "new_model": NewModelSpec()}
+    if spec.data.chat_template is not None:
+        template = store.address("prepare", prepared, CHAT_TEMPLATE)
+        changed["data"] = spec.data.model_copy(update={"chat_template": template})
+    return spec.model_copy(update=changed)
 
 
 def _reference_settings(spec: PipelineSpec) -> dict[str, Any]:
@@ -138,12 +146,17 @@ def _evaluate_settings(spec: PipelineSpec) -> dict[str, Any]:
     if not isinstance(spec.train.objective, AdversarialSpec):
         del section["pair"]
     if spec.evaluate.questions is not None:
-        filesystem, path = open_uri(spec.evaluate.questions, patient=False)
-        try:
-            section["questions"] = fingerprint(filesystem, path)
-        except (OSError, pa.ArrowException) as error:
-            raise StageFailed(f"evaluate.questions: cannot read {spec.evaluate.questions}: {error}") from error
+        section["questions"] = _fingerprint_of("evaluate.questions", spec.evaluate.questions)
     return {"evaluate": section}
+
+
+def _fingerprint_of(field: str, uri: str) -> str:
+    """What a file that the spec names has in it; raises StageFailed with the field's name."""
+    filesystem, path = open_uri(uri, patient=False)
+    try:
+        return fingerprint(filesystem, path)
+    except (OSError, pa.ArrowException) as error:
+        raise StageFailed(f"{field}: cannot read {without_secrets(uri)}: {error}") from error
 
 
 def _optimize_settings(spec: PipelineSpec) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pyarrow.dataset
 import pyarrow.parquet
 import ray.data
 
+from models.trees import COLUMNS
 from workflows.cluster import check_fits, watching, worker_environment
 from workflows.pipeline import Context, StageFailed
 from workflows.spec import PipelineSpec
@@ -27,9 +28,9 @@ _ROWS_AT_ONCE = 64
 _PLACE = ("source", "line", "split")
 _NEEDED = {
     "log_probabilities": ["input_ids", "supervised", "other_input_ids", "other_supervised"],
-    "top_tokens": ["input_ids", "supervised"],
-    "replies": ["input_ids", "supervised"],
-    "own_replies": ["input_ids", "supervised"],
+    "top_tokens": [*COLUMNS],
+    "replies": [*COLUMNS],
+    "own_replies": [*COLUMNS],
 }
 _SCHEMAS = {
     "log_probabilities": [
@@ -43,6 +44,8 @@ _SCHEMAS = {
     "replies": [
         ("input_ids", pa.list_(pa.int32())),
         ("supervised", pa.list_(pa.bool_())),
+        ("piece_lengths", pa.list_(pa.int32())),
+        ("piece_parents", pa.list_(pa.int32())),
         ("num_tokens", pa.int32()),
         ("num_targets", pa.int32()),
     ],
@@ -118,7 +121,8 @@ def _read_rows(batch: dict[str, Any], store: str, columns: list[str]) -> Iterato
 
 def _check_model(spec: PipelineSpec) -> None:
     """Raise StageFailed where the teacher cannot be compared with the base model; else both are on this machine."""
-    from models.base import BaseModelError, describe, load_tokenizer, resolve
+    from models.base import BaseModelError, load_tokenizer, resolve
+    from models.sizes import describe
 
     base = resolve(spec.base_model)
     objective = spec.train.objective
@@ -145,10 +149,13 @@ class ReferenceModel:
         import torch
 
         from models.attention import PACKED_ATTENTION
-        from models.base import describe, load_model, load_tokenizer, resolve
+        from models.base import load_model, resolve
         from models.chat import end_token_ids
         from models.loss import fuse_head
+        from models.new_tokens import fit_embeddings
         from models.precision import dtype_of
+        from models.sizes import describe
+        from workflows.chat_tokenizer import chat_tokenizer
 
         pipeline = PipelineSpec.model_validate(spec)
         train = pipeline.train
@@ -161,10 +168,12 @@ class ReferenceModel:
         device = "cuda" if train.gpus_per_worker else "cpu"
         attention = "sdpa" if self._objective.reference == "replies" else PACKED_ATTENTION
         self._model = load_model(resolve(name), dtype_of(train.precision, device), attention).to(device)
+        if pipeline.data.new_tokens:
+            fit_embeddings(self._model, resolve(pipeline.base_model), chat_tokenizer(pipeline))
         if attention == PACKED_ATTENTION:
             fuse_head(self._model)
         if "replies" in self._objective.reference:
-            self._end_tokens = sorted(end_token_ids(load_tokenizer(resolve(pipeline.base_model))))
+            self._end_tokens = sorted(end_token_ids(chat_tokenizer(pipeline)))
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """The values of the rows, in tables of a micro-batch each."""

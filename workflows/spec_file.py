@@ -344,8 +344,8 @@ def local_paths(spec: PipelineSpec) -> dict[str, str]:
     if isinstance(objective, TeacherSpec):
         models["train.objective.teacher"] = objective.teacher
     paths = {f"data.sources.{index}.path": source.path for index, source in enumerate(spec.data.sources)}
-    if spec.evaluate.questions:
-        paths["evaluate.questions"] = spec.evaluate.questions
+    named = {"evaluate.questions": spec.evaluate.questions, "data.chat_template": spec.data.chat_template}
+    paths |= {field: path for field, path in named.items() if path}
     paths |= {f"serve.adapters.{name}": path for name, path in spec.serve.adapters.items()}
     paths |= {field: name for field, name in models.items() if name.startswith(("/", "./", "../", "~"))}
     return {field: path for field, path in paths.items() if "://" not in path and not path.startswith("hf:")}
@@ -367,7 +367,9 @@ def with_paths(spec: PipelineSpec, paths: dict[str, str]) -> PipelineSpec:
         update={
             "base_model": paths.get("base_model", spec.base_model),
             "train": spec.train.model_copy(update={"objective": objective}),
-            "data": spec.data.model_copy(update={"sources": sources}),
+            "data": spec.data.model_copy(
+                update={"sources": sources, "chat_template": paths.get("data.chat_template", spec.data.chat_template)}
+            ),
             "evaluate": spec.evaluate.model_copy(update={"questions": questions}),
             "serve": spec.serve.model_copy(update={"adapters": adapters}),
         }

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.base import save_tokenizer
 from models.batch_size import peak_gb
 from models.deepspeed_engine import DeepSpeedEngine
 from models.engine import MODEL_FOLDER
@@ -60,7 +61,7 @@ class Reports:
             for each in writes:
                 each(folder)
             if self._engine.rank == 0:
-                self._tokenizer.save_pretrained(folder / MODEL_FOLDER)
+                save_tokenizer(self._tokenizer, folder / MODEL_FOLDER)
                 (folder / HISTORY).write_text(steps_so_far)
 
         self._watchdog.alive()

@@ -4,15 +4,23 @@ encoded = encode_conversation(tokenizer, messages)   # training and scoring
 prompt_ids = encode_prompt(tokenizer, messages)      # evaluation and serving
 """
 
+import bisect
 import itertools
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-import jinja2
+from models.chat.messages import ROLES, Conversation, Message, MessageError, check_messages
+from models.chat.renderer import Prepared, renderer_of
+from models.chat.samples import Encoder, Sample, encoder_of, rounds_of
+from models.chat.template import RESERVED, ChatTemplateError
+from models.chat.tree import SampleTree
 
-from models.chat.messages import ROLES, Conversation, Message, check_messages
-
-__all__ = ["ROLES", "Conversation", "Message", "check_messages"]  # and what stands below
+__all__ = [
+    "RESERVED", "ROLES", "ChatTemplateError", "Conversation", "EncodedConversation", "Message", "MessageError",
+    "ReplyCut", "check_messages",
+    "common_prompt", "encode_conversation", "encode_prompt", "end_token_ids", "ensure_chat_template",
+]  # fmt: skip
 
 # For tokenizers that bring no chat template (GPT-2): speaker names, a reply ends with the end-of-text token.
 DEFAULT_CHAT_TEMPLATE = (
@@ -26,10 +34,19 @@ DEFAULT_CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """Token ids of a whole conversation; `supervised[i]` says that token i is to be learned."""
+    """Token ids of a conversation; `supervised[i]` says that token i is to be learned.
+
+    Where it is a tree (models/chat/samples.py), `input_ids` are those of its pieces one after the other: piece n has
+    `piece_lengths[n]` tokens and goes on from piece `piece_parents[n]`, an earlier one, or begins the conversation
+    where that is -1. Both are empty where it is one sequence.
+    """
 
     input_ids: list[int]
     supervised: list[bool]
+    piece_lengths: list[int] = field(default_factory=list)
+    piece_parents: list[int] = field(default_factory=list)
+    is_cut: bool = False
+    """whether `max_length` left something out"""
 
 
 def common_prompt(one: EncodedConversation, other: EncodedConversation) -> int:
@@ -39,110 +56,137 @@ def common_prompt(one: EncodedConversation, other: EncodedConversation) -> int:
     return sum(1 for _ in alike)
 
 
-class ChatTemplateError(ValueError):
-    """The tokenizer's chat template cannot render these messages."""
+def ensure_chat_template(tokenizer: Any) -> bool:
+    """Give a tokenizer without a chat template the default one, so that it is saved with the model.
 
-
-def ensure_chat_template(tokenizer: Any) -> None:
-    """Give a tokenizer without a chat template the default one, so that it is saved with the model."""
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
-
-
-def render_text(
-    tokenizer: Any, messages: list[Message], add_generation_prompt: bool = False, tools: list[Any] | None = None
-) -> str:
-    """The chat template's text of `messages`; raises ChatTemplateError with the template's own words.
-
-    White space around a message's text is left out: tokenizers merge it with the template's own, and what is learned
-    would begin in another token than what is generated.
+    It begins with the tokenizer's `bos` token where the tokenizer begins its texts with that. Returns whether one was
+    missing.
     """
-    trimmed = [{**message, "content": message["content"].strip()} for message in messages]
-    try:
-        text = tokenizer.apply_chat_template(
-            trimmed, tokenize=False, add_generation_prompt=add_generation_prompt, tools=tools
-        )
-    except (jinja2.exceptions.TemplateError, TypeError, ValueError) as error:
-        raise ChatTemplateError(f"the chat template refuses these messages: {error}") from error
-    assert isinstance(text, str)
-    return text
+    if tokenizer.chat_template:
+        return False
+    starts = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    tokenizer.chat_template = ("{{ bos_token }}" if starts else "") + DEFAULT_CHAT_TEMPLATE
+    return True
 
 
-def encode_prompt(tokenizer: Any, messages: list[Message], tools: list[Any] | None = None) -> list[int]:
+def encode_prompt(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    tools: list[Any] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
     """Token ids of `messages` followed by the template's opening of an assistant turn.
 
-    `tools` are what a model may call, in OpenAI's form, for templates that tell it of them.
+    `tools` are what a model may call, in OpenAI's form, for templates that tell it of them; `template_kwargs` further
+    variables of the template. Raises ChatTemplateError.
     """
-    text = render_text(tokenizer, messages, add_generation_prompt=True, tools=tools)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def encode_conversation(
-    tokenizer: Any, messages: list[Message], last_reply_only: bool = False
-) -> EncodedConversation:
-    """Token ids of `messages`, supervised exactly at the assistant turns with their end-of-turn tokens.
-
-    With `last_reply_only` the last assistant turn alone is supervised.
-
-    Works with any template in which the text of the first n messages is the beginning of the text of all
-    messages; another template raises ChatTemplateError. The tokenizer must be a fast one (it maps tokens to
-    characters).
-    """
-    text = render_text(tokenizer, messages)
-    spans = [
-        _assistant_span(tokenizer, messages, index, text)
-        for index, message in enumerate(messages)
-        if message["role"] == "assistant"
-    ]
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    supervised = []
-    remaining = iter(spans[-1:] if last_reply_only else spans)
-    span = next(remaining, None)
-    for start, end in encoding["offset_mapping"]:
-        while span is not None and start >= span[1]:
-            span = next(remaining, None)
-        supervised.append(span is not None and end > span[0] and end > start)
-    return EncodedConversation(list(encoding["input_ids"]), supervised)
+    renderer = renderer_of(tokenizer)
+    return renderer.encoder.encode(renderer.prompt(renderer.prepared(messages), tools, template_kwargs)).ids
 
 
 def end_token_ids(tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an assistant turn: the tokenizer's end token and the one that the template writes."""
-    probe: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    encoded = encode_conversation(tokenizer, probe)
-    last = max(index for index, supervised in enumerate(encoded.supervised) if supervised)
-    ends = {tokenizer.eos_token_id, encoded.input_ids[last]} & {None, *tokenizer.all_special_ids}
-    return frozenset(token for token in ends if token is not None)
-
-
-def _assistant_span(tokenizer: Any, messages: list[Message], index: int, text: str) -> tuple[int, int]:
-    """Character range of the assistant turn `index` in `text`, from its first word past its end-of-turn token."""
-    until = render_text(tokenizer, messages[: index + 1])
-    if not text.startswith(until):
-        raise ChatTemplateError(f"the chat template changes message {index} when later messages follow it")
-    end = _turn_end(tokenizer, until)
-    if index == 0:
-        return _opening_start(tokenizer, messages[0]["content"].strip(), until[:end]), end
-    before = render_text(tokenizer, messages[:index], add_generation_prompt=True)
-    if not text.startswith(before):
-        raise ChatTemplateError(f"the chat template opens message {index} otherwise than a generated reply")
-    return len(before), end
-
-
-def _opening_start(tokenizer: Any, content: str, text: str) -> int:
-    """Where `content` begins in `text`, which ends with it and perhaps with an end-of-turn token.
-
-    Looked for from the end: a template may write the same words before it.
+    """The tokens that end an assistant's turn: the tokenizer's end token, those of the model's generation_config.json
+    and those that the template writes at the end of a reply or a call. Raises ChatTemplateError.
     """
-    ends = [token for token in tokenizer.all_special_tokens if text.endswith(token)]
-    start = text.rfind(content, 0, len(text) - max((len(token) for token in ends), default=0))
-    if start < 0:
-        raise ChatTemplateError("the chat template changes the text of message 0")
-    return start
+    return renderer_of(tokenizer).end_ids
 
 
-def _turn_end(tokenizer: Any, text: str) -> int:
-    """Where a turn at the end of `text` ends: after its special token, without white space that follows it."""
-    stripped = text.rstrip()
-    if any(stripped.endswith(token) for token in tokenizer.all_special_tokens):
-        return len(stripped)
-    return len(text)
+def encode_conversation(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    last_reply_only: bool = False,
+    tools: list[Any] | None = None,
+    max_length: int | None = None,
+    truncate: Literal["right", "left"] = "right",
+    cut_replies: Literal["cut", "drop", "fail"] = "cut",
+) -> EncodedConversation:
+    """Token ids of a conversation, supervised exactly at its replies with the tokens that end them.
+
+    What stands before a reply is what `encode_prompt` makes of the messages before it. A reply with `train: False` is
+    not learned; with `last_reply_only` the last one alone is. No sequence has more than `max_length` tokens: it is
+    cut at its end, or with `truncate="left"` each reply that does not fit is read after fewer turns; `cut_replies`
+    says what becomes of a reply that is cut. Raises ChatTemplateError, and ValueError with `cut_replies="fail"`.
+    """
+    if max_length is not None and (short := _shortened(messages, max_length)) is not messages:
+        # Far more text than can be read: none of what is left out matters if what is left fills `max_length`.
+        found = encode_conversation(
+            tokenizer, short, last_reply_only and short[-1]["role"] == "assistant", tools, None, truncate
+        )
+        if len(found.input_ids) > 2 * max_length or not found.input_ids:
+            messages = short
+    renderer, encoder = renderer_of(tokenizer), encoder_of(tokenizer)
+    prepared, guarded = renderer.prepared(messages), renderer.guarded_tools(tools)
+    replies = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    learned = [number for number in replies[-1 if last_reply_only else 0 :] if messages[number].get("train", True)]
+    if not learned:
+        return EncodedConversation([], [])
+    base, samples = encoder.samples(prepared, guarded, learned)
+    if max_length is not None and truncate == "left":
+        base, samples = _from_the_left(encoder, prepared, guarded, learned, base, samples, max_length)
+    return _as_tree(base, samples, max_length, cut_replies)
+
+
+class ReplyCut(ValueError):
+    """`max_length` cuts a reply, and `cut_replies` says that this is a failure."""
+
+
+def _from_the_left(
+    encoder: Encoder, messages: Prepared, tools: Any, learned: Sequence[int], base: list[int],
+    samples: list[Sample], max_length: int,
+) -> tuple[list[int], list[Sample]]:  # fmt: skip
+    """The samples, those that are too long with as few of the earliest turns left out as it takes."""
+    fitting = []
+    head, rounds = rounds_of(messages)
+    for number, sample in zip(learned, samples, strict=True):
+        starts = [numbers[0] for numbers in rounds if numbers[0] <= number]
+
+        def after(place: int, number: int = number, starts: list[int] = starts) -> Sample:
+            part = [messages[kept] for kept in (*head, *range(starts[place], number + 1))]
+            return encoder.samples(part, tools, [len(part) - 1])[1][0]
+
+        if sample.end > max_length and len(starts) > 1:
+            place = bisect.bisect_left(range(1, len(starts) - 1), True, key=lambda n: after(n).end <= max_length)
+            part = [messages[kept] for kept in (*head, *range(starts[1 + place], number + 1))]
+            own, (cut,) = encoder.samples(part, tools, [len(part) - 1])
+            fitting.append(Sample(0, own[: cut.shared] + cut.rest, cut.begin, cut.end))
+        else:
+            fitting.append(Sample(0, base[: sample.shared] + sample.rest, sample.begin, sample.end))
+    return [], fitting
+
+
+def _as_tree(base: list[int], samples: list[Sample], max_length: int | None, cut_replies: str) -> EncodedConversation:
+    most = max_length or max(len(base), *(sample.end for sample in samples))
+    too_long = [sample for sample in samples if sample.end > most]
+    if too_long and cut_replies == "fail":
+        raise ReplyCut(f"a reply ends at token {too_long[0].end}, beyond data.max_length {most}")
+    learned = [sample for sample in samples if sample.begin < most and (sample.end <= most or cut_replies == "cut")]
+    if not any(sample.rest for sample in samples):
+        ids = base[:most]
+        supervised = [False] * len(ids)
+        for sample in learned:
+            end = min(sample.end, most)
+            supervised[sample.begin : end] = [True] * (end - sample.begin)
+        return EncodedConversation(ids, supervised, [], [], len(base) > most)
+    tree, shared = SampleTree(), most
+    for sample in learned:
+        shared = min(shared, sample.shared)
+        tree.add((base[: sample.shared] + sample.rest)[:most], shared, sample.begin, sample.end)
+        shared = sample.shared
+    pieces, marks, parents = tree.pieces()
+    lengths = [len(piece) for piece in pieces] if len(pieces) > 1 else []
+    return EncodedConversation(
+        list(itertools.chain(*pieces)),
+        list(itertools.chain(*marks)),
+        lengths,
+        parents if lengths else [],
+        bool(too_long),
+    )
+
+
+def _shortened(messages: Sequence[Mapping[str, Any]], max_length: int) -> Sequence[Mapping[str, Any]]:
+    """The messages up to the first one that is far longer than `max_length` tokens, and of that one the beginning."""
+    most = 64 * max_length
+    for number, message in enumerate(messages):
+        if len(message["content"]) > most:
+            return [*messages[:number], {**message, "content": message["content"][:most]}]
+    return messages

@@ -40,13 +40,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from models.loss import log_probabilities
 from models.objectives.sft import Sft
 from models.packing import PackedBatch, pack_replies
+from models.trees import replies_of
 
 _LEAST_DEVIATION = 1e-4
 
@@ -77,11 +77,9 @@ def exchange_of(row: dict[str, Any], max_reply_tokens: int, choose: Callable[[in
     """One reply of a conversation with what is before it; `choose(n)` says which of n. What is too long is cut, as
     the generator's replies are.
     """
-    supervised = np.concatenate([[False], np.asarray(row["supervised"][1:], dtype=bool), [False]])
-    edges = np.flatnonzero(supervised[1:] != supervised[:-1]) + 1
-    begin, end = edges.reshape(-1, 2)[choose(len(edges) // 2)].tolist()
-    ids = row["input_ids"]
-    return Exchange(ids[:begin], ids[begin : min(end, begin + max_reply_tokens)])
+    replies = replies_of(row)
+    history, reply = replies[choose(len(replies))]
+    return Exchange(history, reply[:max_reply_tokens])
 
 
 def whiten(scores: torch.Tensor) -> torch.Tensor:

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.base import max_positions
 from models.generation import greedy_replies
 from models.loss import log_probabilities, top_log_probabilities
-from models.packing import PackedBatch, pack
+from models.packing import PackedBatch, pack_trees
+from models.sizes import max_positions
+from models.trees import COLUMNS, replies_of, tree_of
 
 # float32 knows 1 - sum(p) no better.
 _LEAST_REST = 1e-6
@@ -33,7 +34,7 @@ def teacher_values(model: Any, rows: Sequence[dict[str, Any]], top_k: int, vocab
 
     `vocabulary`: the student's; a teacher may have more (unused) rows in its head.
     """
-    batch = pack([(row["input_ids"], row["supervised"]) for row in rows]).to(model.device)
+    batch = pack_trees([tree_of(row) for row in rows]).to(model.device)
     tokens, log_q = top_log_probabilities(model, batch, top_k, vocabulary)
     counts = torch.bincount(batch.target_sequences, minlength=len(rows)).tolist()
     columns = {"teacher_tokens": tokens, "teacher_log_probabilities": log_q}
@@ -49,7 +50,7 @@ def teacher_replies(
 
     Greedy stands for the mode of the teacher's distribution over replies, which Kim and Rush find by beam search.
     """
-    prompts = [row["input_ids"][: _last_reply_start(row["supervised"])] for row in rows]
+    prompts = [replies_of(row)[-1][0] for row in rows]
     room = max_positions(model.config) - max(len(prompt) for prompt in prompts)
     replies = greedy_replies(model, prompts, min(max_reply_tokens, room), end_tokens)
     return {
@@ -57,22 +58,17 @@ def teacher_replies(
         "supervised": [
             [False] * len(prompt) + [True] * len(reply) for prompt, reply in zip(prompts, replies, strict=True)
         ],
+        "piece_lengths": [[]] * len(rows),
+        "piece_parents": [[]] * len(rows),
         "num_tokens": [len(prompt) + len(reply) for prompt, reply in zip(prompts, replies, strict=True)],
         "num_targets": [len(reply) for reply in replies],
     }
 
 
-def _last_reply_start(supervised: Sequence[bool]) -> int:
-    """Where the last run of supervised tokens begins."""
-    last = max(index for index, is_target in enumerate(supervised) if is_target)
-    before = (index for index in range(last, -1, -1) if not supervised[index])
-    return next(before, -1) + 1
-
-
 class Distill:
     """`models.objectives.Objective`; of each token the loss is in nats."""
 
-    columns: tuple[str, ...] = ("input_ids", "supervised", "teacher_tokens", "teacher_log_probabilities")
+    columns: tuple[str, ...] = (*COLUMNS, "teacher_tokens", "teacher_log_probabilities")
     per_example = False
 
     def __init__(self, temperature: float = 1.0, plain_share: float = 0.5, top_k: int = 32) -> None:
@@ -86,7 +82,7 @@ class Distill:
             "teacher_tokens": torch.from_numpy(tokens).view(-1, self.top_k),
             "teacher_log_probabilities": torch.from_numpy(log_q).view(-1, self.top_k),
         }
-        return pack([(row["input_ids"], row["supervised"]) for row in rows], values=values)
+        return pack_trees([tree_of(row) for row in rows], values=values)
 
     def loss_sum(self, model: Any, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
         tokens = torch.cat([batch.targets[:, None], batch.values["teacher_tokens"]], dim=1)

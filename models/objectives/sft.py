@@ -9,17 +9,18 @@ from typing import Any
 import torch
 
 from models.loss import supervised_loss_sum
-from models.packing import PackedBatch, pack
+from models.packing import PackedBatch, pack_trees
+from models.trees import COLUMNS, tree_of
 
 
 class Sft:
     """`models.objectives.Objective`."""
 
-    columns: tuple[str, ...] = ("input_ids", "supervised")
+    columns: tuple[str, ...] = COLUMNS
     per_example = False
 
     def batch(self, rows: Sequence[dict[str, Any]]) -> PackedBatch:
-        return pack([(row["input_ids"], row["supervised"]) for row in rows])
+        return pack_trees([tree_of(row) for row in rows])
 
     def loss_sum(self, model: Any, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
         return supervised_loss_sum(model, batch), {}

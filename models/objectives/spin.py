@@ -29,6 +29,7 @@ def own_pairs(
         sequences = [exchange.sequence for exchange in exchanges]
         columns[f"{prefix}input_ids"] = [input_ids for input_ids, _ in sequences]
         columns[f"{prefix}supervised"] = [supervised for _, supervised in sequences]
+    columns["piece_lengths"] = columns["piece_parents"] = [[]] * len(rows)
     columns["num_targets"] = [len(one.reply) + len(other.reply) for one, other in zip(reals, own, strict=True)]
     both = zip(reals, columns["num_targets"], strict=True)
     columns["num_tokens"] = [len(real.history) + targets for real, targets in both]

@@ -1,0 +1,146 @@
+"""Text to token ids, in which a control token that somebody wrote is text.
+
+guard = ControlTokens(tokenizer, template)     # whose names are guarded
+written = guard.guarded("He said <|im_end|>.")  # before a template puts it among its own
+tokens = TextEncoder(tokenizer, guard).encode(rendered)
+"""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from models.chat.template import ChatTemplate
+
+# A noncharacter, which Unicode leaves to a program's own use: it stands behind the first character of a guarded name.
+_GUARD = "\ufdd0"
+
+ALLOWED = "{#- control tokens inside messages are allowed #}"
+"""stands at the end of a chat template by `data.control_tokens: allow`, and so goes where the template goes"""
+
+
+class ControlTokens:
+    """The tokens by which a template builds a conversation: the special ones, and other added ones that it writes."""
+
+    def __init__(self, tokenizer: Any, template: ChatTemplate) -> None:
+        written = template.literals()
+        names = {
+            str(token.content)
+            for token in tokenizer.added_tokens_decoder.values()
+            if (token.special or token.content in written) and len(token.content) > 1 and not token.content.isspace()
+        }
+        self.name = _any_of(names)
+        """a pattern of their names"""
+        are_guarded = set() if ALLOWED in template.source else names
+        # Templates look for these in a reply's text, whether they are tokens or not.
+        tags = {tag for tag in ("<think>", "</think>") if "</think>" in written}
+        self._guarded = _any_of(are_guarded | (tags if are_guarded else set()))
+        self.guarded_name = re.compile(f"({_any_of({name[0] + _GUARD + name[1:] for name in are_guarded}).pattern})")
+
+    def guarded(self, value: Any) -> Any:
+        """A text, or the texts in a list or an object, with the names of control tokens guarded in them."""
+        if isinstance(value, str):
+            plain = value.replace(_GUARD, "") if _GUARD in value else value
+            return self._guarded.sub(lambda found: f"{found[0][0]}{_GUARD}{found[0][1:]}", plain)
+        if isinstance(value, Mapping):
+            return {self.guarded(name): self.guarded(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.guarded(item) for item in value]
+        return value
+
+
+def _any_of(names: set[str]) -> re.Pattern[str]:
+    """A pattern of any of these texts, a longer one before what it begins with."""
+    return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or "(?!)")
+
+
+def _places(text: str, letter: str) -> list[int]:
+    return [match.start() for match in re.finditer(re.escape(letter), text)]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of a text, and where each token ends in it."""
+
+    ids: list[int]
+    ends: list[int] = field(repr=False)
+
+    def before(self, place: int) -> int:
+        """How many tokens end at or before this place of the text."""
+        return bisect_right(self.ends, place)
+
+
+class TextEncoder:
+    """A fast tokenizer, without the tokens that it puts around a text."""
+
+    def __init__(self, tokenizer: Any, control: ControlTokens) -> None:
+        self._backend = tokenizer.backend_tokenizer
+        self._control = control
+        self._newline = self._backend.encode("\n", add_special_tokens=False).ids
+        self.added = frozenset(tokenizer.added_tokens_decoder)
+
+    def encode(self, text: str) -> Tokens:
+        """Token ids of a rendered text; guarded names as the characters that they are written with."""
+        if _GUARD not in text:
+            encoding = self._backend.encode(text, add_special_tokens=False)
+            return Tokens(encoding.ids, [end for _, end in encoding.offsets])
+        ids: list[int] = []
+        ends: list[int] = []
+        place = 0
+        for number, piece in enumerate(self._control.guarded_name.split(text)):
+            if piece:
+                found = self._as_text(piece) if number % 2 else self._piece(piece, is_first=not ids)
+                ids += found.ids
+                ends += [place + end for end in found.ends]
+            place += len(piece)
+        return Tokens(ids, ends)
+
+    def starts_with_control_token(self, text: str, place: int) -> bool:
+        """Whether a text can be encoded from there on apart from what stands before it."""
+        return self._control.name.match(text, place) is not None
+
+    def last_control_token(self, text: str, end: int) -> int:
+        """Where the last control token before `end` begins in the text; 0 if there is none."""
+        begin = max(0, end - 512)
+        while True:
+            found = [match.start() for match in self._control.name.finditer(text, begin, end)]
+            if found or not begin:
+                return found[-1] if found else 0
+            begin = max(0, begin - 8 * (end - begin))
+
+    def _piece(self, text: str, is_first: bool) -> Tokens:
+        """A piece of a longer text. Some tokenizers put a space before a text: not before a later piece of it."""
+        plain = text.replace(_GUARD, "")
+        skipped = 0
+        found = self._backend.encode(plain if is_first else "\n" + plain, add_special_tokens=False)
+        if not is_first:
+            skipped = len(self._newline)
+            if found.ids[:skipped] != self._newline:
+                skipped = 0
+                found = self._backend.encode(plain, add_special_tokens=False)
+        ends = [end - bool(skipped) for _, end in found.offsets[skipped:]]
+        if len(plain) < len(text):  # guards that are not in a token's name count in places of the text
+            guards = [place - number for number, place in enumerate(_places(text, _GUARD))]
+            ends = [end + bisect_left(guards, end) for end in ends]
+        return Tokens(found.ids[skipped:], ends)
+
+    def _as_text(self, guarded: str) -> Tokens:
+        """The name of a control token in tokens of its characters, none of them an added one."""
+        name = guarded.replace(_GUARD, "")
+        ids = self._model_ids("\n" + name)
+        count = len(self._newline)
+        ids = ids[count:] if ids[:count] == self._newline else self._model_ids(name)
+        if not self.added.isdisjoint(ids):  # its pieces hold the token itself: in characters then
+            ids = [token for letter in name for token in self._model_ids(letter)]
+        return Tokens(ids, [len(guarded)] * len(ids))
+
+    def _model_ids(self, text: str) -> list[int]:
+        """What the tokenizer's model alone makes of a text."""
+        backend = self._backend
+        if backend.normalizer is not None:
+            text = backend.normalizer.normalize_str(text)
+        splits: Sequence[str] = [text]
+        if backend.pre_tokenizer is not None:
+            splits = [split for split, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+        return [token.id for split in splits for token in backend.model.tokenize(split)]

@@ -1,0 +1,230 @@
+"""What is known of a chat template, learned by rendering probes with it: its forms of turns, and how it ends them."""
+
+import copy
+import json
+import re
+from functools import cached_property
+from typing import Any
+
+from models.chat.control import ControlTokens
+from models.chat.template import ChatTemplate, ChatTemplateError
+
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "probe_tool",
+        "description": "A probe.",
+        "parameters": {"type": "object", "properties": {"probe_argument": {"type": "string"}}},
+    },
+}
+_ARGUMENTS = {"probe_argument": "probe_value"}
+_CALL: dict[str, Any] = {
+    "id": "probe0000",
+    "type": "function",
+    "function": {"name": "probe_tool", "arguments": _ARGUMENTS},
+}
+_QUESTION = {"role": "user", "content": "probe_question"}
+_ANSWER = {"role": "assistant", "content": "probe_answer"}
+_RESULT = {"role": "tool", "content": "probe_result", "tool_call_id": "probe0000", "name": "probe_tool"}
+
+OPENED = re.compile(r"<(\w+)>\s*$")
+"""a block that a prompt opens, of thinking"""
+
+
+class Probes:
+    """`given_ends` are the names of the tokens that the model itself ends with; `templates` the one without and the
+    one with tools."""
+
+    def __init__(
+        self, templates: tuple[ChatTemplate, ChatTemplate], control: ControlTokens, special: set[str],
+        given_ends: set[str],
+    ) -> None:  # fmt: skip
+        self._templates = templates
+        self._control = control
+        self._special = special
+        self._given_ends = given_ends
+
+    def end_in(self, written: str, text: str) -> int | None:
+        """Where a reply ends whose last words are `text`, or that ends with a call; None where nothing ends it."""
+        if text and self._text_tail:
+            place = written.rfind(text + self._text_tail)
+            if place >= 0:
+                return place + len(text) + len(self._text_tail)
+        found = list(self._control.name.finditer(written))
+        if text:
+            begin = written.rfind(text) + len(text)
+            found = [token for token in found if token.start() >= begin]
+        known = {*self._given_ends, *self._ends_of(self._text_tail)}
+        ends = [token.end() for token in found if token[0] in known]
+        if not ends:
+            special = [token.end() for token in found if token[0] in self._special]
+            ends = special[:1] if text else special[-1:]
+        return ends[0] if ends else None
+
+    def _ends_of(self, tail: str) -> list[str]:
+        """The last control token of what ends a reply."""
+        return [match[0] for match in self._control.name.finditer(tail)][-1:]
+
+    @cached_property
+    def _text_tail(self) -> str:
+        """What the template writes at the end of a reply of words: white space and special tokens.
+
+        A token that it writes there only where nothing follows ends the text, not the turn (Phi-3.5), unless it is
+        the first one (gpt-oss).
+        """
+        try:
+            last = self._probe([_QUESTION, _ANSWER])
+            middle = self._probe([_QUESTION, _ANSWER, _QUESTION])
+        except ChatTemplateError:
+            return ""
+        tails = []
+        for text in (last, middle):
+            tail = text[text.rfind("probe_answer") + len("probe_answer") :]
+            end = 0
+            while (token := self._control.name.match(tail, end + _blank(tail[end:]))) and token[0] in self._special:
+                end = token.end()
+            tails.append(tail[:end])
+        common = _common(*tails)
+        tokens = [match.end() for match in self._control.name.finditer(tails[0])]
+        closed = [end for end in tokens if end <= len(common)] or tokens[:1]
+        return tails[0][: closed[-1]] if closed else ""
+
+    @cached_property
+    def _call_end(self) -> list[str]:
+        """The token that ends a reply that calls a tool; none where no call can be written."""
+        messages = [_QUESTION, calling_by(*self.calling)]
+        try:
+            written, before = self._probe(messages, [TOOL]), self._probe(messages[:1], [TOOL], generates=True)
+        except ChatTemplateError:
+            return []
+        written = written[len(_common(written, before)) :]
+        end = self.end_in(written, "") if "probe_value" in written else None
+        return self._ends_of(written[:end]) if end else []
+
+    @cached_property
+    def implicit_ends(self) -> dict[bool, str | None]:
+        """What comes after a reply that the template writes no end of: the token by which the next turn begins.
+
+        GLM-4 ends its replies so: the opening of the user's turn, or of a tool's, is among the model's end tokens.
+        """
+        talks: dict[bool, Any] = {
+            False: ("probe_answer", [_QUESTION, _ANSWER, _QUESTION], None),
+            True: ("probe_value", [_QUESTION, calling_by(*self.calling), _RESULT], [TOOL]),
+        }
+        found: dict[bool, str | None] = {}
+        for is_call, (anchor, messages, tools) in talks.items():
+            found[is_call] = None
+            try:
+                until, whole = self._probe(messages[:2], tools), self._probe(messages, tools)
+            except ChatTemplateError:
+                continue
+            own = until[until.rfind(anchor) :] if anchor in until else ""
+            if not own or self.end_in(own, "" if is_call else anchor) is not None or not whole.startswith(until):
+                continue
+            after = whole[len(until) :]
+            token = self._control.name.match(after, _blank(after))
+            if token and (token[0] in self._given_ends or token[0] in self._special):
+                found[is_call] = after[: token.end()]
+        return found
+
+    @cached_property
+    def ends(self) -> set[str]:
+        """The names of the tokens that the template writes at the end of a reply or a call.
+
+        Raises ChatTemplateError for a template that writes none.
+        """
+        implicit = self.implicit_ends
+        if not self._text_tail and implicit[False] is None and not self._given_end_is_written():
+            raise self.no_end(False)
+        names = [*self._ends_of(self._text_tail), *self._call_end]
+        return {*names, *(end.strip() for end in implicit.values() if end)}
+
+    def _given_end_is_written(self) -> bool:
+        """Whether one of the tokens that the model ends with stands behind a reply."""
+        written = self._probe([_QUESTION, _ANSWER])  # a template that refuses this says so itself
+        return self.end_in(written[written.rfind("probe_answer") :], "probe_answer") is not None
+
+    def no_end(self, is_call: bool) -> ChatTemplateError:
+        what = "call of a tool" if is_call else "reply"
+        ends = ", ".join(self._given_ends) or "none"
+        return ChatTemplateError(
+            f"the chat template writes no token at the end of a {what}, so a model would never learn to stop (the "
+            f"tokenizer's end tokens: {ends}); give a template that does (data.chat_template)"
+        )
+
+    def _probe(self, messages: Any, tools: Any = None, generates: bool = False) -> str:
+        if self.wants_parts:
+            messages = [
+                {**message, "content": [{"type": "text", "text": message["content"]}]}
+                if isinstance(message.get("content"), str)
+                else message
+                for message in messages
+            ]
+        return self._templates[bool(tools)].text(copy.deepcopy(messages), tools, generates)
+
+    def _writes(self, messages: Any, *words: str, tools: Any = None) -> bool:
+        try:
+            text = self._probe(messages, tools)
+        except ChatTemplateError:
+            return False
+        return all(word in text for word in words)
+
+    @cached_property
+    def wants_parts(self) -> bool:
+        """Whether texts are lists of parts: some templates write a plain text letter by letter, or not at all."""
+        parts = [{"role": "user", "content": [{"type": "text", "text": "probe_part"}]}]
+        try:
+            if "probe_question" in self._templates[0].text([_QUESTION]):
+                return False
+            text = self._templates[0].text(parts)
+        except ChatTemplateError:
+            return False
+        return "probe_part" in text and "'type'" not in text
+
+    @cached_property
+    def knows_developers(self) -> bool:
+        """Whether the template has a place for role `developer`; elsewhere it is a system message."""
+        return self._writes([{"role": "developer", "content": "probe_developer"}, _QUESTION], "probe_developer")
+
+    @cached_property
+    def writes_reasoning(self) -> bool:
+        """Whether the template writes what is thought before a reply, or opens a block for it."""
+        thought = {"reasoning_content": "probe_thought", "thinking": "probe_thought"}
+        if self._writes([_QUESTION, {**_ANSWER, **thought}], "probe_thought"):
+            return True
+        try:
+            return OPENED.search(self._probe([_QUESTION], generates=True)) is not None
+        except ChatTemplateError:
+            return False
+
+    @cached_property
+    def calling(self) -> tuple[dict[str, Any], bool]:
+        """What stands for a text beside a call without one, and whether a call's arguments are JSON as text.
+
+        Templates ask for an empty text, for none, or for no key; and for an object, or for its text.
+        """
+        variants: list[dict[str, Any]] = [{"content": ""}, {"content": None}, {}]
+        for is_text in (False, True):
+            for content in variants:
+                if self._writes([_QUESTION, calling_by(content, is_text)], "probe_tool", "probe_value", tools=[TOOL]):
+                    return content, is_text
+        return variants[0], False
+
+
+def calling_by(content: dict[str, Any], is_text: bool) -> dict[str, Any]:
+    """A probe of a call (`Renderer._calling`)."""
+    function: dict[str, Any] = dict(_CALL["function"])
+    if is_text:
+        function["arguments"] = json.dumps(function["arguments"])
+    return {"role": "assistant", **content, "tool_calls": [{**_CALL, "function": function}]}
+
+
+def _common(one: str, other: str) -> str:
+    """What both texts begin with."""
+    place = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:place]
+
+
+def _blank(text: str) -> int:
+    """How many characters of white space a text begins with."""
+    return len(text) - len(text.lstrip())

@@ -1,0 +1,252 @@
+"""A tokenizer with its chat template: prompts, and single replies exactly as they are generated.
+
+renderer = renderer_of(tokenizer)
+prompt = renderer.prompt(renderer.prepared(messages), tools)       # what the endpoint reads
+reply = renderer.reply(renderer.prepared(messages), 3, tools)      # what it then generates as message 3
+"""
+
+import json
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from models.chat.control import ControlTokens, TextEncoder
+from models.chat.probes import OPENED, TOOL, Probes
+from models.chat.template import ChatTemplate, ChatTemplateError
+
+Prepared = list[dict[str, Any]]
+"""messages as the template gets them"""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply as text: what is read before it, and what is generated, up to and with the token that ends it."""
+
+    prompt: str
+    text: str
+
+
+def renderer_of(tokenizer: Any) -> "Renderer":
+    """The tokenizer's renderer; made anew where its template or its tokens have changed."""
+    template = tokenizer.chat_template
+    state = (json.dumps(template, sort_keys=True), len(tokenizer), tokenizer.eos_token, end_ids_of_model(tokenizer))
+    known = _RENDERERS.get(tokenizer)
+    if known is None or known[0] != state:
+        known = (state, Renderer(tokenizer))
+        _RENDERERS[tokenizer] = known
+    return known[1]
+
+
+_RENDERERS: "weakref.WeakKeyDictionary[Any, tuple[Any, Renderer]]" = weakref.WeakKeyDictionary()
+
+
+def end_ids_of_model(tokenizer: Any) -> tuple[int, ...]:
+    """The tokens at which the model's own `generation_config.json` ends a reply (`models.base.load_tokenizer`)."""
+    return tuple(getattr(tokenizer, "end_ids_of_model", ()))
+
+
+class Renderer:
+    """Everything that is known of a template is learned by rendering probes with it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        # Not the tokenizer itself: its renderer would keep it for ever.
+        variables = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if token is not None}
+        self.template = ChatTemplate(tokenizer.get_chat_template(), variables)
+        self._for_tools = ChatTemplate(tokenizer.get_chat_template(tools=[TOOL]), variables)
+        self.control = ControlTokens(tokenizer, self.template)
+        self.encoder = TextEncoder(tokenizer, self.control)
+        added = tokenizer.added_tokens_decoder
+        given = {*end_ids_of_model(tokenizer), tokenizer.eos_token_id} - {None}
+        self._given_ends = frozenset(given)
+        self._named = {str(token.content): number for number, token in added.items()}
+        self.probes = Probes(
+            (self.template, self._for_tools),
+            self.control,
+            special={str(token.content) for token in added.values() if token.special},
+            given_ends={str(added[number].content) for number in given if number in added},
+        )
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end a reply: the tokenizer's, the model's own, and those that the template writes.
+
+        Raises ChatTemplateError for a template that writes none.
+        """
+        return self._given_ends | {self._named[name] for name in self.probes.ends}
+
+    def prepared(self, messages: Sequence[Mapping[str, Any]]) -> Prepared:
+        """Messages as the template gets them: trimmed, names of control tokens guarded, in the forms that it knows.
+
+        White space around a message's text is left out: tokenizers merge it with the template's own, and what is
+        learned would begin in another token than what is generated.
+        """
+        return [self._prepared(message) for message in messages]
+
+    def _prepared(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        guarded = self.control.guarded
+        role, text = message["role"], guarded(message["content"].strip())
+        found: dict[str, Any] = {
+            "role": "system" if role == "developer" and not self.probes.knows_developers else role,
+            "content": [{"type": "text", "text": text}] if self.probes.wants_parts else text,
+        }
+        if reasoning := message.get("reasoning_content"):
+            # gpt-oss reads `thinking`
+            found["reasoning_content"] = found["thinking"] = guarded(reasoning.strip())
+        if calls := message.get("tool_calls"):
+            found["tool_calls"] = [self._call(call) for call in guarded(calls)]
+            if not text:
+                del found["content"]
+                found |= self.probes.calling[0]
+        for key in ("tool_call_id", "name"):
+            if key in message:
+                found[key] = guarded(message[key])
+        return found
+
+    def _call(self, call: dict[str, Any]) -> dict[str, Any]:
+        if not self.probes.calling[1]:
+            return call
+        function = call["function"]
+        arguments = json.dumps(function["arguments"], ensure_ascii=False)
+        return {**call, "function": {**function, "arguments": arguments}}
+
+    def prompt(self, messages: Prepared, tools: Any = None, variables: Mapping[str, Any] | None = None) -> str:
+        """The text of `messages`, and the opening of the assistant's next turn."""
+        text = self._template(tools).text(messages, self.guarded_tools(tools), True, **(variables or {}))
+        self.check_whole(messages, tools, text)
+        return text
+
+    def guarded_tools(self, tools: Any) -> Any:
+        """Tools with the names of control tokens guarded."""
+        return self.control.guarded(tools) if tools else None
+
+    def _template(self, tools: Any) -> ChatTemplate:
+        return self._for_tools if tools else self.template
+
+    def text(self, messages: Prepared, tools: Any, generates: bool = False) -> str:
+        """The template's text of `messages`; `tools` are guarded ones."""
+        return self._template(tools).text(messages, tools, generates)
+
+    def marked_text(self, messages: Prepared, tools: Any, generates: bool = False) -> tuple[str, list[int]]:
+        """The same, and where each message begins in it (`models.chat.template`)."""
+        return self._template(tools).marked_text(messages, tools, generates)
+
+    def reply(self, messages: Prepared, index: int, tools: Any) -> Reply:
+        """Message `index`, an assistant's, as a reply to those before it; `tools` are guarded ones.
+
+        Raises ChatTemplateError where the template leaves something out of it, or writes no end.
+        """
+        before, own = messages[:index], messages[index]
+        if not index:
+            return self._opening(own, tools)
+        prompt = self.text(before, tools, generates=True)
+        until, begins = self.marked_text(messages[: index + 1], tools)
+        if until.startswith(prompt):
+            written = until[len(prompt) :]
+        else:
+            written = self._written(own, prompt, self.text(before, tools), until, begins[index])
+        self.check_whole(before, tools, prompt)
+        return Reply(prompt, self.with_end(own, written, index, tools))
+
+    def _written(self, own: dict[str, Any], prompt: str, before: str, until: str, begin: int) -> str:
+        """What the template writes of a reply, where its whole text does not begin as the prompt does."""
+        opening = prompt[len(before) :] if prompt.startswith(before) else None
+        if begin < 0 or opening is None:
+            raise ChatTemplateError(
+                "the chat template writes the messages before a reply in one way when the reply is asked for and in "
+                "another when it stands there, and nothing tells where it begins; give another (data.chat_template)"
+            )
+        written = until[begin:]
+        if written.startswith(opening):
+            return written[len(opening) :]
+        # The prompt opens a block of thinking that the template does not write into a reply.
+        thinks = OPENED.search(opening)
+        plain = opening[: thinks.start()] if thinks else opening
+        if not thinks or not written.startswith(plain):
+            raise ChatTemplateError(
+                f"the chat template opens a reply with {opening!r} when it is asked for, and with "
+                f"{written[: len(opening)]!r} when it stands there"
+            )
+        answer = written[len(plain) :]
+        if answer.startswith(f"<{thinks[1]}>"):  # with other white space behind it
+            return answer[len(thinks[1]) + 2 :].lstrip("\n")
+        reasoning = own.get("reasoning_content", "")
+        if reasoning and reasoning in answer:
+            raise ChatTemplateError(f"the chat template opens a reply with {opening!r}, but not its own thinking")
+        return f"{reasoning}\n</{thinks[1]}>\n\n{answer.lstrip()}"
+
+    def _opening(self, own: dict[str, Any], tools: Any) -> Reply:
+        """A conversation's first message, an assistant's: nobody asks an endpoint for that."""
+        until = self.text([own], tools)
+        words = text_of(own) or own.get("reasoning_content", "")
+        first = own.get("reasoning_content") or words
+        for token in [*self.control.name.finditer(until), None]:
+            end = token.start() if token else len(until)
+            if words and first in until[:end] and until[:end].rstrip().endswith(words):
+                place = until.rfind(first, 0, end)
+                return Reply(until[:place], self.with_end(own, until[place:], 0, tools))
+        raise ChatTemplateError("the chat template changes the text of message 0, which is a reply")
+
+    def with_end(self, own: dict[str, Any], written: str, index: int, tools: Any) -> str:
+        """A reply up to its end, out of what the template writes from its beginning on; all of it must be there."""
+        is_call = "tool_calls" in own
+        said = self.control.name.sub("", written) if is_call else written
+        for what, words, fix, count in _words_of(own):
+            if (words not in said and _as_json(words) not in said) if count == 1 else said.count(words) < count:
+                raise ChatTemplateError(
+                    f"the chat template leaves {what} of message {index} out of a reply ({words[:60]!r}); {fix}"
+                )
+        end = self.probes.end_in(written, "" if is_call else text_of(own) or own.get("reasoning_content", ""))
+        if end is not None:
+            return written[:end]
+        implicit = self.probes.implicit_ends[is_call]
+        if implicit is None:
+            raise self.probes.no_end(is_call)
+        return written + implicit
+
+    def check_whole(self, messages: Prepared, tools: Any, text: str) -> None:
+        """Raise ChatTemplateError if the template has left out what somebody has said to the assistant, or a tool.
+
+        What it writes of the assistant's own earlier turns is its own affair: thinking is mostly left out there.
+        """
+        for index, message in enumerate(messages):
+            words = text_of(message) if message["role"] != "assistant" else ""
+            if words and words not in text and _as_json(words) not in text:
+                raise ChatTemplateError(
+                    f"the chat template leaves out message {index} ({message['role']}), or changes its text"
+                )
+        for tool in tools or ():
+            if tool["function"]["name"] not in text:
+                raise ChatTemplateError("the chat template has no place for tools")
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """The text of a prepared message."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return str(content[0]["text"])
+    return content or ""
+
+
+def _words_of(own: Mapping[str, Any]) -> Iterator[tuple[str, str, str, int]]:
+    """What of a reply must be in its text: what it is, the words to look for, what to do without, and how often."""
+    if text := text_of(own):
+        yield "the text", text, "this template cannot write it there; give another (data.chat_template)", 1
+    if reasoning := own.get("reasoning_content"):
+        yield "the reasoning", reasoning, "it has no place for it: say data.reasoning: text or drop", 1
+    calls = [call["function"] for call in own.get("tool_calls", ())]
+    for name, count in Counter(call["name"] for call in calls).items():
+        yield "tool calls", name, "it has no place for them, or not for so many in one turn", count
+    for call in calls:
+        if isinstance(call["arguments"], str):
+            yield "a tool call's arguments", call["arguments"], "this template cannot write them", 1
+            continue
+        for name, value in call["arguments"].items():
+            yield "a tool call's arguments", name, "this template cannot write them", 1
+            if isinstance(value, str):
+                yield "a tool call's arguments", value, "this template cannot write them", 1
+
+
+def _as_json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]

@@ -1,0 +1,296 @@
+"""Conversations to token ids: every reply with exactly what is read before it when it is generated.
+
+A template is asked for the text before each reply and for the reply. In most, the text of a whole conversation holds
+all of these one after the other, and a conversation is one sequence of tokens. Others write an earlier turn
+differently once later ones follow: thinking is dropped, a turn ends in another token, the system's text moves. There a
+conversation is a tree of pieces, in which replies share what is the same before them.
+
+Asked singly, n replies cost n renderings of up to n messages. So that a conversation costs as much as it is long, it
+is rendered once, or once a round, where that comes to the same; whether it does is found out for every kind of
+conversation on a short one of that kind.
+"""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from models.chat.control import Tokens
+from models.chat.renderer import Prepared, Renderer, Reply, renderer_of
+from models.chat.template import ChatTemplateError
+
+Way = Literal["whole", "rounds", "steps", "single"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A reply in its tokens: the first `shared` ones are those of the conversation's own text, then `rest`. The
+    reply is from `begin` to `end`, counted from the conversation's first token.
+    """
+
+    shared: int
+    rest: list[int]
+    begin: int
+    end: int
+
+
+class _NotSo(Exception):
+    """This way of encoding does not come to the same for this conversation."""
+
+
+class Encoder:
+    """Encodes conversations with one tokenizer; remembers which way is right for which kind of conversation."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self._renderer = renderer
+        self._ways: dict[Any, Way] = {}
+        self._seen: set[Any] = set()
+        self._openings: dict[str, list[int]] = {}
+
+    def samples(self, messages: Prepared, tools: Any, learned: Sequence[int]) -> tuple[list[int], list[Sample]]:
+        """The replies of the messages numbered `learned`, and the tokens that they share."""
+        kept = _short_of_its_kind(messages)
+        kind = (bool(tools), tuple(_kind_of(messages[number]) for number in kept))
+        if kind not in self._ways:
+            if len(kept) == len(messages) and kind not in self._seen:
+                self._seen.add(kind)  # a kind that may never come again
+                return self._singly(messages, tools, learned)
+            self._ways[kind] = self._way_for([messages[number] for number in kept], tools)
+        try:
+            return self._by_way(self._ways[kind], messages, tools, learned)
+        except _NotSo:
+            return self._singly(messages, tools, learned)
+
+    def _by_way(
+        self, way: Way, messages: Prepared, tools: Any, learned: Sequence[int]
+    ) -> tuple[list[int], list[Sample]]:
+        if way == "single":
+            return self._singly(messages, tools, learned)
+        if way == "whole":
+            return self._whole(messages, tools, learned)
+        return self._by_rounds(messages, tools, learned, by_steps=way == "steps")
+
+    def _way_for(self, messages: Prepared, tools: Any) -> Way:
+        """The fastest way that comes to the same as asking for each reply singly."""
+        learned = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        expected = [(ids[:end], begin, end) for ids, begin, end in _full(*self._singly(messages, tools, learned))]
+        ways: tuple[Way, ...] = ("whole", "rounds", "steps")
+        for way in ways:
+            try:
+                found = _full(*self._by_way(way, messages, tools, learned))
+            except _NotSo:
+                continue
+            if found == expected:
+                return way
+        return "single"
+
+    def _singly(self, messages: Prepared, tools: Any, learned: Sequence[int]) -> tuple[list[int], list[Sample]]:
+        """Each reply asked for by itself."""
+        return [], [self._sample(self._renderer.reply(messages, number, tools)) for number in learned]
+
+    def _sample(self, reply: Reply) -> Sample:
+        """A reply's tokens, its prompt's as the endpoint encodes it."""
+        encode, begin = self._renderer.encoder.encode, len(reply.prompt)
+        tokens = encode(reply.prompt + reply.text)
+        count = tokens.before(begin)
+        prompt = encode(reply.prompt).ids
+        if tokens.ids[:count] == prompt:
+            return Sample(0, tokens.ids, count, len(tokens.ids))
+        own = encode(reply.text).ids
+        return Sample(0, prompt + own, len(prompt), len(prompt) + len(own))
+
+    def _whole(self, messages: Prepared, tools: Any, learned: Sequence[int]) -> tuple[list[int], list[Sample]]:
+        """All replies read off one text."""
+        text, begins = self._renderer.marked_text(messages, tools)
+        last, opening = max(learned), ""
+        if last:
+            before = self._renderer.text(messages[:last], tools, generates=True)
+            opening = before[begins[last] :] if begins[last] >= 0 else ""
+            if not text.startswith(before):
+                raise _NotSo
+        tokens = self._renderer.encoder.encode(text)
+        spans = [self._span(text, begins, messages, number, opening, tools) for number in learned]
+        self._renderer.check_whole(messages, tools, text)
+        return tokens.ids, [self._read_off(text, tokens, *span, is_base=True) for span in spans]
+
+    def _span(
+        self, text: str, begins: list[int], messages: Prepared, number: int, opening: str, tools: Any
+    ) -> tuple[int, int]:
+        """Where a reply's words begin and end in a text of the conversation."""
+        if not number:
+            first = self._renderer.reply(messages, 0, tools)
+            if not text.startswith(first.prompt + first.text):
+                raise _NotSo
+            return len(first.prompt), len(first.prompt) + len(first.text)
+        begin = begins[number] + len(opening)
+        if begins[number] < 0 or not text.startswith(opening, begins[number]):
+            raise _NotSo
+        following = next((place for place in begins[number + 1 :] if place >= 0), len(text))
+        try:
+            reply = self._renderer.with_end(messages[number], text[begin:following], number, tools)
+        except ChatTemplateError:
+            raise _NotSo from None
+        if not text.startswith(reply, begin):
+            raise _NotSo
+        return begin, begin + len(reply)
+
+    def _read_off(self, text: str, tokens: Tokens, begin: int, end: int, is_base: bool = False) -> Sample:
+        """A reply that stands in a text already encoded, if its prompt encoded alone is the same tokens."""
+        first, last = tokens.before(begin), tokens.before(end)
+        anchor = self._renderer.encoder.last_control_token(text, begin)
+        expected = self._encoded(text[anchor:begin])
+        if last <= first or tokens.ids[first - len(expected) : first] != expected:
+            raise _NotSo
+        return Sample(last, [], first, last) if is_base else Sample(0, tokens.ids[:last], first, last)
+
+    def _by_rounds(
+        self, messages: Prepared, tools: Any, learned: Sequence[int], by_steps: bool
+    ) -> tuple[list[int], list[Sample]]:
+        """What is before the replies of a round read off a text of that round and the one before it."""
+        renderer = self._renderer
+        text, begins = renderer.marked_text(messages, tools)
+        tokens = renderer.encoder.encode(text)
+        head, rounds = rounds_of(messages)
+        samples, wanted = [], set(learned)
+        for place, numbers in enumerate(rounds):
+            asked = [number for number in numbers if number in wanted]
+            if not asked:
+                continue
+            window = [*head, *(rounds[place - 1] if place else []), *numbers]
+            window = [number for number in window if number <= asked[-1]]
+            start = shared = 0
+            if place >= 2:
+                start = window[len(head)]
+                if begins[start] < 0 or not renderer.encoder.starts_with_control_token(text, begins[start]):
+                    raise _NotSo
+                shared = tokens.before(begins[start])
+            for sample in self._of_round(messages, tools, asked, window, start, numbers if by_steps else None):
+                rest = sample.rest[: sample.end]
+                samples.append(Sample(shared, rest, shared + sample.begin, shared + sample.end))
+        return tokens.ids, samples
+
+    def _of_round(
+        self, messages: Prepared, tools: Any, asked: list[int], window: list[int], start: int, steps: list[int] | None
+    ) -> list[Sample]:
+        """Samples from message `start` on. `window`: the messages rendered; with `steps`, the round's messages, each
+        reply is rendered after the step before it alone.
+        """
+        renderer, encoder = self._renderer, self._renderer.encoder
+        part = [messages[number] for number in window]
+        if len(part) == 1:
+            raise _NotSo
+        prompt, places = renderer.marked_text(part[:-1], tools, generates=True)
+        last = renderer.reply(part, len(part) - 1, tools)
+        cut = places[window.index(start)] if start else 0
+        if last.prompt != prompt or cut < 0 or (start and not encoder.starts_with_control_token(prompt, cut)):
+            raise _NotSo
+        own = prompt[cut:] + last.text
+        tokens = encoder.encode(own)
+        plain = renderer.text(part[:-1], tools) if len(asked) > 1 else ""
+        if not prompt.startswith(plain):
+            raise _NotSo
+        opening = prompt[len(plain) :]
+        samples = []
+        for number in asked[:-1]:
+            place = window.index(number)
+            if steps is None:
+                begin, end = self._span(prompt, places, part[:-1], place, opening, tools)
+                samples.append(self._read_off(own, tokens, begin - cut, end - cut))
+                continue
+            begin = places[place] + len(opening)
+            if places[place] < 0 or not prompt.startswith(opening, places[place]):
+                raise _NotSo
+            text = self._step(messages, tools, number, window, steps).text
+            samples.append(self._put_behind(own, tokens, begin - cut, text))
+        samples.append(self._put_behind(own, tokens, len(prompt) - cut, last.text))
+        return samples
+
+    def _step(self, messages: Prepared, tools: Any, number: int, window: list[int], steps: list[int]) -> Reply:
+        """A reply after the first message of its round and the step before it, which an assistant begins."""
+        place = steps.index(number)
+        assistants = [n for n in range(1, place) if messages[steps[n]]["role"] == "assistant"]
+        before = [n for n in window if n < steps[0]]
+        first = assistants[-1] if assistants else 1
+        kept = [*before, steps[0], *steps[max(1, first) : place + 1]]
+        part = [messages[n] for n in kept]
+        return self._renderer.reply(part, len(part) - 1, tools)
+
+    def _put_behind(self, text: str, tokens: Tokens, place: int, reply: str) -> Sample:
+        """A reply behind what stands before `place` in a text already encoded."""
+        encoder = self._renderer.encoder
+        anchor = encoder.last_control_token(text, place)
+        opening, kept = text[anchor:place], tokens.before(anchor)
+        both, prompt = encoder.encode(opening + reply), self._encoded(opening)
+        count = both.before(len(opening))
+        ids = both.ids if both.ids[:count] == prompt else [*prompt, *encoder.encode(reply).ids]
+        return Sample(0, [*tokens.ids[:kept], *ids], kept + len(prompt), kept + len(ids))
+
+    def _encoded(self, piece: str) -> list[int]:
+        """What stands between a control token and a reply: mostly the same few texts."""
+        if piece not in self._openings:
+            if len(self._openings) > 1000:
+                self._openings.clear()
+            self._openings[piece] = self._renderer.encoder.encode(piece).ids
+        return self._openings[piece]
+
+
+def _full(base: list[int], samples: list[Sample]) -> list[tuple[list[int], int, int]]:
+    return [(base[: sample.shared] + sample.rest, sample.begin, sample.end) for sample in samples]
+
+
+def _kind_of(message: dict[str, Any]) -> tuple[Any, ...]:
+    """What of a message a template may make a difference of."""
+    calls = min(2, len(message.get("tool_calls", ())))
+    return message["role"], bool(message.get("content")), "reasoning_content" in message, calls, "name" in message
+
+
+def rounds_of(messages: Prepared) -> tuple[list[int], list[list[int]]]:
+    """The numbers of the messages before the first user's, and those of each round, which a user begins."""
+    starts = [
+        number
+        for number, message in enumerate(messages)
+        if message["role"] == "user" and (not number or messages[number - 1]["role"] != "user")
+    ]
+    if not starts:
+        return [], [list(range(len(messages)))]
+    ends = [*starts[1:], len(messages)]
+    return list(range(starts[0])), [list(range(*span)) for span in zip(starts, ends, strict=True)]
+
+
+def _short_of_its_kind(messages: Prepared) -> list[int]:
+    """The numbers of some messages that make a conversation of the same kind: of each kind of round its first two and
+    its last, and of steps that follow each other in a round alike no more than two.
+    """
+    head, rounds = rounds_of(messages)
+    kinds = [tuple(_kind_of(messages[number]) for number in _few(messages, numbers)) for numbers in rounds]
+    seen: dict[Any, int] = {}
+    left = {kind: kinds.count(kind) for kind in set(kinds)} if len(kinds) > 3 else {}
+    kept = list(head)
+    for place, (numbers, kind) in enumerate(zip(rounds, kinds, strict=True)):
+        seen[kind] = seen.get(kind, 0) + 1
+        if not left or seen[kind] <= 2 or seen[kind] == left[kind] or place >= len(rounds) - 2:
+            kept += _few(messages, numbers)
+    return kept
+
+
+def _few(messages: Prepared, numbers: list[int]) -> list[int]:
+    """A round without the steps, of one or two messages, that repeat the two before them."""
+    kept: list[int] = []
+    for number in numbers:
+        kept.append(number)
+        for width in (1, 2):
+            kinds = [_kind_of(messages[place]) for place in kept[-3 * width :]]
+            if len(kinds) == 3 * width and kinds[:width] == kinds[width : 2 * width] == kinds[2 * width :]:
+                del kept[-width:]
+    return kept
+
+
+_ENCODERS: "weakref.WeakKeyDictionary[Renderer, Encoder]" = weakref.WeakKeyDictionary()
+
+
+def encoder_of(tokenizer: Any) -> Encoder:
+    """The tokenizer's encoder, with what it has learned of its template."""
+    renderer = renderer_of(tokenizer)
+    if renderer not in _ENCODERS:
+        _ENCODERS[renderer] = Encoder(renderer)
+    return _ENCODERS[renderer]

@@ -1,0 +1,63 @@
+"""What `data` changes of a model's chat template.
+
+All of it is written into the template itself, so that it goes wherever the tokenizer goes: to training, to the
+endpoint, into a release that another server reads.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import date
+from typing import Any
+
+from models.chat.control import ALLOWED
+from models.chat.template import RESERVED, ChatTemplate, ChatTemplateError
+
+_TODAY = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?('[^'\\]*'|\"[^\"\\]*\")\s*\)")
+# Llama's templates take the day as a variable.
+_DATE_VARIABLE, _DATE_FORMAT = "date_string", "%d %b %Y"
+
+
+def change_template(
+    tokenizer: Any,
+    template: str | None = None,
+    variables: Mapping[str, Any] | None = None,
+    day: date | None = None,
+    allows_control_tokens: bool = False,
+) -> None:
+    """Give the tokenizer another chat template, or other values of its variables, or a fixed day for today.
+
+    Raises ChatTemplateError where the template cannot be compiled, or writes the day in a way that cannot be fixed.
+    """
+    if template is not None:
+        tokenizer.chat_template = template
+    known = tokenizer.chat_template
+    named = known if isinstance(known, dict) else {"": known}
+    changed = {}
+    for name, source in named.items():
+        ChatTemplate(source, {}).literals()  # compiles
+        values = dict(variables or {})
+        if taken := sorted(RESERVED & values.keys()):
+            raise ChatTemplateError(
+                f"data.chat_template_kwargs: {taken[0]} is set by Rayconteur itself; leave it out"
+            )
+        if day is not None:
+            if _DATE_VARIABLE in source:
+                values.setdefault(_DATE_VARIABLE, day.strftime(_DATE_FORMAT))
+            source = _TODAY.sub(lambda found: json.dumps(day.strftime(found[1][1:-1])), source)
+            if "strftime_now(" in source:
+                raise ChatTemplateError(
+                    "data.template_date: the chat template formats today's date with a format that is not a plain "
+                    "text; write the date into a template of your own (data.chat_template)"
+                )
+        defaults = "".join(
+            f"{{%- if {name} is not defined %}}{{%- set {name} = {json.dumps(value)} %}}{{%- endif %}}"
+            for name, value in values.items()
+        )
+        changed[name] = defaults + source + (ALLOWED if allows_control_tokens and ALLOWED not in source else "")
+    tokenizer.chat_template = changed if isinstance(known, dict) else changed[""]
+
+
+def writes_today(tokenizer: Any) -> bool:
+    """Whether the template writes the current date."""
+    return "strftime_now(" in json.dumps(tokenizer.chat_template)

@@ -1,0 +1,133 @@
+"""A chat template, compiled: messages to text, and where in that text each message begins.
+
+template = ChatTemplate(source, {"eos_token": "</s>"})
+text = template.text(messages, tools, generates=True)
+text, begins = template.marked_text(messages, tools)
+"""
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import jinja2.visitor
+
+Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]] | None
+
+# Noncharacters, which Unicode leaves to a program's own use.
+_BEGIN, _DONE = "\ufdd1", "\ufdd2"
+_MARK = re.compile(f"{_BEGIN}(-?\\d+){_DONE}")
+_MARKER = "rayconteur_mark"
+
+RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", _MARKER})
+"""variables that the renderer sets itself"""
+
+
+class ChatTemplateError(ValueError):
+    """The tokenizer's chat template cannot write these messages as they are learned or asked."""
+
+
+class ChatTemplate:
+    """Templates are compiled as transformers compiles them, in its sandbox."""
+
+    def __init__(self, source: str, variables: Mapping[str, Any]) -> None:
+        self.source = source
+        self._variables = dict(variables)
+
+    def text(self, messages: Messages, tools: Tools = None, generates: bool = False, **variables: Any) -> str:
+        """The text of `messages`; with `generates` also the opening of the assistant's next turn.
+
+        Raises ChatTemplateError with the template's own words.
+        """
+        return self._rendered(_compiled(self.source), messages, tools, generates, variables)
+
+    def marked_text(
+        self, messages: Messages, tools: Tools = None, generates: bool = False, **variables: Any
+    ) -> tuple[str, list[int]]:
+        """The same text, and where each message begins in it: the place that the template's loop over the messages
+        had reached. -1 for a message for which the loop writes nothing.
+        """
+        numbers = {id(message): number for number, message in enumerate(messages)}
+
+        def mark(item: Any) -> str:
+            number = -1 if item is None else numbers.get(id(item))
+            return "" if number is None else f"{_BEGIN}{number}{_DONE}"
+
+        marked = self._rendered(_marking(self.source), messages, tools, generates, {**variables, _MARKER: mark})
+        first, *rest = _MARK.split(marked)
+        text, length, begins = [first], len(first), [-1] * len(messages)
+        for number, piece in zip(rest[::2], rest[1::2], strict=True):
+            if piece and int(number) >= 0 and begins[int(number)] < 0:
+                begins[int(number)] = length
+            text.append(piece)
+            length += len(piece)
+        return "".join(text), begins
+
+    def _rendered(
+        self, compiled: Any, messages: Messages, tools: Tools, generates: bool, variables: Mapping[str, Any]
+    ) -> str:
+        try:
+            text = compiled.render(
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=generates,
+                **{**self._variables, **variables},
+            )
+        except (jinja2.exceptions.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise ChatTemplateError(f"the chat template refuses these messages: {error}") from error
+        assert isinstance(text, str)
+        return text
+
+    def literals(self) -> str:
+        """What the template writes or compares of its own, its pieces parted by NUL."""
+        return _literals(self.source)
+
+
+def _compiled(source: str) -> Any:
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        return _compile_jinja_template(source)
+    except jinja2.exceptions.TemplateSyntaxError as error:
+        raise ChatTemplateError(f"the chat template is no Jinja template: line {error.lineno}: {error}") from error
+
+
+@functools.lru_cache(maxsize=16)
+def _marking(source: str) -> Any:
+    """The template with a mark written wherever its loops come to another message."""
+    environment = _compiled(source).environment
+    return environment.from_string(_Marking().visit(environment.parse(source)))
+
+
+class _Marking(jinja2.visitor.NodeTransformer):
+    """Writes a mark at the beginning of every turn of a loop, and behind a loop that of the loop around it."""
+
+    def __init__(self) -> None:
+        self._items: list[str] = []
+
+    def visit_For(self, loop: jinja2.nodes.For) -> Any:
+        named = loop.target if isinstance(loop.target, jinja2.nodes.Name) else None
+        if named:
+            self._items.append(named.name)
+        self.generic_visit(loop)
+        if not named:
+            return loop
+        loop.body.insert(0, _mark_of(self._items.pop(), loop.lineno))
+        return [loop, _mark_of(self._items[-1] if self._items else "", loop.lineno)]
+
+
+def _mark_of(item: str, line: int) -> jinja2.nodes.Node:
+    found = jinja2.nodes.Name(item, "load") if item else jinja2.nodes.Const(None)
+    call = jinja2.nodes.Call(jinja2.nodes.Name(_MARKER, "load"), [found], [], None, None)
+    return jinja2.nodes.Output([call]).set_lineno(line)
+
+
+@functools.lru_cache(maxsize=16)
+def _literals(source: str) -> str:
+    tree = _compiled(source).environment.parse(source)
+    found = {node.data for node in tree.find_all(jinja2.nodes.TemplateData)}
+    found |= {node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)}
+    return "\0".join(sorted(found))
