@@ -5,9 +5,11 @@ arXiv:2402.09353).
 """
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from models.new_tokens import fit_rows
 
 
 def attach(
@@ -18,10 +20,12 @@ def attach(
     target_modules: str | list[str],
     base: str,
     method: str = "lora",
+    new_tokens: Sequence[int] = (),
 ) -> Any:
     """A PEFT model whose only trainable weights are the adapter's; `base` names the model it belongs to.
 
-    `method` is `lora`, `rslora` or `dora`. Raises ValueError where no layer has one of the `target_modules`' names.
+    `method` is `lora`, `rslora` or `dora`. Of `new_tokens` the embeddings, and the head's rows, are trained and saved
+    with it. Raises ValueError where no layer has one of the `target_modules`' names.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -33,12 +37,22 @@ def attach(
         target_modules=target_modules,
         use_rslora=method == "rslora",
         use_dora=method == "dora",
+        trainable_token_indices=_token_rows(model, new_tokens),
     )
     model.name_or_path = base
     try:
         return get_peft_model(model, config)
     except ValueError as error:
         raise ValueError(f"train.adapter.target_modules: {error}") from error
+
+
+def _token_rows(model: Any, new_tokens: Sequence[int]) -> dict[str, list[int]] | None:
+    """The rows to train, by the names of the layers that have them: PEFT itself ties them where the layers are tied."""
+    if not new_tokens:
+        return None
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    layers = [embedding] if head is None or head.weight is embedding.weight else [embedding, head]
+    return {name: list(new_tokens) for name, module in model.named_modules() if module in layers}
 
 
 def freeze(model: Any, patterns: list[str]) -> None:
@@ -60,9 +74,12 @@ def freeze(model: Any, patterns: list[str]) -> None:
 
 
 def load(model: Any, folder: Path | str) -> Any:
-    """`model` with the adapter saved in `folder`."""
-    from peft import PeftModel
+    """`model` with the adapter saved in `folder`; it gets rows for the adapter's new tokens."""
+    from peft import PeftConfig, PeftModel
 
+    rows = getattr(PeftConfig.from_pretrained(str(folder)), "trainable_token_indices", None)
+    if rows:
+        fit_rows(model, sorted({token for each in rows.values() for token in each}))
     return PeftModel.from_pretrained(model, str(folder))
 
 
@@ -78,6 +95,8 @@ def load_several(model: Any, folders: Mapping[str, Path | str]) -> Any:
             config = PeftConfig.from_pretrained(str(folder))
             if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save:
                 raise ValueError("only LoRA without DoRA and modules_to_save can be mixed with others in a batch")
+            if config.trainable_token_indices:
+                raise ValueError("it has new tokens of its own, which the others' tokenizer does not know")
             if several is model:
                 several = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
             else:

@@ -23,6 +23,7 @@ from models.deepspeed_engine import DeepSpeedEngine
 from models.fit import FitSettings, TrainingDiverged, fit, held_out_batches, measure
 from models.flops import StepOperations, matrix_product_rate
 from models.liger import use_liger
+from models.new_tokens import fit_embeddings
 from models.objectives import OBJECTIVES, Objective
 from models.objectives.adversarial import Generate
 from models.operator import check_build_tools, check_file_offload
@@ -30,6 +31,7 @@ from models.packing import PackedBatch, StepPlan
 from models.precision import dtype_of, faster_precision
 from models.reuse import BaseModels
 from models.snapshot import Write, model_writer
+from workflows.chat_tokenizer import chat_tokenizer
 from workflows.corpus import open_examples
 from workflows.history import HISTORY, Record
 from workflows.likelihood_beside import continued
@@ -133,7 +135,7 @@ class TrainWorker:
                 return
             operations = StepOperations(engine.model)
             settings = _settings(train, plan)
-            tokenizer = self._bases.tokenizer(resolve(spec.base_model))
+            tokenizer = chat_tokenizer(spec)
 
             def operations_of(step: int) -> float:
                 targets = sum(num_targets[row] for part in plan.rows(step) for row in part)
@@ -198,10 +200,16 @@ class TrainWorker:
         )
         if train.gpus_per_worker:
             use_liger(model)
+        new = fit_embeddings(model, resolve(spec.base_model), chat_tokenizer(spec)) if spec.data.new_tokens else []
         if train.adapter is not None:
             fields = train.adapter.model_dump(exclude={"quantize"})
-            model = adapters.attach(model, **fields, base=spec.base_model)
+            model = adapters.attach(model, **fields, base=spec.base_model, new_tokens=new)
         adapters.freeze(model, train.frozen)
+        if new and not train.adapter and not model.get_input_embeddings().weight.requires_grad:
+            raise ValueError(
+                f"train.frozen: {', '.join(train.frozen)} freeze the embeddings, which data.new_tokens needs trained; "
+                "leave them out"
+            )
         return model
 
     def _engine(self, spec: PipelineSpec, objective: Objective, precision: str) -> DeepSpeedEngine:
