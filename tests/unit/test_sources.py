@@ -1,5 +1,6 @@
 """The files behind `data.sources`: folders, folders saved by `datasets`, datasets of the Hub from its cache."""
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from workflows.file_formats import records
 from workflows.sources import SourceError, SourceFile, find_files
 from workflows.spec import PipelineSpec
 from workflows.spec_file import local_paths
+from workflows.store import Store
 
 ROWS = [{"messages": [{"role": "user", "content": str(number)}]} for number in range(10)]
 COMMIT = "a" * 40
@@ -88,6 +90,18 @@ def test_splits_of_a_plain_folder_are_those_that_datasets_sees(tmp_path: Path) -
     for path in (tmp_path / "test.jsonl", tmp_path / "*.jsonl"):
         with pytest.raises(SourceError, match=r"^data\.sources\.0\.split: got 'test', but .* has no splits"):
             found(path, split="test")
+
+
+def test_all_of_this_works_on_an_object_store(s3_uri: str, tmp_path: Path) -> None:
+    saved = datasets.Dataset.from_list(ROWS)
+    saved.to_parquet(tmp_path / "data" / "a.parquet")
+    saved.save_to_disk(tmp_path / "data" / "b")
+    (tmp_path / "data" / "c.json.gz").write_bytes(gzip.compress(json.dumps(ROWS, indent=1).encode()))
+    store = Store(s3_uri)
+    store.upload(tmp_path / "data", f"{store.root}/data")
+    wanted = [str(number) for number in range(10)]
+    for place, times in (("data", 3), ("data/b", 1), ("data/*.parquet", 1), ("data/c.json.gz", 1)):
+        assert contents(found(s3_uri.replace("?", f"/{place}?"))) == wanted * times
 
 
 @pytest.fixture
