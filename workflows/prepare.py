@@ -26,6 +26,7 @@ import ray
 import ray.data
 
 from models.chat import Message, ReplyCut, end_token_ids
+from models.chat.messages import SameRole
 from workflows.chat_tokenizer import chat_tokenizer, read_template, template_notes
 from workflows.cluster import watching
 from workflows.conversations import mismatched_replies
@@ -41,6 +42,7 @@ from workflows.spec import NEW_MODEL, PipelineSpec
 _LINES_PER_BLOCK = 512
 _BYTES_PER_BLOCK = 64 << 20
 _EXCERPT_CHARACTERS = 200
+_Reading = tuple[dict[str, str], SameRole]  # data.fields, data.same_role
 
 _SCHEMA = pa.schema(
     [
@@ -98,7 +100,13 @@ def run(context: Context) -> dict[str, Any]:
             ray.data.from_items(items, override_num_blocks=len(items))
             # Asking for other resources than the encoding keeps Ray Data from joining both into one task for a file.
             .map_batches(
-                _read_lines, batch_size=1, fn_kwargs={"judged": examples == "judged", "board": board}, num_cpus=0
+                _read_lines,
+                batch_size=1,
+                fn_kwargs={
+                    "judged": (spec.data.fields, spec.data.same_role) if examples == "judged" else None,
+                    "board": board,
+                },
+                num_cpus=0,
             )
             .map_batches(
                 _encode_lines,
@@ -121,7 +129,7 @@ def _set_block_size(total_bytes: int) -> None:
     ray.data.DataContext.get_current().target_max_block_size = block
 
 
-def _read_lines(batch: dict[str, Any], judged: bool, board: Any) -> Iterator[dict[str, Any]]:
+def _read_lines(batch: dict[str, Any], judged: _Reading | None, board: Any) -> Iterator[dict[str, Any]]:
     """The conversations of a file, in blocks of (source, line, text, unread, mismatched)."""
     source, limit = int(batch["source"][0]), int(batch["limit"][0])
     uri, path, field = (str(batch[name][0]) for name in ("uri", "path", "field"))
@@ -141,12 +149,14 @@ def _read_lines(batch: dict[str, Any], judged: bool, board: Any) -> Iterator[dic
         yield _lines_block(source, block, judged, before)
 
 
-def _lines_block(source: int, block: list[Record], judged: bool, before: list[Record]) -> dict[str, Any]:
-    """`before`: more lines that mismatched replies may come from, for the last block, which may be a short one."""
+def _lines_block(source: int, block: list[Record], judged: _Reading | None, before: list[Record]) -> dict[str, Any]:
+    """`judged`: how lines are read where they are judged replies. `before`: more lines that mismatched replies may
+    come from, for the last block, which may be a short one.
+    """
     numbers, texts, unread = zip(*block, strict=True)
     replies: list[Message | None] = [None] * len(block)
-    if judged:
-        replies = mismatched_replies([record.text for record in before + block])[len(before) :]
+    if judged is not None:
+        replies = mismatched_replies([record.text for record in before + block], *judged)[len(before) :]
     mismatched = ["" if reply is None else reply["content"] for reply in replies]
     return {
         "source": [source] * len(block),

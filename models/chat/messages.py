@@ -142,7 +142,8 @@ class _Calls:
         if not self.waiting:
             field = "role" if number is None else "tool_call_id"
             said = f"`tool_call_id` {number!r}" if number is not None else "the `role` of a tool"
-            raise Fault(field, f"has {said}, but no call of an assistant waits for an answer").at(index, "tool")
+            words = f"has {said}, but no call of an assistant waits for an answer; calls stand in its `tool_calls`"
+            raise Fault(field, words).at(index, "tool")
         found = self.waiting[0] if number is None and name is None else None
         if number is not None:
             found = next((call for call in self.waiting if call.get("id") == number), None)

@@ -4,8 +4,11 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.chat import Conversation
+from models.chat.messages import normal_messages, normal_tools
 from workflows.conversations import mismatched_replies, parse_conversation, parse_judged, parse_pair
 
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -218,6 +221,9 @@ def test_what_cannot_be_used_is_refused_by_its_key(record: dict[str, Any], reaso
      {"prompt": "q", "completion": "a"}),
     ({"question": "Hi", "answer": "!", "solution": HELLO}, {"completion": "solution"}),
     ({"messages": [ASKED], "response": HELLO}, {"prompt": "messages", "completion": "response"}),
+    ({"instruction": "Hi", "context": "", "response": HELLO}, {"input": "context"}),
+    ({"contents": [{"role": "user", "parts": [{"text": "Hi"}]}, {"role": "model", "parts": [{"text": HELLO}]}]},
+     {"messages": "contents", "content": "parts"}),
     ({"messages": TALK}, {"messages": "talk", "prompt": "q", "history": "before"}),
 ])  # fmt: skip
 def test_data_fields_say_what_keys_are_called(record: dict[str, Any], fields: dict[str, str]) -> None:
@@ -380,3 +386,38 @@ def test_mismatched_replies_answer_another_prompt() -> None:
     assert found == ["3", "1", None, "1", "2", "3"]
     assert mismatched_replies([judged("a", "1"), judged("a", "2")]) == [None, None]
     assert mismatched_replies([judged("a", "1"), judged("b", [CALLS])])[0] is None  # no words to learn from
+
+
+WORDS = st.sampled_from([
+    "user", "assistant", "tool", "function_call", "Hi", "", "[]", "{}", str(TALK), json.dumps(SHAREGPT), CALL_TEXT,
+    "\n\nHuman: a\n\nAssistant: b", "<think>a</think>b", "true", "[{",
+])  # fmt: skip
+KEYS = st.sampled_from([
+    "messages", "conversations", "role", "content", "from", "value", "text", "prompt", "input", "completion",
+    "output", "history", "chosen", "rejected", "label", "system", "tools", "functions", "tool_calls", "function",
+    "name", "arguments", "weight", "reasoning", "images", "human", "assistant", "preferred_output",
+    "rejected_response",
+])  # fmt: skip
+VALUES = st.recursive(
+    WORDS | st.none() | st.booleans() | st.integers() | st.floats(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=12,
+)
+HALF_KNOWN = st.fixed_dictionaries(
+    {"prompt": WORDS | VALUES, "completion": WORDS | VALUES},
+    optional=dict.fromkeys(("messages", "history", "system", "tools", "label", "chosen", "rejected"), VALUES),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(KEYS, VALUES, max_size=5) | HALF_KNOWN)
+def test_any_record_is_read_or_refused(record: dict[str, Any]) -> None:
+    for parse in (parse_conversation, parse_pair, parse_judged):
+        try:
+            found: Any = parse(line(record))
+        except ValueError:
+            continue
+        for each in found if isinstance(found, tuple) else [found]:
+            if isinstance(each, Conversation):
+                assert normal_messages(each.messages, "refuse") == each.messages
+                assert normal_tools(each.tools) == each.tools
