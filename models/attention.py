@@ -21,7 +21,12 @@ from models.trees import paths
 PACKED_ATTENTION = "rayconteur_packed"
 
 # What models hand to their attention besides, which says nothing of it, or only what a packed row says itself.
-_SAYS_NOTHING = frozenset({"cache_position", "position_ids", "output_attentions", "use_cache", "past_key_values"})
+_SAYS_NOTHING = frozenset(
+    {
+        "cache_position", "logits_to_keep", "output_attentions", "output_hidden_states", "output_router_logits",
+        "past_key_values", "position_ids", "return_dict", "use_cache",
+    }
+)  # fmt: skip
 
 
 def packed_attention(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.chat import ensure_chat_template
 from models.files import cache_folder, listing, local_copy, made_once, open_uri
+from models.packing_check import attention_of, reading_of, set_up
 
 if TYPE_CHECKING:
     import torch  # at run time only inside functions: `plan` and an up-to-date `run` answer without it
@@ -93,19 +94,26 @@ def load_tokenizer(folder: Path | str) -> Any:
 
 
 def load_model(
-    folder: Path | str, dtype: "torch.dtype", attention: str | None = "sdpa", quantize: str | None = None
+    folder: Path | str, dtype: "torch.dtype", attention: str | None = None, quantize: str | None = None
 ) -> Any:
     """The folder's causal language model in `dtype`, in evaluation mode: on the CPU, if it is not quantised.
 
-    `attention` names its implementation, None leaves that to transformers. `quantize="nf4"` keeps the linear layers'
-    weights as 4-bit NormalFloat, on the GPU where there is one.
+    `attention` names its implementation, None leaves that to transformers. With `PACKED_ATTENTION` the model takes
+    packed batches, as far as its architecture can (models/packing_check.py, which raises CannotBeTrained).
+    `quantize="nf4"` keeps the linear layers' weights as 4-bit NormalFloat, on the GPU where there is one.
     """
     from transformers import AutoModelForCausalLM
 
     import models.lstm  # noqa: F401  # known to transformers from here on
+    from models.attention import PACKED_ATTENTION
 
+    reading = reading_of(folder) if attention == PACKED_ATTENTION else None
+    if reading is not None:
+        attention = attention_of(reading)
     options = {} if quantize is None else _quantized(dtype)
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, attn_implementation=attention, **options)
+    if reading is not None:
+        set_up(model, reading)
     model.eval()
     return model
 

@@ -22,6 +22,7 @@ from models import adapters
 from models.attention import PACKED_ATTENTION
 from models.base import load_model
 from models.packing import PackedBatch
+from models.rows import is_read_in_rows
 
 SCORE_FILE = "score.safetensors"
 _MOST = "max_reply_tokens"
@@ -109,6 +110,18 @@ def hidden_states(
     model: Any, batch: PackedBatch, positions: torch.Tensor, inputs_embeds: torch.Tensor | None = None
 ) -> torch.Tensor:
     """[P, H]: what the model's head would read at these positions; `inputs_embeds` [1, T, H] in place of the ids."""
+    arguments = {
+        "input_ids": batch.input_ids if inputs_embeds is None else None,
+        "inputs_embeds": inputs_embeds,
+        "position_ids": batch.position_ids,
+        "sequence_lengths": batch.sequence_lengths,
+        "prefixes": batch.prefixes,
+        "logits_to_keep": positions,
+        "use_cache": False,
+    }
+    if is_read_in_rows(model):
+        states: torch.Tensor = model(**arguments, only_hidden=True).logits[0]
+        return states
     seen: list[torch.Tensor] = []
 
     def see(module: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
@@ -117,15 +130,7 @@ def hidden_states(
 
     hook = model.get_output_embeddings().register_forward_pre_hook(see)
     try:
-        model(
-            input_ids=batch.input_ids if inputs_embeds is None else None,
-            inputs_embeds=inputs_embeds,
-            position_ids=batch.position_ids,
-            sequence_lengths=batch.sequence_lengths,
-            prefixes=batch.prefixes,
-            logits_to_keep=positions,
-            use_cache=False,
-        )
+        model(**arguments)
     finally:
         hook.remove()
     return seen[0][0]

@@ -75,11 +75,17 @@ def chosen_replies(
     ends = torch.tensor(list(end_tokens), device=plain.device)
     rows = torch.arange(len(prompts) * num_replies, device=plain.device)
     chosen = torch.full((len(rows), max_new_tokens), end_tokens[0], device=plain.device)
-    with evaluating(plain, "sdpa"):
+    with evaluating(plain, own_attention(plain)):
         output = model(
             input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1
         )
-        logits, cache = output.logits[:, -1].repeat_interleave(num_replies, 0), output.past_key_values
+        cache = getattr(output, "past_key_values", None)
+        if cache is None:
+            raise ValueError(
+                f"base_model: {plain.config.model_type} keeps no keys and values from which several replies to a "
+                "prompt could go on; choose another model, or an objective that draws none"
+            )
+        logits = output.logits[:, -1].repeat_interleave(num_replies, 0)
         cache.batch_repeat_interleave(num_replies)
         mask = mask.repeat_interleave(num_replies, 0)
         goes_on = torch.ones(len(rows), dtype=torch.bool, device=plain.device)
@@ -102,6 +108,12 @@ def chosen_replies(
             )  # fmt: skip
             logits = output.logits[:, -1]
     return [_to_first_end(row, end_tokens) for row in chosen.tolist()]
+
+
+def own_attention(model: Any) -> str:
+    """The attention that transformers chooses for a model (its own, or one that PEFT has wrapped)."""
+    plain = model.get_base_model() if hasattr(model, "peft_config") else model
+    return str(plain.get_correct_attn_implementation(None))
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ _POSITIONS_AT_ONCE = 512
 def supervised_logits(model: Any, batch: PackedBatch) -> torch.Tensor:
     """float32 [S, V]: logits at the predicting positions of the batch, and at no others.
 
-    The model must use `models.packing.PACKED_ATTENTION`.
+    The model must be one that `models.base.load_model` was told to give `models.attention.PACKED_ATTENTION`.
     """
     return _forward(model, batch).float()
 
@@ -82,8 +82,8 @@ def fuse_head(model: Any) -> bool:
     """
     head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     is_plain = head.__class__ is torch.nn.Linear  # an adapted or quantised head is not
-    if not is_plain:
-        return False
+    if not is_plain or hasattr(head, "fused_request"):
+        return is_plain
     ids = torch.arange(4, device=head.weight.device)[None]
     seen: list[torch.Tensor] = []
     hook = head.register_forward_hook(lambda module, args, output: seen.append(output))

@@ -12,7 +12,7 @@ from models import adapters
 from models.attention import PACKED_ATTENTION
 from models.base import load_model, load_tokenizer
 from models.chat import Message, encode_prompt, end_token_ids
-from models.generation import greedy_replies
+from models.generation import evaluating, greedy_replies, own_attention
 from models.loss import supervised_loss_sum
 from models.objectives.preference import sequence_log_probabilities
 from models.packing import PackedBatch
@@ -26,12 +26,12 @@ class ModelPair:
     ) -> None:
         self.tokenizer = load_tokenizer(checkpoint_folder)
         self._has_adapter = adapters.is_adapter(checkpoint_folder)
-        base = load_model(base_folder, dtype)
+        base = load_model(base_folder, dtype, PACKED_ATTENTION)
         if self._has_adapter:
             self._tuned = adapters.load(base, checkpoint_folder).eval()
             self._base = self._tuned
         else:
-            self._base, self._tuned = base.to(device), load_model(checkpoint_folder, dtype)
+            self._base, self._tuned = base.to(device), load_model(checkpoint_folder, dtype, PACKED_ATTENTION)
         self._tuned.to(device)
         self._device = torch.device(device)
         self._ends = sorted(end_token_ids(self.tokenizer))
@@ -40,48 +40,35 @@ class ModelPair:
         """Loss sums in nats of base and tuned model on a packed batch."""
         batch = batch.to(self._device)
         with torch.inference_mode():
-            with self._base_model(PACKED_ATTENTION) as model:
+            with self._base_model() as model:
                 base = float(supervised_loss_sum(model, batch))
-            with self._tuned_model(PACKED_ATTENTION) as model:
-                return base, float(supervised_loss_sum(model, batch))
+            return base, float(supervised_loss_sum(self._tuned, batch))
 
     def log_probabilities(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """float32 [C] of base and tuned model: the log-probability of each sequence's targets together, in nats."""
         batch = batch.to(self._device)
         with torch.inference_mode():
-            with self._base_model(PACKED_ATTENTION) as model:
+            with self._base_model() as model:
                 base = sequence_log_probabilities(model, batch).cpu()
-            with self._tuned_model(PACKED_ATTENTION) as model:
-                return base, sequence_log_probabilities(model, batch).cpu()
+            return base, sequence_log_probabilities(self._tuned, batch).cpu()
 
     def replies(self, conversations: Sequence[list[Message]], max_new_tokens: int) -> tuple[list[str], list[str]]:
         """Greedy replies of base and tuned model to each conversation, all in one batch."""
         prompts = [encode_prompt(self.tokenizer, messages) for messages in conversations]
-        with self._base_model("sdpa") as model:
+        with self._base_model() as model:
             base = self._generate(model, prompts, max_new_tokens)
-        with self._tuned_model("sdpa") as model:
-            return base, self._generate(model, prompts, max_new_tokens)
+        return base, self._generate(self._tuned, prompts, max_new_tokens)
 
     def _generate(self, model: Any, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
-        replies = greedy_replies(model, prompts, max_new_tokens, self._ends)
+        with evaluating(model, own_attention(model)):
+            replies = greedy_replies(model, prompts, max_new_tokens, self._ends)
         texts = self.tokenizer.batch_decode(replies, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
     @contextlib.contextmanager
-    def _base_model(self, attention: str) -> Iterator[Any]:
-        _plain(self._base).set_attn_implementation(attention)
+    def _base_model(self) -> Iterator[Any]:
         with self._base.disable_adapter() if self._has_adapter else contextlib.nullcontext():
             yield self._base
-
-    @contextlib.contextmanager
-    def _tuned_model(self, attention: str) -> Iterator[Any]:
-        _plain(self._tuned).set_attn_implementation(attention)
-        yield self._tuned
-
-
-def _plain(model: Any) -> Any:
-    """The transformers model inside a PEFT model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def count_facts(reply: str, facts: Sequence[Sequence[str]]) -> int:
