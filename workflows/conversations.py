@@ -8,9 +8,10 @@ conversation, desirable = parse_judged(line)
 of one role in a row. What a line says is used or refused; docs/data.md lists both.
 """
 
+import functools
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 from models.chat.form import Conversation, Message
 from models.chat.messages import SameRole
@@ -30,8 +31,24 @@ from workflows.layouts import (
 from workflows.turns import turns_of
 
 _NO_FIELDS: Mapping[str, str] = {}
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 
 
+def _as_value_error(parse: Callable[Given, Found]) -> Callable[Given, Found]:
+    """A record of a thousand levels is its own fault, and no end of the worker that reads it."""
+
+    @functools.wraps(parse)
+    def parse_or_refuse(*args: Given.args, **kwargs: Given.kwargs) -> Found:
+        try:
+            return parse(*args, **kwargs)
+        except RecursionError:
+            raise ValueError("nested too deeply to be read") from None
+
+    return parse_or_refuse
+
+
+@_as_value_error
 def parse_conversation(
     line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
 ) -> Conversation:
@@ -51,6 +68,7 @@ def parse_conversation(
     return found
 
 
+@_as_value_error
 def parse_pair(
     line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
 ) -> tuple[Conversation, Conversation]:
@@ -74,6 +92,7 @@ def parse_pair(
     return first, second
 
 
+@_as_value_error
 def parse_judged(
     line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
 ) -> tuple[Conversation, bool]:
@@ -193,8 +212,6 @@ def _record_of(line: bytes) -> dict[str, Any]:
         raise ValueError(f"not UTF-8: {error}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
-    except RecursionError:
-        raise ValueError("not JSON that can be read: nested too deeply") from None
     if isinstance(record, list):
         raise ValueError("a JSON array; write one conversation as an object on each line")
     if not isinstance(record, dict):

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.chat.form import is_blank, kind_of, read_json
+from models.chat.turn import SPEAKERS
 
 FIELDS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "train")
 _SPEAKERS = ("role", "from", "speaker", "sender", "author")
 _TEXTS = ("content", "value", "text", "utterance", "message")
 _SPEAKER_SET = frozenset(_SPEAKERS)
+_SHAREGPT = {"from", "value"}
 _OTHER = frozenset(_SPEAKERS + _TEXTS) - {"role", "content"}
 # A turn that holds a question and its answer.
 _PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("question", "answer"),
@@ -40,6 +42,10 @@ def turns_of(value: Any, name: str, fields: Mapping[str, str] = _NO_FIELDS) -> l
     for index, turn in enumerate(value):
         if type(turn) is dict and not renames and (len(turn) == 2 or _OTHER.isdisjoint(turn)) and "role" in turn:
             turns.append(turn if "content" in turn else _spoken(turn, index, name))
+        elif type(turn) is dict and len(turn) == 2 and not renames and turn.keys() == _SHAREGPT:
+            speaker = turn["from"]
+            role = SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else speaker
+            turns.append({"role": role, "content": turn["value"]})
         else:
             turns += _turns_at(turn, index, name, renames)
     return turns

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, NoReturn, Required, TypedDict
 
+MOST_LEVELS = 100
+"""of calls, tools and answers"""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -78,7 +80,7 @@ def check_text(text: str, field: str) -> None:
 def read_json(text: str) -> Any:
     """The value that a text writes in JSON; raises ValueError with what it is instead."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at character {error.pos})") from None
     except RecursionError:
@@ -86,13 +88,20 @@ def read_json(text: str) -> Any:
 
 
 def write_json(value: Any) -> str:
-    """A value as JSON text; raises ValueError where it has none."""
+    """A value as JSON text; raises ValueError where it has none, or is nested too deeply for templates to write."""
+    if _is_deep(value, MOST_LEVELS):
+        raise ValueError(f"nested deeper than {MOST_LEVELS} levels")
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+        return _ENCODER.encode(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"not JSON ({error})") from None
+
+
+def _is_deep(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deep(each, levels - 1) for each in inner)
 
 
 def kind_of(value: Any) -> str:
@@ -110,3 +119,7 @@ def kind_of(value: Any) -> str:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"not JSON ({name} is no number of JSON)")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)

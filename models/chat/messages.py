@@ -8,7 +8,8 @@ from typing import Any, Literal, cast
 
 from models.chat.calls import normal_tools
 from models.chat.form import ROLES, Conversation, Fault, Message, MessageError, check_text, is_blank
-from models.chat.turn import normal_message, opens_thinking
+from models.chat.parts import opens_thinking
+from models.chat.turn import normal_message
 
 __all__ = [
     "ROLES", "Conversation", "Message", "MessageError", "check_messages", "joined_messages", "normal_messages",

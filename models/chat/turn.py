@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from models.chat.calls import normal_calls
 from models.chat.form import Fault, Message, MessageError, check_text, is_blank, kind_of, write_json
+from models.chat.parts import NOT_TEXT, ONLY_TEXT, content_of, is_parts, without_thinking
 
 _CALLS = "function_call"
 _ROLES = {
@@ -19,6 +20,9 @@ _ROLES = {
                      "tool_output", "function_response", "function_result"), "tool"),
 }  # fmt: skip
 
+SPEAKERS = {spoken: role for spoken, role in _ROLES.items() if role != _CALLS}
+"""our roles by the names that others have for them, in lower case; without those that say calls"""
+
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
 _LEARNED = ("weight", "train", "training", "loss", "loss_mask")
 _ANYONE = {"role", "content", "name"}
@@ -29,10 +33,8 @@ _USED = {
 }  # fmt: skip
 _OF_ONE_ROLE = {**dict.fromkeys(_ASSISTANT, "an assistant"), "tool_call_id": "a tool's answer"}
 
-_NOT_TEXT = ("image", "images", "image_url", "audio", "audios", "audio_url", "input_audio", "video", "videos",
-             "video_url", "file", "files", "attachments", "document", "documents")  # fmt: skip
 _REFUSED = {
-    **dict.fromkeys(_NOT_TEXT, "only text can be learned; leave it, or the line, out"),
+    **dict.fromkeys(NOT_TEXT, ONLY_TEXT),
     **dict.fromkeys(("tools", "functions"), "tools stand beside the messages, not in one; move it there"),
     **dict.fromkeys(("tool_use_id", "call_id"), "call it `tool_call_id`"),
     "tool_name": "call it `name`",
@@ -54,10 +56,6 @@ _SPELLED = {
     _squashed(key): key
     for key in ("role", "content", "name", "tool_calls", "tool_call_id", "function_call", *_REASONING, *_LEARNED)
 } | {"toolcall": "tool_calls", "functioncalls": "tool_calls", "toolcallsid": "tool_call_id"}
-
-_TEXT_PARTS = ("text", "input_text", "output_text")
-_THINKING_PARTS = ("thinking", "reasoning")
-_OPEN, _CLOSE = "<think>", "</think>"
 
 
 def normal_message(index: int, message: Any) -> Message | None:
@@ -99,11 +97,6 @@ def _role(spoken: str) -> str | None:
     return _ROLES.get(spoken) or _ROLES.get(spoken.strip().lower().replace(" ", "_").replace("-", "_"))
 
 
-def opens_thinking(text: str) -> bool:
-    """Whether a text begins with a block of thinking, ended or not."""
-    return text.lstrip().startswith(_OPEN)
-
-
 def _check_keys(role: str, message: dict[str, Any]) -> None:
     used = _USED[role]
     for key, value in message.items():
@@ -129,7 +122,7 @@ def _read(role: str, message: dict[str, Any], says_calls: bool) -> Message | Non
 
 
 def _said(role: str, message: dict[str, Any]) -> Message | None:
-    text, thinking = _content(message)
+    text, thinking = content_of(message)
     if thinking:
         raise Fault("content", "has a part of thinking in `content`, which only an assistant has")
     if is_blank(text):
@@ -140,8 +133,8 @@ def _said(role: str, message: dict[str, Any]) -> Message | None:
 
 
 def _assistant(message: dict[str, Any], says_calls: bool) -> Message:
-    text, thinking = _content(message) if not says_calls or _is_text(message) else ("", "")
-    text, thinking = _without_thinking(text, _reasoning(message, thinking))
+    text, thinking = content_of(message) if not says_calls or _is_text(message) else ("", "")
+    text, thinking = without_thinking(text, _reasoning(message, thinking))
     calls: list[dict[str, Any]] = []
     if says_calls:
         calls, text = normal_calls(text if _is_text(message) else message.get("content"), "content"), ""
@@ -176,8 +169,8 @@ def _is_text(message: dict[str, Any]) -> bool:
 
 def _tool(message: dict[str, Any]) -> Message:
     content = message.get("content")
-    if content is None or isinstance(content, str) or _is_parts(content):
-        text, thinking = _content(message)
+    if content is None or isinstance(content, str) or is_parts(content):
+        text, thinking = content_of(message)
         if thinking:
             raise Fault("content", "has a part of thinking in `content`, which only an assistant has")
     else:
@@ -209,65 +202,6 @@ def _no_text() -> Fault:
     return Fault("content", "has no text in `content`")
 
 
-def _is_parts(content: Any) -> bool:
-    """Whether a tool's answer is a list of parts, and not data that happens to be a list."""
-    return isinstance(content, list) and content != [] and all(map(_looks_like_part, content))
-
-
-def _looks_like_part(part: Any) -> bool:
-    if not isinstance(part, dict):
-        return False
-    kind = part.get("type")
-    if kind in _TEXT_PARTS:
-        return isinstance(part.get("text"), str)
-    # {"type": "file", "name": "a.txt"} is a line of a listing.
-    is_named = kind in _NOT_TEXT or kind in ("input_image", "input_video", "input_file")
-    return is_named and (len(part) == 1 or "source" in part or any(key in part for key in _NOT_TEXT))
-
-
-def _content(message: dict[str, Any]) -> tuple[str, str]:
-    """What is said, and parts of thinking before it."""
-    content = message.get("content")
-    if content is None:
-        return "", ""
-    if isinstance(content, str):
-        check_text(content, "content")
-        return content, ""
-    if not isinstance(content, list):
-        raise Fault("content", f"has `content` that is {kind_of(content)}; it must be text or a list of text parts")
-    texts: list[str] = []
-    thoughts: list[str] = []
-    for part in content:
-        is_thought, text = _part(part)
-        check_text(text, "content")
-        if is_thought and not is_blank("".join(texts)):
-            raise Fault("content", "has a part of thinking after text in `content`; it must stand before it")
-        (thoughts if is_thought else texts).append(text)
-    return "".join(texts), "\n\n".join(text for text in thoughts if not is_blank(text))
-
-
-def _part(part: Any) -> tuple[bool, str]:
-    """Whether it is thinking, and its text."""
-    if isinstance(part, str):
-        return False, part
-    if not isinstance(part, dict):
-        raise Fault("content", f"has a part in `content` that is {kind_of(part)}; it must be an object or text")
-    kind = part.get("type", "text")
-    for key in _NOT_TEXT:
-        if kind in (key, f"input_{key}") or part.get(key):
-            raise Fault("content", f"has a part of type {key!r} in `content`; {_REFUSED[key]}")
-    if kind in _THINKING_PARTS:
-        found = next((part[key] for key in (kind, "text", "content") if part.get(key)), "")
-        text = "".join(_part(each)[1] for each in found) if isinstance(found, list) else found
-    elif kind in _TEXT_PARTS:
-        text = part.get("text")
-    else:
-        raise Fault("content", f"has a part of type {str(kind)[:40]!r} in `content`; known is text")
-    if not isinstance(text, str):
-        raise Fault("content", f"has a part in `content` whose text is {kind_of(text)}")
-    return kind in _THINKING_PARTS, text
-
-
 def _reasoning(message: dict[str, Any], thinking: str) -> str:
     """The one text of what was thought, "" for none."""
     found = {"content": thinking} if thinking else {}
@@ -281,19 +215,6 @@ def _reasoning(message: dict[str, Any], thinking: str) -> str:
     if len({text.strip() for text in found.values()}) > 1:
         raise Fault(next(iter(found)), f"has different texts in {' and '.join(f'`{key}`' for key in found)}")
     return found.get("reasoning_content") or next(iter(found.values()), "")
-
-
-def _without_thinking(text: str, thinking: str) -> tuple[str, str]:
-    """What is said and what was thought, without the <think> blocks that `text` begins with."""
-    while opens_thinking(text) and _CLOSE in text:
-        block, _, text = text.partition(_CLOSE)
-        inner = block.lstrip().removeprefix(_OPEN).strip()
-        if inner and thinking and inner != thinking.strip():
-            raise Fault(
-                "content", f"begins with {_OPEN} in `content` and another text was thought already; leave one out"
-            )
-        thinking, text = thinking or inner, text.lstrip()
-    return text, thinking
 
 
 def _is_learned(message: dict[str, Any]) -> bool:

@@ -252,6 +252,17 @@ def test_data_fields_reach_every_key() -> None:
         parse_conversation(line(record), {"texts": "a"})
 
 
+@pytest.mark.parametrize("levels", range(900, 1010, 10))
+@pytest.mark.parametrize("key", ["content", "tool_calls", "role", "x"])
+def test_a_record_of_a_thousand_levels_is_read_or_refused(key: str, levels: int) -> None:
+    deep = b"[" * levels + b"]" * levels
+    turn = b'{"role": "tool", "content": "x", "%s": %s}' % (key.encode(), deep)
+    text = b'{"messages": [%s], "chat": [%s], "tools": %s, "chosen": [%s], "rejected": [%s]}'
+    for parse in (parse_conversation, parse_pair, parse_judged):
+        with pytest.raises(ValueError):  # noqa: PT011
+            parse(text % (turn, turn, deep, turn, turn))
+
+
 def test_two_turns_of_one_role_are_merged_or_refused() -> None:
     record = line({"messages": [ASKED, AGAIN, SAID]})
     joined = {"role": "user", "content": "Hi\n\nAnd now?"}

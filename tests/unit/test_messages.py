@@ -185,6 +185,8 @@ def test_parallel_calls_are_answered_in_any_order() -> None:
     ([said(tool_calls=[{"name": "f", "arguments": '{"a": NaN}'}])], 0, "tool_calls", "NaN is no number of JSON"),
     ([said(tool_calls=[{"name": "f", "arguments": '{"a": "\\ud800"}'}])], 0, "tool_calls", "is no text"),
     ([said(tool_calls=[{"name": "f", "arguments": '{"a":' * 9_999}])], 0, "tool_calls", "nested too deeply"),
+    ([said(tool_calls=[{"name": "f", "arguments": '{"a":' * 200 + "1" + "}" * 200}])], 0, "tool_calls", "deeper than"),
+    ([said(content=[{"type": "thinking", "thinking": [{"type": "thinking"}]}])], 0, "content", "'thinking'.*known is"),
     ([said(tool_calls=[{"name": "f", "arguments": {}, "input": {"a": 1}}])], 0, "tool_calls", "several keys"),
     ([said(tool_calls=[CALL, CALL])], 0, "tool_calls", "one id in `tool_calls`"),
     ([said(tool_calls=[CALL], function_call={"name": "f"})], 0, "function_call", "beside other calls"),
