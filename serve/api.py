@@ -127,7 +127,15 @@ def create_app(
             choose = reranker.chooser(body.best_of_by or "softmax", body.seed)
         stops = body.stop_strings()
         generations = [
-            Generation(engine, tokenizer, each, stops, max_seconds, TokenClock(metrics), encoder.call_reader(body))
+            Generation(
+                engine,
+                tokenizer,
+                each,
+                stops,
+                max_seconds,
+                TokenClock(metrics),
+                encoder.reading(body, each.prompt_ids),
+            )
             for each in wanted
         ]
         num_replies = body.num_replies()

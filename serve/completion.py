@@ -10,7 +10,7 @@ from uuid import uuid4
 from pydantic import BaseModel
 
 from serve.errors import CLIENT_CLOSED_REQUEST, ApiError
-from serve.generation import DrawnToken, Generation, Piece
+from serve.generation import DrawnToken, Generation, Piece, ToolCall
 from serve.responses import (
     BestOf,
     CalledFunction,
@@ -21,6 +21,7 @@ from serve.responses import (
     Choice,
     ChoiceLogprobs,
     ChunkChoice,
+    CompletionTokensDetails,
     Delta,
     ReplyMessage,
     TextChoice,
@@ -29,7 +30,6 @@ from serve.responses import (
     TextLogprobs,
     Usage,
 )
-from serve.tools import ToolCall
 
 Choose = Callable[[list[int], list[list[int]]], Awaitable[BestOf]]
 """of a prompt's replies, in tokens, the one to answer with"""
@@ -64,7 +64,7 @@ class Reply(ABC):
         """Of the answer's id."""
 
     @abstractmethod
-    def _whole(self, texts: list[str], tokens: list[list[DrawnToken]]) -> BaseModel:
+    def _whole(self, texts: list[str], thoughts: list[str], tokens: list[list[DrawnToken]]) -> BaseModel:
         """The answer without `stream`."""
 
     @abstractmethod
@@ -82,29 +82,36 @@ class Reply(ABC):
         """Tokens so far; a prompt counts once, however many replies it has."""
         prompts = sum(generation.num_prompt_tokens for generation in self._generations[:: self._n])
         replies = sum(generation.num_tokens for generation in self._generations)
-        return Usage(prompt_tokens=prompts, completion_tokens=replies, total_tokens=prompts + replies)
+        thought = sum(generation.num_thought for generation in self._generations)
+        return Usage(
+            prompt_tokens=prompts,
+            completion_tokens=replies,
+            total_tokens=prompts + replies,
+            completion_tokens_details=CompletionTokensDetails(reasoning_tokens=thought),
+        )
 
     async def completion(self) -> BaseModel:
         """The whole answer at once."""
-        texts = [""] * len(self._generations)
         try:
-            return await self._completion(texts)
+            return await self._completion()
         except ApiError as error:
             self.status = error.status
             raise
 
-    async def _completion(self, texts: list[str]) -> BaseModel:
+    async def _completion(self) -> BaseModel:
+        texts, thoughts = [""] * len(self._generations), [""] * len(self._generations)
         tokens: list[list[DrawnToken]] = [[] for _ in texts]
         async with aclosing(self._pieces()) as pieces:
             async for index, piece in pieces:
                 if piece is not None:
                     texts[index] += piece.text
+                    thoughts[index] += piece.thought
                     tokens[index] += piece.tokens
         if self._choose is not None:
             first = self._generations[0]
             self._best_of = await self._choose(first.prompt_ids, [each.token_ids for each in self._generations])
         self.status = 200
-        return self._whole(texts, tokens)
+        return self._whole(texts, thoughts, tokens)
 
     async def events(self, include_usage: bool) -> AsyncGenerator[str, None]:
         """The answer as server-sent events: the pieces as they come, each reply's end, the usage if asked for.
@@ -168,25 +175,22 @@ class ChatReply(Reply):
 
     _prefix = "chatcmpl"
 
-    def _whole(self, texts: list[str], tokens: list[list[DrawnToken]]) -> BaseModel:
+    def _whole(self, texts: list[str], thoughts: list[str], tokens: list[list[DrawnToken]]) -> BaseModel:
         choices = [
             Choice(
                 index=index,
-                message=_message(generation, text),
-                logprobs=self._logprobs(drawn),
-                finish_reason=generation.finish_reason,
+                message=_message(self._generations[place], texts[place], thoughts[place]),
+                logprobs=self._logprobs(tokens[place]),
+                finish_reason=self._generations[place].finish_reason,
                 best_of=self._best_of,
             )
-            for index, (generation, text, drawn) in enumerate(self._answered(texts, tokens))
+            for index, place in enumerate(self._answered())
         ]
         return ChatCompletion(id=self.id, created=self.created, model=self.model, choices=choices, usage=self.usage())
 
-    def _answered(
-        self, texts: list[str], tokens: list[list[DrawnToken]]
-    ) -> list[tuple[Generation, str, list[DrawnToken]]]:
-        """The replies that the answer has."""
-        all_of_them = list(zip(self._generations, texts, tokens, strict=True))
-        return all_of_them if self._best_of is None else [all_of_them[self._best_of.chosen]]
+    def _answered(self) -> list[int]:
+        """The numbers of the replies that the answer has."""
+        return list(range(len(self._generations))) if self._best_of is None else [self._best_of.chosen]
 
     def _opening(self) -> list[BaseModel]:
         numbers = range(len(self._generations))
@@ -202,7 +206,10 @@ class ChatReply(Reply):
             delta = Delta(tool_calls=calls) if calls else Delta()
             reason = generation.finish_reason
             return self._chunk([ChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=reason)])
-        return self._chunk([self._choice(index, Delta(content=piece.text), piece.tokens)])
+        delta = Delta(reasoning_content=piece.thought) if piece.thought else Delta(content=piece.text)
+        if piece.thought and piece.text:
+            delta.content = piece.text
+        return self._chunk([self._choice(index, delta, piece.tokens)])
 
     def _usage_event(self) -> BaseModel:
         chunk = self._chunk([])
@@ -229,7 +236,7 @@ class TextReply(Reply):
 
     _prefix = "cmpl"
 
-    def _whole(self, texts: list[str], tokens: list[list[DrawnToken]]) -> BaseModel:
+    def _whole(self, texts: list[str], thoughts: list[str], tokens: list[list[DrawnToken]]) -> BaseModel:
         choices = [
             TextChoice(
                 index=index,
@@ -270,9 +277,11 @@ class TextReply(Reply):
         )
 
 
-def _message(generation: Generation, text: str) -> ReplyMessage:
-    calls = [_called(call) for call in generation.tool_calls]
-    return ReplyMessage(content=text or None, tool_calls=calls) if calls else ReplyMessage(content=text)
+def _message(generation: Generation, text: str, thought: str) -> ReplyMessage:
+    calls = [_called(call) for call in generation.tool_calls] or None
+    return ReplyMessage(
+        content=(text or None) if calls else text, reasoning_content=thought or None, tool_calls=calls
+    )
 
 
 def _called(call: ToolCall) -> CalledTool:

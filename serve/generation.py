@@ -1,4 +1,4 @@
-"""One generated reply as it grows: its text in pieces, the log-probabilities of their tokens, why it ended."""
+"""One generated reply as it grows: what is thought and said in pieces, calls, log-probabilities, why it ended."""
 
 import asyncio
 import logging
@@ -10,9 +10,11 @@ from typing import Any
 from serve.engines.base import Engine, EngineError, GenerationRequest, TokenEvent, Unfollowable
 from serve.errors import LOST, ApiError
 from serve.observe import TokenClock
+from serve.replies.form import ReplyForm
+from serve.replies.reader import Reader
+from serve.replies.text import ReplyText, Shown
 from serve.responses import ReplyReason, TokenLogprob, TopLogprob
-from serve.text import REPLACEMENT, ReplyText
-from serve.tools import CallReader, ToolCall
+from serve.text import REPLACEMENT
 
 logger = logging.getLogger(__name__)
 
@@ -27,14 +29,34 @@ class DrawnToken:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some more of the visible text, and the tokens that are wholly shown with it, if they were asked for."""
+    """Some more of the visible text, the tokens that are wholly shown with it, if they were asked for, and some more
+    of what is thought."""
 
     text: str
     tokens: list[DrawnToken] = field(default_factory=list)
+    thought: str = ""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call that a model has made; `arguments` is JSON, cut off where the reply was."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a reply is read: by `reader`, which is for this reply alone; at most `most_calls` calls count."""
+
+    form: ReplyForm
+    reader: Reader
+    most_calls: int | None = None
 
 
 class Generation:
-    """A reply while it is generated; `reader` keeps calls of tools out of its text."""
+    """A reply while it is generated; by `reading` its thinking and its calls of tools are told from its text."""
 
     def __init__(
         self,
@@ -44,7 +66,7 @@ class Generation:
         stops: list[str],
         max_seconds: float,
         clock: TokenClock,
-        reader: CallReader | None = None,
+        reading: Reading | None = None,
     ) -> None:
         self.finish_reason: ReplyReason = "length"
         self.token_ids: list[int] = []
@@ -53,11 +75,15 @@ class Generation:
         self._tokenizer = tokenizer
         self._request = request
         self._max_seconds = max_seconds
-        self._text = ReplyText(tokenizer, stops)
+        self._reading = reading
+        read_by = (reading.reader, reading.form.marks) if reading else ()
+        self._text = ReplyText(tokenizer, stops, *read_by)
+        self._places: list[int] = []  # where in the text each token begins
         self._unshown: list[tuple[int, DrawnToken]] = []  # with the reply's characters up to its end
         self._is_late = False
         self._clock = clock
-        self._reader = reader
+        self.tool_calls: list[ToolCall] = []
+        """What the reply calls, once it has ended."""
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -70,9 +96,9 @@ class Generation:
         return len(self.token_ids)
 
     @property
-    def tool_calls(self) -> list[ToolCall]:
-        """What the reply calls, once it has ended."""
-        return self._reader.calls if self._reader else []
+    def num_thought(self) -> int:
+        """Tokens of it that were thought, with those that open and close the thinking."""
+        return self._text.num_thought(self._places)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The visible text as it grows; closing this cancels the generation. Raises ApiError."""
@@ -96,16 +122,20 @@ class Generation:
             raise ApiError(500, f"The reply could not be generated: {error}.") from error
         finally:
             deadline.cancel()
-        rest = self._without_calls(self._text.finish())
+        rest = self._text.finish(is_cut=self.finish_reason == "length")
         if self._text.is_stopped:
             self.finish_reason = "stop"
-        if self._reader:
-            rest += self._reader.finish()
-        if self.tool_calls:
-            self.finish_reason = "tool_calls"
-        tokens = self._shown_tokens()
-        if rest or tokens:
-            yield Piece(rest, tokens)
+        self._read_calls()
+        if piece := self._piece(rest):
+            yield piece
+
+    def _read_calls(self) -> None:
+        if self._reading is None:
+            return
+        calls = self._reading.reader.calls[: self._reading.most_calls]
+        self.tool_calls = [ToolCall(self._reading.form.new_call_id(), call.name, call.arguments) for call in calls]
+        if calls:
+            self.finish_reason = "length" if calls[-1].is_cut else "tool_calls"
 
     def _take(self, event: TokenEvent) -> Piece | None:
         self.token_ids.append(event.token_id)
@@ -113,21 +143,21 @@ class Generation:
         if event.token_id in self._request.end_token_ids:
             return None
         offset = self._text.num_decoded
-        text = self._without_calls(self._text.push(event.token_id))
-        if event.logprob is None:
-            return Piece(text) if text else None
-        self._unshown.append((self._text.num_decoded, DrawnToken(offset, self._named(event))))
-        tokens = self._shown_tokens()
-        return Piece(text, tokens) if text or tokens else None
+        self._places.append(offset)
+        shown = self._text.push(event.token_id)
+        if event.logprob is not None:
+            self._unshown.append((self._text.num_decoded, DrawnToken(offset, self._named(event))))
+        return self._piece(shown)
 
-    def _without_calls(self, text: str) -> str:
-        return self._reader.push(text) if self._reader else text
+    def _piece(self, shown: Shown) -> Piece | None:
+        tokens = self._shown_tokens()
+        return Piece(shown.said, tokens, shown.thought) if shown.said or tokens or shown.thought else None
 
     def _shown_tokens(self) -> list[DrawnToken]:
-        """The tokens that are wholly shown now, and were not before: nothing of a stop string."""
+        """The tokens that are wholly shown now, and were not before: nothing of a stop string, nor of thinking."""
         shown = [token for end, token in self._unshown if end <= self._text.num_shown]
         self._unshown = self._unshown[len(shown) :]
-        return shown
+        return [token for token in shown if self._text.is_said(token.offset)]
 
     def _named(self, event: TokenEvent) -> TokenLogprob:
         assert event.logprob is not None
@@ -148,7 +178,7 @@ class Generation:
 
     def _unfollowable(self, error: Unfollowable) -> ApiError:
         grammar = self._request.grammar
-        param = "tools" if grammar is None or grammar.schema is None else "response_format"
+        param = "tools" if grammar is None else grammar.param
         return ApiError(400, f"{param}: after {self.num_tokens} tokens of the reply: {error}.", param)
 
     def _cancelled(self) -> Exception:

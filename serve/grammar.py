@@ -2,6 +2,8 @@
 
 grammars = Grammars(tokenizer, engine.vocab_size, end_token_ids)
 request = GenerationRequest(prompt_ids, 100, grammar=grammars.of({"type": "object"}))
+
+A model that thinks does so before: what follows the schema, or is the call, is the rest of the reply.
 """
 
 import json
@@ -13,14 +15,13 @@ from functools import cached_property
 from typing import Any
 
 import llguidance
-import llguidance.hf
 import numpy as np
 
 from serve.engines.base import Unfollowable
-from serve.tools import CallStyle
-
-# Small models fill a reply with white space where they may.
-_ONE_SPACE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
+from serve.replies.call_grammar import Rules
+from serve.replies.form import ReplyForm, learned_form
+from serve.replies.thinking import Place
+from serve.replies.token_map import token_map
 
 # llguidance writes out a rule for every item of a list, and a state for every remainder of a division: 10,000 take
 # 0.2 s, a billion all memory of the machine.
@@ -29,56 +30,70 @@ _LARGEST_DIVISOR = 10_000
 
 
 class Grammars:
-    """Grammars over one tokenizer."""
+    """Grammars over one tokenizer, of replies that are written in this form."""
 
-    def __init__(self, tokenizer: Any, vocab_size: int, end_token_ids: frozenset[int]) -> None:
+    def __init__(
+        self, tokenizer: Any, vocab_size: int, end_token_ids: frozenset[int], form: ReplyForm | None = None
+    ) -> None:
+        """`form` is learned where it is not known yet."""
         self._tokenizer = tokenizer
+        self._form = form or learned_form(tokenizer)
         self._vocab_size = vocab_size
         self._end_token_ids = end_token_ids
 
-    def of(self, schema: dict[str, Any]) -> "JsonGrammar":
-        """Raises ValueError for a schema that is none, refers to what it has not, or takes too much to follow."""
-        _check_counts(schema)
-        return self._compiled(f"start: %json {json.dumps({**schema, 'x-guidance': _ONE_SPACE})}", json.dumps(schema))
+    def of(self, schema: dict[str, Any], place: Place = "before") -> "JsonGrammar":
+        """JSON, after what is thought; `place` is where the prompt leaves the model (`ReplyForm.place_after`).
 
-    def of_call(self, style: CallStyle, functions: dict[str, dict[str, Any]]) -> "JsonGrammar":
+        Raises ValueError for a schema that is none, refers to what it has not, or takes too much to follow.
+        """
+        _check_counts(schema)
+        rules = Rules(self._form.marks)
+        before, after = self._before(rules, place, is_call=False), rules.text(self._form.tail)
+        lark = rules.lark(f"{before} {rules.json(schema)} {after}")
+        must_think = place == "within" or self._form.writes_channels
+        return self._compiled(lark, None if must_think else json.dumps(schema), "response_format")
+
+    def of_call(self, functions: dict[str, dict[str, Any]], place: Place = "before") -> "JsonGrammar":
         """One call of one of these functions, by their names; the values are the schemas of their arguments."""
         _check_counts(functions)
-        rules = []
-        for name, parameters in functions.items():
-            call: dict[str, Any] = {
-                "type": "object",
-                "properties": {style.name_key: {"const": name}, style.arguments_key: parameters},
-                "required": [style.name_key, style.arguments_key],
-                "additionalProperties": False,
-                **{name: parameters[name] for name in ("$defs", "definitions") if name in parameters},
-                "x-guidance": _ONE_SPACE,
-            }
-            rules.append(f"%json {json.dumps(call)}")
-        opening, closing = (json.dumps(text, ensure_ascii=False) for text in (style.opening, style.closing))
-        return self._compiled(f"start: {opening} call {closing}\ncall: {' | '.join(rules)}", None)
+        assert self._form.style is not None
+        rules = Rules(self._form.marks)
+        call = rules.call(self._form.style, functions, self._form.has_short_ids)
+        return self._compiled(rules.lark(f"{self._before(rules, place, is_call=True)} {call}"), None, "tools")
 
-    def _compiled(self, lark: str, schema: str | None) -> "JsonGrammar":
+    def _before(self, rules: Rules, place: Place, is_call: bool) -> str:
+        form = self._form
+        if form.writes_channels:
+            return rules.channels(is_call)
+        lead, words = rules.text(form.lead), "" if is_call else rules.text(form.words.lstrip())
+        if form.thinking is None or place == "behind":
+            return f"({lead})? {words}" if lead and not is_call and place == "before" else words
+        thinking = rules.thinking(form.thinking, is_open=place == "within")
+        if place == "within":
+            return thinking
+        # Where something stands before words, the end of thinking has it as well.
+        return f"({lead} {thinking} | {words})" if words else f"({lead} {thinking})?"
+
+    def _compiled(self, lark: str, schema: str | None, param: str) -> "JsonGrammar":
         start = llguidance.LLMatcher(self._mapped, lark, log_level=0)
         if not start.is_error():
             start.compute_bitmask()  # too much to follow shows here
         if start.is_error():
             raise ValueError(_told(start))
-        return JsonGrammar(lark, schema, start, self._vocab_size)
+        return JsonGrammar(lark, schema, param, start, self._vocab_size)
 
     @cached_property
     def _mapped(self) -> Any:
-        """Takes a second with a large vocabulary."""
-        ends = sorted(self._end_token_ids)
-        return llguidance.hf.from_tokenizer(self._tokenizer, n_vocab=self._vocab_size, eos_token=ends)
+        return token_map(self._tokenizer, self._vocab_size, self._end_token_ids)
 
 
 class JsonGrammar:
-    """What can be followed; `schema` is None where it is more than JSON."""
+    """What can be followed; `schema` is None where a reply cannot be JSON of it alone."""
 
-    def __init__(self, lark: str, schema: str | None, start: Any, vocab_size: int) -> None:
+    def __init__(self, lark: str, schema: str | None, param: str, start: Any, vocab_size: int) -> None:
         self.lark = lark
         self.schema = schema
+        self.param = param
         self._start = start
         self._vocab_size = vocab_size
 

@@ -3,25 +3,25 @@
 import asyncio
 import copy
 import dataclasses
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from models.chat import ChatTemplateError, encode_prompt, end_token_ids
+from models.chat import RESERVED, ChatTemplateError, encode_prompt, end_token_ids
 from serve.engines.base import Engine, GenerationRequest
 from serve.errors import ApiError
+from serve.generation import Reading
 from serve.protocol import (
-    ChatMessage,
     ChatRequest,
     CompletionRequest,
     GenerationFields,
     JsonObjectFormat,
     JsonSchemaFormat,
     TokenizeRequest,
+    Tool,
 )
-from serve.tools import CallReader, call_style
-from serve.turns import check_turns
+from serve.replies.form import learned_form
+from serve.turns import turns_of
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
@@ -40,15 +40,18 @@ class PromptEncoder:
         self._engine = engine
         self._default_max_tokens = default_max_tokens
         self._grammars: Any = None
-        self._call_style = call_style(self._tokenizer)
+        self._form = learned_form(self._tokenizer)
+        self._reserved = RESERVED | self._tokenizer.special_tokens_map.keys()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompt")
 
-    def call_reader(self, request: GenerationFields) -> CallReader | None:
-        """What reads calls out of a reply, where there may be some."""
-        if not isinstance(request, ChatRequest) or not request.usable_tools() or self._call_style is None:
+    def reading(self, request: GenerationFields, prompt_ids: list[int]) -> Reading | None:
+        """How the reply to this prompt is read; None where all of it is text."""
+        if not isinstance(request, ChatRequest):
             return None
-        names = [tool.function.name for tool in request.usable_tools()]
-        return CallReader(self._call_style, names, 1 if request.parallel_tool_calls is False else None)
+        functions = {tool.function.name: tool.function.parameters or {} for tool in request.usable_tools()}
+        reader = self._form.reader(functions, prompt_ids, must_call=bool(request.required_tools()))
+        is_single = request.parallel_tool_calls is False or not self._form.is_parallel
+        return Reading(self._form, reader, 1 if is_single else None) if reader is not None else None
 
     async def chat(self, request: ChatRequest) -> list[GenerationRequest]:
         """The engine's requests, one for each reply; raises ApiError."""
@@ -66,11 +69,8 @@ class PromptEncoder:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, request)
 
     def _chat(self, request: ChatRequest) -> list[GenerationRequest]:
-        tools = [tool.model_dump(exclude_unset=True) for tool in request.usable_tools()]
-        if tools and self._call_style is None:
-            raise ApiError(400, "tools: this model's chat template has no place for tools.", "tools")
-        prompt_ids = self._chat_ids(request.messages, tools or None)
-        return self._requests(request, prompt_ids, "messages", grammar=self._grammar(request))
+        prompt_ids = self._chat_ids(request, request.usable_tools())
+        return self._requests(request, prompt_ids, "messages", grammar=self._grammar(request, prompt_ids))
 
     def _completion(self, request: CompletionRequest) -> list[GenerationRequest]:
         found = []
@@ -83,7 +83,7 @@ class PromptEncoder:
 
     def _tokens(self, request: TokenizeRequest) -> list[int]:
         if request.messages is not None:
-            return self._chat_ids(request.messages)
+            return self._chat_ids(request, request.tools or [])
         if request.prompt is None:
             raise ApiError(400, "Missing required parameter: prompt or messages.", "prompt")
         return self._text_ids(request.prompt, "prompt") if request.prompt else []
@@ -97,13 +97,20 @@ class PromptEncoder:
             raise ApiError(400, f"{param}: no token stands for this text; there is nothing to go on with.", param)
         return token_ids
 
-    def _chat_ids(self, turns: list[ChatMessage], tools: list[Any] | None = None) -> list[int]:
-        check_turns(turns)
-        messages: Any = [_as_templates_know_it(turn) for turn in turns]
-        if self._call_style is None and any("tool_calls" in message for message in messages):
-            raise ApiError(400, "messages: this model's chat template has no place for tools.", "messages")
+    def _chat_ids(self, request: ChatRequest | TokenizeRequest, used: list[Tool]) -> list[int]:
+        """The prompt of a chat in which these tools may be called."""
+        messages = turns_of(request.messages or [], self._form)
+        if self._form.style is None and (used or any("tool_calls" in message for message in messages)):
+            param = "tools" if used else "messages"
+            why = "this model's chat template has no place for tools, or writes calls in a way that is not read back"
+            raise ApiError(400, f"{param}: {why}.", param)
+        variables = request.chat_template_kwargs or {}
+        if taken := sorted(variables.keys() & self._reserved):
+            param = f"chat_template_kwargs.{taken[0]}"
+            raise ApiError(400, f"{param}: the endpoint sets this itself.", param)
+        tools = [tool.model_dump(exclude_unset=True) for tool in used]
         try:
-            return encode_prompt(self._tokenizer, messages, tools)
+            return encode_prompt(self._tokenizer, messages, tools or None, variables or None)
         except ChatTemplateError as error:
             raise ApiError(400, f"messages: {error}.", "messages") from error
 
@@ -138,22 +145,23 @@ class PromptEncoder:
             raise _unknown_token("logit_bias", largest, self._engine.vocab_size)
         return bias
 
-    def _grammar(self, request: ChatRequest) -> Any:
+    def _grammar(self, request: ChatRequest, prompt_ids: list[int]) -> Any:
+        place = self._form.place_after(prompt_ids)
         if functions := request.required_tools():
             if request.response_format is not None:
                 raise ApiError(
                     400, "response_format: a reply that has to be a tool call has no other format.", "response_format"
                 )
-            assert self._call_style is not None
             called = {function.name: {"type": "object", **(function.parameters or _NONE)} for function in functions}
-            return self._compile("tools", lambda grammars: grammars.of_call(self._call_style, called), called)
+            return self._compile("tools", lambda grammars: grammars.of_call(called, place), called)
         wanted = request.response_format
         if isinstance(wanted, JsonObjectFormat):
             any_object = {"type": "object"}
-            return self._compile("response_format", lambda grammars: grammars.of(any_object), any_object)
+            return self._compile("response_format", lambda grammars: grammars.of(any_object, place), any_object)
         if isinstance(wanted, JsonSchemaFormat):
             schema = wanted.json_schema.schema_
-            return self._compile("response_format.json_schema.schema", lambda grammars: grammars.of(schema), schema)
+            param = "response_format.json_schema.schema"
+            return self._compile(param, lambda grammars: grammars.of(schema, place), schema)
         return None
 
     def _compile(self, param: str, make: Callable[[Any], Any], schema: Any) -> Any:
@@ -162,7 +170,7 @@ class PromptEncoder:
         if len(str(schema)) > _MOST_SCHEMA_BYTES:
             raise ApiError(400, f"{param}: at most {_MOST_SCHEMA_BYTES} characters are read.", param)
         if self._grammars is None:
-            self._grammars = Grammars(self._tokenizer, self._engine.vocab_size, self._end_token_ids)
+            self._grammars = Grammars(self._tokenizer, self._engine.vocab_size, self._end_token_ids, self._form)
         try:
             return make(self._grammars)
         except ValueError as error:
@@ -194,19 +202,3 @@ def _again(request: GenerationRequest, number: int) -> GenerationRequest:
 
 def _unknown_token(param: str, token_id: int, vocab_size: int) -> ApiError:
     return ApiError(400, f"{param}: got token {token_id}; the model knows 0 to {vocab_size - 1}.", param)
-
-
-def _as_templates_know_it(turn: ChatMessage) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": turn.role, "content": turn.text()}
-    if turn.tool_calls:
-        message["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.function.name, "arguments": json.loads(call.function.arguments)},
-            }
-            for call in turn.tool_calls
-        ]
-    if turn.tool_call_id is not None:
-        message["tool_call_id"] = turn.tool_call_id
-    return message

@@ -82,7 +82,7 @@ class ToolCall(_Request):
 class ChatMessage(_Request):
     """One turn of the conversation, a call in the assistant's turn, or what a tool has answered to one."""
 
-    role: Literal["system", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
         Annotated[
             Annotated[str, Tag(TEXT_TAG)]
@@ -91,14 +91,18 @@ class ChatMessage(_Request):
         ]
         | None
     ) = None
-    tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=128)] | None = None
+    reasoning_content: str | None = None
+    """Not in OpenAI's API: what the assistant thought, as it was answered with; the chat template decides what it
+    writes of that."""
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
     tool_call_id: str | None = None
-
-    def text(self) -> str:
-        """The content as one string: parts stand on lines of their own."""
-        if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        return "\n".join(part.text for part in self.content)
+    name: Annotated[str, Field(max_length=256)] | None = None
+    """The speaker's, or the tool's; most templates write none."""
+    refusal: None = None
+    audio: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    function_call: None = None
+    """These four are there in what clients send back, with nothing in them."""
 
 
 class Function(_Request):
@@ -258,6 +262,11 @@ def _format_branch(value: Any) -> str | None:
     return f"{BRANCH}{kind}" if kind in ("text", "json_object", "json_schema") else None
 
 
+TemplateVariables = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Any], Field(max_length=64)
+]
+
+
 class ChatRequest(GenerationFields):
     """The body of POST /v1/chat/completions."""
 
@@ -295,6 +304,8 @@ class ChatRequest(GenerationFields):
     """Default auto, where there are tools."""
     parallel_tool_calls: bool | None = None
     """False: of several calls in a reply the first counts."""
+    chat_template_kwargs: TemplateVariables | None = None
+    """Not in OpenAI's API: further variables of the chat template, as {"enable_thinking": false}."""
     best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     """Not in OpenAI's chats: so many replies are generated, and one is taken by the scores of the release's
     discriminator, if it has one."""
@@ -419,6 +430,8 @@ class TokenizeRequest(_Request):
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
 
     @field_validator("messages")
     @classmethod

@@ -12,12 +12,20 @@ class _Answer(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
+class CompletionTokensDetails(_Answer):
+    """What completion tokens were generated for."""
+
+    reasoning_tokens: int
+    """of thinking, with those that open and close it"""
+
+
 class Usage(_Answer):
     """Tokens of one request; a generated end-of-turn token counts as a completion token."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: CompletionTokensDetails
 
 
 class TopLogprob(_Answer):
@@ -53,7 +61,7 @@ class TextLogprobs(_Answer):
 
 
 class CalledFunction(_Answer):
-    """What the model calls; `arguments` is JSON, as the model has written it."""
+    """What the model calls; `arguments` is JSON, cut off where finish_reason is `length`."""
 
     name: str
     arguments: str
@@ -78,6 +86,8 @@ class ReplyMessage(_Answer):
 
     role: Literal["assistant"] = "assistant"
     content: str | None
+    reasoning_content: str | None = None
+    """Not in OpenAI's API: what the model thought before, where its chat template has a place for that."""
     refusal: None = None
     tool_calls: list[CalledTool] | None = None
 
@@ -118,6 +128,7 @@ class Delta(_Answer):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[CalledToolDelta] | None = None
 
 

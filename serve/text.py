@@ -1,4 +1,4 @@
-"""Token ids to text while they arrive: whole characters only, no special tokens, nothing of a stop string."""
+"""Token ids to text while they arrive: whole characters only, no special tokens; and nothing of a stop string."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +33,13 @@ class TokenDecoder:
         self._held_ids = []
         return text
 
+    def cut(self) -> str:
+        """The same before a token that is no text."""
+        held = self._held_ids
+        text = self.finish()
+        self._context_ids = held or self._context_ids
+        return text
+
     def _held_text(self) -> str:
         before = self._decode(self._context_ids)
         return self._decode(self._context_ids + self._held_ids)[len(before) :]
@@ -55,9 +62,15 @@ class StopFilter:
         self.is_stopped = False
         self.rest = ""
 
+    @property
+    def num_held(self) -> int:
+        """Characters that are held back now."""
+        return len(self._held)
+
     def push(self, text: str) -> str:
         """The text that may be shown now."""
         if self.is_stopped:
+            self.rest += text
             return ""
         text = self._held + text
         starts = [start for stop in self._stops if (start := text.find(stop)) >= 0]
@@ -66,7 +79,7 @@ class StopFilter:
             self._held = ""
             self.rest = text[min(starts) :]
             return text[: min(starts)]
-        num_held = max((_overlap(text, stop) for stop in self._stops), default=0)
+        num_held = max((overlap(text, stop) for stop in self._stops), default=0)
         shown = text[: len(text) - num_held]
         self._held = text[len(shown) :]
         return shown
@@ -77,41 +90,7 @@ class StopFilter:
         return held
 
 
-class ReplyText:
-    """The visible text of a reply, token by token; `is_stopped` once a stop string was met.
-
-    `num_decoded` and `num_shown` count characters: of all tokens so far, and of what may be shown.
-    """
-
-    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
-        self._decoder = TokenDecoder(tokenizer)
-        self._filter = StopFilter(stops)
-        self.num_decoded = 0
-        self.num_shown = 0
-
-    @property
-    def is_stopped(self) -> bool:
-        return self._filter.is_stopped
-
-    def push(self, token_id: int) -> str:
-        """The text that may be shown after `token_id`."""
-        return self._show(self._decoder.push(token_id))
-
-    def finish(self) -> str:
-        """The rest, when no more tokens come."""
-        shown = self._show(self._decoder.finish())
-        rest = self._filter.finish()
-        self.num_shown += len(rest)
-        return shown + rest
-
-    def _show(self, text: str) -> str:
-        self.num_decoded += len(text)
-        shown = self._filter.push(text)
-        self.num_shown += len(shown)
-        return shown
-
-
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """The most characters at the end of `text` that are the beginning of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if stop.startswith(text[-length:]):

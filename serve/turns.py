@@ -1,64 +1,70 @@
-"""The rules of a conversation that is to be answered; a fault is told with its message and field."""
+"""Messages of a request in the form in which they are learned, too; a fault is told with its message and field."""
 
-from bisect import bisect_left
+import hashlib
+from typing import Any
 
-from models.chat import Message, check_messages
+from models.chat.messages import MessageError, normal_messages
 from serve.errors import ApiError
 from serve.protocol import ChatMessage
+from serve.replies.form import ReplyForm
+
+_SHORT_ID = 9
 
 
-def check_turns(turns: list[ChatMessage]) -> None:
-    """Raise ApiError for a conversation that cannot be answered.
+def turns_of(messages: list[ChatMessage], form: ReplyForm) -> list[Any]:
+    """The conversation in normal form, to be replied to; raises ApiError.
 
-    What is said follows the rules of training (`models.chat.check_messages`). An assistant's calls of tools stand
-    before the reply that they are made for, and after them their answers.
+    Ids of calls that the template does not take are others. Where it has place for one call in a turn, several are
+    turns of their own, each with its answer after it.
     """
-    said = []
-    unanswered: dict[str, int] = {}  # ids of calls, with the messages that they are in
-    for place, turn in enumerate(turns):
-        if turn.role == "tool":
-            if turn.tool_call_id not in unanswered:
-                ids = ", ".join(unanswered) or "none"
-                raise _fault(place, "tool_call_id", f"got {turn.tool_call_id!r}; calls without an answer are: {ids}")
-            del unanswered[turn.tool_call_id]
-            if turn.content is None:
-                raise _fault(place, "content", "a tool's answer has none")
-        elif unanswered:
-            name, asked = next(iter(unanswered.items()))
-            raise _fault(asked, "tool_calls", f"no message with role tool answers {name!r} before message {place}")
-        elif turn.tool_calls:
-            if turn.role != "assistant":
-                raise _fault(place, "tool_calls", f"only the assistant makes calls, not {turn.role!r}")
-            unanswered = {call.id: place for call in turn.tool_calls}
-        else:
-            said.append(place)
-        if turn.tool_call_id is not None and turn.role != "tool":
-            raise _fault(place, "tool_call_id", f"only a message with role tool has one, not {turn.role!r}")
-    if unanswered:
-        name, asked = next(iter(unanswered.items()))
-        raise _fault(asked, "tool_calls", f"no message with role tool answers {name!r}")
-    _check_said(said, [Message(role=turns[place].role, content=turns[place].text()) for place in said])
-    if turns[-1].role == "assistant":
-        raise _fault(len(turns) - 1, "role", "the last message is the assistant's; there is nothing to reply to")
-
-
-def _check_said(places: list[int], messages: list[Message]) -> None:
-    fault = _turn_fault(messages)
-    if fault is not None:
-        # The first n messages are faulty from some n on: that n is the faulty message.
-        last = bisect_left(range(1, len(messages)), True, key=lambda n: _turn_fault(messages[:n]) is not None)
-        field = "role" if messages[last]["content"].strip() else "content"
-        raise _fault(places[last] if places else 0, field, fault)
-
-
-def _turn_fault(messages: list[Message]) -> str | None:
+    given = [message.model_dump(exclude_none=True, include=_KEPT) for message in messages]
     try:
-        check_messages(messages)
-    except ValueError as error:
-        return str(error)
-    return None
+        turns: list[Any] = list(normal_messages(given))
+    except MessageError as error:
+        param = "messages" if error.index is None else f"messages[{error.index}].{error.field}"
+        raise ApiError(400, f"{param}: {error.text}.", param) from error
+    if turns[-1]["role"] == "assistant":
+        calls = turns[-1].get("tool_calls", ())
+        what = (
+            f"no message with role tool answers {calls[0].get('id')!r}" if calls else "there is nothing to reply to"
+        )
+        param = f"messages[{len(messages) - 1}].{'tool_calls' if calls else 'role'}"
+        raise ApiError(400, f"{param}: the last message is the assistant's; {what}.", param)
+    turns = [_with_other_ids(turn, form) for turn in turns]
+    return turns if form.is_parallel else _one_call_each(turns)
 
 
-def _fault(place: int, field: str, words: str) -> ApiError:
-    param = f"messages[{place}].{field}"
-    return ApiError(400, f"{param}: {words}.", param)
+_KEPT = {"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name"}
+
+
+def _with_other_ids(turn: dict[str, Any], form: ReplyForm) -> dict[str, Any]:
+    if "tool_call_id" in turn:
+        return {**turn, "tool_call_id": _taken_id(turn["tool_call_id"], form)}
+    if "tool_calls" in turn:
+        calls = [{**call, "id": _taken_id(call["id"], form)} if "id" in call else call for call in turn["tool_calls"]]
+        return {**turn, "tool_calls": calls}
+    return turn
+
+
+def _taken_id(call_id: str, form: ReplyForm) -> str:
+    return call_id if form.takes_id(call_id) else hashlib.sha256(call_id.encode()).hexdigest()[:_SHORT_ID]
+
+
+def _one_call_each(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for place, turn in enumerate(turns):
+        calls = turn.get("tool_calls", ())
+        if len(calls) > 1:
+            answers = turns[place + 1 : place + 1 + len(calls)]
+            for number, call in enumerate(calls):
+                said = {key: value for key, value in turn.items() if key != "reasoning_content"}
+                before = turn if number == 0 else {**said, "content": ""}
+                own = [answer for answer in answers if answer.get("tool_call_id") == call.get("id")]
+                found += [{**before, "tool_calls": [call]}, *own[:1]]
+        elif turn["role"] != "tool" or not _is_placed(turn, found):
+            found.append(turn)
+    return found
+
+
+def _is_placed(answer: dict[str, Any], found: list[dict[str, Any]]) -> bool:
+    return any(answer is turn for turn in found)

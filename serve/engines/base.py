@@ -36,7 +36,10 @@ class Grammar(Protocol):
     lark: str
     """all of it, in llguidance's form of Lark"""
     schema: str | None
-    """JSON schema; None where it is more than that, and followed by `GrammarState` alone"""
+    """JSON schema that all of a reply may follow; None where it is more than that, and followed by `GrammarState`
+    alone"""
+    param: str
+    """the field of the request that asks for it"""
 
     def start(self) -> "GrammarState":
         """Where a reply begins."""

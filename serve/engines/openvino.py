@@ -157,6 +157,11 @@ class OpenVINOEngine(Engine):
                 f"of these it can, {instead} always"
             )
         if request.grammar and request.grammar.schema is None:
+            if request.grammar.param == "response_format":
+                return "response_format", (
+                    "OpenVINO cannot let a model think before it follows a format; turn thinking off "
+                    f"(chat_template_kwargs), {instead} both"
+                )
             return "tool_choice", f"OpenVINO cannot be made to call a tool; auto lets the model choose, {instead}"
         if request.grammar and (what := unsure(json.loads(str(request.grammar.schema)))):
             return "response_format", f"OpenVINO is not known to follow {what} in a schema; {instead}"

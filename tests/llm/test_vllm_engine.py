@@ -18,7 +18,9 @@ from serve.engines.base import EngineError, EngineHealth, GenerationRequest, Tok
 from serve.engines.torch import TorchEngine
 from serve.engines.vllm import VLLMEngine
 from serve.grammar import Grammars
-from serve.tools import CallStyle
+from serve.replies.call_style import CallStyle, JsonUnit
+from serve.replies.form import ReplyForm
+from serve.replies.marks import Marks
 
 PROMPTS = [[256, 71, 72, 220], [256, 64], list(range(200)), [n * 7 % 200 for n in range(700)]]
 
@@ -177,8 +179,10 @@ def test_a_call_that_is_required_is_made(
     ends = end_token_ids(tokenizer)
     functions = {"look": {"type": "object", "properties": {"up": {"type": "boolean"}}, "required": ["up"],
                           "additionalProperties": False}}  # fmt: skip
-    style = CallStyle("<tool_call>\n", "\n</tool_call>", "name", "arguments")
-    grammar = Grammars(tokenizer, engine.vocab_size, ends).of_call(style, functions)
+    unit = JsonUnit(("name",), ("arguments",), keys=("name", "arguments"))
+    style = CallStyle("<tool_call>\n", unit, None, "\n</tool_call>")
+    form = ReplyForm(Marks(tokenizer), tokenizer, style=style)
+    grammar = Grammars(tokenizer, engine.vocab_size, ends, form).of_call(functions)
     request = GenerationRequest(PROMPTS[0], 120, temperature=0, grammar=grammar, end_token_ids=ends)
     found = token_ids(run(collect(engine, request)))
     assert found == token_ids(asyncio.run(collect(reference, request)))

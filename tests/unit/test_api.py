@@ -188,30 +188,33 @@ BAD_REQUESTS: list[tuple[dict[str, Any], int, str, str]] = [
     ({"messages": []}, 400, "messages", "at least 1 item"),
     ({"messages": "Hello"}, 400, "messages", "got 'Hello'"),
     ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages[0].role", "got 'robot'"),
-    (
-        {"messages": [{"role": "tool", "content": "x"}]},
-        400,
-        "messages[0].tool_call_id",
-        "without an answer are: none",
-    ),
+    ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role", "no call of an assistant"),
     ({"messages": [*HELLO, {"role": "assistant", "tool_calls": CALLS}]}, 400, "messages[1].tool_calls", "'c1'"),
     ({"messages": [*ASKED[:2], *HELLO]}, 400, "messages[1].tool_calls", "before message 2"),
-    ({"messages": [*ASKED, ANSWER]}, 400, "messages[3].tool_call_id", "got 'c1'"),
-    ({"messages": [{**HELLO[0], "tool_calls": CALLS}]}, 400, "messages[0].tool_calls", "only the assistant"),
-    ({"messages": [{**HELLO[0], "tool_call_id": "c1"}]}, 400, "messages[0].tool_call_id", "only a message"),
+    ({"messages": [*ASKED, ANSWER]}, 400, "messages[3].tool_call_id", "no call of an assistant"),
+    ({"messages": [{**HELLO[0], "tool_calls": CALLS}]}, 400, "messages[0].tool_calls", "only an assistant"),
+    ({"messages": [{**HELLO[0], "tool_call_id": "c1"}]}, 400, "messages[0].tool_call_id", "only a tool"),
     ({"messages": [{"role": "user"}]}, 400, "messages[0].content", "no text"),
     ({"messages": [{"role": "user", "content": " "}]}, 400, "messages[0].content", "no text"),
     ({"messages": [{"role": "user", "content": 5}]}, 400, "messages[0].content", "a string or a list"),
     ({"messages": [{"role": "user", "content": []}]}, 400, "messages[0].content", "at least 1 item"),
-    ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, 400, "messages[0].name", "argument"),
+    ({"messages": [{"role": "user", "content": "x", "nam": "y"}]}, 400, "messages[0].nam", "argument"),
+    ({"messages": [{**HELLO[0], "refusal": "No."}]}, 400, "messages[0].refusal", "null"),
+    (
+        {"messages": [{**HELLO[0], "reasoning_content": "x"}]},
+        400,
+        "messages[0].reasoning_content",
+        "only an assistant",
+    ),
+    ({"chat_template_kwargs": {"messages": []}}, 400, "chat_template_kwargs.messages", "sets this itself"),
+    ({"chat_template_kwargs": {"eos_token": "x"}}, 400, "chat_template_kwargs.eos_token", "sets this itself"),
+    ({"chat_template_kwargs": []}, 400, "chat_template_kwargs", "an object"),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]},
         400,
         "messages[0].content[0].type",
         "got 'image_url'",
     ),
-    ({"messages": [*HELLO, *HELLO]}, 400, "messages[1].role", "take turns"),
-    ({"messages": [*HELLO, {"role": "system", "content": "x"}]}, 400, "messages[1].role", "only the first"),
     ({"messages": [*HELLO, {"role": "assistant", "content": "x"}]}, 400, "messages[1].role", "last message"),
     ({"model": "other"}, 404, "model", "does not exist"),
     ({"temperature": 2.5}, 400, "temperature", "less than or equal to 2; got 2.5"),
@@ -389,6 +392,59 @@ def test_tools_are_called_where_they_have_to_be(
         answered.append({"role": "tool", "tool_call_id": call.id, "content": "rain"})
         told = chat(endpoint, messages=answered, tools=TOOLS, max_tokens=5)
         assert told.usage.prompt_tokens > chat(endpoint, tools=TOOLS, max_tokens=5).usage.prompt_tokens
+
+
+_THINKS = (
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n"
+    "{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}{% endif %}"
+)
+
+
+def test_what_is_thought_comes_apart_from_what_is_said(
+    open_endpoint: Callable[..., AbstractContextManager[Endpoint]],
+) -> None:
+    with open_endpoint(False, _THINKS) as endpoint:
+        ask = {"seed": 1, "max_tokens": 8}
+        whole = chat(endpoint, **ask, logprobs=True, stop="a")
+        [choice] = whole.choices
+        assert len(choice.message.reasoning_content) == 8
+        assert (choice.message.content, choice.logprobs.content, choice.finish_reason) == ("", [], "length")
+        assert whole.usage.completion_tokens_details.reasoning_tokens == whole.usage.completion_tokens == 8
+        chunks = list(chat(endpoint, **ask, stream=True))
+        deltas = [getattr(chunk.choices[0].delta, "reasoning_content", None) or "" for chunk in chunks]
+        assert "".join(deltas) == choice.message.reasoning_content
+        assert streamed_text(chunks) == ""
+        said = chat(endpoint, **ask, extra_body={"chat_template_kwargs": {"enable_thinking": False}})
+        assert len(said.choices[0].message.content) == 8
+        assert said.choices[0].message.reasoning_content is None
+        assert said.usage.completion_tokens_details.reasoning_tokens == 0
+        again = [*HELLO, {**said.choices[0].message.model_dump(), "reasoning_content": "Hm."}, *HELLO]
+        assert chat(endpoint, **ask, messages=again).usage.prompt_tokens > whole.usage.prompt_tokens
+        ids = {"model": MODEL, "messages": HELLO, "chat_template_kwargs": {"enable_thinking": False}}
+        counts = [
+            httpx.post(f"{endpoint.url}/tokenize", json=body).json()["count"]
+            for body in (ids, {**ids, "chat_template_kwargs": None})
+        ]
+        assert counts == [said.usage.prompt_tokens, whole.usage.prompt_tokens]
+
+
+def test_a_required_call_that_is_cut_is_a_call(
+    open_endpoint: Callable[..., AbstractContextManager[Endpoint]], tool_templates: dict[str, str]
+) -> None:
+    with open_endpoint(False, tool_templates["tags"]) as endpoint:
+        ask = {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "weather"}}, "seed": 3}
+        whole = json.loads(chat(endpoint, **ask, max_tokens=200).choices[0].message.tool_calls[0].function.arguments)
+        for limit, arguments in ((len('<tool_call>\n{"name": "weath'), None), (60, json.dumps(whole)[:10])):
+            [choice] = chat(endpoint, **ask, max_tokens=limit).choices
+            assert choice.finish_reason == "length"
+            assert not choice.message.content
+            assert (choice.message.tool_calls is None) == (arguments is None)
+            if arguments:
+                assert choice.message.tool_calls[0].function.arguments.startswith(arguments)
+        [stopped] = chat(endpoint, **ask, max_tokens=200, stop=whole["city"][1:]).choices
+        assert stopped.finish_reason == "length"
+        assert stopped.message.tool_calls[0].function.arguments == '{"city": "' + whole["city"][0]
 
 
 class Place(pydantic.BaseModel):

@@ -19,7 +19,7 @@ from serve.engines.openvino import OpenVINOEngine
 from serve.engines.sampling import Sampler
 from serve.engines.torch import TorchEngine
 from serve.grammar import Grammars
-from serve.text import ReplyText
+from serve.replies.text import ReplyText
 
 PROMPTS = [[256, 71, 72, 220], [256, 64], list(range(200)), [n * 7 % 200 for n in range(700)]]
 
@@ -327,8 +327,8 @@ def test_likely_tokens_are_told_or_refused(engine: Engine) -> None:
 def shown(tokenizer: Any, text: str, stops: list[str]) -> tuple[list[str], bool]:
     """What each byte of `text` (a token each) lets a reader see, and whether a stop string was met."""
     reply = ReplyText(tokenizer, stops)
-    pieces = [reply.push(token_id) for token_id in tokenizer(text)["input_ids"]]
-    return [*pieces, reply.finish()], reply.is_stopped
+    pieces = [reply.push(token_id).said for token_id in tokenizer(text)["input_ids"]]
+    return [*pieces, reply.finish(is_cut=False).said], reply.is_stopped
 
 
 def test_characters_of_several_tokens_appear_whole(tokenizer: Any) -> None:
@@ -338,14 +338,14 @@ def test_characters_of_several_tokens_appear_whole(tokenizer: Any) -> None:
 
 def test_half_a_character_at_the_end_is_not_shown(tokenizer: Any) -> None:
     reply = ReplyText(tokenizer, [])
-    assert [reply.push(token_id) for token_id in tokenizer("a€")["input_ids"][:-1]] == ["a", "", ""]
-    assert reply.finish() == ""
+    assert [reply.push(token_id).said for token_id in tokenizer("a€")["input_ids"][:-1]] == ["a", "", ""]
+    assert reply.finish(is_cut=True).said == ""
 
 
 def test_bytes_that_are_no_text_do_not_hold_back_what_follows(tokenizer: Any) -> None:
     continuation = tokenizer("€")["input_ids"][1]
     reply = ReplyText(tokenizer, [])
-    text = "".join(reply.push(token_id) for token_id in [continuation] * 20 + tokenizer("ok")["input_ids"])
+    text = "".join(reply.push(token_id).said for token_id in [continuation] * 20 + tokenizer("ok")["input_ids"])
     assert text.endswith("ok")
 
 
@@ -373,5 +373,5 @@ def test_a_stop_string_inside_one_token(tokenizer: Any) -> None:
             return "".join(["Hello. ", "Bye. END and", " more"][token_id] for token_id in token_ids)
 
     reply = ReplyText(WordTokenizer(), ["END", ". E"])
-    assert [reply.push(token_id) for token_id in range(3)] == ["Hello", ". Bye", ""]
+    assert [reply.push(token_id).said for token_id in range(3)] == ["Hello", ". Bye", ""]
     assert reply.is_stopped

@@ -1,0 +1,184 @@
+"""Grammars of what a model writes around JSON and calls, in llguidance's form of Lark; control tokens as tokens.
+
+rules = Rules(form.marks)
+start = rules.calls(style, {"weather": schema}, short_ids=False)
+rules.lark(start)
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from serve.replies.call_style import ID, NAME, CallStyle, FieldsUnit, JsonUnit, NamedUnit
+from serve.replies.channels import CHANNEL, END, MESSAGE, START
+from serve.replies.marks import Marks, is_mark
+from serve.replies.thinking import Thinking
+
+# Small models fill a reply with white space where they may.
+ONE_SPACE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
+_ANYTHING = "/(.|\\n)*/"
+_DEFINITIONS = ("$defs", "definitions")
+_SHORT_ID, _LONG_ID = "^[a-z0-9]{9}$", "^call_[a-z0-9]{24}$"
+_RULES_OF_TEXT = ("pattern", "format", "minLength", "maxLength")
+
+
+class Rules:
+    """Rules of one grammar, by their names."""
+
+    def __init__(self, marks: Marks) -> None:
+        self._marks = marks
+        self._rules: dict[str, str] = {}
+
+    def lark(self, start: str) -> str:
+        """The whole grammar; `start` is what all of a reply is."""
+        return "\n".join([f"start: {start}", *(f"{name}: {body}" for name, body in self._rules.items())])
+
+    def add(self, body: str, options: str = "") -> str:
+        """The name of a rule."""
+        name = f"r{len(self._rules)}"
+        self._rules[name + options] = body
+        return name
+
+    def text(self, marked: str) -> str:
+        """This very text."""
+        pieces, plain = [], ""
+        for char in marked:
+            token_id = self._marks.token_id(char) if is_mark(char) else None
+            if token_id is None:
+                plain += char
+                continue
+            pieces += [json.dumps(plain, ensure_ascii=False)] * bool(plain) + [f"<[{token_id}]>"]
+            plain = ""
+        return " ".join(pieces + [json.dumps(plain, ensure_ascii=False)] * bool(plain))
+
+    def until(self, marked: str) -> str:
+        """Any text, up to and with this one."""
+        first = next((place for place, char in enumerate(marked) if is_mark(char)), len(marked))
+        if first == 0:
+            return f"{self.add(_ANYTHING)} {self.text(marked)}"
+        suffix = json.dumps(marked[:first], ensure_ascii=False)
+        return f"{self.add(_ANYTHING, f'[suffix={suffix}]')} {self.text(marked[first:])}"
+
+    def json(self, schema: Mapping[str, Any]) -> str:
+        """JSON of a schema."""
+        return self.add(f"%json {json.dumps({**schema, 'x-guidance': ONE_SPACE})}")
+
+    # --- before it ---
+
+    def thinking(self, thinking: Thinking, is_open: bool) -> str:
+        """What is thought before the rest; with `is_open` the prompt has begun it."""
+        gap = "/\\n{0,2}/" if thinking.gap is None else self.text(thinking.gap)
+        rest = f"{self.until(thinking.closing)} {gap}"
+        return rest if is_open else f"{self.text(thinking.opening)} {rest}"
+
+    def channels(self, is_call: bool) -> str:
+        """Messages that are thought, and the header of one that is said."""
+        start, channel, message, end = map(self._marks.of, (START, CHANNEL, MESSAGE, END))
+        head = f"{channel}analysis{message}"
+        thought = f"({self.text(head)} {self.until(end)} {self.text(start + 'assistant')})*"
+        return thought if is_call else f"{thought} {self.text(f'{channel}final{message}')}"
+
+    # --- calls ---
+
+    def call(self, style: CallStyle, functions: Mapping[str, dict[str, Any]], has_short_ids: bool) -> str:
+        """One call of one of these functions, by the schemas of their parameters."""
+        units = [self.add(self._unit(style, name, schema, has_short_ids)) for name, schema in functions.items()]
+        around = self.text(style.opening.replace(ID, "")), self.text(style.closing)
+        return f"{around[0]} ({' | '.join(units)}) {around[1]}"
+
+    def _unit(self, style: CallStyle, name: str, schema: dict[str, Any], has_short_ids: bool) -> str:
+        if isinstance(style.unit, JsonUnit):
+            return self.json(_object(style.unit, name, schema, has_short_ids))
+        called = self.text(name)
+        if isinstance(style.unit, NamedUnit):
+            return f"{called} {self.text(style.unit.middle.replace(NAME, name))} {self.json(schema)}"
+        return f"{called} {self._fields(style.unit, name, schema)}"
+
+    def _fields(self, unit: FieldsUnit, name: str, schema: dict[str, Any]) -> str:
+        """Arguments in the order of the schema's properties, those that are required and others."""
+        properties: dict[str, Any] = schema.get("properties", {})
+        known = {"type", "properties", "required", "additionalProperties", "title", "description", *_DEFINITIONS}
+        if strange := sorted(schema.keys() - known - {"$schema", "strict"}):
+            raise ValueError(
+                f"{name}: this model's template writes arguments one by one; `{strange[0]}` cannot be followed there"
+            )
+        definitions = {key: schema[key] for key in _DEFINITIONS if key in schema}
+        required = set(schema.get("required", ()))
+        if missing := sorted(required - properties.keys()):
+            raise ValueError(f"{name}: {missing[0]!r} is required and has no schema in properties")
+        # Of the arguments from one on: where others stand before them, and where none does; None is impossible.
+        later: str = ""
+        first = None if unit.empty is None else self.text(unit.empty.replace(NAME, name))
+        for key in reversed(properties):
+            value = f"{self.text(key + unit.middle)} {self._value(unit, _with(properties[key], definitions))} {later}"
+            as_next = f"{self.text(unit.next)} {value}"
+            as_first = f"{self.text(unit.first.replace(NAME, name))} {value}"
+            if key not in required:
+                as_next = f"{as_next} | {later}" if later else f"({as_next})?"
+                if first is not None:
+                    as_first = f"{as_first} | {first}" if first else f"({as_first})?"
+            later, first = self.add(as_next), self.add(as_first)
+        if first is None:
+            raise ValueError(f"{name}: this model's template has no way to write a call without arguments")
+        return first
+
+    def _value(self, unit: FieldsUnit, schema: dict[str, Any]) -> str:
+        kind = unit.syntax.kind
+        if kind == "json":
+            return self.json(schema)
+        values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+        if values is not None:
+            return self.add(
+                " | ".join(f"{self._constant(unit, value)} {self.text(unit.closing)}" for value in values)
+            )
+        if schema.get("type") == "string":
+            if rule := next((rule for rule in _RULES_OF_TEXT if rule in schema), None):
+                raise ValueError(f"`{rule}` of a text cannot be followed in this model's way of writing arguments")
+            return self._any_text(unit)
+        if kind != "raw" and schema.get("type") not in ("integer", "number", "boolean"):
+            raise ValueError(
+                "only texts, numbers, booleans and constants can be followed in this model's way of writing arguments"
+            )
+        if schema.get("type") == "boolean" and kind == "python":
+            return '("True" | "False")'
+        if not schema.get("type") or isinstance(schema["type"], list):
+            raise ValueError(
+                "an argument without one type cannot be followed in this model's way of writing arguments"
+            )
+        return f"{self.json(schema)} {self.text(unit.closing)}"
+
+    def _any_text(self, unit: FieldsUnit) -> str:
+        quote = unit.syntax.quote
+        if unit.syntax.kind == "raw":
+            return self.until(unit.closing)
+        if unit.syntax.kind == "python":
+            return self.add(r"/'([^'\\\n]|\\[\\n'])*'/")
+        return f"{self.text(quote)} {self.until(quote)}"
+
+    def _constant(self, unit: FieldsUnit, value: Any) -> str:
+        kind = unit.syntax.kind
+        if kind == "python":
+            return self.text(repr(value))
+        if isinstance(value, str):
+            return self.text(f"{unit.syntax.quote}{value}{unit.syntax.quote}")
+        return self.text(json.dumps(value, ensure_ascii=False))
+
+
+def _with(schema: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    return {**schema, **definitions} if isinstance(schema, dict) else {}
+
+
+def _object(unit: JsonUnit, name: str, schema: dict[str, Any], has_short_ids: bool) -> dict[str, Any]:
+    values: dict[str, Any] = {unit.names[-1]: {"const": name}, unit.arguments[-1]: schema}
+    for key, value in unit.others:
+        an_id = {"type": "string", "pattern": _SHORT_ID if has_short_ids else _LONG_ID}
+        values[key] = an_id if value == ID else {"const": value}
+    found: dict[str, Any] = _closed({key: values[key] for key in unit.keys})
+    for key in reversed(unit.names[:-1]):
+        found = _closed({key: found})
+    return {**found, **{key: schema[key] for key in _DEFINITIONS if key in schema}}
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+    required = list(properties)
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
