@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.chat import Conversation, EncodedConversation, Message, common_prompt, encode_conversation
+from models.chat.renderer import renderer_of
 from workflows.conversations import parse_conversation, parse_judged, parse_pair
 from workflows.spec import DataSpec
 
@@ -20,6 +21,9 @@ class Encoding:
     data: DataSpec
     examples: str
     """`conversations`, `pairs` or `judged`, by the objective"""
+
+    def __post_init__(self) -> None:
+        renderer_of(self.tokenizer).encoder.expect_many()
 
     def row(self, text: bytes, mismatched: str) -> dict[str, Any]:
         """A row of the corpus; raises ValueError where nothing can be learned from the line, and
@@ -48,7 +52,7 @@ class Encoding:
         }
 
     def _read(self, text: bytes, mismatched: str) -> tuple[Conversation, Conversation | None, bool | None]:
-        fields, same_role = self.data.fields, self.data.same_role
+        fields, same_role = self.data.names, self.data.same_role
         if self.examples == "conversations":
             return self._thought(parse_conversation(text, fields, same_role)), None, None
         if self.examples == "pairs":

@@ -5,16 +5,15 @@ where they stand apart, and `conversation_of` makes all of it.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from models.chat.form import Conversation, Message, is_blank, kind_of
 from models.chat.messages import SameRole, joined_messages, normal_messages, normal_tools
 from models.chat.turn import role_of
-from workflows.turns import FIELDS as TURN_FIELDS
+from workflows.spec import FieldName
 from workflows.turns import turns_of, written_turns
 
-FIELDS = ("messages", "system", "tools", "prompt", "input", "completion", "history", "chosen", "rejected", "label",
-          *TURN_FIELDS)  # fmt: skip
+FIELDS: tuple[str, ...] = get_args(FieldName)
 LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "inputs", "problem", "user", "human")
 REPLIES = ("completion", "response", "output", "answer", "targets", "solution", "assistant")

@@ -38,7 +38,7 @@ def make_base(context: Context, files: list[SourceFile]) -> None:
     spec = context.spec
     settings = spec.new_model.model_dump()
     task = ray.remote(_make).options(num_cpus=1)
-    reading = _Reading(spec.train.objective.examples, spec.data.fields, spec.data.same_role)
+    reading = _Reading(spec.train.objective.examples, spec.data.names, spec.data.same_role)
     found: int = ray.get(task.remote(context.store.uri, context.key, files, reading, settings))
     context.progress.note(
         f"prepare: a tokenizer of {found:,} tokens is learned; a new model begins with random weights"

@@ -274,9 +274,13 @@ def run_stages(
             if last == "tune"
             else f"train.objective: {spec.train.objective.name} needs no {last} values; there is no such stage"
         )
-    record = _run_record(spec, last)
     not_done = [state.stage.name for state in states if state.artifact is None]
     to_run = [name for name in (*not_done, "deploy") if name in wanted]
+    if {"reference", "tune", "train"} & {*to_run}:
+        from workflows.readings import known_reading
+
+        known_reading(spec)  # before the corpus is made for a model that cannot learn from it
+    record = _run_record(spec, last)
     done: dict[str, Artifact] = {}
     try:
         for state in states:

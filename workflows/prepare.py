@@ -42,6 +42,8 @@ from workflows.spec import NEW_MODEL, PipelineSpec
 _LINES_PER_BLOCK = 512
 _BYTES_PER_BLOCK = 64 << 20
 _EXCERPT_CHARACTERS = 200
+# Above this share of cut conversations a user is told.
+_MANY_CUT = 0.05
 _Reading = tuple[dict[str, str], SameRole]  # data.fields, data.same_role
 
 _SCHEMA = pa.schema(
@@ -267,6 +269,11 @@ def _check(context: Context, figures: dict[str, Any], paths: list[str]) -> None:
             f"data.max_bad_share: {bad} of {good + bad} lines ({bad / (good + bad):.1%}) cannot be used, more than "
             f"{data.max_bad_share:.1%}; by reason, with the first line of each:\n"
             f"{set_aside_text(figures['set_aside'])}\nall of them: {listing}"
+        )
+    if figures["truncated"] > _MANY_CUT * good:
+        context.progress.note(
+            f"prepare: {figures['truncated']:,} of {good:,} conversations ({figures['truncated'] / good:.0%}) are "
+            f"longer than data.max_length, {data.max_length} tokens, and cut; raise it, or say data.truncate: left"
         )
     if bad:
         context.progress.result(

@@ -20,6 +20,13 @@ NEW_MODEL = "new"
 """as a `base_model`: trained from nothing"""
 
 
+FieldName = Literal[
+    "messages", "role", "content", "system", "tools", "reasoning_content", "tool_calls", "tool_call_id", "name",
+    "train", "prompt", "input", "completion", "history", "chosen", "rejected", "label",
+]  # fmt: skip
+"""what `data.fields` may map"""
+
+
 class Source(Section):
     """Where conversations come from."""
 
@@ -54,10 +61,10 @@ class DataSpec(Section):
     max_bad_share: Share = 0.01
     """Share of lines that may be set aside as unusable before prepare fails."""
 
-    fields: dict[str, str] = Field(default={})
+    fields: dict[FieldName, str] = Field(default={})
     """What the keys of your records are called: our name to yours, as in `{messages: dialogue, content: utterance}`.
-    Our names: messages, role, content, system, tools, reasoning_content, tool_calls, train; prompt, completion,
-    history; chosen, rejected, label."""
+    Our names: messages, role, content, system, tools, reasoning_content, tool_calls, tool_call_id, name, train;
+    prompt, input, completion, history; chosen, rejected, label."""
 
     same_role: Literal["merge", "refuse"] = "merge"
     """Two turns of one role in a row: `merge` joins them with an empty line, `refuse` sets the line aside."""
@@ -91,6 +98,11 @@ class DataSpec(Section):
 
     cut_replies: Literal["cut", "drop", "fail"] = "cut"
     """What happens to a reply that `max_length` cuts: it is learned up to the cut, left out, or fails the stage."""
+
+    @property
+    def names(self) -> dict[str, str]:
+        """`fields`, for any text as a name."""
+        return {str(ours): theirs for ours, theirs in self.fields.items()}
 
 
 class NewModelSpec(Section):

@@ -155,7 +155,7 @@ def _from_the_left(
 
 
 def _as_tree(base: list[int], samples: list[Sample], max_length: int | None, cut_replies: str) -> EncodedConversation:
-    most = max_length or max(len(base), *(sample.end for sample in samples))
+    most = max_length or max(len(base), *(sample.shared + len(sample.rest) for sample in samples))
     too_long = [sample for sample in samples if sample.end > most]
     if too_long and cut_replies == "fail":
         raise ReplyCut(f"a reply ends at token {too_long[0].end}, beyond data.max_length {most}")

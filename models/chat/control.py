@@ -8,13 +8,15 @@ tokens = TextEncoder(tokenizer, guard).encode(rendered)
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from models.chat.quick_ids import QuickIds
 from models.chat.template import ChatTemplate
 
 # A noncharacter, which Unicode leaves to a program's own use: it stands behind the first character of a guarded name.
 _GUARD = "\ufdd0"
+
+_SHORT, _SHORT_TEXTS = 32, 20_000
 
 ALLOWED = "{#- control tokens inside messages are allowed #}"
 """stands at the end of a chat template by `data.control_tokens: allow`, and so goes where the template goes"""
@@ -32,6 +34,7 @@ class ControlTokens:
         }
         self.name = _any_of(names)
         """a pattern of their names"""
+        self.parting_name = re.compile(f"({self.name.pattern})")
         are_guarded = set() if ALLOWED in template.source else names
         # Templates look for these in a reply's text, whether they are tokens or not.
         tags = {tag for tag in ("<think>", "</think>") if "</think>" in written}
@@ -59,16 +62,40 @@ def _places(text: str, letter: str) -> list[int]:
     return [match.start() for match in re.finditer(re.escape(letter), text)]
 
 
-@dataclass(frozen=True)
 class Tokens:
-    """Token ids of a text, and where each token ends in it."""
+    """Token ids of a text, and which of them stand before a place in it."""
 
-    ids: list[int]
-    ends: list[int] = field(repr=False)
+    def __init__(self, ids: list[int], ends: list[int]) -> None:
+        """`ends`: where each token ends in the text."""
+        self.ids = ids
+        self.ends = ends
 
     def before(self, place: int) -> int:
         """How many tokens end at or before this place of the text."""
         return bisect_right(self.ends, place)
+
+
+class _Segments(Tokens):
+    """The tokens of a text that control tokens cut into segments, each of which is encoded by itself."""
+
+    def __init__(self, ids: list[int], segments: list[tuple[int, int, str]], encoder: "TextEncoder") -> None:
+        """`segments`: of each where it begins in the text, and among the tokens, and its text."""
+        self.ids = ids
+        self._segments = segments
+        self._begins = [begin for begin, _, _ in segments]
+        self._encoder = encoder
+
+    def before(self, place: int) -> int:
+        number = bisect_right(self._begins, place) - 1
+        begin, count, text = self._segments[number]
+        if place == begin:
+            return count
+        if place >= begin + len(text):
+            return self._segments[number + 1][1] if number + 1 < len(self._segments) else len(self.ids)
+        ids = self._encoder.ids_of([text[: place - begin]])[0]
+        if self.ids[count : count + len(ids)] == ids:
+            return count + len(ids)
+        return count + self._encoder.whole(text).before(place - begin)
 
 
 class TextEncoder:
@@ -79,12 +106,21 @@ class TextEncoder:
         self._control = control
         self._newline = self._backend.encode("\n", add_special_tokens=False).ids
         self.added = frozenset(tokenizer.added_tokens_decoder)
+        added = tokenizer.added_tokens_decoder.items()
+        self._named = {str(token.content): number for number, token in added}
+        self._short: dict[str, list[int]] = {}
+        self._quick: QuickIds | None = None
+        eats = any(token.lstrip or token.rstrip or token.single_word for _, token in added)
+        self._is_cut = not eats and self._cuts_alike()
+
+    def expect_many(self) -> None:
+        """Many texts will be encoded."""
+        self._quick = self._quick or QuickIds(self._backend, self._own_ids)
 
     def encode(self, text: str) -> Tokens:
         """Token ids of a rendered text; guarded names as the characters that they are written with."""
         if _GUARD not in text:
-            encoding = self._backend.encode(text, add_special_tokens=False)
-            return Tokens(encoding.ids, [end for _, end in encoding.offsets])
+            return self._in_segments(text) if self._is_cut else self.whole(text)
         ids: list[int] = []
         ends: list[int] = []
         place = 0
@@ -95,6 +131,51 @@ class TextEncoder:
                 ends += [place + end for end in found.ends]
             place += len(piece)
         return Tokens(ids, ends)
+
+    def whole(self, text: str) -> Tokens:
+        """Token ids of a text without guards, encoded at once."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return Tokens(encoding.ids, [end for _, end in encoding.offsets])
+
+    def _in_segments(self, text: str) -> Tokens:
+        """The same, each text between control tokens by itself: ids alone are quicker, and short texts come again."""
+        parts = self._control.parting_name.split(text)
+        missing = [part for part in parts[::2] if part and part not in self._short]
+        found = dict(zip(missing, self.ids_of(missing), strict=True)) if missing else {}
+        ids: list[int] = []
+        segments: list[tuple[int, int, str]] = []
+        place = 0
+        for number, part in enumerate(parts):
+            if part:
+                segments.append((place, len(ids), part))
+                if number % 2:
+                    ids.append(self._named[part])
+                else:
+                    ids += self._short[part] if part in self._short else found[part]
+                place += len(part)
+        return _Segments(ids, segments, self)
+
+    def ids_of(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts without control tokens; those of short ones are kept."""
+        if len(texts) == 1 and texts[0] in self._short:
+            return [self._short[texts[0]]]
+        found = self._own_ids(texts) if self._quick is None else self._quick.encode(texts)
+        if len(self._short) < _SHORT_TEXTS:
+            self._short |= {text: ids for text, ids in zip(texts, found, strict=True) if len(text) <= _SHORT}
+        return found
+
+    def _own_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [each.ids for each in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def _cuts_alike(self) -> bool:
+        """Whether texts between control tokens are encoded as they are within a longer text."""
+        name = next((name for name in self._named if self._control.name.fullmatch(name)), None)
+        if name is None:
+            return False
+        words = ("a", " a", "\na", "a\n", "\n", " ", "  a ", "\n\n", "A b", ".", "'s", "é")
+        text = "".join(f"{name}{word}" for word in words) + name + name
+        self._is_cut = True
+        return self._in_segments(text).ids == self.whole(text).ids
 
     def starts_with_control_token(self, text: str, place: int) -> bool:
         """Whether a text can be encoded from there on apart from what stands before it."""

@@ -46,10 +46,8 @@ class Probes:
 
     def end_in(self, written: str, text: str) -> int | None:
         """Where a reply ends whose last words are `text`, or that ends with a call; None where nothing ends it."""
-        if text and self._text_tail:
-            place = written.rfind(text + self._text_tail)
-            if place >= 0:
-                return place + len(text) + len(self._text_tail)
+        if text and (end := self.end_of_words(written, text)):
+            return end
         found = list(self._control.name.finditer(written))
         if text:
             begin = written.rfind(text) + len(text)
@@ -60,6 +58,11 @@ class Probes:
             special = [token.end() for token in found if token[0] in self._special]
             ends = special[:1] if text else special[-1:]
         return ends[0] if ends else None
+
+    def end_of_words(self, written: str, text: str) -> int:
+        """Where a reply ends that ends as a probe does; 0 where it does not."""
+        place = written.rfind(text + self._text_tail) if self._text_tail else -1
+        return place + len(text) + len(self._text_tail) if place >= 0 else 0
 
     def _ends_of(self, tail: str) -> list[str]:
         """The last control token of what ends a reply."""

@@ -181,7 +181,7 @@ class Renderer:
         until = self.text([own], tools)
         words = text_of(own) or own.get("reasoning_content", "")
         first = own.get("reasoning_content") or words
-        for token in [*self.control.name.finditer(until), None]:
+        for token in [None, *reversed([*self.control.name.finditer(until)])]:
             end = token.start() if token else len(until)
             if words and first in until[:end] and until[:end].rstrip().endswith(words):
                 place = until.rfind(first, 0, end)
@@ -190,6 +190,10 @@ class Renderer:
 
     def with_end(self, own: dict[str, Any], written: str, index: int, tools: Any) -> str:
         """A reply up to its end, out of what the template writes from its beginning on; all of it must be there."""
+        if len(own) == 2 and isinstance(text := own.get("content"), str) and text:
+            place = self.probes.end_of_words(written, text)
+            if place:
+                return written[:place]
         is_call = "tool_calls" in own
         said = self.control.name.sub("", written) if is_call else written
         for what, words, fix, count in _words_of(own):

@@ -2,15 +2,18 @@
 
 A template is asked for the text before each reply and for the reply. In most, the text of a whole conversation holds
 all of these one after the other, and a conversation is one sequence of tokens. Others write an earlier turn
-differently once later ones follow: thinking is dropped, a turn ends in another token, the system's text moves. There a
-conversation is a tree of pieces, in which replies share what is the same before them.
+differently once later ones follow: thinking is dropped, a turn ends in another token, the system's text moves. There
+a conversation is a tree of pieces, in which replies share what is the same before them.
 
 Asked singly, n replies cost n renderings of up to n messages. So that a conversation costs as much as it is long, it
 is rendered once, or once a round, where that comes to the same; whether it does is found out for every kind of
 conversation on a short one of that kind.
 """
 
+import dataclasses
+import functools
 import weakref
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -49,17 +52,35 @@ class Encoder:
 
     def samples(self, messages: Prepared, tools: Any, learned: Sequence[int]) -> tuple[list[int], list[Sample]]:
         """The replies of the messages numbered `learned`, and the tokens that they share."""
-        kept = _short_of_its_kind(messages)
-        kind = (bool(tools), tuple(_kind_of(messages[number]) for number in kept))
+        kinds = tuple([_kind_of(message) for message in messages])
+        kept = _short_of_its_kind(kinds)
+        kind = (bool(tools), tuple([kinds[number] for number in kept]))
         if kind not in self._ways:
             if len(kept) == len(messages) and kind not in self._seen:
                 self._seen.add(kind)  # a kind that may never come again
-                return self._singly(messages, tools, learned)
+                return self._to_its_end(messages, tools, *self._singly(messages, tools, learned))
             self._ways[kind] = self._way_for([messages[number] for number in kept], tools)
+        way = self._ways[kind]
         try:
-            return self._by_way(self._ways[kind], messages, tools, learned)
+            found = self._by_way(way, messages, tools, learned)
         except _NotSo:
-            return self._singly(messages, tools, learned)
+            way, found = "single", self._singly(messages, tools, learned)
+        return found if way == "whole" else self._to_its_end(messages, tools, *found)
+
+    def _to_its_end(
+        self, messages: Prepared, tools: Any, base: list[int], samples: list[Sample]
+    ) -> tuple[list[int], list[Sample]]:
+        """What the conversation's text has behind the last reply goes with it, where that is its beginning."""
+        last, whole = samples[-1], base
+        if not base:
+            try:
+                whole = self._renderer.encoder.encode(self._renderer.text(messages, tools)).ids
+            except ChatTemplateError:
+                return base, samples
+        begins = last.rest == whole[last.shared : last.shared + len(last.rest)]
+        if begins and (not last.shared or base):
+            samples = [*samples[:-1], dataclasses.replace(last, rest=whole[last.shared :])]
+        return base, samples
 
     def _by_way(
         self, way: Way, messages: Prepared, tools: Any, learned: Sequence[int]
@@ -102,16 +123,19 @@ class Encoder:
     def _whole(self, messages: Prepared, tools: Any, learned: Sequence[int]) -> tuple[list[int], list[Sample]]:
         """All replies read off one text."""
         text, begins = self._renderer.marked_text(messages, tools)
-        last, opening = max(learned), ""
-        if last:
-            before = self._renderer.text(messages[:last], tools, generates=True)
-            opening = before[begins[last] :] if begins[last] >= 0 else ""
-            if not text.startswith(before):
-                raise _NotSo
+        last = max(learned)
+        opening = self._opening(text, begins, messages, tools, last) if last else ""
         tokens = self._renderer.encoder.encode(text)
         spans = [self._span(text, begins, messages, number, opening, tools) for number in learned]
         self._renderer.check_whole(messages, tools, text)
         return tokens.ids, [self._read_off(text, tokens, *span, is_base=True) for span in spans]
+
+    def _opening(self, text: str, begins: list[int], messages: Prepared, tools: Any, number: int) -> str:
+        """What a prompt ends with that asks for a message of the text, if the rest of it is the text's beginning."""
+        prompt = self._renderer.text(messages[:number], tools, generates=True)
+        if begins[number] < 0 or not text.startswith(prompt):
+            raise _NotSo
+        return prompt[begins[number] :]
 
     def _span(
         self, text: str, begins: list[int], messages: Prepared, number: int, opening: str, tools: Any
@@ -240,47 +264,54 @@ def _full(base: list[int], samples: list[Sample]) -> list[tuple[list[int], int, 
 
 def _kind_of(message: dict[str, Any]) -> tuple[Any, ...]:
     """What of a message a template may make a difference of."""
+    if len(message) == 2:
+        return (
+            (message["role"], bool(message["content"]))
+            if "content" in message
+            else (message["role"], False, *message)
+        )
     calls = min(2, len(message.get("tool_calls", ())))
     return message["role"], bool(message.get("content")), "reasoning_content" in message, calls, "name" in message
 
 
 def rounds_of(messages: Prepared) -> tuple[list[int], list[list[int]]]:
     """The numbers of the messages before the first user's, and those of each round, which a user begins."""
-    starts = [
-        number
-        for number, message in enumerate(messages)
-        if message["role"] == "user" and (not number or messages[number - 1]["role"] != "user")
-    ]
+    return _rounds_of([message["role"] for message in messages])
+
+
+def _rounds_of(roles: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    starts = [n for n, role in enumerate(roles) if role == "user" and (not n or roles[n - 1] != "user")]
     if not starts:
-        return [], [list(range(len(messages)))]
-    ends = [*starts[1:], len(messages)]
+        return [], [list(range(len(roles)))]
+    ends = [*starts[1:], len(roles)]
     return list(range(starts[0])), [list(range(*span)) for span in zip(starts, ends, strict=True)]
 
 
-def _short_of_its_kind(messages: Prepared) -> list[int]:
+@functools.lru_cache(maxsize=4096)
+def _short_of_its_kind(kinds: tuple[Any, ...]) -> list[int]:
     """The numbers of some messages that make a conversation of the same kind: of each kind of round its first two and
     its last, and of steps that follow each other in a round alike no more than two.
     """
-    head, rounds = rounds_of(messages)
-    kinds = [tuple(_kind_of(messages[number]) for number in _few(messages, numbers)) for numbers in rounds]
-    seen: dict[Any, int] = {}
-    left = {kind: kinds.count(kind) for kind in set(kinds)} if len(kinds) > 3 else {}
+    head, rounds = _rounds_of([kind[0] for kind in kinds])
+    few = [_few(kinds, numbers) for numbers in rounds]
+    round_kinds = [tuple(kinds[number] for number in numbers) for numbers in few]
+    left, seen = Counter(round_kinds), Counter[Any]()
     kept = list(head)
-    for place, (numbers, kind) in enumerate(zip(rounds, kinds, strict=True)):
-        seen[kind] = seen.get(kind, 0) + 1
-        if not left or seen[kind] <= 2 or seen[kind] == left[kind] or place >= len(rounds) - 2:
-            kept += _few(messages, numbers)
+    for place, (numbers, kind) in enumerate(zip(few, round_kinds, strict=True)):
+        seen[kind] += 1
+        if len(rounds) <= 3 or seen[kind] <= 2 or seen[kind] == left[kind] or place >= len(rounds) - 2:
+            kept += numbers
     return kept
 
 
-def _few(messages: Prepared, numbers: list[int]) -> list[int]:
+def _few(kinds: Sequence[Any], numbers: list[int]) -> list[int]:
     """A round without the steps, of one or two messages, that repeat the two before them."""
     kept: list[int] = []
     for number in numbers:
         kept.append(number)
         for width in (1, 2):
-            kinds = [_kind_of(messages[place]) for place in kept[-3 * width :]]
-            if len(kinds) == 3 * width and kinds[:width] == kinds[width : 2 * width] == kinds[2 * width :]:
+            last = [kinds[place] for place in kept[-3 * width :]]
+            if len(last) == 3 * width and last[:width] == last[width : 2 * width] == last[2 * width :]:
                 del kept[-width:]
     return kept
 

@@ -117,7 +117,8 @@ def test_the_first_word_is_not_looked_for_in_the_template(dialect: Dialect, word
 
 
 def test_the_tokens_that_end_a_reply(dialect: Dialect) -> None:
-    assert end_token_ids(dialect.tokenizer) == {*dialect.tokenizer.convert_tokens_to_ids(list(dialect.ends))}
+    ends = {*dialect.tokenizer.convert_tokens_to_ids(list(dialect.ends))}
+    assert end_token_ids(dialect.tokenizer) == ends | {*dialect.tokenizer.end_ids_of_model}
 
 
 def test_a_template_may_end_a_reply_otherwise_than_the_tokenizer_ends_a_text(tiny_llama: Path) -> None:
@@ -145,12 +146,11 @@ def test_white_space_before_a_reply_belongs_to_it() -> None:
 
 
 @pytest.mark.parametrize(("template", "words"), [
-    ("{{ messages | length }} messages" + CHATML, "changes message 1 when later messages follow"),
-    (CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif"), "opens message 1 otherwise"),
+    (CHATML.replace("assistant\n{% endif", "bot\n{% endif"), "opens a reply with .*bot.* when it is asked for"),
     ("{{ raise_exception('only one turn') }}", "refuses these messages: only one turn"),
     ("{{ messages[9]['content'] + 1 }}", "refuses these messages"),
 ])  # fmt: skip
-def test_a_template_that_does_not_grow_turn_by_turn_is_refused(tiny_gpt2: Path, template: str, words: str) -> None:
+def test_a_template_that_opens_no_reply_as_it_writes_one_is_refused(tiny_gpt2: Path, template: str, words: str) -> None:
     tokenizer = chatml(tiny_gpt2)
     tokenizer.chat_template = template
     with pytest.raises(ChatTemplateError, match=words):

@@ -1,0 +1,59 @@
+"""Token ids of many texts at a multiple of the speed, by fastokens, where it gives what the tokenizer itself gives.
+
+fastokens (Apache-2.0, used by NVIDIA Dynamo) computes byte-pair encodings 4 to 8 times as fast as Hugging Face's
+tokenizers, ids alone. It takes seconds to load, and is a second implementation: so it is loaded after some thousand
+texts, which it must encode to the same ids, and goes on being compared.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_LOADED_AFTER = 4096
+_COMPARED_EVERY = 61
+
+
+class QuickIds:
+    """`encode` is the tokenizer's own function of texts."""
+
+    def __init__(self, backend: Any, encode: Callable[[Sequence[str]], list[list[int]]]) -> None:
+        self._backend = backend
+        self._own = encode
+        self._known: list[tuple[str, list[int]]] = []
+        self._quick: Any = None
+        self._is_given_up = False
+        self._count = 0
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text."""
+        if self._quick is None:
+            found = self._own(texts)
+            if not self._is_given_up:
+                self._known += zip(texts, found, strict=True)
+                if len(self._known) >= _LOADED_AFTER:
+                    self._load()
+            return found
+        found = [self._quick.encode(text, add_special_tokens=False).ids for text in texts]
+        self._count += len(texts)
+        if self._count >= _COMPARED_EVERY:
+            self._count = 0
+            own = self._own(texts)
+            # What was encoded before may be wrong too: this is no time to go on.
+            assert own == found, f"fastokens encodes these texts differently from the tokenizer: {list(texts)!r}"
+        return found
+
+    def _load(self) -> None:
+        try:
+            import fastokens
+
+            quick = fastokens.Tokenizer.from_json_str(self._backend.to_str())
+            if all(quick.encode(text, add_special_tokens=False).ids == ids for text, ids in self._known):
+                self._quick = quick
+            else:
+                logger.info("fastokens encodes some texts differently; the tokenizer's own encoding is used")
+        except Exception as error:  # whatever it cannot do, the tokenizer can
+            logger.info("fastokens cannot be used with this tokenizer: %s", error)
+        self._is_given_up = self._quick is None
+        self._known = []
