@@ -4,6 +4,7 @@ LoRA (Hu et al. 2021, arXiv:2106.09685), rsLoRA (Kalajdzievski 2023, arXiv:2312.
 arXiv:2402.09353).
 """
 
+import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,13 +23,14 @@ def attach(
     method: str = "lora",
     new_tokens: Sequence[int] = (),
 ) -> Any:
-    """A PEFT model whose only trainable weights are the adapter's; `base` names the model it belongs to.
+    """A PEFT model whose only trainable weights are the adapter's; `base` names the model that it belongs to.
 
     `method` is `lora`, `rslora` or `dora`. Of `new_tokens` the embeddings, and the head's rows, are trained and saved
     with it. Raises ValueError where no layer has one of the `target_modules`' names.
     """
     from peft import LoraConfig, get_peft_model
 
+    check_layers(model, target_modules, new_tokens)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
@@ -46,8 +48,53 @@ def attach(
         raise ValueError(f"train.adapter.target_modules: {error}") from error
 
 
+def check_layers(model: Any, target_modules: str | list[str], new_tokens: Sequence[int] = ()) -> None:
+    """Raise ValueError for names that match no layer, and for layers whose change could not be merged exactly.
+
+    The model's weights are not looked at.
+    """
+    names = [] if isinstance(target_modules, str) else target_modules
+    layers = dict(model.named_modules())
+    where = "train.adapter.target_modules"
+    ends = {name.rpartition(".")[2] for name, layer in layers.items() if hasattr(layer, "weight")}
+    for wanted in names:
+        if not any(_is_named(name, wanted) for name in layers):
+            close = difflib.get_close_matches(wanted, ends, n=1)
+            raise ValueError(
+                f"{where}: {wanted!r} is the name of no layer"
+                + (f"; did you mean {close[0]}?" if close else ";")
+                + f" There are {', '.join(sorted(ends))}"
+            )
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    are_tied = head is not None and head.weight is embedding.weight
+    for name, layer in layers.items():
+        if layer not in (embedding, head) or not any(_is_named(name, wanted) for wanted in names):
+            continue
+        if are_tied:
+            raise ValueError(
+                f"{where}: {name} is one matrix with the {'head' if layer is embedding else 'embedding'} of this "
+                "model (tie_word_embeddings), and a change of one cannot be merged without changing the other; leave "
+                "it out, or train all weights (train.adapter: null)"
+            )
+        if new_tokens:
+            raise ValueError(
+                f"{where}: {name} has rows of data.new_tokens, which are trained as they are; leave it out, or train "
+                "all weights (train.adapter: null)"
+            )
+    if new_tokens and not are_tied and getattr(head, "bias", None) is not None:
+        raise ValueError(
+            "data.new_tokens: the head of this model has a bias, which PEFT leaves out where it trains single rows; "
+            "train all weights (train.adapter: null)"
+        )
+
+
+def _is_named(name: str, wanted: str) -> bool:
+    """As PEFT looks for the layers of a list."""
+    return name == wanted or name.endswith(f".{wanted}")
+
+
 def _token_rows(model: Any, new_tokens: Sequence[int]) -> dict[str, list[int]] | None:
-    """The rows to train, by the names of the layers that have them: PEFT itself ties them where the layers are tied."""
+    """The rows to train, by the names of the layers that have them: where these are tied, PEFT ties the rows."""
     if not new_tokens:
         return None
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -55,10 +102,10 @@ def _token_rows(model: Any, new_tokens: Sequence[int]) -> dict[str, list[int]] |
     return {name: list(new_tokens) for name, module in model.named_modules() if module in layers}
 
 
-def freeze(model: Any, patterns: list[str]) -> None:
+def freeze(model: Any, patterns: list[str], has_new_tokens: bool = False) -> None:
     """Take the parameters whose names match a pattern (`*` for anything) out of training.
 
-    Raises ValueError where a pattern matches none, or all are frozen.
+    Raises ValueError where a pattern matches none, or all are frozen, or embeddings that are yet to be learned.
     """
     parameters = dict(model.named_parameters())
     for pattern in patterns:
@@ -69,6 +116,11 @@ def freeze(model: Any, patterns: list[str]) -> None:
             )
         for name in names:
             parameters[name].requires_grad_(False)
+    if patterns and has_new_tokens and not model.get_input_embeddings().weight.requires_grad:
+        raise ValueError(
+            f"train.frozen: {', '.join(patterns)} freeze the embeddings, of which those of data.new_tokens are to be "
+            "learned; freeze less"
+        )
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise ValueError(f"train.frozen: {', '.join(patterns)} leave nothing to train; freeze less")
 

@@ -7,6 +7,7 @@ New rows begin as the mean of the old ones (Hewitt 2021, "Initializing New Word 
 Models"): what is drawn at random can take most of the first predictions to itself.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,8 @@ def add_new_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
             f"data.new_tokens: {blank[0]!r} begins or ends with white space, which chat templates take away; "
             "name the word alone"
         )
-    control = {str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    if taken := [text for text in texts if text in control]:
-        raise ValueError(f"data.new_tokens: {taken[0]!r} is a control token of this model already; leave it out")
-    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in texts])
+    known = {str(token.content) for token in tokenizer.added_tokens_decoder.values()}
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in texts if text not in known])
     ids: list[int] = tokenizer.convert_tokens_to_ids(list(texts))
     for text, token in zip(texts, ids, strict=True):
         found = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -47,14 +46,28 @@ def add_new_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     return ids
 
 
-def new_token_ids(base_folder: Path | str, tokenizer: Any) -> list[int]:
-    """The tokens that a tokenizer has beyond the base model's own."""
-    return list(range(len(load_tokenizer(base_folder)), len(tokenizer)))
+def tokens_without_rows(folder: Path, num_rows: int) -> dict[int, tuple[str, bool]]:
+    """Of a model's folder the tokens of its tokenizer.json that an embedding of so many rows has none for.
+
+    By their ids: the text, and whether it is a control token. Without the libraries, which take seconds to import.
+    """
+    try:
+        file = json.loads((folder / "tokenizer.json").read_text())
+        vocabulary = file["model"]["vocab"]
+        ids = vocabulary if isinstance(vocabulary, dict) else {entry[0]: id_ for id_, entry in enumerate(vocabulary)}
+        added = {token["id"]: (str(token["content"]), bool(token["special"])) for token in file["added_tokens"]}
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return {}  # `load_tokenizer` says what is wrong with it
+    found = {id_: (str(text), False) for text, id_ in ids.items() if id_ >= num_rows}
+    return found | {id_: entry for id_, entry in added.items() if id_ >= num_rows}
 
 
 def fit_embeddings(model: Any, base_folder: Path | str, tokenizer: Any) -> list[int]:
-    """Give the base model a row of embedding and head for each token that `tokenizer` has beyond its own; their ids."""
-    new = new_token_ids(base_folder, tokenizer)
+    """Give the base model a row of embedding and head for each token that `tokenizer` has beyond its own; their ids.
+
+    Those of its own tokenizer that it has no row for are among them.
+    """
+    new = list(range(min(len(load_tokenizer(base_folder)), rows_of(model)), len(tokenizer)))
     if new:
         fit_rows(model, new)
     return new

@@ -119,14 +119,18 @@ def _found(folder: Path, config: dict[str, Any]) -> dict[str, int]:
     return (counts or _estimated(text, sizes)) | sizes
 
 
-def _counted(config: Any) -> dict[str, int]:
+def empty_model(config: Any) -> Any:
+    """The causal language model of transformers' config, without memory for its weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
     is_whole = type(config) in AutoModelForCausalLM._model_mapping
-    text = text_part(config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config if is_whole else text)
+        return AutoModelForCausalLM.from_config(config if is_whole else text_part(config))
+
+
+def _counted(config: Any) -> dict[str, int]:
+    model, text = empty_model(config), text_part(config)
     total = sum(parameter.numel() for parameter in model.parameters())
     of_experts = sum(parameter.numel() for name, parameter in model.named_parameters() if ".experts." in name)
     experts, used = _first(text, _EXPERTS), _first(text, _EXPERTS_OF_A_TOKEN)

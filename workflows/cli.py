@@ -66,7 +66,7 @@ def run(
 def plan(
     pipeline: str, overrides: tuple[str, ...], insecure: bool, json_lines: bool, cluster_file: str | None
 ) -> None:
-    """Say what a run would do and need. Changes nothing."""
+    """Say what a run would do and need, and what would end it; changes nothing. Exit code 1 if something would."""
     from workflows.deploy import living_endpoint
     from workflows.pipeline import examine
     from workflows.plan import plan_of, plan_text
@@ -83,6 +83,8 @@ def plan(
             connection.open()
             result = plan_of(spec, store, states, endpoint)
     click.echo(json.dumps(result) if json_lines else plan_text(result))
+    if result["troubles"]:
+        raise SystemExit(1)
 
 
 @command.command()
@@ -245,6 +247,11 @@ class _LazyConnection:
         """Connect, and see whether the cluster has room for these stages; raises ClusterError."""
         if self._connection is not None:
             return
+        if {"tune", "train"} & {*stages}:
+            from workflows.foresight import troubles
+
+            if found := troubles(self._spec):
+                raise ValueError("\n".join(found))
         from workflows.cluster import Connection, check_fits
 
         self._connection = Connection(self._spec.cluster)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.compute
 import pyarrow.parquet
 
 from models.files import cache_folder
@@ -28,6 +29,12 @@ class Examples:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[number] for number in range(len(self)))
+
+    def largest_token(self) -> int:
+        """The largest token id of all rows."""
+        columns = [part.data.column(name) for part in self.parts for name in part.column_names if "input_ids" in name]
+        chunks = [chunk.flatten() for column in columns for chunk in column.chunks]
+        return max((pyarrow.compute.max(chunk).as_py() or 0 for chunk in chunks if len(chunk)), default=0)
 
     def column(self, name: str) -> Sequence[int]:
         """A whole column, such as `num_tokens`."""

@@ -4,8 +4,10 @@ import os
 from typing import Any
 
 from workflows.cluster_file import read_cluster_file
+from workflows.foresight import troubles
 from workflows.pipeline import StageState, num_steps, source_files, step_plan
 from workflows.plan_cluster import lines_on, plan_on, training_memory_gb
+from workflows.readings import known_reading, reading_text
 from workflows.room import Resources, nodes_of_cluster, trials_at_once, why_none_fits
 from workflows.sources import PACKED
 from workflows.spec import PipelineSpec
@@ -34,7 +36,9 @@ def plan_of(
         if cluster_file
         else {"resources": _resources(spec)}
     )
-    return {"pipeline": spec.name, "stages": stages, **where, "training": training}
+    will_train = any(state.stage.name in ("tune", "train") and state.artifact is None for state in states)
+    found = troubles(spec) if will_train else []
+    return {"pipeline": spec.name, "stages": stages, **where, "training": training, "troubles": found}
 
 
 def _row(stage: str, up_to_date: bool, reason: str) -> dict[str, Any]:
@@ -100,6 +104,7 @@ def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> dict[str
         in_epoch = max(1, -(-tokens // per_step))
     steps = num_steps(train, in_epoch)
     memory = training_memory_gb(spec.base_model, train)
+    reading = known_reading(spec)
     return {
         "tokens_per_epoch": tokens,
         # A teacher's replies have other lengths than those that they replace.
@@ -109,6 +114,7 @@ def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> dict[str
         "tokens": int(tokens * steps / in_epoch),
         "memory_gb_per_worker": None if memory is None else round(memory, 1),
         "is_of_a_trial": spec.tune is not None,
+        "conversations_are": reading_text(reading) if reading and reading.how != "packed" else None,
     }
 
 
@@ -153,6 +159,9 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"{what}: {about}{training['tokens']:,} tokens in {about}{training['steps']:,} steps{pair}, "
         + (f"about {memory:g} GB a worker" if memory else "memory unknown until the base model is here")
     )
+    if training["conversations_are"] is not None:
+        lines.append(f"  {training['conversations_are']}")
+    lines += [f"WILL FAIL: {trouble}" for trouble in plan["troubles"]]
     return "\n".join(lines)
 
 

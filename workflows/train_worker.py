@@ -33,10 +33,12 @@ from models.reuse import BaseModels
 from models.snapshot import Write, model_writer
 from workflows.chat_tokenizer import chat_tokenizer
 from workflows.corpus import open_examples
+from workflows.foresight import check_worker
 from workflows.history import HISTORY, Record
 from workflows.likelihood_beside import continued
 from workflows.pipeline import num_steps, source_files, step_plan
 from workflows.players import discriminator_base
+from workflows.readings import note_of
 from workflows.recovery import Watchdog, settle, settled
 from workflows.spec import PipelineSpec
 from workflows.spec_train import ObjectiveSpec, TrainSpec
@@ -105,10 +107,13 @@ class TrainWorker:
             rows, held_out = (
                 open_examples(store, job.keys, split, objective.columns) for split in ("train", "held_out")
             )
+            check_worker(spec, resolve(spec.base_model), (rows, held_out))
             num_tokens, num_targets = ([*rows.column(name)] for name in ("num_tokens", "num_targets"))
             plan = step_plan(train, num_tokens, [1] * len(rows) if objective.per_example else num_targets)
             precision = _precision(train, store, job.search_folder or job.run_folder)
             torch.manual_seed(train.seed)  # the same on all workers: the adapter's start
+            if rank == 0 and (note := note_of(resolve(spec.base_model))):
+                post(note=note)
             engine = self._engine(spec, objective, precision)
             torch.manual_seed(train.seed + 1 + rank)  # dropout
 
@@ -204,12 +209,7 @@ class TrainWorker:
         if train.adapter is not None:
             fields = train.adapter.model_dump(exclude={"quantize"})
             model = adapters.attach(model, **fields, base=spec.base_model, new_tokens=new)
-        adapters.freeze(model, train.frozen)
-        if new and not train.adapter and not model.get_input_embeddings().weight.requires_grad:
-            raise ValueError(
-                f"train.frozen: {', '.join(train.frozen)} freeze the embeddings, which data.new_tokens needs trained; "
-                "leave them out"
-            )
+        adapters.freeze(model, train.frozen, has_new_tokens=bool(new))
         return model
 
     def _engine(self, spec: PipelineSpec, objective: Objective, precision: str) -> DeepSpeedEngine:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from models import adapters
 from models.attention import PACKED_ATTENTION
@@ -18,6 +18,7 @@ from models.lora import fuse_lora
 from models.loss import supervised_loss_sum
 from models.objectives.sft import Sft
 from models.packing import pack
+from models.snapshot import model_writer
 
 Conversation = tuple[list[int], list[bool]]
 
@@ -121,8 +122,9 @@ def test_a_quantised_base_trains_an_adapter(tiny_llama: Path) -> None:
 
 
 def test_an_unknown_layer_is_named_with_its_field(tiny_llama: Path) -> None:
-    with pytest.raises(ValueError, match=r"^train\.adapter\.target_modules: .*no_such_layer"):
-        attached(tiny_llama, ["no_such_layer"])
+    told = r"^train\.adapter\.target_modules: 'q_prj' is .* mean q_proj\? There are .*v_proj"
+    with pytest.raises(ValueError, match=told):
+        attached(tiny_llama, ["v_proj", "q_prj"])
 
 
 def test_a_saved_adapter_comes_back(tiny_model: Path, adapter: Path, token_rows: list[Conversation]) -> None:
@@ -155,6 +157,38 @@ def test_a_merged_release_needs_no_peft_and_says_the_same(
     assert not [name for name, _ in model.named_parameters() if "lora" in name]
     assert torch.allclose(logits(model, token_rows), unmerged, rtol=0, atol=1e-4)
     assert AutoTokenizer.from_pretrained(folder).chat_template == load_tokenizer(tiny_model).chat_template
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"]])
+def test_an_adapted_head_or_embedding_is_merged_exactly(
+    tiny_llama: Path, token_rows: list[Conversation], targets: list[str], tmp_path: Path
+) -> None:
+    """Where they are not one matrix: there a change of the head would change the embedding, too."""
+    tied = f"train.adapter.target_modules: .*{targets[-1]} is one matrix with the .*leave it out"
+    with pytest.raises(ValueError, match=tied):
+        attached(tiny_llama, targets)
+    config = AutoConfig.from_pretrained(tiny_llama)
+    config.tie_word_embeddings = False
+    base, checkpoint, target = (tmp_path / name for name in ("base", "checkpoint", "release"))
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    model = attached(base, targets)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    state = {name: weight for name, weight in model.state_dict().items() if "lora_" in name}
+    model_writer(model, state)(checkpoint)
+    load_tokenizer(tiny_llama).save_pretrained(checkpoint)
+    target.mkdir()
+    _, figures = release(base, checkpoint, target, "fp32", token_rows, max_perplexity_increase=0.001)
+    assert figures["largest_logit_change"] <= 1e-4
+    released = AutoModelForCausalLM.from_pretrained(target)
+    assert torch.allclose(logits(released, token_rows), logits(model, token_rows), rtol=0, atol=1e-4)
+    before = load_model(base, torch.float32)
+    assert not torch.allclose(logits(released, token_rows), logits(before, token_rows), atol=0.1)
+    weights = before.state_dict()
+    changed = {name for name, weight in released.state_dict().items() if not torch.equal(weight, weights[name])}
+    assert {name.split(".")[-2] for name in changed} == {*targets}
 
 
 def test_a_full_checkpoint_is_released_in_bf16(

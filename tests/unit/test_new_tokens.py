@@ -56,7 +56,7 @@ def test_a_new_token_is_one_id_wherever_it_stands_and_is_shown(base: Path, tmp_p
     [
         (["one", "two", "one"], "'one' is there twice"),
         ([" one"], "' one' begins or ends with white space"),
-        (["<|eot_id|>"], r"'<\|eot_id\|>' is a control token"),
+        (["", "one"], "'' begins or ends with white space"),
     ],
 )
 def test_what_cannot_be_one_is_refused(tiny_llama: Path, texts: list[str], words: str) -> None:
@@ -66,7 +66,8 @@ def test_what_cannot_be_one_is_refused(tiny_llama: Path, texts: list[str], words
 
 def test_a_token_that_is_there_already_gets_no_other(tiny_llama: Path) -> None:
     tokenizer = load_tokenizer(tiny_llama)
-    assert add_new_tokens(tokenizer, ["a"]) == tokenizer.convert_tokens_to_ids(["a"])
+    assert add_new_tokens(tokenizer, ["a", "<|eot_id|>"]) == tokenizer.convert_tokens_to_ids(["a", "<|eot_id|>"])
+    assert tokenizer.decode([257], skip_special_tokens=True) == "", "it stays a control token"
     model = load_model(tiny_llama, torch.float32)
     assert fit_embeddings(model, tiny_llama, tokenizer) == []
     assert rows_of(model) == 260
@@ -115,7 +116,7 @@ def test_they_are_learned_saved_and_released(
     write(checkpoint)
     tokenizer.save_pretrained(checkpoint / "model")
     target.mkdir()
-    probe, figures = release(base, checkpoint / "model", target, "fp32", [row], max_perplexity_increase=0.001)
+    _, figures = release(base, checkpoint / "model", target, "fp32", [row], max_perplexity_increase=0.001)
     assert figures["largest_logit_change"] <= 1e-4
     released = AutoModelForCausalLM.from_pretrained(target)
     tokenizer = AutoTokenizer.from_pretrained(target)

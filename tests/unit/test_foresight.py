@@ -1,0 +1,137 @@
+"""What would end a training is told before anything runs, by its field."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from models.base import load_tokenizer
+from workflows.cli import command
+from workflows.foresight import check_worker, troubles
+from workflows.spec import PipelineSpec
+
+Build = Callable[..., PipelineSpec]
+LORA = {"target_modules": ["q_proj"]}
+TARGETS = "train.adapter.target_modules"
+
+
+@pytest.fixture
+def model(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+
+
+@pytest.fixture
+def spec_of(model: Path) -> Build:
+    def build(data: dict[str, Any] | None = None, train: dict[str, Any] | None = None) -> PipelineSpec:
+        data = {"sources": [{"path": "talk.jsonl"}], **(data or {})}
+        values = {"name": "talk", "base_model": str(model), "data": data, "train": train or {}}
+        return PipelineSpec.model_validate(values)
+
+    return build
+
+
+def change(folder: Path, file: str, **values: Any) -> None:
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(content | values))
+
+
+@pytest.mark.parametrize(
+    ("data", "train"),
+    [
+        ({}, {}),
+        ({"max_length": 2048}, {"adapter": LORA}),
+        ({"new_tokens": ["Brindlewick"]}, {"adapter": LORA, "deepspeed": {"prescale_gradients": True}}),
+        ({"new_tokens": ["Brindlewick"]}, {"adapter": None, "frozen": ["model.layers.*"]}),
+    ],
+)
+def test_nothing_is_told_where_all_is_well(spec_of: Build, data: dict[str, Any], train: dict[str, Any]) -> None:
+    assert troubles(spec_of(data, train)) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "train", "words"),
+    [
+        ({"max_length": 2049}, {}, "data.max_length: 2049 is more than the 2048 positions of "),
+        ({}, {"adapter": {"target_modules": ["q_prj"]}}, f"{TARGETS}: 'q_prj' is the name of no layer"),
+        ({}, {"adapter": {"target_modules": ["lm_head"]}}, f"{TARGETS}: lm_head is one matrix with the"),
+        ({}, {"adapter": {"target_modules": ["norm"]}}, f"{TARGETS}: Target module LlamaRMSNorm"),
+        ({}, {"adapter": None, "frozen": ["layers.0.*"]}, "train.frozen: 'layers.0.*' matches no parameter"),
+        ({"new_tokens": ["a b"]}, {"adapter": None, "frozen": ["*embed*"]}, "train.frozen: *embed* freeze"),
+        ({}, {"deepspeed": {"stge": 1}}, "train.deepspeed.stge: DeepSpeed "),
+        (
+            {"new_tokens": ["a b"]},
+            {"objective": {"name": "distill", "teacher": "owner/name"}},
+            "data.new_tokens: the teacher of train.objective distill does not know them",
+        ),
+    ],
+)  # fmt: skip
+def test_what_would_fail_is_told_with_its_field(
+    spec_of: Build, data: dict[str, Any], train: dict[str, Any], words: str
+) -> None:
+    [told] = troubles(spec_of(data, train))
+    assert told.startswith(words)
+
+
+def test_all_troubles_are_told_at_once(spec_of: Build) -> None:
+    train = {"adapter": {"target_modules": ["x"]}, "deepspeed": {"a": 1}}
+    assert len(troubles(spec_of({"max_length": 4096}, train))) == 3
+
+
+def test_a_scaling_of_positions_is_counted(spec_of: Build, model: Path) -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048, "rope_theta": 1e4}
+    change(model, "config.json", rope_parameters=scaling)
+    assert troubles(spec_of({"max_length": 8192})) == []
+    assert "more than the 8192 positions" in troubles(spec_of({"max_length": 8193}))[0]
+
+
+def test_tokens_without_an_embedding(spec_of: Build, model: Path) -> None:
+    """The tiny tokenizer has 256 bytes, and four control tokens that its template writes."""
+    tokenizer = load_tokenizer(model)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
+    tokenizer.save_pretrained(model)
+    assert troubles(spec_of()) == [], "no text has it"
+    tokenizer.add_tokens(["Brindlewick"])
+    tokenizer.save_pretrained(model)
+    [told] = troubles(spec_of())
+    assert told.startswith("base_model: 1 tokens of the tokenizer have no embedding, as the model has 260: Brin")
+    assert troubles(spec_of({"new_tokens": ["Brindlewick"]})) == []
+    config = AutoConfig.from_pretrained(model)
+    config.vocab_size = 258
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    assert "<|start_header_id|>" in troubles(spec_of())[0], "its template writes it"
+
+
+def test_a_worker_looks_at_the_corpus_too(spec_of: Build, model: Path) -> None:
+    class Split:
+        def __init__(self, largest: int) -> None:
+            self.largest_token = lambda: largest
+
+    check_worker(spec_of(), model, [Split(259), Split(3)])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"^base_model: the corpus has the token .* \(260\), .* for 260 tokens"):
+        check_worker(spec_of(), model, [Split(3), Split(260)])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("ending", ["plan", "run --to train"])
+def test_the_command_tells_it_and_fails(model: Path, tmp_path: Path, ending: str) -> None:
+    (tmp_path / "talk.jsonl").write_text('{"messages": []}\n')
+    file = tmp_path / "talk.yaml"
+    file.write_text(
+        f"name: talk\nstore: {tmp_path / 'store'}\nbase_model: {model}\n"
+        f"data: {{sources: [{{path: {tmp_path / 'talk.jsonl'}}}], max_length: 5000}}\n"
+    )
+    name, *options = ending.split()
+    done = CliRunner().invoke(command, [name, str(file), *options])
+    assert done.exit_code == 1
+    assert "data.max_length: 5000 is more than the 2048 positions" in done.output
+
+
+def test_a_broken_config_is_told_by_name(spec_of: Build, model: Path) -> None:
+    (model / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"^base_model: .*config\.json is not JSON"):
+        troubles(spec_of())
