@@ -133,7 +133,10 @@ class Generation:
         if self._reading is None:
             return
         calls = self._reading.reader.calls[: self._reading.most_calls]
-        self.tool_calls = [ToolCall(self._reading.form.new_call_id(), call.name, call.arguments) for call in calls]
+        form = self._reading.form
+        self.tool_calls = [
+            ToolCall(form.new_call_id(), call.name, form.marks.in_json(call.arguments)) for call in calls
+        ]
         if calls:
             self.finish_reason = "length" if calls[-1].is_cut else "tool_calls"
 

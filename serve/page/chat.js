@@ -52,20 +52,30 @@ class Exchange {
   begin(name) {
     this.root.classList.add("writing");
     this.part(".who").textContent = name;
-    this.part(".answer .text").textContent = "";
+    this.show(this.part(".answer .text"), "");
+    this.thought = "";
+    this.think("");
     this.part(".note").textContent = "";
     this.part(".error").textContent = "";
   }
 
   // Shows the answer as far as it has come, once a frame: laid out for every token, a long one would hold up the page.
-  write(text) {
+  write(text, thought) {
+    this.thought = thought;
     cancelAnimationFrame(this.frame);
-    this.frame = requestAnimationFrame(() => following(() => this.show(text)));
+    this.frame = requestAnimationFrame(() => following(() => {
+      this.think(thought);
+      this.show(this.part(".answer .text"), text);
+    }));
+  }
+
+  think(thought) {
+    this.part(".thinking").hidden = !thought;
+    this.show(this.part(".thinking div"), thought);
   }
 
   // Appends where it can, which leaves alone what the reader has selected.
-  show(text) {
-    const shown = this.part(".answer .text");
+  show(shown, text) {
     const before = shown.firstChild?.data;
     if (before && text.startsWith(before)) shown.firstChild.appendData(text.slice(before.length));
     else shown.textContent = text;
@@ -74,7 +84,8 @@ class Exchange {
   end(note, failure) {
     cancelAnimationFrame(this.frame);
     this.root.classList.remove("writing");
-    this.show(this.answer);
+    this.think(this.thought);
+    this.show(this.part(".answer .text"), this.answer);
     this.part(".note").textContent = note;
     this.part(".error").textContent = failure;
     this.part(".again span").textContent = this.answer ? "Regenerate" : "Try again";
@@ -99,11 +110,12 @@ async function ask(exchange) {
   if (!isTouch) input.focus();
   talk.scrollTop = talk.scrollHeight;
   const body = { model, messages: messagesFor(exchange), ...sampling() };
-  let [text, note, failure] = ["", "", null];
+  let [text, thought, note, failure] = ["", "", "", null];
   try {
     for await (const piece of reply(body, controller.signal)) {
       text += piece.text;
-      exchange.write(text);
+      thought += piece.thought;
+      exchange.write(text, thought);
       if (piece.reason === "length") note = "The reply reached its length limit.";
     }
     if (!text.trim()) failure = new EndpointError("The model had nothing to say.");

@@ -48,7 +48,7 @@ async function listModels() {
   return (await (await request("v1/models")).json()).data;
 }
 
-// The pieces of a reply as they come: {text, reason}, the reason it ended with in the last one.
+// The pieces of a reply as they come: {text, thought, reason}, the reason it ended with in the last one.
 async function* reply(body, signal) {
   const response = await request("v1/chat/completions", {
     method: "POST",
@@ -61,7 +61,10 @@ async function* reply(body, signal) {
     const chunk = JSON.parse(data);
     if (chunk.error) throw new EndpointError(chunk.error.message);
     const choice = chunk.choices[0];
-    if (choice) yield { text: choice.delta.content ?? "", reason: choice.finish_reason };
+    if (choice) {
+      const { content, reasoning_content } = choice.delta;
+      yield { text: content ?? "", thought: reasoning_content ?? "", reason: choice.finish_reason };
+    }
   }
   throw new EndpointError("The endpoint ended the reply before it was complete.");
 }

@@ -19,6 +19,7 @@ ONE_SPACE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_sep
 _ANYTHING = "/(.|\\n)*/"
 _DEFINITIONS = ("$defs", "definitions")
 _SHORT_ID, _LONG_ID = "^[a-z0-9]{9}$", "^call_[a-z0-9]{24}$"
+_DEEPEST = 32
 _RULES_OF_TEXT = ("pattern", "format", "minLength", "maxLength")
 
 
@@ -123,29 +124,29 @@ class Rules:
         return first
 
     def _value(self, unit: FieldsUnit, schema: dict[str, Any]) -> str:
-        kind = unit.syntax.kind
-        if kind == "json":
+        """An argument, and what closes it."""
+        if unit.syntax.kind == "json":
             return self.json(schema)
+        kinds = _alternatives(schema)
+        if len(kinds) > 1:
+            return f"({' | '.join(self.add(self._value(unit, kind)) for kind in kinds)})"
+        [schema] = kinds
         values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+        closing = self.text(unit.closing)
         if values is not None:
-            return self.add(
-                " | ".join(f"{self._constant(unit, value)} {self.text(unit.closing)}" for value in values)
-            )
-        if schema.get("type") == "string":
+            return self.add(" | ".join(f"{self._constant(unit, value)} {closing}" for value in values))
+        kind = schema.get("type")
+        if kind == "string" or (kind is None and unit.syntax.kind == "raw"):
             if rule := next((rule for rule in _RULES_OF_TEXT if rule in schema), None):
                 raise ValueError(f"`{rule}` of a text cannot be followed in this model's way of writing arguments")
             return self._any_text(unit)
-        if kind != "raw" and schema.get("type") not in ("integer", "number", "boolean"):
+        if unit.syntax.kind == "python" and kind in ("boolean", "null"):
+            return '("True" | "False")' if kind == "boolean" else '"None"'
+        if unit.syntax.kind != "raw" and kind not in ("integer", "number", "boolean", "null"):
             raise ValueError(
                 "only texts, numbers, booleans and constants can be followed in this model's way of writing arguments"
             )
-        if schema.get("type") == "boolean" and kind == "python":
-            return '("True" | "False")'
-        if not schema.get("type") or isinstance(schema["type"], list):
-            raise ValueError(
-                "an argument without one type cannot be followed in this model's way of writing arguments"
-            )
-        return f"{self.json(schema)} {self.text(unit.closing)}"
+        return f"{self.json(schema)} {closing}"
 
     def _any_text(self, unit: FieldsUnit) -> str:
         quote = unit.syntax.quote
@@ -162,6 +163,26 @@ class Rules:
         if isinstance(value, str):
             return self.text(f"{unit.syntax.quote}{value}{unit.syntax.quote}")
         return self.text(json.dumps(value, ensure_ascii=False))
+
+
+def _alternatives(schema: dict[str, Any], depth: int = 0) -> list[dict[str, Any]]:
+    """The schemas of which one has to be followed, references to definitions resolved."""
+    if depth > _DEEPEST:
+        raise ValueError("a schema that refers to itself cannot be followed here")
+    definitions = {key: schema[key] for key in _DEFINITIONS if key in schema}
+    if "$ref" in schema:
+        found: Any = schema
+        for name in str(schema["$ref"]).removeprefix("#/").split("/"):
+            found = found.get(name) if isinstance(found, dict) else None
+        if not isinstance(found, dict):
+            raise ValueError(f"{schema['$ref']!r} refers to what is not there")
+        return _alternatives({**found, **definitions}, depth + 1)
+    for rule in ("anyOf", "oneOf"):
+        if rule in schema:
+            return [each for part in schema[rule] for each in _alternatives(_with(part, definitions), depth + 1)]
+    if isinstance(schema.get("type"), list):
+        return [{**schema, "type": kind} for kind in schema["type"]]
+    return [schema]
 
 
 def _with(schema: Any, definitions: dict[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serve.replies.call_style import ID, NAME, CallStyle, FieldsUnit, JsonUnit, NamedUnit
-from serve.replies.probes import common_start
+from serve.replies.cursor import Cursor
 from serve.replies.values import NoCall, Unfinished, json_end
 
-_NAME = re.compile(r"[\w.-]+")
-_PARTS = re.compile(r"\s+|\S+")
 _OUTER_KEYS = {"type", "id", "function"}
 
 
@@ -38,51 +36,6 @@ class Scan:
     cut: Call | None = None
 
 
-class _Cursor:
-    """A place in a text that may go on."""
-
-    def __init__(self, text: str, at: int = 0, is_final: bool = False) -> None:
-        self.text = text
-        self.at = at
-        self.is_final = is_final
-        self.name: str | None = None
-        self.given: str | None = None
-        """arguments as far as they have come, once the name is known"""
-
-    def literal(self, wanted: str) -> None:
-        """White space within `wanted` may be any; that at its end is taken as far as it is there."""
-        parts = _PARTS.findall(wanted)
-        for number, part in enumerate(parts):
-            if not part.isspace():
-                self._exactly(part)
-            elif number == len(parts) - 1:
-                self.at += len(common_start([self.text[self.at :], part]))
-            else:
-                self.space()
-
-    def space(self) -> None:
-        while self.at < len(self.text) and self.text[self.at].isspace():
-            self.at += 1
-
-    def _exactly(self, part: str) -> None:
-        found = self.text[self.at : self.at + len(part)]
-        if found != part:
-            raise Unfinished if part.startswith(found) else NoCall
-        self.at += len(part)
-
-    def function(self, known: Mapping[str, Any]) -> str:
-        found = _NAME.match(self.text, self.at)
-        if not found:
-            raise NoCall if self.at < len(self.text) else Unfinished
-        if found.end() == len(self.text):
-            raise Unfinished if any(name.startswith(found[0]) for name in known) else NoCall
-        if found[0] not in known:
-            raise NoCall
-        self.at = found.end()
-        self.name = found[0]
-        return found[0]
-
-
 def scan_calls(text: str, style: CallStyle, functions: Mapping[str, Any], is_final: bool = False) -> Scan:
     """The calls that a text begins with; `functions` are the schemas of their parameters by name.
 
@@ -93,7 +46,7 @@ def scan_calls(text: str, style: CallStyle, functions: Mapping[str, Any], is_fin
         if text.startswith(mark):
             scan.end = len(mark)
     while True:
-        cursor = _Cursor(text, scan.end, is_final)
+        cursor = Cursor(text, scan.end, is_final)
         try:
             call = _next_call(cursor, style, functions, is_first=not scan.calls)
         except Unfinished:
@@ -113,7 +66,7 @@ def scan_calls(text: str, style: CallStyle, functions: Mapping[str, Any], is_fin
 
 
 def _take_closing(scan: Scan, text: str, style: CallStyle) -> None:
-    cursor = _Cursor(text, scan.end)
+    cursor = Cursor(text, scan.end)
     cursor.space()
     try:
         cursor.literal(style.closing.strip())
@@ -125,7 +78,7 @@ def _take_closing(scan: Scan, text: str, style: CallStyle) -> None:
     scan.end = cursor.at
 
 
-def _next_call(cursor: _Cursor, style: CallStyle, functions: Mapping[str, Any], is_first: bool) -> Call:
+def _next_call(cursor: Cursor, style: CallStyle, functions: Mapping[str, Any], is_first: bool) -> Call:
     openings = [style.opening] if is_first else _further(style)
     start, failure = cursor.at, NoCall()
     waiting: Unfinished | None = None
@@ -152,7 +105,7 @@ def _further(style: CallStyle) -> list[str]:
     return [*found, again, style.opening, *marks]
 
 
-def _unit(cursor: _Cursor, style: CallStyle, functions: Mapping[str, Any]) -> Call:
+def _unit(cursor: Cursor, style: CallStyle, functions: Mapping[str, Any]) -> Call:
     if isinstance(style.unit, JsonUnit):
         return _object(cursor, style.unit, functions)
     name = cursor.function(functions)
@@ -185,7 +138,7 @@ def _json(text: str, start: int) -> tuple[dict[str, Any], int]:
 # --- one object ----------------------------------------------------------------------------------------------------
 
 
-def _object(cursor: _Cursor, unit: JsonUnit, functions: Mapping[str, Any]) -> Call:
+def _object(cursor: Cursor, unit: JsonUnit, functions: Mapping[str, Any]) -> Call:
     cursor.space()
     text, start = cursor.text, cursor.at
     if text[start : start + 1] not in ("", "{"):
@@ -248,7 +201,7 @@ def names_one(text: str, style: CallStyle, functions: Mapping[str, Any]) -> bool
 # --- one argument after the other ----------------------------------------------------------------------------------
 
 
-def _fields(cursor: _Cursor, style: CallStyle, unit: FieldsUnit, name: str, schema: Any) -> Call:
+def _fields(cursor: Cursor, style: CallStyle, unit: FieldsUnit, name: str, schema: Any) -> Call:
     found: dict[str, Any] = {}
     cursor.given = ""
     properties = schema.get("properties", {}) if isinstance(schema, dict) else {}
@@ -278,7 +231,7 @@ def _fields(cursor: _Cursor, style: CallStyle, unit: FieldsUnit, name: str, sche
             return Call(name, json.dumps(found, ensure_ascii=False))
 
 
-def _has_no_fields(cursor: _Cursor, style: CallStyle, unit: FieldsUnit, name: str) -> bool:
+def _has_no_fields(cursor: Cursor, style: CallStyle, unit: FieldsUnit, name: str) -> bool:
     if unit.empty is None:
         return False
     start = cursor.at
@@ -291,7 +244,7 @@ def _has_no_fields(cursor: _Cursor, style: CallStyle, unit: FieldsUnit, name: st
     return True
 
 
-def _key(cursor: _Cursor, unit: FieldsUnit) -> str:
+def _key(cursor: Cursor, unit: FieldsUnit) -> str:
     middle = unit.middle.strip()
     end = cursor.text.find(middle, cursor.at)
     if end < 0:
@@ -304,12 +257,12 @@ def _key(cursor: _Cursor, unit: FieldsUnit) -> str:
     return key
 
 
-def _check_end(cursor: _Cursor, style: CallStyle) -> None:
+def _check_end(cursor: Cursor, style: CallStyle) -> None:
     """After the last argument comes the end of the calls, or another one; it is left to be read."""
     for following in (style.closing, style.between):
         if following is None:
             continue
-        ahead = _Cursor(cursor.text, cursor.at)
+        ahead = Cursor(cursor.text, cursor.at)
         try:
             ahead.space()
             ahead.literal(following.strip())

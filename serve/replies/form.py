@@ -70,10 +70,10 @@ class ReplyForm:
         functions = functions if self.style is not None else {}
         if self.writes_channels:
             return ChannelReader(self.marks, functions)
-        if self.thinking is None and not self.words and not functions:
+        if self.thinking is None and not self.words and not self.lead and not functions:
             return None
         is_thinking = self.place_after(prompt_ids) == "within"
-        return ReplyReader(self.thinking, self.words, self.style, functions, is_thinking, must_call)
+        return ReplyReader(self.thinking, self.words, self.style, functions, is_thinking, must_call, self.lead)
 
     def place_after(self, prompt_ids: Sequence[int]) -> Place:
         """Where the prompt leaves the model: within its thinking, behind it, or before it."""

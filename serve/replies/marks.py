@@ -7,11 +7,12 @@ decoder = MarkedDecoder(tokenizer, marks)
 decoder.push(token_id)             # text, with the tokens that `of` has met as their characters
 """
 
+import json
 import re
 from collections.abc import Iterable
 from typing import Any
 
-from serve.text import TokenDecoder
+from serve.text import REPLACEMENT, TokenDecoder
 
 # Halves of UTF-16 pairs: decoded text never has one.
 _FIRST, _LAST = 0xD800, 0xDFFF
@@ -52,6 +53,13 @@ class Marks:
     def names(self, marked: str) -> str:
         """As the template has written it."""
         return "".join(self._tokens[char][1] if is_mark(char) else char for char in marked)
+
+    def in_json(self, text: str) -> str:
+        """JSON without marks: in a text of it stands the name of a token that a model has written there."""
+        if not any(map(is_mark, text)):
+            return text
+        names = {char: json.dumps(name, ensure_ascii=False)[1:-1] for char, (_, name) in self._tokens.items()}
+        return "".join(names.get(char, REPLACEMENT) if is_mark(char) else char for char in text)
 
     def _shown_char(self, char: str) -> str:
         token_id, name = self._tokens[char]

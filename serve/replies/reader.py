@@ -102,12 +102,15 @@ class ReplyReader(Reader):
         functions: Mapping[str, Any],
         is_thinking: bool = False,
         must_call: bool = False,
+        lead: str = "",
     ) -> None:
-        """`words` stands before what is said, where a template writes something there; with `is_thinking` the prompt
+        """`words` stands before what is said, where a template writes something there, and the white space `lead`
+        before all of a reply; with `is_thinking` the prompt
         has opened the thinking; with `must_call` what is begun is a call."""
         super().__init__(functions)
         self._thinking = thinking
         self._words = words.strip()
+        self._lead = lead
         self._style = style if functions else None
         self._marks = list(self._style.marks) if self._style else []
         self._state: Literal["start", "thought", "said", "call"] = "thought" if is_thinking else "start"
@@ -146,6 +149,11 @@ class ReplyReader(Reader):
         return True
 
     def _start(self) -> bool:
+        if not self._at and self._lead:
+            if self._lead.startswith(self._held):
+                return False
+            self._drop(len(self._lead) if self._held.startswith(self._lead) else 0)
+            self._lead = ""
         opening = self._thinking.opening if self._thinking else ""
         openings = [each for each in (opening, self._words) if each]
         text = self._held.lstrip()

@@ -2,6 +2,7 @@
 string.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,8 @@ class ReplyText:
         self._reader = reader
         self._marks = marks
         self._num_said = 0
-        self._said_at: list[tuple[int, int, int]] = []  # of what is said: its place there, in the reply, its length
+        # Of what was said last: its place there, its place in the reply, its length. No stop string is longer.
+        self._said_at: deque[tuple[int, int, int]] = deque(maxlen=512)
         self.is_stopped = False
         self.num_decoded = 0
         self.num_shown = 0
@@ -86,7 +88,7 @@ class ReplyText:
             if part.kind == "thought":
                 thought += text
                 continue
-            self._said_at = [*self._said_at[-64:], (self._num_said, part.start, len(part.text))]
+            self._said_at.append((self._num_said, part.start, len(part.text)))
             self._num_said += len(text)
             said += self._filter.push(text)
         self.is_stopped = self.is_stopped or self._filter.is_stopped

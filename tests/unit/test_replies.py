@@ -245,6 +245,14 @@ def test_names_of_control_tokens_in_pieces_are_text(tiny_llama: Path) -> None:
     assert read(form, spelled) == ("", '<think><tool_call>\n{"name": "time"', [])
 
 
+def test_white_space_that_the_template_writes_before_a_reply_is_not_shown(tiny_llama: Path) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    tokenizer.chat_template = template(" ")
+    form = learned_form(tokenizer)
+    assert read(form, written(tokenizer, turn(text="Rain."))) == ("", "Rain.", [])
+    assert read(form, tokens_of(tokenizer, "  Rain.")) == ("", " Rain.", [])
+
+
 def test_a_text_is_not_held_back_for_a_call(tiny_llama: Path) -> None:
     for name in ("tags", "a list", "bare", "python", "tags after thinking"):
         form = learned_form(tokenizer_for(tiny_llama, name))
@@ -421,6 +429,56 @@ def test_a_constant_that_names_a_control_token_is_written_as_text(tiny_llama: Pa
     assert not set(said) & tokenizer.added_tokens_decoder.keys()
     with pytest.raises(Unfollowable):
         state.accept(said[0])
+
+
+def test_arguments_of_several_kinds_are_followed_one_by_one(tiny_llama: Path) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {
+            "city": {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None},
+            "place": {"$ref": "#/$defs/Place"},
+            "any": {},
+            "kind": {"$ref": "#/$defs/Kind"},
+        },
+        "required": ["place"],
+        "$defs": {
+            "Place": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]},
+            "Kind": {"enum": ["a", "b"]},
+        },
+    }
+    tokenizer = tokenizer_for(tiny_llama, "fields")
+    ends, form = end_token_ids(tokenizer), learned_form(tokenizer)
+    grammar = Grammars(tokenizer, len(tokenizer), ends, form).of_call({"weather": parameters}, "behind")
+    for given, may_be in (
+        ({"city": "Rome", "place": {"n": 1}, "any": "x", "kind": "b"}, True),
+        ({"city": None, "place": {"n": 1}}, True),
+        ({"place": {"n": 1}, "any": [1, "x"]}, True),
+        ({"place": {"n": "x"}}, False),
+        ({"place": {"n": 1}, "kind": "c"}, False),
+        ({"city": "Rome"}, False),
+    ):
+        tokens = written(tokenizer, turn(("weather", given)))
+        behind = tokens_of(tokenizer, "<think>\n\n</think>\n\n")
+        assert tokens[: len(behind)] == behind
+        assert follows(grammar, tokens[len(behind) :], ends) == may_be, given
+
+
+def test_a_schema_that_refers_to_itself_is_refused(tiny_llama: Path) -> None:
+    tokenizer = tokenizer_for(tiny_llama, "fields")
+    grammars = Grammars(tokenizer, len(tokenizer), end_token_ids(tokenizer))
+    schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"$ref": "#/$defs/a"}}}
+    with pytest.raises(ValueError, match="refers to itself"):
+        grammars.of_call({"f": schema})
+
+
+def test_a_control_token_within_arguments_is_its_name(tiny_llama: Path) -> None:
+    tokenizer = tokenizer_for(tiny_llama, "tags after thinking")
+    form = learned_form(tokenizer)
+    reader = form.reader(FUNCTIONS)
+    assert reader is not None
+    reader.push(form.marks.of('<tool_call>\n{"name": "weather", "arguments": {"city": "<think>"}}\n</tool_call>'))
+    reader.finish(is_cut=False)
+    assert form.marks.in_json(reader.calls[0].arguments) == '{"city": "<think>"}'
 
 
 def test_what_cannot_be_followed_one_by_one_is_refused(tiny_llama: Path) -> None:
