@@ -77,9 +77,8 @@ def run(context: Context) -> dict[str, Any]:
         make_base(context, files)
         spec = with_base(spec, store, context.key)
     if spec.data.chat_template is not None:
-        text = read_template(spec.data.chat_template)
-        with store.filesystem.open_output_stream(store.path("prepare", context.key, CHAT_TEMPLATE)) as stream:
-            stream.write(text.encode())
+        template = read_template(spec.data.chat_template)
+        store.write_file(store.path("prepare", context.key, CHAT_TEMPLATE), template.encode())
         spec = with_base(spec, store, context.key)
     tokenizer = chat_tokenizer(spec)
     end_token_ids(tokenizer)  # a template that ends no reply fails here, not on every line

@@ -159,7 +159,10 @@ class Store:
 
     def write_json(self, path: str, content: dict[str, Any]) -> None:
         """Write a whole file or none."""
-        data = json.dumps(content, indent=2, ensure_ascii=False).encode()
+        self.write_file(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
+
+    def write_file(self, path: str, data: bytes) -> None:
+        """The same, of any content."""
         self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
         if not self.is_local:  # an object store shows an object only when it is complete
             with self.filesystem.open_output_stream(path) as stream:
