@@ -110,7 +110,8 @@ def speed() -> None:
 
 def main() -> None:
     if "--speed" in sys.argv:
-        return speed()
+        speed()
+        return
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from models.attention import PACKED_ATTENTION
 from models.packing import PackedBatch
 from models.rounding import group_size_for, scale_and_zero
 
@@ -27,6 +28,10 @@ def round_layers(model: Any, batch: PackedBatch, bits: int = 4) -> None:
     The batch is read once, block by block: the layers of a block are rounded by what the rounded blocks before it put
     out. Layers whose inputs no group divides stay as well. The model must use `models.attention.PACKED_ATTENTION`.
     """
+    if model.config._attn_implementation != PACKED_ATTENTION:
+        raise ValueError(
+            "optimize.weights: int4 needs an architecture whose conversations are packed; choose int8 or bf16"
+        )
     seen: dict[int, tuple[torch.Tensor, list[torch.nn.Linear]]] = {}
 
     def remember(layer: torch.nn.Linear, arguments: tuple[torch.Tensor, ...]) -> None:

@@ -34,7 +34,9 @@ _SIZES = {
         ("head_dim", "d_head", "kv_channels", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim"), _HEAD
     ),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "linear_head_dim", "swa_head_dim"), _HEAD),
-    **dict.fromkeys(("rotary_dim", "attention_head_size", "dim_head", "index_head_dim"), _HEAD),
+    **dict.fromkeys(
+        ("query_pre_attn_scalar", "rotary_dim", "attention_head_size", "dim_head", "index_head_dim"), _HEAD
+    ),
     **dict.fromkeys(("index_n_heads", "linear_num_key_heads"), 2),
     **dict.fromkeys(("linear_num_value_heads",), 4),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "o_lora_rank"), 32),
@@ -129,6 +131,8 @@ def _small(values: dict[str, Any]) -> dict[str, Any]:
             small[name] = _small(value)
         elif isinstance(value, float) and ("drop" in name or "jitter" in name):
             small[name] = 0.0
+        elif isinstance(value, float) and name.endswith("softcapping"):
+            small[name] = 1.0  # where the scores of a small model are bent
         elif isinstance(value, int) and not isinstance(value, bool):
             small[name] = _small_size(name, value, values)
     return small

@@ -166,7 +166,7 @@ class ReferenceModel:
         self._board = board
         name = self._objective.teacher if isinstance(self._objective, TeacherSpec) else pipeline.base_model
         device = "cuda" if train.gpus_per_worker else "cpu"
-        attention = "sdpa" if self._objective.reference == "replies" else PACKED_ATTENTION
+        attention = None if self._objective.reference == "replies" else PACKED_ATTENTION
         self._model = load_model(resolve(name), dtype_of(train.precision, device), attention).to(device)
         if pipeline.data.new_tokens:
             fit_embeddings(self._model, resolve(pipeline.base_model), chat_tokenizer(pipeline))

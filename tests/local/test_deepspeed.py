@@ -135,6 +135,27 @@ if rank == 0:
     (pathlib.Path(sys.argv[2]) / f"{world}.json").write_text(json.dumps(results))
 """
 
+# A model with a state, whose conversations are read one by one: the workers call it differently often.
+IN_ROWS = """
+from transformers import MambaConfig, MambaForCausalLM
+from models.rows import read_in_rows
+results = {}
+for how, stage in (("alone", None), ("alone", 3), ("padded", 3), ("alone", 2)):
+    if stage is None and world > 1:
+        continue
+    torch.manual_seed(0)
+    model = MambaForCausalLM(MambaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0
+    ))
+    read_in_rows(model, how)
+    engine = TorchEngine(model, Sft()) if stage is None else DeepSpeedEngine(
+        model, Sft(), zero_stage=stage, precision="fp32", weight_decay=0.0, gradient_clip=1.0
+    )
+    results[f"{how} {stage}"] = plain(train(engine, 4))
+if rank == 0:
+    (pathlib.Path(sys.argv[2]) / f"{world}.json").write_text(json.dumps(results))
+"""
+
 
 def start(script, folder, *arguments, num_workers=1):
     """The script in so many processes; waits for them all."""
@@ -224,3 +245,17 @@ def test_training_goes_on_with_fewer_or_more_workers(tmp_path):
             halved = name.endswith("bf16")  # there a weight's last bit falls this way or that
             assert other["loss"] == pytest.approx(steps["loss"], abs=2e-2 if halved else 1e-4), name
             assert other["norm"] == pytest.approx(steps["norm"], rel=2e-2 if halved else 1e-3), name
+
+
+@pytest.mark.slow
+def test_conversations_in_rows_of_their_own_are_learned_alike_by_all_workers(tmp_path):
+    """Under stage 3 workers wait for each other in every call of the model."""
+    for num_workers in (1, 2):
+        start(IN_ROWS, tmp_path, tmp_path, num_workers=num_workers)
+    one, two = (json.loads((tmp_path / f"{count}.json").read_text()) for count in (1, 2))
+    plain = one.pop("alone None")
+    assert len(one) == len(two) == 3
+    assert plain["loss"][-1] < plain["loss"][0] - 0.1
+    for steps in (*one.values(), *two.values()):
+        assert steps["loss"] == pytest.approx(plain["loss"], abs=2e-3)
+        assert steps["norm"] == pytest.approx(plain["norm"], rel=1e-2)

@@ -25,6 +25,17 @@ _spec.loader.exec_module(architectures)
 TABLE: dict[str, str] = architectures.table()
 # The weights that decide to whom a token goes are small numbers here, and float32 is not enough to tell them apart.
 GRADIENTS_WITHIN = 1e-3
+# Those that most people train, and one of each way to be read; `make test-all` goes through all.
+COMMON = (
+    "apertus", "bamba", "bert", "bloom", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "deepseek_v32",
+    "ernie4_5", "ernie4_5_moe", "exaone4", "falcon", "falcon_h1", "gemma", "gemma2", "gemma3",
+    "gemma3_text", "gemma3n_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox",
+    "gpt_oss", "gptj", "granite", "granitemoe", "granitemoehybrid", "helium", "hunyuan_v1_dense", "jamba",
+    "lfm2", "lfm2_moe", "llama", "llama4_text", "mamba", "mamba2", "minimax_m2", "ministral3", "mistral",
+    "mixtral", "mpt", "nemotron", "nemotron_h", "olmo2", "olmo3", "olmoe", "opt", "phi", "phi3", "phimoe",
+    "qwen2", "qwen2_moe", "qwen3", "qwen3_5_text", "qwen3_moe", "qwen3_next", "rayconteur-lstm",
+    "recurrent_gemma", "rwkv", "seed_oss", "smollm3", "stablelm", "starcoder2", "xglm", "xlnet", "zamba2",
+)  # fmt: skip
 
 
 def test_the_table_has_enough_architectures() -> None:
@@ -33,7 +44,9 @@ def test_the_table_has_enough_architectures() -> None:
     assert set(TABLE.values()) == {"packed", "padded", "alone", "refused"}
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize(
+    "name", [*COMMON, *(pytest.param(name, marks=pytest.mark.slow) for name in TABLE if name not in COMMON)]
+)
 def test_an_architecture_is_read_as_the_table_says(name: str) -> None:
     how, why = architectures.outcome(name)
     assert how == TABLE[name], why

@@ -176,8 +176,8 @@ def test_what_was_found_out_is_kept_for_each_config(tmp_path: Path, monkeypatch:
 
 
 def test_an_attention_that_leaves_something_out_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check can fail: an attention without the window, and one that lets a conversation see its neighbour."""
-    from transformers import AttentionInterface, MistralConfig
+    """The check can fail: an attention without window, sinks or cap, and one that sees the neighbour in the row."""
+    from transformers import AttentionInterface, Gemma2Config, GptOssConfig, MistralConfig
 
     from models.attention import packed_attention
 
@@ -187,7 +187,16 @@ def test_an_attention_that_leaves_something_out_is_found_out(monkeypatch: pytest
     def leaking(*args: Any, sequence_lengths: Any = None, prefixes: Any = (), **kwargs: Any) -> Any:
         return packed_attention(*args, sequence_lengths=[sum(sequence_lengths)], **kwargs)
 
-    for attention, config in ((without_window, MistralConfig()), (leaking, LlamaConfig())):
+    def without_sinks(*args: Any, s_aux: Any = None, **kwargs: Any) -> Any:
+        return packed_attention(*args, **kwargs)
+
+    def without_cap(*args: Any, softcap: Any = None, **kwargs: Any) -> Any:
+        return packed_attention(*args, **kwargs)
+
+    for attention, config in (
+        (without_window, MistralConfig()), (without_sinks, GptOssConfig()), (without_cap, Gemma2Config()),
+        (leaking, LlamaConfig()),
+    ):  # fmt: skip
         assert packing_check.try_out(config).how == "packed"
         AttentionInterface.register(PACKED_ATTENTION, attention)
         try:
