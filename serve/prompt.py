@@ -27,6 +27,7 @@ Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 
 _NONE = {"additionalProperties": False}
+_WHOLE_FUNCTION = {"description": "", "parameters": {"type": "object", "properties": {}}}
 _MOST_SCHEMA_BYTES = 64 << 10
 
 
@@ -109,10 +110,14 @@ class PromptEncoder:
             param = f"chat_template_kwargs.{taken[0]}"
             raise ApiError(400, f"{param}: the endpoint sets this itself.", param)
         tools = [tool.model_dump(exclude_unset=True) for tool in used]
-        try:
-            return encode_prompt(self._tokenizer, messages, tools or None, variables or None)
-        except ChatTemplateError as error:
-            raise ApiError(400, f"messages: {error}.", "messages") from error
+        whole = [{**tool, "function": {**_WHOLE_FUNCTION, **tool["function"]}} for tool in tools]
+        # Some templates need what a tool may be without; others would write it.
+        for given in (tools, whole) if tools != whole else (tools,):
+            try:
+                return encode_prompt(self._tokenizer, messages, given or None, variables or None)
+            except ChatTemplateError as error:
+                refusal = error
+        raise ApiError(400, f"messages: {refusal}.", "messages") from refusal
 
     def _requests(
         self, request: GenerationFields, prompt_ids: list[int], param: str, grammar: Any = None

@@ -429,6 +429,16 @@ def test_what_is_thought_comes_apart_from_what_is_said(
         assert counts == [said.usage.prompt_tokens, whole.usage.prompt_tokens]
 
 
+def test_what_a_tool_may_be_without_is_there_where_the_template_needs_it(
+    open_endpoint: Callable[..., AbstractContextManager[Endpoint]], tool_templates: dict[str, str]
+) -> None:
+    needs = tool_templates["tags"].replace(
+        "{{ tool.function | tojson }}", "{{ tool.function.name + tool.function.description }}"
+    )
+    with open_endpoint(False, needs) as endpoint:
+        assert chat(endpoint, tools=TOOLS, max_tokens=1).usage.prompt_tokens > 0
+
+
 def test_a_required_call_that_is_cut_is_a_call(
     open_endpoint: Callable[..., AbstractContextManager[Endpoint]], tool_templates: dict[str, str]
 ) -> None:
