@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models.chat.quick_ids import QuickIds
+from models.chat.template import GUARD as _GUARD
 from models.chat.template import ChatTemplate
-
-# A noncharacter, which Unicode leaves to a program's own use: it stands behind the first character of a guarded name.
-_GUARD = "\ufdd0"
 
 _SHORT, _SHORT_TEXTS = 32, 20_000
 

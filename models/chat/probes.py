@@ -23,12 +23,18 @@ _CALL: dict[str, Any] = {
     "type": "function",
     "function": {"name": "probe_tool", "arguments": _ARGUMENTS},
 }
+_THOUGHT = ("reasoning_content", "thinking")
 _QUESTION = {"role": "user", "content": "probe_question"}
 _ANSWER = {"role": "assistant", "content": "probe_answer"}
 _RESULT = {"role": "tool", "content": "probe_result", "tool_call_id": "probe0000", "name": "probe_tool"}
 
 OPENED = re.compile(r"<(\w+)>\s*$")
 """a block that a prompt opens, of thinking"""
+CLOSED = re.compile(r"<(\w+)>\s*</\1>\s*$")
+"""one that it opens and closes"""
+
+TEXT, REASONING, ARGUMENTS = "the text", "the reasoning", "a tool call's arguments"
+"""what of a reply must be in what a template writes of it"""
 
 
 class Probes:
@@ -77,11 +83,12 @@ class Probes:
         """
         try:
             last = self._probe([_QUESTION, _ANSWER])
-            middle = self._probe([_QUESTION, _ANSWER, _QUESTION])
+            middle, begins = self._templates[0].marked_text(self._given([_QUESTION, _ANSWER, _QUESTION]))
         except ChatTemplateError:
             return ""
         tails = []
-        for text in (last, middle):
+        # Templates that open the next turn without being asked for it write its first token in both.
+        for text in (last, middle[: begins[2]] if "probe_answer" in middle[: begins[2]] else middle):
             tail = text[text.rfind("probe_answer") + len("probe_answer") :]
             end = 0
             while (token := self._control.name.match(tail, end + _blank(tail[end:]))) and token[0] in self._special:
@@ -156,6 +163,9 @@ class Probes:
         )
 
     def _probe(self, messages: Any, tools: Any = None, generates: bool = False) -> str:
+        return self._templates[bool(tools)].text(self._given(messages), tools, generates)
+
+    def _given(self, messages: Any) -> Any:
         if self.wants_parts:
             messages = [
                 {**message, "content": [{"type": "text", "text": message["content"]}]}
@@ -163,7 +173,7 @@ class Probes:
                 else message
                 for message in messages
             ]
-        return self._templates[bool(tools)].text(copy.deepcopy(messages), tools, generates)
+        return [copy.deepcopy(message) for message in messages]
 
     def _writes(self, messages: Any, *words: str, tools: Any = None) -> bool:
         try:
@@ -190,11 +200,33 @@ class Probes:
         return self._writes([{"role": "developer", "content": "probe_developer"}, _QUESTION], "probe_developer")
 
     @cached_property
+    def knows_systems(self) -> bool:
+        """Whether the template has a place for role `system`; Gemma 2's refuses it."""
+        return self._writes([{"role": "system", "content": "probe_system"}, _QUESTION], "probe_system")
+
+    @cached_property
     def writes_reasoning(self) -> bool:
         """Whether the template writes what is thought before a reply, or opens a block for it."""
-        thought = {"reasoning_content": "probe_thought", "thinking": "probe_thought"}
-        if self._writes([_QUESTION, {**_ANSWER, **thought}], "probe_thought"):
-            return True
+        return (REASONING, False) not in self.never_written
+
+    @cached_property
+    def never_written(self) -> set[tuple[str, bool]]:
+        """What the template leaves out of a reply of words (False), or of one with a call (True): found in words that
+        stand nowhere else, as a short text may stand in another part of the reply by chance.
+        """
+        call, thought = calling_by({}, self.calling[1]), dict.fromkeys(_THOUGHT, "probe_thought")
+        said = {**call, "content": "probe_answer"}
+        found = set() if self._writes([_QUESTION, said], "probe_answer", tools=[TOOL]) else {(TEXT, True)}
+        if self._opens_thinking:
+            return found
+        if not self._writes([_QUESTION, {**_ANSWER, **thought}], "probe_thought"):
+            found.add((REASONING, False))
+        if not self._writes([_QUESTION, {**call, **self.calling[0], **thought}], "probe_thought", tools=[TOOL]):
+            found.add((REASONING, True))
+        return found
+
+    @cached_property
+    def _opens_thinking(self) -> bool:
         try:
             return OPENED.search(self._probe([_QUESTION], generates=True)) is not None
         except ChatTemplateError:

@@ -6,6 +6,7 @@ reply = renderer.reply(renderer.prepared(messages), 3, tools)      # what it the
 """
 
 import json
+import re
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.chat.control import ControlTokens, TextEncoder
-from models.chat.probes import OPENED, TOOL, Probes
+from models.chat.probes import ARGUMENTS, CLOSED, OPENED, REASONING, TEXT, TOOL, Probes
 from models.chat.template import ChatTemplate, ChatTemplateError
 
 Prepared = list[dict[str, Any]]
@@ -141,11 +142,13 @@ class Renderer:
         if not index:
             return self._opening(own, tools)
         prompt = self.text(before, tools, generates=True)
-        until, begins = self.marked_text(messages[: index + 1], tools)
+        until = self.text(messages[: index + 1], tools)
         if until.startswith(prompt):
             written = until[len(prompt) :]
         else:
-            written = self._written(own, prompt, self.text(before, tools), until, begins[index])
+            marked, begins = self.marked_text(messages[: index + 1], tools)
+            begin = begins[index] if marked == until else -1
+            written = self._written(own, prompt, self.text(before, tools), until, begin)
         self.check_whole(before, tools, prompt)
         return Reply(prompt, self.with_end(own, written, index, tools))
 
@@ -160,6 +163,12 @@ class Renderer:
         written = until[begin:]
         if written.startswith(opening):
             return written[len(opening) :]
+        if CLOSED.search(opening) and own.get("reasoning_content"):
+            raise ChatTemplateError(
+                f"the chat template closes the thinking before a reply, with {opening!r}, so reasoning has no place: "
+                "have it open (data.chat_template_kwargs, mostly enable_thinking: true), or say data.reasoning: text "
+                "or drop"
+            )
         # The prompt opens a block of thinking that the template does not write into a reply.
         thinks = OPENED.search(opening)
         plain = opening[: thinks.start()] if thinks else opening
@@ -172,7 +181,7 @@ class Renderer:
         if answer.startswith(f"<{thinks[1]}>"):  # with other white space behind it
             return answer[len(thinks[1]) + 2 :].lstrip("\n")
         reasoning = own.get("reasoning_content", "")
-        if reasoning and reasoning in answer:
+        if reasoning and answer.count(reasoning) > text_of(own).count(reasoning):
             raise ChatTemplateError(f"the chat template opens a reply with {opening!r}, but not its own thinking")
         return f"{reasoning}\n</{thinks[1]}>\n\n{answer.lstrip()}"
 
@@ -197,7 +206,7 @@ class Renderer:
         is_call = "tool_calls" in own
         said = self.control.name.sub("", written) if is_call else written
         for what, words, fix, count in _words_of(own):
-            if (words not in said and _as_json(words) not in said) if count == 1 else said.count(words) < count:
+            if (what, is_call) in self.probes.never_written or not _is_written(words, said, what, count):
                 raise ChatTemplateError(
                     f"the chat template leaves {what} of message {index} out of a reply ({words[:60]!r}); {fix}"
                 )
@@ -236,20 +245,36 @@ def text_of(message: Mapping[str, Any]) -> str:
 def _words_of(own: Mapping[str, Any]) -> Iterator[tuple[str, str, str, int]]:
     """What of a reply must be in its text: what it is, the words to look for, what to do without, and how often."""
     if text := text_of(own):
-        yield "the text", text, "this template cannot write it there; give another (data.chat_template)", 1
+        yield TEXT, text, "this template cannot write it there; give another (data.chat_template)", 1
     if reasoning := own.get("reasoning_content"):
-        yield "the reasoning", reasoning, "it has no place for it: say data.reasoning: text or drop", 1
+        yield REASONING, reasoning, "it has no place for it: say data.reasoning: text or drop", 1
     calls = [call["function"] for call in own.get("tool_calls", ())]
     for name, count in Counter(call["name"] for call in calls).items():
         yield "tool calls", name, "it has no place for them, or not for so many in one turn", count
     for call in calls:
         if isinstance(call["arguments"], str):
-            yield "a tool call's arguments", call["arguments"], "this template cannot write them", 1
+            yield ARGUMENTS, call["arguments"], "this template cannot write them", 1
             continue
         for name, value in call["arguments"].items():
-            yield "a tool call's arguments", name, "this template cannot write them", 1
+            yield ARGUMENTS, name, "this template cannot write them", 1
             if isinstance(value, str):
-                yield "a tool call's arguments", value, "this template cannot write them", 1
+                yield ARGUMENTS, value, "this template cannot write them", 1
+
+
+def _is_written(words: str, said: str, what: str, count: int) -> bool:
+    """Whether they are in a reply's text; arguments may be written in any language's way to escape a text."""
+    if count > 1:
+        return said.count(words) >= count
+    return words in said or _as_json(words) in said or (what == ARGUMENTS and _bare(words) in _bare(said))
+
+
+def _bare(text: str) -> str:
+    """Without what is escaped in a text, and without what escapes it."""
+    kept = _ESCAPED.sub("", text)
+    return "".join([letter for letter in kept if letter.isprintable()])
+
+
+_ESCAPED = re.compile(r"\\+(?:[abfnrtv]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})?|['\"\s]", re.IGNORECASE)
 
 
 def _as_json(text: str) -> str:

@@ -16,7 +16,13 @@ import jinja2.visitor
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]] | None
 
-# Noncharacters, which Unicode leaves to a program's own use.
+GUARD = "\ufdd0"
+"""stands within the name of a control token that somebody wrote (models/chat/control.py); a noncharacter, which
+Unicode leaves to a program's own use"""
+# As JSON in ASCII and Python's repr write it: some templates write lists and objects by these.
+_ESCAPED_GUARD = re.compile(r"\\+ufdd0")
+
+# Other noncharacters.
 _BEGIN, _DONE = "\ufdd1", "\ufdd2"
 _MARK = re.compile(f"{_BEGIN}(-?\\d+){_DONE}")
 _MARKER = "rayconteur_mark"
@@ -79,7 +85,7 @@ class ChatTemplate:
         except (jinja2.exceptions.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise ChatTemplateError(f"the chat template refuses these messages: {error}") from error
         assert isinstance(text, str)
-        return text
+        return _ESCAPED_GUARD.sub(GUARD, text) if "ufdd0" in text else text
 
     def literals(self) -> str:
         """What the template writes or compares of its own, its pieces parted by NUL."""
@@ -103,10 +109,17 @@ def _marking(source: str) -> Any:
 
 
 class _Marking(jinja2.visitor.NodeTransformer):
-    """Writes a mark at the beginning of every turn of a loop, and behind a loop that of the loop around it."""
+    """Writes a mark at the beginning of every turn of a loop, and behind a loop that of the loop around it; none into
+    what a template may look at before it writes it.
+    """
 
     def __init__(self) -> None:
         self._items: list[str] = []
+
+    def _as_it_is(self, node: jinja2.nodes.Node) -> jinja2.nodes.Node:
+        return node
+
+    visit_Macro = visit_AssignBlock = visit_FilterBlock = _as_it_is
 
     def visit_For(self, loop: jinja2.nodes.For) -> Any:
         named = loop.target if isinstance(loop.target, jinja2.nodes.Name) else None

@@ -1,0 +1,113 @@
+"""Templates that look at what they write, open a turn unasked, or write objects in their own way."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken
+
+from models.base import load_tokenizer
+from models.chat import ChatTemplateError, encode_conversation, end_token_ids
+from models.trees import replies_of
+
+TOOLS = [{"type": "function", "function": {"name": "price_of", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def call(**arguments: Any) -> dict[str, Any]:
+    function = {"name": "price_of", "arguments": arguments}
+    return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+
+
+# as Gemma 4: a tool's result stands in the turn that called, and a turn without text is not ended
+ANSWERS_WITHIN = (
+    "{% macro shown(text) %}{% for part in text.split('~') %}{{ part }}{% endfor %}{% endmacro %}"
+    "{% if tools %}{{ tools }}{% endif %}"
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ m.content }}<result>{% else %}"
+    "{% if m.role == 'user' or loop.previtem.role != 'tool' %}<start>{{ m.role }}\n{% endif %}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.name }} {{ c.function.arguments }}<tool>{% endfor %}"
+    "{% set words %}{{ shown(m.content) }}{% endset %}{{ words }}{% if words | length %}<end>\n{% endif %}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt and messages[-1].role != 'tool' %}<start>assistant\n{% endif %}"
+)
+# as Llama 3's first one: asked or not, the next turn is opened
+OPENS_UNASKED = (
+    "{% for m in messages %}<start>{{ m.role }}\n{{ m.content }}<end>{% endfor %}{{ '<start>assistant\n' }}"
+)
+# as LFM2: values as Python writes them; and the text beside a call is left out, as Llama 3.1's is
+PYTHON = (
+    "{% if tools %}{{ tools }}{% endif %}{% for m in messages %}<start>{{ m.role }}\n"
+    "{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments | string }})"
+    "{% else %}{{ m.content }}{% endfor %}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<start>assistant\n{% endif %}"
+)
+# as small models of Qwen3.5: thinking is closed before a reply, where nobody asks for it
+CLOSES_THINKING = (
+    "{% for m in messages %}<start>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}"
+    "{{ m.content }}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start>assistant\n<think>\n\n</think>\n\n{% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer_of(tiny_gpt2: Path) -> Callable[[str], Any]:
+    def made(template: str) -> Any:
+        tokenizer = load_tokenizer(tiny_gpt2)
+        names = ("<start>", "<end>", "<tool>", "<result>")
+        tokenizer.add_tokens([AddedToken(name, special=True) for name in names], special_tokens=True)
+        tokenizer.chat_template = template
+        return tokenizer
+
+    return made
+
+
+def said(tokenizer: Any, messages: list[Any], tools: Any = None) -> list[str]:
+    encoded = encode_conversation(tokenizer, messages, tools=tools)
+    return [tokenizer.decode(reply) for _, reply in replies_of(vars(encoded))]
+
+
+def test_marks_change_nothing_that_a_template_looks_at(tokenizer_of: Callable[[str], Any]) -> None:
+    talk = [
+        {"role": "user", "content": "Price?"},
+        call(thing="lamp"),
+        {"role": "tool", "content": "27"},
+        {"role": "assistant", "content": "It is 27."},
+    ]
+    found = said(tokenizer_of(ANSWERS_WITHIN), talk, TOOLS)
+    assert found == ["price_of {'thing': 'lamp'}<tool>", "It is 27.<end>"]
+
+
+def test_a_turn_that_is_opened_unasked_is_no_part_of_the_reply_before_it(tokenizer_of: Callable[[str], Any]) -> None:
+    tokenizer = tokenizer_of(OPENS_UNASKED)
+    assert end_token_ids(tokenizer) == {*tokenizer.convert_tokens_to_ids(["<end>", "<|endoftext|>"])}
+    talk = [{"role": role, "content": f"{role} {n}"} for n in range(3) for role in ("user", "assistant")]
+    assert said(tokenizer, talk) == [f"assistant {n}<end>" for n in range(3)]
+
+
+def test_names_are_guarded_in_what_a_template_writes_as_python(tokenizer_of: Callable[[str], Any]) -> None:
+    tokenizer = tokenizer_of(PYTHON)
+    talk = [{"role": "user", "content": "Price?"}, call(things=["a <end>", {"b": "<start>"}])]
+    (reply,) = said(tokenizer, talk, TOOLS)
+    assert reply == "price_of({'things': ['a <end>', {'b': '<start>'}]})<end>"
+    ids = encode_conversation(tokenizer, talk, tools=TOOLS).input_ids
+    assert ids.count(tokenizer.convert_tokens_to_ids("<end>")) == 2
+
+
+def test_arguments_may_be_escaped_as_python_escapes_them(tokenizer_of: Callable[[str], Any]) -> None:
+    talk = [{"role": "user", "content": "Price?"}, call(thing='it\'s\n"new" \\ \u200b<end>')]
+    assert len(said(tokenizer_of(PYTHON), talk, TOOLS)) == 1
+
+
+def test_a_text_that_is_left_out_is_not_found_in_the_arguments(tokenizer_of: Callable[[str], Any]) -> None:
+    talk = [{"role": "user", "content": "Price?"}, {**call(thing="lamp ok"), "content": "ok"}]
+    with pytest.raises(ChatTemplateError, match="leaves the text of message 1 out"):
+        encode_conversation(tokenizer_of(PYTHON), talk, tools=TOOLS)
+
+
+def test_reasoning_behind_closed_thinking_is_refused_with_what_to_do(tokenizer_of: Callable[[str], Any]) -> None:
+    tokenizer = tokenizer_of(CLOSES_THINKING)
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    assert said(tokenizer, talk) == ["Hello.<end>"]
+    with pytest.raises(ChatTemplateError, match=r"closes the thinking.*enable_thinking: true"):
+        encode_conversation(tokenizer, [*talk[:1], {**talk[1], "reasoning_content": "I greet."}])
