@@ -99,8 +99,9 @@ def load_model(
     """The folder's causal language model in `dtype`, in evaluation mode: on the CPU, if it is not quantised.
 
     `attention` names its implementation, None leaves that to transformers. With `PACKED_ATTENTION` the model takes
-    packed batches, as far as its architecture can (models/packing_check.py, which raises CannotBeTrained).
-    `quantize="nf4"` keeps the linear layers' weights as 4-bit NormalFloat, on the GPU where there is one.
+    packed batches, as far as its architecture can (models/packing_check.py, which raises CannotBeTrained), and what
+    of it only sees or hears is frozen. `quantize="nf4"` keeps the linear layers' weights as 4-bit NormalFloat, on the
+    GPU where there is one.
     """
     from transformers import AutoModelForCausalLM
 
@@ -114,8 +115,20 @@ def load_model(
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, attn_implementation=attention, **options)
     if reading is not None:
         set_up(model, reading)
+        _freeze_other_senses(model)
     model.eval()
     return model
+
+
+def _freeze_other_senses(model: Any) -> None:
+    """Text gives them no gradient, but weight decay would shrink them, and an optimizer keeps moments of them."""
+    if model.config.get_text_config() is model.config:
+        return
+    parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    of_text = {id(parameter) for part in parts if part is not None for parameter in part.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in of_text:
+            parameter.requires_grad_(False)
 
 
 def _quantized(dtype: "torch.dtype") -> dict[str, Any]:

@@ -221,6 +221,28 @@ def test_a_model_that_cannot_be_made_small_is_read_conversation_by_conversation(
         assert float(supervised_loss_sum(model, pack(token_rows))) == pytest.approx(expected, rel=1e-5)
 
 
+def test_of_a_model_that_also_sees_only_what_reads_is_trained(tmp_path: Path, token_rows: list[Conversation]) -> None:
+    from transformers import Gemma3Config
+
+    config = Gemma3Config(
+        text_config={
+            "vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 8, "max_position_embeddings": 128,
+        },
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 14,
+        },
+        mm_tokens_per_image=4,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    assert reading_of(tmp_path) == Reading("packed")
+    model = load_model(tmp_path, torch.float32, PACKED_ATTENTION).train()
+    supervised_loss_sum(model, pack(token_rows)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None) == ("language_model" in name), name
+
+
 def test_a_small_model_has_layers_of_each_kind() -> None:
     from transformers import Gemma3TextConfig
 
