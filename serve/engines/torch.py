@@ -106,7 +106,7 @@ class TorchEngine(Engine):
             raise ValueError(f"max_active: got {max_active}; must be at least 1")
         model = load_model(release_folder, dtype_of(precision, device), attention=None).to(device)
         self._max_positions = max_positions(model.config)
-        self._vocab_size = int(model.config.vocab_size)
+        self._vocab_size = int(model.config.get_text_config().vocab_size)
         # PEFT's names may not have dots.
         self._adapters = {name: f"adapter{number}" for number, name in enumerate(adapters or {})}
         self._model = load_several(model, {self._adapters[name]: folder for name, folder in (adapters or {}).items()})
