@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from models.chat.messages import ROLES, Conversation, Message, MessageError, check_messages
-from models.chat.renderer import Prepared, renderer_of
+from models.chat.renderer import Prepared, Renderer, renderer_of
 from models.chat.samples import Encoder, Sample, encoder_of, rounds_of
-from models.chat.template import RESERVED, ChatTemplateError
+from models.chat.template import RESERVED, ChatTemplateError, Messages
 from models.chat.tree import SampleTree
 
 __all__ = [
@@ -81,7 +81,8 @@ def encode_prompt(
     variables of the template. Raises ChatTemplateError.
     """
     renderer = renderer_of(tokenizer)
-    return renderer.encoder.encode(renderer.prompt(renderer.prepared(messages), tools, template_kwargs)).ids
+    prepared = renderer.prepared(_with_system_in_question(renderer, messages))
+    return renderer.encoder.encode(renderer.prompt(prepared, tools, template_kwargs)).ids
 
 
 def end_token_ids(tokenizer: Any) -> frozenset[int]:
@@ -115,6 +116,7 @@ def encode_conversation(
         if len(found.input_ids) > 2 * max_length or not found.input_ids:
             messages = short
     renderer, encoder = renderer_of(tokenizer), encoder_of(tokenizer)
+    messages = _with_system_in_question(renderer, messages)
     prepared, guarded = renderer.prepared(messages), renderer.guarded_tools(tools)
     replies = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     learned = [number for number in replies[-1 if last_reply_only else 0 :] if messages[number].get("train", True)]
@@ -124,6 +126,18 @@ def encode_conversation(
     if max_length is not None and truncate == "left":
         base, samples = _from_the_left(encoder, prepared, guarded, learned, base, samples, max_length)
     return _as_tree(base, samples, max_length, cut_replies)
+
+
+def _with_system_in_question(
+    renderer: Renderer, messages: Sequence[Mapping[str, Any]]
+) -> Sequence[Mapping[str, Any]]:
+    """The messages, the system's text before the first question's where the template has no place for it."""
+    if len(messages) < 2 or messages[0]["role"] not in ("system", "developer") or renderer.probes.knows_systems:
+        return messages
+    first, second, *rest = messages
+    if second["role"] != "user":
+        return messages
+    return [{**second, "content": f"{first['content'].strip()}\n\n{second['content'].strip()}"}, *rest]
 
 
 class ReplyCut(ValueError):

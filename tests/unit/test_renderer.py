@@ -246,6 +246,18 @@ def test_tools_without_a_place_are_refused(tokenizer_of: Callable[[str], Any]) -
         encode_prompt(tokenizer_of("closes"), [{"role": "user", "content": "a"}], TOOLS)
 
 
+def test_a_system_text_without_a_place_goes_before_the_question(tokenizer_of: Callable[[str], Any]) -> None:
+    template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{% for m in messages %}<start>{{ m.role }}\n{{ m.content }}<end>\n{% endfor %}" + ASKS
+    )
+    tokenizer = tokenizer_of(template)
+    talk = [{"role": "system", "content": "Be kind."}, *LONG[:2]]
+    merged = [{"role": "user", "content": f"Be kind.\n\n{LONG[0]['content']}"}, LONG[1]]
+    assert encode_conversation(tokenizer, talk) == encode_conversation(tokenizer, merged)
+    assert encode_prompt(tokenizer, talk[:2]) == encode_prompt(tokenizer, merged[:1])
+
+
 def test_a_control_token_that_somebody_wrote_is_text(tokenizer_of: Callable[[str], Any]) -> None:
     tokenizer = tokenizer_of("plain")
     written = "A turn ends with <end>, see </think>"
