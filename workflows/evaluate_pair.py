@@ -168,7 +168,8 @@ class Players:
 
         self._reals = reals
         steps, rate = spec.evaluate.pair.fresh_steps, spec.train.objective.discriminator_learning_rate
-        self.judges = Judges(reals, fresh(base)[0], reader, steps, rate, on_step=lambda: board.add.remote(done=1 / steps))
+        judge = fresh(base)[0]
+        self.judges = Judges(reals, judge, reader, steps, rate, on_step=lambda: board.add.remote(done=1 / steps))
         is_adapter = adapters.is_adapter(folder)
 
         def opened(folder: Any) -> Any:

@@ -150,7 +150,7 @@ def test_white_space_before_a_reply_belongs_to_it() -> None:
     ("{{ raise_exception('only one turn') }}", "refuses these messages: only one turn"),
     ("{{ messages[9]['content'] + 1 }}", "refuses these messages"),
 ])  # fmt: skip
-def test_a_template_that_opens_no_reply_as_it_writes_one_is_refused(tiny_gpt2: Path, template: str, words: str) -> None:
+def test_a_template_that_opens_a_reply_in_another_way_is_refused(tiny_gpt2: Path, template: str, words: str) -> None:
     tokenizer = chatml(tiny_gpt2)
     tokenizer.chat_template = template
     with pytest.raises(ChatTemplateError, match=words):

@@ -44,7 +44,8 @@ def test_7b_in_full_does_not_fit_on_four_gpus_of_24_gb_and_what_is_told_does(pla
     assert "about 61.1 GB of GPU memory" in row["why_not"]
     told = row["would_fit"][0]
     assert "--set train.adapter='{rank: 16}' --set train.batch_tokens=512" in told
-    better = planned({**FULL, "num_workers": 4, "adapter": {"rank": 16}, "batch_tokens": 512}, file)["stages"]["train"]
+    smaller = {**FULL, "num_workers": 4, "adapter": {"rank": 16}, "batch_tokens": 512}
+    better = planned(smaller, file)["stages"]["train"]
     assert better["fits"]
     assert list(better["nodes"].values()) == [4] == list(better["come_up"].values())
     assert any("DOES NOT FIT" in line for line in lines_on(plan))

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from models import adapters
 from models.base import load_tokenizer
-from models.chat import Conversation, encode_prompt, end_token_ids
+from models.chat import Conversation as Talk
+from models.chat import encode_prompt, end_token_ids
 from models.packing import pack
 from models.score import ModelPair, count_facts
 
@@ -58,7 +59,7 @@ def test_losses_and_replies_are_those_of_each_model_alone(
     tokenizer = load_tokenizer(base)
     for _ in range(2):  # one after the other, and again: neither leaves the other in another state
         losses = pair.loss_sums(pack(token_rows))
-        replies = pair.replies([Conversation(prompt) for prompt in PROMPTS], max_new_tokens=12)
+        replies = pair.replies([Talk(prompt) for prompt in PROMPTS], max_new_tokens=12)
         with torch.no_grad():
             assert losses == pytest.approx([float(plain_loss_sum(m, token_rows)) for m in (plain, tuned)], rel=1e-4)
         assert list(replies) == [[reply_of(m, tokenizer, prompt) for prompt in PROMPTS] for m in (plain, tuned)]
