@@ -21,6 +21,7 @@ from models.chat import encode_conversation
 from models.deepspeed_engine import DeepSpeedEngine
 from models.engine import TorchEngine
 from models.fit import FitSettings, Progress, fit
+from models.new_tokens import fit_rows
 from models.objectives.sft import Sft
 from models.packing import StepPlan, pack
 
@@ -28,6 +29,8 @@ folder = resolve("random:tiny-llama")
 tokenizer = load_tokenizer(folder)
 talks = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"It is {n}."}] for n in range(60)]
 rows = [(e.input_ids, e.supervised) for e in (encode_conversation(tokenizer, talk) for talk in talks)]
+NEW_TOKENS = [260, 261]
+with_new_tokens = [([*ids[:-2], NEW_TOKENS[n % 2], ids[-1]], marks) for n, (ids, marks) in enumerate(rows)]
 plan = StepPlan([len(i) for i, _ in rows], [sum(m[1:]) for _, m in rows], 200, 3, 1, 0)
 
 def make(kind, stage, precision, **options):
@@ -35,20 +38,26 @@ def make(kind, stage, precision, **options):
     model = load_model(folder, torch.float32 if precision == "fp32" else torch.bfloat16, PACKED_ATTENTION)
     if kind == "frozen":
         adapters.freeze(model, ["model.embed_tokens.*", "model.layers.0.*"])
+    elif kind == "tokens":
+        fit_rows(model, NEW_TOKENS)
+        model = adapters.attach(model, 4, 8, 0.0, "all-linear", "base", new_tokens=NEW_TOKENS)
     elif kind != "full":
         model = adapters.attach(model, 4, 8, 0.0, "all-linear", "base", method=kind)
     if stage is None:
-        return TorchEngine(model, Sft())
-    return DeepSpeedEngine(model, Sft(), zero_stage=stage, precision=precision, weight_decay=0.0, gradient_clip=1.0,
-                           **options)
+        engine = TorchEngine(model, Sft())
+    else:
+        engine = DeepSpeedEngine(model, Sft(), zero_stage=stage, precision=precision, weight_decay=0.0,
+                                 gradient_clip=1.0, **options)
+    engine.rows = with_new_tokens if kind == "tokens" else rows
+    return engine
 
 def train(engine, end, before=(), state=None):
     # As a worker does; the state after the third step goes into `state`.
-    steps, saved = list(before), lambda step, metrics: None
+    steps, saved, mine = list(before), lambda step, metrics: None, getattr(engine, "rows", rows)
     if state is not None:
         saved = lambda step, metrics: engine.snapshot()(state) if step == 3 else None
-    fit(engine, plan, lambda numbers: pack([rows[n] for n in numbers]), FitSettings(end, 3e-3, 0.0, 1.0, 3),
-        [pack(rows[:3])], on_step=steps.append, on_checkpoint=saved, before=before)
+    fit(engine, plan, lambda numbers: pack([mine[n] for n in numbers]), FitSettings(end, 3e-3, 0.0, 1.0, 3),
+        [pack(mine[:3])], on_step=steps.append, on_checkpoint=saved, before=before)
     return steps
 
 def plain(steps):
@@ -57,7 +66,7 @@ def plain(steps):
 
 ONE_WORKER = """
 results = {}
-for kind in ("full", "lora", "rslora", "dora", "frozen"):
+for kind in ("full", "lora", "rslora", "dora", "frozen", "tokens"):
     results[kind] = {"torch": plain(train(make(kind, None, "fp32"), 6))}
     for stage in range(4) if kind in ("full", "lora") else (0, 3):
         for precision in ("fp32", "bf16"):
@@ -78,8 +87,8 @@ for stage in (1, 2, 3):
 pathlib.Path(sys.argv[2]).write_text(json.dumps(results))
 """
 
-# Norms of one and the same gradient: in as many passes as said, and after a step that was dropped; and those of a model
-# with layers that have no part in the loss.
+# Norms of one and the same gradient: in as many passes as said, and after a step that was dropped; of a model with
+# layers that have no part in the loss, too.
 PASSES = """
 def norm(engine, passes, rate=0.0):
     batch = pack([([5 + n % 40 for n in range(40)], [True] * 40)])
@@ -119,7 +128,8 @@ ANY_WORKERS = """
 from dataclasses import asdict
 results = {}
 kinds = [(kind, stage, "fp32") for kind in ("full", "lora") for stage in range(4)]
-for kind, stage, precision in [*kinds, ("full", 0, "bf16"), ("full", 1, "bf16"), ("lora", 1, "bf16")]:
+for kind, stage, precision in [*kinds, ("full", 0, "bf16"), ("full", 1, "bf16"), ("lora", 1, "bf16"),
+                               ("tokens", 2, "fp32"), ("tokens", 3, "fp32")]:
     state = pathlib.Path(sys.argv[2]) / f"{kind}-{stage}-{precision}"
     engine = make(kind, stage, precision)
     if sys.argv[3] == "first":
@@ -190,7 +200,7 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize(
     ("kind", "stage"),
     [*[(kind, stage) for kind in ("full", "lora") for stage in range(4)],
-     *[(kind, stage) for kind in ("rslora", "dora", "frozen") for stage in (0, 3)]],
+     *[(kind, stage) for kind in ("rslora", "dora", "frozen", "tokens") for stage in (0, 3)]],
 )  # fmt: skip
 def test_every_stage_learns_like_plain_torch_and_resumes(results, kind, stage):
     plain = results[kind]["torch"]
@@ -201,7 +211,7 @@ def test_every_stage_learns_like_plain_torch_and_resumes(results, kind, stage):
     assert halved["whole"]["loss"] == pytest.approx(plain["loss"], abs=5e-2)
     for run in (exact, halved):
         assert run["resumed"]["loss"] == pytest.approx(run["whole"]["loss"], abs=1e-6)
-        adapter = kind in ("lora", "rslora", "dora")
+        adapter = kind in ("lora", "rslora", "dora", "tokens")
         assert ("adapter_model.safetensors" if adapter else "model.safetensors") in run["files"]
 
 
@@ -238,7 +248,7 @@ def test_training_goes_on_with_fewer_or_more_workers(tmp_path):
     for num_workers, mode in ((2, "first"), (1, "go on"), (3, "go on")):
         start(ANY_WORKERS, tmp_path, tmp_path, mode, num_workers=num_workers)
     two, one, three = (json.loads((tmp_path / f"{count}.json").read_text()) for count in (2, 1, 3))
-    assert len(two) == 11
+    assert len(two) == 13
     for name, steps in two.items():
         for other in (one[name], three[name]):
             assert len(other["loss"]) == 6
