@@ -158,7 +158,7 @@ def _says(form: ReplyForm, written: str | None, words: str, thought: str = "") -
     """Whether that is what is read in a reply."""
     reader = form.reader({})
     if written is None or reader is None:
-        return written is not None and written.strip() == words
+        return written is not None and form.marks.shown(written).strip() == words
     found = _read(form, reader, written)
     return found == (thought, words)
 
@@ -194,7 +194,7 @@ def _read(form: ReplyForm, reader: Reader, written: str) -> tuple[str, str]:
         written = thinking.opening + written
     parts = [*reader.push(written), *reader.finish(is_cut=False)]
     thought, said = ("".join(part.text for part in parts if part.kind == kind) for kind in ("thought", "said"))
-    return thought.strip(), said.strip()
+    return form.marks.shown(thought).strip(), form.marks.shown(said).strip()
 
 
 def _takes(probes: Probes, call_id: str) -> bool:

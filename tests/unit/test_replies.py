@@ -253,6 +253,19 @@ def test_white_space_that_the_template_writes_before_a_reply_is_not_shown(tiny_l
     assert read(form, tokens_of(tokenizer, "  Rain.")) == ("", " Rain.", [])
 
 
+def test_what_stands_around_words_is_written_by_a_format_and_not_shown(tiny_llama: Path) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<say>", "</say>"]})
+    tokenizer.add_tokens(MARKS)
+    around = template(_THINK + "<say>").replace("<|eot_id|>{% endfor %}", "</say><|eot_id|>{% endfor %}")
+    tokenizer.chat_template = around
+    form, ends = learned_form(tokenizer), end_token_ids(tokenizer)
+    assert read(form, written(tokenizer, turn(text="Rain.", thought="Hm."))) == ("Hm.", "Rain.", [])
+    grammar = Grammars(tokenizer, len(tokenizer), ends, form).of({"const": 5})
+    assert follows(grammar, written(tokenizer, turn(text="5", thought="Hm.")), ends)
+    assert not follows(grammar, tokens_of(tokenizer, "5"), ends)
+
+
 def test_a_text_is_not_held_back_for_a_call(tiny_llama: Path) -> None:
     for name in ("tags", "a list", "bare", "python", "tags after thinking"):
         form = learned_form(tokenizer_for(tiny_llama, name))
