@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.chat import ensure_chat_template
+from models.chat import end_token_ids, ensure_chat_template
 from models.files import cache_folder, listing, local_copy, made_once, open_uri
 from models.packing_check import attention_of, reading_of, set_up
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch  # at run time only inside functions: `plan` and an up-to-date `run` answer without it
 
 BUILTIN_SMOLLM2 = "builtin:smollm2-135m-instruct"
+_GENERATION_CONFIG = "generation_config.json"
 _SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 # Meta's Llama 3 layout, in our own words: header tokens around the role, every turn ends with <|eot_id|>.
@@ -81,7 +82,10 @@ def resolve(name: str) -> Path:
 
 
 def load_tokenizer(folder: Path | str) -> Any:
-    """The folder's fast tokenizer, with the default chat template where it has none."""
+    """The folder's fast tokenizer, with the default chat template where it has none.
+
+    `end_ids_of_model` of it are the tokens at which the folder's generation_config.json ends a reply.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
@@ -90,7 +94,27 @@ def load_tokenizer(folder: Path | str) -> Any:
     ensure_chat_template(tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.end_ids_of_model = tuple(_end_ids_in(Path(folder), len(tokenizer)))
     return tokenizer
+
+
+def save_tokenizer(tokenizer: Any, folder: Path | str) -> None:
+    """Leave the tokenizer in a model's folder, and the tokens that end a reply in its generation_config.json."""
+    tokenizer.save_pretrained(folder)
+    file = Path(folder) / _GENERATION_CONFIG
+    config = json.loads(file.read_text()) if file.is_file() else {}
+    ends = sorted(end_token_ids(tokenizer))
+    config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _end_ids_in(folder: Path, vocabulary: int) -> list[int]:
+    try:
+        found = json.loads((folder / _GENERATION_CONFIG).read_text()).get("eos_token_id")
+    except (OSError, ValueError, AttributeError):
+        return []
+    ends = found if isinstance(found, list) else [found]
+    return sorted({end for end in ends if isinstance(end, int) and 0 <= end < vocabulary})
 
 
 def load_model(
@@ -147,13 +171,8 @@ def _quantized(dtype: "torch.dtype") -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": 0 if torch.cuda.is_available() else "cpu"}}
 
 
-def max_positions(config: Any) -> int:
-    """The longest sequence in tokens that a model with this config can read."""
-    return int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 1 << 20)
-
-
-def known_sizes(name: str) -> dict[str, int] | None:
-    """`describe` of a base model that is on this machine already, None for another; makes and downloads nothing."""
+def known_folder(name: str) -> Path | None:
+    """The folder of a base model that is on this machine already, None for another; makes and downloads nothing."""
     if name.startswith(("builtin:", "random:")):
         if name == BUILTIN_SMOLLM2:
             folder = cache_folder() / "base" / f"smollm2-135m-instruct-{_builtin_version(name)}"
@@ -161,7 +180,7 @@ def known_sizes(name: str) -> dict[str, int] | None:
             folder = cache_folder() / "base" / name.replace(":", "-")
     else:
         folder = Path(name).expanduser()  # nothing is there for a URI
-    return describe(folder) if (folder / "config.json").is_file() else None
+    return folder if (folder / "config.json").is_file() else None
 
 
 def _cached(name: str, make: Callable[[Path], None]) -> Path:
@@ -273,28 +292,3 @@ def _save_random(model_class: Any, config: Any, tokenizer: Any, folder: Path) ->
 
 
 _RANDOM_MODELS = {"random:tiny-llama": _make_tiny_llama, "random:tiny-gpt2": _make_tiny_gpt2}
-
-
-def describe(folder: Path) -> dict[str, int]:
-    """Sizes of a model folder from its config alone: parameters (estimated), layers, positions, vocabulary."""
-    config = json.loads((folder / "config.json").read_text())
-    hidden = config.get("hidden_size") or config.get("n_embd")
-    layers = config.get("num_hidden_layers") or config.get("n_layer")
-    inner = config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
-    heads = config.get("num_attention_heads") or config.get("n_head")
-    if heads:
-        key_value_heads = config.get("num_key_value_heads") or heads
-        gated = 3 if "intermediate_size" in config else 2
-        attention = 2 * hidden * hidden + 2 * hidden * hidden * key_value_heads // heads
-        per_layer = attention + gated * hidden * inner
-    else:  # an LSTM: four gates of the input and the state
-        per_layer = 8 * hidden * hidden
-    embeddings = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings", True) else 2)
-    return {
-        "num_parameters": embeddings + layers * per_layer,
-        "num_layers": layers,
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "vocab_size": config["vocab_size"],
-        "max_positions": config.get("max_position_embeddings") or config.get("n_positions") or 1 << 20,
-    }

@@ -11,9 +11,10 @@ import torch
 from models import adapters
 from models.attention import PACKED_ATTENTION
 from models.base import load_model, load_tokenizer
-from models.chat import Message, encode_prompt, end_token_ids
+from models.chat import Conversation, encode_prompt, end_token_ids
 from models.generation import evaluating, greedy_replies, own_attention
 from models.loss import supervised_loss_sum
+from models.new_tokens import fit_embeddings
 from models.objectives.preference import sequence_log_probabilities
 from models.packing import PackedBatch
 
@@ -31,6 +32,7 @@ class ModelPair:
             self._tuned = adapters.load(base, checkpoint_folder).eval()
             self._base = self._tuned
         else:
+            fit_embeddings(base, base_folder, self.tokenizer)
             self._base, self._tuned = base.to(device), load_model(checkpoint_folder, dtype, PACKED_ATTENTION)
         self._tuned.to(device)
         self._device = torch.device(device)
@@ -52,9 +54,9 @@ class ModelPair:
                 base = sequence_log_probabilities(model, batch).cpu()
             return base, sequence_log_probabilities(self._tuned, batch).cpu()
 
-    def replies(self, conversations: Sequence[list[Message]], max_new_tokens: int) -> tuple[list[str], list[str]]:
+    def replies(self, conversations: Sequence[Conversation], max_new_tokens: int) -> tuple[list[str], list[str]]:
         """Greedy replies of base and tuned model to each conversation, all in one batch."""
-        prompts = [encode_prompt(self.tokenizer, messages) for messages in conversations]
+        prompts = [encode_prompt(self.tokenizer, each.messages, each.tools) for each in conversations]
         with self._base_model() as model:
             base = self._generate(model, prompts, max_new_tokens)
         return base, self._generate(self._tuned, prompts, max_new_tokens)
