@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from models.chat.kinds import rounds_of
 from models.chat.messages import ROLES, Conversation, Message, MessageError, check_messages
 from models.chat.renderer import Prepared, Renderer, renderer_of
-from models.chat.samples import Encoder, Sample, encoder_of, rounds_of
+from models.chat.samples import Encoder, Sample, encoder_of
 from models.chat.template import RESERVED, ChatTemplateError
 from models.chat.tree import SampleTree
 

@@ -11,14 +11,13 @@ conversation on a short one of that kind.
 """
 
 import dataclasses
-import functools
 import weakref
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from models.chat.control import Tokens
+from models.chat.kinds import kind_of, rounds_of, short_of_its_kind
 from models.chat.renderer import Prepared, Renderer, Reply, renderer_of
 from models.chat.template import ChatTemplateError
 
@@ -52,8 +51,8 @@ class Encoder:
 
     def samples(self, messages: Prepared, tools: Any, learned: Sequence[int]) -> tuple[list[int], list[Sample]]:
         """The replies of the messages numbered `learned`, and the tokens that they share."""
-        kinds = tuple([_kind_of(message) for message in messages])
-        kept = _short_of_its_kind(kinds)
+        kinds = tuple([kind_of(message) for message in messages])
+        kept = short_of_its_kind(kinds)
         kind = (bool(tools), tuple([kinds[number] for number in kept]))
         if kind not in self._ways:
             if len(kept) == len(messages) and kind not in self._seen:
@@ -123,22 +122,28 @@ class Encoder:
     def _whole(self, messages: Prepared, tools: Any, learned: Sequence[int]) -> tuple[list[int], list[Sample]]:
         """All replies read off one text."""
         text, begins = self._renderer.marked_text(messages, tools)
-        last = max(learned)
-        opening = self._opening(text, begins, messages, tools, last) if last else ""
+        openings = self._openings_in(text, begins, messages, tools, learned)
         tokens = self._renderer.encoder.encode(text)
-        spans = [self._span(text, begins, messages, number, opening, tools) for number in learned]
+        spans = [self._span(text, begins, messages, number, openings, tools) for number in learned]
         self._renderer.check_whole(messages, tools, text)
         return tokens.ids, [self._read_off(text, tokens, *span, is_base=True) for span in spans]
 
-    def _opening(self, text: str, begins: list[int], messages: Prepared, tools: Any, number: int) -> str:
-        """What a prompt ends with that asks for a message of the text, if the rest of it is the text's beginning."""
-        prompt = self._renderer.text(messages[:number], tools, generates=True)
-        if begins[number] < 0 or not text.startswith(prompt):
-            raise _NotSo
-        return prompt[begins[number] :]
+    def _openings_in(
+        self, text: str, begins: list[int], messages: Prepared, tools: Any, numbers: Sequence[int]
+    ) -> dict[str, str]:
+        """What prompts end with that ask for messages of the text, by the role before: after a tool's result some
+        templates open no turn. The rest of such a prompt must be the text's beginning.
+        """
+        openings = {}
+        for role, number in {messages[number - 1]["role"]: number for number in numbers if number}.items():
+            prompt = self._renderer.text(messages[:number], tools, generates=True)
+            if begins[number] < 0 or not text.startswith(prompt):
+                raise _NotSo
+            openings[role] = prompt[begins[number] :]
+        return openings
 
     def _span(
-        self, text: str, begins: list[int], messages: Prepared, number: int, opening: str, tools: Any
+        self, text: str, begins: list[int], messages: Prepared, number: int, openings: dict[str, str], tools: Any
     ) -> tuple[int, int]:
         """Where a reply's words begin and end in a text of the conversation."""
         if not number:
@@ -146,6 +151,7 @@ class Encoder:
             if not text.startswith(first.prompt + first.text):
                 raise _NotSo
             return len(first.prompt), len(first.prompt) + len(first.text)
+        opening = openings[messages[number - 1]["role"]]
         begin = begins[number] + len(opening)
         if begins[number] < 0 or not text.startswith(opening, begins[number]):
             raise _NotSo
@@ -210,24 +216,39 @@ class Encoder:
             raise _NotSo
         own = prompt[cut:] + last.text
         tokens = encoder.encode(own)
-        plain = renderer.text(part[:-1], tools) if len(asked) > 1 else ""
-        if not prompt.startswith(plain):
-            raise _NotSo
-        opening = prompt[len(plain) :]
         samples = []
-        for number in asked[:-1]:
-            place = window.index(number)
+        inner = [window.index(number) for number in asked[:-1]]
+        openings = self._openings_of_round(part, tools, inner, prompt, places, is_read_off=steps is None)
+        for number, place in zip(asked, inner, strict=False):
             if steps is None:
-                begin, end = self._span(prompt, places, part[:-1], place, opening, tools)
+                begin, end = self._span(prompt, places, part[:-1], place, openings, tools)
                 samples.append(self._read_off(own, tokens, begin - cut, end - cut))
                 continue
-            begin = places[place] + len(opening)
-            if places[place] < 0 or not prompt.startswith(opening, places[place]):
+            if places[place] < 0:
                 raise _NotSo
             text = self._step(messages, tools, number, window, steps).text
-            samples.append(self._put_behind(own, tokens, begin - cut, text))
-        samples.append(self._put_behind(own, tokens, len(prompt) - cut, last.text))
+            opening = openings[part[place - 1]["role"]]
+            samples.append(self._put_behind(own, tokens, places[place] - cut, opening, text))
+        samples.append(self._put_behind(own, tokens, len(prompt) - cut, "", last.text))
         return samples
+
+    def _openings_of_round(
+        self, part: Prepared, tools: Any, numbers: list[int], prompt: str, places: list[int], is_read_off: bool
+    ) -> dict[str, str]:
+        """What prompts for these messages of a round end with, by the role before; they stand in the round's own
+        prompt where replies are read off that.
+        """
+        if not numbers:
+            return {}
+        if is_read_off:
+            return self._openings_in(prompt, places, part[:-1], tools, numbers)
+        openings = {}
+        for role, number in {part[number - 1]["role"]: number for number in numbers}.items():
+            asked, plain = (self._renderer.text(part[:number], tools, generates) for generates in (True, False))
+            if not asked.startswith(plain):
+                raise _NotSo
+            openings[role] = asked[len(plain) :]
+        return openings
 
     def _step(self, messages: Prepared, tools: Any, number: int, window: list[int], steps: list[int]) -> Reply:
         """A reply after the first message of its round and the step before it, which an assistant begins."""
@@ -239,11 +260,11 @@ class Encoder:
         part = [messages[n] for n in kept]
         return self._renderer.reply(part, len(part) - 1, tools)
 
-    def _put_behind(self, text: str, tokens: Tokens, place: int, reply: str) -> Sample:
-        """A reply behind what stands before `place` in a text already encoded."""
+    def _put_behind(self, text: str, tokens: Tokens, place: int, opening: str, reply: str) -> Sample:
+        """A reply behind what stands before `place` in a text already encoded, and its opening."""
         encoder = self._renderer.encoder
         anchor = encoder.last_control_token(text, place)
-        opening, kept = text[anchor:place], tokens.before(anchor)
+        opening, kept = text[anchor:place] + opening, tokens.before(anchor)
         both, prompt = encoder.encode(opening + reply), self._encoded(opening)
         count = both.before(len(opening))
         ids = both.ids if both.ids[:count] == prompt else [*prompt, *encoder.encode(reply).ids]
@@ -260,60 +281,6 @@ class Encoder:
 
 def _full(base: list[int], samples: list[Sample]) -> list[tuple[list[int], int, int]]:
     return [(base[: sample.shared] + sample.rest, sample.begin, sample.end) for sample in samples]
-
-
-def _kind_of(message: dict[str, Any]) -> tuple[Any, ...]:
-    """What of a message a template may make a difference of."""
-    if len(message) == 2:
-        return (
-            (message["role"], bool(message["content"]))
-            if "content" in message
-            else (message["role"], False, *message)
-        )
-    calls = min(2, len(message.get("tool_calls", ())))
-    return message["role"], bool(message.get("content")), "reasoning_content" in message, calls, "name" in message
-
-
-def rounds_of(messages: Prepared) -> tuple[list[int], list[list[int]]]:
-    """The numbers of the messages before the first user's, and those of each round, which a user begins."""
-    return _rounds_of([message["role"] for message in messages])
-
-
-def _rounds_of(roles: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-    starts = [n for n, role in enumerate(roles) if role == "user" and (not n or roles[n - 1] != "user")]
-    if not starts:
-        return [], [list(range(len(roles)))]
-    ends = [*starts[1:], len(roles)]
-    return list(range(starts[0])), [list(range(*span)) for span in zip(starts, ends, strict=True)]
-
-
-@functools.lru_cache(maxsize=4096)
-def _short_of_its_kind(kinds: tuple[Any, ...]) -> list[int]:
-    """The numbers of some messages that make a conversation of the same kind: of each kind of round its first two and
-    its last, and of steps that follow each other in a round alike no more than two.
-    """
-    head, rounds = _rounds_of([kind[0] for kind in kinds])
-    few = [_few(kinds, numbers) for numbers in rounds]
-    round_kinds = [tuple(kinds[number] for number in numbers) for numbers in few]
-    left, seen = Counter(round_kinds), Counter[Any]()
-    kept = list(head)
-    for place, (numbers, kind) in enumerate(zip(few, round_kinds, strict=True)):
-        seen[kind] += 1
-        if len(rounds) <= 3 or seen[kind] <= 2 or seen[kind] == left[kind] or place >= len(rounds) - 2:
-            kept += numbers
-    return kept
-
-
-def _few(kinds: Sequence[Any], numbers: list[int]) -> list[int]:
-    """A round without the steps, of one or two messages, that repeat the two before them."""
-    kept: list[int] = []
-    for number in numbers:
-        kept.append(number)
-        for width in (1, 2):
-            last = [kinds[place] for place in kept[-3 * width :]]
-            if len(last) == 3 * width and last[:width] == last[width : 2 * width] == last[2 * width :]:
-                del kept[-width:]
-    return kept
 
 
 _ENCODERS: "weakref.WeakKeyDictionary[Renderer, Encoder]" = weakref.WeakKeyDictionary()
