@@ -25,6 +25,7 @@ _CALL: dict[str, Any] = {
 }
 _THOUGHT = ("reasoning_content", "thinking")
 _QUESTION = {"role": "user", "content": "probe_question"}
+_SYSTEM = {"role": "system", "content": "probe_system"}
 _ANSWER = {"role": "assistant", "content": "probe_answer"}
 _RESULT = {"role": "tool", "content": "probe_result", "tool_call_id": "probe0000", "name": "probe_tool"}
 
@@ -33,7 +34,7 @@ OPENED = re.compile(r"<(\w+)>\s*$")
 CLOSED = re.compile(r"<(\w+)>\s*</\1>\s*$")
 """one that it opens and closes"""
 
-TEXT, REASONING, ARGUMENTS = "the text", "the reasoning", "a tool call's arguments"
+TEXT, REASONING, CALLS, ARGUMENTS = "the text", "the reasoning", "tool calls", "a tool call's arguments"
 """what of a reply must be in what a template writes of it"""
 
 
@@ -202,7 +203,23 @@ class Probes:
     @cached_property
     def knows_systems(self) -> bool:
         """Whether the template has a place for role `system`; Gemma 2's refuses it."""
-        return self._writes([{"role": "system", "content": "probe_system"}, _QUESTION], "probe_system")
+        return self._writes([_SYSTEM, _QUESTION], "probe_system")
+
+    @cached_property
+    def knows_tools(self) -> bool:
+        """Whether it writes the tools that may be called into a prompt."""
+        return self._writes([_QUESTION], "probe_tool", tools=[TOOL])
+
+    @cached_property
+    def never_read(self) -> set[str]:
+        """Roles that it leaves out of a prompt: `tool`, and `system` later than at the beginning."""
+        talks = {
+            "tool": ("probe_result", [_QUESTION, calling_by(*self.calling), _RESULT], [TOOL]),
+            "system": ("probe_system", [_QUESTION, _ANSWER, _SYSTEM, _QUESTION], None),
+        }
+        return {
+            role for role, (words, messages, tools) in talks.items() if not self._writes(messages, words, tools=tools)
+        }
 
     @cached_property
     def writes_reasoning(self) -> bool:
@@ -217,6 +234,8 @@ class Probes:
         call, thought = calling_by({}, self.calling[1]), dict.fromkeys(_THOUGHT, "probe_thought")
         said = {**call, "content": "probe_answer"}
         found = set() if self._writes([_QUESTION, said], "probe_answer", tools=[TOOL]) else {(TEXT, True)}
+        if not self._writes([_QUESTION, calling_by(*self.calling)], "probe_tool", "probe_value", tools=[TOOL]):
+            found.add((CALLS, True))
         if self._opens_thinking:
             return found
         if not self._writes([_QUESTION, {**_ANSWER, **thought}], "probe_thought"):

@@ -62,7 +62,7 @@ class Encoder:
         way = self._ways[kind]
         try:
             found = self._by_way(way, messages, tools, learned)
-        except _NotSo:
+        except (_NotSo, ChatTemplateError):  # the template may refuse what comes after the last of them
             way, found = "single", self._singly(messages, tools, learned)
         return found if way == "whole" else self._to_its_end(messages, tools, *found)
 
@@ -98,7 +98,7 @@ class Encoder:
         for way in ways:
             try:
                 found = _full(*self._by_way(way, messages, tools, learned))
-            except _NotSo:
+            except (_NotSo, ChatTemplateError):
                 continue
             if found == expected:
                 return way
