@@ -113,7 +113,7 @@ def pipeline(folder: Path, port: int, template: Path | None) -> dict[str, Any]:
         "base_model": "./base",
         "store": str(folder / "store"),
         "data": data,
-        "train": {"adapter": None, "learning_rate": 3e-3, "epochs": 150, "batch_tokens": 2048, "precision": "fp32",
+        "train": {"adapter": None, "learning_rate": 2e-3, "epochs": 250, "batch_tokens": 2048, "precision": "fp32",
                   "checkpoint_every_steps": 1000},
         "evaluate": {"num_replies": 0},
         "optimize": {"weights": "fp32"},
