@@ -20,6 +20,7 @@ from workflows.layouts import (
     PROMPTS,
     REPLIES,
     answered,
+    check_prompt_is_in,
     conversation_of,
     is_whole,
     list_name,
@@ -157,8 +158,11 @@ def _as_pair(record: dict[str, Any]) -> dict[str, Any]:
     """OpenAI's and ms-swift's ways of writing a pair, in ours."""
     given = record.get("input")
     if "preferred_output" in record and "non_preferred_output" in record and isinstance(given, dict):
+        used = ("input", "preferred_output", "non_preferred_output")
+        rest = {key: value for key, value in record.items() if key not in used}
+        asked = {key: value for key, value in given.items() if key != "messages"}
         chosen, rejected = record["preferred_output"], record["non_preferred_output"]
-        return {"prompt": given.get("messages"), "tools": given.get("tools"), "chosen": chosen, "rejected": rejected}
+        return {**rest, **asked, "prompt": given.get("messages"), "chosen": chosen, "rejected": rejected}
     if "rejected_response" in record and "rejected" not in record and isinstance(record.get("messages"), list):
         rest = {key: value for key, value in record.items() if key not in ("messages", "rejected_response")}
         *prompt, chosen = record["messages"] or [None]
@@ -173,7 +177,9 @@ def _with_prompt(
     listed = list_name(record, fields)
     if name is None:
         turns = turns_of(record[listed], listed, fields) if listed else []
-    elif not is_whole(turns := reply_in(record, name, fields)):
+    elif is_whole(turns := reply_in(record, name, fields)):
+        check_prompt_is_in(record, name, turns)
+    else:
         prompt = prompt_in(record, fields)
         if prompt is None and listed is not None:
             prompt = turns_of(record[listed], listed, fields)

@@ -27,7 +27,7 @@ def troubles(spec: PipelineSpec) -> list[str]:
     """Sentences, each with its field and the fix; none where all is well as far as it can be known."""
     found = [*_of_deepspeed(spec.train), *_of_teacher(spec)]
     folder = known_folder(spec.base_model) if spec.base_model != NEW_MODEL else None
-    return found if folder is None else found + troubles_of_model(spec, folder)
+    return found if folder is None else [*found, *troubles_of_model(spec, folder), *_of_template(spec)]
 
 
 def troubles_of_model(spec: PipelineSpec, folder: Path) -> list[str]:
@@ -104,6 +104,17 @@ def _of_tokens(spec: PipelineSpec, folder: Path, rows: int) -> list[str]:
         f"{', '.join(names[:_MOST_NAMED])}{', ...' if len(names) > _MOST_NAMED else ''}; name them in "
         "data.new_tokens, so that they get embeddings that are trained, or give a tokenizer without them"
     ]
+
+
+def _of_template(spec: PipelineSpec) -> list[str]:
+    """What is wrong with the chat template, or with what `data` changes of it."""
+    from models.chat import end_token_ids
+
+    try:
+        end_token_ids(chat_tokenizer(spec))
+    except (ValueError, OSError) as error:
+        return [str(error)]
+    return []
 
 
 def _of_layers(spec: PipelineSpec, folder: Path) -> list[str]:

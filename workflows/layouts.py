@@ -4,14 +4,16 @@ A record's keys are ours after `renamed`. `turns_in` finds the conversation, `pr
 where they stand apart, and `conversation_of` makes all of it.
 """
 
+import contextlib
+import functools
 from collections.abc import Mapping
 from typing import Any, get_args
 
 from models.chat.form import Conversation, Message, is_blank, kind_of
 from models.chat.messages import SameRole, joined_messages, normal_messages, normal_tools
-from models.chat.turn import role_of
+from models.chat.turn import role_of, squashed
 from workflows.spec import FieldName
-from workflows.turns import turns_of, written_turns
+from workflows.turns import turns_of, written_turns, written_value
 
 FIELDS: tuple[str, ...] = get_args(FieldName)
 LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
@@ -31,8 +33,11 @@ _REFUSED = {
     **dict.fromkeys(("choices", "options"), "it would be left out; write it into the prompt"),
     "chat_template_kwargs": "say it in data.chat_template_kwargs, for all lines",
 }  # fmt: skip
-_BESIDE_LISTS = frozenset((*REPLIES, *_OF_REPLY, "history"))
+_STRONG_PROMPTS = tuple(name for name in PROMPTS if name not in _WEAK)
+_BESIDE_LISTS = frozenset((*_STRONG_PROMPTS, *REPLIES, *_OF_REPLY, "history"))
 _OUTER = frozenset((*_SYSTEMS, *_REFUSED, "weight", "tools", "functions"))
+_COUNTING = frozenset((*_OUTER, "history", "input"))
+_SPELLED = {squashed(key): key for key in _COUNTING if key != "weight"}
 
 
 def renamed(record: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
@@ -66,6 +71,7 @@ def turns_in(record: dict[str, Any], fields: Mapping[str, str]) -> list[Any] | N
         return None
     turns = reply_in(record, reply, fields)
     if is_whole(turns):
+        check_prompt_is_in(record, reply or "tool_calls", turns)
         return turns
     prompt = prompt_in(record, fields)
     return None if prompt is None else answered(prompt, turns, reply or "tool_calls")
@@ -103,6 +109,31 @@ def is_whole(reply: list[Any]) -> bool:
     return role_of(reply[0]) in ("system", "developer", "user")
 
 
+def check_prompt_is_in(record: dict[str, Any], name: str, turns: list[Any]) -> None:
+    """Raise ValueError if a prompt stands beside a whole conversation that does not say it."""
+    said = ""
+    for key in _STRONG_PROMPTS:
+        if _is_empty(value := record.get(key)) or _is_switch(value):
+            continue
+        said = said or "\n".join(" ".join(text.split()) for text in _texts_in(turns))
+        asked = written_turns(value) if isinstance(value, str) else None
+        asked = asked or (value if isinstance(value, list) else [value])
+        spoken = [turn.get("content", turn.get("value")) if isinstance(turn, dict) else turn for turn in asked]
+        if not all(" ".join(text.split()) in said for text in _texts_in(spoken)):
+            raise ValueError(
+                f"`{key}` stands beside `{name}`, which does not say it; write it into a message, map it in "
+                f"data.fields, as in {{system: {key}}}, or say there that `{name}` is all: {{messages: {name}}}"
+            )
+
+
+def _texts_in(value: Any) -> list[str]:
+    """All texts in a value, however deep; without the names of keys."""
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [text for each in inner for text in _texts_in(each)]
+
+
 def answered(prompt: list[Any] | None, reply: list[Any], name: str) -> list[Any]:
     """The reply after its prompt."""
     if prompt is None:
@@ -115,6 +146,8 @@ def answered(prompt: list[Any] | None, reply: list[Any], name: str) -> list[Any]
 def conversation_of(record: dict[str, Any], turns: list[Any], same_role: SameRole) -> Conversation:
     """The turns in normal form, with the system text and the tools that stand beside them."""
     messages = normal_messages(turns, same_role)
+    if len(record) > 1:
+        _check_spelling(record)
     if _OUTER.isdisjoint(record):
         return Conversation(messages)
     _check_outer(record, messages)
@@ -215,12 +248,26 @@ def _check_beside(record: dict[str, Any], name: str, turns: list[Any]) -> None:
                 f"`{key}` stands beside `{name}`; write it into the turn that it belongs to, or say in data.fields "
                 f"that `{name}` is all: {{messages: {name}}}"
             )
+    check_prompt_is_in(record, name, turns)
     reply = next((key for key in REPLIES if not _is_empty(record.get(key))), None)
     if reply and turns and role_of(turns[-1]) != "assistant":
         raise ValueError(
             f"`{name}` has no last reply, and `{reply}` stands beside it; if it is this reply, say in data.fields "
             f"{{prompt: {name}, completion: {reply}}}"
         )
+
+
+def _check_spelling(record: dict[str, Any]) -> None:
+    for key, value in record.items():
+        meant = _meant(key)
+        if meant is not None and key not in _COUNTING and not _is_empty(value):
+            raise ValueError(f"`{key}` of the record is not known; call it `{meant}`, or map it in data.fields")
+
+
+@functools.lru_cache(maxsize=1024)
+def _meant(key: str) -> str | None:
+    """The key that counts of which this is another spelling: `System`, `systemPrompt`."""
+    return _SPELLED.get(squashed(key))
 
 
 def _check_outer(record: dict[str, Any], messages: list[Message]) -> None:
@@ -261,7 +308,15 @@ def _with_system(record: dict[str, Any], messages: list[Message], same_role: Sam
 
 
 def _tools(record: dict[str, Any]) -> list[dict[str, Any]] | None:
-    tools, functions = normal_tools(record.get("tools")), normal_tools(record.get("functions"))
+    tools, functions = (normal_tools(_listed(record.get(key))) for key in ("tools", "functions"))
     if tools and functions and tools != functions:
         raise ValueError("`tools` and `functions` of the record are different; leave one out")
     return tools or functions
+
+
+def _listed(value: Any) -> Any:
+    """A list that a text writes in Python; any other value as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        with contextlib.suppress(ValueError):
+            return written_value(value)
+    return value

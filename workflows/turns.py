@@ -21,6 +21,7 @@ _OTHER = frozenset(_SPEAKERS + _TEXTS) - {"role", "content"}
 _PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("question", "answer"),
           ("query", "response"), ("prompt", "response"), ("user", "bot"))  # fmt: skip
 _HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_LIST_OF_OBJECTS = re.compile(r"\s*\[\s*\{")
 _NO_FIELDS: Mapping[str, str] = {}
 
 
@@ -58,7 +59,7 @@ def is_turns(value: Any) -> bool:
 
 def written_turns(text: str) -> list[Any] | None:
     """The turns that a text writes as a whole: a list of them in JSON, or in the way of the HH-RLHF data."""
-    if text.lstrip()[:2] in ("[{", "[ "):
+    if _LIST_OF_OBJECTS.match(text):
         try:
             found = _read(text, "")
         except ValueError:
@@ -77,15 +78,25 @@ def _hh_turns(text: str) -> list[dict[str, Any]]:
     return turns
 
 
-def _read(text: str, name: str) -> Any:
+def written_value(text: str) -> Any:
+    """The value that a text writes in JSON, or in Python, as pandas writes a list into a CSV file; raises ValueError
+    with what it is instead.
+    """
     try:
         return read_json(text)
     except ValueError as error:
         reason = error
     try:
-        return ast.literal_eval(text.strip())  # how pandas writes a list into a CSV file
+        return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        raise ValueError(f"`{name}` is a text, and {reason}; it must be a list of turns") from None
+        raise reason from None
+
+
+def _read(text: str, name: str) -> Any:
+    try:
+        return written_value(text)
+    except ValueError as error:
+        raise ValueError(f"`{name}` is a text, and {error}; it must be a list of turns") from None
 
 
 def _rows_of(value: dict[str, Any], name: str) -> Any:
@@ -111,7 +122,10 @@ def _turns_at(turn: Any, index: int, name: str, renames: list[tuple[str, str]]) 
             '{"role": "user", "content": ...} and {"role": "assistant", "content": ...}'
         )
     if not isinstance(turn, dict):
-        raise ValueError(f"turn {index} of `{name}` is {kind_of(turn)}, not an object")
+        raise ValueError(
+            f"turn {index} of `{name}` is {kind_of(turn)}, not an object with a role and a text, nor a pair of texts "
+            "(a question and its answer)"
+        )
     for ours, theirs in renames:
         if theirs in turn:
             others = {"role": _SPEAKERS, "content": _TEXTS}.get(ours, (ours,))

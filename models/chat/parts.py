@@ -9,6 +9,11 @@ NOT_TEXT = ("image", "images", "image_url", "audio", "audios", "audio_url", "inp
 ONLY_TEXT = "only text can be learned; leave it, or the line, out"
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THINKING_PARTS = ("thinking", "reasoning")
+# As Anthropic's clients write calls and their answers.
+_ELSEWHERE = {
+    **dict.fromkeys(("tool_use", "tool_call", "function_call"), "write a call into the message's `tool_calls`"),
+    **dict.fromkeys(("tool_result", "function_call_output"), "write a tool's answer as a message with `role` tool"),
+}
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
@@ -70,7 +75,8 @@ def _part(part: Any, is_inner: bool = False) -> tuple[bool, str]:
     elif kind in _TEXT_PARTS:
         text = part.get("text")
     else:
-        raise Fault("content", f"has a part of type {str(kind)[:40]!r} in `content`; known is text")
+        fix = f"; {_ELSEWHERE[kind]}" if isinstance(kind, str) and kind in _ELSEWHERE else ""
+        raise Fault("content", f"has a part of type {str(kind)[:40]!r} in `content`; known is text{fix}")
     if not isinstance(text, str):
         raise Fault("content", f"has a part in `content` whose text is {kind_of(text)}")
     return kind in _THINKING_PARTS, text

@@ -93,7 +93,11 @@ class Encoder:
     def _way_for(self, messages: Prepared, tools: Any) -> Way:
         """The fastest way that comes to the same as asking for each reply singly."""
         learned = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-        expected = [(ids[:end], begin, end) for ids, begin, end in _full(*self._singly(messages, tools, learned))]
+        try:
+            single = self._singly(messages, tools, learned)
+        except ChatTemplateError:
+            return "single"  # the template refuses a reply, which may be one that is not learned
+        expected = [(ids[:end], begin, end) for ids, begin, end in _full(*single)]
         ways: tuple[Way, ...] = ("whole", "rounds", "steps")
         for way in ways:
             try:

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import date
+from keyword import iskeyword
 from typing import Any
 
 from models.chat.control import ALLOWED
@@ -35,8 +36,16 @@ def change_template(
     named = known if isinstance(known, dict) else {"": known}
     changed = {}
     for name, source in named.items():
-        ChatTemplate(source, {}).literals()  # compiles
+        try:
+            ChatTemplate(source, {}).literals()  # compiles
+        except ChatTemplateError as error:
+            where = "" if template is None else "data.chat_template: "
+            raise ChatTemplateError(f"{where}{error}") from error
         values = dict(variables or {})
+        if unfit := [name for name in values if not name.isidentifier() or iskeyword(name)]:
+            raise ChatTemplateError(
+                f"data.chat_template_kwargs: {unfit[0]!r} is no name of a template's variable; leave it out"
+            )
         if taken := sorted(RESERVED & values.keys()):
             raise ChatTemplateError(
                 f"data.chat_template_kwargs: {taken[0]} is set by Rayconteur itself; leave it out"

@@ -38,7 +38,8 @@ _REFUSED = {
     **dict.fromkeys(("tools", "functions"), "tools stand beside the messages, not in one; move it there"),
     **dict.fromkeys(("tool_use_id", "call_id"), "call it `tool_call_id`"),
     "tool_name": "call it `name`",
-    **dict.fromkeys(("thoughts", "think", "thinking_content", "reasoning_text", "reasoning_details", "analysis"),
+    **dict.fromkeys(("thoughts", "think", "thinking_content", "reasoning_text", "reasoning_details", "analysis",
+                     "thinking_blocks", "reasoning_trace", "chain_of_thought", "cot"),
                     "call it `reasoning_content` if it is what the assistant thought, or leave it out"),
     **dict.fromkeys(("mask", "masked", "loss_weight", "loss_scale", "train_on_turn", "trainable"),
                     "say `train`: false of a reply that is not to be learned"),
@@ -48,12 +49,13 @@ _REFUSED = {
 }  # fmt: skip
 
 
-def _squashed(key: str) -> str:
+def squashed(key: str) -> str:
+    """A key without what its spellings differ in."""
     return key.lower().replace("_", "").replace("-", "").replace(" ", "")
 
 
 _SPELLED = {
-    _squashed(key): key
+    squashed(key): key
     for key in ("role", "content", "name", "tool_calls", "tool_call_id", "function_call", *_REASONING, *_LEARNED)
 } | {"toolcall": "tool_calls", "functioncalls": "tool_calls", "toolcallsid": "tool_call_id"}
 
@@ -106,12 +108,12 @@ def _check_keys(role: str, message: dict[str, Any]) -> None:
             raise Fault(key, f"has `{key}`, which only {_OF_ONE_ROLE[key]} has; leave it out")
         if key in _REFUSED:
             raise Fault(key, f"has `{key}`: {_REFUSED[key]}")
-        if (meant := _SPELLED.get(_squashed(str(key)))) is not None:
+        if (meant := _SPELLED.get(squashed(str(key)))) is not None:
             raise Fault(key, f"has `{key}`; call it `{meant}`, or map it in data.fields")
 
 
 def _other_spelling(message: dict[str, Any]) -> str:
-    found = [key for key in message if _squashed(str(key)) == "role" and key != "role"]
+    found = [key for key in message if squashed(str(key)) == "role" and key != "role"]
     return f"; call `{found[0]}` `role`, or map it in data.fields" if found else ""
 
 
@@ -145,7 +147,7 @@ def _assistant(message: dict[str, Any], says_calls: bool) -> Message:
             calls = normal_calls(message[key], key)
     if is_blank(text):
         if not calls:
-            raise _no_text()
+            raise _no_text(", only what was thought before one" if thinking else "")
         text = ""
     made: Message = {"role": "assistant", "content": text}
     if thinking:
@@ -198,8 +200,8 @@ def _name(message: dict[str, Any]) -> str | None:
     return name
 
 
-def _no_text() -> Fault:
-    return Fault("content", "has no text in `content`")
+def _no_text(more: str = "") -> Fault:
+    return Fault("content", f"has no text in `content`{more}")
 
 
 def _reasoning(message: dict[str, Any], thinking: str) -> str:

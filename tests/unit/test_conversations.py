@@ -432,3 +432,52 @@ def test_any_record_is_read_or_refused(record: dict[str, Any]) -> None:
             if isinstance(each, Conversation):
                 assert normal_messages(each.messages, "refuse") == each.messages
                 assert normal_tools(each.tools) == each.tools
+
+
+BESIDE = [
+    ("instruction", {"instruction": "Talk like a pirate."}),
+    ("prompt", {"prompt": [{"role": "user", "content": "Something else"}]}),
+    ("System", {"System": "Talk like a pirate."}),
+    ("systemPrompt", {"systemPrompt": "Talk like a pirate."}),
+    ("Images", {"Images": ["a.png"]}),
+]
+
+
+@pytest.mark.parametrize(("key", "more"), BESIDE)
+def test_what_stands_beside_a_conversation_is_not_dropped(key: str, more: dict[str, Any]) -> None:
+    talk = [{"role": "user", "content": "Hi  you"}, {"role": "assistant", "content": "Hello."}]
+    with pytest.raises(ValueError, match=f"`{key}`"):
+        parse_conversation(json.dumps({"messages": talk, **more}).encode())
+
+
+@pytest.mark.parametrize(
+    "prompt", ["Hi\nyou", [{"role": "user", "content": "Hi you"}], "\n\nHuman: Hi you\n\nAssistant:"]
+)
+def test_a_prompt_that_a_conversation_says_may_stand_beside_it(prompt: Any) -> None:
+    talk = [{"role": "user", "content": "Hi you"}, {"role": "assistant", "content": "Hello."}]
+    assert parse_conversation(json.dumps({"messages": talk, "prompt": prompt}).encode()).messages == talk
+    pair = {"prompt": prompt, "chosen": talk, "rejected": [talk[0], {"role": "assistant", "content": "No."}]}
+    assert parse_pair(json.dumps(pair).encode())[0].messages == talk
+    with pytest.raises(ValueError, match="`prompt` stands beside `chosen`"):
+        parse_pair(json.dumps({**pair, "prompt": "Something else"}).encode())
+
+
+def test_a_pair_of_openai_keeps_what_stands_around_it() -> None:
+    asked, said = [{"role": "user", "content": "Hi"}], [{"role": "assistant", "content": "Hello."}]
+    other = [{"role": "assistant", "content": "No."}]
+    pair = {
+        "system": "Be kind.",
+        "input": {"messages": asked},
+        "preferred_output": said,
+        "non_preferred_output": other,
+    }
+    system = {"role": "system", "content": "Be kind."}
+    assert [each.messages[0] for each in parse_pair(json.dumps(pair).encode())] == [system, system]
+
+
+def test_turns_and_tools_that_a_table_holds_as_text_are_read() -> None:
+    asked = json.dumps([{"role": "user", "content": "Hi"}], indent=1)
+    tools = str([{"name": "price_of", "parameters": {"required": None}}])  # as pandas writes it
+    found = parse_conversation(json.dumps({"prompt": asked, "completion": "Hello.", "tools": tools}).encode())
+    assert found.messages[0] == {"role": "user", "content": "Hi"}
+    assert found.tools == normal_tools([{"name": "price_of", "parameters": {"required": None}}])

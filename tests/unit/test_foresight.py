@@ -1,6 +1,7 @@
 """What would end a training is told before anything runs, by its field."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,25 @@ def test_what_would_fail_is_told_with_its_field(
 ) -> None:
     [told] = troubles(spec_of(data, train))
     assert told.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("template", "data", "words"),
+    [
+        ("{{ messages", {}, r"data\.chat_template: the chat template is no Jinja template: line 1"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", {}, "writes no token at the end of a reply"),
+        (None, {"chat_template_kwargs": {"messages": 1}}, r"data\.chat_template_kwargs: messages is set by"),
+        (None, {"chat_template_kwargs": {"a b": 1}}, r"data\.chat_template_kwargs: 'a b' is no name"),
+    ],
+)
+def test_a_chat_template_is_tried(
+    spec_of: Build, tmp_path: Path, template: str | None, data: dict[str, Any], words: str
+) -> None:
+    if template is not None:
+        (tmp_path / "own.jinja").write_text(template)
+        data = {"chat_template": str(tmp_path / "own.jinja")}
+    [found] = troubles(spec_of(data))
+    assert re.search(words, found)
 
 
 def test_all_troubles_are_told_at_once(spec_of: Build) -> None:

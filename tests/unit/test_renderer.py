@@ -241,6 +241,18 @@ def test_what_a_template_leaves_out_is_refused_by_name(
         encode_conversation(tokenizer_of(template), talk)
 
 
+def test_a_reply_that_is_not_learned_may_have_what_the_template_leaves_out(
+    tokenizer_of: Callable[[str], Any],
+) -> None:
+    tokenizer = tokenizer_of("plain")
+    first = {"role": "assistant", "content": "b", "reasoning_content": "I think", "train": False}
+    talk = [{"role": "user", "content": "a"}, first, {"role": "user", "content": "c"}]
+    talk.append({"role": "assistant", "content": "d"})
+    found = [encode_conversation(tokenizer, talk) for _ in range(3)]  # the second one makes its kind known
+    assert found[0] == found[1] == found[2]
+    assert [tokenizer.decode(reply) for _, reply in replies_of(vars(found[0]))] == ["d<end>"]
+
+
 def test_tools_without_a_place_are_refused(tokenizer_of: Callable[[str], Any]) -> None:
     with pytest.raises(ChatTemplateError, match="no place for tools"):
         encode_prompt(tokenizer_of("closes"), [{"role": "user", "content": "a"}], TOOLS)
