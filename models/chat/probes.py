@@ -222,6 +222,17 @@ class Probes:
         }
 
     @cached_property
+    def loses_system_behind(self) -> set[str]:
+        """Roles of a prompt's last message behind which the first system text is not written: Mistral's templates put
+        it before the last question, and only where that comes last.
+        """
+        talks = {
+            "user": ([_SYSTEM, _QUESTION, _ANSWER, _QUESTION], None),
+            "tool": ([_SYSTEM, _QUESTION, calling_by(*self.calling), _RESULT], [TOOL]),
+        }
+        return {role for role, (talk, tools) in talks.items() if not self._writes(talk, "probe_system", tools=tools)}
+
+    @cached_property
     def writes_reasoning(self) -> bool:
         """Whether the template writes what is thought before a reply, or opens a block for it."""
         return (REASONING, False) not in self.never_written

@@ -15,7 +15,7 @@ from typing import Any
 
 from models.chat.control import ControlTokens, TextEncoder
 from models.chat.probes import ARGUMENTS, CALLS, CLOSED, OPENED, REASONING, TEXT, TOOL, Probes
-from models.chat.template import ChatTemplate, ChatTemplateError
+from models.chat.template import GUARD, ChatTemplate, ChatTemplateError
 
 Prepared = list[dict[str, Any]]
 """messages as the template gets them"""
@@ -207,8 +207,9 @@ class Renderer:
         said = self.control.name.sub("", written) if is_call else written
         for what, words, fix, count in _words_of(own):
             if (what, is_call) in self.probes.never_written or not _is_written(words, said, what, count):
+                shown = words.replace(GUARD, "")[:60]
                 raise ChatTemplateError(
-                    f"the chat template leaves {what} of message {index} out of a reply ({words[:60]!r}); {fix}"
+                    f"the chat template leaves {what} of message {index} out of a reply ({shown!r}); {fix}"
                 )
         end = self.probes.end_in(written, "" if is_call else text_of(own) or own.get("reasoning_content", ""))
         if end is not None:
@@ -226,7 +227,10 @@ class Renderer:
         for index, message in enumerate(messages):
             role, words = message["role"], text_of(message) if message["role"] != "assistant" else ""
             # Short words may stand elsewhere in the text by chance, so roles are tried by themselves.
-            is_left_out = bool(index) and role in self.probes.never_read
+            if index:
+                is_left_out = role in self.probes.never_read
+            else:
+                is_left_out = role == "system" and messages[-1]["role"] in self.probes.loses_system_behind
             if words and (is_left_out or (words not in text and _as_json(words) not in text)):
                 raise ChatTemplateError(
                     f"the chat template leaves out message {index} ({message['role']}), or changes its text"

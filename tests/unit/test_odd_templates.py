@@ -111,3 +111,28 @@ def test_reasoning_behind_closed_thinking_is_refused_with_what_to_do(tokenizer_o
     assert said(tokenizer, talk) == ["Hello.<end>"]
     with pytest.raises(ChatTemplateError, match=r"closes the thinking.*enable_thinking: true"):
         encode_conversation(tokenizer, [*talk[:1], {**talk[1], "reasoning_content": "I greet."}])
+
+
+RESULT = {"role": "tool", "content": "27"}
+ASKED = {"role": "user", "content": "Is it 27 by price_of?"}
+SAID = {"role": "assistant", "content": "It is 27."}
+
+
+@pytest.mark.parametrize(("body", "talk", "words"), [
+    # as GLM-4: roles that it does not know are left out
+    ("{% if m.role != 'tool' %}{{ m.content }}{{ m.tool_calls or '' }}<end>{% endif %}",
+     [ASKED, {**call(), "train": False}, RESULT, SAID], r"leaves out message 2 \(tool\)"),
+    ("{{ m.content }}<end>", [ASKED, {**call(), "content": "price_of says so"}], "leaves tool calls of message 1"),
+    # as Mistral: the system's text stands before a question alone
+    ("{% if m.role == 'user' and loop.last %}{{ messages[0].content }} {% endif %}"
+     "{% if m.role != 'system' %}{{ m.content }}{{ m.tool_calls or '' }}<end>{% endif %}",
+     [{"role": "system", "content": "27"}, ASKED, {**call(), "train": False}, RESULT, SAID],
+     r"leaves out message 0 \(system\)"),
+])  # fmt: skip
+def test_words_that_are_left_out_are_not_found_elsewhere(
+    tokenizer_of: Callable[[str], Any], body: str, talk: list[Any], words: str
+) -> None:
+    opening = "{% if add_generation_prompt %}<start>assistant\n{% endif %}"
+    template = "{% for m in messages %}<start>{{ m.role }}\n" + body + "{% endfor %}" + opening
+    with pytest.raises(ChatTemplateError, match=words):
+        encode_conversation(tokenizer_of(template), talk)
