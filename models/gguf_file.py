@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from models.base import load_model, load_tokenizer
-from models.chat import end_token_ids
+from models.chat import ChatTemplateError, end_token_ids
 from models.rounding import round_groups
 from models.sizes import max_positions
 
@@ -176,7 +176,10 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, vocab_size: int) -> 
 
 def _end_of_turn(tokenizer: Any) -> int | None:
     """The token that ends a reply, where it is not the tokenizer's end token."""
-    ends = end_token_ids(tokenizer) - {tokenizer.eos_token_id}
+    try:
+        ends = end_token_ids(tokenizer) - {tokenizer.eos_token_id}
+    except ChatTemplateError:
+        return None  # its template ends no reply
     return min(ends, default=None)
 
 
