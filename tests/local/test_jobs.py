@@ -94,7 +94,8 @@ def test_a_job_that_fails_says_why_and_ends_so(command, file):
     assert code == 1
     errors = [line for line in lines if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "sums.jsonl.gz:1: the file breaks off here" in errors[0]
+    assert errors[0].startswith("error: data.sources.0.path: ")
+    assert "sums.jsonl.gz" in errors[0]
     assert len([line for line in lines if line.startswith("job ")]) == 2  # submitted, failed
 
 
