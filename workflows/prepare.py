@@ -219,6 +219,8 @@ def _statistics(context: Context, paths: list[str]) -> dict[str, Any]:
          "truncated", "longest"), 0
     )  # fmt: skip
     path = store.path("prepare", context.key, "corpus")
+    if store.filesystem.get_file_info(path).type == pa.fs.FileType.NotFound:  # nothing was written
+        raise StageFailed(f"data.sources: no lines in {', '.join(paths)}")
     parts = pa.dataset.dataset(path, filesystem=store.filesystem, format="parquet", partitioning="hive")
     columns = ["split", "num_tokens", "num_targets", "truncated"]
     for batch in parts.to_batches(columns=columns):

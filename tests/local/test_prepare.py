@@ -93,6 +93,18 @@ def test_a_file_that_breaks_off_is_named(run, tiny, sums_file):
         run("prepare", tiny)
 
 
+def test_a_reply_that_must_not_be_cut_ends_the_stage_by_name(run, tiny):
+    tiny["data"] |= {"cut_replies": "fail", "max_length": 16}
+    with pytest.raises(StageFailed, match=r"^data\.cut_replies: .*line \d+: a reply ends at token \d+, beyond"):
+        run("prepare", tiny)
+
+
+def test_files_without_a_line_are_told(run, tiny, sums_file):
+    sums_file.write_bytes(b"")
+    with pytest.raises(StageFailed, match=r"^data\.sources: no lines in "):
+        run("prepare", tiny)
+
+
 def test_the_same_conversations_in_all_forms_have_the_same_ids(run, tiny, tmp_path):
     records = sums(200)
     records[7]["messages"][0]["content"] = 'Is 1 "2"?\n\u00e9\U0001f600, 2024-01-02, 007 {[}'
