@@ -153,8 +153,6 @@ def _quieten() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # Else Ray Data's words alone reach the driver: what a function of a batch raised is lost on the way.
-    context.raise_original_map_exception = True
 
 
 def worker_environment(threads: float, gpus: float) -> dict[str, str]:

@@ -353,10 +353,13 @@ def _run_stage(
 
 
 def _run_module(stage: Stage, context: Context) -> dict[str, Any]:
+    from ray.data import DataContext
     from ray.exceptions import RayError
 
     from workflows.cluster import innermost
 
+    # Else Ray Data's words alone reach the driver: what a function of a batch raised is lost on the way.
+    DataContext.get_current().raise_original_map_exception = True
     try:
         figures: dict[str, Any] = stage.module.run(context)
     except RayError as error:
