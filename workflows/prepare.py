@@ -112,7 +112,7 @@ def run(context: Context) -> dict[str, Any]:
             .map_batches(
                 _encode_lines,
                 batch_size=_LINES_PER_BLOCK,
-                fn_kwargs={"spec": spec.model_dump_json(), "board": board},
+                fn_kwargs={"spec": spec.model_dump_json(), "paths": [file.path for file in files], "board": board},
                 batch_format="pyarrow",
             )
             .write_parquet(corpus_path, filesystem=store.filesystem, partition_cols=["split"])
@@ -173,7 +173,7 @@ def _encoding(spec: str) -> Encoding:
     return Encoding(chat_tokenizer(pipeline), pipeline.data, pipeline.train.objective.examples)
 
 
-def _encode_lines(batch: pa.Table, spec: str, board: Any) -> pa.Table:
+def _encode_lines(batch: pa.Table, spec: str, paths: list[str], board: Any) -> pa.Table:
     encoding = _encoding(spec)
     columns = (batch[name].to_pylist() for name in ("source", "line", "text", "unread", "mismatched"))
     rows = []
@@ -185,7 +185,7 @@ def _encode_lines(batch: pa.Table, spec: str, board: Any) -> pa.Table:
             row |= encoding.row(text, mismatched)
         except ReplyCut as error:
             raise StageFailed(
-                f"data.cut_replies: source {source}, line {line}: {error}; raise data.max_length, or let replies be "
+                f"data.cut_replies: {paths[source]}:{line}: {error}; raise data.max_length, or let replies be "
                 "cut or dropped"
             ) from None
         except ValueError as error:

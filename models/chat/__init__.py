@@ -16,6 +16,7 @@ from models.chat.renderer import Prepared, Renderer, renderer_of
 from models.chat.samples import Encoder, Sample, encoder_of
 from models.chat.template import RESERVED, ChatTemplateError
 from models.chat.tree import SampleTree
+from models.chat.written_calls import one_call_each, with_short_ids
 
 __all__ = [
     "RESERVED", "ROLES", "ChatTemplateError", "Conversation", "EncodedConversation", "Message", "MessageError",
@@ -82,7 +83,7 @@ def encode_prompt(
     variables of the template. Raises ChatTemplateError.
     """
     renderer = renderer_of(tokenizer)
-    prepared = renderer.prepared(_with_system_in_question(renderer, messages))
+    prepared = renderer.prepared(_as_taken(renderer, messages))
     return renderer.encoder.encode(renderer.prompt(prepared, tools, template_kwargs)).ids
 
 
@@ -117,7 +118,7 @@ def encode_conversation(
         if len(found.input_ids) > 2 * max_length or not found.input_ids:
             messages = short
     renderer, encoder = renderer_of(tokenizer), encoder_of(tokenizer)
-    messages = _with_system_in_question(renderer, messages)
+    messages = _as_taken(renderer, messages)
     prepared, guarded = renderer.prepared(messages), renderer.guarded_tools(tools)
     replies = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     learned = [number for number in replies[-1 if last_reply_only else 0 :] if messages[number].get("train", True)]
@@ -129,16 +130,28 @@ def encode_conversation(
     return _as_tree(base, samples, max_length, cut_replies)
 
 
-def _with_system_in_question(
-    renderer: Renderer, messages: Sequence[Mapping[str, Any]]
-) -> Sequence[Mapping[str, Any]]:
-    """The messages, the system's text before the first question's where the template has no place for it."""
-    if len(messages) < 2 or messages[0]["role"] not in ("system", "developer") or renderer.probes.knows_systems:
+def _as_taken(renderer: Renderer, messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The messages as the template takes them: one system text where it knows no developers, that text before the
+    first question's where it has no place for it, and its forms of calls (models/chat/written_calls.py).
+    """
+    if any("tool_calls" in message for message in messages):
+        if renderer.probes.has_short_ids:
+            messages = with_short_ids(messages)
+        if not renderer.probes.takes_several_calls:
+            messages = one_call_each(messages)
+    head = list(itertools.takewhile(lambda message: message["role"] in ("system", "developer"), messages))
+    if not head:
         return messages
-    first, second, *rest = messages
-    if second["role"] != "user":
-        return messages
-    return [{**second, "content": f"{first['content'].strip()}\n\n{second['content'].strip()}"}, *rest]
+    rest = messages[len(head) :]
+    if len(head) > 1 and not renderer.probes.knows_developers:
+        head = [{**head[0], "content": _joined(head)}]
+    if not renderer.probes.knows_systems and rest and rest[0]["role"] == "user":
+        return [{**rest[0], "content": _joined([*head, rest[0]])}, *rest[1:]]
+    return [*head, *rest]
+
+
+def _joined(messages: Sequence[Mapping[str, Any]]) -> str:
+    return "\n\n".join(message["content"].strip() for message in messages)
 
 
 class ReplyCut(ValueError):

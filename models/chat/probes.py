@@ -233,6 +233,26 @@ class Probes:
         return {role for role, (talk, tools) in talks.items() if not self._writes(talk, "probe_system", tools=tools)}
 
     @cached_property
+    def has_short_ids(self) -> bool:
+        """Whether the template takes no ids of calls but those of nine letters and digits (Mistral)."""
+        return not self._takes_id("call_" + 24 * "0") and self._takes_id("probe0001")
+
+    def _takes_id(self, call_id: str) -> bool:
+        call = calling_by(*self.calling)
+        call["tool_calls"] = [{**call["tool_calls"][0], "id": call_id}]
+        return self._writes([_QUESTION, call, {**_RESULT, "tool_call_id": call_id}], "probe_value", tools=[TOOL])
+
+    @cached_property
+    def takes_several_calls(self) -> bool:
+        """Whether the template writes more than one call in a turn."""
+        call = calling_by(*self.calling)
+        first = call["tool_calls"][0]
+        second = {**first, "id": "probe0001", "function": {**first["function"], "name": "probe_second"}}
+        call["tool_calls"] = [first, second]
+        answers = [_RESULT, {**_RESULT, "tool_call_id": "probe0001", "name": "probe_second"}]
+        return self._writes([_QUESTION, call, *answers], "probe_value", "probe_second", tools=[TOOL])
+
+    @cached_property
     def writes_reasoning(self) -> bool:
         """Whether the template writes what is thought before a reply, or opens a block for it."""
         return (REASONING, False) not in self.never_written

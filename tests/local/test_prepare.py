@@ -95,7 +95,7 @@ def test_a_file_that_breaks_off_is_named(run, tiny, sums_file):
 
 def test_a_reply_that_must_not_be_cut_ends_the_stage_by_name(run, tiny):
     tiny["data"] |= {"cut_replies": "fail", "max_length": 16}
-    with pytest.raises(StageFailed, match=r"^data\.cut_replies: .*line \d+: a reply ends at token \d+, beyond"):
+    with pytest.raises(StageFailed, match=r"^data\.cut_replies: .*jsonl\S*:\d+: a reply ends at token \d+, beyond"):
         run("prepare", tiny)
 
 

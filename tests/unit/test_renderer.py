@@ -265,9 +265,38 @@ def test_a_system_text_without_a_place_goes_before_the_question(tokenizer_of: Ca
     )
     tokenizer = tokenizer_of(template)
     talk = [{"role": "system", "content": "Be kind."}, *LONG[:2]]
-    merged = [{"role": "user", "content": f"Be kind.\n\n{LONG[0]['content']}"}, LONG[1]]
+    talk.insert(1, {"role": "developer", "content": "Be short."})
+    merged = [{"role": "user", "content": f"Be kind.\n\nBe short.\n\n{LONG[0]['content']}"}, LONG[1]]
     assert encode_conversation(tokenizer, talk) == encode_conversation(tokenizer, merged)
-    assert encode_prompt(tokenizer, talk[:2]) == encode_prompt(tokenizer, merged[:1])
+    assert encode_prompt(tokenizer, talk[:3]) == encode_prompt(tokenizer, merged[:1])
+
+
+def test_calls_have_the_form_that_the_template_takes(tokenizer_of: Callable[[str], Any]) -> None:
+    one_short = (
+        TOLD + "{% for m in messages %}<start>{{ m.role }}\n{% if m.tool_calls %}"
+        "{% if m.tool_calls | length > 1 or m.tool_calls[0].id | length != 9 %}{{ raise_exception('one, short') }}"
+        "{% endif %}<call>{{ m.tool_calls[0] | tojson }}</call>{% else %}{{ m.content }}{{ m.tool_call_id }}"
+        "{% endif %}"
+        "<end>\n{% endfor %}" + ASKS
+    )
+    tokenizer = tokenizer_of(one_short)
+    names = ["call_0123456789", None]
+    calls = [
+        {
+            **({"id": name} if name else {}),
+            "type": "function",
+            "function": {"name": "price_of", "arguments": {"n": n}},
+        }
+        for n, name in enumerate(names)
+    ]
+    answers = [{"role": "tool", "content": f"{n} crowns", **({"tool_call_id": name} if name else {})}
+               for n, name in enumerate(names)]  # fmt: skip
+    talk = [*LONG[:1], {"role": "assistant", "content": "", "tool_calls": calls}, *answers, LONG[1]]
+    encoded = encode_conversation(tokenizer, talk, tools=TOOLS)
+    replies = [tokenizer.decode(reply) for _, reply in replies_of(vars(encoded))]
+    assert [reply.count("price_of") for reply in replies] == [1, 1, 0]
+    assert replies_of(vars(encoded))[2][0] == encode_prompt(tokenizer, talk[:-1], TOOLS)
+    assert "1 crowns" in tokenizer.decode(replies_of(vars(encoded))[2][0])
 
 
 def test_a_control_token_that_somebody_wrote_is_text(tokenizer_of: Callable[[str], Any]) -> None:
