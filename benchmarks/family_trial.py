@@ -64,8 +64,7 @@ class Trial:
         """Encode a conversation and compare its prompts; the sentence if it is refused, or should have been."""
         messages, tools = talk
         try:
-            samples = self.expected.samples(messages, tools)
-            reason = ""
+            talk, samples, reason = *self._expected(talk), ""
         except Unwritable as error:
             samples, reason = [], str(error)
         try:
@@ -79,6 +78,17 @@ class Trial:
         if len(self._row) == _ROW:
             self.compare_row()
         return ""
+
+    def _expected(self, talk: Talk) -> tuple[Talk, list[Sample]]:
+        """The samples, of the conversation as it is or with one call in a turn; raises Unwritable."""
+        messages, tools = talk
+        try:
+            return talk, self.expected.samples(messages, tools)
+        except Unwritable:
+            single = _one_by_one(messages)
+            if len(single) == len(messages):
+                raise
+            return (single, tools), self.expected.samples(single, tools)
 
     def _compare_prompts(self, talk: Talk, samples: list[Sample]) -> None:
         messages, tools = talk
@@ -210,3 +220,21 @@ def try_random(trial: Trial, wanted: int) -> None:
     trial.compare_row()
     trial.found.refusals = dict(refusals.most_common())
     trial.found.ways = dict(Counter(encoder_of(trial.tokenizer)._ways.values()))
+
+
+def _one_by_one(messages: Any) -> list[Any]:
+    """What one would do for a template that takes one call in a turn: several are turns of their own."""
+    found: list[Any] = []
+    rest = list(messages)
+    while rest:
+        turn = rest.pop(0)
+        calls = turn.get("tool_calls", ())
+        if len(calls) < 2 or len(rest) < len(calls):
+            found.append(turn)
+            continue
+        answers = [rest.pop(0) for _ in calls]
+        for number, each in enumerate(calls):
+            kept = turn if not number else {"role": "assistant", "content": ""}
+            marks = {"train": turn["train"]} if "train" in turn else {}
+            found += [{**kept, **marks, "tool_calls": [each]}, answers[number]]
+    return found
