@@ -265,7 +265,7 @@ def _holds(text: str, words: str) -> bool:
 
 
 def _letters(text: str) -> str:
-    plain = re.sub(r"\\+(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|.)?", "", text.replace("\n", ""))
+    plain = re.sub(r"\\+(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|[abfnrtv])?", "", text)
     return "".join(letter for letter in plain if letter.isalnum())
 
 

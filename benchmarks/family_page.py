@@ -21,6 +21,8 @@ that end each family's replies; conversations are packed as in a training step a
 - **exact**: the same token ids, for every reply of the conversation. Where a template writes an earlier turn
   otherwise once later ones follow (thinking is dropped, the last turn has another end, the system's text moves), each
   reply has its own history; what they have in common is read once (`docs/training.md`).
+- **exact, one call a turn**: the template takes one call in a turn, so several become turns of their own, each with
+  its answer behind it, in training as at the endpoint.
 - **refused**: an error with a sentence, whose number stands behind; the sentences are below. The template has no
   place for it, so the model was never trained on it either: nothing is dropped unsaid.
 - **tools at the endpoint**: a call that is written as the template writes it is read back as a call, its arguments as

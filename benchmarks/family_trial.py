@@ -18,6 +18,7 @@ from models.packing import pack_trees
 from models.trees import tree_of
 
 NEEDLESSLY = "needlessly"
+ONE_BY_ONE = "one call a turn"
 EXACT, REFUSED, DIFFERENT = "exact", "refused", "different"
 _VARIABLE = re.compile(r"(?<=message )\d+|\(['\"].*['\"]\)(?=;)")
 _ROW = 8  # conversations in a packed row
@@ -57,8 +58,11 @@ class Trial:
         if sentence := self.add(talk):
             return (DIFFERENT, self.found.differences[-1]) if len(self.found.differences) > before else (
                 REFUSED, sentence)  # fmt: skip
+        taken = self._row[-1][0]
         self.compare_row()
-        return (DIFFERENT, self.found.differences[-1]) if len(self.found.differences) > before else (EXACT, "")
+        if len(self.found.differences) > before:
+            return DIFFERENT, self.found.differences[-1]
+        return (EXACT if taken is talk else f"{EXACT}, {ONE_BY_ONE}"), ""
 
     def add(self, talk: Talk) -> str:
         """Encode a conversation and compare its prompts; the sentence if it is refused, or should have been."""
@@ -156,7 +160,7 @@ class Trial:
 
 def _spaced(read: dict[str, Any]) -> Any:
     texts = [read[key].replace("\u2581", " ").strip() for key in ("content", "reasoning_content")]
-    return texts, json.dumps(read["calls"]).replace("\\u2581", " ")
+    return texts, json.dumps(read["calls"], sort_keys=True).replace("\\u2581", " ")
 
 
 def try_cells(trial: Trial) -> None:
