@@ -219,11 +219,16 @@ class Renderer:
             raise self.probes.no_end(is_call)
         return written + implicit
 
-    def check_whole(self, messages: Prepared, tools: Any, text: str) -> None:
-        """Raise ChatTemplateError if the template has left out what somebody has said to the assistant, or a tool.
+    def check_whole(self, messages: Prepared, tools: Any, text: str, begins: Sequence[int] = ()) -> None:
+        """Raise ChatTemplateError if the template has left out what somebody has said to the assistant, or a tool:
+        before the assistant's next turn, where it is told by `begins` where messages begin in the text.
 
         What it writes of the assistant's own earlier turns is its own affair: thinking is mostly left out there.
         """
+        limits = [len(text)] * len(messages)
+        for index in range(len(begins) - 2, -1, -1):
+            is_reply = messages[index + 1]["role"] == "assistant" and begins[index + 1] >= 0
+            limits[index] = begins[index + 1] if is_reply else limits[index + 1]
         for index, message in enumerate(messages):
             role, words = message["role"], text_of(message) if message["role"] != "assistant" else ""
             # Short words may stand elsewhere in the text by chance, so roles are tried by themselves.
@@ -231,7 +236,9 @@ class Renderer:
                 is_left_out = role in self.probes.never_read
             else:
                 is_left_out = role == "system" and messages[-1]["role"] in self.probes.loses_system_behind
-            if words and (is_left_out or (words not in text and _as_json(words) not in text)):
+            limit = limits[index]
+            is_there = text.find(words, 0, limit) >= 0 or text.find(_as_json(words), 0, limit) >= 0
+            if words and (is_left_out or not is_there):
                 raise ChatTemplateError(
                     f"the chat template leaves out message {index} ({message['role']}), or changes its text"
                 )

@@ -129,7 +129,7 @@ class Encoder:
         openings = self._openings_in(text, begins, messages, tools, learned)
         tokens = self._renderer.encoder.encode(text)
         spans = [self._span(text, begins, messages, number, openings, tools) for number in learned]
-        self._renderer.check_whole(messages, tools, text)
+        self._renderer.check_whole(messages, tools, text, begins)
         return tokens.ids, [self._read_off(text, tokens, *span, is_base=True) for span in spans]
 
     def _openings_in(

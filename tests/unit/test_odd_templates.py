@@ -128,6 +128,10 @@ SAID = {"role": "assistant", "content": "It is 27."}
      "{% if m.role != 'system' %}{{ m.content }}{{ m.tool_calls or '' }}<end>{% endif %}",
      [{"role": "system", "content": "27"}, ASKED, {**call(), "train": False}, RESULT, SAID],
      r"leaves out message 0 \(system\)"),
+    # as SmolLM3: a word in the system's text is a switch, and not written; later it is
+    ("{{ m.content.replace('/think', '') if m.role == 'system' else m.content }}<end>",
+     [{"role": "system", "content": "/think"}, {"role": "user", "content": "Hi"}, SAID,
+      {"role": "user", "content": "What is /think?"}, SAID], r"leaves out message 0 \(system\)"),
 ])  # fmt: skip
 def test_words_that_are_left_out_are_not_found_elsewhere(
     tokenizer_of: Callable[[str], Any], body: str, talk: list[Any], words: str
