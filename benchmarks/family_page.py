@@ -88,8 +88,8 @@ def page(families: list[Family], results: dict[str, Any]) -> str:
     )
     parts = [
         _HEAD, "", *table, "", "## Sentences", "", *refused, "", "## Random conversations that are refused", "",
-        "Drawn beside the exact ones: the sentence of each, and how many. `needlessly` stands before what transformers "
-        "would write all the same: SmolLM3's template takes `/think` out of a system text.",
+        "Drawn beside the exact ones: the sentence of each, and how many. `needlessly` stands before what "
+        "transformers would write all the same: SmolLM3's template takes `/think` out of a system text.",
         "", *_refusals(families, results),
         _DESIGN, "## Sources", "",
         "Read where npm and pip put them; nothing of them is in this repository. `near` says that the family's own "
