@@ -5,8 +5,8 @@
 Both sides begin as a new process, read the file, render it with SmolLM2's template, and leave token ids and a mask of
 the assistant's turns as files, at most 1,024 tokens a conversation. The other side is what people write themselves:
 two processes (`num_proc=2`), a mask by a search for this template's own words. The sides alternate; the last line is
-one JSON object with the median seconds of each and their ratio. `--growth` measures our side further: milliseconds
-for a conversation of 10 to 160 turns, seconds and peak memory for 1 to 16 times the conversations.
+one JSON object with the median seconds of each and their ratio. `--growth` measures further: milliseconds of ours
+for a conversation of 10 to 160 turns; seconds of both sides and peak memory for 1 to 16 times a quarter of the file.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def turns() -> dict[int, float]:
 
 
 def growth(data: str) -> dict[int, dict[str, float]]:
-    """Seconds and memory of `prepare` with 1 to 16 times a quarter of the file's conversations."""
+    """Seconds and memory of both with 1 to 16 times a quarter of the file's conversations."""
     with gzip.open(data, "rb") as stream:
         lines = stream.read().splitlines(keepends=True)
     part = lines[: len(lines) // 4]
@@ -118,7 +118,11 @@ def growth(data: str) -> dict[int, dict[str, float]]:
                 for _ in range(times):
                     stream.writelines(part)
             seconds, memory = prepare(str(file), folder)
-        found[times] = {"conversations": times * len(part), "seconds": round(seconds, 1), "peak_gb": round(memory, 2)}
+            theirs, _ = by_hand(str(file), folder)
+        found[times] = {
+            "conversations": times * len(part), "seconds": round(seconds, 1), "peak_gb": round(memory, 2),
+            "datasets_seconds": round(theirs, 1), "ratio": round(theirs / seconds, 2),
+        }  # fmt: skip
         print(f"{times} x: {found[times]}", flush=True)
     return found
 

@@ -25,7 +25,7 @@ import pyarrow.fs
 import ray
 import ray.data
 
-from models.chat import Message, ReplyCut, end_token_ids
+from models.chat import Message, ReplyCut
 from models.chat.messages import SameRole
 from workflows.chat_tokenizer import chat_tokenizer, read_template, template_notes
 from workflows.cluster import watching
@@ -36,12 +36,15 @@ from workflows.file_text import Record
 from workflows.new_base import make_base
 from workflows.pipeline import CHAT_TEMPLATE, Context, StageFailed, source_files, with_base
 from workflows.set_aside import SetAside, set_aside_text
-from workflows.sources import SourceFile
+from workflows.sources import PACKED, SourceFile
 from workflows.spec import NEW_MODEL, PipelineSpec
 
 _LINES_PER_BLOCK = 512
 _BYTES_PER_BLOCK = 64 << 20
 _EXCERPT_CHARACTERS = 200
+_STARTED_EARLY = 16
+# Conversations are about so many times as long as their compressed files.
+_PACKED_FACTOR = 6
 # Above this share of cut conversations a user is told.
 _MANY_CUT = 0.05
 _Reading = tuple[dict[str, str], SameRole]  # data.fields, data.same_role
@@ -80,12 +83,9 @@ def run(context: Context) -> dict[str, Any]:
         template = read_template(spec.data.chat_template)
         store.write_file(store.path("prepare", context.key, CHAT_TEMPLATE), template.encode())
         spec = with_base(spec, store, context.key)
-    tokenizer = chat_tokenizer(spec)
-    end_token_ids(tokenizer)  # a template that ends no reply fails here, not on every line
-    for note in template_notes(spec, tokenizer):
-        context.progress.note(f"prepare: {note}")
     corpus_path = store.path("prepare", context.key, "corpus")
-    _set_block_size(sum(file.size for file in files))
+    _set_block_size(files)
+    encoders = _start_encoders(spec)
     with watching(context.progress, "lines") as board:
         items = [
             {
@@ -117,16 +117,32 @@ def run(context: Context) -> dict[str, Any]:
             )
             .write_parquet(corpus_path, filesystem=store.filesystem, partition_cols=["split"])
         )
+    for note in ray.get(encoders[0]):
+        context.progress.note(f"prepare: {note}")
     paths = [file.path for file in files]
     figures = _statistics(context, paths)
     _check(context, figures, paths)
     return figures
 
 
-def _set_block_size(total_bytes: int) -> None:
-    """A file is read by one task, which streams its lines on in blocks; rendering those is spread over all CPUs."""
+def _start_encoders(spec: PipelineSpec) -> list[ray.ObjectRef[list[str]]]:
+    """Have workers import what encoding needs, seconds of work, while the files are read. Each returns what a user
+    would not guess of the template in use.
+    """
+
+    def start(text: str) -> list[str]:
+        return template_notes(spec, _encoding(text).tokenizer)
+
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    block = min(64 << 20, max(256 << 10, total_bytes // (4 * cpus)))
+    encoder = ray.remote(num_cpus=1)(start)
+    return [encoder.remote(spec.model_dump_json()) for _ in range(max(1, min(cpus, _STARTED_EARLY)))]
+
+
+def _set_block_size(files: list[SourceFile]) -> None:
+    """A file is read by one task, which streams its lines on in blocks; rendering those is spread over all CPUs."""
+    size = sum(file.size * (_PACKED_FACTOR if file.path.endswith((*PACKED, ".parquet")) else 1) for file in files)
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    block = min(64 << 20, max(256 << 10, size // (4 * cpus)))
     ray.data.DataContext.get_current().target_max_block_size = block
 
 

@@ -95,6 +95,13 @@ class _Segments(Tokens):
             return count + len(ids)
         return count + self._encoder.whole(text).before(place - begin)
 
+    def last_name(self, place: int) -> int:
+        """Where the last control token before this place of the text begins; 0 if there is none."""
+        number = bisect_left(self._begins, place) - 1
+        while number > 0 and not self._encoder.is_name(self._segments[number][2]):
+            number -= 1
+        return self._begins[max(0, number)]
+
 
 class TextEncoder:
     """A fast tokenizer, without the tokens that it puts around a text."""
@@ -179,8 +186,14 @@ class TextEncoder:
         """Whether a text can be encoded from there on apart from what stands before it."""
         return self._control.name.match(text, place) is not None
 
-    def last_control_token(self, text: str, end: int) -> int:
-        """Where the last control token before `end` begins in the text; 0 if there is none."""
+    def is_name(self, segment: str) -> bool:
+        """Whether a segment of a text is a control token."""
+        return segment in self._named
+
+    def last_control_token(self, text: str, end: int, tokens: Tokens) -> int:
+        """Where the last control token before `end` begins in the text, which is in `tokens`; 0 if there is none."""
+        if isinstance(tokens, _Segments):
+            return tokens.last_name(end)
         begin = max(0, end - 512)
         while True:
             found = [match.start() for match in self._control.name.finditer(text, begin, end)]

@@ -171,7 +171,7 @@ class Encoder:
     def _read_off(self, text: str, tokens: Tokens, begin: int, end: int, is_base: bool = False) -> Sample:
         """A reply that stands in a text already encoded, if its prompt encoded alone is the same tokens."""
         first, last = tokens.before(begin), tokens.before(end)
-        anchor = self._renderer.encoder.last_control_token(text, begin)
+        anchor = self._renderer.encoder.last_control_token(text, begin, tokens)
         expected = self._encoded(text[anchor:begin])
         if last <= first or tokens.ids[first - len(expected) : first] != expected:
             raise _NotSo
@@ -267,7 +267,7 @@ class Encoder:
     def _put_behind(self, text: str, tokens: Tokens, place: int, opening: str, reply: str) -> Sample:
         """A reply behind what stands before `place` in a text already encoded, and its opening."""
         encoder = self._renderer.encoder
-        anchor = encoder.last_control_token(text, place)
+        anchor = encoder.last_control_token(text, place, tokens)
         opening, kept = text[anchor:place] + opening, tokens.before(anchor)
         both, prompt = encoder.encode(opening + reply), self._encoded(opening)
         count = both.before(len(opening))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
+import jinja2.runtime
 import jinja2.visitor
 
 Messages = Sequence[Mapping[str, Any]]
@@ -26,6 +27,7 @@ _ESCAPED_GUARD = re.compile(r"\\+ufdd0")
 _BEGIN, _DONE = "\ufdd1", "\ufdd2"
 _MARK = re.compile(f"{_BEGIN}(-?\\d+){_DONE}")
 _MARKER = "rayconteur_mark"
+_OF_LOOPS = frozenset({"first", "last", "index", "index0", "revindex", "revindex0", "length", "previtem", "nextitem"})
 
 RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", _MARKER})
 """variables that the renderer sets itself"""
@@ -56,12 +58,8 @@ class ChatTemplate:
         had reached. -1 for a message for which the loop writes nothing.
         """
         numbers = {id(message): number for number, message in enumerate(messages)}
-
-        def mark(item: Any) -> str:
-            number = -1 if item is None else numbers.get(id(item))
-            return "" if number is None else f"{_BEGIN}{number}{_DONE}"
-
-        marked = self._rendered(_marking(self.source), messages, tools, generates, {**variables, _MARKER: mark})
+        numbers[id(None)] = -1
+        marked = self._rendered(_marking(self.source), messages, tools, generates, {**variables, _MARKER: numbers})
         first, *rest = _MARK.split(marked)
         text, length, begins = [first], len(first), [-1] * len(messages)
         for number, piece in zip(rest[::2], rest[1::2], strict=True):
@@ -92,20 +90,39 @@ class ChatTemplate:
         return _literals(self.source)
 
 
+@functools.lru_cache(maxsize=16)
 def _compiled(source: str) -> Any:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     try:
-        return _compile_jinja_template(source)
+        template = _compile_jinja_template(source)
     except jinja2.exceptions.TemplateSyntaxError as error:
         raise ChatTemplateError(f"the chat template is no Jinja template: line {error.lineno}: {error}") from error
+    environment, own = template.environment, template.environment.getattr
+
+    def getattr_(owner: Any, name: str) -> Any:
+        """`loop.first` and its like without the sandbox's checks, which cost more than the rest of a turn."""
+        if type(owner) is jinja2.runtime.LoopContext and name in _OF_LOOPS:
+            return getattr(owner, name)
+        return own(owner, name)
+
+    environment.getattr = getattr_
+    return template
 
 
 @functools.lru_cache(maxsize=16)
 def _marking(source: str) -> Any:
     """The template with a mark written wherever its loops come to another message."""
     environment = _compiled(source).environment
+    environment.filters[_MARKER] = _write_mark
     return environment.from_string(_Marking().visit(environment.parse(source)))
+
+
+@jinja2.pass_context
+def _write_mark(context: jinja2.runtime.Context, item: Any) -> str:
+    """The mark of a message, of none where `item` is None, and nothing for another loop's item."""
+    number = context.parent[_MARKER].get(id(item))
+    return "" if number is None else f"{_BEGIN}{number}{_DONE}"
 
 
 class _Marking(jinja2.visitor.NodeTransformer):
@@ -134,8 +151,8 @@ class _Marking(jinja2.visitor.NodeTransformer):
 
 def _mark_of(item: str, line: int) -> jinja2.nodes.Node:
     found = jinja2.nodes.Name(item, "load") if item else jinja2.nodes.Const(None)
-    call = jinja2.nodes.Call(jinja2.nodes.Name(_MARKER, "load"), [found], [], None, None)
-    return jinja2.nodes.Output([call]).set_lineno(line)
+    mark = jinja2.nodes.Filter(found, _MARKER, [], [], None, None)
+    return jinja2.nodes.Output([mark]).set_lineno(line)
 
 
 @functools.lru_cache(maxsize=16)
