@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 from models.chat import RESERVED, ChatTemplateError, encode_prompt, end_token_ids
 from serve.engines.base import Engine, GenerationRequest
 from serve.errors import ApiError
+from serve.formats import Formats
 from serve.generation import Reading
 from serve.protocol import (
     ChatRequest,
     CompletionRequest,
     GenerationFields,
-    JsonObjectFormat,
-    JsonSchemaFormat,
     TokenizeRequest,
     Tool,
 )
@@ -26,9 +25,7 @@ from serve.turns import turns_of
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 
-_NONE = {"additionalProperties": False}
 _WHOLE_FUNCTION = {"description": "", "parameters": {"type": "object", "properties": {}}}
-_MOST_SCHEMA_BYTES = 64 << 10
 
 
 class PromptEncoder:
@@ -40,8 +37,8 @@ class PromptEncoder:
         self._end_token_ids = end_token_ids(tokenizer)
         self._engine = engine
         self._default_max_tokens = default_max_tokens
-        self._grammars: Any = None
         self._form = learned_form(self._tokenizer)
+        self._formats = Formats(self._tokenizer, engine.vocab_size, self._end_token_ids, self._form)
         self._reserved = RESERVED | self._tokenizer.special_tokens_map.keys()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompt")
 
@@ -71,7 +68,7 @@ class PromptEncoder:
 
     def _chat(self, request: ChatRequest) -> list[GenerationRequest]:
         prompt_ids = self._chat_ids(request, request.usable_tools())
-        return self._requests(request, prompt_ids, "messages", grammar=self._grammar(request, prompt_ids))
+        return self._requests(request, prompt_ids, "messages", grammar=self._formats.of_chat(request, prompt_ids))
 
     def _completion(self, request: CompletionRequest) -> list[GenerationRequest]:
         found = []
@@ -149,37 +146,6 @@ class PromptEncoder:
         if bias and (largest := max(bias)) >= self._engine.vocab_size:
             raise _unknown_token("logit_bias", largest, self._engine.vocab_size)
         return bias
-
-    def _grammar(self, request: ChatRequest, prompt_ids: list[int]) -> Any:
-        place = self._form.place_after(prompt_ids)
-        if functions := request.required_tools():
-            if request.response_format is not None:
-                raise ApiError(
-                    400, "response_format: a reply that has to be a tool call has no other format.", "response_format"
-                )
-            called = {function.name: {"type": "object", **(function.parameters or _NONE)} for function in functions}
-            return self._compile("tools", lambda grammars: grammars.of_call(called, place), called)
-        wanted = request.response_format
-        if isinstance(wanted, JsonObjectFormat):
-            any_object = {"type": "object"}
-            return self._compile("response_format", lambda grammars: grammars.of(any_object, place), any_object)
-        if isinstance(wanted, JsonSchemaFormat):
-            schema = wanted.json_schema.schema_
-            param = "response_format.json_schema.schema"
-            return self._compile(param, lambda grammars: grammars.of(schema, place), schema)
-        return None
-
-    def _compile(self, param: str, make: Callable[[Any], Any], schema: Any) -> Any:
-        from serve.grammar import Grammars
-
-        if len(str(schema)) > _MOST_SCHEMA_BYTES:
-            raise ApiError(400, f"{param}: at most {_MOST_SCHEMA_BYTES} characters are read.", param)
-        if self._grammars is None:
-            self._grammars = Grammars(self._tokenizer, self._engine.vocab_size, self._end_token_ids, self._form)
-        try:
-            return make(self._grammars)
-        except ValueError as error:
-            raise ApiError(400, f"{param}: {error}.", param) from error
 
     def _room(self, request: GenerationFields, num_prompt_tokens: int, param: str) -> int:
         """Tokens that the reply may have; raises ApiError when it does not fit in the model's positions."""
