@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # All other paths need a key, those that do not exist too: a new route is closed until it is named here. /metrics is
 # closed as well: how much is asked and answered is nobody else's business, and Prometheus can send a key.
-OPEN_PATHS = frozenset({"/", "/health", "/openapi.json"})
+OPEN_PATHS = frozenset({"/", "/health", "/ping", "/openapi.json"})
 
 
 class Caller:
@@ -95,10 +95,15 @@ async def hold_tokens(request: Request, wanted: Sequence[GenerationRequest], n: 
 
     A prompt counts once, as in the answer's usage. At endpoints without keys nothing is held.
     """
+    prompts = sum(len(each.prompt_ids) for each in wanted[::n])
+    await hold_so_many(request, prompts + sum(each.max_new_tokens for each in wanted))
+
+
+async def hold_so_many(request: Request, tokens: int) -> None:
+    """Hold so many tokens until the request is done. Raises ApiError (429)."""
     caller: Caller | None = getattr(request.state, "caller", None)
     if caller is not None:
-        prompts = sum(len(each.prompt_ids) for each in wanted[::n])
-        await caller.hold_tokens(prompts + sum(each.max_new_tokens for each in wanted))
+        await caller.hold_tokens(tokens)
 
 
 class Gate:
@@ -117,7 +122,8 @@ class Gate:
             await self._app(scope, receive, send)
             return
         try:
-            caller = Caller(self._key(scope), self._limits)
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            caller = Caller(key_of(given, self._keys), self._limits)
         except ApiError as error:
             await errors.response(error)(scope, receive, send)
             return
@@ -139,15 +145,16 @@ class Gate:
             reply: Reply | None = state.get("reply")
             await caller.settle(reply.usage().total_tokens if reply else 0)
 
-    def _key(self, scope: Scope) -> ApiKey:
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        scheme, _, secret = given.partition(b" ")
-        if scheme.lower() != b"bearer" or not secret.strip():
-            raise _unauthorized(f"This endpoint needs an API key: send `Authorization: Bearer {PREFIX}...`.")
-        key = self._keys.find(secret.strip())
-        if key is None:
-            raise _unauthorized("This API key is not valid: it is unknown here or was revoked.", "invalid_token")
-        return key
+
+def key_of(authorization: bytes, keys: KeyRing) -> ApiKey:
+    """The valid key in an `Authorization` header. Raises ApiError (401)."""
+    scheme, _, secret = authorization.partition(b" ")
+    if scheme.lower() != b"bearer" or not secret.strip():
+        raise _unauthorized(f"This endpoint needs an API key: send `Authorization: Bearer {PREFIX}...`.")
+    key = keys.find(secret.strip())
+    if key is None:
+        raise _unauthorized("This API key is not valid: it is unknown here or was revoked.", "invalid_token")
+    return key
 
 
 def _unauthorized(words: str, reason: str = "") -> ApiError:
