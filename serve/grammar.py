@@ -9,24 +9,47 @@ A model that thinks does so before: what follows the schema, or is the call, is 
 import json
 import math
 import re
-from collections.abc import Iterator
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
-import llguidance
 import numpy as np
+from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from serve.engines.base import Unfollowable
+from serve.grammar_compile import compiled, tokens_of, told
+from serve.grammar_process import Bounds, Setup
 from serve.replies.call_grammar import Rules
 from serve.replies.form import ReplyForm, learned_form
 from serve.replies.thinking import Place
-from serve.replies.token_map import token_map
+from serve.replies.token_map import token_source
+from serve.schema_notes import rules_of
 
 # llguidance writes out a rule for every item of a list, and a state for every remainder of a division: 10,000 take
 # 0.2 s, a billion all memory of the machine.
 _MOST_ITEMS = 10_000
 _LARGEST_DIVISOR = 10_000
+# It is turned into Lark here, and not where a grammar may take as long as it likes.
+_MOST_GBNF = 8 << 10
+# Compiled grammars that stay; each may hold as much as `Bounds.kept_memory`, and few hold more than 1 MB.
+_MOST_KEPT = 32
+# A reply's tokens wait for its masks, and everybody's in its batch: so much of the processor's time at any moment,
+# and so much for each of its tokens.
+_SPARE_S = 1.0
+_SECONDS_PER_TOKEN = 0.01
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A grammar that is written and not compiled; its fields are those of `serve.engines.base.Grammar`."""
+
+    lark: str
+    schema: str | None
+    param: str
 
 
 class Grammars:
@@ -40,26 +63,77 @@ class Grammars:
         self._form = form or learned_form(tokenizer)
         self._vocab_size = vocab_size
         self._end_token_ids = end_token_ids
+        self._names = [name for name in tokenizer.get_added_vocab() if len(name) > 1 and not name.isspace()]
+        self._kept: OrderedDict[str, Any] = OrderedDict()
 
     def of(self, schema: dict[str, Any], place: Place = "before") -> "JsonGrammar":
         """JSON, after what is thought; `place` is where the prompt leaves the model (`ReplyForm.place_after`).
 
         Raises ValueError for a schema that is none, refers to what it has not, or takes too much to follow.
         """
-        _check_counts(schema)
-        rules = Rules(self._form.marks)
-        before, after = self._before(rules, place, is_call=False), rules.text(self._form.tail)
-        lark = rules.lark(f"{before} {rules.json(schema)} {after}")
-        must_think = place == "within" or self._form.writes_channels
-        return self._compiled(lark, None if must_think else json.dumps(schema), "response_format")
+        return self.compiled(self.json(schema, place))
 
     def of_call(self, functions: dict[str, dict[str, Any]], place: Place = "before") -> "JsonGrammar":
         """One call of one of these functions, by their names; the values are the schemas of their arguments."""
+        return self.compiled(self.call(functions, place))
+
+    def json(self, schema: dict[str, Any], place: Place = "before", param: str = "response_format") -> Draft:
+        """What `of` compiles; raises ValueError."""
+        schema = rules_of(schema)
+        _check_counts(schema)
+        rules = Rules(self._form.marks)
+        lark = self._around(rules, rules.json(schema), place)
+        must_think = place == "within" or self._form.writes_channels
+        text = json.dumps(schema, ensure_ascii=False)
+        # What knows schemas alone would write a constant "<think>" as the token of that name.
+        has_token = any(name in text for name in self._names)
+        return Draft(lark, None if must_think or has_token else text, param)
+
+    def call(self, functions: dict[str, dict[str, Any]], place: Place = "before") -> Draft:
+        """What `of_call` compiles; raises ValueError."""
+        functions = {name: rules_of(schema) for name, schema in functions.items()}
         _check_counts(functions)
         assert self._form.style is not None
         rules = Rules(self._form.marks)
         call = rules.call(self._form.style, functions, self._form.has_short_ids)
-        return self._compiled(rules.lark(f"{self._before(rules, place, is_call=True)} {call}"), None, "tools")
+        return Draft(rules.lark(f"{self._before(rules, place, is_call=True)} {call}"), None, "tools")
+
+    def choice(
+        self, texts: Sequence[str], place: Place = "before", param: str = "structured_outputs.choice"
+    ) -> Draft:
+        """One of these texts."""
+        rules = Rules(self._form.marks)
+        body = rules.add(" | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
+        return Draft(self._around(rules, body, place), None, param)
+
+    def regex(self, pattern: str, place: Place = "before", param: str = "regex") -> Draft:
+        """What matches this regular expression from its first letter to its last."""
+        rules = Rules(self._form.marks)
+        return Draft(self._around(rules, rules.add(_lark_regex(pattern)), place), None, param)
+
+    def lark(self, grammar: str, place: Place = "before", param: str = "grammar") -> Draft:
+        """What follows a grammar of llguidance's Lark, from its rule `start`, or of GBNF, from `root`. Raises
+        ValueError for one of GBNF that is none."""
+        rules = Rules(self._form.marks)
+        own = _from_gbnf(grammar) if "::=" in grammar else grammar
+        return Draft(self._around(rules, rules.add(f"%lark {{\n{own}\n}}"), place), None, param)
+
+    def compiled(self, draft: Draft) -> "JsonGrammar":
+        """Takes the time that it takes: see serve/grammar_guard.py. Raises ValueError for one that is none."""
+        start = self._kept.get(draft.lark)
+        if start is None:
+            start = self._kept[draft.lark] = compiled(self._mapped, draft.lark)
+            if len(self._kept) > _MOST_KEPT:
+                self._kept.popitem(last=False)
+        return JsonGrammar(draft, start, self._vocab_size)
+
+    def setup(self, bounds: Bounds, compiler: str) -> Setup:
+        """What the process needs to try these grammars."""
+        ends = tuple(sorted(self._end_token_ids))
+        return Setup(self._source, self._vocab_size, ends, bounds, compiler)
+
+    def _around(self, rules: Rules, body: str, place: Place) -> str:
+        return rules.lark(f"{self._before(rules, place, is_call=False)} {body} {rules.text(self._form.tail)}")
 
     def _before(self, rules: Rules, place: Place, is_call: bool) -> str:
         form = self._form
@@ -74,26 +148,22 @@ class Grammars:
         # Where something stands before words, the end of thinking has it as well.
         return f"({lead} {thinking} | {words})" if words else f"({lead} {thinking})?"
 
-    def _compiled(self, lark: str, schema: str | None, param: str) -> "JsonGrammar":
-        start = llguidance.LLMatcher(self._mapped, lark, log_level=0)
-        if not start.is_error():
-            start.compute_bitmask()  # too much to follow shows here
-        if start.is_error():
-            raise ValueError(_told(start))
-        return JsonGrammar(lark, schema, param, start, self._vocab_size)
+    @cached_property
+    def _source(self) -> str:
+        return token_source(self._tokenizer)
 
     @cached_property
     def _mapped(self) -> Any:
-        return token_map(self._tokenizer, self._vocab_size, self._end_token_ids)
+        return tokens_of(self._source, self._vocab_size, self._end_token_ids)
 
 
 class JsonGrammar:
     """What can be followed; `schema` is None where a reply cannot be JSON of it alone."""
 
-    def __init__(self, lark: str, schema: str | None, param: str, start: Any, vocab_size: int) -> None:
-        self.lark = lark
-        self.schema = schema
-        self.param = param
+    def __init__(self, draft: Draft, start: Any, vocab_size: int) -> None:
+        self.lark = draft.lark
+        self.schema = draft.schema
+        self.param = draft.param
         self._start = start
         self._vocab_size = vocab_size
 
@@ -108,11 +178,17 @@ class JsonState:
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
+        self._left_s = _SPARE_S
 
     def allowed(self) -> np.ndarray:
         """For every token of the vocabulary: may it come next?"""
+        began = time.thread_time()
         mask = self._matcher.compute_bitmask()
         self._raise_error()
+        self._left_s += _SECONDS_PER_TOKEN - (time.thread_time() - began)
+        if self._left_s < 0:
+            raise Unfollowable("the schema takes too much time to follow: use fewer alternatives, shorter patterns")
+        self._left_s = min(self._left_s, _SPARE_S)
         return np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")[: self._vocab_size].astype(bool)
 
     def accept(self, token_id: int) -> None:
@@ -122,14 +198,25 @@ class JsonState:
 
     def _raise_error(self) -> None:
         if self._matcher.is_error():
-            raise Unfollowable(f"the schema cannot be followed: {_told(self._matcher)}")
+            raise Unfollowable(f"the schema cannot be followed: {told(self._matcher)}")
 
 
-def _told(matcher: Any) -> str:
-    """Its error in one line; after an empty line or a mark come details of its own, and of what was made here."""
-    text: str = matcher.get_error()
-    said = re.split(r"\n\n|\n *1 \||<state>|<backtrace>", text)[0]
-    return " ".join(said.replace("NoExtensionBias", "no value at all follows it").split())[:300]
+def _from_gbnf(grammar: str) -> str:
+    if len(grammar) > _MOST_GBNF:
+        raise ValueError(f"of GBNF (`::=`) at most {_MOST_GBNF} letters are read; write it in Lark (`start: ...`)")
+    try:
+        return gbnf_to_lark(grammar)
+    except (GbnfToLarkError, RecursionError) as error:
+        raise ValueError(f"it has `::=`, and is no grammar of GBNF: {error}") from error
+
+
+def _lark_regex(pattern: str) -> str:
+    """Between slashes, on one line; where it matches from the first letter to the last, both ends say nothing."""
+    inner = pattern.removeprefix("^")
+    if re.search(r"(?<!\\)(\\\\)*\$$", inner):
+        inner = inner[:-1]
+    inner = re.sub(r"\\.|/", lambda found: found[0] if len(found[0]) > 1 else r"\/", inner, flags=re.DOTALL)
+    return "/" + inner.replace("\n", "\\n") + "/"
 
 
 def _check_counts(schema: Any) -> None:

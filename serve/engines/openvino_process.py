@@ -10,7 +10,6 @@ dies, what it served is told so. Started by serve/engines/openvino.py; needs nei
 import contextlib
 import gc
 import logging
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from models.openvino_runtime import compile_options, import_openvino
+from serve.child_process import start_child
 from serve.engines.base import EngineError
 
 logger = logging.getLogger(__name__)
@@ -61,11 +61,13 @@ class SamplingSettings:
     temperature: float | None = None
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
     end_token_ids: list[int] = field(default_factory=list)
+    min_new_tokens: int = 0
     wants_logprobs: bool = False
     schema: str | None = None
     """JSON schema"""
@@ -242,6 +244,7 @@ def _generation_config(settings: SamplingSettings) -> Any:
     config.ignore_eos = not settings.end_token_ids
     config.eos_token_id = next(iter(settings.end_token_ids), -1)
     config.stop_token_ids = set(settings.end_token_ids)
+    config.min_new_tokens = settings.min_new_tokens
     config.presence_penalty = settings.presence_penalty
     config.frequency_penalty = settings.frequency_penalty
     config.repetition_penalty = settings.repetition_penalty
@@ -251,6 +254,8 @@ def _generation_config(settings: SamplingSettings) -> Any:
         config.temperature, config.top_p, config.rng_seed = settings.temperature, settings.top_p, settings.seed
         if settings.top_k:
             config.top_k = settings.top_k
+        if settings.min_p:
+            config.min_p = settings.min_p
     if settings.schema is not None:
         config.structured_output_config = StructuredOutputConfig(json_schema=settings.schema)
     return config
@@ -292,15 +297,7 @@ def main() -> None:
 
 def start(settings: PipelineSettings) -> tuple["subprocess.Popen[bytes]", Connection]:
     """A child that is ready to generate, and the connection to it; raises EngineError."""
-    ours, theirs = socket.socketpair()
-    connection = Connection(ours.detach())
-    with theirs:  # closed on this side, so that the child's end of life is seen
-        process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import main; main()", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            cwd=Path(__file__).parents[2],  # where our own packages are found first
-            start_new_session=True,  # Ctrl-C is for the engine, whose end the child follows
-        )
+    process, connection = start_child(__name__)
     try:
         connection.send(settings)
         answer = connection.recv()

@@ -8,22 +8,18 @@ import json
 from copy import copy
 from typing import Any
 
-import llguidance
-
 # Of Unicode's private use, and not a letter of anybody's text.
 _SIGN = "\U0010fffd"
 
 
-def token_map(tokenizer: Any, vocab_size: int, end_token_ids: frozenset[int]) -> llguidance.LLTokenizer:
-    """Takes a few seconds with a large vocabulary."""
+def token_source(tokenizer: Any) -> str:
+    """What llguidance makes a map of: the tokenizer as JSON."""
     backend = copy(tokenizer.backend_tokenizer)
     backend.no_padding()
     backend.no_truncation()
     found = json.loads(backend.to_str())
     _rename(found)
-    return llguidance.LLTokenizer(
-        json.dumps(found, ensure_ascii=False), n_vocab=vocab_size, eos_token=sorted(end_token_ids)
-    )
+    return json.dumps(found, ensure_ascii=False)
 
 
 def _rename(tokenizer: dict[str, Any]) -> None:

@@ -1,0 +1,131 @@
+"""Grammars that take too much time or memory, by a compiler that says so: none of them holds anybody up."""
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from models.base import load_tokenizer
+from serve.grammar_guard import GrammarGuard
+from serve.grammar_process import Bounds, Setup, Verdict
+from serve.replies.token_map import token_source
+
+STAND_IN = "tests.unit.grammar_stand_in:stand_in"
+FINE = 'start: "a"'
+BOUNDS = Bounds(seconds=2.0, crowded_seconds=0.5, patience=4.0, memory=32 << 20)
+
+
+@pytest.fixture(scope="module")
+def setup(tiny_llama: Path) -> Setup:
+    tokenizer = load_tokenizer(tiny_llama)
+    return Setup(token_source(tokenizer), len(tokenizer), (0,), BOUNDS, STAND_IN)
+
+
+@pytest.fixture
+def guard(setup: Setup) -> Iterator[GrammarGuard]:
+    guard = GrammarGuard(setup)
+    assert asyncio.run(guard.verdict(FINE)).excess is None  # it has started
+    yield guard
+    guard.close()
+
+
+def seconds_and(guard: GrammarGuard, *grammars: str) -> tuple[float, list[Verdict]]:
+    async def all_of_them() -> list[Verdict]:
+        return await asyncio.gather(*map(guard.verdict, grammars))
+
+    began = time.monotonic()
+    verdicts = asyncio.run(all_of_them())
+    return time.monotonic() - began, verdicts
+
+
+def is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_what_compiles_may_be_used_and_what_does_not_says_why(guard: GrammarGuard) -> None:
+    _, (fine, wrong) = seconds_and(guard, FINE + ' "b"', "start: x")
+    assert (fine.error, fine.excess) == (None, None)
+    assert wrong.error == 'unknown name: "x"'
+
+
+def test_what_takes_too_long_is_refused_in_time_and_costs_nothing_the_second_time(guard: GrammarGuard) -> None:
+    took, (verdict,) = seconds_and(guard, 'start: "sleep 60 s"')
+    assert verdict.excess == "time"
+    assert took < 5
+    again, (verdict,) = seconds_and(guard, 'start: "sleep 60 s"')
+    assert verdict.excess == "time"
+    assert again < 0.1
+
+
+def test_what_takes_too_much_memory_is_refused_and_it_is_given_back(guard: GrammarGuard) -> None:
+    took, (verdict,) = seconds_and(guard, 'start: "take 4096 MiB"')
+    assert verdict.excess == "memory"
+    assert took < 5
+    with open(f"/proc/{guard.process_id}/status") as status:
+        resident = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+    assert resident < 200 << 10
+
+
+def test_memory_that_would_stay_is_refused_too(setup: Setup) -> None:
+    guard = GrammarGuard(replace(setup, bounds=replace(BOUNDS, kept_seconds=-1.0)))
+    assert asyncio.run(guard.verdict(FINE)).excess == "time"
+    guard.close()
+
+
+def test_twenty_at_once_are_answered_in_time_and_a_good_one_among_them_is_used(guard: GrammarGuard) -> None:
+    bad = [f'start: "sleep 60 s {number}"' for number in range(20)]
+    took, (*verdicts, good) = seconds_and(guard, *bad, FINE + ' "c"')
+    assert took < 5
+    assert {verdict.excess for verdict in verdicts} == {"time"}
+    assert good.excess is None
+
+
+def test_more_than_can_be_looked_at_wait_no_longer_than_that(guard: GrammarGuard) -> None:
+    bad = [f'start: "sleep 60 s {number}"' for number in range(60)]
+    took, verdicts = seconds_and(guard, *bad)
+    assert took < 5
+    assert {verdict.excess for verdict in verdicts} == {"time", "queue"}
+    assert seconds_and(guard, FINE + ' "d"')[1][0].excess is None  # and nothing of it is left
+
+
+def test_the_same_one_asked_for_twice_is_tried_once(guard: GrammarGuard) -> None:
+    took, verdicts = seconds_and(guard, *['start: "sleep 60 s"'] * 30)
+    assert {verdict.excess for verdict in verdicts} == {"time"}
+    assert took < 4  # in turn they would take eight
+
+
+def test_it_is_started_anew_when_it_is_gone_and_ends_when_it_is_closed(guard: GrammarGuard) -> None:
+    first = guard.process_id
+    assert first is not None
+    os.kill(first, 9)
+    for _ in range(100):
+        if not is_running(first):
+            break
+        time.sleep(0.05)
+    time.sleep(0.2)
+    assert seconds_and(guard, FINE + ' "e"')[1][0].excess is None
+    second = guard.process_id
+    assert second is not None
+    assert second != first
+    guard.close()
+    for _ in range(100):
+        if not is_running(second):
+            return
+        time.sleep(0.05)
+    raise AssertionError("the process goes on without its guard")
+
+
+def test_a_compiler_that_ends_by_itself_ends_no_other(guard: GrammarGuard) -> None:
+    before = guard.process_id
+    _, (ended, fine) = seconds_and(guard, 'start: "end at once"', FINE + ' "f"')
+    assert ended.excess is not None
+    assert fine.excess is None
+    assert guard.process_id == before
