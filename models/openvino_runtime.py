@@ -63,16 +63,21 @@ class ExportedModel:
 
     def read(self, token_ids: Sequence[int]) -> Logits:
         """float32 [T, V]: what follows each of the next T tokens of the sequence."""
-        num_tokens = len(token_ids)
-        total = self._num_read + num_tokens
-        self._request.infer(
-            {
-                "input_ids": np.asarray([token_ids], dtype=np.int64),
-                "attention_mask": np.ones((1, total), dtype=np.int64),
-                "position_ids": np.arange(self._num_read, total, dtype=np.int64)[None],
-                "beam_idx": np.zeros(1, dtype=np.int32),
-            }
-        )
-        self._num_read = total
-        logits: Logits = self._request.get_tensor("logits").data[0].copy()
+        logits = infer(self._request, token_ids, self._num_read)
+        self._num_read += len(token_ids)
         return logits
+
+
+def infer(request: Any, token_ids: Sequence[int], num_read: int) -> Logits:
+    """float32 [T, V] from a request of a compiled export whose state has read so many tokens."""
+    total = num_read + len(token_ids)
+    request.infer(
+        {
+            "input_ids": np.asarray([token_ids], dtype=np.int64),
+            "attention_mask": np.ones((1, total), dtype=np.int64),
+            "position_ids": np.arange(num_read, total, dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, dtype=np.int32),
+        }
+    )
+    logits: Logits = request.get_tensor("logits").data[0].copy()
+    return logits

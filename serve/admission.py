@@ -14,6 +14,13 @@ class Admission:
 
     def enter(self, replies: int) -> None:
         """Let a request for so many replies in; raises ApiError (429) where there is no room for them."""
+        if replies > self._most:
+            raise ApiError(
+                400,
+                f"n: this request asks for {replies} replies, and at most {self._most} are generated or wait here at "
+                "once; send several requests.",
+                "n",
+            )
         if self._inside + replies > self._most:
             raise ApiError(
                 429,

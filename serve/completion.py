@@ -28,9 +28,11 @@ from serve.responses import (
     TextCompletion,
     TextCompletionChunk,
     TextLogprobs,
+    TokenLogprob,
     Usage,
 )
 
+Chunk = ChatCompletionChunk | TextCompletionChunk
 Choose = Callable[[list[int], list[list[int]]], Awaitable[BestOf]]
 """of a prompt's replies, in tokens, the one to answer with"""
 
@@ -68,15 +70,16 @@ class Reply(ABC):
         """The answer without `stream`."""
 
     @abstractmethod
-    def _event(self, index: int, piece: Piece | None) -> BaseModel:
+    def _opening(self, index: int) -> Chunk | None:
+        """The event before the first one of a reply."""
+
+    @abstractmethod
+    def _event(self, index: int, piece: Piece | None) -> Chunk:
         """What an event says of a reply; None for its end."""
 
     @abstractmethod
-    def _usage_event(self) -> BaseModel:
+    def _usage_event(self) -> Chunk:
         """The last one, if it was asked for."""
-
-    def _opening(self) -> list[BaseModel]:
-        return []
 
     def usage(self) -> Usage:
         """Tokens so far; a prompt counts once, however many replies it has."""
@@ -113,26 +116,30 @@ class Reply(ABC):
         self.status = 200
         return self._whole(texts, thoughts, tokens)
 
-    async def events(self, include_usage: bool) -> AsyncGenerator[str, None]:
-        """The answer as server-sent events: the pieces as they come, each reply's end, the usage if asked for.
+    async def events(self, include_usage: bool, usage_so_far: bool = False) -> AsyncGenerator[str, None]:
+        """The answer as server-sent events: the pieces as they come, each reply's end, the usage if asked for, with
+        `usage_so_far` in every event.
 
         Nothing comes before there is something of a reply: until then ApiError is raised, later it is an event.
         """
-        has_begun = False
+        begun: set[int] = set()
         try:
             async with aclosing(self._pieces()) as pieces:
                 async for index, piece in pieces:
-                    if not has_begun:
-                        has_begun = True
-                        for opening in self._opening():
-                            yield _sent(opening)
-                    yield _sent(self._event(index, piece))
+                    events = [self._event(index, piece)]
+                    if index not in begun:
+                        begun.add(index)
+                        events = [opening, *events] if (opening := self._opening(index)) else events
+                    for event in events:
+                        if include_usage and usage_so_far:
+                            event.usage = self.usage()
+                        yield _sent(event)
             if include_usage:
                 yield _sent(self._usage_event())
             self.status = 200
         except ApiError as error:
             self.status = error.status
-            if not has_begun:
+            if not begun:
                 raise
             yield f"data: {error.body()}\n\n"
         yield "data: [DONE]\n\n"
@@ -192,11 +199,10 @@ class ChatReply(Reply):
         """The numbers of the replies that the answer has."""
         return list(range(len(self._generations))) if self._best_of is None else [self._best_of.chosen]
 
-    def _opening(self) -> list[BaseModel]:
-        numbers = range(len(self._generations))
-        return [self._chunk([self._choice(number, Delta(role="assistant", content=""))]) for number in numbers]
+    def _opening(self, index: int) -> Chunk:
+        return self._chunk([self._choice(index, Delta(role="assistant", content=""))])
 
-    def _event(self, index: int, piece: Piece | None) -> BaseModel:
+    def _event(self, index: int, piece: Piece | None) -> Chunk:
         if piece is None:
             generation = self._generations[index]
             calls = [
@@ -211,7 +217,7 @@ class ChatReply(Reply):
             delta.content = piece.text
         return self._chunk([self._choice(index, delta, piece.tokens)])
 
-    def _usage_event(self) -> BaseModel:
+    def _usage_event(self) -> Chunk:
         chunk = self._chunk([])
         chunk.usage = self.usage()
         return chunk
@@ -240,35 +246,60 @@ class TextReply(Reply):
         choices = [
             TextChoice(
                 index=index,
-                text=text,
-                logprobs=self._logprobs(drawn),
+                text=(self._generations[index].prompt_text or "") + text,
+                logprobs=self._with_prompt(index, drawn),
                 finish_reason=self._generations[index].finish_reason,
             )
             for index, (text, drawn) in enumerate(zip(texts, tokens, strict=True))
         ]
         return TextCompletion(id=self.id, created=self.created, model=self.model, choices=choices, usage=self.usage())
 
-    def _event(self, index: int, piece: Piece | None) -> BaseModel:
+    def _opening(self, index: int) -> Chunk | None:
+        text = self._generations[index].prompt_text
+        if text is None:
+            return None
+        return self._chunk(
+            [TextChoice(index=index, text=text, logprobs=self._with_prompt(index, []), finish_reason=None)]
+        )
+
+    def _event(self, index: int, piece: Piece | None) -> Chunk:
         if piece is None:
             reason = self._generations[index].finish_reason
             return self._chunk([TextChoice(index=index, text="", logprobs=None, finish_reason=reason)])
-        logprobs = self._logprobs(piece.tokens)
+        logprobs = self._logprobs(piece.tokens, len(self._generations[index].prompt_text or ""))
         return self._chunk([TextChoice(index=index, text=piece.text, logprobs=logprobs, finish_reason=None)])
 
-    def _usage_event(self) -> BaseModel:
+    def _usage_event(self) -> Chunk:
         chunk = self._chunk([])
         chunk.usage = self.usage()
         return chunk
 
-    def _logprobs(self, tokens: Sequence[DrawnToken]) -> TextLogprobs | None:
+    def _logprobs(self, tokens: Sequence[DrawnToken], begin: int = 0) -> TextLogprobs | None:
+        """Of tokens of the reply, which begins there in the answer's text."""
         if not self._with_logprobs:
             return None
         found = [token.logprob for token in tokens]
         return TextLogprobs(
             tokens=[token.token for token in found],
             token_logprobs=[token.logprob for token in found],
-            top_logprobs=[{top.token: top.logprob for top in token.top_logprobs} for token in found],
-            text_offset=[token.offset for token in tokens],
+            top_logprobs=[_tops(token) for token in found],
+            text_offset=[begin + token.offset for token in tokens],
+        )
+
+    def _with_prompt(self, index: int, tokens: Sequence[DrawnToken]) -> TextLogprobs | None:
+        """Those of the prompt as well, where the answer begins with it."""
+        generation = self._generations[index]
+        found = self._logprobs(tokens, len(generation.prompt_text or ""))
+        if found is None or generation.prompt_text is None:
+            return found
+        # Of several replies to one prompt, the first has them.
+        asked = self._generations[index - index % self._n].prompt_tokens()
+        names = [generation.token_text(token_id) for token_id in generation.prompt_ids]
+        return TextLogprobs(
+            tokens=names + found.tokens,
+            token_logprobs=[told.logprob if told else None for _, told in asked] + found.token_logprobs,
+            top_logprobs=[_tops(told) if told else None for _, told in asked] + found.top_logprobs,
+            text_offset=[place for place, _ in asked] + found.text_offset,
         )
 
     def _chunk(self, choices: list[TextChoice]) -> TextCompletionChunk:
@@ -286,6 +317,10 @@ def _message(generation: Generation, text: str, thought: str) -> ReplyMessage:
 
 def _called(call: ToolCall) -> CalledTool:
     return CalledTool(id=call.id, type="function", function=CalledFunction(name=call.name, arguments=call.arguments))
+
+
+def _tops(token: TokenLogprob) -> dict[str, float]:
+    return {top.token: top.logprob for top in token.top_logprobs}
 
 
 def _sent(event: BaseModel) -> str:

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from serve.protocol import BRANCH
+from serve.protocol_base import BRANCH
 from serve.responses import Error, ErrorBody
 
 # nginx's number for a client that left before its answer; it stands in logs alone.

@@ -1,54 +1,148 @@
-"""What a reply has to follow, of a request: its `response_format`, or the call that it has to be."""
+"""What a reply has to follow, of a request: its format, or the call that it has to be.
 
+draft = formats.of(request, prompt_ids)       # None: any text
+grammar = await formats.compiled(draft)       # in bounded time, or ApiError
+"""
+
+import asyncio
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 from serve.errors import ApiError
-from serve.protocol import ChatRequest, JsonObjectFormat, JsonSchemaFormat
+from serve.grammar_guard import GrammarGuard
+from serve.grammar_process import COMPILER, Bounds, Verdict
+from serve.protocol import ChatRequest, GenerationFields
+from serve.protocol_formats import JsonObjectFormat, JsonSchemaFormat
 from serve.replies.form import ReplyForm
 
+if TYPE_CHECKING:
+    from serve.grammar import Draft, Grammars, JsonGrammar
+
 _NONE = {"additionalProperties": False}
-_MOST_SCHEMA_BYTES = 64 << 10
+_ANY_OBJECT = {"type": "object"}
+_MOST_LETTERS = 64 << 10
+_SCHEMA = "response_format.json_schema.schema"
+_SIMPLER = "Use fewer rules: shorter patterns, smaller counts, fewer properties that may be left out, or alternatives"
 
 
 class Formats:
     """Grammars of requests to one model, whose replies are written in this form."""
 
-    def __init__(self, tokenizer: Any, vocab_size: int, end_token_ids: frozenset[int], form: ReplyForm) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        vocab_size: int,
+        end_token_ids: frozenset[int],
+        form: ReplyForm,
+        bounds: Bounds | None = None,
+        compiler: str = COMPILER,
+    ) -> None:
+        """`compiler` is what tries grammars, a module's function; its own process imports it."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._end_token_ids = end_token_ids
         self._form = form
-        self._grammars: Any = None
+        self._bounds = bounds or Bounds()
+        self._compiler = compiler
+        self._made: Grammars | None = None
+        self._guard: GrammarGuard | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
 
-    def of_chat(self, request: ChatRequest, prompt_ids: list[int]) -> Any:
-        """The grammar of a reply to this prompt; None where it may be any text. Raises ApiError."""
+    @property
+    def guard(self) -> GrammarGuard | None:
+        """What tries grammars, after the first one."""
+        return self._guard
+
+    def of(self, request: GenerationFields, prompt_ids: list[int]) -> "Draft | None":
+        """What a reply to this prompt has to follow; None where it may be any text. Raises ApiError."""
         place = self._form.place_after(prompt_ids)
-        if functions := request.required_tools():
-            if request.response_format is not None:
-                raise ApiError(
-                    400, "response_format: a reply that has to be a tool call has no other format.", "response_format"
-                )
+        functions = request.required_tools() if isinstance(request, ChatRequest) else []
+        if functions:
+            self._check_one(request)
             called = {function.name: {"type": "object", **(function.parameters or _NONE)} for function in functions}
-            return self._compile("tools", lambda grammars: grammars.of_call(called, place), called)
-        wanted = request.response_format
-        if isinstance(wanted, JsonObjectFormat):
-            any_object = {"type": "object"}
-            return self._compile("response_format", lambda grammars: grammars.of(any_object, place), any_object)
-        if isinstance(wanted, JsonSchemaFormat):
-            schema = wanted.json_schema.schema_
-            param = "response_format.json_schema.schema"
-            return self._compile(param, lambda grammars: grammars.of(schema, place), schema)
-        return None
+            return self._draft("tools", called, lambda grammars: grammars.call(called, place))
+        asked = _asked_for(request)
+        if asked is None:
+            return None
+        kind, param, wanted = asked
+        return self._draft(param, wanted, lambda grammars: getattr(grammars, kind)(wanted, place, param))
 
-    def _compile(self, param: str, make: Callable[[Any], Any], schema: Any) -> Any:
-        from serve.grammar import Grammars
-
-        if len(str(schema)) > _MOST_SCHEMA_BYTES:
-            raise ApiError(400, f"{param}: at most {_MOST_SCHEMA_BYTES} characters are read.", param)
-        if self._grammars is None:
-            self._grammars = Grammars(self._tokenizer, self._vocab_size, self._end_token_ids, self._form)
+    async def compiled(self, draft: "Draft") -> "JsonGrammar":
+        """Raises ApiError for what is none, or takes too much; other requests do not wait for it."""
+        loop = asyncio.get_running_loop()
+        if self._guard is None:
+            setup = await loop.run_in_executor(self._thread, self._grammars().setup, self._bounds, self._compiler)
+            self._guard = self._guard or GrammarGuard(setup)
+        verdict = await self._guard.verdict(draft.lark)
+        self._check(verdict, draft.param)
         try:
-            return make(self._grammars)
+            return await loop.run_in_executor(self._thread, self._grammars().compiled, draft)
+        except ValueError as error:
+            raise ApiError(400, f"{draft.param}: {error}.", draft.param) from error
+
+    def close(self) -> None:
+        """End the process that tries grammars."""
+        if self._guard is not None:
+            self._guard.close()
+        self._thread.shutdown(wait=False)
+
+    def _check(self, verdict: Verdict, param: str) -> None:
+        if verdict.error is not None:
+            raise ApiError(400, f"{param}: {verdict.error}.", param)
+        if verdict.excess == "queue":
+            raise ApiError(
+                429,
+                f"{param}: too many formats of other requests are being prepared. Try again in a few seconds.",
+                param,
+                headers={"retry-after": "3"},
+            )
+        if verdict.excess is not None:
+            most = f"{verdict.seconds:.1f} s" if verdict.excess == "time" else f"{self._bounds.memory >> 20} MiB"
+            raise ApiError(
+                400,
+                f"{param}: it takes more {verdict.excess} to prepare than a format may ({most}). {_SIMPLER}.",
+                param,
+            )
+
+    def _draft(self, param: str, wanted: Any, make: "Callable[[Grammars], Draft]") -> "Draft":
+        if len(str(wanted)) > _MOST_LETTERS:
+            raise ApiError(400, f"{param}: at most {_MOST_LETTERS} letters are read. {_SIMPLER}.", param)
+        try:
+            return make(self._grammars())
         except ValueError as error:
             raise ApiError(400, f"{param}: {error}.", param) from error
+        except RecursionError:
+            raise ApiError(400, f"{param}: it is too deep. Use definitions ($defs) for its parts.", param) from None
+
+    def _grammars(self) -> "Grammars":
+        from serve.grammar import Grammars
+
+        if self._made is None:
+            self._made = Grammars(self._tokenizer, self._vocab_size, self._end_token_ids, self._form)
+        return self._made
+
+    @staticmethod
+    def _check_one(request: GenerationFields) -> None:
+        for param in ("response_format", "structured_outputs"):
+            wanted = getattr(request, param)
+            if wanted is not None and getattr(wanted, "type", "") != "text":
+                raise ApiError(400, f"{param}: a reply that has to be a tool call has no other format.", param)
+
+
+def _asked_for(request: GenerationFields) -> tuple[str, str, Any] | None:
+    """The kind of a format, by the name of what writes it in `Grammars`, the field, and its value."""
+    wanted = request.response_format
+    if isinstance(wanted, JsonObjectFormat):
+        return "json", "response_format", _ANY_OBJECT
+    if isinstance(wanted, JsonSchemaFormat):
+        schema = wanted.json_schema.schema_
+        return "json", _SCHEMA, _ANY_OBJECT if schema is None else schema
+    others = request.structured_outputs
+    if others is None:
+        return None
+    [name] = others.kinds()
+    param = f"structured_outputs.{name}"
+    if name in ("json", "json_object"):
+        return "json", param, others.json_ if others.json_ is not None else _ANY_OBJECT
+    return ("lark" if name == "grammar" else name), param, getattr(others, name)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from serve.replies.form import ReplyForm
 from serve.replies.reader import Reader
 from serve.replies.text import ReplyText, Shown
 from serve.responses import ReplyReason, TokenLogprob, TopLogprob
-from serve.text import REPLACEMENT
+from serve.text import TokenDecoder, token_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,10 @@ class Generation:
         max_seconds: float,
         clock: TokenClock,
         reading: Reading | None = None,
+        shows_stop: bool = False,
+        prompt_text: str | None = None,
     ) -> None:
+        """`prompt_text` is what the reply follows, where the answer begins with that."""
         self.finish_reason: ReplyReason = "length"
         self.token_ids: list[int] = []
         self.num_prompt_tokens = len(request.prompt_ids)
@@ -76,8 +79,10 @@ class Generation:
         self._request = request
         self._max_seconds = max_seconds
         self._reading = reading
-        read_by = (reading.reader, reading.form.marks) if reading else ()
-        self._text = ReplyText(tokenizer, stops, *read_by)
+        reader, marks = (reading.reader, reading.form.marks) if reading else (None, None)
+        self._text = ReplyText(tokenizer, stops, reader, marks, shows_stop, request.min_new_tokens)
+        self.prompt_text = prompt_text
+        self._prompt_logprobs: Sequence[tuple[float, Any]] = ()
         self._places: list[int] = []  # where in the text each token begins
         self._unshown: list[tuple[int, DrawnToken]] = []  # with the reply's characters up to its end
         self._is_late = False
@@ -140,8 +145,25 @@ class Generation:
         if calls:
             self.finish_reason = "length" if calls[-1].is_cut else "tool_calls"
 
+    def prompt_tokens(self) -> list[tuple[int, TokenLogprob | None]]:
+        """The prompt's tokens with their places in its text, and their log-probabilities if they were asked for; the
+        first token has none.
+        """
+        decoder = TokenDecoder(self._tokenizer)
+        place, found = 0, []
+        for number, token_id in enumerate(self._request.prompt_ids):
+            told = self._prompt_logprobs[number - 1] if number and self._prompt_logprobs else None
+            found.append((place, self._told(token_id, *told) if told else None))
+            place += len(decoder.push(token_id))
+        return found
+
+    def token_text(self, token_id: int) -> str:
+        """The text of a token by itself."""
+        return str(self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+
     def _take(self, event: TokenEvent) -> Piece | None:
         self.token_ids.append(event.token_id)
+        self._prompt_logprobs = event.prompt_logprobs or self._prompt_logprobs
         self._clock.token()
         if event.token_id in self._request.end_token_ids:
             return None
@@ -164,15 +186,21 @@ class Generation:
 
     def _named(self, event: TokenEvent) -> TokenLogprob:
         assert event.logprob is not None
-        tops = [self._top(token_id, logprob) for token_id, logprob in event.top_logprobs]
-        return TokenLogprob(**self._top(event.token_id, event.logprob).model_dump(), top_logprobs=tops)
+        return self._told(event.token_id, event.logprob, event.top_logprobs)
+
+    def _told(self, token_id: int, logprob: float, likeliest: Sequence[tuple[int, float]]) -> TokenLogprob:
+        """The drawn token is among the likeliest ones, as the last where it is none of them."""
+        if likeliest and token_id not in {each for each, _ in likeliest}:
+            likeliest = [*likeliest, (token_id, logprob)]
+        tops = [self._top(each, value) for each, value in likeliest]
+        return TokenLogprob(**self._top(token_id, logprob).model_dump(), top_logprobs=tops)
 
     def _top(self, token_id: int, logprob: float) -> TopLogprob:
-        text = str(self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+        found = token_bytes(self._tokenizer, token_id)
         return TopLogprob(
-            token=text,
+            token=self.token_text(token_id),
             logprob=max(logprob, -9999.0),  # JSON has no infinity; OpenAI's API writes this too
-            bytes=None if REPLACEMENT in text else list(text.encode()),
+            bytes=None if found is None else list(found),
         )
 
     def _end_late(self) -> None:

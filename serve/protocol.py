@@ -1,145 +1,33 @@
 """Requests of OpenAI's API, as far as this endpoint serves it; serve/responses.py has the answers.
 
-A field that is not declared here is refused by name: a client never believes that an ignored setting worked.
+serve/protocol_messages.py has messages and tools, serve/protocol_formats.py formats, serve/protocol_hints.py the
+fields that are taken and change nothing.
 """
 
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    FailFast,
-    Field,
-    Tag,
-    ValidationInfo,
-    WithJsonSchema,
-    field_validator,
-)
-from pydantic_core import PydanticCustomError, from_json
+from pydantic import Discriminator, FailFast, Field, Tag, ValidationInfo, WithJsonSchema, field_validator
+from pydantic_core import PydanticCustomError
+
+from serve.protocol_base import BRANCH, LIST_TAG, TEXT_TAG, RequestModel, one_or_many
+from serve.protocol_formats import ResponseFormat, StructuredOutputs, one_kind
+from serve.protocol_hints import ChatHints, Hints
+from serve.protocol_messages import ChatMessage, Function, NamedTool, Tool
 
 MOST_CHOICES = 16
 MOST_PROMPTS = 64
 
-# Names that pydantic puts into an error's location for the branches of a union; they name no field.
-BRANCH = "as "
-TEXT_TAG = BRANCH + "text"
-LIST_TAG = BRANCH + "list"
 
-
-def _text_or_list(value: Any) -> str | None:
-    if isinstance(value, str):
-        return TEXT_TAG
-    return LIST_TAG if isinstance(value, list) else None
-
-
-def _one_or_many(rule: str) -> Discriminator:
-    return Discriminator(_text_or_list, custom_error_type="text_or_list", custom_error_message=rule)
-
-
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class TextPart(_Request):
-    """One part of a message's content; this endpoint reads text alone."""
-
-    type: Literal["text"]
-    text: str
-
-
-ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-
-
-class FunctionCall(_Request):
-    """What a model has called; `arguments` is JSON."""
-
-    name: ToolName
-    arguments: Annotated[str, Field(json_schema_extra={"contentMediaType": "application/json"})]
-
-    @field_validator("arguments")
-    @classmethod
-    def _is_an_object(cls, value: str) -> str:
-        try:
-            # Not json.loads, which takes NaN, halves of characters, and lists in lists without end.
-            is_object = isinstance(from_json(value, allow_inf_nan=False), dict)
-        except ValueError:
-            is_object = False
-        if not is_object:
-            raise PydanticCustomError("arguments", "Input should be a JSON object")
-        return value
-
-
-class ToolCall(_Request):
-    """A call of a model's, as it was answered with."""
-
-    id: Annotated[str, Field(min_length=1, max_length=256)]
-    type: Literal["function"]
-    function: FunctionCall
-
-
-class ChatMessage(_Request):
-    """One turn of the conversation, a call in the assistant's turn, or what a tool has answered to one."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: (
-        Annotated[
-            Annotated[str, Tag(TEXT_TAG)]
-            | Annotated[list[TextPart], Field(min_length=1, max_length=256), Tag(LIST_TAG)],
-            _one_or_many("Input should be a string or a list of text parts"),
-        ]
-        | None
-    ) = None
-    reasoning_content: str | None = None
-    """Not in OpenAI's API: what the assistant thought, as it was answered with; the chat template decides what it
-    writes of that."""
-    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
-    tool_call_id: str | None = None
-    name: Annotated[str, Field(max_length=256)] | None = None
-    """The speaker's, or the tool's; most templates write none."""
-    refusal: None = None
-    audio: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-    function_call: None = None
-    """These four are there in what clients send back, with nothing in them."""
-
-
-class Function(_Request):
-    """What a model may call."""
-
-    name: ToolName
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    """JSON schema of the arguments, an object; None means that there are none"""
-    strict: bool | None = None
-    """Where the reply has to be a call, its arguments follow the schema, whatever this says."""
-
-
-class Tool(_Request):
-    """A function with its kind."""
-
-    type: Literal["function"]
-    function: Function
-
-
-class FunctionName(_Request):
-    """One of the request's functions."""
-
-    name: ToolName
-
-
-class NamedTool(_Request):
-    """The function that has to be called."""
-
-    type: Literal["function"]
-    function: FunctionName
-
-
-class StreamOptions(_Request):
+class StreamOptions(RequestModel):
     """What a stream carries besides the text."""
 
     include_usage: bool | None = None
+    """A last event has the usage."""
+    continuous_usage_stats: bool | None = None
+    """Not in OpenAI's API: with `include_usage`, every event has the usage so far."""
+    include_obfuscation: bool | None = None
+    """Taken and not used."""
 
 
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
@@ -152,15 +40,17 @@ _TOKEN_NAME = r"^(0|[1-9][0-9]{0,9})$"
 TokenName = Annotated[str, WithJsonSchema({"type": "string", "pattern": _TOKEN_NAME})]
 
 
-class GenerationFields(_Request):
+class GenerationFields(Hints):
     """What requests for chats and for plain texts have in common; null means the default, as in OpenAI's API."""
 
     model: Annotated[str, Field(min_length=1)]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     """Default 1; 0 takes the likeliest token each time."""
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    """Not in OpenAI's API: of the likeliest so many tokens one is drawn; 0 and null mean all."""
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    """Not in OpenAI's API: of the likeliest so many tokens one is drawn; 0, -1 and null mean all."""
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Not in OpenAI's API: tokens less likely than this share of the likeliest one's probability are not drawn."""
     presence_penalty: Penalty | None = None
     """Taken off the scores of tokens that the reply has already."""
     frequency_penalty: Penalty | None = None
@@ -181,10 +71,21 @@ class GenerationFields(_Request):
     stop: (
         Annotated[
             Annotated[StopString, Tag(TEXT_TAG)] | Annotated[list[StopString], Field(max_length=4), Tag(LIST_TAG)],
-            _one_or_many("Input should be a string or a list of up to 4 strings"),
+            one_or_many("Input should be a string or a list of up to 4 strings"),
         ]
         | None
     ) = None
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=128)] | None = None
+    """Not in OpenAI's API: these tokens end a reply, too, and are not shown."""
+    include_stop_str_in_output: bool | None = None
+    """Not in OpenAI's API: the stop string that ended the reply is shown."""
+    ignore_eos: bool | None = None
+    """Not in OpenAI's API: the model's own end tokens do not end the reply."""
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Not in OpenAI's API: before so many tokens no end token and no stop string ends the reply."""
+    structured_outputs: StructuredOutputs | None = None
+    """Not in OpenAI's API: further formats of vLLM's."""
+    response_format: ResponseFormat | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     """The same seed and request give the same reply from the same release and kind of machine, as far as an engine's
     sums do not depend on what it decodes beside it: OpenVINO's do in other precisions than fp32."""
@@ -192,7 +93,6 @@ class GenerationFields(_Request):
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     """Replies to one prompt; the second has the next seed, and so on."""
-    user: Annotated[str, Field(max_length=512)] | None = None
 
     @field_validator("logit_bias")
     @classmethod
@@ -207,6 +107,18 @@ class GenerationFields(_Request):
     def _only_in_a_stream(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
         if value is not None and not info.data.get("stream"):
             raise PydanticCustomError("conflict", "Only a request with stream true may have stream_options")
+        return value
+
+    @field_validator("structured_outputs")
+    @classmethod
+    def _of_one_kind(cls, value: StructuredOutputs | None) -> StructuredOutputs | None:
+        return one_kind(value)
+
+    @field_validator("response_format")
+    @classmethod
+    def _one_format(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("structured_outputs") is not None:
+            raise PydanticCustomError("conflict", "Give either response_format or structured_outputs, not both")
         return value
 
     def stop_strings(self) -> list[str]:
@@ -227,39 +139,9 @@ class GenerationFields(_Request):
         """Of how many likely tokens log-probabilities are wanted beside the drawn one's; None for none at all."""
         raise NotImplementedError
 
-
-class TextFormat(_Request):
-    """Any text."""
-
-    type: Literal["text"]
-
-
-class JsonObjectFormat(_Request):
-    """Any JSON object."""
-
-    type: Literal["json_object"]
-
-
-class JsonSchema(_Request):
-    """What a reply has to look like."""
-
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
-    description: str | None = None
-    strict: bool | None = None
-    """A reply always follows the schema, whatever this says."""
-
-
-class JsonSchemaFormat(_Request):
-    """JSON of a schema."""
-
-    type: Literal["json_schema"]
-    json_schema: JsonSchema
-
-
-def _format_branch(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else None
-    return f"{BRANCH}{kind}" if kind in ("text", "json_object", "json_schema") else None
+    def num_prompt_logprobs(self) -> int | None:
+        """The same of the prompt's tokens."""
+        return None
 
 
 TemplateVariables = Annotated[
@@ -267,7 +149,7 @@ TemplateVariables = Annotated[
 ]
 
 
-class ChatRequest(GenerationFields):
+class ChatRequest(GenerationFields, ChatHints):
     """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096), FailFast()]
@@ -275,19 +157,6 @@ class ChatRequest(GenerationFields):
     """The newer name of `max_tokens`."""
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: (
-        Annotated[
-            Annotated[TextFormat, Tag(BRANCH + "text")]
-            | Annotated[JsonObjectFormat, Tag(BRANCH + "json_object")]
-            | Annotated[JsonSchemaFormat, Tag(BRANCH + "json_schema")],
-            Discriminator(
-                _format_branch,
-                custom_error_type="response_format",
-                custom_error_message="Its type should be text, json_object or json_schema",
-            ),
-        ]
-        | None
-    ) = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: (
         Annotated[
@@ -311,19 +180,25 @@ class ChatRequest(GenerationFields):
     discriminator, if it has one."""
     best_of_by: Literal["softmax", "argmax"] | None = None
     """How it is taken: drawn by the softmax of the scores (the default), or the one with the highest."""
-    metadata: (
-        Annotated[
-            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
-            Field(max_length=16),
-        ]
-        | None
-    ) = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    """For chat templates that have levels of thinking; `none` closes the thinking where the template can."""
+    continue_final_message: bool | None = None
+    """Not in OpenAI's API: the reply goes on with the text of the last message, which is the assistant's."""
+    add_generation_prompt: bool | None = None
+    """Not in OpenAI's API: false with `continue_final_message` alone."""
 
     @field_validator("max_completion_tokens")
     @classmethod
     def _one_limit(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and info.data.get("max_tokens") is not None:
             raise PydanticCustomError("conflict", "Give either max_tokens or max_completion_tokens, not both")
+        return value
+
+    @field_validator("add_generation_prompt")
+    @classmethod
+    def _unless_it_goes_on(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        if value is not None and value == bool(info.data.get("continue_final_message")):
+            raise PydanticCustomError("conflict", "It is false where continue_final_message is true, and there alone")
         return value
 
     @field_validator("tool_choice")
@@ -400,6 +275,10 @@ class CompletionRequest(GenerationFields):
 
     prompt: str | list[Any]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    """The answer begins with the prompt, and `logprobs` are of its tokens as well."""
+    best_of: Literal[1] | None = None
+    suffix: None = None
 
     @field_validator("prompt", mode="plain", json_schema_input_type=_Prompt | Annotated[list[_Prompt], _SEVERAL])
     @classmethod
@@ -423,8 +302,11 @@ class CompletionRequest(GenerationFields):
     def num_logprobs(self) -> int | None:
         return self.logprobs
 
+    def num_prompt_logprobs(self) -> int | None:
+        return self.logprobs if self.echo else None
 
-class TokenizeRequest(_Request):
+
+class TokenizeRequest(RequestModel):
     """The body of POST /tokenize, which is not in OpenAI's API: a text as it is, or messages as a chat's prompt."""
 
     model: str | None = None

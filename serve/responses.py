@@ -34,7 +34,7 @@ class TopLogprob(_Answer):
     token: str
     logprob: float
     bytes: list[int] | None
-    """None for a token that is no text alone, such as a part of a character."""
+    """Of a token that is a part of a character too; None for one whose bytes the vocabulary does not tell."""
 
 
 class TokenLogprob(TopLogprob):
@@ -52,11 +52,12 @@ class ChoiceLogprobs(_Answer):
 
 
 class TextLogprobs(_Answer):
-    """The same for a plain text, in that API's form; an offset counts the characters of the reply before a token."""
+    """The same for a plain text, in that API's form; an offset counts the characters of the answer's text before a
+    token. With `echo` the prompt's tokens stand before the reply's; the first one follows nothing and has nulls."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -201,6 +202,8 @@ class Model(_Answer):
     owned_by: str = "rayconteur"
     parent: str | None = None
     """Not in OpenAI's API: the model whose adapter this is."""
+    max_model_len: int
+    """Not in OpenAI's API: tokens that a prompt and its reply may have together."""
 
 
 class ModelList(_Answer):

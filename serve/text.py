@@ -1,12 +1,37 @@
 """Token ids to text while they arrive: whole characters only, no special tokens; and nothing of a stop string."""
 
+import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 REPLACEMENT = "\ufffd"
 
 # A character has at most 4 bytes, so this many tokens without a whole one are not the start of a character.
 MAX_HELD_TOKENS = 8
+
+
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+
+
+def token_bytes(tokenizer: Any, token_id: int) -> bytes | None:
+    """The bytes of a token by itself, which may be a part of a character; None where its vocabulary does not tell."""
+    text = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+    if REPLACEMENT not in text:
+        return text.encode()
+    name = str(tokenizer.convert_ids_to_tokens(token_id))
+    if found := _BYTE.fullmatch(name):  # of SentencePiece
+        return bytes([int(found[1], 16)])
+    letters = _byte_letters()
+    return bytes(letters[letter] for letter in name) if all(letter in letters for letter in name) else None
+
+
+@cache
+def _byte_letters() -> dict[str, int]:
+    """The bytes by the letters that byte-level vocabularies write them with."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 class TokenDecoder:
@@ -51,14 +76,18 @@ class TokenDecoder:
 
 
 class StopFilter:
-    """Passes text on until the first of `stops`; holds back what may be the beginning of one.
+    """Passes text on until the first of `stops`, or with `shows_stop` until its end; holds back what may be the
+    beginning of one.
 
     `rest` is what came from there on, in the push that found it.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], shows_stop: bool = False) -> None:
         self._stops = stops
+        self._shows_stop = shows_stop
         self._held = ""
+        self.is_on = True
+        """whether stops are looked for in what comes next"""
         self.is_stopped = False
         self.rest = ""
 
@@ -72,13 +101,17 @@ class StopFilter:
         if self.is_stopped:
             self.rest += text
             return ""
+        if not self.is_on:
+            return text
         text = self._held + text
-        starts = [start for stop in self._stops if (start := text.find(stop)) >= 0]
+        starts = [(start, len(stop)) for stop in self._stops if (start := text.find(stop)) >= 0]
         if starts:
+            begin, length = min(starts)
+            end = begin + length * self._shows_stop
             self.is_stopped = True
             self._held = ""
-            self.rest = text[min(starts) :]
-            return text[: min(starts)]
+            self.rest = text[end:]
+            return text[:end]
         num_held = max((overlap(text, stop) for stop in self._stops), default=0)
         shown = text[: len(text) - num_held]
         self._held = text[len(shown) :]

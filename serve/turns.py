@@ -5,8 +5,11 @@ from typing import Any
 from models.chat.messages import MessageError, normal_messages
 from models.chat.written_calls import one_call_each, with_short_ids
 from serve.errors import ApiError
-from serve.protocol import ChatMessage
+from serve.protocol_messages import ChatMessage
 from serve.replies.form import ReplyForm
+
+_KEPT = {"role", "reasoning_content", "reasoning", "function_call", "tool_call_id", "name"}
+_OF_CALLS: Any = {"id": True, "type": True, "function": {"name", "arguments"}}
 
 
 def turns_of(messages: list[ChatMessage], form: ReplyForm) -> list[Any]:
@@ -15,22 +18,26 @@ def turns_of(messages: list[ChatMessage], form: ReplyForm) -> list[Any]:
     Ids of calls that the template does not take are others. Where it has place for one call in a turn, several are
     turns of their own, each with its answer after it.
     """
-    given = [message.model_dump(exclude_none=True, include=_KEPT) for message in messages]
+    for number, message in enumerate(messages):
+        if message.refusal and message.role != "assistant":
+            param = f"messages[{number}].refusal"
+            raise ApiError(400, f"{param}: only an assistant refuses; leave it out, or null.", param)
     try:
-        turns: list[Any] = list(normal_messages(given))
+        turns: list[Any] = list(normal_messages([_given(message) for message in messages], is_asked=True))
     except MessageError as error:
         param = "messages" if error.index is None else f"messages[{error.index}].{error.field}"
         raise ApiError(400, f"{param}: {error.text}.", param) from error
-    if turns[-1]["role"] == "assistant":
-        calls = turns[-1].get("tool_calls", ())
-        what = (
-            f"no message with role tool answers {calls[0].get('id')!r}" if calls else "there is nothing to reply to"
-        )
-        param = f"messages[{len(messages) - 1}].{'tool_calls' if calls else 'role'}"
-        raise ApiError(400, f"{param}: the last message is the assistant's; {what}.", param)
     if form.has_short_ids:
         turns = list(with_short_ids(turns))
     return turns if form.is_parallel else list(one_call_each(turns))
 
 
-_KEPT = {"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name"}
+def _given(message: ChatMessage) -> dict[str, Any]:
+    given = message.model_dump(exclude_none=True, include=_KEPT)
+    if "function_call" in given:
+        given["function_call"].pop("parsed_arguments", None)
+    if message.tool_calls:
+        given["tool_calls"] = [call.model_dump(exclude_none=True, include=_OF_CALLS) for call in message.tool_calls]
+    if (text := message.text()) is not None:
+        given["content"] = text
+    return given

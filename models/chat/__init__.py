@@ -76,15 +76,21 @@ def encode_prompt(
     messages: Sequence[Mapping[str, Any]],
     tools: list[Any] | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
+    continues: bool = False,
 ) -> list[int]:
     """Token ids of `messages` followed by the template's opening of an assistant turn.
 
     `tools` are what a model may call, in OpenAI's form, for templates that tell it of them; `template_kwargs` further
-    variables of the template. Raises ChatTemplateError.
+    variables of the template. With `continues` the last message, an assistant's, is left open after its text, white
+    space at its end included. Raises ChatTemplateError.
     """
     renderer = renderer_of(tokenizer)
     prepared = renderer.prepared(_as_taken(renderer, messages))
-    return renderer.encoder.encode(renderer.prompt(prepared, tools, template_kwargs)).ids
+    if not continues:
+        return renderer.encoder.encode(renderer.prompt(prepared, tools, template_kwargs)).ids
+    said = messages[-1]["content"]
+    text = renderer.begun(prepared, tools, template_kwargs) + said[len(said.rstrip()) :]
+    return renderer.encoder.encode(text).ids
 
 
 def end_token_ids(tokenizer: Any) -> frozenset[int]:

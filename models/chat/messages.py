@@ -20,12 +20,15 @@ SameRole = Literal["merge", "refuse"]
 _PLAIN = ("user", "assistant", "system", "developer")
 
 
-def normal_messages(messages: Any, same_role: SameRole = "merge") -> list[Message]:
+def normal_messages(messages: Any, same_role: SameRole = "merge", is_asked: bool = False) -> list[Message]:
     """The messages in normal form (`models.chat.form.Message`), the same objects where nothing changes.
 
     Raises MessageError with the place and the key of what no stage can use. Two turns of one role in a row become
     one (`merge`) or raise; answers of tools may follow one another. Each call is answered before the next turn, but
     for those at the end; each answer has its call. Where a system text stands is the template's to judge.
+
+    With `is_asked` they are a request's, from which nothing is learned: turns may be empty, calls may stay without
+    an answer, and turns of one role that cannot be joined stay as they are.
     """
     if not isinstance(messages, list) or not messages:
         raise MessageError(None, "messages", "`messages` is not a non-empty list")
@@ -33,16 +36,17 @@ def normal_messages(messages: Any, same_role: SameRole = "merge") -> list[Messag
     calls = _Calls()
     previous, place = "", 0
     for index, message in enumerate(messages):
-        turn = message if _is_normal(message) else normal_message(index, message)
+        turn = message if _is_normal(message) else normal_message(index, message, may_be_empty=is_asked)
         if turn is None:
             continue
         role = turn["role"]
         if role == "tool":
             calls.answer(index, turn)
         else:
-            if calls.waiting:
+            if calls.waiting and not is_asked:
                 calls.refuse_rest(index)
-            if role == previous:
+            calls.waiting = []
+            if role == previous and (not is_asked or joined_messages(turns[-1], turn) is not None):
                 turns[-1] = _one_turn(turns[-1], turn, place, index, same_role)
                 place = index
                 continue
@@ -64,7 +68,7 @@ def joined_messages(first: Message, second: Message) -> Message | None:
     if first["role"] == "assistant" and opens_thinking(first["content"]):
         return None  # the other's text might end the block
     joined = first.copy()
-    joined["content"] = f"{first['content']}\n\n{second['content']}"
+    joined["content"] = "\n\n".join(text for text in (first["content"], second["content"]) if text)
     return joined
 
 

@@ -118,6 +118,18 @@ class Renderer:
         self.check_whole(messages, tools, text)
         return text
 
+    def begun(self, messages: Prepared, tools: Any = None, variables: Mapping[str, Any] | None = None) -> str:
+        """The text of `messages` up to the last word of the last one, an assistant's."""
+        text = self._template(tools).text(messages, self.guarded_tools(tools), **(variables or {}))
+        self.check_whole(messages[:-1], tools, text)
+        words = text_of(messages[-1])
+        place = text.rfind(words)
+        if not words or place < 0 or "tool_calls" in messages[-1]:
+            raise ChatTemplateError(
+                "the last message has no text that the chat template leaves as it is, to go on with"
+            )
+        return text[: place + len(words)]
+
     def guarded_tools(self, tools: Any) -> Any:
         """Tools with the names of control tokens guarded."""
         return self.control.guarded(tools) if tools else None

@@ -60,9 +60,9 @@ _SPELLED = {
 } | {"toolcall": "tool_calls", "functioncalls": "tool_calls", "toolcallsid": "tool_call_id"}
 
 
-def normal_message(index: int, message: Any) -> Message | None:
+def normal_message(index: int, message: Any, may_be_empty: bool = False) -> Message | None:
     """The message in normal form, the same object where nothing changes; None where it says nothing at all (an empty
-    system text); raises MessageError.
+    system text); raises MessageError. `may_be_empty`: a user's or an assistant's text.
     """
     if not isinstance(message, dict):
         raise MessageError(index, "role", f"message {index} has no role: it is {kind_of(message)}, not an object")
@@ -77,7 +77,7 @@ def normal_message(index: int, message: Any) -> Message | None:
     says_calls, role = role == _CALLS, "assistant" if role == _CALLS else role
     try:
         _check_keys(role, message)
-        made = _read(role, message, says_calls)
+        made = _read(role, message, says_calls, may_be_empty)
         if made is None:
             return None
         if (name := _name(message)) is not None:
@@ -117,24 +117,26 @@ def _other_spelling(message: dict[str, Any]) -> str:
     return f"; call `{found[0]}` `role`, or map it in data.fields" if found else ""
 
 
-def _read(role: str, message: dict[str, Any], says_calls: bool) -> Message | None:
+def _read(role: str, message: dict[str, Any], says_calls: bool, may_be_empty: bool) -> Message | None:
     if role == "assistant":
-        return _assistant(message, says_calls)
-    return _tool(message) if role == "tool" else _said(role, message)
+        return _assistant(message, says_calls, may_be_empty)
+    return _tool(message) if role == "tool" else _said(role, message, may_be_empty)
 
 
-def _said(role: str, message: dict[str, Any]) -> Message | None:
+def _said(role: str, message: dict[str, Any], may_be_empty: bool) -> Message | None:
     text, thinking = content_of(message)
     if thinking:
         raise Fault("content", "has a part of thinking in `content`, which only an assistant has")
     if is_blank(text):
-        if role == "user":
+        if role != "user":
+            return None
+        if not may_be_empty:
             raise _no_text()
-        return None
+        text = ""
     return {"role": role, "content": text}
 
 
-def _assistant(message: dict[str, Any], says_calls: bool) -> Message:
+def _assistant(message: dict[str, Any], says_calls: bool, may_be_empty: bool) -> Message:
     text, thinking = content_of(message) if not says_calls or _is_text(message) else ("", "")
     text, thinking = without_thinking(text, _reasoning(message, thinking))
     calls: list[dict[str, Any]] = []
@@ -146,7 +148,7 @@ def _assistant(message: dict[str, Any], says_calls: bool) -> Message:
                 raise Fault(key, f"has `{key}` beside other calls; write them all into `tool_calls`")
             calls = normal_calls(message[key], key)
     if is_blank(text):
-        if not calls:
+        if not calls and not may_be_empty:
             raise _no_text(", only what was thought before one" if thinking else "")
         text = ""
     made: Message = {"role": "assistant", "content": text}

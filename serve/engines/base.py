@@ -68,14 +68,19 @@ class GenerationRequest:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
+    """The same of the prompt's tokens, but for the first one, which follows nothing."""
     grammar: Grammar | None = None
     seed: int | None = None
     end_token_ids: frozenset[int] = frozenset()
+    min_new_tokens: int = 0
+    """Before so many none of `end_token_ids` is drawn."""
     adapter: str | None = None
     """One of the engine's `adapters`, or the model without any."""
     request_id: str = field(default_factory=lambda: uuid4().hex)
@@ -95,7 +100,7 @@ class GenerationRequest:
     def changes_scores(self) -> bool:
         """Whether the model's own scores are changed before a token is drawn by them."""
         penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
-        return bool(penalties != (0.0, 0.0, 1.0) or self.logit_bias or self.grammar)
+        return bool(penalties != (0.0, 0.0, 1.0) or self.logit_bias or self.grammar or self.min_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ class TokenEvent:
     """natural logarithm of its probability by the model's own scores, where it was asked for"""
     top_logprobs: tuple[tuple[int, float], ...] = ()
     """the likeliest tokens and theirs, the likeliest first"""
+    prompt_logprobs: "tuple[tuple[float, tuple[tuple[int, float], ...]], ...]" = ()
+    """with the first token, where they were asked for: these two of each token of the prompt from the second on"""
 
 
 @dataclass(frozen=True)
@@ -179,6 +186,15 @@ class Engine(ABC):
     def refusal(self, request: GenerationRequest) -> tuple[str, str] | None:
         """The field of `request` that this engine cannot do justice to, and why."""
         return None
+
+    @property
+    def embedding_size(self) -> int | None:
+        """How many numbers an embedding has; None where the engine has none."""
+        return None
+
+    async def embed(self, token_ids: Sequence[int], adapter: str | None = None) -> list[float]:
+        """The mean of the last hidden states over these tokens, of length 1. Raises EngineError."""
+        raise EngineError("this engine gives out no hidden states to make embeddings of")
 
     @abstractmethod
     def submit(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:

@@ -149,6 +149,8 @@ class OpenVINOEngine(Engine):
         instead = "serve.engine: torch does"
         if request.logit_bias:
             return "logit_bias", f"OpenVINO changes no scores by token; {instead}"
+        if request.num_prompt_logprobs is not None:
+            return "echo", f"OpenVINO does not tell the log-probabilities of a prompt; {instead}"
         if request.num_logprobs:
             return "top_logprobs", f"OpenVINO tells the drawn token's log-probability alone; {instead} more"
         if request.num_logprobs is not None and (request.changes_scores or not request.is_greedy):
@@ -275,6 +277,8 @@ def _settings(request: GenerationRequest, vocab_size: int) -> SamplingSettings:
         temperature=temperature,
         top_p=request.top_p,
         top_k=min(request.top_k, vocab_size),
+        min_p=min(request.min_p, 1 - 1e-6),  # 1 itself is refused
+        min_new_tokens=request.min_new_tokens,
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
         repetition_penalty=request.repetition_penalty,

@@ -24,8 +24,9 @@ class Sampler:
     def draw(self, logits: torch.Tensor) -> int:
         """A token id by the scores in `logits` [vocabulary].
 
-        In this order: repetition, frequency and presence penalties, biases, what the grammar allows, temperature,
-        top_k, top_p. top_p keeps the likeliest tokens until their probabilities reach it, at least one.
+        In this order: repetition, frequency and presence penalties, biases, end tokens that come too early, what the
+        grammar allows, temperature,
+        min_p, top_k, top_p. top_p keeps the likeliest tokens until their probabilities reach it, at least one.
         """
         token_id = self._draw(self._changed(logits) if self._request.changes_scores else logits)
         self._drawn[token_id] += 1
@@ -47,6 +48,8 @@ class Sampler:
             scores[drawn] -= request.frequency_penalty * counts + request.presence_penalty
         for token_id, bias in request.logit_bias.items():
             scores[token_id] += bias
+        if self._drawn.total() < request.min_new_tokens:
+            scores[list(request.end_token_ids)] = -torch.inf
         if self._grammar is not None:
             scores[~torch.from_numpy(self._grammar.allowed())] = -torch.inf
         return scores
@@ -60,6 +63,9 @@ class Sampler:
         if 0 < request.top_k < len(scores):
             scores, token_ids = scores.topk(request.top_k)
         probabilities = torch.softmax(scores, dim=-1)
+        if request.min_p > 0:
+            probabilities[probabilities < request.min_p * probabilities.max()] = 0
+            probabilities /= probabilities.sum()
         if request.top_p < 1:
             probabilities, order = probabilities.sort(descending=True)
             token_ids = order if token_ids is None else token_ids[order]
@@ -69,7 +75,11 @@ class Sampler:
         return place if token_ids is None else int(token_ids[place])
 
 
-def log_probabilities(logits: torch.Tensor, token_id: int, count: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+LogProbabilities = tuple[float, tuple[tuple[int, float], ...]]
+"""a token's, and those of the likeliest ones by their ids"""
+
+
+def log_probabilities(logits: torch.Tensor, token_id: int, count: int) -> LogProbabilities:
     """Of `token_id`, and of the `count` likeliest tokens, by the scores in `logits` [vocabulary]."""
     all_of_them = torch.log_softmax(logits.float(), dim=-1)
     best = all_of_them.topk(count)

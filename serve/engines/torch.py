@@ -5,11 +5,13 @@ async for event in engine.submit(GenerationRequest(prompt_ids, max_new_tokens=64
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,9 +33,10 @@ from serve.engines.base import (
     TokenEvent,
     tokens_of,
 )
-from serve.engines.sampling import Sampler, log_probabilities
+from serve.engines.sampling import LogProbabilities, Sampler, log_probabilities
+from serve.engines.torch_embedding import Embedder, TextToEmbed
 from serve.engines.torch_slots import Row, SlotDecoder, in_rows
-from serve.engines.torch_turns import TurnDecoder
+from serve.engines.torch_turns import Decoder, TurnDecoder
 from serve.responses import FinishReason
 
 logger = logging.getLogger(__name__)
@@ -42,6 +45,8 @@ Given = TypeVar("Given")
 
 # Prompt tokens read between two tokens of the others, if their wait allows.
 _MOST_READ, _LEAST_READ = 512, 16
+# Where each one's scores are wanted: 64 tokens of a vocabulary of 256,000 take 64 MB.
+_MOST_SCORED = 64
 # The cache takes memory as it fills; replies wait where together they may need more.
 CACHE_BYTES = 2 << 30
 
@@ -59,6 +64,7 @@ class _Sequence:
         self.prompt_logits: torch.Tensor | None = None
         """[V], for what follows the prompt, once it is read"""
         self.sampler = Sampler(request)
+        self.prompt_logprobs: list[LogProbabilities] = []
 
     def has_prompt_of(self, other: "_Sequence") -> bool:
         """Whether it has read the same prompt with the same adapter."""
@@ -104,18 +110,18 @@ class TorchEngine(Engine):
         """`adapters` are folders of LoRA adapters by name. Raises ValueError for one that does not fit."""
         if max_active < 1:
             raise ValueError(f"max_active: got {max_active}; must be at least 1")
-        model = load_model(release_folder, dtype_of(precision, device), attention=None).to(device)
-        self._max_positions = max_positions(model.config)
-        self._vocab_size = int(model.config.get_text_config().vocab_size)
+        self._max_positions: int
+        self._vocab_size: int
         # PEFT's names may not have dots.
         self._adapters = {name: f"adapter{number}" for number, name in enumerate(adapters or {})}
-        self._model = load_several(model, {self._adapters[name]: folder for name, folder in (adapters or {}).items()})
+        self._load(release_folder, precision, device, adapters or {})
         self._max_active = max_active
         self._num_threads = num_threads
         self._max_stall_seconds = max_stall_seconds
         self._seconds_per_token = 0.0
         self._token_bytes = 0
-        self._decoder: SlotDecoder | TurnDecoder
+        self._decoder: Decoder
+        self._embedder = Embedder()
         self._active: list[_Sequence] = []
         self._waiting: deque[_Sequence] = deque()
         self._sequences: dict[str, _Sequence] = {}
@@ -125,6 +131,21 @@ class TorchEngine(Engine):
         self._owner = threading.Thread(target=self._own, args=(is_ready,), name="torch-engine", daemon=True)
         self._owner.start()
         is_ready.wait()
+
+    def _load(
+        self, release_folder: Path | str, precision: Precision, device: str, adapters: Mapping[str, Path | str]
+    ) -> None:
+        """The model, and what is known of it before a thread owns it."""
+        model = load_model(release_folder, dtype_of(precision, device), attention=None).to(device)
+        self._max_positions = max_positions(model.config)
+        self._vocab_size = int(model.config.get_text_config().vocab_size)
+        self._model = load_several(model, {self._adapters[name]: folder for name, folder in adapters.items()})
+
+    def _new_decoder(self) -> Decoder:
+        """Called by the owner thread."""
+        decoder = in_rows(self._model) or TurnDecoder(self._model)
+        self._embedder.open(self._model, decoder)
+        return decoder
 
     @property
     def max_positions(self) -> int:
@@ -146,6 +167,32 @@ class TorchEngine(Engine):
     def decodes_together(self) -> bool:
         """Whether this model's replies are computed in one forward pass, or a token each in turn."""
         return isinstance(self._decoder, SlotDecoder)
+
+    @property
+    def embedding_size(self) -> int | None:
+        return self._embedder.size
+
+    async def embed(self, token_ids: Sequence[int], adapter: str | None = None) -> list[float]:
+        loop = asyncio.get_running_loop()
+        found: asyncio.Queue[list[float] | Exception] = asyncio.Queue()
+
+        def deliver(what: list[float] | Exception) -> None:
+            with contextlib.suppress(RuntimeError):  # The loop is closed: nobody reads any more.
+                loop.call_soon_threadsafe(found.put_nowait, what)
+
+        text = TextToEmbed(token_ids, self._adapters.get(adapter or ""), deliver)
+        with self._changed:
+            if self._is_closed or not self._owner.is_alive():
+                raise EngineError("the engine has stopped")
+            self._embedder.add(text)
+            self._changed.notify()
+        try:
+            done = await found.get()
+        finally:
+            text.is_cancelled = True
+        if isinstance(done, Exception):
+            raise done
+        return done
 
     async def submit(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         self.check_fits(request)
@@ -210,13 +257,14 @@ class TorchEngine(Engine):
             if self._num_threads is not None:
                 torch.set_num_threads(self._num_threads)
             with torch.inference_mode():
-                self._decoder = in_rows(self._model) or TurnDecoder(self._model)
+                self._decoder = self._new_decoder()
                 self._token_bytes = self._decoder.token_bytes
                 is_ready.set()
                 while self._admit():
                     for sequence in [sequence for sequence in self._active if sequence.is_cancelled]:
                         self._release(sequence)
                     self._read_prompts()
+                    self._embedder.read_some(self._tokens_to_read())
                     self._decode()
         finally:
             is_ready.set()
@@ -224,6 +272,7 @@ class TorchEngine(Engine):
                 self._is_closed = True
                 for sequence in self._sequences.values():
                     sequence.deliver(EngineError("the engine has stopped"))
+                self._embedder.fail_all(EngineError("the engine has stopped"))
                 self._active.clear()
                 self._waiting.clear()
                 self._sequences.clear()
@@ -231,7 +280,7 @@ class TorchEngine(Engine):
     def _admit(self) -> bool:
         """Fill free slots from the queue, sleeping while there is nothing to do; False when closed."""
         with self._changed:
-            while not (self._is_closed or self._active or self._waiting):
+            while not (self._is_closed or self._active or self._waiting or self._embedder.has_work):
                 self._changed.wait()
             while self._waiting and len(self._active) < self._max_active and self._has_room_for(self._waiting[0]):
                 self._active.append(self._waiting.popleft())
@@ -249,9 +298,11 @@ class TorchEngine(Engine):
         for sequence in [sequence for sequence in self._active if sequence.is_reading]:
             if left < 1:
                 return
-            if sequence.row is None and self._has_copied(sequence):
+            is_scored = sequence.request.num_prompt_logprobs is not None
+            if sequence.row is None and not is_scored and self._has_copied(sequence):
                 continue
-            piece = sequence.unread_ids[: left if self._decoder.reads_in_parts else None]
+            most = min(left, _MOST_SCORED) if is_scored else left
+            piece = sequence.unread_ids[: most if self._decoder.reads_in_parts else None]
             left -= len(piece)
             self._guarded(self._read, sequence, piece)
 
@@ -283,13 +334,25 @@ class TorchEngine(Engine):
         if sequence.row is None:
             sequence.row = self._decoder.open(self._adapters.get(sequence.request.adapter or ""))
         began = time.perf_counter()
-        logits = self._decoder.read(sequence.row, piece)
+        if sequence.request.num_prompt_logprobs is None:
+            logits = self._decoder.read(sequence.row, piece)
+        else:
+            logits = self._score(sequence, self._decoder.read_all(sequence.row, piece))
         if len(piece) >= _LEAST_READ:  # of fewer, most of the time is none of theirs
             self._seconds_per_token = (time.perf_counter() - began) / len(piece)
         del sequence.unread_ids[: len(piece)]
         if not sequence.unread_ids:
             sequence.prompt_logits = logits
             self._draw(sequence, logits)
+
+    def _score(self, sequence: _Sequence, logits: torch.Tensor) -> torch.Tensor:
+        """Keep the log-probabilities of what follows in the prompt; the last one's logits."""
+        request = sequence.request
+        begin = len(request.prompt_ids) - len(sequence.unread_ids) + 1
+        for scores, following in zip(logits, request.prompt_ids[begin:], strict=False):
+            found = log_probabilities(scores, following, request.num_prompt_logprobs or 0)
+            sequence.prompt_logprobs.append(found)
+        return logits[-1]
 
     def _decode(self) -> None:
         """A token for everybody whose prompt is read, or for one after the other where the model cannot do so."""
@@ -321,6 +384,8 @@ class TorchEngine(Engine):
         event = TokenEvent(token_id, reason)
         if request.num_logprobs is not None:
             event = TokenEvent(token_id, reason, *log_probabilities(logits, token_id, request.num_logprobs))
+        if sequence.num_generated == 1 and sequence.prompt_logprobs:
+            event = replace(event, prompt_logprobs=tuple(sequence.prompt_logprobs))
         # Released first, so that a client which has its whole reply finds the slot free.
         if reason is not None:
             self._release(sequence)

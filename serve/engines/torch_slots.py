@@ -160,31 +160,47 @@ class SlotDecoder:
 
     def read(self, row: Row, token_ids: list[int]) -> torch.Tensor:
         """Append them to the row; the logits [V] for what follows the last."""
-        return self._forward([row], [token_ids])[0]
+        return self._forward([row], [token_ids])[0, -1]
+
+    def read_all(self, row: Row, token_ids: list[int]) -> torch.Tensor:
+        """The same; the logits [T, V] for what follows each of them."""
+        return self._forward([row], [token_ids], keeps=len(token_ids))[0]
+
+    def states(self, row: Row, token_ids: list[int]) -> torch.Tensor:
+        """The same; the last hidden states [T, D] of each of them."""
+        states: torch.Tensor = self._output([row], [token_ids], output_hidden_states=True).hidden_states[-1][0]
+        return states
 
     def step(self, rows: list[Row], token_ids: list[int]) -> torch.Tensor:
         """Append one to each row; logits [B, V] for what follows."""
-        return self._forward(rows, [[token_id] for token_id in token_ids])
+        return self._forward(rows, [[token_id] for token_id in token_ids])[:, -1]
 
-    def _forward(self, rows: list[Row], token_ids: list[list[int]]) -> torch.Tensor:
-        device = self._model.device
+    def _forward(self, rows: list[Row], token_ids: list[list[int]], keeps: int = 1) -> torch.Tensor:
+        """Logits [B, keeps, V]."""
         order = sorted(range(len(rows)), key=lambda place: rows[place].number)
-        ordered = [rows[place] for place in order]
-        view = self._cache.view = _View(ordered, len(token_ids[0]), device)
+        output = self._output([rows[place] for place in order], [token_ids[place] for place in order], keeps)
+        logits: torch.Tensor = output.logits[:, -keeps:]
+        if order == list(range(len(order))):
+            return logits
+        return logits[torch.tensor(order, device=logits.device).argsort()]
+
+    def _output(self, rows: list[Row], token_ids: list[list[int]], keeps: int = 1, **wanted: Any) -> Any:
+        """Of rows in the order of their numbers."""
+        view = self._cache.view = _View(rows, len(token_ids[0]), self._model.device)
         output = self._model(
-            input_ids=torch.tensor([token_ids[place] for place in order], device=device),
+            input_ids=torch.tensor(token_ids, device=self._model.device),
             position_ids=view.positions,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=keeps,
             slots=view,
-            **adapters_of(self._model, ordered),
+            **adapters_of(self._model, rows),
+            **wanted,
         )
         self.token_bytes = self.token_bytes or self._cache.token_bytes
         for row in rows:
             row.length += len(token_ids[0])
-        logits: torch.Tensor = output.logits[:, -1]
-        return logits if order == list(range(len(order))) else logits[torch.tensor(order, device=device).argsort()]
+        return output
 
 
 def adapters_of(model: Any, rows: list[Row]) -> dict[str, list[str]]:

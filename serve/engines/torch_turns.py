@@ -3,7 +3,7 @@
 import copy
 import inspect
 import logging
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import DynamicCache
@@ -11,6 +11,27 @@ from transformers import DynamicCache
 from serve.engines.torch_slots import TOLERANCE, Row, adapters_of, probes
 
 logger = logging.getLogger(__name__)
+
+
+class Decoder(Protocol):
+    """What holds replies and computes what follows them; SlotDecoder says what its methods do."""
+
+    token_bytes: int
+    reads_in_parts: bool
+
+    def open(self, adapter: str | None = None) -> Row: ...
+
+    def can_copy(self, row: Row | None, length: int) -> bool: ...
+
+    def copy(self, row: Row, length: int) -> Row: ...
+
+    def close(self, row: Row) -> None: ...
+
+    def read(self, row: Row, token_ids: list[int]) -> torch.Tensor: ...
+
+    def read_all(self, row: Row, token_ids: list[int]) -> torch.Tensor: ...
+
+    def step(self, rows: list[Row], token_ids: list[int]) -> torch.Tensor: ...
 
 
 class TurnDecoder:
@@ -51,16 +72,32 @@ class TurnDecoder:
 
     def read(self, row: Row, token_ids: list[int]) -> torch.Tensor:
         """Append them to the row; the logits [V] for what follows the last."""
+        return self._forward(row, token_ids, keeps=1)[-1]
+
+    def read_all(self, row: Row, token_ids: list[int]) -> torch.Tensor:
+        """The same; the logits [T, V] for what follows each of them."""
+        return self._forward(row, token_ids, keeps=len(token_ids))
+
+    def states(self, row: Row, token_ids: list[int]) -> torch.Tensor:
+        """The same; the last hidden states [T, D] of each of them."""
+        states: torch.Tensor = self._output(row, token_ids, output_hidden_states=True).hidden_states[-1][0]
+        return states
+
+    def _forward(self, row: Row, token_ids: list[int], keeps: int) -> torch.Tensor:
+        logits: torch.Tensor = self._output(row, token_ids, keeps).logits[0, -keeps:]
+        return logits
+
+    def _output(self, row: Row, token_ids: list[int], keeps: int = 1, **wanted: Any) -> Any:
         output = self._model(
             input_ids=torch.tensor([token_ids], device=self._model.device),
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=keeps,
             **{self._cache_name: self._caches[row]},
             **adapters_of(self._model, [row]),
+            **wanted,
         )
         row.length += len(token_ids)
-        logits: torch.Tensor = output.logits[0, -1]
-        return logits
+        return output
 
     def step(self, rows: list[Row], token_ids: list[int]) -> torch.Tensor:
         """Append one to each row; logits [B, V] for what follows."""

@@ -82,6 +82,7 @@ def sampling_arguments(request: GenerationRequest) -> dict[str, Any]:
         "temperature": 0.0 if request.is_greedy else request.temperature,
         "top_p": 1.0 if request.is_greedy else request.top_p,
         "top_k": 0 if request.is_greedy else request.top_k,
+        "min_p": 0.0 if request.is_greedy else request.min_p,
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
         "repetition_penalty": request.repetition_penalty,
@@ -90,6 +91,7 @@ def sampling_arguments(request: GenerationRequest) -> dict[str, Any]:
         # To vLLM -1 is no seed, and torch takes 64 bits with a sign.
         "seed": secrets.randbits(63) if request.seed is None else request.seed % 2**63,
         "stop_token_ids": sorted(request.end_token_ids),
+        "min_tokens": request.min_new_tokens,
         "ignore_eos": True,  # the request says which tokens end it
         "detokenize": False,
     }

@@ -59,6 +59,11 @@ class ReplyForm:
     has_short_ids: bool = False
 
     @property
+    def thinks(self) -> bool:
+        """Whether replies may have thinking."""
+        return self.thinking is not None or self.writes_channels
+
+    @property
     def is_parallel(self) -> bool:
         """Whether a turn may have several calls."""
         return self.style is not None and self.style.between is not None

@@ -28,11 +28,19 @@ class ReplyText:
     """
 
     def __init__(
-        self, tokenizer: Any, stops: Sequence[str], reader: Reader | None = None, marks: Marks | None = None
+        self,
+        tokenizer: Any,
+        stops: Sequence[str],
+        reader: Reader | None = None,
+        marks: Marks | None = None,
+        shows_stop: bool = False,
+        min_tokens: int = 0,
     ):
-        """Without a `reader` all of it is said."""
+        """Without a `reader` all of it is said. Stops are not looked for in the first `min_tokens` tokens."""
         self._decoder = MarkedDecoder(tokenizer, marks if reader is not None else None)
-        self._filter = StopFilter(stops)
+        self._filter = StopFilter(stops, shows_stop)
+        self._min_tokens = min_tokens
+        self._num_tokens = 0
         self._stops = stops
         self._reader = reader
         self._marks = marks
@@ -46,9 +54,11 @@ class ReplyText:
     def push(self, token_id: int) -> Shown:
         """What may be shown after `token_id`."""
         text = self._decoder.push(token_id)
+        self._num_tokens += 1
+        self._filter.is_on = self._num_tokens > self._min_tokens
         self.num_decoded += len(text)
         shown = self._show(self._read(text))
-        if self._reader and self._stops and not self.is_stopped:
+        if self._reader and self._stops and self._filter.is_on and not self.is_stopped:
             self.is_stopped = self._reader.stop_in_call(self._stops)
         return shown
 

@@ -11,7 +11,7 @@ from models.chat import encode_prompt, end_token_ids
 from models.chat.renderer import renderer_of
 from serve.engines.base import Unfollowable
 from serve.grammar import Grammars
-from serve.protocol import ChatMessage
+from serve.protocol_messages import ChatMessage
 from serve.replies.form import ReplyForm, learned_form
 from serve.replies.text import ReplyText
 from serve.turns import turns_of

@@ -1,0 +1,30 @@
+"""What all requests of OpenAI's API share: unknown fields are refused by name, null means the default.
+
+A field that is not declared is refused by name: a client never believes that an ignored setting worked.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Discriminator
+
+# Names that pydantic puts into an error's location for the branches of a union; they name no field.
+BRANCH = "as "
+TEXT_TAG = BRANCH + "text"
+LIST_TAG = BRANCH + "list"
+
+
+class RequestModel(BaseModel):
+    """A request, or an object in one."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def one_or_many(rule: str) -> Discriminator:
+    """Tells a text from a list; `rule` is what is said of anything else."""
+    return Discriminator(_text_or_list, custom_error_type="text_or_list", custom_error_message=rule)
+
+
+def _text_or_list(value: Any) -> str | None:
+    if isinstance(value, str):
+        return TEXT_TAG
+    return LIST_TAG if isinstance(value, list) else None

@@ -1,0 +1,283 @@
+"""What clients send beyond the plainest request: what we answer with, hints, conversations as they come, vLLM's
+fields."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+
+from models.base import load_model, load_tokenizer
+from models.chat import encode_prompt
+from models.openvino_export import export
+from serve.api import create_app
+from serve.engines.base import Engine
+from serve.engines.openvino import OpenVINOEngine
+from serve.engines.torch import TorchEngine
+
+MODEL = "tiny/talker"
+HELLO = [{"role": "user", "content": "Hello"}]
+CALLS = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]
+ANSWER = {"role": "tool", "tool_call_id": "c1", "content": "1"}
+SO = {"role": "assistant", "content": "So"}
+# A template with a place for tools, for nothing and for any order of roles.
+TEMPLATE = (
+    "{% if tools %}<|start_header_id|>tools<|end_header_id|>\n\n{{ tools | tojson }}<|eot_id|>{% endif %}"
+    "{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{% if message.tool_calls %}{% for call in message.tool_calls %}"
+    '<tool_call>\n{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n'
+    "</tool_call>{% if not loop.last %}\n{% endif %}{% endfor %}{% else %}{{ message['content'] }}{% endif %}"
+    "<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    url: str
+    client: openai.OpenAI
+    release: Path
+    is_torch: bool
+
+    def ask(self, path: str = "/v1/chat/completions", **body: Any) -> httpx.Response:
+        chat = {"messages": HELLO} if path.endswith("chat/completions") else {}
+        return httpx.post(self.url + path, json={"model": MODEL, "max_tokens": 4, **chat, **body}, timeout=60)
+
+    def told(self, path: str = "/v1/chat/completions", **body: Any) -> Any:
+        answer = self.ask(path, **body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+@pytest.fixture(scope="module", params=["torch", "openvino"])
+def endpoint(
+    request: pytest.FixtureRequest,
+    save_talker: Callable[..., Path],
+    serving: Callable[[Any], AbstractContextManager[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Endpoint]:
+    release = save_talker(tmp_path_factory.mktemp("release"), ends=True, template=TEMPLATE, positions=2048)
+    if request.param == "openvino":
+        export(release, folder := tmp_path_factory.mktemp("export"), "fp32")
+        engine: Engine = OpenVINOEngine(folder, "fp32", 4, 1)
+    else:
+        engine = TorchEngine(release, "fp32", 4, 1)
+    with (
+        serving(create_app(engine, load_tokenizer(release), MODEL)) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=60) as client,
+    ):
+        yield Endpoint(url, client, release, request.param == "torch")
+    engine.close()
+
+
+def test_a_reply_can_be_sent_back_as_it_came(endpoint: Endpoint) -> None:
+    ask: dict[str, Any] = {"model": MODEL, "max_tokens": 4}
+    message = endpoint.client.chat.completions.create(messages=HELLO, **ask).choices[0].message
+    as_json = endpoint.ask().json()["choices"][0]["message"]
+    for sent in (message, message.model_dump(), as_json):
+        talk: Any = [*HELLO, sent, {"role": "user", "content": "And?"}]
+        assert endpoint.client.chat.completions.create(messages=talk, **ask).choices[0].message.role == "assistant"
+
+
+MESSAGES: dict[str, list[dict[str, Any]]] = {
+    "a name": [{"role": "user", "name": "bob", "content": "Hi"}],
+    "two users": [*HELLO, *HELLO],
+    "two system texts": [{"role": "system", "content": "A"}, {"role": "system", "content": "B"}, *HELLO],
+    "a developer": [{"role": "developer", "content": "A"}, *HELLO],
+    "a system text in the middle": [*HELLO, SO, {"role": "system", "content": "B"}],
+    "no content": [*HELLO, {"role": "assistant", "content": None}, *HELLO],
+    "an empty text": [*HELLO, {"role": "assistant", "content": ""}, *HELLO],
+    "an empty user's text": [{"role": "user", "content": ""}],
+    "no parts": [{"role": "user", "content": []}],
+    "a last reply": [*HELLO, SO],
+    "no calls": [*HELLO, {"role": "assistant", "content": "x", "tool_calls": []}, *HELLO],
+    "an open call": [*HELLO, {"role": "assistant", "content": None, "tool_calls": CALLS}, *HELLO],
+    "a last call": [*HELLO, {"role": "assistant", "content": "", "tool_calls": CALLS}],
+    "after a tool": [*HELLO, {"role": "assistant", "tool_calls": CALLS}, ANSWER, *HELLO],
+    "a named answer": [
+        *HELLO, {"role": "assistant", "content": None, "tool_calls": CALLS},
+        {"role": "tool", "name": "f", "tool_call_id": "c1", "content": ""},
+    ],
+    "no arguments": [
+        *HELLO, {"role": "assistant", "tool_calls": [{**CALLS[0], "function": {"name": "f", "arguments": ""}}]},
+        ANSWER,
+    ],
+    "parsed arguments": [
+        *HELLO, {"role": "assistant", "parsed": None, "tool_calls": [
+            {**CALLS[0], "index": 0, "function": {**CALLS[0]["function"], "parsed_arguments": {"a": 1}}}]},
+        ANSWER,
+    ],
+    "arguments as an object": [
+        *HELLO, {"role": "assistant", "tool_calls": [{**CALLS[0], "function": {"name": "f", "arguments": {"a": 1}}}]},
+        ANSWER,
+    ],
+    "the older call": [
+        *HELLO, {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+        {"role": "function", "name": "f", "content": "1"},
+    ],
+    "nulls": [*HELLO, {
+        "role": "assistant", "content": "x", "refusal": None, "audio": None, "function_call": None, "annotations": [],
+        "tool_calls": None, "reasoning_content": None, "provider_specific_fields": {"refusal": None},
+    }, *HELLO],
+    "a refusal": [*HELLO, {"role": "assistant", "content": None, "refusal": "No."}, *HELLO],
+    "cached parts": [{"role": "user", "content": [
+        {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}, {"type": "text", "text": "!"}]}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_conversations_come_in_many_ways(endpoint: Endpoint, name: str) -> None:
+    endpoint.told(messages=MESSAGES[name])
+
+
+HINTS: list[dict[str, Any]] = [
+    {"store": False, "service_tier": "auto", "safety_identifier": "s", "prompt_cache_key": "k", "verbosity": "low"},
+    dict.fromkeys((
+        "store", "service_tier", "reasoning_effort", "verbosity", "modalities", "audio", "prediction", "functions",
+        "function_call", "tools", "tool_choice", "parallel_tool_calls", "response_format", "logit_bias", "stop", "n",
+        "seed", "user", "metadata", "stream", "stream_options", "top_logprobs", "logprobs", "web_search_options",
+        "min_p", "ignore_eos", "stop_token_ids", "chat_template_kwargs", "structured_outputs",
+    )),
+    {"reasoning_effort": "low"},  # of a model that does not think
+    {"prediction": {"type": "content", "content": "x"}, "modalities": ["text"]},
+    {"top_k": -1, "use_beam_search": False, "length_penalty": 1.0, "skip_special_tokens": True, "priority": 0},
+    {"add_generation_prompt": True, "continue_final_message": False},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("hints", HINTS)
+def test_hints_change_nothing(endpoint: Endpoint, hints: dict[str, Any]) -> None:
+    plain = endpoint.told(temperature=0)["choices"]
+    assert endpoint.told(temperature=0, **hints)["choices"] == plain
+
+
+def test_ends_can_be_others(endpoint: Endpoint) -> None:
+    end = load_tokenizer(endpoint.release).convert_tokens_to_ids("<|eot_id|>")
+    greedy: dict[str, Any] = {"temperature": 0, "max_tokens": 40}
+    seeds = [endpoint.told(max_tokens=200, seed=seed) for seed in range(4)]
+    assert "stop" in {told["choices"][0]["finish_reason"] for told in seeds}, "the test's model never ends a reply"
+    never = [endpoint.told(max_tokens=200, seed=seed, ignore_eos=True) for seed in range(4)]
+    assert {told["usage"]["completion_tokens"] for told in never} == {200}
+    again = [endpoint.told(max_tokens=200, seed=seed, ignore_eos=True, stop_token_ids=[end]) for seed in range(4)]
+    assert [told["choices"] for told in again] == [told["choices"] for told in seeds]
+    late = [endpoint.told(max_tokens=200, seed=seed, min_tokens=150) for seed in range(4)]
+    assert min(told["usage"]["completion_tokens"] for told in late) >= 150
+    text = endpoint.told(**greedy)["choices"][0]["message"]["content"]
+    letter = load_tokenizer(endpoint.release).convert_tokens_to_ids(text[3])
+    short = endpoint.told(**greedy, stop_token_ids=[letter])["choices"][0]
+    assert (short["message"]["content"], short["finish_reason"]) == (text[: text.index(text[3])], "stop")
+    stopped = endpoint.told(**greedy, stop=[text[3:5]], include_stop_str_in_output=True)["choices"][0]
+    assert stopped["message"]["content"] == text[: text.index(text[3:5]) + 2]
+    later = endpoint.told(**greedy, stop=[text[3:5]], min_tokens=6)["choices"][0]["message"]["content"]
+    assert later.startswith(text[:6])
+    assert text[3:5] not in later[6:]
+
+
+def test_min_p_leaves_the_likely_ones(endpoint: Endpoint) -> None:
+    greedy = endpoint.told(temperature=0)["choices"][0]["message"]
+    found = {
+        min_p: [endpoint.told(temperature=2, min_p=min_p, seed=seed)["choices"][0]["message"] for seed in range(6)]
+        for min_p in (0.0, 1.0)
+    }
+    assert all(message == greedy for message in found[1.0])
+    assert any(message != greedy for message in found[0.0])
+
+
+def test_the_last_message_is_gone_on_with(endpoint: Endpoint) -> None:
+    talk = [*HELLO, {"role": "assistant", "content": "So I say "}]
+    ask: dict[str, Any] = {"continue_final_message": True, "add_generation_prompt": False, "temperature": 0}
+    told = endpoint.told(messages=talk, **ask)
+    tokenizer = load_tokenizer(endpoint.release)
+    prompt = encode_prompt(tokenizer, talk, continues=True)
+    assert tokenizer.decode(prompt).endswith("<|end_header_id|>\n\nSo I say ")
+    assert told["usage"]["prompt_tokens"] == len(prompt)
+    plain = endpoint.told("/v1/completions", prompt=prompt, temperature=0)
+    assert told["choices"][0]["message"]["content"] == plain["choices"][0]["text"]
+
+
+def test_a_refusal_of_the_template_names_the_message(
+    save_talker: Callable[..., Path], serving: Callable[[Any], AbstractContextManager[str]], tmp_path: Path
+) -> None:
+    strict = TEMPLATE.replace(
+        "{% for message in messages %}",
+        "{% for message in messages %}"
+        "{% if message.role == 'system' and not loop.first %}{{ raise_exception('Systems begin.') }}{% endif %}",
+        1,
+    )
+    release = save_talker(tmp_path, template=strict)
+    engine = TorchEngine(release, "fp32", 2, 1)
+    with serving(create_app(engine, load_tokenizer(release), MODEL)) as url:
+        talk = [*HELLO, *HELLO, {"role": "system", "content": "B"}, {"role": "user", "content": "x"}]
+        answer = httpx.post(f"{url}/v1/chat/completions", json={"model": MODEL, "messages": talk}, timeout=20)
+    engine.close()
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "messages[2]")
+    assert "Systems begin." in error["message"]
+
+
+def test_usage_so_far_is_in_every_event(endpoint: Endpoint) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    answer = endpoint.ask(stream=True, stream_options=options)
+    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    counts = [event["usage"]["completion_tokens"] for event in events]
+    assert counts == sorted(counts)
+    assert counts[-1] == events[-1]["usage"]["completion_tokens"] > 0
+
+
+def test_an_echo_has_the_prompts_log_probabilities(endpoint: Endpoint) -> None:
+    prompt = "Once upon"
+    ask: dict[str, Any] = {"prompt": prompt, "max_tokens": 3, "temperature": 0, "echo": True}
+    plain = endpoint.told("/v1/completions", **{**ask, "echo": False})["choices"][0]["text"]
+    assert endpoint.told("/v1/completions", **ask)["choices"][0]["text"] == prompt + plain
+    streamed = endpoint.ask("/v1/completions", **ask, stream=True).text.splitlines()
+    texts = [json.loads(line[6:])["choices"][0]["text"] for line in streamed if line.startswith("data: {")]
+    assert texts[0] == prompt
+    assert "".join(texts) == prompt + plain
+    if not endpoint.is_torch:
+        assert endpoint.ask("/v1/completions", **ask, logprobs=1).json()["error"]["param"] == "echo"
+        return
+    told = endpoint.told("/v1/completions", **ask, logprobs=2, n=2)["choices"]
+    assert told[0]["logprobs"] == told[1]["logprobs"]
+    found = told[0]["logprobs"]
+    tokenizer, model = load_tokenizer(endpoint.release), load_model(endpoint.release, torch.float32)
+    ids = [*tokenizer(prompt)["input_ids"], *tokenizer(plain, add_special_tokens=False)["input_ids"]]
+    with torch.no_grad():
+        expected = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
+    wanted = [float(expected[place, token]) for place, token in enumerate(ids[1:])]
+    assert found["token_logprobs"][0] is None
+    assert found["top_logprobs"][0] is None
+    assert found["token_logprobs"][1:] == pytest.approx(wanted, abs=1e-4)
+    assert all(2 <= len(top) <= 3 for top in found["top_logprobs"][1:])
+    assert [prompt + plain][0][found["text_offset"][-1] :] == plain[-1]
+
+
+def test_the_drawn_token_is_among_the_likeliest(endpoint: Endpoint) -> None:
+    if not endpoint.is_torch:
+        return
+    told = endpoint.told(temperature=2, seed=3, max_tokens=20, logprobs=True, top_logprobs=1)
+    tokens = told["choices"][0]["logprobs"]["content"]
+    assert all(token["token"] in {top["token"] for top in token["top_logprobs"]} for token in tokens)
+    assert {len(token["top_logprobs"]) for token in tokens} == {1, 2}
+
+
+def test_more_replies_than_there_can_be_are_refused_for_good(endpoint: Endpoint) -> None:
+    answer = endpoint.ask("/v1/completions", prompt=["a"] * 64, n=16)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
+
+
+def test_far_too_long_texts_are_refused_by_their_letters(endpoint: Endpoint) -> None:
+    text = "x " * 1_000_000
+    for path, body in (
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}),
+        ("/v1/completions", {"prompt": text}),
+        ("/tokenize", {"prompt": text, "max_tokens": None}),
+    ):
+        answer = httpx.post(endpoint.url + path, json={"model": MODEL, **body}, timeout=20)
+        assert answer.status_code == 400
+        assert "letters" in answer.json()["error"]["message"] or path == "/tokenize"
