@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -20,9 +21,10 @@ from serve import errors, openapi
 from serve.admission import Admission
 from serve.chat_page import chat_page
 from serve.completion import ChatReply, Reply, TextReply
+from serve.embeddings import EmbeddingsReply, EmbeddingsRequest, tokens_of_texts
 from serve.engines.base import Engine, GenerationRequest
 from serve.errors import LOST, ApiError
-from serve.gate import Gate, hold_tokens
+from serve.gate import Gate, hold_so_many, hold_tokens
 from serve.generation import Generation
 from serve.keys import KeyRing
 from serve.limits import Limits
@@ -31,6 +33,11 @@ from serve.prompt import PromptEncoder
 from serve.protocol import ChatRequest, CompletionRequest, GenerationFields, TokenizeRequest
 from serve.reranker import Reranker
 from serve.responses import Health, Model, ModelList, Tokens
+from serve.responses_api.fitting import encoded
+from serve.responses_api.reply import ResponsesReply
+from serve.responses_api.request import ResponsesRequest
+from serve.responses_api.translation import Translation
+from serve.small_routes import DetokenizedText, DetokenizeRequest, Version, detokenized, version_of
 
 DEFAULT_MAX_TOKENS = 512
 MAX_BODY_BYTES = 4 << 20
@@ -88,6 +95,7 @@ def create_app(
     app = FastAPI(
         title="Rayconteur",
         version="1",  # of the API, as in its paths
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -101,7 +109,10 @@ def create_app(
     encoder = PromptEncoder(tokenizer, engine, default_max_tokens)
     admission = Admission(engine.max_active + max_waiting)
     parents = {model_name: None, **dict.fromkeys(engine.adapters, model_name)}
-    models_by_name = {name: Model(id=name, created=int(time.time()), parent=parents[name]) for name in parents}
+    models_by_name = {
+        name: Model(id=name, created=int(time.time()), parent=parents[name], max_model_len=engine.max_positions)
+        for name in parents
+    }
     page, page_policy = chat_page()
 
     @app.post("/v1/chat/completions", **openapi.CHAT)
@@ -116,8 +127,18 @@ def create_app(
         _refuse_other_model(body.model, models_by_name)
         return await answer(TextReply, request, body, await encoder.completion(body))
 
+    @app.post("/v1/responses", **openapi.RESPONSES)
+    async def responses(request: Request) -> Response:
+        body = await _read(ResponsesRequest, request, max_body_bytes)
+        _refuse_other_model(body.model, models_by_name)
+        chat = Translation(body)
+        return await answer(partial(ResponsesReply, body, chat), request, *await encoded(encoder, body, chat))
+
     async def answer(
-        kind: type[Reply], request: Request, body: GenerationFields, wanted: list[GenerationRequest]
+        kind: Callable[..., Reply | ResponsesReply],
+        request: Request,
+        body: GenerationFields,
+        wanted: list[GenerationRequest],
     ) -> Response:
         choose = None
         if isinstance(body, ChatRequest) and (body.best_of or 1) > 1:
@@ -135,8 +156,10 @@ def create_app(
                 max_seconds,
                 TokenClock(metrics),
                 encoder.reading(body, each.prompt_ids),
+                bool(body.include_stop_str_in_output),
+                text,
             )
-            for each in wanted
+            for each, text in zip(wanted, encoder.echoes(body, wanted), strict=True)
         ]
         num_replies = body.num_replies()
         reply = kind(generations, body.model, num_replies, body.num_logprobs() is not None, choose)
@@ -149,7 +172,10 @@ def create_app(
             place.callback(admission.leave, len(generations))
             if body.stream:
                 options = body.stream_options
-                events = reply.events(include_usage=bool(options and options.include_usage))
+                events = reply.events(
+                    include_usage=bool(options and options.include_usage),
+                    usage_so_far=bool(options and options.continuous_usage_stats),
+                )
                 # The headers of a stream wait for its first event: a failure before it has a status of its own.
                 if (first := await _unless_departed(request, anext(events))) is not None:
                     return EventStream(first, events, at_end=place.pop_all().close)
@@ -165,6 +191,27 @@ def create_app(
         tokens = await encoder.tokens(body)
         return Tokens(count=len(tokens), max_model_len=engine.max_positions, tokens=tokens)
 
+    @app.post("/detokenize", **openapi.DETOKENIZE)
+    async def detokenize(request: Request) -> DetokenizedText:
+        body = await _read(DetokenizeRequest, request, max_body_bytes)
+        if body.model is not None:
+            _refuse_other_model(body.model, models_by_name)
+        return await detokenized(tokenizer, engine, body)
+
+    @app.post("/v1/embeddings", **openapi.EMBEDDINGS)
+    async def embeddings(request: Request) -> Response:
+        body = await _read(EmbeddingsRequest, request, max_body_bytes)
+        _refuse_other_model(body.model, models_by_name)
+        reply = EmbeddingsReply(engine, body, await tokens_of_texts(engine, encoder, body))
+        await hold_so_many(request, reply.num_tokens)
+        admission.enter(1)
+        request.state.reply = reply
+        with contextlib.ExitStack() as place:
+            place.callback(admission.leave, 1)
+            if (whole := await _unless_departed(request, reply.completion(max_seconds))) is not None:
+                return JSONResponse(whole.model_dump())
+        return Response(status_code=errors.CLIENT_CLOSED_REQUEST)
+
     @app.get("/v1/models", **openapi.MODELS)
     async def models() -> ModelList:
         return ModelList(data=list(models_by_name.values()))
@@ -173,6 +220,14 @@ def create_app(
     async def one_model(name: str) -> Model:
         _refuse_other_model(name, models_by_name)
         return models_by_name[name]
+
+    @app.get("/version", **openapi.VERSION)
+    async def version() -> Version:
+        return version_of(release_key)
+
+    @app.get("/ping", **openapi.HEALTH)
+    async def ping() -> Response:
+        return await health()
 
     @app.get("/health", **openapi.HEALTH)
     async def health() -> Response:
@@ -189,6 +244,11 @@ def create_app(
         return HTMLResponse(page, headers={"Content-Security-Policy": page_policy})
 
     openapi.complete(app, list(models_by_name), has_keys=keys is not None)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def document(version: str = openapi.VERSIONS[0]) -> Response:
+        return JSONResponse(openapi.document(app, version))
+
     return app
 
 

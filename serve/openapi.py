@@ -17,6 +17,8 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from serve.embeddings import Embeddings, EmbeddingsRequest
+from serve.errors import ApiError
 from serve.gate import OPEN_PATHS
 from serve.observe import REQUEST_ID
 from serve.protocol import ChatRequest, CompletionRequest, TokenizeRequest
@@ -31,13 +33,23 @@ from serve.responses import (
     TextCompletionChunk,
     Tokens,
 )
+from serve.responses_api.answer import Response as ResponsesAnswer
+from serve.responses_api.events import ResponsesEvent
+from serve.responses_api.request import ResponsesRequest
+from serve.small_routes import DetokenizedText, DetokenizeRequest, Version
 
-_VERSION = "3.2.0"
+VERSIONS = ("3.2", "3.1")
+"""of OpenAPI, that the document is there in; the first one unless another is asked for"""
 
-_REQUESTS: list[type[BaseModel]] = [ChatRequest, CompletionRequest, TokenizeRequest]
+_REQUESTS: list[type[BaseModel]] = [
+    ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingsRequest, TokenizeRequest, DetokenizeRequest,
+]  # fmt: skip
 # Their unset fields are left out, so that a default is not there for certain.
 _CHUNKS: list[type[BaseModel]] = [ChatCompletionChunk, TextCompletionChunk]
-_WHOLE: list[type[BaseModel]] = [ChatCompletion, ErrorBody, Health, Model, ModelList, TextCompletion, Tokens]
+_WHOLE: list[type[BaseModel]] = [
+    ChatCompletion, DetokenizedText, Embeddings, ErrorBody, Health, Model, ModelList, ResponsesAnswer, ResponsesEvent,
+    TextCompletion, Tokens, Version,
+]  # fmt: skip
 
 _MODES: list[tuple[type[BaseModel], JsonSchemaMode]] = [
     *((kind, "validation") for kind in _REQUESTS + _CHUNKS),
@@ -65,8 +77,8 @@ _NO_BODY = (400, 404, 413, 415)  # why a body may be refused
 def complete(app: FastAPI, names: Sequence[str], has_keys: bool) -> None:
     """Put what the routes refer to into the document, the names of the models that are served, and whether requests
     need a key; after all routes."""
-    app.openapi_version = _VERSION
-    document = app.openapi()  # FastAPI keeps and answers with this very object
+    app.openapi_version = f"{VERSIONS[0]}.0"
+    document = app.openapi()  # FastAPI keeps this very object
     schemas = copy.deepcopy(_SCHEMAS["$defs"])
     for kind in _REQUESTS:
         name = schemas[kind.__name__]["properties"]["model"]
@@ -82,6 +94,26 @@ def complete(app: FastAPI, names: Sequence[str], has_keys: bool) -> None:
             if has_keys and path not in OPEN_PATHS:
                 operation["security"] = [{"key": []}]
                 operation["responses"]["401"] = _response(401, _json(ErrorBody))
+
+
+def document(app: FastAPI, version: str) -> dict[str, Any]:
+    """The document in a version of OpenAPI. Raises ApiError for one that there is not.
+
+    Version 3.1 has no place for the events of a stream: there they are text.
+    """
+    short = version.removesuffix(".0")
+    if short not in VERSIONS:
+        raise ApiError(400, f"version: got {version[:80]!r}; there are {' and '.join(VERSIONS)}.", "version")
+    found: dict[str, Any] = app.openapi()
+    if short == VERSIONS[0]:
+        return found
+    older = {**copy.deepcopy(found), "openapi": f"{short}.0"}
+    for operation in (operation for item in older["paths"].values() for operation in item.values()):
+        for response in operation["responses"].values():
+            for content in response.get("content", {}).values():
+                if content.pop("itemSchema", None) is not None:
+                    content["schema"] = {"type": "string"}
+    return older
 
 
 def _route(
@@ -136,7 +168,11 @@ def _response(status: int, content: dict[str, Any]) -> dict[str, Any]:
 _GENERATING = (429, 502, 503, 504)
 CHAT = _route({200: ChatCompletion}, reads=ChatRequest, events=ChatCompletionChunk, refusals=_GENERATING)
 TEXT = _route({200: TextCompletion}, reads=CompletionRequest, events=TextCompletionChunk, refusals=_GENERATING)
+RESPONSES = _route({200: ResponsesAnswer}, reads=ResponsesRequest, events=ResponsesEvent, refusals=_GENERATING)
+EMBEDDINGS = _route({200: Embeddings}, reads=EmbeddingsRequest, refusals=_GENERATING)
 TOKENIZE = _route({200: Tokens}, reads=TokenizeRequest)
+DETOKENIZE = _route({200: DetokenizedText}, reads=DetokenizeRequest)
+VERSION = _route({200: Version})
 MODELS = _route({200: ModelList})
 MODEL = _route({200: Model}, refusals=(404,))
 HEALTH = _route({200: Health, 503: Health})

@@ -1,0 +1,46 @@
+"""`truncation: auto` of a Responses request: a conversation that is too long loses its oldest turns."""
+
+from serve.engines.base import GenerationRequest
+from serve.errors import ApiError
+from serve.prompt import PromptEncoder
+from serve.protocol import ChatRequest
+from serve.responses_api.request import ResponsesRequest
+from serve.responses_api.translation import Translation
+
+
+async def encoded(
+    encoder: PromptEncoder, asked: ResponsesRequest, chat: Translation
+) -> tuple[ChatRequest, list[GenerationRequest]]:
+    """The chat that is asked for, or the longest end of it that fits, and what the engine gets.
+
+    Raises ApiError in the terms of the Responses request.
+    """
+    try:
+        try:
+            return chat.request, await encoder.chat(chat.request)
+        except ApiError as error:
+            if error.error.code != "context_length_exceeded" or asked.truncation != "auto":
+                raise
+            return await _longest_that_fits(encoder, chat.shorter(), error)
+    except ApiError as error:
+        raise chat.explained(error) from error
+
+
+async def _longest_that_fits(
+    encoder: PromptEncoder, shorter: list[ChatRequest], too_long: ApiError
+) -> tuple[ChatRequest, list[GenerationRequest]]:
+    """By halves: each try encodes a prompt."""
+    found = None
+    low, high = 0, len(shorter)
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            found = shorter[middle], await encoder.chat(shorter[middle])
+            high = middle
+        except ApiError as error:
+            if error.error.code != "context_length_exceeded":
+                raise
+            too_long, low = error, middle + 1
+    if found is None:
+        raise too_long
+    return found

@@ -1,0 +1,148 @@
+"""Items of a Responses request's `input`: messages, calls, what tools have answered, reasoning."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
+from pydantic_core import PydanticCustomError
+
+from serve.protocol_base import BRANCH, LIST_TAG, TEXT_TAG, RequestModel, one_or_many
+from serve.protocol_messages import ToolName
+
+_TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
+_STORED = {"item_reference", "compaction", "compaction_trigger"}
+
+
+def _is_a_text_part(value: Any) -> Any:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind not in _TEXT_PARTS:
+        raise PydanticCustomError(
+            "conflict", "This model reads text alone; leave out parts of type {kind}", {"kind": repr(kind[:60])}
+        )
+    return value
+
+
+class InputPart(RequestModel):
+    """One part of a content; this endpoint reads text alone."""
+
+    type: Literal["input_text", "output_text", "text", "refusal"]
+    text: str | None = None
+    refusal: str | None = None
+    """The text of a part of that type."""
+    annotations: Any = None
+    logprobs: Any = None
+    parsed: Any = None
+    prompt_cache_breakpoint: Any = None
+    """These four are there in what clients send back: taken and not used."""
+
+    @field_validator("refusal")
+    @classmethod
+    def _one_text(cls, value: str | None, info: Any) -> str | None:
+        if (value is None) == (info.data.get("text") is None):
+            raise PydanticCustomError("conflict", "A part has one of `text` and `refusal`")
+        return value
+
+    def said(self) -> str:
+        """Its text."""
+        return self.text or self.refusal or ""
+
+
+Parts = Annotated[list[Annotated[InputPart, BeforeValidator(_is_a_text_part)]], Field(max_length=256)]
+Content = Annotated[
+    Annotated[str, Tag(TEXT_TAG)] | Annotated[Parts, Tag(LIST_TAG)],
+    one_or_many("Input should be a string or a list of text parts"),
+]
+
+
+class _Item(RequestModel):
+    id: str | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+    """Taken and not used, as ids are: nothing is stored that they could name."""
+
+
+class MessageItem(_Item):
+    """What somebody has said; `type` may be left out."""
+
+    type: Literal["message"] | None = None
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+    phase: Literal["commentary", "final_answer"] | None = None
+    """Taken and not used."""
+
+
+class CallItem(_Item):
+    """What the model has called."""
+
+    type: Literal["function_call"]
+    call_id: Annotated[str, Field(min_length=1, max_length=256)]
+    name: ToolName
+    arguments: Annotated[str, Field(json_schema_extra={"contentMediaType": "application/json"})]
+    parsed_arguments: Any = None
+    """What OpenAI's client adds when it parses a call: taken and not used."""
+    namespace: None = None
+    caller: Any = None
+    created_by: Any = None
+
+
+class CallOutputItem(_Item):
+    """What a tool has answered to a call."""
+
+    type: Literal["function_call_output"]
+    call_id: Annotated[str, Field(min_length=1, max_length=256)]
+    output: Content
+    name: str | None = None
+    namespace: None = None
+    caller: Any = None
+    created_by: Any = None
+
+
+class ReasoningPart(RequestModel):
+    """One text of what was thought."""
+
+    type: Literal["reasoning_text", "summary_text", "text"]
+    text: str
+
+
+class ReasoningItem(_Item):
+    """What the model has thought; of one without `content` the summary is taken."""
+
+    type: Literal["reasoning"]
+    summary: list[ReasoningPart] | None = None
+    content: list[ReasoningPart] | None = None
+    encrypted_content: None = None
+
+    def thought(self) -> str:
+        """The text of it."""
+        return "".join(part.text for part in self.content or self.summary or ())
+
+
+_KINDS = ("message", "function_call", "function_call_output", "reasoning")
+
+
+def _branch(value: Any) -> str | None:
+    kind = (value.get("type") or "message") if isinstance(value, dict) else None
+    return f"{BRANCH}{kind}" if kind in _KINDS else None
+
+
+def _is_served(value: Any) -> Any:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if not isinstance(kind, str) or kind in _KINDS:
+        return value
+    if kind in _STORED:
+        rule = "Nothing is stored here that an item of type {kind} could stand for; send the items themselves"
+    else:
+        rule = "Items of type {kind} belong to tools that this endpoint does not have; leave them out"
+    raise PydanticCustomError("conflict", rule, {"kind": repr(kind[:60])})
+
+
+InputItem = Annotated[
+    Annotated[MessageItem, Tag(BRANCH + "message")]
+    | Annotated[CallItem, Tag(BRANCH + "function_call")]
+    | Annotated[CallOutputItem, Tag(BRANCH + "function_call_output")]
+    | Annotated[ReasoningItem, Tag(BRANCH + "reasoning")],
+    Discriminator(
+        _branch,
+        custom_error_type="item",
+        custom_error_message="Its type should be message, function_call, function_call_output or reasoning",
+    ),
+    BeforeValidator(_is_served),
+]

@@ -1,0 +1,139 @@
+"""The items of an answer of the Responses API as a reply grows, and the events that tell of them."""
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+from serve.generation import Piece, ToolCall
+from serve.responses import TokenLogprob
+from serve.responses_api.answer import (
+    ItemStatus,
+    OutputCall,
+    OutputItem,
+    OutputMessage,
+    OutputReasoning,
+    OutputText,
+    ReasoningText,
+)
+from serve.responses_api.events import (
+    ArgumentsDelta,
+    ArgumentsDone,
+    Event,
+    ItemEvent,
+    PartEvent,
+    ReasoningDelta,
+    ReasoningDone,
+    TextDelta,
+    TextDone,
+)
+
+
+class Output:
+    """An item is open until another kind of item follows.
+
+    Events share the items with it: they have to be written before the next one is asked for.
+    """
+
+    def __init__(self) -> None:
+        self.items: list[OutputItem] = []
+        """Those that are complete, and the open one."""
+        self._is_open = False
+
+    def fail(self) -> None:
+        """No more of it comes."""
+        if self._is_open:
+            self.items[-1].status = "incomplete"
+
+    def take(self, piece: Piece) -> Iterator[Event]:
+        """Some more of the reply."""
+        if piece.thought:
+            yield from self._think(piece.thought)
+        if piece.text or piece.tokens:
+            yield from self._say(piece.text, [token.logprob for token in piece.tokens])
+
+    def end(self, calls: list[ToolCall], is_cut: bool) -> Iterator[Event]:
+        """All of the reply has come, and it has these calls."""
+        if not self.items and not calls:
+            yield from self._say("", [])
+        if calls:
+            yield from self._close("completed")
+        for place, call in enumerate(calls):
+            yield from self._call(call, is_cut and place == len(calls) - 1)
+        yield from self._close("incomplete" if is_cut else "completed")
+
+    def _think(self, thought: str) -> Iterator[Event]:
+        item = self.items[-1] if self._is_open else None
+        if not isinstance(item, OutputReasoning):
+            yield from self._close("completed")
+            item = OutputReasoning(id=f"rs_{uuid4().hex}", status="in_progress", content=[])
+            yield from self._open(item)
+            item.content.append(ReasoningText())
+            yield self._part("added", item)
+        item.content[0].text += thought
+        yield ReasoningDelta(item_id=item.id, output_index=self._place, content_index=0, delta=thought)
+
+    def _say(self, text: str, logprobs: list[TokenLogprob]) -> Iterator[Event]:
+        item = self.items[-1] if self._is_open else None
+        if not isinstance(item, OutputMessage):
+            yield from self._close("completed")
+            item = OutputMessage(id=f"msg_{uuid4().hex}", status="in_progress", content=[])
+            yield from self._open(item)
+            item.content.append(OutputText())
+            yield self._part("added", item)
+        item.content[0].text += text
+        item.content[0].logprobs += logprobs
+        if text or logprobs:
+            yield TextDelta(
+                item_id=item.id, output_index=self._place, content_index=0,
+                delta=text, logprobs=logprobs,
+            )  # fmt: skip
+
+    def _call(self, call: ToolCall, is_cut: bool) -> Iterator[Event]:
+        item = OutputCall(id=f"fc_{uuid4().hex}", call_id=call.id, name=call.name, arguments="", status="in_progress")
+        yield from self._open(item)
+        item.arguments = call.arguments
+        if call.arguments:
+            yield ArgumentsDelta(item_id=item.id, output_index=self._place, delta=call.arguments)
+        yield from self._close("incomplete" if is_cut else "completed")
+
+    @property
+    def _place(self) -> int:
+        return len(self.items) - 1
+
+    def _open(self, item: OutputItem) -> Iterator[Event]:
+        self.items.append(item)
+        self._is_open = True
+        yield ItemEvent(type="response.output_item.added", output_index=self._place, item=item)
+
+    def _close(self, status: ItemStatus) -> Iterator[Event]:
+        if not self._is_open:
+            return
+        self._is_open = False
+        item = self.items[-1]
+        item.status = status
+        if isinstance(item, OutputCall):
+            yield ArgumentsDone(
+                item_id=item.id, output_index=self._place, name=item.name,
+                arguments=item.arguments,
+            )  # fmt: skip
+        else:
+            yield self._text_done(item)
+            yield self._part("done", item)
+        yield ItemEvent(type="response.output_item.done", output_index=self._place, item=item)
+
+    def _text_done(self, item: OutputMessage | OutputReasoning) -> Event:
+        if isinstance(item, OutputReasoning):
+            return ReasoningDone(
+                item_id=item.id, output_index=self._place, content_index=0,
+                text=item.content[0].text,
+            )  # fmt: skip
+        return TextDone(
+            item_id=item.id, output_index=self._place, content_index=0,
+            text=item.content[0].text, logprobs=item.content[0].logprobs,
+        )  # fmt: skip
+
+    def _part(self, what: str, item: OutputMessage | OutputReasoning) -> Event:
+        return PartEvent(
+            type="response.content_part.added" if what == "added" else "response.content_part.done",
+            item_id=item.id, output_index=self._place, content_index=0,
+            part=item.content[0],
+        )  # fmt: skip

@@ -1,0 +1,131 @@
+"""The body of POST /v1/responses, OpenAI's Responses API; serve/responses_api/translation.py makes a chat of it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Tag, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from serve.protocol import TemplateVariables
+from serve.protocol_base import LIST_TAG, TEXT_TAG, RequestModel, one_or_many
+from serve.protocol_hints import Hints, Metadata
+from serve.responses_api.items import InputItem
+from serve.responses_api.tools import AllowedTools, AnyTool, ChosenFunction, TextOptions, ToolChoice
+
+LOGPROBS = "message.output_text.logprobs"
+
+Includable = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+]
+
+_NOT_HERE = {
+    "store": "Nothing is stored here; leave it out, or send false",
+    "previous_response_id": "Nothing is stored here; send the whole conversation in input",
+    "conversation": "Nothing is stored here; send the whole conversation in input",
+    "background": "Nothing is stored here to be asked for later; leave it out, and use stream for long replies",
+    "prompt": "No prompts are stored here; send its text as instructions or input",
+}
+
+
+class Reasoning(RequestModel):
+    """How the model shall think."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    """As `reasoning_effort` of a chat."""
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    """Both are taken and not used: what was thought is answered with as it is."""
+
+
+class ResponseStreamOptions(RequestModel):
+    """What a stream carries besides the text."""
+
+    include_obfuscation: bool | None = None
+    """Taken and not used."""
+
+
+class ResponsesRequest(Hints):
+    """The body of POST /v1/responses; null means the default."""
+
+    model: Annotated[str, Field(min_length=1)]
+    input: Annotated[
+        Annotated[str, Field(min_length=1), Tag(TEXT_TAG)]
+        | Annotated[list[InputItem], Field(min_length=1, max_length=4096, fail_fast=True), Tag(LIST_TAG)],
+        one_or_many("Input should be a string or a list of items"),
+    ]
+    """What the user says, or the conversation so far."""
+    instructions: str | None = None
+    """A system message before it."""
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens to generate at most, those of thinking too."""
+    max_tool_calls: Annotated[int, Field(ge=1)] | None = None
+    """Of tools that OpenAI's servers run: taken, since there are none."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """Default 1; 0 takes the likeliest token each time."""
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    include: Annotated[list[Includable], Field(max_length=64)] | None = None
+    """The first of these is done; the others are of what there is none here."""
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """With `message.output_text.logprobs` in `include`."""
+    tools: Annotated[list[AnyTool], Field(max_length=128)] | None = None
+    tool_choice: ToolChoice | None = None
+    """Default auto, where there are tools."""
+    parallel_tool_calls: bool | None = None
+    """False: of several calls in a reply the first counts."""
+    text: TextOptions | None = None
+    reasoning: Reasoning | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    """Auto: a conversation that is too long loses its oldest turns."""
+    metadata: Metadata | None = None
+    stream: bool | None = None
+    stream_options: ResponseStreamOptions | None = None
+    store: Literal[False] | None = None
+    background: Literal[False] | None = None
+    previous_response_id: None = None
+    conversation: None = None
+    prompt: None = None
+    """Nothing is stored."""
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
+    """These three are not in OpenAI's API: as in a chat."""
+
+    @field_validator(*_NOT_HERE, mode="before")
+    @classmethod
+    def _is_not_here(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None or value is False:
+            return value
+        raise PydanticCustomError("conflict", _NOT_HERE[str(info.field_name)])
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _only_with_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and LOGPROBS not in (info.data.get("include") or ()):
+            raise PydanticCustomError(
+                "conflict", "Only a request with message.output_text.logprobs in include may have top_logprobs"
+            )
+        return value
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _of_the_tools(cls, value: Any, info: ValidationInfo) -> Any:
+        there = {tool.name for tool in info.data.get("tools") or []}
+        if value in (None, "none"):
+            return value
+        if not there:
+            raise PydanticCustomError("conflict", "There are no tools to choose from")
+        named = value.tools if isinstance(value, AllowedTools) else [value]
+        for each in named:
+            if isinstance(each, ChosenFunction) and each.name not in there:
+                raise PydanticCustomError("conflict", "No such tool is in tools")
+        return value
+
+    def has_logprobs(self) -> bool:
+        """Whether log-probabilities are asked for."""
+        return LOGPROBS in (self.include or ())

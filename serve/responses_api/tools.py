@@ -1,0 +1,136 @@
+"""Tools and formats of a Responses request, which are flatter there than in a chat."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
+
+from serve.protocol_base import BRANCH, TEXT_TAG, RequestModel
+from serve.protocol_formats import JsonObjectFormat, TextFormat
+from serve.protocol_messages import ToolName
+
+
+def _is_a_function(value: Any) -> Any:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if not isinstance(kind, str) or kind == "function":
+        return value
+    if kind == "custom":
+        rule = "Tools of type custom take free text, which calls here cannot be; make it a function with one text"
+    else:
+        rule = (
+            "Tools of type {kind} are run by OpenAI's servers, and this endpoint has none; make it a function of your"
+            " own and answer its calls"
+        )
+    raise PydanticCustomError("conflict", rule, {"kind": repr(kind[:60])})
+
+
+class FunctionTool(RequestModel):
+    """What the model may call."""
+
+    type: Literal["function"]
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """JSON schema of the arguments, an object; None means that there are none"""
+    strict: bool | None = None
+    """Where the reply has to be a call, its arguments follow the schema, whatever this says."""
+    defer_loading: Literal[False] | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
+    output_schema: Any = None
+    """Taken and not used: no prompt tells it."""
+
+
+AnyTool = Annotated[FunctionTool, BeforeValidator(_is_a_function)]
+
+
+class ChosenFunction(RequestModel):
+    """The function that has to be called, or one that may be."""
+
+    type: Literal["function"]
+    name: ToolName
+
+
+class AllowedTools(RequestModel):
+    """Of all tools those that may be called; the prompt has these alone."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[Annotated[ChosenFunction, BeforeValidator(_is_a_function)]], Field(min_length=1)]
+
+
+def _choice_branch(value: Any) -> str | None:
+    if isinstance(value, str):
+        return TEXT_TAG
+    kind = value.get("type") if isinstance(value, dict) else None
+    return f"{BRANCH}{kind}" if kind in ("function", "allowed_tools") else None
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag(TEXT_TAG)]
+    | Annotated[ChosenFunction, Tag(BRANCH + "function")]
+    | Annotated[AllowedTools, Tag(BRANCH + "allowed_tools")],
+    Discriminator(
+        _choice_branch,
+        custom_error_type="tool_choice",
+        custom_error_message="Input should be none, auto, required, a function, or allowed_tools with functions",
+    ),
+]
+
+
+class SchemaFormat(RequestModel):
+    """JSON of a schema, which a reply always follows, whatever `strict` says."""
+
+    type: Literal["json_schema"]
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    description: str | None = None
+    strict: bool | None = None
+
+
+def _format_branch(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"{BRANCH}{kind}" if kind in ("text", "json_object", "json_schema") else None
+
+
+class TextOptions(RequestModel):
+    """What the text of the reply has to be."""
+
+    format: (
+        Annotated[
+            Annotated[TextFormat, Tag(BRANCH + "text")]
+            | Annotated[JsonObjectFormat, Tag(BRANCH + "json_object")]
+            | Annotated[SchemaFormat, Tag(BRANCH + "json_schema")],
+            Discriminator(
+                _format_branch,
+                custom_error_type="response_format",
+                custom_error_message="Its type should be text, json_object or json_schema",
+            ),
+        ]
+        | None
+    ) = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    """Taken and not used: a hint to models that were trained with it."""
+
+    def chat_format(self) -> dict[str, Any] | None:
+        """`response_format` of a chat."""
+        if not isinstance(self.format, SchemaFormat):
+            return None if self.format is None else {"type": self.format.type}
+        return {"type": "json_schema", "json_schema": self.format.model_dump(exclude={"type"}, by_alias=True)}
+
+
+def chat_tools(
+    tools: Sequence[FunctionTool] | None, choice: str | ChosenFunction | AllowedTools | None
+) -> tuple[list[dict[str, Any]] | None, Any]:
+    """`tools` and `tool_choice` of a chat."""
+    chosen: Any = choice
+    if isinstance(choice, AllowedTools):
+        allowed = {each.name for each in choice.tools}
+        tools, chosen = [tool for tool in tools or () if tool.name in allowed], choice.mode
+    elif isinstance(choice, ChosenFunction):
+        chosen = {"type": "function", "function": {"name": choice.name}}
+    kept = {"name", "description", "parameters", "strict"}
+    named = [
+        {"type": "function", "function": tool.model_dump(include=kept, exclude_unset=True)} for tool in tools or ()
+    ]
+    return named or None, chosen
