@@ -13,6 +13,7 @@ import secrets
 import threading
 from collections import defaultdict
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -31,6 +32,8 @@ from serve.engines.base import (
     TokenEvent,
     tokens_of,
 )
+from serve.engines.openvino_beside import Beside
+from serve.engines.openvino_limits import beyond_pipeline
 from serve.engines.openvino_process import (
     BLOCK_TOKENS,
     CANCELLED,
@@ -39,7 +42,7 @@ from serve.engines.openvino_process import (
     SamplingSettings,
     start,
 )
-from serve.engines.openvino_schema import rewritten, unsure
+from serve.engines.openvino_schema import rewritten
 from serve.responses import FinishReason
 
 logger = logging.getLogger(__name__)
@@ -72,8 +75,12 @@ class OpenVINOEngine(Engine):
         max_active: int = DEFAULT_MAX_ACTIVE["openvino"],
         num_threads: int | None = None,
         max_stall_seconds: float = DEFAULT_MAX_STALL_SECONDS,
+        has_beside: bool = True,
     ) -> None:
-        """Raises EngineError for an export that OpenVINO cannot load."""
+        """Raises EngineError for an export that OpenVINO cannot load.
+
+        `has_beside`: what the pipeline cannot do is decoded beside it, in this process; else it is refused.
+        """
         if max_active < 1:
             raise ValueError(f"max_active: got {max_active}; must be at least 1")
         facts = json.loads((Path(export_folder) / FACTS_FILE).read_text())
@@ -90,6 +97,8 @@ class OpenVINOEngine(Engine):
         self._cache_used = 0.0
         self._farewell = "the engine has stopped"
         self._outbox: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
+        self._has_beside = has_beside
+        self._beside = Beside(export_folder, precision, max_active, max_stall_seconds, num_threads)
         folder = str(Path(export_folder).resolve())
         self._process, self._connection = start(
             PipelineSettings(folder, precision, num_threads, max_active, num_blocks, max_stall_seconds)
@@ -120,6 +129,13 @@ class OpenVINOEngine(Engine):
         # The pipeline would take these in and answer wrongly, together with their neighbours.
         self.check_fits(request)
         self.check_tokens(request)
+        if (beyond := beyond_pipeline(request)) is not None:
+            if not self._has_beside:
+                raise ValueError(f"{beyond[0]}: {beyond[1]}")
+            async with aclosing(self._beside.submit(request)) as events:
+                async for event in events:
+                    yield event
+            return
         stream = self._open(request)
         try:
             async for event in tokens_of(stream.events):
@@ -128,6 +144,7 @@ class OpenVINOEngine(Engine):
             self._cancel(stream)
 
     def cancel(self, request_id: str) -> None:
+        self._beside.cancel(request_id)
         stream = self._by_id.get(request_id)
         if stream is not None and self._cancel(stream):
             _deliver([(stream, None)])
@@ -136,7 +153,8 @@ class OpenVINOEngine(Engine):
         num_open = len(self._streams)
         is_alive = not self._is_closed and self._process.poll() is None
         num_active = min(num_open, self._max_active)
-        return EngineHealth(is_alive, num_active, num_open - num_active, self._cache_used if num_open else 0.0)
+        used = self._cache_used if num_open else 0.0
+        return self._beside.with_health(EngineHealth(is_alive, num_active, num_open - num_active, used))
 
     def close(self) -> None:
         with self._lock:
@@ -144,30 +162,10 @@ class OpenVINOEngine(Engine):
         self._process.kill()
         self._receiver.join()
         self._sender.join()
+        self._beside.close()
 
     def refusal(self, request: GenerationRequest) -> tuple[str, str] | None:
-        instead = "serve.engine: torch does"
-        if request.logit_bias:
-            return "logit_bias", f"OpenVINO changes no scores by token; {instead}"
-        if request.num_prompt_logprobs is not None:
-            return "echo", f"OpenVINO does not tell the log-probabilities of a prompt; {instead}"
-        if request.num_logprobs:
-            return "top_logprobs", f"OpenVINO tells the drawn token's log-probability alone; {instead} more"
-        if request.num_logprobs is not None and (request.changes_scores or not request.is_greedy):
-            return "logprobs", (
-                f"OpenVINO tells them as changed by temperature, penalties and formats; with temperature 0 and none "
-                f"of these it can, {instead} always"
-            )
-        if request.grammar and request.grammar.schema is None:
-            if request.grammar.param == "response_format":
-                return "response_format", (
-                    "OpenVINO cannot let a model think before it follows a format; turn thinking off "
-                    f"(chat_template_kwargs), {instead} both"
-                )
-            return "tool_choice", f"OpenVINO cannot be made to call a tool; auto lets the model choose, {instead}"
-        if request.grammar and (what := unsure(json.loads(str(request.grammar.schema)))):
-            return "response_format", f"OpenVINO is not known to follow {what} in a schema; {instead}"
-        return None
+        return None if self._has_beside else beyond_pipeline(request)
 
     def _open(self, request: GenerationRequest) -> _Stream:
         stream = _Stream(next(self._numbers), request, asyncio.get_running_loop())

@@ -15,8 +15,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-# 500 properties that may be left out take 0.6 s to prepare, 2000 take 10 s; nobody gets a token meanwhile.
-MOST_PROPERTIES = 500
+# 500 properties that may be left out take 0.6 s to prepare, 2000 take 10 s; nobody gets a token meanwhile. The
+# pipeline prepares them itself, where no limit can be set: these are few enough to take no longer than a token.
+MOST_PROPERTIES = 64
+# Constants and schemas within it.
+MOST_PARTS = 256
 
 _NOTES = {"title", "description", "$defs"}
 _KINDS = ("$ref", "anyOf", "enum", "const")
@@ -32,6 +35,8 @@ def unsure(schema: Any) -> str | None:
     """What in `schema`, which is one, OpenVINO is not known to follow; None for nothing."""
     if (num_properties := _num_properties(schema)) > MOST_PROPERTIES:
         return f"{num_properties} properties, more than {MOST_PROPERTIES},"
+    if (num_parts := _num_parts(schema)) > MOST_PARTS:
+        return f"{num_parts} rules and constants, more than {MOST_PARTS},"
     return _unsure(schema)
 
 
@@ -39,6 +44,11 @@ def _num_properties(schema: Any) -> int:
     parts = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
     own = schema.get("properties") if isinstance(schema, dict) else None
     return (len(own) if isinstance(own, dict) else 0) + sum(_num_properties(part) for part in parts)
+
+
+def _num_parts(schema: Any) -> int:
+    parts = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    return 1 + sum(_num_parts(part) for part in parts)
 
 
 def _unsure(schema: Any) -> str | None:

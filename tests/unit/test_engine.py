@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -300,22 +301,63 @@ def test_a_small_schema_leaves_no_choice(
         assert json.loads(tokenizer.decode(token_ids(reply)[:-1])) in allowed
 
 
-@pytest.mark.parametrize("rules", [{"type": "string", "pattern": "a+"}, {"items": {"type": "number", "minimum": 3}}])
-def test_what_an_engine_may_not_follow_it_refuses(engine: Engine, tokenizer: Any, rules: dict[str, Any]) -> None:
-    grammar = Grammars(tokenizer, engine.vocab_size, frozenset({257})).of(rules)
-    refusal = engine.refusal(GenerationRequest(PROMPTS[0], 5, grammar=grammar))
-    assert (refusal is not None) == isinstance(engine, OpenVINOEngine)
-    if refusal is not None:
-        assert refusal[0] == "response_format"
-        assert "pattern" in refusal[1] or "minimum" in refusal[1]
+@pytest.mark.parametrize(("schema", "pattern"), [
+    ({"type": "string", "pattern": "^ab{1,2}$"}, '"abb?"'),
+    ({"type": "array", "items": {"type": "integer", "minimum": 3, "maximum": 12}, "minItems": 2, "maxItems": 2},
+     r"\[([3-9]|1[0-2]), ([3-9]|1[0-2])\]"),
+    ({"oneOf": [{"const": 1}, {"const": "b"}]}, '1|"b"'),
+    ({"allOf": [{"type": "integer", "minimum": 7}, {"maximum": 9}]}, "[789]"),
+    ({"enum": ["<|eot_id|>"]}, '"<[|]eot_id[|]>"'),
+    ({"$schema": "a", "type": "boolean", "default": True, "title": "T", "examples": [1], "$comment": "", "x-y": 0,
+      "description": "d", "deprecated": False, "readOnly": True, "format": "mine"}, "true|false"),
+])  # fmt: skip
+def test_rules_of_all_kinds_are_followed_and_notes_are_none(
+    engine: Engine, tokenizer: Any, schema: dict[str, Any], pattern: str
+) -> None:
+    ends = end_token_ids(tokenizer)
+    grammar = Grammars(tokenizer, engine.vocab_size, ends).of(schema)
+    requests = [
+        GenerationRequest(PROMPTS[0], 60, temperature=2.0, seed=seed, grammar=grammar, end_token_ids=ends)
+        for seed in range(4)
+    ]
+    for reply in asyncio.run(collect_all(engine, *requests)):
+        assert reply[-1].finish_reason == "stop"
+        assert re.fullmatch(pattern, tokenizer.decode(token_ids(reply)[:-1])), schema
 
 
-def test_likely_tokens_are_told_or_refused(engine: Engine) -> None:
-    request = GenerationRequest(PROMPTS[0], 10, temperature=1.5, seed=1, num_logprobs=3)
-    if (refusal := engine.refusal(request)) is not None:
-        assert isinstance(engine, OpenVINOEngine)
-        assert refusal[0] == "top_logprobs"
+def test_what_is_followed_beside_a_pipeline_is_what_torch_says(engine: Engine, release: Path) -> None:
+    requests = [
+        GenerationRequest(PROMPTS[0], 20, temperature=1.0, seed=3, logit_bias={40: 3.0}, num_logprobs=2),
+        GenerationRequest(PROMPTS[3], 5, temperature=0, num_logprobs=1),
+    ]
+    for request, reply in zip(requests, asyncio.run(collect_all(engine, *requests)), strict=True):
+        assert token_ids(reply) == by_hand(release, request)
+
+
+def test_without_an_engine_beside_it_what_cannot_be_followed_is_refused(
+    make_engine: Callable[..., Engine], tokenizer: Any
+) -> None:
+    if make_engine.func is TorchEngine:  # type: ignore[attr-defined]
         return
+    engine = make_engine(precision="fp32", has_beside=False)
+    try:
+        grammar = Grammars(tokenizer, engine.vocab_size, frozenset({257})).of({"type": "string", "pattern": "a+"})
+        request = GenerationRequest(PROMPTS[0], 5, grammar=grammar)
+        refusal = engine.refusal(request)
+        assert refusal is not None
+        assert refusal[0] == "response_format"
+        assert "pattern in a schema" in refusal[1]
+        with pytest.raises(ValueError, match="pattern in a schema"):
+            asyncio.run(collect(engine, request))
+        biased = engine.refusal(GenerationRequest(PROMPTS[0], 5, logit_bias={1: 1.0}))
+        assert biased is not None
+        assert biased[0] == "logit_bias"
+    finally:
+        engine.close()
+
+
+def test_likely_tokens_are_told(engine: Engine) -> None:
+    request = GenerationRequest(PROMPTS[0], 10, temperature=1.5, seed=1, num_logprobs=3)
     for event in asyncio.run(collect(engine, request)):
         likely = [logprob for _, logprob in event.top_logprobs]
         assert len(likely) == 3

@@ -1,0 +1,143 @@
+"""An OpenVINO export decoded token by token by our own sampler, beside the pipeline that lets nobody in.
+
+The pipeline takes no mask and no score from outside, and tells no score but the drawn token's. What needs one of them
+is computed here, from the same export: the engine `torch` with the model in OpenVINO's hands. Replies come in turn, a
+token each. The weights are in memory a second time, from the first such request on.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.openvino_runtime import FACTS_FILE, MODEL_FILE, compile_options, import_openvino, infer
+from serve.engines.base import EngineError, EngineHealth, GenerationRequest, Precision, TokenEvent
+from serve.engines.torch import TorchEngine
+from serve.engines.torch_slots import Row
+
+
+class Beside:
+    """An ExportEngine that is loaded at its first request."""
+
+    def __init__(self, *settings: Any) -> None:
+        self._settings = settings
+        self._engine: ExportEngine | None = None
+        self._is_closed = False
+        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="openvino-beside")
+
+    async def submit(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
+        """As an engine's; raises EngineError also where the export cannot be loaded."""
+        if self._is_closed:
+            raise EngineError("the engine has stopped")
+        engine = await asyncio.get_running_loop().run_in_executor(self._loader, self._load)
+        async with aclosing(engine.submit(request)) as events:
+            async for event in events:
+                yield event
+
+    def cancel(self, request_id: str) -> None:
+        """As an engine's."""
+        if self._engine is not None:
+            self._engine.cancel(request_id)
+
+    def with_health(self, other: EngineHealth) -> EngineHealth:
+        """The state of another engine and of this one together."""
+        if self._engine is None:
+            return other
+        own = self._engine.health()
+        return EngineHealth(
+            own.is_alive and other.is_alive,
+            own.num_active + other.num_active,
+            own.num_waiting + other.num_waiting,
+            max(own.cache_used, other.cache_used),
+        )
+
+    def close(self) -> None:
+        """Waits for what is being loaded."""
+        self._is_closed = True
+        self._loader.shutdown(cancel_futures=True)
+        if self._engine is not None:
+            self._engine.close()
+
+    def _load(self) -> "ExportEngine":
+        """Takes as long as the pipeline took, the first time."""
+        if self._engine is None:
+            try:
+                self._engine = ExportEngine(*self._settings)
+            except RuntimeError as error:
+                raise EngineError(f"the export could not be loaded beside the pipeline: {error}") from error
+        return self._engine
+
+
+class ExportEngine(TorchEngine):
+    """TorchEngine for an export's folder; no adapters, no embeddings."""
+
+    def __init__(
+        self, export_folder: Path | str, precision: Precision, max_active: int, max_stall_seconds: float,
+        num_threads: int | None = None,
+    ) -> None:  # fmt: skip
+        self._export_threads = num_threads
+        # Threads are OpenVINO's alone: torch's, which draw tokens, are shared with the rest of the process.
+        super().__init__(export_folder, precision, max_active, max_stall_seconds=max_stall_seconds)
+
+    def _load(
+        self, release_folder: Path | str, precision: Precision, device: str, adapters: Mapping[str, Path | str]
+    ) -> None:
+        facts = json.loads((Path(release_folder) / FACTS_FILE).read_text())
+        self._max_positions = facts["max_positions"]
+        self._vocab_size = facts["vocab_size"]
+        self._model = ExportDecoder(Path(release_folder), precision, self._export_threads)
+
+    def _new_decoder(self) -> "ExportDecoder":
+        decoder: ExportDecoder = self._model
+        return decoder
+
+
+class ExportDecoder:
+    """A SlotDecoder whose rows are requests of a compiled model, each with a state of its own."""
+
+    reads_in_parts = True
+
+    def __init__(self, folder: Path, precision: Precision, num_threads: int | None) -> None:
+        facts = json.loads((folder / FACTS_FILE).read_text())
+        self.token_bytes: int = facts["cache_numbers_per_token"] * (4 if precision == "fp32" else 2)
+        openvino = import_openvino()
+        options = {"NUM_STREAMS": 1, **compile_options(precision, num_threads)}
+        self._model = openvino.compile_model(openvino.Core().read_model(folder / MODEL_FILE), "CPU", options)
+        self._requests: dict[Row, Any] = {}
+
+    def open(self, adapter: str | None = None) -> Row:
+        """A row with nothing in it."""
+        row = Row(0)
+        self._requests[row] = self._model.create_infer_request()
+        return row
+
+    def can_copy(self, row: Row | None, length: int) -> bool:
+        """Never: a state is its request's."""
+        return False
+
+    def copy(self, row: Row, length: int) -> Row:
+        """Not asked for where `can_copy` says no."""
+        raise NotImplementedError
+
+    def close(self, row: Row) -> None:
+        """Its memory is given back."""
+        del self._requests[row]
+
+    def read(self, row: Row, token_ids: list[int]) -> torch.Tensor:
+        """Append them to the row; the logits [V] for what follows the last."""
+        return self.read_all(row, token_ids)[-1]
+
+    def read_all(self, row: Row, token_ids: list[int]) -> torch.Tensor:
+        """The same; the logits [T, V] for what follows each of them."""
+        logits = infer(self._requests[row], token_ids, row.length)
+        row.length += len(token_ids)
+        return torch.from_numpy(logits)
+
+    def step(self, rows: list[Row], token_ids: list[int]) -> torch.Tensor:
+        """Append one to each row; logits [B, V] for what follows."""
+        return torch.stack([self.read(row, [token_id]) for row, token_id in zip(rows, token_ids, strict=True)])
