@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import hypothesis
 import openapi_spec_validator
 import pytest
@@ -25,8 +26,9 @@ from serve.keys import KeyRing
 MODEL = "tiny/talker"
 TALK = [{"role": "user", "content": "Hi"}]
 ROUTES = {
-    "POST /v1/chat/completions": 25, "POST /v1/completions": 25, "POST /tokenize": 15, "GET /v1/models": 1,
-    "GET /v1/models/{name}": 5, "GET /health": 1, "GET /metrics": 1, "GET /": 1,
+    "POST /v1/chat/completions": 25, "POST /v1/completions": 25, "POST /v1/responses": 25, "POST /v1/embeddings": 15,
+    "POST /tokenize": 15, "POST /detokenize": 15, "GET /v1/models": 1, "GET /v1/models/{name}": 5, "GET /health": 1,
+    "GET /ping": 1, "GET /version": 1, "GET /metrics": 1, "GET /": 1,
 }  # fmt: skip
 """with the number of examples"""
 
@@ -54,6 +56,24 @@ def test_the_document_is_one_and_has_every_route(app: Any) -> None:
     routes = {f"{method} {route.path_format}" for route in app.routes for method in getattr(route, "methods", ())}
     assert described == routes - {"GET /openapi.json", "HEAD /openapi.json"} == {*ROUTES}
     assert document["components"]["schemas"]["ChatRequest"]["properties"]["model"]["enum"] == [MODEL]
+
+
+def test_the_document_is_there_in_an_older_version_too(
+    app: Any, serving: Callable[[Any], AbstractContextManager[str]]
+) -> None:
+    with serving(app) as url:
+        newest, also, older, none = (
+            httpx.get(f"{url}/openapi.json{query}") for query in ("", "?version=3.2", "?version=3.1", "?version=2")
+        )
+    assert newest.json() == also.json()
+    assert (newest.json()["openapi"], older.json()["openapi"]) == ("3.2.0", "3.1.0")
+    openapi_spec_validator.validate(older.json())
+    assert "itemSchema" in newest.text
+    assert "itemSchema" not in older.text
+    streams = older.json()["paths"]["/v1/responses"]["post"]["responses"]["200"]["content"]
+    assert streams["text/event-stream"] == {"schema": {"type": "string"}}
+    assert none.status_code == 400
+    assert none.json()["error"]["param"] == "version"
 
 
 @pytest.mark.parametrize(("route", "mode"), [

@@ -1,0 +1,99 @@
+"""Routes that are not in OpenAI's API, and answers for those that are not served."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from importlib.metadata import version
+from pathlib import Path
+
+import httpx
+import pytest
+
+from models.base import load_tokenizer
+from serve.api import create_app
+from serve.engines.torch import TorchEngine
+from serve.keys import KeyRing
+
+MODEL = "tiny/talker"
+
+
+@pytest.fixture(scope="module")
+def client(
+    save_talker: Callable[..., Path],
+    serving: Callable[[object], AbstractContextManager[str]],
+    tool_templates: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[httpx.Client]:
+    release = save_talker(tmp_path_factory.mktemp("release"), True, tool_templates["tags"], positions=200)
+    engine = TorchEngine(release, precision="fp32", num_threads=1)
+    with (
+        serving(create_app(engine, load_tokenizer(release), MODEL, "3f2a")) as url,
+        httpx.Client(base_url=url, timeout=20) as client,
+    ):
+        yield client
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    "text", ["Hello, you", " two  spaces , and a full stop .", "é 🙂 終", "<|eot_id|> is a token", ""]
+)
+def test_tokens_are_their_text_again(client: httpx.Client, text: str) -> None:
+    tokens = client.post("/tokenize", json={"prompt": text}).json()["tokens"]
+    said = client.post("/detokenize", json={"model": MODEL, "tokens": tokens}).json()["prompt"]
+    assert said.removeprefix("<|begin_of_text|>") == text
+
+
+@pytest.mark.parametrize(("body", "param", "words"), [
+    ({"tokens": [1, 10**6]}, "tokens", "got token 1000000"),
+    ({"tokens": [1] * 201}, "tokens", "got 201; at most 200"),
+    ({"tokens": [-1]}, "tokens[0]", "got -1"),
+    ({"tokens": "abc"}, "tokens", "got 'abc'"),
+    ({}, "tokens", "Missing"),
+    ({"tokens": [1], "model": "other"}, "model", "does not exist"),
+])  # fmt: skip
+def test_what_are_no_tokens_is_told(client: httpx.Client, body: object, param: str, words: str) -> None:
+    answer = client.post("/detokenize", json=body)
+    assert answer.status_code == (404 if param == "model" else 400)
+    assert answer.json()["error"]["param"] == param
+    assert words in answer.json()["error"]["message"]
+
+
+def test_tools_are_counted_with_a_chat(client: httpx.Client) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    tools = [{"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}]
+    plain, with_tools = (
+        client.post("/tokenize", json={"messages": messages, **more}).json() for more in ({}, {"tools": tools})
+    )
+    assert with_tools["count"] > plain["count"] + len('"clock"')
+    body = {"model": MODEL, "messages": messages, "tools": tools, "max_tokens": 1}
+    used = client.post("/v1/chat/completions", json=body).json()["usage"]["prompt_tokens"]
+    assert used == with_tools["count"]
+
+
+def test_what_runs_and_whether_it_does(client: httpx.Client) -> None:
+    assert client.get("/version").json() == {"version": version("rayconteur"), "release": "3f2a"}
+    assert client.get("/ping").json() == client.get("/health").json()
+    [model] = client.get("/v1/models").json()["data"]
+    assert model["max_model_len"] == client.post("/tokenize", json={"prompt": ""}).json()["max_model_len"] == 200
+
+
+@pytest.mark.parametrize(("method", "path"), [
+    ("POST", "/v1/messages"), ("POST", "/v1/rerank"), ("POST", "/v1/moderations"), ("GET", "/server_info"),
+    ("GET", "/v1/responses/resp_1"), ("DELETE", "/v1/responses/resp_1"), ("POST", "/v1/conversations"),
+    ("POST", "/v1/audio/speech"), ("POST", "/v1/images/generations"),
+])  # fmt: skip
+def test_what_is_not_served_is_a_404_in_json(client: httpx.Client, method: str, path: str) -> None:
+    answer = client.request(method, path)
+    assert answer.status_code == 404
+    assert path in answer.json()["error"]["message"]
+
+
+def test_a_failed_ping_is_open_to_anybody(
+    tiny_llama: Path, serving: Callable[[object], AbstractContextManager[str]]
+) -> None:
+    engine = TorchEngine(tiny_llama, precision="fp32", num_threads=1)
+    with serving(create_app(engine, load_tokenizer(tiny_llama), MODEL, keys=KeyRing(list))) as url:
+        assert httpx.get(f"{url}/ping").status_code == 200
+        assert httpx.get(f"{url}/version").status_code == 401
+        assert httpx.post(f"{url}/v1/embeddings", json={"model": MODEL, "input": "a"}).status_code == 401
+        engine.close()
+        assert httpx.get(f"{url}/ping").status_code == 503
