@@ -24,6 +24,7 @@ from serve.engines.base import DEFAULT_MAX_ACTIVE, DEFAULT_MAX_STALL_SECONDS, En
 from serve.keys import ApiKey, KeyRing
 from serve.leases import LeasedOnly, Leases, ReplicaServer
 from serve.limits import Limits, Taken
+from serve.observe import REQUEST_ID
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +70,17 @@ class Answering:
         self._server = ReplicaServer(LeasedOnly(self._app, self._leases), ray.util.get_node_ip_address())
 
     def __serve_build_asgi_app__(self) -> Any:
-        """Called by Ray Serve behind its own proxy."""
-        return self._app
+        """Called by Ray Serve behind its own proxy, which puts the request's id into the answer itself."""
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            async def send_without_id(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    message["headers"] = [pair for pair in message["headers"] if pair[0] != REQUEST_ID.encode()]
+                await send(message)
+
+            await self._app(scope, receive, send_without_id)
+
+        return app
 
     async def lease(self) -> AsyncGenerator[tuple[str, str], None]:
         """Where to send one request and the lease for it; ends when it is answered. Ray counts it until then."""

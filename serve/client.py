@@ -6,6 +6,7 @@ for piece in stream_reply("http://127.0.0.1:8000", [{"role": "user", "content": 
 
 import contextlib
 import json
+import ssl
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -30,10 +31,10 @@ class EndpointError(ValueError):
         self.status = status
 
 
-def model_names(base_url: str, key: str | None = None) -> list[str]:
+def model_names(base_url: str, key: str | None = None, verify: ssl.SSLContext | bool = True) -> list[str]:
     """The models that the endpoint serves. Raises EndpointError."""
     root = _root(base_url)
-    with _connection(root, key) as client:
+    with _connection(root, key, verify) as client:
         response = client.get(f"{root}/v1/models")
         _raise_for_error(response)
         try:
@@ -43,17 +44,22 @@ def model_names(base_url: str, key: str | None = None) -> list[str]:
 
 
 def stream_reply(
-    base_url: str, messages: list[dict[str, str]], model: str | None = None, key: str | None = None, **params: Any
+    base_url: str,
+    messages: list[dict[str, str]],
+    model: str | None = None,
+    key: str | None = None,
+    verify: ssl.SSLContext | bool = True,
+    **params: Any,
 ) -> Iterator[str]:
     """The reply to `messages` in pieces as they come; `model` None takes the endpoint's first.
 
-    `key` is an API key, where the endpoint needs one; `params` are other fields of the request (temperature,
-    max_tokens, ...). Raises EndpointError.
+    `key` is an API key, where the endpoint needs one; `verify` is httpx's, for certificates; `params` are other
+    fields of the request (temperature, max_tokens, ...). Raises EndpointError.
     """
     root = _root(base_url)
-    body = {**params, "model": model or _first_model(root, key), "messages": messages, "stream": True}
+    body = {**params, "model": model or _first_model(root, key, verify), "messages": messages, "stream": True}
     with (
-        _connection(root, key) as client,
+        _connection(root, key, verify) as client,
         client.stream("POST", f"{root}/v1/chat/completions", json=body) as response,
     ):
         if response.is_error:
@@ -125,21 +131,21 @@ def _root(base_url: str) -> str:
     return root
 
 
-def _first_model(root: str, key: str | None) -> str:
-    names = model_names(root, key)
+def _first_model(root: str, key: str | None, verify: ssl.SSLContext | bool = True) -> str:
+    names = model_names(root, key, verify)
     if not names:
         raise EndpointError(f"{root} serves no model.")
     return names[0]
 
 
 @contextlib.contextmanager
-def _connection(root: str, key: str | None) -> Iterator[httpx.Client]:
+def _connection(root: str, key: str | None, verify: ssl.SSLContext | bool) -> Iterator[httpx.Client]:
     """A client whose failures to reach the endpoint are EndpointErrors."""
     # A proxy named in the environment cannot reach this machine's own loopback addresses.
     trust_env = urlsplit(root).hostname not in LOOPBACK_HOSTS
     headers = {b"Authorization": f"Bearer {key.strip()}".encode()} if key else {}
     try:
-        with httpx.Client(timeout=TIMEOUT, trust_env=trust_env, headers=headers) as client:
+        with httpx.Client(timeout=TIMEOUT, trust_env=trust_env, headers=headers, verify=verify) as client:
             yield client
     except httpx.ConnectError as error:
         raise EndpointError(f"Nothing answers at {root}; is the endpoint deployed? ({error})") from error

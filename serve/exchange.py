@@ -4,22 +4,19 @@ that begin before there is anything of a reply.
 
 import asyncio
 import json
-import logging
 import re
 import time
 from collections.abc import Iterable
-from uuid import uuid4
 
 from aiohttp import web
 from multidict import CIMultiDict
 
 from serve.cors import Origins
 from serve.errors import ApiError
+from serve.observe import REQUEST_ID, request_id_of
+from serve.observe import logger as requests_log
 from serve.upstream import Answer
 
-requests_log = logging.getLogger("rayconteur.requests")
-
-REQUEST_ID = "x-request-id"
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -31,16 +28,10 @@ _COMMENT = b": keep-alive\n\n"
 EARLY_SECONDS = 1.0
 _COMMENT_SECONDS = 10.0
 
-_GIVEN_ID = re.compile(r"[!-~]{1,128}")
 # Beyond the first a replica's answer waits for a slow client; it goes on below the second.
 _MOST_UNSENT_BYTES = 1 << 20
 _FEW_UNSENT_BYTES = 128 << 10
 _STREAM_FIELD = re.compile(rb'"stream"\s*:\s*true')
-
-
-def request_id_of(given: str | None) -> str:
-    """The client's own, if it is printable and has at most 128 characters, else a new one."""
-    return given if given is not None and _GIVEN_ID.fullmatch(given) else f"req-{uuid4().hex}"
 
 
 def event_of(error: ApiError) -> bytes:

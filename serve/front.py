@@ -25,11 +25,12 @@ from serve import errors
 from serve.bodies import Budget, check_headers, read_body
 from serve.cors import Origins
 from serve.errors import LOST, ApiError
-from serve.exchange import DONE, REQUEST_ID, Exchange, event_of
+from serve.exchange import DONE, Exchange, event_of
 from serve.front_server import FrontServer
 from serve.gate import OPEN_PATHS, key_of
 from serve.keys import KeyRing
 from serve.leases import LEASE
+from serve.observe import REQUEST_ID
 from serve.replica_metrics import MetricsOfAll
 from serve.upstream import Answer, Headers, LostError, Upstream
 
@@ -73,20 +74,21 @@ class Endpoint:
 class Front:
     """`lease` waits so many seconds for a replica with room; raises ApiError where there is none, and LostError.
 
-    With `keys` a request without one of them is refused before its body is read; replicas look at it again.
+    With `keys` a request without one of them is refused before its body is read; replicas look at it again, since
+    what they know of keys is theirs.
     """
 
     def __init__(
         self,
         lease: Callable[[float], AbstractAsyncContextManager[Lease]],
         max_seconds: float,
-        keys: KeyRing | None = None,
         origins: Origins | None = None,
+        keys: KeyRing | None = None,
     ) -> None:
         self.endpoint = Endpoint()
+        self.keys = keys
         self._lease = lease
         self._max_seconds = max_seconds
-        self._keys = keys
         self._origins = origins or Origins()
         self._replicas: dict[str, None] = {}
         self._metrics = MetricsOfAll()
@@ -157,8 +159,8 @@ class Front:
             return exchange.answer(204, self._origins.preflight(request.headers).items(), b"")
         if not path.startswith("/"):
             raise ApiError(400, f"The request's target is {path[:200]!r}; it must be a path, or an address with one.")
-        if self._keys is not None and path not in OPEN_PATHS:
-            key_of(request.headers.get("authorization", "").encode("utf-8", "surrogateescape"), self._keys)
+        if self.keys is not None and path not in OPEN_PATHS:
+            key_of(request.headers.get("authorization", "").encode("utf-8", "surrogateescape"), self.keys)
         if method in ("GET", "HEAD") and (answer := await self._without_lease(exchange)) is not None:
             return answer
         check_headers(request)

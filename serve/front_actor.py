@@ -4,40 +4,70 @@ run_endpoint(build("/releases/abc", "abc", "my-model"), "chat", "127.0.0.1", 800
 """
 
 import asyncio
+import hashlib
+import logging
 import threading
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import ray
+import uvloop
 from ray import serve as ray_serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from serve.cors import Origins
 from serve.errors import ApiError
 from serve.front import Endpoint, Front, Lease, LostError
+from serve.keys import ApiKey, KeyRing
+from serve.tls import Certificate
+
+logger = logging.getLogger(__name__)
 
 _NAMESPACE = "rayconteur"
 # Raised when a front's code changes: an older one is exchanged at the next deploy.
-_VERSION = 1
+_VERSION = 2
+_KEYS_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class FrontSettings:
+    """Pages of which `origins` may ask, by which certificate and key (files there), with which API keys."""
+
+    origins: tuple[str, ...] = ()
+    tls: tuple[str, str] | None = None
+    read_keys: Callable[[], list[ApiKey] | None] | None = None
+
+    def digest(self) -> str:
+        """Another one for other settings; of a function that reads keys its name counts."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
 
 
 class FrontActor:
     """A Front whose leases come from the application `app_name`; in a thread, so that it is there again by itself
     when Ray has started this actor anew."""
 
-    def __init__(self, app_name: str, host: str, port: int, max_seconds: float) -> None:
+    def __init__(self, app_name: str, host: str, port: int, max_seconds: float, settings: FrontSettings) -> None:
+        logging.getLogger("rayconteur").setLevel(logging.INFO)
         self._app_name = app_name
         self._handle: Any = None
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="front", daemon=True).start()
-        self._front = Front(self._lease, max_seconds)
+        self._front = Front(self._lease, max_seconds, Origins(settings.origins))
         self._problem = None
         try:
-            self._done(self._front.listen(host, port))
+            certificate = Certificate(*settings.tls) if settings.tls else None
+            self._done(self._front.listen(host, port, certificate.context if certificate else None))
         except OSError as error:
             self._problem = str(error)
+            return
+        if certificate is not None:
+            self._following = asyncio.run_coroutine_threadsafe(certificate.follow(), self._loop)
+        if settings.read_keys is not None:
+            self._done(self._follow_keys(settings.read_keys))
 
     def problem(self) -> str | None:
         """Why it cannot listen."""
@@ -50,6 +80,14 @@ class FrontActor:
     def close(self) -> None:
         """Take no new connections; ends with the last reply."""
         self._done(self._front.close())
+
+    async def _follow_keys(self, read: Callable[[], list[ApiKey] | None]) -> None:
+        """Know the keys, from now on or from when they can be read; until then it is replicas alone that refuse."""
+        try:
+            self._front.keys = await asyncio.to_thread(KeyRing, read)
+        except Exception as error:  # whatever a store's library raises
+            logger.warning("API keys cannot be read by the front (%s: %s)", type(error).__name__, error)
+            self._loop.call_later(_KEYS_SECONDS, lambda: self._loop.create_task(self._follow_keys(read)))
 
     def _done(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -81,25 +119,34 @@ class FrontActor:
             raise LostError(may_have_died_of_it=False) from error
 
 
-def run_endpoint(app: Any, name: str, host: str, port: int, max_seconds: float, endpoint: Endpoint) -> None:
+def run_endpoint(
+    app: Any,
+    name: str,
+    host: str,
+    port: int,
+    max_seconds: float,
+    endpoint: Endpoint,
+    settings: FrontSettings | None = None,
+) -> None:
     """Run a Ray Serve application of `serve.app.build`, or update the one of that name, and have it answer at
     `host`:`port` of this node when it is ready.
 
     Raises OSError where nothing can listen there, and RuntimeError or RayError where Ray Serve could not start it.
     """
-    front = open_front(name, host, port, max_seconds)
+    front = open_front(name, host, port, max_seconds, settings)
     ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
     ray_serve.run(app, name=name, route_prefix=None)
     ray.get(front.serve.remote(endpoint))
 
 
-def open_front(app_name: str, host: str, port: int, max_seconds: float) -> Any:
+def open_front(app_name: str, host: str, port: int, max_seconds: float, settings: FrontSettings | None = None) -> Any:
     """The actor that has the application answer at `host`:`port` of this node; raises OSError.
 
     A front that is there goes on. One with other settings is closed when its replies have ended, the new one
     listening beside it. Ray starts a front again if it dies.
     """
-    name = f"front {app_name} {host}:{port} {max_seconds:g} v{_VERSION}"
+    settings = settings or FrontSettings()
+    name = f"front {app_name} {host}:{port} {max_seconds:g} {settings.digest()} v{_VERSION}"
     fronts = _fronts()
     if name in fronts:
         return fronts[name]
@@ -108,7 +155,7 @@ def open_front(app_name: str, host: str, port: int, max_seconds: float) -> Any:
         "name": name, "namespace": _NAMESPACE, "lifetime": "detached", "num_cpus": 0, "max_restarts": -1,
         "max_concurrency": 4, "scheduling_strategy": here,
     }  # fmt: skip
-    front = ray.remote(FrontActor).options(**options).remote(app_name, host, port, max_seconds)
+    front = ray.remote(FrontActor).options(**options).remote(app_name, host, port, max_seconds, settings)
     if (problem := ray.get(front.problem.remote())) is not None:
         ray.kill(front)
         raise OSError(problem)

@@ -5,11 +5,17 @@ Metrics are of one replica; serve/front.py answers with those of all.
 
 import json
 import logging
+import re
 import time
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,8 +27,44 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rayconteur.requests")
 
 REQUEST_ID = "x-request-id"
+_GIVEN_ID = re.compile(r"[!-~]{1,128}")
 _FIRST_SECONDS = (0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _BETWEEN_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0)
+
+
+class Spread:
+    """A histogram for what happens at every token: prometheus_client's takes locks, and ten times as long."""
+
+    def __init__(self, name: str, words: str, bounds: Sequence[float]) -> None:
+        self.count = 0
+        self._name, self._words, self._bounds = name, words, bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def add(self, seconds: float) -> None:
+        """One more."""
+        self.count += 1
+        self._sum += seconds
+        self._counts[bisect_left(self._bounds, seconds)] += 1
+
+    def family(self) -> HistogramMetricFamily:
+        """In Prometheus' terms."""
+        upper = [*map(str, map(float, self._bounds)), "+Inf"]
+        buckets = list(zip(upper, accumulate(self._counts), strict=True))
+        return HistogramMetricFamily(f"rayconteur_{self._name}", self._words, buckets=buckets, sum_value=self._sum)
+
+
+class _Spreads(Collector):
+    """What is counted at every token."""
+
+    def __init__(self, metrics: "Metrics") -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        first, between = self._metrics.first_token, self._metrics.between_tokens
+        yield first.family()
+        yield between.family()
+        yield CounterMetricFamily("rayconteur_reply_tokens", "Tokens generated.", value=first.count + between.count)
 
 
 class Metrics:
@@ -31,17 +73,12 @@ class Metrics:
     def __init__(self, engine: Engine) -> None:
         self._registry = CollectorRegistry()
         self.requests = self._made(Counter, "requests", "Requests, by route and status.", ["route", "status"])
-        self.first_token = self._made(
-            Histogram, "time_to_first_token_seconds", "From a request to its first token.", buckets=_FIRST_SECONDS
-        )
-        self.between_tokens = self._made(
-            Histogram,
-            "time_between_tokens_seconds",
-            "From a token to the next.",
-            buckets=_BETWEEN_SECONDS,
-        )
+        self.first_token = Spread("time_to_first_token_seconds", "From a request to its first token.", _FIRST_SECONDS)
+        self.between_tokens = Spread("time_between_tokens_seconds", "From a token to the next.", _BETWEEN_SECONDS)
+        self._registry.register(_Spreads(self))
         self.prompt_tokens = self._made(Counter, "prompt_tokens", "Tokens of prompts that were replied to.")
-        self.reply_tokens = self._made(Counter, "reply_tokens", "Tokens generated.")
+        self.last_token = time.monotonic()
+        """when the newest one came, by the monotonic clock"""
         active = self._made(Gauge, "replies_active", "Replies that are generated now.")
         active.set_function(lambda: engine.health().num_active)
         waiting = self._made(Gauge, "replies_waiting", "Replies that wait for the engine.")
@@ -60,28 +97,30 @@ class Metrics:
         return kind(f"rayconteur_{name}", words, labels, registry=self._registry, **options)
 
 
+def request_id_of(given: str | None) -> str:
+    """The client's own, if it is printable and has at most 128 characters, else a new one."""
+    return given if given is not None and _GIVEN_ID.fullmatch(given) else f"req-{uuid4().hex}"
+
+
 class TokenClock:
     """Times the tokens of one reply from the moment that it is made."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._last = time.perf_counter()
+        self._last = time.monotonic()
         self._is_first = True
 
     def token(self) -> None:
         """There is one more."""
-        before, self._last = self._last, time.perf_counter()
-        histogram = self._metrics.first_token if self._is_first else self._metrics.between_tokens
-        histogram.observe(self._last - before)
+        before, self._last = self._last, time.monotonic()
+        metrics = self._metrics
+        (metrics.first_token if self._is_first else metrics.between_tokens).add(self._last - before)
         self._is_first = False
-        self._metrics.reply_tokens.inc()
+        metrics.last_token = self._last
 
 
 class RequestLog:
-    """ASGI middleware: an id for each request, which is in the answer's headers and in the log line at its end.
-
-    Ray Serve's proxy gives the id and puts it into the answer itself.
-    """
+    """ASGI middleware: an id for each request, which is in the answer's headers and in the log line at its end."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -92,7 +131,7 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(REQUEST_ID)
-        request_id = given or f"req-{uuid4().hex}"
+        request_id = request_id_of(given)
         began = time.perf_counter()
         status = 500
 
@@ -100,8 +139,7 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if given is None:
-                    MutableHeaders(scope=message).append(REQUEST_ID, request_id)
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
 
         try:
@@ -112,7 +150,7 @@ class RequestLog:
     def _tell(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         state = scope.get("state", {})
         reply: Reply | None = state.get("reply")
-        line: dict[str, Any] = {"id": request_id[:200], "method": scope["method"], "path": scope["path"][:200]}
+        line: dict[str, Any] = {"id": request_id, "method": scope["method"], "path": scope["path"][:200]}
         if "caller" in state:
             line["key"] = state["caller"].name
         if reply is not None:

@@ -1,8 +1,8 @@
 """Token ids to text while they arrive: whole characters only, no special tokens; and nothing of a stop string."""
 
 import re
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 REPLACEMENT = "\ufffd"
@@ -34,11 +34,27 @@ def _byte_letters() -> dict[str, int]:
     return {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
+def _decoder_of(tokenizer: Any) -> Callable[[list[int]], str]:
+    """`tokenizer.decode` without special tokens. Of the usual class what is under it: that transformers looks at the
+    kind of its argument takes several times as long as decoding a token or two."""
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+    kind = type(tokenizer)
+    has_usual = (
+        isinstance(tokenizer, PreTrainedTokenizerFast)
+        and kind.decode is PreTrainedTokenizerBase.decode
+        and kind._decode is PreTrainedTokenizerFast._decode
+    )
+    if has_usual:
+        return partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=True)
+    return partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
 class TokenDecoder:
     """Text of a growing list of tokens; the bytes of an unfinished character are held back."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self._decode = _decoder_of(tokenizer)
         # Tokens are decoded together with those before them: a tokenizer may write " a" or "a" by position.
         self._context_ids: list[int] = []
         self._held_ids: list[int] = []
@@ -66,13 +82,8 @@ class TokenDecoder:
         return text
 
     def _held_text(self) -> str:
-        before = self._decode(self._context_ids)
+        before = self._decode(self._context_ids) if self._context_ids else ""
         return self._decode(self._context_ids + self._held_ids)[len(before) :]
-
-    def _decode(self, token_ids: list[int]) -> str:
-        text = self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
 
 
 class StopFilter:

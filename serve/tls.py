@@ -16,7 +16,7 @@ _LOOK_SECONDS = 60.0
 
 
 class Certificate:
-    """A chain in PEM, the server's own certificate first, and its key. Raises OSError, which ssl.SSLError is one of."""
+    """A chain in PEM, the server's own certificate first, and its key. Raises OSError; ssl.SSLError is one."""
 
     def __init__(self, certificate: str, key: str) -> None:
         self._files = (certificate, key)
@@ -36,6 +36,8 @@ class Certificate:
 
     def _load(self) -> None:
         loaded = self._changed()
+        # Into another one first: what does not fit together would leave half of it behind.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(*self._files, password="")
         self.context.load_cert_chain(*self._files)
         self._loaded = loaded
 

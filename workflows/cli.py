@@ -17,6 +17,8 @@ from workflows import cli_jobs, cli_keys, cli_trials, spec_file
 from workflows.cli_options import answering_errors, json_option, open_pipeline, options
 
 if TYPE_CHECKING:
+    import ssl
+
     from workflows.progress import Progress
     from workflows.spec import PipelineSpec
     from workflows.store import Artifact, Store
@@ -67,11 +69,13 @@ def plan(
     pipeline: str, overrides: tuple[str, ...], insecure: bool, json_lines: bool, cluster_file: str | None
 ) -> None:
     """Say what a run would do and need, and what would end it; changes nothing. Exit code 1 if something would."""
-    from workflows.deploy import living_endpoint
+    from workflows.deploy import check_certificate, living_endpoint
     from workflows.pipeline import examine
     from workflows.plan import plan_of, plan_text
 
     spec, store = open_pipeline(pipeline, overrides, may_be_open=insecure)
+    if not cluster_file:  # else it is a file of another machine
+        check_certificate(spec.serve)
     states = examine(spec, store)
     endpoint = living_endpoint(spec, store, states[-1].key) is not None
     if spec.cluster.address is None or cluster_file:
@@ -214,9 +218,12 @@ def _run_to(
     exit_after_reply: bool = False,
 ) -> None:
     spec, store = open_pipeline(pipeline, overrides, may_be_open=insecure or last != "deploy")
+    from workflows.deploy import check_certificate
     from workflows.pipeline import run_stages
     from workflows.progress import Progress
 
+    if last == "deploy":
+        check_certificate(spec.serve)
     # An end by SIGTERM is like Ctrl-C: what was started is taken down.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Progress(json_lines) as progress:
@@ -292,7 +299,7 @@ def _serve(
         progress.note("nobody may ask it yet: `rayconteur keys create PIPELINE NAME` makes a key")
     if exit_after_reply:
         with deployment.own_key(spec, store) as key:
-            _ask_once(url, str(endpoint.figures["model"]), key, progress)
+            _ask_once(url, str(endpoint.figures["model"]), key, progress, deployment.trust_of(spec.serve))
     elif already:
         progress.note("nothing to do")
     elif spec.cluster.address is None:
@@ -303,9 +310,11 @@ def _serve(
         progress.note("the endpoint is stopped")
 
 
-def _ask_once(url: str, model: str, key: str | None, progress: "Progress") -> None:
+def _ask_once(
+    url: str, model: str, key: str | None, progress: "Progress", verify: "ssl.SSLContext | bool" = True
+) -> None:
     question = "Hello! What can you help me with?"
-    pieces = _reply_once_the_key_is_known(url, model, key, question)
+    pieces = _reply_once_the_key_is_known(url, model, key, question, verify)
     progress.result(
         "reply",
         {"question": question, "reply": "".join(pieces), "pieces": len(pieces)},
@@ -313,7 +322,9 @@ def _ask_once(url: str, model: str, key: str | None, progress: "Progress") -> No
     )
 
 
-def _reply_once_the_key_is_known(url: str, model: str, key: str | None, question: str) -> list[str]:
+def _reply_once_the_key_is_known(
+    url: str, model: str, key: str | None, question: str, verify: "ssl.SSLContext | bool"
+) -> list[str]:
     """The reply in pieces; the key is new, and each replica reads the store some seconds after the other."""
     from serve.client import EndpointError, stream_reply
 
@@ -321,7 +332,7 @@ def _reply_once_the_key_is_known(url: str, model: str, key: str | None, question
     until = time.monotonic() + _KEY_IS_KNOWN_S
     while True:
         try:
-            return list(stream_reply(url, messages, model, key, temperature=0, max_tokens=60))
+            return list(stream_reply(url, messages, model, key, verify, temperature=0, max_tokens=60))
         except EndpointError as error:
             if error.status != 401 or key is None or time.monotonic() > until:
                 raise

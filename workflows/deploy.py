@@ -8,13 +8,16 @@ endpoint is up to date while `/health` there names this release.
 
 import contextlib
 import importlib.util
+import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from serve.keys import ApiKey
 from workflows.keys import KeyFile
 from workflows.pipeline import GateFailed, StageFailed
 from workflows.players import DISCRIMINATOR, SHIPPED
@@ -31,7 +34,44 @@ _VLLM_MISSING = "vLLM is not installed here; run: pip install -c constraints.txt
 def url_of(serve: ServeSpec) -> str:
     """Where clients on this machine find the endpoint."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(serve.host, serve.host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{serve.port}"
+    return f"{'https' if serve.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{serve.port}"
+
+
+def trust_of(serve: ServeSpec) -> ssl.SSLContext | bool:
+    """What this machine checks the endpoint's certificate by."""
+    from serve import tls
+
+    return tls.trust_of(serve.tls.certificate) if serve.tls else True
+
+
+def check_certificate(serve: ServeSpec) -> None:
+    """Raise StageFailed for a certificate, or a key, that cannot be read, or do not belong together."""
+    if serve.tls is None:
+        return
+    from serve.tls import Certificate
+
+    for field, file in serve.tls.model_dump().items():
+        try:
+            Path(file).read_bytes()
+        except OSError as error:
+            raise StageFailed(f"serve.tls.{field}: cannot read {file}: {error.strerror}") from None
+    try:
+        ssl.create_default_context().load_verify_locations(serve.tls.certificate)
+    except ssl.SSLError as error:
+        raise StageFailed(
+            f"serve.tls.certificate: {serve.tls.certificate} has no certificate in PEM: {_reason(error)}"
+        ) from None
+    try:
+        Certificate(serve.tls.certificate, serve.tls.key)
+    except OSError as error:
+        raise StageFailed(
+            f"serve.tls.key: {serve.tls.key} is not the key in PEM, without a password, of the first certificate in "
+            f"{serve.tls.certificate}: {_reason(error)}"
+        ) from None
+
+
+def _reason(error: OSError) -> str:
+    return str(getattr(error, "reason", None) or error)
 
 
 def deployment_key(spec: PipelineSpec, release: str) -> str:
@@ -50,13 +90,13 @@ def living_endpoint(spec: PipelineSpec, store: Store, release: str) -> Artifact 
     deployed = [artifact for artifact in store.all_of("deploy") if artifact.figures["url"] == url]
     if not deployed or deployed[-1].key != deployment_key(spec, release):
         return None
-    return deployed[-1] if _served_release(url) == release else None
+    return deployed[-1] if _served_release(url, spec.serve) == release else None
 
 
-def _served_release(url: str) -> str | None:
+def _served_release(url: str, serve: ServeSpec) -> str | None:
     try:
-        return str(httpx.get(f"{url}/health", timeout=2.0).json()["release"])
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return str(httpx.get(f"{url}/health", timeout=2.0, verify=trust_of(serve)).json()["release"])
+    except (httpx.HTTPError, OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -110,18 +150,24 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
     import ray
 
     from serve.front import Endpoint
-    from serve.front_actor import run_endpoint
+    from serve.front_actor import FrontSettings, run_endpoint
     from workflows.cluster import check_fits
 
     serve, release, url = spec.serve, done["optimize"], url_of(spec.serve)
+    check_certificate(serve)
     check_fits(spec, ["deploy"], progress)
     engine, reason = chosen_engine(serve, release)
     progress.start("deploy", f"release {release.key} to {url} (Ray Serve); engine {engine}: {reason}")
     started, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     app = application(spec, store, release, engine, surge=_has_room_for_one_more(serve))
     endpoint = Endpoint(model_name(spec), release.key)
+    shown = FrontSettings(
+        origins=tuple(serve.cors_origins),
+        tls=(serve.tls.certificate, serve.tls.key) if serve.tls else None,
+        read_keys=_read_keys(spec, store),
+    )
     try:
-        run_endpoint(app, spec.name, serve.host, serve.port, serve.max_reply_seconds, endpoint)
+        run_endpoint(app, spec.name, serve.host, serve.port, serve.max_reply_seconds, endpoint, shown)
     except (RuntimeError, ray.exceptions.RayError) as error:
         raise StageFailed(f"deploy: Ray Serve could not start the endpoint: {error}") from error
     except OSError as error:
@@ -169,10 +215,14 @@ def application(spec: PipelineSpec, store: Store, release: Artifact, engine: str
         max_seconds=serve.max_reply_seconds,
         adapters=adapters,
         max_stall_seconds=serve.max_stall_ms / 1000,
-        read_keys=KeyFile(store).read if serve.keys == "required" else None,
+        read_keys=_read_keys(spec, store),
         discriminator=store.address("optimize", release.key, DISCRIMINATOR) if has_discriminator else None,
         **options,
     )
+
+
+def _read_keys(spec: PipelineSpec, store: Store) -> Callable[[], list[ApiKey] | None] | None:
+    return KeyFile(store).read if spec.serve.keys == "required" else None
 
 
 def _served_models(spec: PipelineSpec, store: Store, release: Artifact, engine: str) -> tuple[str, dict[str, str]]:
@@ -202,4 +252,6 @@ def curl_line(artifact: Artifact) -> str:
     body = f'{{"model": "{figures["model"]}", "messages": [{{"role": "user", "content": "Hello!"}}], "stream": true}}'
     has_keys = artifact.settings["serve"]["keys"] == "required"
     key = ' -H "Authorization: Bearer $RAYCONTEUR_API_KEY"' if has_keys else ""
-    return f"curl -N {figures['url']}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
+    tls = artifact.settings["serve"].get("tls")
+    trust = f" --cacert {tls['certificate']}" if tls else ""
+    return f"curl -N{trust} {figures['url']}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"

@@ -38,6 +38,9 @@ class KeyFile:
         self._path = f"{store.root}/keys/keys.json"
         self._on_wait = on_wait
 
+    def __repr__(self) -> str:
+        return f"KeyFile({self._path!r})"
+
     def __reduce__(self) -> tuple[type["KeyFile"], tuple[Store]]:
         """To another process it goes without what is to be told here."""
         return type(self), (self._store,)

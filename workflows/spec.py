@@ -247,6 +247,20 @@ class OptimizeSpec(Section):
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
+class TlsSpec(Section):
+    """The certificate that the endpoint shows: it answers `https://` then, and nothing else."""
+
+    certificate: Annotated[str, Field(min_length=1)]
+    """File in PEM on the machine that deploys: the server's certificate, then those that it was signed by."""
+
+    key: Annotated[str, Field(min_length=1)]
+    """File in PEM with its key, without a password."""
+
+
+# As browsers send it: a scheme, a host, a port that is not the usual one.
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[A-Za-z0-9.\[\]:_-]+)$")]
+
+
 class ServeSpec(Section):
     """deploy: release to endpoint."""
 
@@ -259,6 +273,12 @@ class ServeSpec(Section):
     keys: Literal["none", "required"] = "none"
     """`required`: requests need an API key that `rayconteur keys create` made. `none`: anybody may ask, so a `host`
     that other machines reach is refused unless `--insecure` is said."""
+
+    cors_origins: list[Origin] = Field(default=[])
+    """Origins whose pages may ask from a browser, such as `https://shop.example`; `*` for all of them."""
+
+    tls: TlsSpec | None = None
+    """Certificate and key, to be asked over TLS. Renewed files are taken up within a minute."""
 
     model_name: str | None = None
     """The `model` that clients ask for; the pipeline's name if left out."""

@@ -97,7 +97,16 @@ def read_spec(
     absolute = {
         field: str((folder / Path(named).expanduser()).resolve()) for field, named in local_paths(spec).items()
     }
-    return with_paths(spec, absolute)
+    return _with_certificate_files(with_paths(spec, absolute), folder)
+
+
+def _with_certificate_files(spec: PipelineSpec, folder: Path) -> PipelineSpec:
+    """Absolute; they are no `local_paths`, which travel with a job: a key stays where it is."""
+    if spec.serve.tls is None:
+        return spec
+    named = {name: str(folder / Path(file).expanduser()) for name, file in spec.serve.tls.model_dump().items()}
+    serve = spec.serve.model_copy(update={"tls": spec.serve.tls.model_copy(update=named)})
+    return spec.model_copy(update={"serve": serve})
 
 
 def _space_problem(problem: spec_space.SpaceProblem, where: dict[Location, str], file: str) -> SpecProblem:
@@ -118,6 +127,12 @@ def _unfit_for_job(spec: PipelineSpec, where: dict[Location, str], file: str) ->
             "gs://bucket/path, or the absolute path of a folder that they share"
         )
         problems.append(SpecProblem(_place(("store",), where, file), "store", words))
+    for name, path in spec.serve.tls.model_dump().items() if spec.serve.tls else ():
+        if not path.startswith("/"):
+            words = (
+                f"got {path!r}; it is a file of the head node, and does not travel with a job: give its absolute path"
+            )
+            problems.append(SpecProblem(_place(("serve", "tls", name), where, file), f"serve.tls.{name}", words))
     from workflows.store import without_secrets  # pyarrow comes with it
 
     for location, text in _texts(spec.model_dump()):

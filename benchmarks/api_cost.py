@@ -1,0 +1,209 @@
+"""What a streamed token costs in CPU, before any model: a replica's API and the front, of this build or of another.
+
+    python benchmarks/api_cost.py
+    python benchmarks/api_cost.py --before DIR       # and of the build in DIR, such as an earlier commit's, in turns
+
+An engine hands out a token every 20 ms to each of 64 streams. Client, front and replica are processes of their own;
+their CPU time is the process's, user and system, from when all streams have begun to when the first of them ends, by
+the tokens of that time. The last line is one JSON object.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+NUM_STREAMS, TOKENS, PAUSE_SECONDS = 64, 500, 0.02
+LEASE_PATH = "/lease"
+READY = "listens at "
+
+
+def timer_engine() -> Any:
+    """All streams get their next token at the same moment, as from a batch."""
+    from serve.engines.base import Engine, EngineHealth, TokenEvent
+
+    class Timer(Engine):
+        max_positions, vocab_size, max_active = 100_000, 128, 256
+        num_active = 0
+
+        async def submit(self, request: Any) -> AsyncGenerator[TokenEvent, None]:
+            self.num_active += 1
+            loop = asyncio.get_running_loop()
+            try:
+                for number in range(1, request.max_new_tokens + 1):
+                    now = loop.time()
+                    await asyncio.sleep(PAUSE_SECONDS - now % PAUSE_SECONDS)
+                    reason = "length" if number == request.max_new_tokens else None
+                    yield TokenEvent(3 + number % 100, reason)
+            finally:
+                self.num_active -= 1
+
+        def cancel(self, request_id: str) -> None: ...
+
+        def health(self) -> EngineHealth:
+            return EngineHealth(True, self.num_active, 0)
+
+        def close(self) -> None: ...
+
+    return Timer()
+
+
+def serve_replica() -> None:
+    """The API in this process, and leases for whoever asks."""
+    from models.base import load_tokenizer, resolve
+    from serve.api import create_app
+    from serve.leases import LeasedOnly, Leases, ReplicaServer
+
+    leases = Leases()
+    app: Any = LeasedOnly(create_app(timer_engine(), load_tokenizer(resolve("random:tiny-llama")), "timer"), leases)
+
+    async def with_leases(scope: Any, receive: Any, send: Any) -> None:
+        if scope.get("path") != LEASE_PATH:
+            await app(scope, receive, send)
+            return
+        held = leases.held()
+        body = (await anext(held)).encode()
+        waiting.add(task := asyncio.ensure_future(anext(held, None)))
+        task.add_done_callback(waiting.discard)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    waiting: set[Any] = set()
+    print(READY + ReplicaServer(with_leases, "127.0.0.1").address, flush=True)
+    sys.stdin.read()
+
+
+def serve_front(replica: str) -> None:
+    """The front in this process, in the loop that it has on a cluster."""
+    import httpx
+
+    from serve.front import Front, Lease
+
+    client = httpx.AsyncClient()
+
+    @asynccontextmanager
+    async def lease(seconds: float) -> AsyncIterator[Lease]:
+        yield Lease(replica, (await client.get(f"http://{replica}{LEASE_PATH}")).text)
+
+    async def listen() -> None:
+        front = Front(lease, max_seconds=600)
+        await front.listen("127.0.0.1", 0)
+        print(f"{READY}127.0.0.1:{front.port}", flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+    # An earlier build has asyncio's own loop.
+    if "uvloop" in (Path(__import__("serve.front").__file__).parent / "front_actor.py").read_text():
+        import uvloop
+
+        uvloop.run(listen())
+    else:
+        asyncio.run(listen())
+
+
+async def ask(address: str, first: list[float], counts: list[int], ended: asyncio.Event) -> None:
+    """One stream, read as bytes so that the client leaves the processors to the others."""
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    messages = [{"role": "user", "content": "Hi"}]
+    body = json.dumps({"model": "timer", "stream": True, "max_tokens": TOKENS, "messages": messages}).encode()
+    head = f"Host: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\n" + head.encode() + body)
+    number = len(counts)
+    counts.append(0)
+    while b"[DONE]" not in (piece := await reader.read(1 << 16)):
+        assert piece, "a stream was cut off"
+        counts[number] += piece.count(b"data: ")
+        if len(first) <= number and counts[number]:
+            first.append(time.perf_counter())
+    ended.set()
+    writer.close()
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def measure(address: str, pids: dict[str, int]) -> dict[str, float]:
+    """CPU microseconds a token of each process."""
+    first: list[float] = []
+    counts: list[int] = []
+    ended = asyncio.Event()
+    asking = [asyncio.create_task(ask(address, first, counts, ended)) for _ in range(NUM_STREAMS)]
+    while len(first) < NUM_STREAMS:
+        await asyncio.sleep(0.1)
+    before, begun = {name: cpu_seconds(pid) for name, pid in pids.items()}, sum(counts)
+    await ended.wait()
+    tokens = sum(counts) - begun
+    found = {name: (cpu_seconds(pid) - before[name]) / tokens * 1e6 for name, pid in pids.items()}
+    await asyncio.gather(*asking)
+    return found
+
+
+def one_run(source: str) -> dict[str, float]:
+    """All of it, of the build in the folder `source`."""
+    environment = {**os.environ, "PYTHONPATH": source, "HF_HUB_OFFLINE": "1"}
+    opened = []
+
+    def start(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=source, env=environment
+        )
+        opened.append(process)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(READY):
+                return process.pid, line.removeprefix(READY).strip()
+        raise SystemExit(f"{arguments[0]} ended")
+
+    try:
+        replica, replica_address = start("--replica")
+        front, address = start("--front", replica_address)
+        return asyncio.run(measure(address, {"replica": replica, "front": front}))
+    finally:
+        for process in opened:
+            process.kill()
+            process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", help="folder of another build")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--replica", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--front", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.replica:
+        serve_replica()
+    elif asked.front:
+        serve_front(asked.front)
+    else:
+        builds = {"now": str(Path(__file__).resolve().parents[1])} | (
+            {"before": asked.before} if asked.before else {}
+        )
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in builds}
+        for _ in range(asked.runs):
+            for name, source in builds.items():
+                found[name].append(run := one_run(source))
+                print(
+                    f"{name:<7}" + "".join(f"  {part} {us:5.1f} us a token" for part, us in run.items()), flush=True
+                )
+        medians = {
+            name: {part: round(statistics.median(run[part] for run in runs), 1) for part in ("replica", "front")}
+            for name, runs in found.items()
+        }
+        print(json.dumps({"streams": NUM_STREAMS, "pause_ms": PAUSE_SECONDS * 1000, "medians": medians}))
+
+
+if __name__ == "__main__":
+    main()
