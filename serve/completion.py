@@ -10,10 +10,11 @@ from uuid import uuid4
 from pydantic import BaseModel
 
 from serve.errors import CLIENT_CLOSED_REQUEST, ApiError
-from serve.generation import DrawnToken, Generation, Piece, ToolCall
+from serve.generation import CallDelta, DrawnToken, Generation, Piece, ToolCall
 from serve.responses import (
     BestOf,
     CalledFunction,
+    CalledFunctionDelta,
     CalledTool,
     CalledToolDelta,
     ChatCompletion,
@@ -204,17 +205,13 @@ class ChatReply(Reply):
 
     def _event(self, index: int, piece: Piece | None) -> Chunk:
         if piece is None:
-            generation = self._generations[index]
-            calls = [
-                CalledToolDelta(index=place, **_called(call).model_dump())
-                for place, call in enumerate(generation.tool_calls)
-            ]
-            delta = Delta(tool_calls=calls) if calls else Delta()
-            reason = generation.finish_reason
-            return self._chunk([ChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=reason)])
-        delta = Delta(reasoning_content=piece.thought) if piece.thought else Delta(content=piece.text)
-        if piece.thought and piece.text:
+            reason = self._generations[index].finish_reason
+            return self._chunk([ChunkChoice(index=index, delta=Delta(), logprobs=None, finish_reason=reason)])
+        delta = Delta(reasoning_content=piece.thought) if piece.thought else Delta()
+        if piece.text or not (piece.thought or piece.calls):
             delta.content = piece.text
+        if piece.calls:
+            delta.tool_calls = [_delta_of(call) for call in piece.calls]
         return self._chunk([self._choice(index, delta, piece.tokens)])
 
     def _usage_event(self) -> Chunk:
@@ -317,6 +314,13 @@ def _message(generation: Generation, text: str, thought: str) -> ReplyMessage:
 
 def _called(call: ToolCall) -> CalledTool:
     return CalledTool(id=call.id, type="function", function=CalledFunction(name=call.name, arguments=call.arguments))
+
+
+def _delta_of(call: CallDelta) -> CalledToolDelta:
+    if call.id is None:
+        return CalledToolDelta(index=call.index, function=CalledFunctionDelta(arguments=call.arguments))
+    function = CalledFunctionDelta(name=call.name, arguments=call.arguments)
+    return CalledToolDelta(index=call.index, id=call.id, type="function", function=function)
 
 
 def _tops(token: TokenLogprob) -> dict[str, float]:

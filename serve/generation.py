@@ -1,6 +1,7 @@
 """One generated reply as it grows: what is thought and said in pieces, calls, log-probabilities, why it ended."""
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -10,11 +11,12 @@ from typing import Any
 from serve.engines.base import Engine, EngineError, GenerationRequest, TokenEvent, Unfollowable
 from serve.errors import LOST, ApiError
 from serve.observe import TokenClock
+from serve.replies.call_reader import Call
 from serve.replies.form import ReplyForm
 from serve.replies.reader import Reader
 from serve.replies.text import ReplyText, Shown
 from serve.responses import ReplyReason, TokenLogprob, TopLogprob
-from serve.text import TokenDecoder, token_bytes
+from serve.text import TokenDecoder, overlap, token_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class Piece:
     text: str
     tokens: list[DrawnToken] = field(default_factory=list)
     thought: str = ""
+    calls: "list[CallDelta]" = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,16 @@ class ToolCall:
     id: str
     name: str
     arguments: str
+
+
+@dataclass(frozen=True)
+class CallDelta:
+    """Some more of call number `index`: its id and name with the first, and more of its arguments."""
+
+    index: int
+    arguments: str
+    id: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,7 @@ class Generation:
         self._tokenizer = tokenizer
         self._request = request
         self._max_seconds = max_seconds
+        self._stops = stops
         self._reading = reading
         reader, marks = (reading.reader, reading.form.marks) if reading else (None, None)
         self._text = ReplyText(tokenizer, stops, reader, marks, shows_stop, request.min_new_tokens)
@@ -87,6 +101,7 @@ class Generation:
         self._unshown: list[tuple[int, DrawnToken]] = []  # with the reply's characters up to its end
         self._is_late = False
         self._clock = clock
+        self._told_calls: list[ToolCall] = []
         self.tool_calls: list[ToolCall] = []
         """What the reply calls, once it has ended."""
 
@@ -131,19 +146,50 @@ class Generation:
         if self._text.is_stopped:
             self.finish_reason = "stop"
         self._read_calls()
-        if piece := self._piece(rest):
+        if piece := self._piece(rest, self._call_deltas()):
             yield piece
 
     def _read_calls(self) -> None:
         if self._reading is None:
             return
         calls = self._reading.reader.calls[: self._reading.most_calls]
-        form = self._reading.form
+        form, told = self._reading.form, self._told_calls
+        ids = [told[place].id if place < len(told) else form.new_call_id() for place in range(len(calls))]
         self.tool_calls = [
-            ToolCall(form.new_call_id(), call.name, form.marks.in_json(call.arguments)) for call in calls
+            ToolCall(number, call.name, form.marks.in_json(call.arguments))
+            for number, call in zip(ids, calls, strict=True)
         ]
         if calls:
             self.finish_reason = "length" if calls[-1].is_cut else "tool_calls"
+
+    def _call_deltas(self) -> list[CallDelta]:
+        """What of calls is known now and was not told before."""
+        reading = self._reading
+        if reading is None or not (reading.reader.calls or reading.reader.pending):
+            return []
+        if self.tool_calls:
+            texts = [(call.name, call.arguments) for call in self.tool_calls]
+        else:
+            calls = [*reading.reader.calls, *reading.reader.pending][: reading.most_calls]
+            texts = [(call.name, self._settled(call)) for call in calls]
+        deltas = []
+        for place, (name, arguments) in enumerate(texts):
+            if place == len(self._told_calls):
+                number = self.tool_calls[place].id if self.tool_calls else reading.form.new_call_id()
+                self._told_calls.append(ToolCall(number, name, arguments))
+                deltas.append(CallDelta(place, arguments, number, name))
+                continue
+            told = self._told_calls[place]
+            if len(arguments) > len(told.arguments) and arguments.startswith(told.arguments):
+                deltas.append(CallDelta(place, arguments[len(told.arguments) :]))
+                self._told_calls[place] = dataclasses.replace(told, arguments=arguments)
+        return deltas
+
+    def _settled(self, call: Call) -> str:
+        """As much of its arguments as can be told: nothing that may be the beginning of a stop string."""
+        assert self._reading is not None
+        text = self._reading.form.marks.in_json(call.settled if call.is_cut else call.arguments)
+        return text[: len(text) - max((overlap(text, stop) for stop in self._stops), default=0)]
 
     def prompt_tokens(self) -> list[tuple[int, TokenLogprob | None]]:
         """The prompt's tokens with their places in its text, and their log-probabilities if they were asked for; the
@@ -172,11 +218,12 @@ class Generation:
         shown = self._text.push(event.token_id)
         if event.logprob is not None:
             self._unshown.append((self._text.num_decoded, DrawnToken(offset, self._named(event))))
-        return self._piece(shown)
+        return self._piece(shown, self._call_deltas())
 
-    def _piece(self, shown: Shown) -> Piece | None:
+    def _piece(self, shown: Shown, calls: list[CallDelta]) -> Piece | None:
         tokens = self._shown_tokens()
-        return Piece(shown.said, tokens, shown.thought) if shown.said or tokens or shown.thought else None
+        is_something = shown.said or tokens or shown.thought or calls
+        return Piece(shown.said, tokens, shown.thought, calls) if is_something else None
 
     def _shown_tokens(self) -> list[DrawnToken]:
         """The tokens that are wholly shown now, and were not before: nothing of a stop string, nor of thinking."""

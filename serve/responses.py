@@ -76,10 +76,20 @@ class CalledTool(_Answer):
     function: CalledFunction
 
 
-class CalledToolDelta(CalledTool):
-    """One whole call, in a stream."""
+class CalledFunctionDelta(_Answer):
+    """The name with the first event of a call, and more of its arguments with each."""
+
+    name: str | None = None
+    arguments: str
+
+
+class CalledToolDelta(_Answer):
+    """Some more of a call; unset fields are left out of the JSON."""
 
     index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: CalledFunctionDelta
 
 
 class ReplyMessage(_Answer):

@@ -19,11 +19,13 @@ _OUTER_KEYS = {"type", "id", "function"}
 
 @dataclass(frozen=True)
 class Call:
-    """A function's name, and its arguments as JSON: cut off where `is_cut`."""
+    """A function's name, and its arguments as JSON: cut off where `is_cut`; then the part `settled` of them stays as
+    it is when more comes."""
 
     name: str
     arguments: str
     is_cut: bool = False
+    settled: str = ""
 
 
 @dataclass
@@ -52,7 +54,7 @@ def scan_calls(text: str, style: CallStyle, functions: Mapping[str, Any], is_fin
         except Unfinished:
             scan.is_open = True
             if cursor.name is not None:
-                scan.cut = Call(cursor.name, cursor.given or "", is_cut=True)
+                scan.cut = Call(cursor.name, cursor.given or "", True, cursor.settled)
             break
         except NoCall:
             break
@@ -83,7 +85,7 @@ def _next_call(cursor: Cursor, style: CallStyle, functions: Mapping[str, Any], i
     start, failure = cursor.at, NoCall()
     waiting: Unfinished | None = None
     for opening in openings:
-        cursor.at, cursor.name, cursor.given = start, None, None
+        cursor.at, cursor.name, cursor.given, cursor.settled = start, None, None, ""
         try:
             cursor.space()
             cursor.literal(opening.lstrip())
@@ -112,11 +114,12 @@ def _unit(cursor: Cursor, style: CallStyle, functions: Mapping[str, Any]) -> Cal
     if isinstance(style.unit, NamedUnit):
         cursor.literal(_filled(style.unit.middle, name))
         cursor.space()
-        cursor.given = cursor.text[cursor.at :].rstrip()
-        if cursor.text[cursor.at : cursor.at + 1] not in ("", "{"):
+        begin = cursor.at
+        cursor.given = cursor.settled = cursor.text[begin:].rstrip()
+        if cursor.text[begin : begin + 1] not in ("", "{"):
             raise NoCall
-        found, cursor.at = _json(cursor.text, cursor.at)
-        return Call(name, json.dumps(found, ensure_ascii=False))
+        found, cursor.at = _json(cursor.text, begin)
+        return Call(name, as_written(cursor.text[begin : cursor.at], found))
     return _fields(cursor, style, style.unit, name, functions[name])
 
 
@@ -148,6 +151,7 @@ def _object(cursor: Cursor, unit: JsonUnit, functions: Mapping[str, Any]) -> Cal
     except Unfinished:
         _refute(text[start:], unit, functions)
         cursor.name, cursor.given = _begun(text[start:], unit, functions)
+        cursor.settled = cursor.given if cursor.given and cursor.given[0] == "{" else ""
         raise
     for key in unit.names[:-1]:
         if not isinstance(found.get(key), dict):
@@ -160,7 +164,16 @@ def _object(cursor: Cursor, unit: JsonUnit, functions: Mapping[str, Any]) -> Cal
     if not isinstance(name, str) or name not in functions or not isinstance(given, dict):
         raise NoCall
     cursor.at = end
-    return Call(name, json.dumps(given, ensure_ascii=False))
+    return Call(name, as_written(_begun(text[start:end], unit, functions)[1] or "", given))
+
+
+def as_written(text: str, arguments: dict[str, Any]) -> str:
+    """Arguments in the model's own JSON if that is what `text` is, so that they can be streamed as they are written."""
+    try:
+        is_so = json.loads(text) == arguments
+    except (ValueError, RecursionError):
+        is_so = False
+    return text if is_so else json.dumps(arguments, ensure_ascii=False)
 
 
 def _refute(text: str, unit: JsonUnit, functions: Mapping[str, Any]) -> None:
@@ -203,7 +216,7 @@ def names_one(text: str, style: CallStyle, functions: Mapping[str, Any]) -> bool
 
 def _fields(cursor: Cursor, style: CallStyle, unit: FieldsUnit, name: str, schema: Any) -> Call:
     found: dict[str, Any] = {}
-    cursor.given = ""
+    cursor.given, cursor.settled = "", ""
     properties = schema.get("properties", {}) if isinstance(schema, dict) else {}
     if _has_no_fields(cursor, style, unit, name):
         return Call(name, "{}")
@@ -216,7 +229,7 @@ def _fields(cursor: Cursor, style: CallStyle, unit: FieldsUnit, name: str, schem
             cursor.given = _cut_off(found, key, error)
             raise
         found[key] = value
-        cursor.given = json.dumps(found, ensure_ascii=False)[:-1]
+        cursor.given = cursor.settled = json.dumps(found, ensure_ascii=False)[:-1]
         cursor.space()
         cursor.literal(unit.closing.strip())
         place = cursor.at

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from serve.replies.call_reader import Call
+from serve.replies.call_reader import Call, as_written
 from serve.replies.marks import Marks
 from serve.replies.reader import Part, Reader
 
@@ -91,6 +91,8 @@ class ChannelReader(Reader):
         if self._state == "call":
             self._body += self._held[:count]
             self._drop(count)
+            body = self._body.strip()
+            self.pending = [Call(self._function, body, True, body if body[:1] == "{" else "")]
         elif count:
             kind: Any = self._state
             if kind in self._given and self._is_new_body:
@@ -116,13 +118,14 @@ class ChannelReader(Reader):
             self.thought[-1] = (self.thought[-1][0], self._at)
 
     def _end_call(self, parts: list[Part], is_cut: bool) -> None:
+        self.pending = []
         body = self._body.strip()
         try:
             arguments = json.loads(body or "{}", strict=False)
         except (ValueError, RecursionError):
             arguments = None
         if isinstance(arguments, dict) and (body or not is_cut):
-            self.calls.append(Call(self._function, json.dumps(arguments, ensure_ascii=False)))
+            self.calls.append(Call(self._function, as_written(body, arguments)))
         elif is_cut:
             self.calls.append(Call(self._function, body, is_cut=True))
         else:

@@ -21,6 +21,8 @@ class Cursor:
         self.name: str | None = None
         self.given: str | None = None
         """arguments as far as they have come, once the name is known"""
+        self.settled = ""
+        """as much of them as stays as it is"""
 
     def literal(self, wanted: str) -> None:
         """White space within `wanted` may be any; that at its end is taken as far as it is there."""

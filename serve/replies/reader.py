@@ -36,6 +36,8 @@ class Reader(ABC):
         self._held = ""
         self._at = 0  # where `held` begins in the reply
         self.calls: list[Call] = []
+        self.pending: list[Call] = []
+        """what follows `calls` while it is written, where it is certain that these are calls"""
         self.thought: list[tuple[int, int]] = []
         """from where to where it was thought, with what stands around that"""
         self.headers: list[tuple[int, int]] = []
@@ -74,6 +76,7 @@ class Reader(ABC):
         if not call or not places:
             return False
         cut = replace(call, arguments=call.arguments[: min(places)], is_cut=True)
+        self.pending = []
         self.calls = [*self.calls, cut] if begun else [*self.calls[:-1], cut]
         self._drop(len(self._held))
         return True
@@ -217,7 +220,10 @@ class ReplyReader(Reader):
         scan = self._scan(is_final=False)
         if scan.is_open:
             self._next_scan = int(len(self._held) * _GROWN) if len(self._held) > _READ_AGAIN else 0
+            if scan.calls or self._is_certain():
+                self.pending = [*scan.calls, *([scan.cut] if scan.cut else [])]
             return False
+        self.pending = []
         self.calls += scan.calls
         if scan.calls:
             self._drop(scan.end)
@@ -234,6 +240,7 @@ class ReplyReader(Reader):
         return scan
 
     def _end_call(self, is_cut: bool) -> None:
+        self.pending = []
         scan = self._scan(is_final=not is_cut)
         self.calls += scan.calls
         self._drop(scan.end)

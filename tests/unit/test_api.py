@@ -387,9 +387,14 @@ def test_tools_are_called_where_they_have_to_be(
         chunks = list(chat(endpoint, tools=TOOLS, tool_choice=choice, max_tokens=200, seed=3, stream=True))
         assert streamed_text(chunks) == ""
         assert chunks[-1].choices[0].finish_reason == "tool_calls"
-        [streamed] = chunks[-1].choices[0].delta.tool_calls
-        assert streamed.index == 0
-        assert (streamed.function.name, streamed.function.arguments) == (call.function.name, call.function.arguments)
+        assert chunks[-1].choices[0].delta.tool_calls is None
+        deltas = [delta for chunk in chunks for delta in chunk.choices[0].delta.tool_calls or []]
+        assert {delta.index for delta in deltas} == {0}
+        assert (deltas[0].function.name, deltas[0].type) == (call.function.name, "function")
+        assert deltas[0].id.startswith("call_")
+        assert {delta.id for delta in deltas[1:]} == {None}
+        assert len(deltas) > 5
+        assert "".join(delta.function.arguments for delta in deltas) == call.function.arguments
         answered = [*HELLO, {"role": "assistant", "tool_calls": [call.model_dump()]}]
         answered.append({"role": "tool", "tool_call_id": call.id, "content": "rain"})
         told = chat(endpoint, messages=answered, tools=TOOLS, max_tokens=5)

@@ -170,16 +170,22 @@ def read(
     form: ReplyForm, tokens: list[int], stops: tuple[str, ...] = (), is_cut: bool = False, prompt: Any = (),
     functions: Any = FUNCTIONS,
 ) -> tuple[str, str, list[tuple[str, Any]]]:  # fmt: skip
-    """What is thought, said and called in a reply, given token by token."""
+    """What is thought, said and called in a reply, given token by token; what of a call is settled stays so."""
     reader = form.reader(functions, prompt)
     assert reader is not None
     text = ReplyText(form.tokenizer, stops, reader, form.marks)
-    shown = []
+    shown, settled = [], [""] * 10
     for token in tokens:
         shown.append(text.push(token))
+        for place, call in enumerate([*reader.calls, *reader.pending]):
+            assert stops or call.arguments.startswith(settled[place])
+            settled[place] = call.settled if call.is_cut else call.arguments
         if text.is_stopped:
             break
     shown.append(text.finish(is_cut))
+    if not text.is_stopped:
+        assert all(call.arguments.startswith(part) for call, part in zip(reader.calls, settled, strict=False))
+        assert not any(settled[len(reader.calls) :])
     calls = [(call.name, call.arguments if call.is_cut else json.loads(call.arguments)) for call in reader.calls]
     return "".join(each.thought for each in shown), "".join(each.said for each in shown), calls
 
