@@ -36,12 +36,11 @@ class QuickIds:
                     self._load()
             return found
         found = [self._quick.encode(text, add_special_tokens=False).ids for text in texts]
-        self._count += len(texts)
-        if self._count >= _COMPARED_EVERY:
-            self._count = 0
-            own = self._own(texts[-1:])
+        compared = slice(_COMPARED_EVERY - 1 - self._count, None, _COMPARED_EVERY)
+        self._count = (self._count + len(texts)) % _COMPARED_EVERY
+        if chosen := texts[compared]:
             # What was encoded before may be wrong too: this is no time to go on.
-            assert own == found[-1:], f"fastokens encodes this text differently from the tokenizer: {texts[-1]!r}"
+            assert self._own(chosen) == found[compared], f"fastokens encodes one of these texts differently: {chosen}"
         return found
 
     def _load(self) -> None:
