@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from uuid import uuid4
 
-from serve.generation import Piece, ToolCall
+from serve.generation import CallDelta, Piece, ToolCall
 from serve.responses import TokenLogprob
 from serve.responses_api.answer import (
     ItemStatus,
@@ -36,6 +36,7 @@ class Output:
     def __init__(self) -> None:
         self.items: list[OutputItem] = []
         """Those that are complete, and the open one."""
+        self._calls: list[int] = []  # the places of the calls among them
         self._is_open = False
 
     def fail(self) -> None:
@@ -49,15 +50,18 @@ class Output:
             yield from self._think(piece.thought)
         if piece.text or piece.tokens:
             yield from self._say(piece.text, [token.logprob for token in piece.tokens])
+        for delta in piece.calls:
+            yield from self._go_on_calling(delta)
 
     def end(self, calls: list[ToolCall], is_cut: bool) -> Iterator[Event]:
         """All of the reply has come, and it has these calls."""
-        if not self.items and not calls:
-            yield from self._say("", [])
-        if calls:
-            yield from self._close("completed")
         for place, call in enumerate(calls):
-            yield from self._call(call, is_cut and place == len(calls) - 1)
+            if place == len(self._calls):
+                yield from self._go_on_calling(CallDelta(place, call.arguments, call.id, call.name))
+            elif rest := call.arguments[len(self._call(place).arguments) :]:
+                yield from self._go_on_calling(CallDelta(place, rest))
+        if not self.items:
+            yield from self._say("", [])
         yield from self._close("incomplete" if is_cut else "completed")
 
     def _think(self, thought: str) -> Iterator[Event]:
@@ -87,13 +91,23 @@ class Output:
                 delta=text, logprobs=logprobs,
             )  # fmt: skip
 
-    def _call(self, call: ToolCall, is_cut: bool) -> Iterator[Event]:
-        item = OutputCall(id=f"fc_{uuid4().hex}", call_id=call.id, name=call.name, arguments="", status="in_progress")
-        yield from self._open(item)
-        item.arguments = call.arguments
-        if call.arguments:
-            yield ArgumentsDelta(item_id=item.id, output_index=self._place, delta=call.arguments)
-        yield from self._close("incomplete" if is_cut else "completed")
+    def _go_on_calling(self, delta: CallDelta) -> Iterator[Event]:
+        if delta.id is not None:
+            yield from self._close("completed")
+            self._calls.append(len(self.items))
+            name = delta.name or ""
+            yield from self._open(
+                OutputCall(id=f"fc_{uuid4().hex}", call_id=delta.id, name=name, arguments="", status="in_progress")
+            )
+        item = self._call(delta.index)
+        item.arguments += delta.arguments
+        if delta.arguments:
+            yield ArgumentsDelta(item_id=item.id, output_index=self._calls[delta.index], delta=delta.arguments)
+
+    def _call(self, number: int) -> OutputCall:
+        item = self.items[self._calls[number]]
+        assert isinstance(item, OutputCall)
+        return item
 
     @property
     def _place(self) -> int:

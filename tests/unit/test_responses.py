@@ -17,7 +17,7 @@ from models.base import load_tokenizer
 from serve.api import create_app
 from serve.engines.torch import TorchEngine
 from serve.errors import ApiError
-from serve.generation import Piece, ToolCall
+from serve.generation import CallDelta, Piece, ToolCall
 from serve.responses_api.reply import ResponsesReply
 from serve.responses_api.request import ResponsesRequest
 from serve.responses_api.translation import Translation
@@ -112,6 +112,30 @@ def test_the_whole_sequence_of_events() -> None:
     added = [event["item"] for event in events if event["type"] == "response.output_item.added"]
     assert [item.get("content", item.get("arguments")) for item in added] == [[], [], "", ""]
     assert {item["status"] for item in added} == {"in_progress"}
+
+
+def test_calls_are_told_as_they_are_written() -> None:
+    pieces = [
+        Piece("Hm"),
+        Piece("", calls=[CallDelta(0, "", "c1", "weather")]),
+        Piece("", calls=[CallDelta(0, '{"city": ')]),
+        Piece("", calls=[CallDelta(0, '"Oslo"}'), CallDelta(1, "{", "c2", "time")]),
+    ]
+    events = events_of(Written(pieces, CALLS, "tool_calls"))
+    assert [event["type"] for event in events[8:]] == [
+        *CALL[:2],
+        *CALL[1:],
+        *CALL[:2],
+        *CALL[1:],
+        "response.completed",
+    ]
+    calls = events[-1]["response"]["output"][1:]
+    assert [call["call_id"] for call in calls] == ["c1", "c2"]
+    for place, call in enumerate(CALLS, start=1):
+        own = [event for event in events if event.get("output_index") == place]
+        deltas = [event["delta"] for event in own if event["type"] == "response.function_call_arguments.delta"]
+        assert "".join(deltas) == own[-2]["arguments"] == own[-1]["item"]["arguments"] == call.arguments
+        assert len(deltas) == 2
 
 
 def test_a_whole_answer_has_the_same_items() -> None:
