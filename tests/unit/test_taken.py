@@ -43,7 +43,6 @@ class Endpoint:
     url: str
     client: openai.OpenAI
     release: Path
-    is_torch: bool
 
     def ask(self, path: str = "/v1/chat/completions", **body: Any) -> httpx.Response:
         chat = {"messages": HELLO} if path.endswith("chat/completions") else {}
@@ -72,7 +71,7 @@ def endpoint(
         serving(create_app(engine, load_tokenizer(release), MODEL)) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=60) as client,
     ):
-        yield Endpoint(url, client, release, request.param == "torch")
+        yield Endpoint(url, client, release)
     engine.close()
 
 
@@ -239,9 +238,6 @@ def test_an_echo_has_the_prompts_log_probabilities(endpoint: Endpoint) -> None:
     texts = [json.loads(line[6:])["choices"][0]["text"] for line in streamed if line.startswith("data: {")]
     assert texts[0] == prompt
     assert "".join(texts) == prompt + plain
-    if not endpoint.is_torch:
-        assert endpoint.ask("/v1/completions", **ask, logprobs=1).json()["error"]["param"] == "echo"
-        return
     told = endpoint.told("/v1/completions", **ask, logprobs=2, n=2)["choices"]
     assert told[0]["logprobs"] == told[1]["logprobs"]
     found = told[0]["logprobs"]
@@ -258,8 +254,6 @@ def test_an_echo_has_the_prompts_log_probabilities(endpoint: Endpoint) -> None:
 
 
 def test_the_drawn_token_is_among_the_likeliest(endpoint: Endpoint) -> None:
-    if not endpoint.is_torch:
-        return
     told = endpoint.told(temperature=2, seed=3, max_tokens=20, logprobs=True, top_logprobs=1)
     tokens = told["choices"][0]["logprobs"]["content"]
     assert all(token["token"] in {top["token"] for top in token["top_logprobs"]} for token in tokens)
