@@ -2,6 +2,8 @@
 
 from serve.errors import ApiError
 
+MAX_BODY_BYTES = 4 << 20
+"""of one request, after decompression"""
 _RETRY_AFTER_SECONDS = "1"
 
 

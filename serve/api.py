@@ -4,21 +4,19 @@ app = create_app(engine, tokenizer, "my-model", release_key="3f2a")
 uvicorn.run(app)
 """
 
-import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
-from starlette.types import Receive, Scope, Send
 
 from serve import errors, openapi
-from serve.admission import Admission
+from serve.admission import MAX_BODY_BYTES, Admission
 from serve.chat_page import chat_page
 from serve.completion import ChatReply, Reply, TextReply
 from serve.embeddings import EmbeddingsReply, EmbeddingsRequest, tokens_of_texts
@@ -38,37 +36,15 @@ from serve.responses_api.reply import ResponsesReply
 from serve.responses_api.request import ResponsesRequest
 from serve.responses_api.translation import Translation
 from serve.small_routes import DetokenizedText, DetokenizeRequest, Version, detokenized, version_of
+from serve.streams import stream_of, unless_departed
+from serve.watch import Watch
 
 DEFAULT_MAX_TOKENS = 512
-MAX_BODY_BYTES = 4 << 20
 MAX_WAITING = 128
 MAX_SECONDS = 600.0
 
 Body = TypeVar("Body", bound=BaseModel)
 Answer = TypeVar("Answer")
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events, the first of which is there; the others' generator is closed when the client leaves, not
-    when it is collected. `at_end` is called once, whatever happens.
-    """
-
-    def __init__(self, first: str, events: AsyncGenerator[str, None], at_end: Callable[[], None]) -> None:
-        async def all_of_them() -> AsyncGenerator[str, None]:
-            yield first
-            async for event in events:
-                yield event
-
-        super().__init__(all_of_them(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self._events = events
-        self._at_end = at_end
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._at_end()
-            await self._events.aclose()
 
 
 def create_app(
@@ -107,6 +83,8 @@ def create_app(
         app.add_middleware(Gate, keys=keys, limits=limits or Limits())
     app.add_middleware(RequestLog, metrics=metrics)
     encoder = PromptEncoder(tokenizer, engine, default_max_tokens)
+    app.state.watch = watch = Watch(engine, metrics.num_tokens, max_seconds)
+    watch.add("the threads that make prompts", encoder.answers)
     admission = Admission(engine.max_active + max_waiting)
     parents = {model_name: None, **dict.fromkeys(engine.adapters, model_name)}
     models_by_name = {
@@ -176,10 +154,10 @@ def create_app(
                     include_usage=bool(options and options.include_usage),
                     usage_so_far=bool(options and options.continuous_usage_stats),
                 )
-                # The headers of a stream wait for its first event: a failure before it has a status of its own.
-                if (first := await _unless_departed(request, anext(events))) is not None:
-                    return EventStream(first, events, at_end=place.pop_all().close)
-            elif (whole := await _unless_departed(request, reply.completion())) is not None:
+                if (stream := await stream_of(request, events)) is not None:
+                    stream.at_end = place.pop_all().close
+                    return stream
+            elif (whole := await unless_departed(request, reply.completion())) is not None:
                 return JSONResponse(whole.model_dump())
         return Response(status_code=errors.CLIENT_CLOSED_REQUEST)
 
@@ -208,7 +186,7 @@ def create_app(
         request.state.reply = reply
         with contextlib.ExitStack() as place:
             place.callback(admission.leave, 1)
-            if (whole := await _unless_departed(request, reply.completion(max_seconds))) is not None:
+            if (whole := await unless_departed(request, reply.completion(max_seconds))) is not None:
                 return JSONResponse(whole.model_dump())
         return Response(status_code=errors.CLIENT_CLOSED_REQUEST)
 
@@ -231,9 +209,9 @@ def create_app(
 
     @app.get("/health", **openapi.HEALTH)
     async def health() -> Response:
-        is_alive = engine.health().is_alive
-        body = Health(status="ok" if is_alive else "failed", model=model_name, release=release_key)
-        return JSONResponse(body.model_dump(), 200 if is_alive else 503)
+        problem = watch.problem()
+        body = Health(status="failed" if problem else "ok", model=model_name, release=release_key, problem=problem)
+        return JSONResponse(body.model_dump(exclude_none=True), 503 if problem else 200)
 
     @app.get("/metrics", **openapi.METRICS)
     async def all_metrics() -> Response:
@@ -283,21 +261,3 @@ def _refuse_other_model(name: str, known: Collection[str]) -> None:
     if name not in known:
         there = ", ".join(map(repr, known))
         raise ApiError(404, f"The model {name[:200]!r} does not exist; there is {there}.", "model", "model_not_found")
-
-
-async def _unless_departed(request: Request, work: Awaitable[Answer]) -> Answer | None:
-    """What `work` makes; None, and its end, when the client goes away first."""
-    task = asyncio.ensure_future(work)
-    departure = asyncio.create_task(_departure(request))
-    try:
-        await asyncio.wait({task, departure}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        task.cancel()
-        departure.cancel()
-
-
-async def _departure(request: Request) -> None:
-    """Returns when the client has disconnected; the body must have been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -68,6 +68,7 @@ class Answering:
             **bounds,
         )
         self._server = ReplicaServer(LeasedOnly(self._app, self._leases), ray.util.get_node_ip_address())
+        self._app.state.watch.add("the HTTP server", self._server.answers)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Ray Serve behind its own proxy, which puts the request's id into the answer itself."""
@@ -84,20 +85,22 @@ class Answering:
 
     async def lease(self) -> AsyncGenerator[tuple[str, str], None]:
         """Where to send one request and the lease for it; ends when it is answered. Ray counts it until then."""
-        self._check_engine()
+        self._check()
         async with aclosing(self._leases.held()) as lease_ids:
             async for lease_id in lease_ids:
                 yield self._server.address, lease_id
 
-    def _check_engine(self) -> None:
-        if not self._engine.health().is_alive:
-            raise RuntimeError("the engine has stopped")
+    def _check(self) -> None:
+        if (problem := self._app.state.watch.problem()) is not None:
+            raise RuntimeError(problem)
 
     def _stop(self) -> None:
         if hasattr(self, "_server"):
             self._server.close()
         if hasattr(self, "_engine"):
             self._engine.close()
+        if hasattr(self, "_app"):
+            self._app.state.watch.close()
 
 
 class ChatReplica(Answering):
@@ -127,7 +130,7 @@ class ChatReplica(Answering):
 
     def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises here."""
-        self._check_engine()
+        self._check()
 
     def __del__(self) -> None:
         self._stop()

@@ -42,6 +42,11 @@ class VLLMReplica(Answering, LLMServer):  # type: ignore[misc]
             engine, folder, release_key, config.model_loading_config.model_id, bounds, read_keys, discriminator
         )
 
+    async def check_health(self) -> None:
+        """Called by Ray Serve, which replaces a replica that raises here."""
+        await super().check_health()
+        self._check()
+
     async def __del__(self) -> None:
         self._stop()
         await super().__del__()

@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from serve.admission import MAX_BODY_BYTES
 from serve.errors import ApiError
-
-MAX_BODY_BYTES = 4 << 20
-"""of one request, after decompression"""
 
 _BODY_SECONDS = 60.0
 _SUPPORTED = "gzip and deflate"

@@ -15,28 +15,13 @@ from serve.cors import Origins
 from serve.errors import ApiError
 from serve.observe import REQUEST_ID, request_id_of
 from serve.observe import logger as requests_log
+from serve.streams import COMMENT, COMMENT_SECONDS, EARLY_SECONDS, STREAM_HEADERS
 from serve.upstream import Answer
-
-STREAM_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",  # nginx's word for a proxy that passes on what comes
-}
-DONE = b"data: [DONE]\n\n"
-_COMMENT = b": keep-alive\n\n"
-# What fails sooner has a status of its own; later its client has had the headers of a stream.
-EARLY_SECONDS = 1.0
-_COMMENT_SECONDS = 10.0
 
 # Beyond the first a replica's answer waits for a slow client; it goes on below the second.
 _MOST_UNSENT_BYTES = 1 << 20
 _FEW_UNSENT_BYTES = 128 << 10
 _STREAM_FIELD = re.compile(rb'"stream"\s*:\s*true')
-
-
-def event_of(error: ApiError) -> bytes:
-    """A failure in the middle of a stream, and its end."""
-    return f"data: {error.body()}\n\n".encode() + DONE
 
 
 class Exchange:
@@ -106,12 +91,12 @@ class Exchange:
             if self._is_whole or not _asks_for_stream(body):
                 return
             await self.begin()
-            self.write(_COMMENT)
+            self.write(COMMENT.encode())
         while True:
             before = self._num_written
-            await asyncio.sleep(_COMMENT_SECONDS)
+            await asyncio.sleep(COMMENT_SECONDS)
             if self._num_written == before:
-                self.write(_COMMENT)
+                self.write(COMMENT.encode())
 
     async def pass_on(self, answer: Answer) -> None:
         """Send a replica's events as they come, whole ones alone: half a one would make what follows it unreadable.

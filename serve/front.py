@@ -25,13 +25,14 @@ from serve import errors
 from serve.bodies import Budget, check_headers, read_body
 from serve.cors import Origins
 from serve.errors import LOST, ApiError
-from serve.exchange import DONE, Exchange, event_of
+from serve.exchange import Exchange
 from serve.front_server import FrontServer
 from serve.gate import OPEN_PATHS, key_of
 from serve.keys import KeyRing
 from serve.leases import LEASE
 from serve.observe import REQUEST_ID
 from serve.replica_metrics import MetricsOfAll
+from serve.streams import DONE, event_of
 from serve.upstream import Answer, Headers, LostError, Upstream
 
 logger = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ class Front:
         self._count(exchange, error)
         if not exchange.has_begun:
             return exchange.refusal(error)
-        exchange.write(event_of(error))
+        exchange.write(event_of(error).encode())
         return await exchange.end()
 
     def _refuse(self, request: web.BaseRequest, error: ApiError) -> web.StreamResponse:
@@ -241,7 +242,7 @@ class Front:
             on_answer()
             if not exchange.has_begun:
                 return exchange.answer(answer.status, _passed(answer.headers), whole)
-            exchange.write(b"data: " + b" ".join(whole.splitlines()) + b"\n\n" + DONE)
+            exchange.write(b"data: " + b" ".join(whole.splitlines()) + b"\n\n" + DONE.encode())
             return await exchange.end()
 
     async def _stream(self, exchange: Exchange, answer: Answer) -> web.StreamResponse:
@@ -252,7 +253,7 @@ class Front:
             self._metrics.cut()
             logger.warning("a stream was cut off: its replica is gone")
             why = "The replica ended in the middle of this reply; ask again."
-            exchange.write(event_of(ApiError(500, why, code="replica_lost")))
+            exchange.write(event_of(ApiError(500, why, code="replica_lost")).encode())
         return await exchange.end()
 
     async def _all_metrics(self, exchange: Exchange) -> web.StreamResponse:

@@ -10,6 +10,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator
+from concurrent.futures import Future
 from typing import Any
 
 import uvicorn
@@ -105,6 +106,12 @@ class ReplicaServer:
             time.sleep(0.01)
         port = self._server.servers[0].sockets[0].getsockname()[1]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def answers(self) -> "Future[None]":
+        """Done when its loop comes to it."""
+        answer: Future[None] = Future()
+        self._server.servers[0].get_loop().call_soon_threadsafe(answer.set_result, None)
+        return answer
 
     def close(self) -> None:
         """Ends open connections too."""

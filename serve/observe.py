@@ -64,7 +64,7 @@ class _Spreads(Collector):
         first, between = self._metrics.first_token, self._metrics.between_tokens
         yield first.family()
         yield between.family()
-        yield CounterMetricFamily("rayconteur_reply_tokens", "Tokens generated.", value=first.count + between.count)
+        yield CounterMetricFamily("rayconteur_reply_tokens", "Tokens generated.", value=self._metrics.num_tokens())
 
 
 class Metrics:
@@ -77,8 +77,6 @@ class Metrics:
         self.between_tokens = Spread("time_between_tokens_seconds", "From a token to the next.", _BETWEEN_SECONDS)
         self._registry.register(_Spreads(self))
         self.prompt_tokens = self._made(Counter, "prompt_tokens", "Tokens of prompts that were replied to.")
-        self.last_token = time.monotonic()
-        """when the newest one came, by the monotonic clock"""
         active = self._made(Gauge, "replies_active", "Replies that are generated now.")
         active.set_function(lambda: engine.health().num_active)
         waiting = self._made(Gauge, "replies_waiting", "Replies that wait for the engine.")
@@ -88,6 +86,10 @@ class Metrics:
             Gauge, "cache_used_ratio", "Share of the key-value cache that open replies take or may need."
         )
         cache.set_function(lambda: engine.health().cache_used)
+
+    def num_tokens(self) -> int:
+        """Generated so far."""
+        return self.first_token.count + self.between_tokens.count
 
     def text(self) -> bytes:
         """All of them, as Prometheus reads them."""
@@ -116,7 +118,6 @@ class TokenClock:
         metrics = self._metrics
         (metrics.first_token if self._is_first else metrics.between_tokens).add(self._last - before)
         self._is_first = False
-        metrics.last_token = self._last
 
 
 class RequestLog:

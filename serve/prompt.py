@@ -4,7 +4,7 @@ import asyncio
 import copy
 import dataclasses
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from models.chat import RESERVED, ChatTemplateError, encode_prompt, end_token_ids
@@ -85,6 +85,10 @@ class PromptEncoder:
     async def tokens(self, request: TokenizeRequest) -> list[int]:
         """Token ids of a text, or of messages as a chat's prompt; raises ApiError."""
         return await self._in_thread(self._tokens, request)
+
+    def answers(self) -> "Future[int]":
+        """Done when one of the threads is free."""
+        return self._threads.submit(int)
 
     async def _in_thread(self, function: Callable[[Asked], Answer], request: Asked) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, request)

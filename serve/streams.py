@@ -1,0 +1,110 @@
+"""Answers as server-sent events, and clients that leave before theirs."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TypeVar
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from serve.errors import ApiError
+from serve.leases import LEASE
+
+STREAM_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # nginx's word for a proxy that is to pass on what comes
+}
+DONE = "data: [DONE]\n\n"
+COMMENT = ": keep-alive\n\n"
+# What fails sooner has a status of its own; later its client has had the headers of a stream.
+EARLY_SECONDS = 1.0
+COMMENT_SECONDS = 10.0
+
+Answer = TypeVar("Answer")
+
+
+def event_of(error: ApiError) -> str:
+    """A failure in the middle of a stream, and its end."""
+    return f"data: {error.body()}\n\n{DONE}"
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events, `first` and then the others, whose generator is closed when the client leaves, not when it
+    is collected. `at_end` is called once, whatever happens.
+    """
+
+    def __init__(self, first: "asyncio.Future[str]", events: AsyncGenerator[str, None]) -> None:
+        super().__init__(_all_of(first, events), headers=STREAM_HEADERS)
+        self.at_end: Callable[[], None] = lambda: None
+        self._first = first
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.at_end()
+            await _end(self._first, self._events)
+
+
+async def stream_of(request: Request, events: AsyncGenerator[str, None]) -> EventStream | None:
+    """The answer with these events; None where the client has gone.
+
+    Its headers wait for the first event, so that a failure before it has a status of its own: for a second where no
+    front is before this, which sends them itself.
+    """
+    first: asyncio.Future[str] = asyncio.ensure_future(anext(events))
+    patience = None if LEASE in request.headers else EARLY_SECONDS
+    is_left = True
+    try:
+        is_left = await unless_departed(request, asyncio.wait({first}, timeout=patience)) is None
+        if not is_left and first.done():
+            first.result()
+    except BaseException:
+        is_left = True
+        raise
+    finally:
+        if is_left:
+            await _end(first, events)
+    return None if is_left else EventStream(first, events)
+
+
+async def _all_of(first: "asyncio.Future[str]", events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    while not first.done():
+        yield COMMENT
+        await asyncio.wait({first}, timeout=COMMENT_SECONDS)
+    try:
+        yield first.result()
+    except ApiError as error:
+        yield event_of(error)
+        return
+    async for event in events:
+        yield event
+
+
+async def _end(first: "asyncio.Future[str]", events: AsyncGenerator[str, None]) -> None:
+    first.cancel()
+    await asyncio.wait({first})
+    if not first.cancelled():
+        first.exception()  # nobody else asks for it
+    await events.aclose()
+
+
+async def unless_departed(request: Request, work: Awaitable[Answer]) -> Answer | None:
+    """What `work` makes; None, and its end, when the client goes away first."""
+    task = asyncio.ensure_future(work)
+    departure = asyncio.create_task(_departure(request))
+    try:
+        await asyncio.wait({task, departure}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        task.cancel()
+        departure.cancel()
+
+
+async def _departure(request: Request) -> None:
+    """Returns when the client has disconnected; the body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,91 @@
+"""Is a replica able to answer? All that a request needs is asked, over and over, and none of it is waited for.
+
+watch = Watch(engine, tokens=lambda: metrics.num_tokens, max_seconds=600)
+watch.add("the threads that make prompts", lambda: pool.submit(int))
+watch.problem()             # None, or what is stuck; to be called every few seconds
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from serve.engines.base import Engine, EngineHealth
+
+# A part that has not answered for so long is stuck: a full house's prompts are made in less.
+STUCK_SECONDS = 60.0
+# Beyond the longest that a reply may take, after which a living engine has let go of it.
+_GRACE_SECONDS = 10.0
+_FIRST_ANSWER_SECONDS = 0.1
+
+
+@dataclass
+class _Part:
+    ask: Callable[[], "Future[Any]"]
+    asked: float
+    answer: "Future[Any]"
+
+
+class Watch:
+    """`tokens` counts those that the engine has made; a reply takes `max_seconds` at most."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokens: Callable[[], int],
+        max_seconds: float,
+        stuck_seconds: float = STUCK_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._tokens = tokens
+        self._stalled_seconds = max_seconds + _GRACE_SECONDS
+        self._stuck_seconds = stuck_seconds
+        self._clock = clock
+        self._parts: dict[str, _Part] = {}
+        self._seen_tokens, self._moved = -1, clock()
+        # In a thread: an engine that is stuck may hold the lock that telling its health takes.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="watch")
+        self._engine = self.add("the engine", lambda: self._thread.submit(engine.health))
+        self._health: EngineHealth | None = None
+
+    def add(self, name: str, ask: Callable[[], "Future[Any]"]) -> _Part:
+        """One more thing that requests need; what `ask` returns is done when it answers."""
+        part = self._parts[name] = _Part(ask, self._clock(), ask())
+        return part
+
+    def problem(self) -> str | None:
+        """What is wrong, if anything is."""
+        now = self._clock()
+        if self._health is None:
+            self._wait_for_the_first()
+        for name, part in self._parts.items():
+            if part.answer.done():
+                if part is self._engine:
+                    self._health = part.answer.result()
+                part.asked, part.answer = now, part.ask()
+            elif now - part.asked > self._stuck_seconds:
+                return f"{name} has not answered for {now - part.asked:.0f} seconds"
+        return self._problem_of_engine(now)
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _problem_of_engine(self, now: float) -> str | None:
+        health, tokens = self._health, self._tokens()
+        if health is None:
+            return None  # it is being asked
+        if not health.is_alive:
+            return "the engine has stopped"
+        if tokens != self._seen_tokens or not health.num_active:
+            self._seen_tokens, self._moved = tokens, now
+        if now - self._moved > self._stalled_seconds:
+            return f"the engine has made no token for {now - self._moved:.0f} seconds"
+        return None
+
+    def _wait_for_the_first(self) -> None:
+        try:
+            self._engine.answer.result(_FIRST_ANSWER_SECONDS)
+        except TimeoutError:
+            return
