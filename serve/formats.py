@@ -36,7 +36,7 @@ class Formats:
         end_token_ids: frozenset[int],
         form: ReplyForm,
         bounds: Bounds | None = None,
-        compiler: str = COMPILER,
+        compiler: str | None = None,
     ) -> None:
         """`compiler` is what tries grammars, a module's function; its own process imports it."""
         self._tokenizer = tokenizer
@@ -44,7 +44,7 @@ class Formats:
         self._end_token_ids = end_token_ids
         self._form = form
         self._bounds = bounds or Bounds()
-        self._compiler = compiler
+        self._compiler = compiler or COMPILER
         self._made: Grammars | None = None
         self._guard: GrammarGuard | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
@@ -66,7 +66,8 @@ class Formats:
         if asked is None:
             return None
         kind, param, wanted = asked
-        return self._draft(param, wanted, lambda grammars: getattr(grammars, kind)(wanted, place, param))
+        where = place if isinstance(request, ChatRequest) else "alone"
+        return self._draft(param, wanted, lambda grammars: getattr(grammars, kind)(wanted, where, param))
 
     async def compiled(self, draft: "Draft") -> "JsonGrammar":
         """Raises ApiError for what is none, or takes too much; other requests do not wait for it."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
@@ -28,6 +28,9 @@ from serve.replies.form import ReplyForm, learned_form
 from serve.replies.thinking import Place
 from serve.replies.token_map import token_source
 from serve.schema_notes import rules_of
+
+Where = Place | Literal["alone"]
+"""... or a text that is no turn of a conversation: nothing is thought before it"""
 
 # llguidance writes out a rule for every item of a list, and a state for every remainder of a division: 10,000 take
 # 0.2 s, a billion all memory of the machine.
@@ -77,13 +80,13 @@ class Grammars:
         """One call of one of these functions, by their names; the values are the schemas of their arguments."""
         return self.compiled(self.call(functions, place))
 
-    def json(self, schema: dict[str, Any], place: Place = "before", param: str = "response_format") -> Draft:
+    def json(self, schema: dict[str, Any], place: Where = "before", param: str = "response_format") -> Draft:
         """What `of` compiles; raises ValueError."""
         schema = rules_of(schema)
         _check_counts(schema)
         rules = Rules(self._form.marks)
         lark = self._around(rules, rules.json(schema), place)
-        must_think = place == "within" or self._form.writes_channels
+        must_think = place == "within" or (self._form.writes_channels and place != "alone")
         text = json.dumps(schema, ensure_ascii=False)
         # What knows schemas alone would write a constant "<think>" as the token of that name.
         has_token = any(name in text for name in self._names)
@@ -99,19 +102,19 @@ class Grammars:
         return Draft(rules.lark(f"{self._before(rules, place, is_call=True)} {call}"), None, "tools")
 
     def choice(
-        self, texts: Sequence[str], place: Place = "before", param: str = "structured_outputs.choice"
+        self, texts: Sequence[str], place: Where = "before", param: str = "structured_outputs.choice"
     ) -> Draft:
         """One of these texts."""
         rules = Rules(self._form.marks)
         body = rules.add(" | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
         return Draft(self._around(rules, body, place), None, param)
 
-    def regex(self, pattern: str, place: Place = "before", param: str = "regex") -> Draft:
+    def regex(self, pattern: str, place: Where = "before", param: str = "regex") -> Draft:
         """What matches this regular expression from its first letter to its last."""
         rules = Rules(self._form.marks)
         return Draft(self._around(rules, rules.add(_lark_regex(pattern)), place), None, param)
 
-    def lark(self, grammar: str, place: Place = "before", param: str = "grammar") -> Draft:
+    def lark(self, grammar: str, place: Where = "before", param: str = "grammar") -> Draft:
         """What follows a grammar of llguidance's Lark, from its rule `start`, or of GBNF, from `root`. Raises
         ValueError for one of GBNF that is none."""
         rules = Rules(self._form.marks)
@@ -132,7 +135,9 @@ class Grammars:
         ends = tuple(sorted(self._end_token_ids))
         return Setup(self._source, self._vocab_size, ends, bounds, compiler)
 
-    def _around(self, rules: Rules, body: str, place: Place) -> str:
+    def _around(self, rules: Rules, body: str, place: Where) -> str:
+        if place == "alone":
+            return rules.lark(body)
         return rules.lark(f"{self._before(rules, place, is_call=False)} {body} {rules.text(self._form.tail)}")
 
     def _before(self, rules: Rules, place: Place, is_call: bool) -> str:

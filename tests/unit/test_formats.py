@@ -1,0 +1,184 @@
+"""What a reply has to follow, by the fields of a request; and a compiler that takes too much."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from models.base import load_tokenizer
+from models.chat import end_token_ids
+from serve import formats as formats_module
+from serve.api import create_app
+from serve.engines.torch import TorchEngine
+from serve.errors import ApiError
+from serve.formats import Formats
+from serve.protocol import ChatRequest, CompletionRequest
+from serve.replies.form import learned_form
+from serve.schema_notes import rules_of
+
+STAND_IN = "tests.unit.grammar_stand_in:stand_in"
+MESSAGES = [{"role": "user", "content": "x"}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_llama: Path) -> Any:
+    return load_tokenizer(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def formats(tokenizer: Any) -> Iterator[Formats]:
+    found = Formats(tokenizer, len(tokenizer), end_token_ids(tokenizer), learned_form(tokenizer))
+    yield found
+    found.close()
+
+
+def json_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+
+
+def asked(formats: Formats, **fields: Any) -> Any:
+    draft = formats.of(ChatRequest.model_validate({"model": "m", "messages": MESSAGES, **fields}), [1])
+    return draft and asyncio.run(formats.compiled(draft))
+
+
+def follows(tokenizer: Any, grammar: Any, text: str) -> bool:
+    state = grammar.start()
+    for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
+        if not state.allowed()[token]:
+            return False
+        state.accept(token)
+    return any(state.allowed()[end] for end in end_token_ids(tokenizer))
+
+
+CARD = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "title": "Card",
+    "properties": {
+        "title": {"type": "string", "minLength": 1, "default": "x", "$comment": "a property of this name"},
+        "note": {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None, "description": "d"},
+    },
+    "required": ["title"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(("fields", "right", "wrong"), [
+    ({"structured_outputs": {"choice": ["yes", 'n"o']}}, ["yes", 'n"o'], ["no", "yes "]),
+    ({"structured_outputs": {"regex": r"^a/[b\/]\d?$"}}, ["a/b", "a//7"], ["a/c", "xa/b"]),
+    ({"structured_outputs": {"grammar": 'start: "a" b\nb: /[0-9]+/'}}, ["a1", "a12"], ["a", "1"]),
+    ({"structured_outputs": {"grammar": 'root ::= "a" b\nb ::= [0-9]'}}, ["a1"], ["a12"]),
+    ({"structured_outputs": {"json": {"enum": ["<|eot_id|>", 5]}}}, ["5"], ["6"]),
+    ({"structured_outputs": {"json_object": True}}, ["{}", '{"a": 1}'], ["[]"]),
+    ({"response_format": {"type": "json_object"}}, ["{}"], ["1"]),
+    (json_schema(CARD), ['{"title": "T"}', '{"title": "T", "note": null}'], ['{"title": ""}', '{"note": null}']),
+    (json_schema({"type": "string", "format": "mine", "x-y": {"type": "null"}}), ['"a"'], ["null"]),
+    (json_schema({"type": "string", "format": "date"}), ['"2024-01-31"'], ['"a"']),
+    (json_schema({"allOf": [{"type": "integer", "minimum": 7}, {"maximum": 12}]}), ["7", "12"], ["6", "13"]),
+    (json_schema({"oneOf": [{"const": "a"}, {"type": "null"}], "discriminator": {"propertyName": "k"}}),
+     ['"a"', "null"], ['"b"']),
+])  # fmt: skip
+def test_a_format_is_followed(
+    formats: Formats, tokenizer: Any, fields: dict[str, Any], right: list[str], wrong: list[str]
+) -> None:
+    grammar = asked(formats, **fields)
+    for text in right:
+        assert follows(tokenizer, grammar, text), text
+    for text in wrong:
+        assert not follows(tokenizer, grammar, text), text
+
+
+def test_no_format_is_none(formats: Formats) -> None:
+    assert asked(formats) is None
+    assert asked(formats, response_format={"type": "text"}) is None
+
+
+@pytest.mark.parametrize(("fields", "param", "words"), [
+    (json_schema({"not": {"type": "null"}}), "response_format.json_schema.schema", "`not` is a rule that cannot be"),
+    (json_schema({"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}), "response_format.json_schema.schema",
+     "`oneOf` is followed where no value can match two"),
+    ({"structured_outputs": {"regex": "a("}}, "structured_outputs.regex", "unclosed group"),
+    ({"structured_outputs": {"grammar": "start: x"}}, "structured_outputs.grammar", 'unknown name: "x"'),
+    ({"structured_outputs": {"grammar": "a ::= ("}}, "structured_outputs.grammar", "no grammar of GBNF"),
+    ({"structured_outputs": {"choice": ["a" * 4000] * 20}}, "structured_outputs.choice", "65536 letters"),
+])  # fmt: skip
+def test_what_cannot_be_followed_is_told_by_its_field(
+    formats: Formats, fields: dict[str, Any], param: str, words: str
+) -> None:
+    for _ in range(2):  # the second time it is known
+        with pytest.raises(ApiError) as raised:
+            asked(formats, **fields)
+        assert raised.value.status == 400
+        assert raised.value.error.param == param
+        assert words in raised.value.error.message
+
+
+def test_a_plain_text_goes_on_without_thinking_before_its_format(tokenizer: Any) -> None:
+    thinking = load_tokenizer(tokenizer.name_or_path)
+    thinking.chat_template = (
+        "{% for m in messages %}{{ m.role }}: "
+        "{% if m.role == 'assistant' %}<think>\n{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}"
+        "{{ m.content }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    formats = Formats(thinking, len(thinking), end_token_ids(thinking), learned_form(thinking))
+    fields: dict[str, Any] = {"model": "m", "structured_outputs": {"choice": ["a"]}}
+    text = formats.of(CompletionRequest.model_validate({**fields, "prompt": "x"}), [1])
+    chat = formats.of(ChatRequest.model_validate({**fields, "messages": MESSAGES}), [1])
+    assert text is not None
+    assert chat is not None
+    assert "think" not in text.lark
+    assert "think" in chat.lark
+    formats.close()
+
+
+def test_names_of_properties_and_constants_are_no_notes() -> None:
+    schema = {"properties": {"default": {"const": {"title": "x"}}}, "enum": [{"examples": 1}], "title": "T"}
+    assert rules_of(schema) == {"properties": {"default": {"const": {"title": "x"}}}, "enum": [{"examples": 1}]}
+
+
+def test_a_compiler_that_takes_too_long_holds_nobody_up(
+    save_talker: Callable[..., Path],
+    tmp_path: Path,
+    serving: Callable[[Any], AbstractContextManager[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(formats_module, "COMPILER", STAND_IN)
+    release = save_talker(tmp_path, ends=True)
+    engine = TorchEngine(release, "fp32", 4, 1)
+
+    def body(constant: str) -> dict[str, Any]:
+        return {"model": "m", "messages": MESSAGES, "max_tokens": 80, **json_schema({"const": constant})}
+
+    async def ask(url: str) -> tuple[list[tuple[httpx.Response, float]], list[httpx.Response]]:
+        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+
+            async def timed(constant: str) -> tuple[httpx.Response, float]:
+                began = time.monotonic()
+                answer = await client.post("/v1/chat/completions", json=body(constant))
+                return answer, time.monotonic() - began
+
+            await timed("a")  # the process has started
+            slow = asyncio.gather(*(timed(f"sleep 60 s {number}") for number in range(20)), timed("take 9000 MiB"))
+            await asyncio.sleep(0.3)
+            plain = {"model": "m", "messages": MESSAGES, "max_tokens": 5}
+            others = [await client.post("/v1/chat/completions", json=plain) for _ in range(5)]
+            others.append((await timed("b"))[0])
+            assert not slow.done()  # all that was answered before them
+            return await slow, others
+
+    try:
+        with serving(create_app(engine, load_tokenizer(release), "m")) as url:
+            slow, others = asyncio.run(ask(url))
+    finally:
+        engine.close()
+    assert [answer.status_code for answer in others] == [200] * 6
+    for answer, seconds in slow:
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["param"] == "response_format.json_schema.schema"
+        assert "to prepare than a format may" in answer.json()["error"]["message"]
+        assert seconds < 5
