@@ -5,6 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from typing import Any
 from uuid import uuid4
 
 from pydantic import BaseModel
@@ -24,6 +25,7 @@ from serve.responses import (
     ChunkChoice,
     CompletionTokensDetails,
     Delta,
+    PromptTokensDetails,
     ReplyMessage,
     TextChoice,
     TextCompletion,
@@ -48,8 +50,10 @@ class Reply(ABC):
         n: int,
         with_logprobs: bool,
         choose: Choose | None = None,
+        fingerprint: str | None = None,
     ) -> None:
-        """`n` replies are generated to each prompt; with `choose` one of them all is answered with."""
+        """`n` replies are generated to each prompt; with `choose` one of them all is answered with. `fingerprint`
+        names the release."""
         self.id = f"{self._prefix}-{uuid4().hex}"
         self.created = int(time.time())
         self.model = model
@@ -60,6 +64,7 @@ class Reply(ABC):
         self._with_logprobs = with_logprobs
         self._choose = choose
         self._best_of: BestOf | None = None
+        self._fingerprint = fingerprint
 
     @property
     @abstractmethod
@@ -91,8 +96,27 @@ class Reply(ABC):
             prompt_tokens=prompts,
             completion_tokens=replies,
             total_tokens=prompts + replies,
+            prompt_tokens_details=self._cached(),
             completion_tokens_details=CompletionTokensDetails(reasoning_tokens=thought),
         )
+
+    def _cached(self) -> PromptTokensDetails | None:
+        """Of a prompt with several replies, what none of them has read."""
+        told = [generation.num_cached for generation in self._generations]
+        known = [number for number in told if number is not None]
+        if len(known) < len(told):
+            return None
+        prompts = range(0, len(known), self._n)
+        return PromptTokensDetails(cached_tokens=sum(min(known[first : first + self._n]) for first in prompts))
+
+    def _common(self) -> dict[str, Any]:
+        """What every answer and event begins with."""
+        return {
+            "id": self.id,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self._fingerprint,
+        }
 
     async def completion(self) -> BaseModel:
         """The whole answer at once."""
@@ -194,7 +218,7 @@ class ChatReply(Reply):
             )
             for index, place in enumerate(self._answered())
         ]
-        return ChatCompletion(id=self.id, created=self.created, model=self.model, choices=choices, usage=self.usage())
+        return ChatCompletion(**self._common(), choices=choices, usage=self.usage())
 
     def _answered(self) -> list[int]:
         """The numbers of the replies that the answer has."""
@@ -229,9 +253,7 @@ class ChatReply(Reply):
         return ChoiceLogprobs(content=[token.logprob for token in tokens], refusal=None)
 
     def _chunk(self, choices: list[ChunkChoice]) -> ChatCompletionChunk:
-        return ChatCompletionChunk(
-            id=self.id, object="chat.completion.chunk", created=self.created, model=self.model, choices=choices
-        )
+        return ChatCompletionChunk(object="chat.completion.chunk", **self._common(), choices=choices)
 
 
 class TextReply(Reply):
@@ -249,7 +271,7 @@ class TextReply(Reply):
             )
             for index, (text, drawn) in enumerate(zip(texts, tokens, strict=True))
         ]
-        return TextCompletion(id=self.id, created=self.created, model=self.model, choices=choices, usage=self.usage())
+        return TextCompletion(**self._common(), choices=choices, usage=self.usage())
 
     def _opening(self, index: int) -> Chunk | None:
         text = self._generations[index].prompt_text
@@ -300,9 +322,7 @@ class TextReply(Reply):
         )
 
     def _chunk(self, choices: list[TextChoice]) -> TextCompletionChunk:
-        return TextCompletionChunk(
-            id=self.id, object="text_completion", created=self.created, model=self.model, choices=choices
-        )
+        return TextCompletionChunk(object="text_completion", **self._common(), choices=choices)
 
 
 def _message(generation: Generation, text: str, thought: str) -> ReplyMessage:

@@ -97,6 +97,9 @@ class Generation:
         self._text = ReplyText(tokenizer, stops, reader, marks, shows_stop, request.min_new_tokens)
         self.prompt_text = prompt_text
         self._prompt_logprobs: Sequence[tuple[float, Any]] = ()
+        self.num_cached: int | None = None
+        """tokens of the prompt that were read for another request; None where the engine cannot tell, or nothing has
+        come yet"""
         self._places: list[int] = []  # where in the text each token begins
         self._unshown: list[tuple[int, DrawnToken]] = []  # with the reply's characters up to its end
         self._is_late = False
@@ -210,6 +213,7 @@ class Generation:
     def _take(self, event: TokenEvent) -> Piece | None:
         self.token_ids.append(event.token_id)
         self._prompt_logprobs = event.prompt_logprobs or self._prompt_logprobs
+        self.num_cached = self.num_cached if event.num_cached is None else event.num_cached
         self._clock.token()
         if event.token_id in self._request.end_token_ids:
             return None

@@ -19,12 +19,21 @@ class CompletionTokensDetails(_Answer):
     """of thinking, with those that open and close it"""
 
 
+class PromptTokensDetails(_Answer):
+    """Where prompt tokens come from."""
+
+    cached_tokens: int
+    """that were read before, for another request"""
+
+
 class Usage(_Answer):
     """Tokens of one request; a generated end-of-turn token counts as a completion token."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
+    """None where the engine cannot tell."""
     completion_tokens_details: CompletionTokensDetails
 
 
@@ -130,6 +139,8 @@ class ChatCompletion(_Answer):
     created: int
     """Seconds since 1970."""
     model: str
+    system_fingerprint: str | None
+    """The key of the release that is served."""
     choices: list[Choice]
     usage: Usage
 
@@ -159,6 +170,7 @@ class ChatCompletionChunk(_Answer):
     object: Literal["chat.completion.chunk"]
     created: int
     model: str
+    system_fingerprint: str | None
     choices: list[ChunkChoice]
     usage: Usage | None = None
 
@@ -179,6 +191,7 @@ class TextCompletion(_Answer):
     object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
+    system_fingerprint: str | None
     choices: list[TextChoice]
     usage: Usage
 
@@ -190,6 +203,7 @@ class TextCompletionChunk(_Answer):
     object: Literal["text_completion"]
     created: int
     model: str
+    system_fingerprint: str | None
     choices: list[TextChoice]
     usage: Usage | None = None
 
@@ -230,6 +244,8 @@ class Health(_Answer):
     status: Literal["ok", "failed", "idle"]
     model: str
     release: str
+    problem: str | None = None
+    """What is stuck or has stopped, where that is so."""
 
 
 class Error(_Answer):

@@ -115,6 +115,9 @@ class TokenEvent:
     """the likeliest tokens and theirs, the likeliest first"""
     prompt_logprobs: "tuple[tuple[float, tuple[tuple[int, float], ...]], ...]" = ()
     """with the first token, where they were asked for: these two of each token of the prompt from the second on"""
+    num_cached: int | None = field(default=None, compare=False)
+    """with the first token: so many of the prompt's tokens were read for another request; None where the engine
+    cannot tell"""
 
 
 @dataclass(frozen=True)

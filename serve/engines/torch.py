@@ -65,6 +65,8 @@ class _Sequence:
         """[V], for what follows the prompt, once it is read"""
         self.sampler = Sampler(request)
         self.prompt_logprobs: list[LogProbabilities] = []
+        self.num_copied = 0
+        """tokens of the prompt that another request has read"""
 
     def has_prompt_of(self, other: "_Sequence") -> bool:
         """Whether it has read the same prompt with the same adapter."""
@@ -321,6 +323,7 @@ class TorchEngine(Engine):
         assert other.prompt_logits is not None
         sequence.row = self._decoder.copy(other.row, len(sequence.request.prompt_ids))
         sequence.prompt_logits, sequence.unread_ids = other.prompt_logits, []
+        sequence.num_copied = len(sequence.request.prompt_ids)
         self._draw(sequence, other.prompt_logits)
 
     def _tokens_to_read(self) -> int:
@@ -384,8 +387,9 @@ class TorchEngine(Engine):
         event = TokenEvent(token_id, reason)
         if request.num_logprobs is not None:
             event = TokenEvent(token_id, reason, *log_probabilities(logits, token_id, request.num_logprobs))
-        if sequence.num_generated == 1 and sequence.prompt_logprobs:
-            event = replace(event, prompt_logprobs=tuple(sequence.prompt_logprobs))
+        if sequence.num_generated == 1:
+            told = tuple(sequence.prompt_logprobs)
+            event = replace(event, prompt_logprobs=told, num_cached=sequence.num_copied)
         # Released first, so that a client which has its whole reply finds the slot free.
         if reason is not None:
             self._release(sequence)

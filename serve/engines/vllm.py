@@ -10,7 +10,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from serve.engines.base import Engine, EngineError, EngineHealth, Event, GenerationRequest, TokenEvent, tokens_of
@@ -130,7 +130,7 @@ class VLLMEngine(Engine):
         try:
             async with contextlib.aclosing(self._ask(request)) as outputs:
                 async for output in outputs:
-                    stream.deliver(*_events(output.outputs[0], request))
+                    stream.deliver(*_events(output.outputs[0], request, output.num_cached_tokens))
         except asyncio.CancelledError:
             # vLLM does this too, but not in the moment in which it hands the request over.
             with contextlib.suppress(Exception):
@@ -160,7 +160,7 @@ class VLLMEngine(Engine):
         )
 
 
-def _events(output: Any, request: GenerationRequest) -> Iterator[Event]:
+def _events(output: Any, request: GenerationRequest, num_cached: int | None) -> Iterator[Event]:
     """What a `vllm.outputs.CompletionOutput` adds: tokens, and the end where it is no ordinary one."""
     reason = output.finish_reason
     is_whole = reason in (None, "stop", "length")
@@ -168,7 +168,8 @@ def _events(output: Any, request: GenerationRequest) -> Iterator[Event]:
     for place, token_id in enumerate(token_ids):
         is_last = is_whole and place == len(token_ids) - 1
         logprobs = () if request.num_logprobs is None else _logprobs(output.logprobs[place], token_id, request)
-        yield TokenEvent(token_id, reason if is_last else None, *logprobs)
+        event = TokenEvent(token_id, reason if is_last else None, *logprobs)
+        yield replace(event, num_cached=num_cached)
     if reason == "abort":
         yield None
     elif not is_whole or (reason is not None and not token_ids):

@@ -137,7 +137,7 @@ class ResponsesReply:
             output=self._output.items,
             usage=ResponseUsage(
                 input_tokens=usage.prompt_tokens,
-                input_tokens_details=InputTokensDetails(cached_tokens=None),
+                input_tokens_details=InputTokensDetails(cached_tokens=self._generation.num_cached),
                 output_tokens=usage.completion_tokens,
                 output_tokens_details=OutputTokensDetails(
                     reasoning_tokens=usage.completion_tokens_details.reasoning_tokens

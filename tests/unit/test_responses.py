@@ -45,6 +45,7 @@ class Written:
     num_prompt_tokens = 5
     num_tokens = 7
     num_thought = 2
+    num_cached = 3
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         for piece in self.written:
@@ -105,6 +106,7 @@ def test_the_whole_sequence_of_events() -> None:
     assert second["arguments"] == "{}"
     assert {item["status"] for item in last["output"]} == {"completed"}
     assert last["usage"]["input_tokens"] == 5
+    assert last["usage"]["input_tokens_details"] == {"cached_tokens": 3}
     assert last["usage"]["output_tokens_details"] == {"reasoning_tokens": 2}
     for event in events[2:-1]:
         item = last["output"][event["output_index"]]

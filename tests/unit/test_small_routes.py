@@ -1,15 +1,20 @@
 """Routes that are not in OpenAI's API, and answers for those that are not served."""
 
+import asyncio
+import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from models.base import load_tokenizer
 from serve.api import create_app
+from serve.engines.base import GenerationRequest
 from serve.engines.torch import TorchEngine
 from serve.keys import KeyRing
 
@@ -76,6 +81,45 @@ def test_what_runs_and_whether_it_does(client: httpx.Client) -> None:
     assert model["max_model_len"] == client.post("/tokenize", json={"prompt": ""}).json()["max_model_len"] == 200
 
 
+@pytest.mark.parametrize(("path", "body"), [
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}),
+    ("/v1/completions", {"prompt": "Hi"}),
+])  # fmt: skip
+def test_answers_name_their_release(client: httpx.Client, path: str, body: dict[str, Any]) -> None:
+    ask = {"model": MODEL, "max_tokens": 2, **body}
+    assert client.post(path, json=ask).json()["system_fingerprint"] == "3f2a"
+    events = client.post(path, json={**ask, "stream": True}).text.split("\n\n")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events if event.startswith("data: {")]
+    assert chunks
+    assert {chunk["system_fingerprint"] for chunk in chunks} == {"3f2a"}
+
+
+def test_prompt_tokens_that_another_request_has_read_are_told(client: httpx.Client) -> None:
+    ask = {"model": MODEL, "prompt": "x" * 100, "max_tokens": 4, "n": 2}
+    several = client.post("/v1/completions", json=ask).json()["usage"]
+    assert several["prompt_tokens_details"] == {"cached_tokens": 0}, "the first of both has read it"
+    body = {"model": MODEL, "input": "x", "max_output_tokens": 1}
+    used = client.post("/v1/responses", json=body).json()["usage"]
+    assert used["input_tokens_details"] == {"cached_tokens": 0}
+
+
+def test_a_prompt_that_is_there_is_not_read_again(tiny_llama: Path) -> None:
+    engine = TorchEngine(tiny_llama, precision="fp32", num_threads=1)
+
+    async def cached() -> int | None:
+        request = GenerationRequest([1, 2, 3, 4], 50, temperature=0)
+        first, *_ = [event.num_cached async for event in engine.submit(request)]
+        return first
+
+    async def both() -> list[int | None]:
+        return await asyncio.gather(cached(), cached())
+
+    try:
+        assert asyncio.run(both()) == [0, 4]
+    finally:
+        engine.close()
+
+
 @pytest.mark.parametrize(("method", "path"), [
     ("POST", "/v1/messages"), ("POST", "/v1/rerank"), ("POST", "/v1/moderations"), ("GET", "/server_info"),
     ("GET", "/v1/responses/resp_1"), ("DELETE", "/v1/responses/resp_1"), ("POST", "/v1/conversations"),
@@ -96,4 +140,8 @@ def test_a_failed_ping_is_open_to_anybody(
         assert httpx.get(f"{url}/version").status_code == 401
         assert httpx.post(f"{url}/v1/embeddings", json={"model": MODEL, "input": "a"}).status_code == 401
         engine.close()
-        assert httpx.get(f"{url}/ping").status_code == 503
+        for _ in range(100):  # health is looked at every now and then
+            if httpx.get(f"{url}/ping").status_code == 503:
+                return
+            time.sleep(0.05)
+        pytest.fail("a closed engine is said to be alive")

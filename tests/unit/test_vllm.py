@@ -122,7 +122,8 @@ class Client:
                 token_ids = [] if reason == "abort" else [prompt[0]]
                 logprobs = [{prompt[0]: Told(-2.0, 3), 8: Told(-0.5, 1), 9: Told(-1.0, 2)}]
                 yield SimpleNamespace(
-                    outputs=[SimpleNamespace(token_ids=token_ids, finish_reason=reason, logprobs=logprobs)]
+                    outputs=[SimpleNamespace(token_ids=token_ids, finish_reason=reason, logprobs=logprobs)],
+                    num_cached_tokens=1,
                 )
         finally:
             self.running.discard(request_id)
