@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 # No model, data set or library is looked up on a hub by the demo or the tests.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: install demo test test-all check check-llm clean
+.PHONY: install demo test test-all check check-llm test-clients clean
 
 install: $(VENV)/installed
 
@@ -42,6 +42,10 @@ check-llm: install
 	# Those on PyPI load CUDA's libraries; for text vLLM does without them.
 	$(VENV)-llm/bin/pip uninstall -q -y torchaudio torchcodec torchvision
 	$(VENV)-llm/bin/python -m pytest tests/llm
+
+# Other people's clients at our endpoint, each in an environment of its own; writes docs/clients.md. Needs npm.
+test-clients: install
+	$(BIN)/python tests/clients/run.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-llm rayconteur-store *.egg-info .pytest_cache .mypy_cache .ruff_cache
