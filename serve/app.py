@@ -172,11 +172,12 @@ def _load_engine(
     device: str,
     adapters: Mapping[str, Path],
     max_stall_seconds: float,
+    beside: bool,
 ) -> Engine:
     if name == "openvino":
         from serve.engines.openvino import OpenVINOEngine
 
-        return OpenVINOEngine(folder, precision, max_active, num_threads, max_stall_seconds)
+        return OpenVINOEngine(folder, precision, max_active, num_threads, max_stall_seconds, beside)
     from serve.engines.torch import TorchEngine
 
     return TorchEngine(folder, precision, max_active, num_threads, device, adapters, max_stall_seconds)
@@ -208,6 +209,7 @@ def build(
     max_seconds: float = 600.0,
     adapters: Mapping[str, str] | None = None,
     max_stall_seconds: float = DEFAULT_MAX_STALL_SECONDS,
+    beside: bool = True,
     surge: bool = False,
     read_keys: ReadKeys | None = None,
     discriminator: str | None = None,
@@ -222,7 +224,8 @@ def build(
     room, and later ones get 429. A reply takes `max_seconds` at most. With `surge` an update starts new replicas
     before it stops old ones, which takes room for one more. With `read_keys`, called in each replica, requests need a
     key, and one actor beside the replicas counts for all of them what each key has used. With the folder or
-    URI of a `discriminator` requests may ask for the best of several replies. `behind_proxy`: requests
+    URI of a `discriminator` requests may ask for the best of several replies. `beside`: the engine `openvino` decodes
+    what its pipeline cannot follow beside it, else it refuses that. `behind_proxy`: requests
     come through Ray Serve's proxies, with their limits, not by leases. Raises ValueError for what the engine could
     not serve.
     """
@@ -267,5 +270,6 @@ def build(
         num_threads=max(1, math.floor(num_cpus)),
         device="cuda" if num_gpus else "cpu",
         max_stall_seconds=max_stall_seconds,
+        beside=beside,
         **shared,
     )

@@ -215,6 +215,7 @@ def application(spec: PipelineSpec, store: Store, release: Artifact, engine: str
         max_seconds=serve.max_reply_seconds,
         adapters=adapters,
         max_stall_seconds=serve.max_stall_ms / 1000,
+        beside=serve.beside,
         read_keys=_read_keys(spec, store),
         discriminator=store.address("optimize", release.key, DISCRIMINATOR) if has_discriminator else None,
         **options,

@@ -322,6 +322,11 @@ class ServeSpec(Section):
     precision: Precision = "auto"
     """Number format of the computation; `auto`: `bf16`, or `fp32` where that is faster."""
 
+    beside: bool = True
+    """With `openvino`: what its pipeline cannot follow (rules of schemas such as `pattern`, required calls, biases,
+    likely tokens) is decoded beside it from the same export, from the first such request on; the weights are in a
+    replica's memory twice then. `false`: such requests are refused."""
+
     cpus_per_replica: Annotated[float, Field(gt=0.0, le=4096.0)] = 1.0
     """CPU cores and threads of a replica."""
 
