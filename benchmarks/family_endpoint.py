@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from family_list import Family
@@ -22,7 +23,8 @@ class Endpoint:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._encoder = PromptEncoder(tokenizer, None, 256)  # type: ignore[arg-type]  # it asks no engine for a prompt
+        engine: Any = SimpleNamespace(vocab_size=len(tokenizer), max_positions=1 << 20)  # no prompt asks for more
+        self._encoder = PromptEncoder(tokenizer, engine, 256)
         self.form = learned_form(tokenizer)
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> list[int]:

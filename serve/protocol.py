@@ -279,6 +279,7 @@ class CompletionRequest(GenerationFields):
     """The answer begins with the prompt, and `logprobs` are of its tokens as well."""
     best_of: Literal[1] | None = None
     suffix: None = None
+    """There is no text after the reply here."""
 
     @field_validator("prompt", mode="plain", json_schema_input_type=_Prompt | Annotated[list[_Prompt], _SEVERAL])
     @classmethod

@@ -5,7 +5,7 @@ What they ask for is the case anyway, or does not exist here. A value that would
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from serve.protocol_base import RequestModel
@@ -13,6 +13,14 @@ from serve.protocol_base import RequestModel
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
+
+
+_INSTEAD = {
+    "functions": "This is the older form; send tools",
+    "function_call": "This is the older form; send tool_choice",
+    "audio": "This endpoint answers in text; leave it out, or null",
+    "web_search_options": "This endpoint searches nothing; leave it out, or give the model a tool",
+}
 
 
 class Hints(RequestModel):
@@ -53,9 +61,9 @@ class ChatHints(Hints):
     function_call: None = None
     """The older form of `tools` and `tool_choice`."""
 
-    @field_validator("functions", "function_call", mode="before")
+    @field_validator("functions", "function_call", "audio", "web_search_options", mode="before")
     @classmethod
-    def _have_a_newer_form(cls, value: Any) -> Any:
+    def _say_what_to_do(cls, value: Any, info: ValidationInfo) -> Any:
         if value:
-            raise PydanticCustomError("conflict", "Its newer form is read alone: tools and tool_choice")
+            raise PydanticCustomError("conflict", _INSTEAD[str(info.field_name)])
         return None

@@ -168,7 +168,7 @@ def _object(cursor: Cursor, unit: JsonUnit, functions: Mapping[str, Any]) -> Cal
 
 
 def as_written(text: str, arguments: dict[str, Any]) -> str:
-    """Arguments in the model's own JSON if that is what `text` is, so that they can be streamed as they are written."""
+    """Arguments in the model's own JSON if `text` is that: so they are streamed as they are written."""
     try:
         is_so = json.loads(text) == arguments
     except (ValueError, RecursionError):

@@ -198,7 +198,7 @@ BAD_REQUESTS: list[tuple[dict[str, Any], int, str, str]] = [
     ({"messages": [{**HELLO[0], "refusal": "No."}]}, 400, "messages[0].refusal", "only an assistant"),
     ({"continue_final_message": True}, 400, "continue_final_message", "not the assistant's"),
     ({"add_generation_prompt": False}, 400, "add_generation_prompt", "continue_final_message"),
-    ({"functions": [{"name": "f"}]}, 400, "functions", "tools and tool_choice"),
+    ({"functions": [{"name": "f"}]}, 400, "functions", "send tools"),
     ({"store": True}, 400, "store", "False"),
     ({"stop_token_ids": [260]}, 400, "stop_token_ids", "knows 0 to 259"),
     ({"min_p": 2}, 400, "min_p", "less than or equal to 1"),
