@@ -1,4 +1,4 @@
-"""Is a replica able to answer? All that a request needs is asked, over and over, and none of it is waited for.
+"""Is a replica able to answer? All that a request needs is asked, over and over, and none of it is waited for long.
 
 watch = Watch(engine, tokens=lambda: metrics.num_tokens, max_seconds=600)
 watch.add("the threads that make prompts", lambda: pool.submit(int))
@@ -17,7 +17,7 @@ from serve.engines.base import Engine, EngineHealth
 STUCK_SECONDS = 60.0
 # Beyond the longest that a reply may take, after which a living engine has let go of it.
 _GRACE_SECONDS = 10.0
-_FIRST_ANSWER_SECONDS = 0.1
+_ANSWER_SECONDS = 0.1
 
 
 @dataclass
@@ -47,7 +47,6 @@ class Watch:
         # In a thread: an engine that is stuck may hold the lock that telling its health takes.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="watch")
         self._engine = self.add("the engine", lambda: self._thread.submit(engine.health))
-        self._health: EngineHealth | None = None
 
     def add(self, name: str, ask: Callable[[], "Future[Any]"]) -> _Part:
         """One more thing that requests need; what `ask` returns is done when it answers."""
@@ -57,15 +56,13 @@ class Watch:
     def problem(self) -> str | None:
         """What is wrong, if anything is."""
         now = self._clock()
-        if self._health is None:
-            self._wait_for_the_first()
         for name, part in self._parts.items():
             if part.answer.done():
-                if part is self._engine:
-                    self._health = part.answer.result()
                 part.asked, part.answer = now, part.ask()
             elif now - part.asked > self._stuck_seconds:
-                return f"{name} has not answered for {now - part.asked:.0f} seconds"
+                return (
+                    f"{name} {'has' if name[-1] != 's' else 'have'} not answered for {now - part.asked:.0f} seconds"
+                )
         return self._problem_of_engine(now)
 
     def close(self) -> None:
@@ -73,9 +70,11 @@ class Watch:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _problem_of_engine(self, now: float) -> str | None:
-        health, tokens = self._health, self._tokens()
-        if health is None:
-            return None  # it is being asked
+        tokens = self._tokens()
+        try:
+            health: EngineHealth = self._engine.answer.result(_ANSWER_SECONDS)
+        except TimeoutError:
+            return None  # not yet
         if not health.is_alive:
             return "the engine has stopped"
         if tokens != self._seen_tokens or not health.num_active:
@@ -83,9 +82,3 @@ class Watch:
         if now - self._moved > self._stalled_seconds:
             return f"the engine has made no token for {now - self._moved:.0f} seconds"
         return None
-
-    def _wait_for_the_first(self) -> None:
-        try:
-            self._engine.answer.result(_FIRST_ANSWER_SECONDS)
-        except TimeoutError:
-            return
