@@ -9,9 +9,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from serve import grammar_process
 from serve.errors import ApiError
 from serve.grammar_guard import GrammarGuard
-from serve.grammar_process import COMPILER, Bounds, Verdict
+from serve.grammar_process import Bounds, Verdict
 from serve.protocol import ChatRequest, GenerationFields
 from serve.protocol_formats import JsonObjectFormat, JsonSchemaFormat
 from serve.replies.form import ReplyForm
@@ -44,7 +45,7 @@ class Formats:
         self._end_token_ids = end_token_ids
         self._form = form
         self._bounds = bounds or Bounds()
-        self._compiler = compiler or COMPILER
+        self._compiler = compiler or grammar_process.COMPILER
         self._made: Grammars | None = None
         self._guard: GrammarGuard | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")

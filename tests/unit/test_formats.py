@@ -12,7 +12,7 @@ import pytest
 
 from models.base import load_tokenizer
 from models.chat import end_token_ids
-from serve import formats as formats_module
+from serve import grammar_process
 from serve.api import create_app
 from serve.engines.torch import TorchEngine
 from serve.errors import ApiError
@@ -147,7 +147,7 @@ def test_a_compiler_that_takes_too_long_holds_nobody_up(
     serving: Callable[[Any], AbstractContextManager[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(formats_module, "COMPILER", STAND_IN)
+    monkeypatch.setattr(grammar_process, "COMPILER", STAND_IN)
     release = save_talker(tmp_path, ends=True)
     engine = TorchEngine(release, "fp32", 4, 1)
 
