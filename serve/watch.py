@@ -60,9 +60,7 @@ class Watch:
             if part.answer.done():
                 part.asked, part.answer = now, part.ask()
             elif now - part.asked > self._stuck_seconds:
-                return (
-                    f"{name} {'has' if name[-1] != 's' else 'have'} not answered for {now - part.asked:.0f} seconds"
-                )
+                return f"{name}: no answer for {now - part.asked:.0f} seconds"
         return self._problem_of_engine(now)
 
     def close(self) -> None:

@@ -107,7 +107,6 @@ def test_threads_that_do_not_come_to_anything_are_stuck() -> None:
 def test_a_replica_whose_parts_are_stuck_fails_its_health(
     part: str, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.watch.STUCK_SECONDS", 0.2)
     monkeypatch.setattr(Watch.__init__, "__defaults__", (0.2, *(Watch.__init__.__defaults__ or ())[1:]))
     app, leases = create_app(StandIn(), load_tokenizer(tiny_llama), "tiny"), Leases()
     server = ReplicaServer(LeasedOnly(app, leases), "127.0.0.1")
