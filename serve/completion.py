@@ -5,6 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from json.encoder import encode_basestring
 from typing import Any
 from uuid import uuid4
 
@@ -64,6 +65,7 @@ class Reply(ABC):
         self._with_logprobs = with_logprobs
         self._choose = choose
         self._best_of: BestOf | None = None
+        self._frames: dict[int, tuple[str, ...]] = {}
         self._fingerprint = fingerprint
 
     @property
@@ -148,15 +150,19 @@ class Reply(ABC):
         Nothing comes before there is something of a reply: until then ApiError is raised, later it is an event.
         """
         begun: set[int] = set()
+        with_usage = include_usage and usage_so_far
         try:
             async with aclosing(self._pieces()) as pieces:
                 async for index, piece in pieces:
+                    if piece is not None and piece.is_plain and index in begun and not with_usage:
+                        yield self._plain(index, piece.text)
+                        continue
                     events = [self._event(index, piece)]
                     if index not in begun:
                         begun.add(index)
                         events = [opening, *events] if (opening := self._opening(index)) else events
                     for event in events:
-                        if include_usage and usage_so_far:
+                        if with_usage:
                             event.usage = self.usage()
                         yield _sent(event)
             if include_usage:
@@ -168,6 +174,14 @@ class Reply(ABC):
                 raise
             yield f"data: {error.body()}\n\n"
         yield "data: [DONE]\n\n"
+
+    def _plain(self, index: int, text: str) -> str:
+        """The event of a piece that is nothing but text, which most are: around the text it is always the same."""
+        frame = self._frames.get(index)
+        if frame is None:
+            frame = self._frames[index] = tuple(_sent(self._event(index, Piece("\0"))).split('"\\u0000"'))
+        before, after = frame
+        return before + encode_basestring(text) + after
 
     async def _pieces(self) -> AsyncGenerator[tuple[int, Piece | None], None]:
         """Of all replies as they come, with their numbers; None after a reply's last one."""

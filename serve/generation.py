@@ -39,6 +39,11 @@ class Piece:
     thought: str = ""
     calls: "list[CallDelta]" = field(default_factory=list)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is nothing but text."""
+        return not (self.tokens or self.thought or self.calls)
+
 
 @dataclass(frozen=True)
 class ToolCall:

@@ -1,0 +1,26 @@
+"""Most events are written without a model of pydantic: they are what it would have written."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from serve.completion import ChatReply, Reply, TextReply, _sent
+from serve.generation import Piece
+
+TEXTS = ["a", "", "\0", "\n\t\r\b\f\x01\x1f\x7f", '"\\/', "ä€😀\u2028\ufeff", "</script>", "data: x\n\n"]
+
+
+@pytest.mark.parametrize("kind", [ChatReply, TextReply])
+@pytest.mark.parametrize("with_logprobs", [False, True])
+@pytest.mark.parametrize("index", [0, 3])
+def test_a_plain_event_is_the_same_by_either_way(kind: type[Reply], with_logprobs: bool, index: int) -> None:
+    generations: list[Any] = [SimpleNamespace(prompt_text=None)] * 4
+    reply = kind(generations, 'a "model"', 4, with_logprobs)
+    for text in TEXTS:
+        event = reply._plain(index, text)
+        assert event == _sent(reply._event(index, Piece(text)))
+        choice = json.loads(event.removeprefix("data: "))["choices"][0]
+        assert choice.get("text", choice.get("delta", {}).get("content")) == text
+        assert choice["index"] == index
