@@ -79,7 +79,7 @@ class Formats:
         verdict = await self._guard.verdict(draft.lark)
         self._check(verdict, draft.param)
         try:
-            return await loop.run_in_executor(self._thread, self._grammars().compiled, draft)
+            return await loop.run_in_executor(self._thread, self._grammars().compiled, draft, verdict.memory)
         except ValueError as error:
             raise ApiError(400, f"{draft.param}: {error}.", draft.param) from error
 

@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
@@ -38,8 +38,8 @@ _MOST_ITEMS = 10_000
 _LARGEST_DIVISOR = 10_000
 # It is turned into Lark here, and not where a grammar may take as long as it likes.
 _MOST_GBNF = 8 << 10
-# Compiled grammars that stay; each may hold as much as `Bounds.kept_memory`, and few hold more than 1 MB.
-_MOST_KEPT = 32
+# Compiled grammars that stay, of those that take little; few take more than 1 MB.
+_MOST_KEPT, _SMALL_BYTES = 32, 4 << 20
 # A reply's tokens wait for its masks, and everybody's in its batch: so much of the processor's time at any moment,
 # and so much for each of its tokens.
 _SPARE_S = 1.0
@@ -121,13 +121,14 @@ class Grammars:
         own = _from_gbnf(grammar) if "::=" in grammar else grammar
         return Draft(self._around(rules, rules.add(f"%lark {{\n{own}\n}}"), place), None, param)
 
-    def compiled(self, draft: Draft) -> "JsonGrammar":
-        """Takes the time that it takes: see serve/grammar_guard.py. Raises ValueError for one that is none."""
-        start = self._kept.get(draft.lark)
-        if start is None:
-            start = self._kept[draft.lark] = compiled(self._mapped, draft.lark)
-            if len(self._kept) > _MOST_KEPT:
-                self._kept.popitem(last=False)
+    def compiled(self, draft: Draft, memory: int = 0) -> "JsonGrammar":
+        """Takes the time that it takes: see serve/grammar_guard.py, which tells how much `memory` it takes. Raises
+        ValueError for one that is none."""
+        start = self._kept.pop(draft.lark, None) or compiled(self._mapped, draft.lark)
+        if memory <= _SMALL_BYTES:
+            self._kept[draft.lark] = start
+        if len(self._kept) > _MOST_KEPT:
+            self._kept.popitem(last=False)
         return JsonGrammar(draft, start, self._vocab_size)
 
     def setup(self, bounds: Bounds, compiler: str) -> Setup:
@@ -187,23 +188,23 @@ class JsonState:
 
     def allowed(self) -> np.ndarray:
         """For every token of the vocabulary: may it come next?"""
-        began = time.thread_time()
-        mask = self._matcher.compute_bitmask()
-        self._raise_error()
-        self._left_s += _SECONDS_PER_TOKEN - (time.thread_time() - began)
-        if self._left_s < 0:
-            raise Unfollowable("the schema takes too much time to follow: use fewer alternatives, shorter patterns")
-        self._left_s = min(self._left_s, _SPARE_S)
+        mask = self._timed(self._matcher.compute_bitmask)
+        self._left_s = min(self._left_s + _SECONDS_PER_TOKEN, _SPARE_S)
         return np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")[: self._vocab_size].astype(bool)
 
     def accept(self, token_id: int) -> None:
         """It came next."""
-        self._matcher.consume_token(token_id)
-        self._raise_error()
+        self._timed(self._matcher.consume_token, token_id)
 
-    def _raise_error(self) -> None:
+    def _timed(self, work: Callable[..., Any], *given: Any) -> Any:
+        began = time.thread_time()
+        found = work(*given)
+        self._left_s -= time.thread_time() - began
+        if self._left_s < 0:
+            raise Unfollowable("the format takes too much time to follow: use fewer alternatives, shorter patterns")
         if self._matcher.is_error():
             raise Unfollowable(f"the schema cannot be followed: {told(self._matcher)}")
+        return found
 
 
 def _from_gbnf(grammar: str) -> str:

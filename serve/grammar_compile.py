@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import llguidance
 
-# llguidance's defaults, but for a step: of its 200,000 units of lexer fuel and 50,000 items a mask that uses them up
-# takes longer than a token of a small model.
-LIMITS = llguidance.LLParserLimits(step_lexer_fuel=100_000, step_max_items=25_000)
+# Of a step half of llguidance's defaults: a mask that uses them up takes longer than a token of a small model. Of the
+# lexer's states a fifth: each takes about 1 KB, and a reply may come to as many as there can be.
+LIMITS = llguidance.LLParserLimits(step_lexer_fuel=100_000, step_max_items=25_000, max_lexer_states=50_000)
 
 
 _CHECK = "leave it out, and look at the reply for it"

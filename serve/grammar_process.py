@@ -55,7 +55,8 @@ class Bounds:
     at_once: int = 4
     kept_seconds: float = 1.0
     """a grammar is compiled once more where it is used, and that cannot be ended"""
-    kept_memory: int = 256 << 20
+    kept_memory: int = 64 << 20
+    """every open request that uses it may hold as much"""
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,12 @@ def test_the_process_of_an_engine_starts_without_torch() -> None:
     assert not loaded & {*HEAVY, "fastapi"}
 
 
+def test_the_process_that_tries_grammars_starts_with_little() -> None:
+    loaded = loaded_by("import serve.grammar_process")
+    assert "llguidance" in loaded
+    assert not loaded & {*HEAVY, "fastapi", "pydantic", "numpy"}
+
+
 def test_models_and_serve_are_imported_without_ray() -> None:
     modules = [module for module in modules_in("models") + modules_in("serve") if module not in KNOW_RAY]
     loaded = loaded_by("import " + ", ".join(modules))

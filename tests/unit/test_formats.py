@@ -1,6 +1,7 @@
 """What a reply has to follow, by the fields of a request; and a compiler that takes too much."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,9 +15,11 @@ from models.base import load_tokenizer
 from models.chat import end_token_ids
 from serve import grammar_process
 from serve.api import create_app
+from serve.engines.base import Unfollowable
 from serve.engines.torch import TorchEngine
 from serve.errors import ApiError
 from serve.formats import Formats
+from serve.grammar import JsonState
 from serve.protocol import ChatRequest, CompletionRequest
 from serve.replies.form import learned_form
 from serve.schema_notes import rules_of
@@ -182,3 +185,24 @@ def test_a_compiler_that_takes_too_long_holds_nobody_up(
         assert answer.json()["error"]["param"] == "response_format.json_schema.schema"
         assert "to prepare than a format may" in answer.json()["error"]["message"]
         assert seconds < 5
+
+
+def test_a_reply_whose_masks_take_too_long_is_ended(tokenizer: Any) -> None:
+    class Slow:
+        def compute_bitmask(self) -> bytes:
+            until = time.thread_time() + 0.3
+            while time.thread_time() < until:
+                pass
+            return bytes(len(tokenizer) // 8 + 1)
+
+        def is_error(self) -> bool:
+            return False
+
+    state = JsonState(Slow(), len(tokenizer))
+    for _ in range(2):
+        state.allowed()
+    for _ in range(2):
+        with contextlib.suppress(Unfollowable):
+            state.allowed()
+    with pytest.raises(Unfollowable, match="too much time"):
+        state.allowed()
