@@ -77,6 +77,8 @@ def run_all() -> None:
     endpoint = Endpoint(sys.argv[1])
     wanted = sys.argv[2] if len(sys.argv) > 2 else ""
     signal.signal(signal.SIGALRM, _late)
+    # One loop for all: clients keep connections between calls.
+    loop = asyncio.Runner()
     for name, function in _USAGES:
         if wanted not in name:
             continue
@@ -85,7 +87,7 @@ def run_all() -> None:
         signal.alarm(MOST_SECONDS)
         try:
             if inspect.iscoroutinefunction(function):
-                asyncio.run(function(endpoint))
+                loop.run(function(endpoint))
             else:
                 function(endpoint)
         except Exception as error:
