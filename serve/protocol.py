@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, FailFast, Field, Tag, ValidationInfo, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 
-from serve.protocol_base import BRANCH, LIST_TAG, TEXT_TAG, RequestModel, one_or_many
+from serve.protocol_base import BRANCH, LIST_TAG, TEXT_TAG, One, RequestModel, one_or_many
 from serve.protocol_formats import ResponseFormat, StructuredOutputs, one_kind
 from serve.protocol_hints import ChatHints, Hints
 from serve.protocol_messages import ChatMessage, Function, NamedTool, Tool
@@ -277,7 +277,7 @@ class CompletionRequest(GenerationFields):
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
     """The answer begins with the prompt, and `logprobs` are of its tokens as well."""
-    best_of: Literal[1] | None = None
+    best_of: One | None = None
     suffix: None = None
     """There is no text after the reply here."""
 

@@ -3,9 +3,10 @@
 A field that is not declared is refused by name: a client never believes that an ignored setting worked.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Discriminator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 # Names that pydantic puts into an error's location for the branches of a union; they name no field.
 BRANCH = "as "
@@ -17,6 +18,22 @@ class RequestModel(BaseModel):
     """A request, or an object in one."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def _only(wanted: int) -> AfterValidator:
+    def check(value: int) -> int:
+        if value != wanted:
+            raise PydanticCustomError("only", "Input should be {wanted}", {"wanted": str(wanted)})
+        return value
+
+    return AfterValidator(check)
+
+
+# Not Literal[False] and Literal[1], which take 0.0 and true as well.
+Off = Annotated[bool, _only(False), WithJsonSchema({"type": "boolean", "const": False})]
+On = Annotated[bool, _only(True), WithJsonSchema({"type": "boolean", "const": True})]
+Zero = Annotated[int, _only(0), WithJsonSchema({"type": "integer", "const": 0})]
+One = Annotated[int, _only(1), WithJsonSchema({"type": "integer", "const": 1})]
 
 
 def one_or_many(rule: str) -> Discriminator:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from serve.protocol_base import RequestModel
+from serve.protocol_base import Off, On, RequestModel, Zero
 
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
@@ -33,13 +33,13 @@ class Hints(RequestModel):
     """Prompts are cached without being asked."""
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
     """There is one."""
-    priority: Literal[0] | None = None
-    use_beam_search: Literal[False] | None = None
+    priority: Zero | None = None
+    use_beam_search: Off | None = None
     length_penalty: Annotated[float, Field(ge=1, le=1)] | None = None
-    early_stopping: Literal[False] | None = None
-    skip_special_tokens: Literal[True] | None = None
+    early_stopping: Off | None = None
+    skip_special_tokens: On | None = None
     spaces_between_special_tokens: bool | None = None
-    detokenize: Literal[True] | None = None
+    detokenize: On | None = None
     truncate_prompt_tokens: None = None
     """These are of vLLM's API, where they have this meaning unless they are set."""
 
@@ -47,7 +47,7 @@ class Hints(RequestModel):
 class ChatHints(Hints):
     """Of chats alone."""
 
-    store: Literal[False] | None = None
+    store: Off | None = None
     """Nothing is stored."""
     metadata: Metadata | None = None
     verbosity: Literal["low", "medium", "high"] | None = None

@@ -6,7 +6,7 @@ from pydantic import Field, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from serve.protocol import TemplateVariables
-from serve.protocol_base import LIST_TAG, TEXT_TAG, RequestModel, one_or_many
+from serve.protocol_base import LIST_TAG, TEXT_TAG, Off, RequestModel, one_or_many
 from serve.protocol_hints import Hints, Metadata
 from serve.responses_api.items import InputItem
 from serve.responses_api.tools import AllowedTools, AnyTool, ChosenFunction, TextOptions, ToolChoice
@@ -85,8 +85,8 @@ class ResponsesRequest(Hints):
     metadata: Metadata | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
-    store: Literal[False] | None = None
-    background: Literal[False] | None = None
+    store: Off | None = None
+    background: Off | None = None
     previous_response_id: None = None
     conversation: None = None
     prompt: None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from serve.protocol_base import BRANCH, TEXT_TAG, RequestModel
+from serve.protocol_base import BRANCH, TEXT_TAG, Off, RequestModel
 from serve.protocol_formats import JsonObjectFormat, TextFormat
 from serve.protocol_messages import ToolName
 
@@ -35,7 +35,7 @@ class FunctionTool(RequestModel):
     """JSON schema of the arguments, an object; None means that there are none"""
     strict: bool | None = None
     """Where the reply has to be a call, its arguments follow the schema, whatever this says."""
-    defer_loading: Literal[False] | None = None
+    defer_loading: Off | None = None
     allowed_callers: list[Literal["direct"]] | None = None
     output_schema: Any = None
     """Taken and not used: no prompt tells it."""

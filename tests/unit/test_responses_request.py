@@ -211,3 +211,10 @@ def test_shorter_ones_lose_their_oldest_turns() -> None:
     assert [[message.content for message in each.messages] for each in shorter] == [
         ["Be", "2", "Brief!", "3"], ["Be", "Brief!", "3"],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("use_beam_search", 0.0), ("use_beam_search", 0), ("priority", False), ("skip_special_tokens", 1), ("store", 0.0),
+])  # fmt: skip
+def test_only_false_is_false(name: str, value: Any) -> None:
+    assert refused(**{name: value}).error.param == name
