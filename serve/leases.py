@@ -6,6 +6,7 @@ a replica is doing, and then talks to the replica directly: a reply's tokens do 
 """
 
 import asyncio
+import gc
 import secrets
 import threading
 import time
@@ -98,6 +99,9 @@ class ReplicaServer:
             app, host=host, port=0, log_level="warning", lifespan="off", timeout_keep_alive=3600, access_log=False
         )
         self._server = uvicorn.Server(config)
+        # Libraries and the model are here to stay: looking through them for garbage costs every token a share.
+        gc.collect()
+        gc.freeze()
         self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
         self._thread.start()
         while not self._server.started:

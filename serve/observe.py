@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rayconteur.requests")
 
 REQUEST_ID = "x-request-id"
+DIRECT = "rayconteur.direct"
+"""in a request's scope: the server's own `send`, for the many pieces of a stream after its headers"""
 _GIVEN_ID = re.compile(r"[!-~]{1,128}")
 _FIRST_SECONDS = (0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _BETWEEN_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0)
@@ -133,6 +135,7 @@ class RequestLog:
             return
         given = Headers(scope=scope).get(REQUEST_ID)
         request_id = request_id_of(given)
+        scope[DIRECT] = send
         began = time.perf_counter()
         status = 500
 

@@ -6,10 +6,11 @@ from typing import TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from serve.errors import ApiError
 from serve.leases import LEASE
+from serve.observe import DIRECT
 
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -36,17 +37,41 @@ class EventStream(StreamingResponse):
     """
 
     def __init__(self, first: "asyncio.Future[str]", events: AsyncGenerator[str, None]) -> None:
-        super().__init__(_all_of(first, events), headers=STREAM_HEADERS)
+        super().__init__(events, headers=STREAM_HEADERS)
         self.at_end: Callable[[], None] = lambda: None
         self._first = first
         self._events = events
+        self._send_piece: Send
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send_piece = scope.get(DIRECT, send)
         try:
             await super().__call__(scope, receive, send)
         finally:
             self.at_end()
             await _end(self._first, self._events)
+
+    async def stream_response(self, send: Send) -> None:
+        """Called by the framework. Only the headers go through what is around the routes."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await self._send_events(self._send_piece)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_events(self, send: Send) -> None:
+        while not self._first.done():
+            await send(_body(COMMENT))
+            await asyncio.wait({self._first}, timeout=COMMENT_SECONDS)
+        try:
+            await send(_body(self._first.result()))
+        except ApiError as error:
+            await send(_body(event_of(error)))
+            return
+        async for event in self._events:
+            await send(_body(event))
+
+
+def _body(text: str) -> Message:
+    return {"type": "http.response.body", "body": text.encode(), "more_body": True}
 
 
 async def stream_of(request: Request, events: AsyncGenerator[str, None]) -> EventStream | None:
@@ -69,19 +94,6 @@ async def stream_of(request: Request, events: AsyncGenerator[str, None]) -> Even
         if is_left:
             await _end(first, events)
     return None if is_left else EventStream(first, events)
-
-
-async def _all_of(first: "asyncio.Future[str]", events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-    while not first.done():
-        yield COMMENT
-        await asyncio.wait({first}, timeout=COMMENT_SECONDS)
-    try:
-        yield first.result()
-    except ApiError as error:
-        yield event_of(error)
-        return
-    async for event in events:
-        yield event
 
 
 async def _end(first: "asyncio.Future[str]", events: AsyncGenerator[str, None]) -> None:

@@ -112,7 +112,7 @@ class StopFilter:
         if self.is_stopped:
             self.rest += text
             return ""
-        if not self.is_on:
+        if not self.is_on or not self._stops:
             return text
         text = self._held + text
         starts = [(start, len(stop)) for stop in self._stops if (start := text.find(stop)) >= 0]
