@@ -211,7 +211,7 @@ class Front:
                 return await self._forward(exchange, "GET", b"", Lease(address, ""))
             except LostError:
                 self._replicas.pop(address, None)
-        if path == "/health" and self.endpoint.model:
+        if path in ("/health", "/ping") and self.endpoint.model:
             health = {"status": "idle", "model": self.endpoint.model, "release": self.endpoint.release}
             return exchange.answer(200, [("Content-Type", "application/json")], json.dumps(health).encode())
         if is_head:
