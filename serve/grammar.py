@@ -27,6 +27,7 @@ from serve.replies.call_grammar import Rules
 from serve.replies.form import ReplyForm, learned_form
 from serve.replies.thinking import Place
 from serve.replies.token_map import token_source
+from serve.schema_forms import in_ascii, in_plain_form
 from serve.schema_notes import rules_of
 
 Where = Place | Literal["alone"]
@@ -82,7 +83,7 @@ class Grammars:
 
     def json(self, schema: dict[str, Any], place: Where = "before", param: str = "response_format") -> Draft:
         """What `of` compiles; raises ValueError."""
-        schema = rules_of(schema)
+        schema = in_plain_form(rules_of(schema))
         _check_counts(schema)
         rules = Rules(self._form.marks)
         lark = self._around(rules, rules.json(schema), place)
@@ -94,7 +95,7 @@ class Grammars:
 
     def call(self, functions: dict[str, dict[str, Any]], place: Place = "before") -> Draft:
         """What `of_call` compiles; raises ValueError."""
-        functions = {name: rules_of(schema) for name, schema in functions.items()}
+        functions = {name: in_plain_form(rules_of(schema)) for name, schema in functions.items()}
         _check_counts(functions)
         assert self._form.style is not None
         rules = Rules(self._form.marks)
@@ -218,7 +219,7 @@ def _from_gbnf(grammar: str) -> str:
 
 def _lark_regex(pattern: str) -> str:
     """Between slashes, on one line; where it matches from the first letter to the last, both ends say nothing."""
-    inner = pattern.removeprefix("^")
+    inner = in_ascii(pattern).removeprefix("^")
     if re.search(r"(?<!\\)(\\\\)*\$$", inner):
         inner = inner[:-1]
     inner = re.sub(r"\\.|/", lambda found: found[0] if len(found[0]) > 1 else r"\/", inner, flags=re.DOTALL)

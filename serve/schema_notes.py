@@ -3,6 +3,7 @@
 rules_of({"$schema": "...", "type": "string", "default": "a"})    # {"type": "string"}
 """
 
+from collections.abc import Callable
 from typing import Any
 
 NOTES = frozenset({
@@ -26,22 +27,29 @@ _SINGLE = frozenset({
 
 def rules_of(schema: Any) -> Any:
     """The same schema without notes; names of properties and constants stay whatever they are."""
-    if isinstance(schema, list):  # the older form of `items`
-        return [rules_of(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
     # An $id is what references begin with, where there are any that are not "#/...".
-    notes = NOTES - {"$id"} if "$id" in schema and "$ref" in str(schema) else NOTES
-    return {rule: _part(rule, value) for rule, value in schema.items() if not _is_note(rule, value, notes)}
+    notes = NOTES - {"$id"} if "$id" in str(schema) and "$ref" in str(schema) else NOTES
+    return mapped(
+        schema, lambda part: {rule: value for rule, value in part.items() if not _is_note(rule, value, notes)}
+    )
 
 
 def _is_note(rule: str, value: Any, notes: frozenset[str]) -> bool:
     return rule in notes or rule.startswith("x-") or (rule == "format" and value not in FORMATS)
 
 
-def _part(rule: str, value: Any) -> Any:
+def mapped(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """A schema with every schema in it changed, the outer ones first."""
+    if isinstance(schema, list):  # the older form of `items`
+        return [mapped(part, change) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {rule: _part(rule, value, change) for rule, value in change(schema).items()}
+
+
+def _part(rule: str, value: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     if rule in _BY_NAME and isinstance(value, dict):
-        return {name: rules_of(part) for name, part in value.items()}
+        return {name: mapped(part, change) for name, part in value.items()}
     if rule in _LISTS and isinstance(value, list):
-        return [rules_of(part) for part in value]
-    return rules_of(value) if rule in _SINGLE else value
+        return [mapped(part, change) for part in value]
+    return mapped(value, change) if rule in _SINGLE else value

@@ -22,6 +22,7 @@ from serve.formats import Formats
 from serve.grammar import JsonState
 from serve.protocol import ChatRequest, CompletionRequest
 from serve.replies.form import learned_form
+from serve.schema_forms import in_ascii, in_plain_form
 from serve.schema_notes import rules_of
 
 STAND_IN = "tests.unit.grammar_stand_in:stand_in"
@@ -137,6 +138,40 @@ def test_a_plain_text_goes_on_without_thinking_before_its_format(tokenizer: Any)
     assert "think" not in text.lark
     assert "think" in chat.lark
     formats.close()
+
+
+CAT = {"type": "object", "properties": {"kind": {"const": "cat", "title": "Kind"}, "lives": {"type": "integer"}},
+       "required": ["kind"], "additionalProperties": False}  # fmt: skip
+DOG = {"type": "object", "properties": {"kind": {"$ref": "#/$defs/dog"}}, "required": ["kind"]}
+DEFS = {"cat": CAT, "dogs": DOG, "dog": {"enum": ["dog", "puppy"]}}
+
+
+@pytest.mark.parametrize(("several", "is_followed"), [
+    ([{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dogs"}], True),
+    ([{"type": "string"}, {"type": ["null", "number"]}, {"$ref": "#/$defs/cat"}], True),
+    ([{"const": 1}, {"enum": [2, "1"]}], True),
+    ([{"const": 1}, {"enum": [1.0]}], False),
+    ([{"type": "integer"}, {"type": "number"}], False),
+    ([CAT, {**CAT, "required": []}], False),
+    ([CAT, {"type": "object"}], False),
+    ([CAT, True], False),
+])  # fmt: skip
+def test_oneof_is_anyof_where_no_value_matches_two(several: list[Any], is_followed: bool) -> None:
+    plain = in_plain_form({"properties": {"a": {"oneOf": several}}, "$defs": DEFS})
+    assert set(plain["properties"]["a"]) == {"anyOf" if is_followed else "oneOf"}
+
+
+@pytest.mark.parametrize(("given", "plain"), [
+    (r"^\d{2}\w$", "^[0-9]{2}[A-Za-z0-9_]$"),
+    (r"[\d\w-]\D", "[0-9A-Za-z0-9_-][^0-9]"),
+    (r"\\d[\D]\]\d", r"\\d[\D]\][0-9]"),
+])  # fmt: skip
+def test_digits_and_letters_of_a_pattern_are_ascii(given: str, plain: str) -> None:
+    assert in_ascii(given) == plain
+    schema = {"pattern": given, "patternProperties": {given: {"pattern": given}}, "const": {"pattern": given}}
+    assert in_plain_form(schema) == {
+        "pattern": plain, "patternProperties": {plain: {"pattern": plain}}, "const": {"pattern": given},
+    }  # fmt: skip
 
 
 def test_names_of_properties_and_constants_are_no_notes() -> None:
