@@ -110,6 +110,13 @@ class ReasoningItem(_Item):
     content: list[ReasoningPart] | None = None
     encrypted_content: None = None
 
+    @field_validator("encrypted_content", mode="before")
+    @classmethod
+    def _can_be_read(cls, value: Any) -> Any:
+        if value is not None:
+            raise PydanticCustomError("conflict", "Only the server that encrypted it can read it; leave the item out")
+        return value
+
     def thought(self) -> str:
         """The text of it."""
         return "".join(part.text for part in self.content or self.summary or ())

@@ -41,6 +41,9 @@ class Reasoning(RequestModel):
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
     """Both are taken and not used: what was thought is answered with as it is."""
+    context: Literal["auto"] | None = None
+    mode: Literal["standard"] | None = None
+    """Both are so here: the chat template decides what it writes of earlier thinking."""
 
 
 class ResponseStreamOptions(RequestModel):
@@ -116,7 +119,7 @@ class ResponsesRequest(Hints):
     @classmethod
     def _of_the_tools(cls, value: Any, info: ValidationInfo) -> Any:
         there = {tool.name for tool in info.data.get("tools") or []}
-        if value in (None, "none"):
+        if value in (None, "none", "auto"):
             return value
         if not there:
             raise PydanticCustomError("conflict", "There are no tools to choose from")

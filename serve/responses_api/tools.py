@@ -122,7 +122,7 @@ class TextOptions(RequestModel):
 def chat_tools(
     tools: Sequence[FunctionTool] | None, choice: str | ChosenFunction | AllowedTools | None
 ) -> tuple[list[dict[str, Any]] | None, Any]:
-    """`tools` and `tool_choice` of a chat."""
+    """`tools` and `tool_choice` of a chat, which has no choice where there are none."""
     chosen: Any = choice
     if isinstance(choice, AllowedTools):
         allowed = {each.name for each in choice.tools}
@@ -133,4 +133,4 @@ def chat_tools(
     named = [
         {"type": "function", "function": tool.model_dump(include=kept, exclude_unset=True)} for tool in tools or ()
     ]
-    return named or None, chosen
+    return named or None, chosen if named else None

@@ -111,6 +111,11 @@ def test_settings_are_those_of_a_chat() -> None:
     }  # fmt: skip
 
 
+def test_without_tools_there_is_nothing_to_choose() -> None:
+    for choice in ("auto", "none"):
+        assert chat(tools=[], tool_choice=choice, parallel_tool_calls=True) == {**chat(), "parallel_tool_calls": True}
+
+
 def test_null_is_unset() -> None:
     names = set(ResponsesRequest.model_fields) - {"model", "input"}
     assert chat(**dict.fromkeys(names)) == chat()
@@ -150,6 +155,7 @@ def test_allowed_tools_are_all_that_there_are() -> None:
     ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]", "text alone"),
     ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role", "got 'robot'"),
     ({"input": [{**CALL, "arguments": "{"}]}, "input[0].arguments", "JSON object"),
+    ({"input": [{"type": "reasoning", "encrypted_content": "x"}]}, "input[0].encrypted_content", "leave the item out"),
     ({"input": ["Hi"]}, "input[0]", "Its type should be message"),
     ({"input": []}, "input", "at least 1 item"),
     ({"input": ""}, "input", "at least 1 character"),
