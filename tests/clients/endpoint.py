@@ -1,6 +1,7 @@
 """An endpoint for clients to try: SmolLM2 on an engine, behind our API and front, without Ray.
 
-    python tests/clients/endpoint.py torch       prints its URL when it answers, and ends with its standard input
+    python tests/clients/endpoint.py torch       ends with its standard input; prints its URL, when it answers,
+                                                 and the folder of its model and tokenizer in float32
 
 `demo` is `openvino` with the chat template that the demo ships, which has no place for tools. With `--layers 2` the
 model is cut to its first layers: it talks nonsense, and is ready many times sooner.
@@ -34,11 +35,8 @@ _THREADS = 2
 _MOST_SECONDS = 120
 
 
-def open_engine(name: str, num_layers: int | None) -> tuple[Engine, Any]:
+def open_engine(name: str, base: Path) -> tuple[Engine, Any]:
     """The engine, computing as the demo's on OpenVINO and in float32 on torch, and its tokenizer."""
-    base = resolve(BUILTIN_SMOLLM2)
-    if num_layers:
-        base = _cut(base, num_layers)
     tokenizer = load_tokenizer(base)
     if name != "demo":
         tokenizer.chat_template = (Path(__file__).parent / "tool_template.jinja").read_text()
@@ -68,10 +66,13 @@ def _cut(base: Path, num_layers: int) -> Path:
 
 async def serve(name: str, num_layers: int | None) -> None:
     """Until standard input ends."""
-    engine, tokenizer = open_engine(name, num_layers)
+    base = resolve(BUILTIN_SMOLLM2)
+    if num_layers:
+        base = _cut(base, num_layers)
+    engine, tokenizer = open_engine(name, base)
     follow_scripts(engine, tokenizer)
     leases = Leases()
-    app = create_app(engine, tokenizer, MODEL, "clients", default_max_tokens=24)
+    app = create_app(engine, tokenizer, MODEL, "clients", default_max_tokens=64)
     server = ReplicaServer(LeasedOnly(app, leases), "127.0.0.1")
 
     @asynccontextmanager
@@ -88,7 +89,7 @@ async def serve(name: str, num_layers: int | None) -> None:
     front = Front(lease, max_seconds=_MOST_SECONDS)
     await front.listen("127.0.0.1", 0)
     front.serve(Endpoint(MODEL, "clients"))
-    print(f"http://127.0.0.1:{front.port}", flush=True)
+    print(f"http://127.0.0.1:{front.port}\n{base}", flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await front.close()
     server.close()

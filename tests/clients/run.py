@@ -32,8 +32,8 @@ RESULTS = cache_folder() / "clients" / "results.json"
 
 
 @contextmanager
-def endpoint(name: str, *options: str) -> Iterator[str]:
-    """The URL of an endpoint in a process of its own."""
+def endpoint(name: str, *options: str) -> Iterator[tuple[str, str]]:
+    """The URL of an endpoint in a process of its own, and the folder of its model."""
     environment = {**os.environ, "PYTHONPATH": str(_HERE.parent.parent)}
     command = [sys.executable, str(_HERE / "endpoint.py"), name, *options]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
@@ -43,7 +43,7 @@ def endpoint(name: str, *options: str) -> Iterator[str]:
         url = next((line.strip() for line in process.stdout if line.startswith("http")), "")
         if not url:
             raise SystemExit(f"the endpoint {name} did not start")
-        yield url
+        yield url, process.stdout.readline().strip()
     finally:
         process.stdin.close()
         try:
@@ -52,9 +52,15 @@ def endpoint(name: str, *options: str) -> Iterator[str]:
             process.kill()
 
 
-def tried(client: Client, url: str) -> Lines:
+def tried(client: Client, url: str, at: str, folder: str) -> Lines:
     """What became of each usage, by its name; a script that broke off has a line of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(USAGES / "common"), **_UNTOLD}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(USAGES / "common"),
+        **_UNTOLD,
+        "ENGINE": at,
+        "MODEL_FOLDER": folder,
+    }
     found: Lines = {}
     for script in client.scripts:
         command = client.command(script, url)
@@ -83,10 +89,10 @@ def main() -> None:
     chosen = [known[name] for name in asked.clients or known]
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for name in asked.at:
-        with endpoint(name, *(["--layers", asked.layers] if asked.layers else [])) as url:
+        with endpoint(name, *(["--layers", asked.layers] if asked.layers else [])) as (url, folder):
             for client in chosen:
                 client.install()
-                found = tried(client, url)
+                found = tried(client, url, name, folder)
                 works = sum(line["works"] for line in found.values())
                 print(f"{name}: {client.name}: {works} of {len(found)}", flush=True)
                 results.setdefault(client.name, {})[name] = found

@@ -9,6 +9,7 @@ run_all()                            # python FILE URL [PART OF A NAME]: a JSON 
 import asyncio
 import inspect
 import json
+import os
 import signal
 import sys
 import time
@@ -27,6 +28,9 @@ class Endpoint:
     root: str
     model: str = "smollm2"
     key: str = "any"
+    engine: str = os.environ.get("ENGINE", "torch")
+    folder: str = os.environ.get("MODEL_FOLDER", "")
+    """its model and tokenizer, in float32"""
 
     @property
     def url(self) -> str:
