@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _NONE = {"additionalProperties": False}
 _ANY_OBJECT = {"type": "object"}
 _MOST_LETTERS = 64 << 10
+# Of a grammar: where arguments are written one by one, each has all definitions.
+_MOST_WRITTEN = 1 << 20
 _SCHEMA = "response_format.json_schema.schema"
 _SIMPLER = "Use fewer rules: shorter patterns, smaller counts, fewer properties that may be left out, or alternatives"
 
@@ -111,7 +113,10 @@ class Formats:
         if len(str(wanted)) > _MOST_LETTERS:
             raise ApiError(400, f"{param}: at most {_MOST_LETTERS} letters are read. {_SIMPLER}.", param)
         try:
-            return make(self._grammars())
+            draft = make(self._grammars())
+            if len(draft.lark) > _MOST_WRITTEN:
+                raise ValueError(f"it takes too much to write out. {_SIMPLER}")
+            return draft
         except ValueError as error:
             raise ApiError(400, f"{param}: {error}.", param) from error
         except RecursionError:

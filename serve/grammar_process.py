@@ -53,7 +53,7 @@ class Bounds:
     memory_together: int = 2 << 30
     """for all that are compiled; the largest ends"""
     at_once: int = 4
-    kept_seconds: float = 1.0
+    kept_seconds: float = 0.3
     """a grammar is compiled once more where it is used, and that cannot be ended"""
     kept_memory: int = 64 << 20
     """every open request that uses it may hold as much"""

@@ -13,19 +13,22 @@ from typing import Any
 from serve.schema_notes import mapped
 
 _DEEPEST = 8
+# Compared in a document: two schemas take some microseconds.
+_MOST_PAIRS = 5000
 _TYPES = frozenset({"string", "number", "boolean", "null", "object", "array"})
 _ASCII = {"d": "0-9", "w": "A-Za-z0-9_"}
 
 
 def in_plain_form(schema: Any) -> Any:
     """The same schema, in a form that is followed; values of other rules stay whatever they are."""
-    return mapped(schema, lambda part: _plain(part, schema))
+    apart = _Apart(schema)
+    return mapped(schema, lambda part: _plain(part, apart))
 
 
-def _plain(schema: dict[str, Any], root: Any) -> dict[str, Any]:
+def _plain(schema: dict[str, Any], apart: "_Apart") -> dict[str, Any]:
     found = dict(schema)
     several = found.get("oneOf")
-    if isinstance(several, list) and "anyOf" not in found and _are_apart(several, root):
+    if isinstance(several, list) and len(several) > 1 and "anyOf" not in found and apart.all(several):
         found["anyOf"] = found.pop("oneOf")
     if isinstance(found.get("pattern"), str):
         found["pattern"] = in_ascii(found["pattern"])
@@ -50,25 +53,33 @@ def in_ascii(pattern: str) -> str:
     return found
 
 
-def _are_apart(schemas: list[Any], root: Any) -> bool:
-    """Whether it is plain that no value matches two of them."""
-    several = [_resolved(schema, root) for schema in schemas]
-    return all(_differ(one, other, root, 0) for one, other in itertools.combinations(several, 2))
+class _Apart:
+    """Whether it is plain that no value matches two schemas of a document."""
 
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._left = _MOST_PAIRS
 
-def _differ(one: Any, other: Any, root: Any, depth: int) -> bool:
-    if not isinstance(one, dict) or not isinstance(other, dict) or depth > _DEEPEST:
-        return False
-    if not _types(one) & _types(other):
-        return True
-    values = _values(one), _values(other)
-    if values[0] is not None and values[1] is not None:
-        return not values[0] & values[1]
-    if _types(one) & _types(other) != {"object"}:
-        return False
-    names = {*_named(one)} & {*_named(other)}
-    pairs = ([_resolved(each["properties"][name], root) for each in (one, other)] for name in names)
-    return any(_differ(first, second, root, depth + 1) for first, second in pairs)
+    def all(self, schemas: list[Any]) -> bool:
+        """Of each two of these."""
+        several = [_resolved(schema, self._root) for schema in schemas]
+        return all(self.differ(one, other) for one, other in itertools.combinations(several, 2))
+
+    def differ(self, one: Any, other: Any, depth: int = 0) -> bool:
+        """Of these two, with their references resolved; no where it takes too much to see."""
+        self._left -= 1
+        if not isinstance(one, dict) or not isinstance(other, dict) or depth > _DEEPEST or self._left < 0:
+            return False
+        if not _types(one) & _types(other):
+            return True
+        values = _values(one), _values(other)
+        if values[0] is not None and values[1] is not None:
+            return not values[0] & values[1]
+        if _types(one) & _types(other) != {"object"}:
+            return False
+        names = {*_named(one)} & {*_named(other)}
+        pairs = ([_resolved(each["properties"][name], self._root) for each in (one, other)] for name in names)
+        return any(self.differ(first, second, depth + 1) for first, second in pairs)
 
 
 def _named(schema: dict[str, Any]) -> list[str]:

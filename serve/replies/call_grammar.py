@@ -5,8 +5,9 @@ start = rules.calls(style, {"weather": schema}, short_ids=False)
 rules.lark(start)
 """
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from serve.replies.call_style import ID, NAME, CallStyle, FieldsUnit, JsonUnit, NamedUnit
@@ -20,6 +21,7 @@ _ANYTHING = "/(.|\\n)*/"
 _DEFINITIONS = ("$defs", "definitions")
 _SHORT_ID, _LONG_ID = "^[a-z0-9]{9}$", "^call_[a-z0-9]{24}$"
 _DEEPEST = 32
+_MOST_ALTERNATIVES = 1000
 _RULES_OF_TEXT = ("pattern", "format", "minLength", "maxLength")
 
 
@@ -165,8 +167,13 @@ class Rules:
         return self.text(json.dumps(value, ensure_ascii=False))
 
 
-def _alternatives(schema: dict[str, Any], depth: int = 0) -> list[dict[str, Any]]:
+def _alternatives(
+    schema: dict[str, Any], depth: int = 0, seen: "Iterator[int] | None" = None
+) -> list[dict[str, Any]]:
     """The schemas of which one has to be followed, references to definitions resolved."""
+    seen = seen or itertools.count()
+    if next(seen) > _MOST_ALTERNATIVES:
+        raise ValueError(f"more than {_MOST_ALTERNATIVES} alternatives of one argument cannot be followed here")
     if depth > _DEEPEST:
         raise ValueError("a schema that refers to itself cannot be followed here")
     definitions = {key: schema[key] for key in _DEFINITIONS if key in schema}
@@ -176,10 +183,11 @@ def _alternatives(schema: dict[str, Any], depth: int = 0) -> list[dict[str, Any]
             found = found.get(name) if isinstance(found, dict) else None
         if not isinstance(found, dict):
             raise ValueError(f"{schema['$ref']!r} refers to what is not there")
-        return _alternatives({**found, **definitions}, depth + 1)
+        return _alternatives({**found, **definitions}, depth + 1, seen)
     for rule in ("anyOf", "oneOf"):
         if rule in schema:
-            return [each for part in schema[rule] for each in _alternatives(_with(part, definitions), depth + 1)]
+            parts = [_with(part, definitions) for part in schema[rule]]
+            return [each for part in parts for each in _alternatives(part, depth + 1, seen)]
     if isinstance(schema.get("type"), list):
         return [{**schema, "type": kind} for kind in schema["type"]]
     return [schema]

@@ -21,6 +21,7 @@ from serve.errors import ApiError
 from serve.formats import Formats
 from serve.grammar import JsonState
 from serve.protocol import ChatRequest, CompletionRequest
+from serve.replies.call_grammar import _alternatives
 from serve.replies.form import learned_form
 from serve.schema_forms import in_ascii, in_plain_form
 from serve.schema_notes import rules_of
@@ -159,6 +160,19 @@ DEFS = {"cat": CAT, "dogs": DOG, "dog": {"enum": ["dog", "puppy"]}}
 def test_oneof_is_anyof_where_no_value_matches_two(several: list[Any], is_followed: bool) -> None:
     plain = in_plain_form({"properties": {"a": {"oneOf": several}}, "$defs": DEFS})
     assert set(plain["properties"]["a"]) == {"anyOf" if is_followed else "oneOf"}
+
+
+def test_alternatives_without_end_are_compared_for_a_while(formats: Formats) -> None:
+    names = {f"p{number}": {"$ref": "#/$defs/a"} for number in range(40)}
+    again = {"type": "object", "properties": names, "required": [*names]}
+    schema = {"oneOf": [{"$ref": "#/$defs/a"}] * 40, "$defs": {"a": again}}
+    assert "oneOf" in in_plain_form(schema)
+
+
+def test_alternatives_of_an_argument_are_counted() -> None:
+    assert len(_alternatives({"anyOf": [{"const": number} for number in range(900)]})) == 900
+    with pytest.raises(ValueError, match="more than 1000 alternatives"):
+        _alternatives({"anyOf": [{"const": number} for number in range(1100)]})
 
 
 @pytest.mark.parametrize(("given", "plain"), [
