@@ -21,21 +21,23 @@ async def encoded(
         except ApiError as error:
             if error.error.code != "context_length_exceeded" or asked.truncation != "auto":
                 raise
-            return await _longest_that_fits(encoder, chat.shorter(), error)
+            return await _longest_that_fits(encoder, chat, error)
     except ApiError as error:
         raise chat.explained(error) from error
 
 
 async def _longest_that_fits(
-    encoder: PromptEncoder, shorter: list[ChatRequest], too_long: ApiError
+    encoder: PromptEncoder, chat: Translation, too_long: ApiError
 ) -> tuple[ChatRequest, list[GenerationRequest]]:
     """By halves: each try encodes a prompt."""
     found = None
-    low, high = 0, len(shorter)
+    starts = chat.later_turns()
+    low, high = 0, len(starts)
     while low < high:
         middle = (low + high) // 2
+        shorter = chat.beginning_at(starts[middle])
         try:
-            found = shorter[middle], await encoder.chat(shorter[middle])
+            found = shorter, await encoder.chat(shorter)
             high = middle
         except ApiError as error:
             if error.error.code != "context_length_exceeded":

@@ -45,14 +45,14 @@ class Translation:
         self._add_all()
         self.request = self._chat(self._messages)
 
-    def shorter(self) -> list[ChatRequest]:
-        """The same chat without its oldest turns, one more missing in each; system messages stay."""
-        turns = [number for number, message in enumerate(self._messages) if message["role"] == "user"]
-        found = []
-        for start in turns[1:]:
-            kept = [message for message in self._messages[:start] if message["role"] in ("system", "developer")]
-            found.append(self._chat(kept + self._messages[start:]))
-        return found
+    def later_turns(self) -> list[int]:
+        """The messages with which the chat could begin, if it had to be shorter."""
+        return [number for number, message in enumerate(self._messages) if message["role"] == "user"][1:]
+
+    def beginning_at(self, start: int) -> ChatRequest:
+        """The same chat without the messages before that one, but for those of the system."""
+        kept = [message for message in self._messages[:start] if message["role"] in ("system", "developer")]
+        return self._chat(kept + self._messages[start:])
 
     def explained(self, error: ApiError) -> ApiError:
         """The same error with the names that the Responses request has for what is wrong."""

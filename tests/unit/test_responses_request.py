@@ -155,7 +155,7 @@ def test_allowed_tools_are_all_that_there_are() -> None:
     ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]", "text alone"),
     ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role", "got 'robot'"),
     ({"input": [{**CALL, "arguments": "{"}]}, "input[0].arguments", "JSON object"),
-    ({"input": [{"type": "reasoning", "encrypted_content": "x"}]}, "input[0].encrypted_content", "leave the item out"),
+    ({"input": [{"type": "reasoning", "encrypted_content": "x"}]}, "input[0].encrypted_content", "leave the"),
     ({"input": ["Hi"]}, "input[0]", "Its type should be message"),
     ({"input": []}, "input", "at least 1 item"),
     ({"input": ""}, "input", "at least 1 character"),
@@ -213,7 +213,8 @@ def test_shorter_ones_lose_their_oldest_turns() -> None:
         {"role": "user", "content": "1"}, CALL, ANSWER, {"role": "user", "content": "2"},
         {"role": "developer", "content": "Brief!"}, {"role": "user", "content": "3"},
     ]  # fmt: skip
-    shorter = Translation(asked(instructions="Be", input=items)).shorter()
+    translation = Translation(asked(instructions="Be", input=items))
+    shorter = [translation.beginning_at(start) for start in translation.later_turns()]
     assert [[message.content for message in each.messages] for each in shorter] == [
         ["Be", "2", "Brief!", "3"], ["Be", "Brief!", "3"],
     ]  # fmt: skip
