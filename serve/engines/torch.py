@@ -266,7 +266,8 @@ class TorchEngine(Engine):
                     for sequence in [sequence for sequence in self._active if sequence.is_cancelled]:
                         self._release(sequence)
                     self._read_prompts()
-                    self._embedder.read_some(self._tokens_to_read())
+                    # So few take about as long as a token of a reply: texts may come without end.
+                    self._embedder.read_some(_LEAST_READ if self._active else _MOST_READ)
                     self._decode()
         finally:
             is_ready.set()

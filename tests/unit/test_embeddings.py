@@ -88,7 +88,7 @@ def test_it_is_the_adapters(tmp_path: Path) -> None:
 def test_replies_go_on_beside_it_and_are_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(CONFIGS["qwen2"], dtype=torch.float32).save_pretrained(tmp_path)
-    engine = TorchEngine(tmp_path, precision="fp32", num_threads=1, max_stall_seconds=0)  # pieces of 16 tokens
+    engine = TorchEngine(tmp_path, precision="fp32", num_threads=1)
 
     async def reply(tokens: list[int]) -> list[int]:
         async with aclosing(engine.submit(GenerationRequest(TEXTS[2], 30, temperature=0))) as events:
@@ -108,7 +108,7 @@ def test_replies_go_on_beside_it_and_are_the_same(tmp_path: Path) -> None:
 
     try:
         alone = asyncio.run(reply([]))
-        assert asyncio.run(both()) >= 20, "600 tokens are 37 pieces, and a token of the reply follows each"
+        assert asyncio.run(both()) >= 20, "600 tokens are 37 pieces of 16, and a token of the reply follows each"
     finally:
         engine.close()
 
