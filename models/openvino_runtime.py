@@ -68,8 +68,10 @@ class ExportedModel:
         return logits
 
 
-def infer(request: Any, token_ids: Sequence[int], num_read: int) -> Logits:
-    """float32 [T, V] from a request of a compiled export whose state has read so many tokens."""
+def infer(request: Any, token_ids: Sequence[int], num_read: int, num_kept: int = 0) -> Logits:
+    """float32 [T, V] from a request of a compiled export whose state has read so many tokens; of the last `num_kept`
+    alone, if that is not 0.
+    """
     total = num_read + len(token_ids)
     request.infer(
         {
@@ -79,5 +81,5 @@ def infer(request: Any, token_ids: Sequence[int], num_read: int) -> Logits:
             "beam_idx": np.zeros(1, dtype=np.int32),
         }
     )
-    logits: Logits = request.get_tensor("logits").data[0].copy()
+    logits: Logits = request.get_tensor("logits").data[0, -num_kept:].copy()
     return logits
