@@ -15,7 +15,7 @@ from serve.engines.base import Engine, GenerationRequest, TokenEvent
 Submit = Callable[[GenerationRequest], AsyncGenerator[TokenEvent, None]]
 
 _SCRIPT = re.compile(r"\[\[(.+?)\]\]", re.DOTALL)
-_CALL = re.compile(r"(\w+)\((\{.*\})\)", re.DOTALL)
+_CALL = re.compile(r"([\w-]+)\((\{.*\})\)", re.DOTALL)
 _TURN = "<|im_start|>assistant\n"
 # Of a token that is said because it stands in a script.
 _LOGPROB = -0.125
