@@ -37,8 +37,8 @@ def test_a_reply_comes_in_pieces(url: str) -> None:
 
 
 def test_a_refusal_is_told_in_the_endpoints_words(url: str) -> None:
-    with pytest.raises(EndpointError, match="400: Unrecognized or unsupported request argument: functions"):
-        list(stream_reply(url, HELLO, functions=[]))
+    with pytest.raises(EndpointError, match="400: Unrecognized or unsupported request argument: function"):
+        list(stream_reply(url, HELLO, function=[]))
     with pytest.raises(EndpointError, match="'other' does not exist"):
         list(stream_reply(url, HELLO, "other"))
 
