@@ -17,7 +17,7 @@ from typing import Any
 
 # 500 properties that may be left out take 0.6 s to prepare, 2000 take 10 s; nobody gets a token meanwhile. The
 # pipeline prepares them itself, where no limit can be set: these are few enough to take no longer than a token.
-MOST_PROPERTIES = 64
+MOST_PROPERTIES = 32
 # Constants and schemas within it.
 MOST_PARTS = 256
 
