@@ -2,6 +2,9 @@
 
 import asyncio
 import os
+import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -129,3 +132,30 @@ def test_a_compiler_that_ends_by_itself_ends_no_other(guard: GrammarGuard) -> No
     assert ended.excess is not None
     assert fine.excess is None
     assert guard.process_id == before
+
+
+_DIES = """
+import asyncio, os, pickle, sys
+from serve.grammar_guard import GrammarGuard
+guard = GrammarGuard(pickle.loads(bytes.fromhex(sys.argv[1])))
+async def run():
+    await guard.verdict('start: "a"')
+    asked = asyncio.create_task(guard.verdict('start: "sleep 60 s"'))
+    await asyncio.sleep(0.5)
+    children = open(f"/proc/{guard.process_id}/task/{guard.process_id}/children").read().split()
+    print(guard.process_id, *children, flush=True)
+    os.kill(os.getpid(), 9)
+asyncio.run(run())
+"""
+
+
+def test_nothing_is_left_when_its_parent_is_killed(setup: Setup) -> None:
+    arguments = [sys.executable, "-c", _DIES, pickle.dumps(replace(setup, bounds=Bounds(seconds=60.0))).hex()]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    process_ids = [int(word) for word in done.stdout.split()]
+    assert len(process_ids) == 2, done.stderr
+    for _ in range(200):
+        if not any(map(is_running, process_ids)):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"still there: {process_ids}")
