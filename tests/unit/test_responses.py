@@ -45,7 +45,7 @@ class Written:
     num_prompt_tokens = 5
     num_tokens = 7
     num_thought = 2
-    num_cached = 3
+    num_cached: int | None = 3
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         for piece in self.written:
@@ -349,3 +349,9 @@ def test_faults_have_the_names_of_the_request(
     assert answer.status_code in (400, 404)
     assert answer.json()["error"]["param"] == param
     assert words in answer.json()["error"]["message"]
+
+
+def test_what_an_engine_cannot_tell_is_null() -> None:
+    generation = Written([Piece("a")])
+    generation.num_cached = None
+    assert asyncio.run(reply_of(generation).completion()).usage.input_tokens_details.cached_tokens is None
