@@ -27,29 +27,39 @@ READY = "listens at "
 
 
 def timer_engine() -> Any:
-    """All streams get their next token at the same moment, as from a batch."""
-    from serve.engines.base import Engine, EngineHealth, TokenEvent
+    """All streams are handed their next token at the same moment, as from a batch."""
+    from serve.engines.base import Engine, EngineHealth, Event, TokenEvent, tokens_of
 
     class Timer(Engine):
         max_positions, vocab_size, max_active = 100_000, 128, 256
-        num_active = 0
+
+        def __init__(self) -> None:
+            self.left: dict[asyncio.Queue[Event], int] = {}
+            self.ticking: asyncio.Task[None] | None = None
 
         async def submit(self, request: Any) -> AsyncGenerator[TokenEvent, None]:
-            self.num_active += 1
-            loop = asyncio.get_running_loop()
+            self.ticking = self.ticking or asyncio.create_task(self.tick())
+            events: asyncio.Queue[Event] = asyncio.Queue()
+            self.left[events] = request.max_new_tokens
             try:
-                for number in range(1, request.max_new_tokens + 1):
-                    now = loop.time()
-                    await asyncio.sleep(PAUSE_SECONDS - now % PAUSE_SECONDS)
-                    reason = "length" if number == request.max_new_tokens else None
-                    yield TokenEvent(3 + number % 100, reason)
+                async for event in tokens_of(events):
+                    yield event
             finally:
-                self.num_active -= 1
+                self.left.pop(events, None)
+
+        async def tick(self) -> None:
+            loop = asyncio.get_running_loop()
+            while True:
+                await asyncio.sleep(PAUSE_SECONDS - loop.time() % PAUSE_SECONDS)
+                for events, left in list(self.left.items()):
+                    if left:
+                        self.left[events] = left - 1
+                        events.put_nowait(TokenEvent(3 + left % 100, "length" if left == 1 else None))
 
         def cancel(self, request_id: str) -> None: ...
 
         def health(self) -> EngineHealth:
-            return EngineHealth(True, self.num_active, 0)
+            return EngineHealth(True, len(self.left), 0)
 
         def close(self) -> None: ...
 

@@ -236,6 +236,8 @@ class Generation:
 
     def _shown_tokens(self) -> list[DrawnToken]:
         """The tokens that are wholly shown now, and were not before: nothing of a stop string, nor of thinking."""
+        if not self._unshown:
+            return []
         shown = [token for end, token in self._unshown if end <= self._text.num_shown]
         self._unshown = self._unshown[len(shown) :]
         return [token for token in shown if self._text.is_said(token.offset)]

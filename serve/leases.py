@@ -102,6 +102,7 @@ class ReplicaServer:
         # Libraries and the model are here to stay: looking through them for garbage costs every token a share.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(20_000, 50, 100)
         self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
         self._thread.start()
         while not self._server.started:

@@ -28,11 +28,12 @@ def file(tmp_path):
 def url(cluster, tiny_llama, file, free_port):
     from ray import serve as ray_serve
 
-    from serve.front_actor import close_fronts, run_endpoint
+    from serve.front_actor import FrontSettings, close_fronts, run_endpoint
 
     app = build(str(tiny_llama), "abc", "tiny", min_replicas=2, max_replicas=2, precision="fp32", read_keys=file.read)
     port = free_port()
-    run_endpoint(app, "keys", "127.0.0.1", port, 60.0, Endpoint("tiny", "abc"))
+    settings = FrontSettings(origins=("https://shop.example",), read_keys=file.read)
+    run_endpoint(app, "keys", "127.0.0.1", port, 60.0, Endpoint("tiny", "abc"), settings)
     yield f"http://127.0.0.1:{port}"
     ray_serve.shutdown()
     close_fronts()
