@@ -3,8 +3,8 @@
     python tests/clients/endpoint.py torch       ends with its standard input; prints its URL, when it answers,
                                                  and the folder of its model and tokenizer in float32
 
-`demo` is `openvino` with the chat template that the demo ships, which has no place for tools. With `--layers 2` the
-model is cut to its first layers: it talks nonsense, and is ready many times sooner.
+`demo` is `openvino` with the chat template that the demo ships, which has no place for tools. On torch the
+model is cut to its first two layers: it talks nonsense, and is done many times sooner. `--layers 0` keeps all 30.
 """
 
 import argparse
@@ -64,10 +64,10 @@ def _cut(base: Path, num_layers: int) -> Path:
     return made_once(cache_folder() / "clients" / f"{base.name}-{num_layers}-layers", write)
 
 
-async def serve(name: str, num_layers: int | None) -> None:
+async def serve(name: str, num_layers: int) -> None:
     """Until standard input ends."""
     base = resolve(BUILTIN_SMOLLM2)
-    if num_layers:
+    if name == "torch" and num_layers:
         base = _cut(base, num_layers)
     engine, tokenizer = open_engine(name, base)
     follow_scripts(engine, tokenizer)
@@ -99,6 +99,6 @@ async def serve(name: str, num_layers: int | None) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", choices=ENDPOINTS)
-    parser.add_argument("--layers", type=int)
+    parser.add_argument("--layers", type=int, default=2)
     asked = parser.parse_args()
     asyncio.run(serve(asked.engine, asked.layers))

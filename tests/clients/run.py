@@ -82,14 +82,14 @@ def main() -> None:
     known = {client.name: client for client in clients()}
     parser.add_argument("clients", nargs="*", metavar="CLIENT", help=f"of {', '.join(known)}")
     parser.add_argument("--at", nargs="+", choices=ENDPOINTS, default=list(ENDPOINTS))
-    parser.add_argument("--layers", default="", help="cut the model to so many, to be done sooner")
+    parser.add_argument("--layers", default="2", help="of the model on torch; 0: all of them, which takes an hour")
     asked = parser.parse_args()
     if unknown := set(asked.clients) - known.keys():
         parser.error(f"no such client: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     chosen = [known[name] for name in asked.clients or known]
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for name in asked.at:
-        with endpoint(name, *(["--layers", asked.layers] if asked.layers else [])) as (url, folder):
+        with endpoint(name, "--layers", asked.layers) as (url, folder):
             for client in chosen:
                 client.install()
                 found = tried(client, url, name, folder)

@@ -24,9 +24,9 @@ its own. The endpoints have SmolLM2-135M behind the front and API that `deploy` 
 
 | | |
 |---|---|
-| `torch` | float32, with a chat template that has a place for tools |
-| `openvino` | bf16, the same template |
-| `demo` | bf16, with the template that the demo ships: it has no place for tools |
+| `torch` | float32, the first two of 30 layers, to be done in minutes on two cores; with a chat template that has a place for tools |
+| `openvino` | bf16, all layers, the same template |
+| `demo` | bf16, all layers, with the template that the demo ships: it has no place for tools |
 
 SmolLM2 has learned no tools. Where a loop needs a call of its own accord, the conversation prescribes what is said
 (`[[add({"a": 2, "b": 3}) => It is 5.]]`, [scripted.py](../tests/clients/scripted.py)): the tokens are that text's,

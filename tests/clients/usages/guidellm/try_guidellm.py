@@ -66,7 +66,7 @@ def _(endpoint: Endpoint) -> None:
 
 @usage("constant rate")
 def _(endpoint: Endpoint) -> None:
-    run(endpoint, profile="constant,rate=1", limit="kind=max_duration,seconds=6")
+    run(endpoint, profile="constant,rate=0.5")
 
 
 @usage("chats of several turns")

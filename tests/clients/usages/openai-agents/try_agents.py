@@ -137,14 +137,7 @@ async def _(endpoint: Endpoint) -> None:
 @usage("chats: tool_choice required, then free")
 async def _(endpoint: Endpoint) -> None:
     must = ModelSettings(max_tokens=120, temperature=0, tool_choice="required")
-
-    @function_tool
-    def switch(is_on: bool) -> str:
-        """Turn the light on or off."""
-        return "done"
-
-    run = await Runner.run(agent(endpoint, must, tools=[switch]), "Hello")
-    assert [item for item in run.new_items if item.type == "tool_call_item"]
+    assert (await Runner.run(agent(endpoint, must, tools=[add]), SUM)).final_output == "It is 5."
 
 
 @usage("chats: parallel_tool_calls false, temperature, top_p, penalties, metadata")

@@ -84,11 +84,11 @@ async def _(endpoint: Endpoint) -> None:
 @usage("ChatCompletionAgent: tool loop and a further question in its thread")
 async def _(endpoint: Endpoint) -> None:
     agent = ChatCompletionAgent(
-        service=service(endpoint), name="Ada", instructions="Be brief.", plugins={"sums": Sums()},
-        arguments=KernelArguments(settings(function_choice_behavior=FunctionChoiceBehavior.Auto())),
+        service=service(endpoint), name="Ada", instructions="Be brief.", plugins=[Sums()],
+        function_choice_behavior=FunctionChoiceBehavior.Auto(),
     )  # fmt: skip
     thread = ChatHistoryAgentThread()
-    first = await agent.get_response(SUM, thread=thread)
+    first = await agent.get_response(SUM.replace("sums-", "Sums-"), thread=thread)
     assert str(first) == "It is 5."
     assert str(await agent.get_response("Sure? [[Yes.]]", thread=first.thread)) == "Yes."
 
