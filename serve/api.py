@@ -140,8 +140,7 @@ def create_app(
             for each, text in zip(wanted, encoder.echoes(body, wanted), strict=True)
         ]
         num_replies = body.num_replies()
-        with_logprobs = body.num_logprobs() is not None
-        reply = kind(generations, body.model, num_replies, with_logprobs, choose, release_key or None)
+        reply = kind(generations, body.model, num_replies, body.num_logprobs() is not None, choose)
         if not engine.health().is_alive:
             raise ApiError(503, "The engine has stopped.", code="engine_lost", headers={LOST: "before"})
         await hold_tokens(request, wanted, num_replies)

@@ -24,7 +24,7 @@ from serve.engines.base import DEFAULT_MAX_ACTIVE, DEFAULT_MAX_STALL_SECONDS, En
 from serve.keys import ApiKey, KeyRing
 from serve.leases import LeasedOnly, Leases, ReplicaServer
 from serve.limits import Limits, Taken
-from serve.observe import REQUEST_ID
+from serve.observe import REQUEST_ID, write_log
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Answering:
         from serve.api import create_app
         from serve.reranker import Reranker
 
-        logging.getLogger("rayconteur").setLevel(logging.INFO)
+        write_log()
         self._engine = engine
         self._leases = Leases()
         self._app = create_app(

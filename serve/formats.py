@@ -6,7 +6,7 @@ grammar = await formats.compiled(draft)       # in bounded time, or ApiError
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from serve import grammar_process
@@ -84,6 +84,10 @@ class Formats:
             return await loop.run_in_executor(self._thread, self._grammars().compiled, draft, verdict.memory)
         except ValueError as error:
             raise ApiError(400, f"{draft.param}: {error}.", draft.param) from error
+
+    def answers(self) -> "Future[int]":
+        """Done when its thread is free."""
+        return self._thread.submit(int)
 
     def close(self) -> None:
         """End the process that tries grammars."""

@@ -23,6 +23,7 @@ from serve.cors import Origins
 from serve.errors import ApiError
 from serve.front import Endpoint, Front, Lease, LostError
 from serve.keys import ApiKey, KeyRing
+from serve.observe import write_log
 from serve.tls import Certificate
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class FrontActor:
     when Ray has started this actor anew."""
 
     def __init__(self, app_name: str, host: str, port: int, max_seconds: float, settings: FrontSettings) -> None:
-        logging.getLogger("rayconteur").setLevel(logging.INFO)
+        write_log()
         self._app_name = app_name
         self._handle: Any = None
         self._loop = uvloop.new_event_loop()

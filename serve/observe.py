@@ -106,6 +106,16 @@ def request_id_of(given: str | None) -> str:
     return given if given is not None and _GIVEN_ID.fullmatch(given) else f"req-{uuid4().hex}"
 
 
+def write_log() -> None:
+    """Write the lines of requests to standard error: Ray keeps it, in the file of this process under its logs."""
+    top = logging.getLogger("rayconteur")
+    top.setLevel(logging.INFO)
+    if not top.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        top.addHandler(handler)
+
+
 class TokenClock:
     """Times the tokens of one reply from the moment that it is made."""
 

@@ -90,6 +90,13 @@ class PromptEncoder:
         """Done when one of the threads is free."""
         return self._threads.submit(int)
 
+    def parts(self) -> "dict[str, Callable[[], Future[int]]]":
+        """What has to answer for a request to come to the engine."""
+        return {
+            "the threads that make prompts": self.answers,
+            "the thread that makes grammars": self._formats.answers,
+        }
+
     async def _in_thread(self, function: Callable[[Asked], Answer], request: Asked) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, request)
 
