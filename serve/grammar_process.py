@@ -44,7 +44,7 @@ class Bounds:
 
     seconds: float = 2.5
     """to compile one"""
-    crowded_seconds: float = 0.6
+    crowded_seconds: float = 0.5
     """to compile one while others wait"""
     patience: float = 4.0
     """from when it is asked for to its verdict, whatever it is"""
@@ -52,7 +52,7 @@ class Bounds:
     """bytes for one"""
     memory_together: int = 2 << 30
     """for all that are compiled; the largest ends"""
-    at_once: int = 4
+    at_once: int = 6
     kept_seconds: float = 0.3
     """a grammar is compiled once more where it is used, and that cannot be ended"""
     kept_memory: int = 64 << 20
@@ -162,8 +162,10 @@ class Trials:
         now, bounds = time.monotonic(), self._bounds
         most = bounds.crowded_seconds if self._waiting else bounds.seconds
         for fork in self._forks:
-            if now - fork.began > most or now - fork.arrived > bounds.patience:
+            if now - fork.began - _waited_seconds(fork.process_id) > most:
                 self._kill(fork, "time")
+            elif now - fork.arrived > bounds.patience:
+                self._kill(fork, "queue")  # the machine is busy with others, and nothing is known of this one
         taken = {fork.process_id: _own_bytes(fork.process_id) for fork in self._forks}
         if sum(taken.values()) - len(taken) * self._bytes > bounds.memory_together:
             self._kill(max(self._forks, key=lambda fork: taken[fork.process_id]), "memory")
@@ -209,6 +211,15 @@ def _limit(bounds: Bounds) -> None:
     ):
         hard = resource.getrlimit(kind)[1]
         resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def _waited_seconds(process_id: int) -> float:
+    """How long a process had something to do and no processor; 0 where the kernel does not say."""
+    try:
+        with open(f"/proc/{process_id}/schedstat") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
 
 
 def _own_bytes(process_id: int) -> int:
