@@ -24,7 +24,7 @@ its own. The endpoints have SmolLM2-135M behind the front and API that `deploy` 
 
 | | |
 |---|---|
-| `torch` | float32, the first two of 30 layers, to be done in minutes on two cores; with a chat template that has a place for tools |
+| `torch` | float32, the first two of 30 layers, to be done soon; a chat template that has a place for tools |
 | `openvino` | bf16, all layers, the same template |
 | `demo` | bf16, all layers, with the template that the demo ships: it has no place for tools |
 
