@@ -23,6 +23,7 @@ from serve.cors import Origins
 from serve.errors import ApiError
 from serve.front import Endpoint, Front, Lease, LostError
 from serve.keys import ApiKey, KeyRing
+from serve.leases import collect_seldom
 from serve.observe import write_log
 from serve.tls import Certificate
 
@@ -69,6 +70,7 @@ class FrontActor:
             self._following = asyncio.run_coroutine_threadsafe(certificate.follow(), self._loop)
         if settings.read_keys is not None:
             self._done(self._follow_keys(settings.read_keys))
+        collect_seldom()
 
     def problem(self) -> str | None:
         """Why it cannot listen."""

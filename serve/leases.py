@@ -91,6 +91,13 @@ class LeasedOnly:
                 lease.end()
 
 
+def collect_seldom() -> None:
+    """For a process that has loaded all that it needs: looking through that for garbage costs every token a share."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
+
+
 class ReplicaServer:
     """uvicorn in a thread of its own, on a free port of `host`."""
 
@@ -99,10 +106,7 @@ class ReplicaServer:
             app, host=host, port=0, log_level="warning", lifespan="off", timeout_keep_alive=3600, access_log=False
         )
         self._server = uvicorn.Server(config)
-        # Libraries and the model are here to stay: looking through them for garbage costs every token a share.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(20_000, 50, 100)
+        collect_seldom()
         self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
         self._thread.start()
         while not self._server.started:

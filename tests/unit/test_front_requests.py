@@ -5,6 +5,8 @@ import gzip
 import json
 import logging
 import socket
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -14,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvloop
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
@@ -75,7 +78,7 @@ class Before:
         self.refusal: ApiError | None = None
         self._address = address
         self.keys: list[Any] = []
-        self.loop = asyncio.new_event_loop()
+        self.loop = uvloop.new_event_loop()  # as on a cluster
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.front = Front(self.lease, 20, Origins(["https://shop.example"]))
         self.do(self.front.listen("127.0.0.1", 0))
@@ -375,3 +378,9 @@ def test_a_slow_reader_holds_its_stream_up_and_loses_nothing(before: Before, mon
         time.sleep(0.5)
         lines = [line for line in response.iter_lines() if line]
     assert lines == [*(f'data: {{"number": {number}}}' for number in range(200_000)), "data: [DONE]"]
+
+
+def test_lines_of_requests_are_written_without_anybodys_handler() -> None:
+    code = "from serve.observe import logger, write_log; write_log(); write_log(); logger.info('a line')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "a line\n"
