@@ -84,7 +84,8 @@ def create_app(
     app.add_middleware(RequestLog, metrics=metrics)
     encoder = PromptEncoder(tokenizer, engine, default_max_tokens)
     app.state.watch = watch = Watch(engine, metrics.num_tokens, max_seconds)
-    watch.add("the threads that make prompts", encoder.answers)
+    for part, ask in encoder.parts().items():
+        watch.add(part, ask)
     admission = Admission(engine.max_active + max_waiting)
     parents = {model_name: None, **dict.fromkeys(engine.adapters, model_name)}
     models_by_name = {
@@ -140,7 +141,8 @@ def create_app(
             for each, text in zip(wanted, encoder.echoes(body, wanted), strict=True)
         ]
         num_replies = body.num_replies()
-        reply = kind(generations, body.model, num_replies, body.num_logprobs() is not None, choose)
+        with_logprobs = body.num_logprobs() is not None
+        reply = kind(generations, body.model, num_replies, with_logprobs, choose, release_key or None)
         if not engine.health().is_alive:
             raise ApiError(503, "The engine has stopped.", code="engine_lost", headers={LOST: "before"})
         await hold_tokens(request, wanted, num_replies)
