@@ -30,8 +30,8 @@ its own. The endpoints have SmolLM2-135M behind the front and API that `deploy` 
 
 SmolLM2 has learned no tools. Where a loop needs a call of its own accord, the conversation prescribes what is said
 (`[[add({"a": 2, "b": 3}) => It is 5.]]`, [scripted.py](../tests/clients/scripted.py)): the tokens are that text's,
-all else (prompt, reading of calls, API, front, client) is real, but no engine and no grammar takes part in that reply.
-Replies without such a script are the model's, those to required calls and formats among them.
+all else (prompt, reading of calls, API, front, client) is real, but no engine and no grammar takes part in that
+reply. Replies without such a script are the model's, those to required calls and formats among them.
 
 A share counts the usages that were tried at that endpoint; an empty cell was not tried.
 """
@@ -112,6 +112,7 @@ def _sentence(said: str) -> str:
         r'"message": ?(")(.+?)"', said
     )
     text = " ".join((found[2] if found else said.split(" | ")[0]).split())
+    text = text.partition(" Traceback")[0]  # it has paths of this machine
     return text if len(text) <= _MOST_SAID else text[: _MOST_SAID - 3] + "..."
 
 
