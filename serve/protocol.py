@@ -31,6 +31,11 @@ class StreamOptions(RequestModel):
 
 
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
+Stop = Annotated[
+    Annotated[StopString, Tag(TEXT_TAG)] | Annotated[list[StopString], Field(max_length=4), Tag(LIST_TAG)],
+    one_or_many("Input should be a string or a list of up to 4 strings"),
+]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=128)]
 
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -68,14 +73,8 @@ class GenerationFields(Hints):
     """Added to the scores of tokens, by their ids."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens to generate at most."""
-    stop: (
-        Annotated[
-            Annotated[StopString, Tag(TEXT_TAG)] | Annotated[list[StopString], Field(max_length=4), Tag(LIST_TAG)],
-            one_or_many("Input should be a string or a list of up to 4 strings"),
-        ]
-        | None
-    ) = None
-    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=128)] | None = None
+    stop: Stop | None = None
+    stop_token_ids: TokenIds | None = None
     """Not in OpenAI's API: these tokens end a reply, too, and are not shown."""
     include_stop_str_in_output: bool | None = None
     """Not in OpenAI's API: the stop string that ended the reply is shown."""

@@ -42,7 +42,8 @@ class FunctionCall(RequestModel):
 
     name: ToolName
     arguments: Any
-    """A JSON object as text, or the object; an empty text and null mean none."""
+    """A JSON object as text, or the object; an empty text and null mean none. Of one that `max_tokens` has cut, what
+    there is of it."""
     parsed_arguments: Any = None
     """What OpenAI's client adds when it parses a call: taken and not used."""
     provider_specific_fields: Any = None
@@ -55,14 +56,15 @@ class FunctionCall(RequestModel):
             return json.dumps(value, ensure_ascii=False)
         if value is None or (isinstance(value, str) and not value.strip()):
             return "{}"
-        try:
-            # Not json.loads, which takes NaN, halves of characters, and lists in lists without end.
-            is_object = isinstance(value, str) and isinstance(from_json(value, allow_inf_nan=False), dict)
-        except ValueError:
-            is_object = False
-        if not is_object:
-            raise PydanticCustomError("arguments", "Input should be a JSON object")
-        return str(value)
+        for partial in (False, "trailing-strings"):
+            try:
+                # Not json.loads, which takes NaN, halves of characters, and lists in lists without end.
+                found = from_json(value, allow_inf_nan=False, allow_partial=partial)
+            except (ValueError, TypeError):
+                continue
+            if isinstance(found, dict):
+                return value if not partial else json.dumps(found, ensure_ascii=False)
+        raise PydanticCustomError("arguments", "Input should be a JSON object")
 
 
 class ToolCall(RequestModel):

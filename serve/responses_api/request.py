@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from serve.protocol import TemplateVariables
+from serve.protocol import Stop, TemplateVariables, TokenIds
 from serve.protocol_base import LIST_TAG, TEXT_TAG, Off, RequestModel, one_or_many
 from serve.protocol_hints import Hints, Metadata
 from serve.responses_api.items import InputItem
@@ -95,9 +95,14 @@ class ResponsesRequest(Hints):
     prompt: None = None
     """Nothing is stored."""
     top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: Stop | None = None
+    stop_token_ids: TokenIds | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
     chat_template_kwargs: TemplateVariables | None = None
-    """These three are not in OpenAI's API: as in a chat."""
+    """These eight are not in OpenAI's Responses API: as in a chat."""
 
     @field_validator(*_NOT_HERE, mode="before")
     @classmethod

@@ -18,8 +18,8 @@ from serve.responses_api.request import ResponsesRequest
 from serve.responses_api.tools import chat_tools
 
 _SAME = (
-    "model", "temperature", "top_p", "parallel_tool_calls", "metadata", "stream", "top_k", "seed",
-    "chat_template_kwargs", "user", "service_tier",
+    "model", "temperature", "top_p", "parallel_tool_calls", "metadata", "stream", "top_k", "min_p",
+    "seed", "stop", "stop_token_ids", "ignore_eos", "min_tokens", "chat_template_kwargs", "user", "service_tier",
 )  # fmt: skip
 # Names of a chat's fields by those of the Responses request, the longest first.
 _NAMES = {

@@ -154,7 +154,7 @@ def test_allowed_tools_are_all_that_there_are() -> None:
     ({"input": [{"type": "web_search_call", "id": "ws_1"}]}, "input[0]", "leave them out"),
     ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]", "text alone"),
     ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role", "got 'robot'"),
-    ({"input": [{**CALL, "arguments": "{"}]}, "input[0].arguments", "JSON object"),
+    ({"input": [{**CALL, "arguments": "[1"}]}, "input[0].arguments", "JSON object"),
     ({"input": [{"type": "reasoning", "encrypted_content": "x"}]}, "input[0].encrypted_content", "leave the"),
     ({"input": ["Hi"]}, "input[0]", "Its type should be message"),
     ({"input": []}, "input", "at least 1 item"),

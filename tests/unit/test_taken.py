@@ -112,6 +112,11 @@ MESSAGES: dict[str, list[dict[str, Any]]] = {
             {**CALLS[0], "index": 0, "function": {**CALLS[0]["function"], "parsed_arguments": {"a": 1}}}]},
         ANSWER,
     ],
+    "arguments that were cut": [
+        *HELLO, {"role": "assistant", "tool_calls": [
+            {**CALLS[0], "function": {"name": "f", "arguments": '{"a": 1, "b": "so fa'}}]},
+        ANSWER,
+    ],
     "arguments as an object": [
         *HELLO, {"role": "assistant", "tool_calls": [{**CALLS[0], "function": {"name": "f", "arguments": {"a": 1}}}]},
         ANSWER,
