@@ -18,7 +18,8 @@ from pydantic import BaseModel, ValidationError
 from serve import errors, openapi
 from serve.admission import MAX_BODY_BYTES, Admission
 from serve.chat_page import chat_page
-from serve.completion import ChatReply, Reply, TextReply
+from serve.chat_reply import ChatReply
+from serve.completion import Reply
 from serve.embeddings import EmbeddingsReply, EmbeddingsRequest, tokens_of_texts
 from serve.engines.base import Engine, GenerationRequest
 from serve.errors import LOST, ApiError
@@ -37,6 +38,7 @@ from serve.responses_api.request import ResponsesRequest
 from serve.responses_api.translation import Translation
 from serve.small_routes import DetokenizedText, DetokenizeRequest, Version, detokenized, version_of
 from serve.streams import stream_of, unless_departed
+from serve.text_reply import TextReply
 from serve.watch import Watch
 
 DEFAULT_MAX_TOKENS = 512

@@ -12,27 +12,13 @@ from uuid import uuid4
 from pydantic import BaseModel
 
 from serve.errors import CLIENT_CLOSED_REQUEST, ApiError
-from serve.generation import CallDelta, DrawnToken, Generation, Piece, ToolCall
+from serve.generation import DrawnToken, Generation, Piece
 from serve.responses import (
     BestOf,
-    CalledFunction,
-    CalledFunctionDelta,
-    CalledTool,
-    CalledToolDelta,
-    ChatCompletion,
     ChatCompletionChunk,
-    Choice,
-    ChoiceLogprobs,
-    ChunkChoice,
     CompletionTokensDetails,
-    Delta,
     PromptTokensDetails,
-    ReplyMessage,
-    TextChoice,
-    TextCompletion,
     TextCompletionChunk,
-    TextLogprobs,
-    TokenLogprob,
     Usage,
 )
 
@@ -214,151 +200,6 @@ class Reply(ABC):
             found.put_nowait((index, None))
         except Exception as error:
             found.put_nowait(error)
-
-
-class ChatReply(Reply):
-    """The answer to a ChatRequest."""
-
-    _prefix = "chatcmpl"
-
-    def _whole(self, texts: list[str], thoughts: list[str], tokens: list[list[DrawnToken]]) -> BaseModel:
-        choices = [
-            Choice(
-                index=index,
-                message=_message(self._generations[place], texts[place], thoughts[place]),
-                logprobs=self._logprobs(tokens[place]),
-                finish_reason=self._generations[place].finish_reason,
-                best_of=self._best_of,
-            )
-            for index, place in enumerate(self._answered())
-        ]
-        return ChatCompletion(**self._common(), choices=choices, usage=self.usage())
-
-    def _answered(self) -> list[int]:
-        """The numbers of the replies that the answer has."""
-        return list(range(len(self._generations))) if self._best_of is None else [self._best_of.chosen]
-
-    def _opening(self, index: int) -> Chunk:
-        return self._chunk([self._choice(index, Delta(role="assistant", content=""))])
-
-    def _event(self, index: int, piece: Piece | None) -> Chunk:
-        if piece is None:
-            reason = self._generations[index].finish_reason
-            return self._chunk([ChunkChoice(index=index, delta=Delta(), logprobs=None, finish_reason=reason)])
-        delta = Delta(reasoning_content=piece.thought) if piece.thought else Delta()
-        if piece.text or not (piece.thought or piece.calls):
-            delta.content = piece.text
-        if piece.calls:
-            delta.tool_calls = [_delta_of(call) for call in piece.calls]
-        return self._chunk([self._choice(index, delta, piece.tokens)])
-
-    def _usage_event(self) -> Chunk:
-        chunk = self._chunk([])
-        chunk.usage = self.usage()
-        return chunk
-
-    def _choice(self, index: int, delta: Delta, tokens: Sequence[DrawnToken] = ()) -> ChunkChoice:
-        logprobs = self._logprobs(tokens) if tokens else None
-        return ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=None)
-
-    def _logprobs(self, tokens: Sequence[DrawnToken]) -> ChoiceLogprobs | None:
-        if not self._with_logprobs:
-            return None
-        return ChoiceLogprobs(content=[token.logprob for token in tokens], refusal=None)
-
-    def _chunk(self, choices: list[ChunkChoice]) -> ChatCompletionChunk:
-        return ChatCompletionChunk(object="chat.completion.chunk", **self._common(), choices=choices)
-
-
-class TextReply(Reply):
-    """The answer to a CompletionRequest."""
-
-    _prefix = "cmpl"
-
-    def _whole(self, texts: list[str], thoughts: list[str], tokens: list[list[DrawnToken]]) -> BaseModel:
-        choices = [
-            TextChoice(
-                index=index,
-                text=(self._generations[index].prompt_text or "") + text,
-                logprobs=self._with_prompt(index, drawn),
-                finish_reason=self._generations[index].finish_reason,
-            )
-            for index, (text, drawn) in enumerate(zip(texts, tokens, strict=True))
-        ]
-        return TextCompletion(**self._common(), choices=choices, usage=self.usage())
-
-    def _opening(self, index: int) -> Chunk | None:
-        text = self._generations[index].prompt_text
-        if text is None:
-            return None
-        return self._chunk(
-            [TextChoice(index=index, text=text, logprobs=self._with_prompt(index, []), finish_reason=None)]
-        )
-
-    def _event(self, index: int, piece: Piece | None) -> Chunk:
-        if piece is None:
-            reason = self._generations[index].finish_reason
-            return self._chunk([TextChoice(index=index, text="", logprobs=None, finish_reason=reason)])
-        logprobs = self._logprobs(piece.tokens, len(self._generations[index].prompt_text or ""))
-        return self._chunk([TextChoice(index=index, text=piece.text, logprobs=logprobs, finish_reason=None)])
-
-    def _usage_event(self) -> Chunk:
-        chunk = self._chunk([])
-        chunk.usage = self.usage()
-        return chunk
-
-    def _logprobs(self, tokens: Sequence[DrawnToken], begin: int = 0) -> TextLogprobs | None:
-        """Of tokens of the reply, which begins there in the answer's text."""
-        if not self._with_logprobs:
-            return None
-        found = [token.logprob for token in tokens]
-        return TextLogprobs(
-            tokens=[token.token for token in found],
-            token_logprobs=[token.logprob for token in found],
-            top_logprobs=[_tops(token) for token in found],
-            text_offset=[begin + token.offset for token in tokens],
-        )
-
-    def _with_prompt(self, index: int, tokens: Sequence[DrawnToken]) -> TextLogprobs | None:
-        """Those of the prompt as well, where the answer begins with it."""
-        generation = self._generations[index]
-        found = self._logprobs(tokens, len(generation.prompt_text or ""))
-        if found is None or generation.prompt_text is None:
-            return found
-        # Of several replies to one prompt, the first has them.
-        asked = self._generations[index - index % self._n].prompt_tokens()
-        names = [generation.token_text(token_id) for token_id in generation.prompt_ids]
-        return TextLogprobs(
-            tokens=names + found.tokens,
-            token_logprobs=[told.logprob if told else None for _, told in asked] + found.token_logprobs,
-            top_logprobs=[_tops(told) if told else None for _, told in asked] + found.top_logprobs,
-            text_offset=[place for place, _ in asked] + found.text_offset,
-        )
-
-    def _chunk(self, choices: list[TextChoice]) -> TextCompletionChunk:
-        return TextCompletionChunk(object="text_completion", **self._common(), choices=choices)
-
-
-def _message(generation: Generation, text: str, thought: str) -> ReplyMessage:
-    calls = [_called(call) for call in generation.tool_calls] or None
-    return ReplyMessage(
-        content=(text or None) if calls else text, reasoning_content=thought or None, tool_calls=calls
-    )
-
-
-def _called(call: ToolCall) -> CalledTool:
-    return CalledTool(id=call.id, type="function", function=CalledFunction(name=call.name, arguments=call.arguments))
-
-
-def _delta_of(call: CallDelta) -> CalledToolDelta:
-    if call.id is None:
-        return CalledToolDelta(index=call.index, function=CalledFunctionDelta(arguments=call.arguments))
-    function = CalledFunctionDelta(name=call.name, arguments=call.arguments)
-    return CalledToolDelta(index=call.index, id=call.id, type="function", function=function)
-
-
-def _tops(token: TokenLogprob) -> dict[str, float]:
-    return {top.token: top.logprob for top in token.top_logprobs}
 
 
 def _sent(event: BaseModel) -> str:
