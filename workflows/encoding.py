@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from models.chat import Conversation, EncodedConversation, Message, common_prompt, encode_conversation, end_token_ids
+from models.chat import Conversation, EncodedConversation, Message, common_prompt, encode_conversation
 from models.chat.renderer import renderer_of
 from workflows.conversations import parse_conversation, parse_judged, parse_pair
 from workflows.spec import DataSpec
@@ -23,7 +23,6 @@ class Encoding:
     """`conversations`, `pairs` or `judged`, by the objective"""
 
     def __post_init__(self) -> None:
-        end_token_ids(self.tokenizer)  # a template that ends no reply fails here, not on every line
         renderer_of(self.tokenizer).encoder.expect_many()
 
     def row(self, text: bytes, mismatched: str) -> dict[str, Any]:

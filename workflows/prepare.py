@@ -13,6 +13,7 @@ the same file (`workflows.conversations.mismatched_replies`, over blocks of 512 
 supervised, the prompt counts once in `num_tokens`, as it is read once, and it alone decides the split.
 """
 
+import functools
 import itertools
 import json
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ import pyarrow.fs
 import ray
 import ray.data
 
-from models.chat import Message, ReplyCut
+from models.chat import Message, ReplyCut, end_token_ids
 from models.chat.messages import SameRole
 from workflows.chat_tokenizer import chat_tokenizer, read_template, template_notes
 from workflows.cluster import watching
@@ -42,7 +43,6 @@ from workflows.spec import NEW_MODEL, PipelineSpec
 _LINES_PER_BLOCK = 512
 _BYTES_PER_BLOCK = 64 << 20
 _EXCERPT_CHARACTERS = 200
-_STARTED_EARLY = 16
 # Conversations are about so many times as long as their compressed files.
 _PACKED_FACTOR = 6
 # Above this share of cut conversations a user is told.
@@ -85,7 +85,12 @@ def run(context: Context) -> dict[str, Any]:
         spec = with_base(spec, store, context.key)
     corpus_path = store.path("prepare", context.key, "corpus")
     _set_block_size(files)
-    encoders = _start_encoders(spec)
+    tokenizer = chat_tokenizer(spec)
+    end_token_ids(tokenizer)  # a template that ends no reply fails here, not on every line
+    for note in template_notes(spec, tokenizer):
+        context.progress.note(f"prepare: {note}")
+    # A worker that unpickles a tokenizer imports no torch, which would take it longer than a thousand conversations.
+    pickled = ray.put(tokenizer)
     with watching(context.progress, "lines") as board:
         items = [
             {
@@ -112,30 +117,20 @@ def run(context: Context) -> dict[str, Any]:
             .map_batches(
                 _encode_lines,
                 batch_size=_LINES_PER_BLOCK,
-                fn_kwargs={"spec": spec.model_dump_json(), "paths": [file.path for file in files], "board": board},
+                fn_kwargs={
+                    "spec": spec.model_dump_json(),
+                    "tokenizer": pickled,
+                    "paths": [file.path for file in files],
+                    "board": board,
+                },
                 batch_format="pyarrow",
             )
             .write_parquet(corpus_path, filesystem=store.filesystem, partition_cols=["split"])
         )
-    for note in ray.get(encoders[0]):
-        context.progress.note(f"prepare: {note}")
     paths = [file.path for file in files]
     figures = _statistics(context, paths)
     _check(context, figures, paths)
     return figures
-
-
-def _start_encoders(spec: PipelineSpec) -> list[ray.ObjectRef[list[str]]]:
-    """Have workers import what encoding needs, seconds of work, while the files are read. Each returns what a user
-    would not guess of the template in use.
-    """
-
-    def start(text: str) -> list[str]:
-        return template_notes(spec, _encoding(text).tokenizer)
-
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    encoder = ray.remote(num_cpus=1)(start)
-    return [encoder.remote(spec.model_dump_json()) for _ in range(max(1, min(cpus, _STARTED_EARLY)))]
 
 
 def _set_block_size(files: list[SourceFile]) -> None:
@@ -184,13 +179,17 @@ def _lines_block(source: int, block: list[Record], judged: _Reading | None, befo
     }
 
 
-def _encoding(spec: str) -> Encoding:
+@functools.lru_cache(maxsize=2)
+def _encoding(spec: str, tokenizer: "ray.ObjectRef[Any]") -> Encoding:
+    """Once for all blocks that a process gets."""
     pipeline = PipelineSpec.model_validate_json(spec)
-    return Encoding(chat_tokenizer(pipeline), pipeline.data, pipeline.train.objective.examples)
+    return Encoding(ray.get(tokenizer), pipeline.data, pipeline.train.objective.examples)
 
 
-def _encode_lines(batch: pa.Table, spec: str, paths: list[str], board: Any) -> pa.Table:
-    encoding = _encoding(spec)
+def _encode_lines(
+    batch: pa.Table, spec: str, tokenizer: "ray.ObjectRef[Any]", paths: list[str], board: Any
+) -> pa.Table:
+    encoding = _encoding(spec, tokenizer)
     columns = (batch[name].to_pylist() for name in ("source", "line", "text", "unread", "mismatched"))
     rows = []
     for source, line, text, unread, mismatched in zip(*columns, strict=True):
