@@ -43,6 +43,7 @@ from workflows.spec import NEW_MODEL, PipelineSpec
 _LINES_PER_BLOCK = 512
 _BYTES_PER_BLOCK = 64 << 20
 _EXCERPT_CHARACTERS = 200
+_STARTED_EARLY = 16
 # Conversations are about so many times as long as their compressed files.
 _PACKED_FACTOR = 6
 # Above this share of cut conversations a user is told.
@@ -85,6 +86,7 @@ def run(context: Context) -> dict[str, Any]:
         spec = with_base(spec, store, context.key)
     corpus_path = store.path("prepare", context.key, "corpus")
     _set_block_size(files)
+    _start_workers()
     tokenizer = chat_tokenizer(spec)
     end_token_ids(tokenizer)  # a template that ends no reply fails here, not on every line
     for note in template_notes(spec, tokenizer):
@@ -131,6 +133,18 @@ def run(context: Context) -> dict[str, Any]:
     figures = _statistics(context, paths)
     _check(context, figures, paths)
     return figures
+
+
+def _start_workers() -> None:
+    """Have workers start and import what encoding needs while this process loads the tokenizer."""
+
+    def start() -> None:
+        import transformers.tokenization_utils_tokenizers  # noqa: F401
+
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    starter = ray.remote(num_cpus=1)(start)
+    for _ in range(min(cpus, _STARTED_EARLY)):
+        starter.remote()
 
 
 def _set_block_size(files: list[SourceFile]) -> None:
