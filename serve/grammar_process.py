@@ -162,7 +162,8 @@ class Trials:
         now, bounds = time.monotonic(), self._bounds
         most = bounds.crowded_seconds if self._waiting else bounds.seconds
         for fork in self._forks:
-            if now - fork.began - _waited_seconds(fork.process_id) > most:
+            had = now - fork.began - _waited_seconds(fork.process_id)
+            if had > most or (had > bounds.crowded_seconds and now - fork.arrived > bounds.patience):
                 self._kill(fork, "time")
             elif now - fork.arrived > bounds.patience:
                 self._kill(fork, "queue")  # the machine is busy with others, and nothing is known of this one
