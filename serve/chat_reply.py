@@ -57,11 +57,6 @@ class ChatReply(Reply):
             delta.tool_calls = [_delta_of(call) for call in piece.calls]
         return self._chunk([self._choice(index, delta, piece.tokens)])
 
-    def _usage_event(self) -> Chunk:
-        chunk = self._chunk([])
-        chunk.usage = self.usage()
-        return chunk
-
     def _choice(self, index: int, delta: Delta, tokens: Sequence[DrawnToken] = ()) -> ChunkChoice:
         logprobs = self._logprobs(tokens) if tokens else None
         return ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=None)

@@ -1,10 +1,20 @@
 """A process with a connection to it, started also where multiprocessing starts none: from a daemonic one."""
 
+import contextlib
 import socket
 import subprocess
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+
+def send_all(outbox: "SimpleQueue[Any]", connection: Connection) -> None:
+    """Send what is put there, until it is None or the other side is gone."""
+    with contextlib.suppress(OSError):
+        while (message := outbox.get()) is not None:
+            connection.send(message)
 
 
 def start_child(module: str) -> tuple["subprocess.Popen[bytes]", Connection]:

@@ -72,8 +72,14 @@ class Reply(ABC):
         """What an event says of a reply; None for its end."""
 
     @abstractmethod
+    def _chunk(self, choices: list[Any]) -> Chunk:
+        """An event with these choices."""
+
     def _usage_event(self) -> Chunk:
         """The last one, if it was asked for."""
+        chunk = self._chunk([])
+        chunk.usage = self.usage()
+        return chunk
 
     def usage(self) -> Usage:
         """Tokens so far; a prompt counts once, however many replies it has."""

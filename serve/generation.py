@@ -16,7 +16,7 @@ from serve.replies.form import ReplyForm
 from serve.replies.reader import Reader
 from serve.replies.text import ReplyText, Shown
 from serve.responses import ReplyReason, TokenLogprob, TopLogprob
-from serve.text import TokenDecoder, overlap, token_bytes
+from serve.text import TokenDecoder, overlap, token_bytes, token_text
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ class Generation:
         self._is_late = False
         self._clock = clock
         self._told_calls: list[ToolCall] = []
+        self._seen_calls: tuple[int, list[Call]] = (0, [])
         self.tool_calls: list[ToolCall] = []
         """What the reply calls, once it has ended."""
 
@@ -175,6 +176,11 @@ class Generation:
         reading = self._reading
         if reading is None or not (reading.reader.calls or reading.reader.pending):
             return []
+        # The reader makes a new list where a call has grown; most tokens of a long one change nothing.
+        seen = (len(reading.reader.calls), reading.reader.pending)
+        if not self.tool_calls and seen[0] == self._seen_calls[0] and seen[1] is self._seen_calls[1]:
+            return []
+        self._seen_calls = seen
         if self.tool_calls:
             texts = [(call.name, call.arguments) for call in self.tool_calls]
         else:
@@ -213,7 +219,7 @@ class Generation:
 
     def token_text(self, token_id: int) -> str:
         """The text of a token by itself."""
-        return str(self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+        return token_text(self._tokenizer, token_id)
 
     def _take(self, event: TokenEvent) -> Piece | None:
         self.token_ids.append(event.token_id)
@@ -254,9 +260,10 @@ class Generation:
         return TokenLogprob(**self._top(token_id, logprob).model_dump(), top_logprobs=tops)
 
     def _top(self, token_id: int, logprob: float) -> TopLogprob:
-        found = token_bytes(self._tokenizer, token_id)
+        text = self.token_text(token_id)
+        found = token_bytes(self._tokenizer, token_id, text)
         return TopLogprob(
-            token=self.token_text(token_id),
+            token=text,
             logprob=max(logprob, -9999.0),  # JSON has no infinity; OpenAI's API writes this too
             bytes=None if found is None else list(found),
         )

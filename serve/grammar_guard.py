@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import TypeVar
 
-from serve.child_process import start_child
+from serve.child_process import send_all, start_child
 from serve.grammar_process import Setup, Verdict
 
 Answer = TypeVar("Answer")
@@ -160,9 +160,7 @@ class _Trier:
         self.process.kill()
 
     def _send(self) -> None:
-        with contextlib.suppress(OSError):
-            while (message := self._outbox.get()) is not None:
-                self._connection.send(message)
+        send_all(self._outbox, self._connection)
 
     def _receive(self) -> None:
         try:

@@ -3,6 +3,7 @@
 A field that is not declared is refused by name: a client never believes that an ignored setting worked.
 """
 
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, WithJsonSchema
@@ -39,6 +40,12 @@ One = Annotated[int, _only(1), WithJsonSchema({"type": "integer", "const": 1})]
 def one_or_many(rule: str) -> Discriminator:
     """Tells a text from a list; `rule` is what is said of anything else."""
     return Discriminator(_text_or_list, custom_error_type="text_or_list", custom_error_message=rule)
+
+
+def type_branch(value: Any, kinds: Collection[str], default: str | None = None) -> str | None:
+    """The branch of an object by its `type`, which is `default` where it has none; None for one that is unknown."""
+    kind = (value.get("type") or default) if isinstance(value, dict) else getattr(value, "type", None)
+    return f"{BRANCH}{kind}" if isinstance(kind, str) and kind in kinds else None
 
 
 def _text_or_list(value: Any) -> str | None:

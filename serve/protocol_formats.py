@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from serve.protocol_base import BRANCH, RequestModel
+from serve.protocol_base import BRANCH, RequestModel, type_branch
 
 
 class TextFormat(RequestModel):
@@ -38,20 +38,17 @@ class JsonSchemaFormat(RequestModel):
     json_schema: JsonSchema
 
 
-def _format_branch(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else None
-    return f"{BRANCH}{kind}" if kind in ("text", "json_object", "json_schema") else None
-
+BY_FORMAT = Discriminator(
+    lambda value: type_branch(value, ("text", "json_object", "json_schema")),
+    custom_error_type="response_format",
+    custom_error_message="Its type should be text, json_object or json_schema",
+)
 
 ResponseFormat = Annotated[
     Annotated[TextFormat, Tag(BRANCH + "text")]
     | Annotated[JsonObjectFormat, Tag(BRANCH + "json_object")]
     | Annotated[JsonSchemaFormat, Tag(BRANCH + "json_schema")],
-    Discriminator(
-        _format_branch,
-        custom_error_type="response_format",
-        custom_error_message="Its type should be text, json_object or json_schema",
-    ),
+    BY_FORMAT,
 ]
 
 Choices = Annotated[list[Annotated[str, Field(min_length=1, max_length=4096)]], Field(min_length=1, max_length=1024)]

@@ -14,9 +14,15 @@ MAX_HELD_TOKENS = 8
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
-def token_bytes(tokenizer: Any, token_id: int) -> bytes | None:
-    """The bytes of a token by itself, which may be a part of a character; None where its vocabulary does not tell."""
-    text = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+def token_text(tokenizer: Any, token_id: int) -> str:
+    """The text of a token by itself."""
+    return str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+
+
+def token_bytes(tokenizer: Any, token_id: int, text: str) -> bytes | None:
+    """The bytes of a token whose text by itself is `text`, which may be a part of a character; None where its
+    vocabulary does not tell.
+    """
     if REPLACEMENT not in text:
         return text.encode()
     name = str(tokenizer.convert_ids_to_tokens(token_id))

@@ -41,11 +41,6 @@ class TextReply(Reply):
         logprobs = self._logprobs(piece.tokens, len(self._generations[index].prompt_text or ""))
         return self._chunk([TextChoice(index=index, text=piece.text, logprobs=logprobs, finish_reason=None)])
 
-    def _usage_event(self) -> Chunk:
-        chunk = self._chunk([])
-        chunk.usage = self.usage()
-        return chunk
-
     def _logprobs(self, tokens: Sequence[DrawnToken], begin: int = 0) -> TextLogprobs | None:
         """Of tokens of the reply, which begins there in the answer's text."""
         if not self._with_logprobs:

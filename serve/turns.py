@@ -3,7 +3,7 @@
 from typing import Any
 
 from models.chat.messages import MessageError, normal_messages
-from models.chat.written_calls import one_call_each, with_short_ids
+from models.chat.written_calls import one_call_each
 from serve.errors import ApiError
 from serve.protocol_messages import ChatMessage
 from serve.replies.form import ReplyForm
@@ -15,8 +15,7 @@ _OF_CALLS: Any = {"id": True, "type": True, "function": {"name", "arguments"}}
 def turns_of(messages: list[ChatMessage], form: ReplyForm) -> list[Any]:
     """The conversation in normal form, to be replied to; raises ApiError.
 
-    Ids of calls that the template does not take are others. Where it has place for one call in a turn, several are
-    turns of their own, each with its answer after it.
+    Where one call in a turn is read back, several are turns of their own, each with its answer after it.
     """
     for number, message in enumerate(messages):
         if message.refusal and message.role != "assistant":
@@ -27,8 +26,6 @@ def turns_of(messages: list[ChatMessage], form: ReplyForm) -> list[Any]:
     except MessageError as error:
         param = "messages" if error.index is None else f"messages[{error.index}].{error.field}"
         raise ApiError(400, f"{param}: {error.text}.", param) from error
-    if form.has_short_ids:
-        turns = list(with_short_ids(turns))
     return turns if form.is_parallel else list(one_call_each(turns))
 
 

@@ -20,6 +20,7 @@ from queue import SimpleQueue
 from typing import Any, get_args
 
 from models.openvino_runtime import FACTS_FILE
+from serve.child_process import send_all
 from serve.engines.base import (
     DEFAULT_MAX_ACTIVE,
     DEFAULT_MAX_STALL_SECONDS,
@@ -191,9 +192,7 @@ class OpenVINOEngine(Engine):
 
     def _send(self) -> None:
         """Writes to the child, which reads between two steps only: asyncio's loop must not wait for it."""
-        with contextlib.suppress(OSError):
-            while (message := self._outbox.get()) is not None:
-                self._connection.send(message)
+        send_all(self._outbox, self._connection)
 
     def _receive(self) -> None:
         """Reads from the child until it is gone, however it goes."""

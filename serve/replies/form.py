@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
+from models.chat.renderer import renderer_of
+from models.chat.written_calls import SHORT_ID
 from serve.replies.call_reader import Call
 from serve.replies.call_style import CallStyle, NamedUnit, learned_style
 from serve.replies.channels import ChannelReader, writes_channels
@@ -25,7 +27,6 @@ from serve.replies.probes import (
     TOOLS,
     WORDS,
     Probes,
-    answer_to,
     calling,
 )
 from serve.replies.reader import Reader, ReplyReader
@@ -33,8 +34,6 @@ from serve.replies.thinking import Place, Thinking, learned_thinking
 
 logger = logging.getLogger(__name__)
 
-# Mistral's templates take nine letters or digits, and no other id.
-_SHORT_ID = 9
 _PYTHON_TAG = "<|python_tag|>"
 # What a prompt may end with, in tokens.
 _TAIL = 32
@@ -88,11 +87,7 @@ class ReplyForm:
 
     def new_call_id(self) -> str:
         """An id that the template takes when the call comes back."""
-        return uuid4().hex[:_SHORT_ID] if self.has_short_ids else f"call_{uuid4().hex[:24]}"
-
-    def takes_id(self, call_id: str) -> bool:
-        """Whether the template does."""
-        return not self.has_short_ids or (len(call_id) == _SHORT_ID and call_id.isascii() and call_id.isalnum())
+        return uuid4().hex[:SHORT_ID] if self.has_short_ids else f"call_{uuid4().hex[:24]}"
 
 
 def learned_form(tokenizer: Any) -> ReplyForm:
@@ -145,7 +140,7 @@ def _with_calls(form: ReplyForm, probes: Probes, tokenizer: Any) -> ReplyForm:
     assert form.style is not None
     if not _reads(form, probes, [ARGUMENTS, odd], is_needed=True):
         form = replace(form, style=replace(form.style, between=None))
-    return replace(form, has_short_ids=not _takes(probes, "call_" + 24 * "0") and _takes(probes, _SHORT_ID * "0"))
+    return replace(form, has_short_ids=renderer_of(tokenizer).probes.has_short_ids)
 
 
 def _channel_style(probes: Probes) -> CallStyle | None:
@@ -200,9 +195,3 @@ def _read(form: ReplyForm, reader: Reader, written: str) -> tuple[str, str]:
     parts = [*reader.push(written), *reader.finish(is_cut=False)]
     thought, said = ("".join(part.text for part in parts if part.kind == kind) for kind in ("thought", "said"))
     return form.marks.shown(thought).strip(), form.marks.shown(said).strip()
-
-
-def _takes(probes: Probes, call_id: str) -> bool:
-    call = calling(ARGUMENTS)
-    call["tool_calls"][0]["id"] = call_id
-    return probes.turn(call, [answer_to(call_id)], TOOLS) is not None

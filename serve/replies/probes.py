@@ -49,11 +49,6 @@ def calling(*arguments: Mapping[str, Any], text: str = "", thought: str = "") ->
     return {**message, "reasoning_content": thought} if thought else message
 
 
-def answer_to(call_id: str, name: str = TOOL) -> dict[str, Any]:
-    """What the tool answers."""
-    return {"role": "tool", "tool_call_id": call_id, "name": name, "content": "probe_result"}
-
-
 def common_start(texts: Sequence[str]) -> str:
     """What all of them begin with."""
     shortest = min(texts, key=len)

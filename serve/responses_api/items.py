@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from pydantic_core import PydanticCustomError
 
-from serve.protocol_base import BRANCH, LIST_TAG, TEXT_TAG, RequestModel, one_or_many
+from serve.protocol_base import BRANCH, LIST_TAG, TEXT_TAG, RequestModel, one_or_many, type_branch
 from serve.protocol_messages import ToolName
 
 _TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
@@ -125,11 +125,6 @@ class ReasoningItem(_Item):
 _KINDS = ("message", "function_call", "function_call_output", "reasoning")
 
 
-def _branch(value: Any) -> str | None:
-    kind = (value.get("type") or "message") if isinstance(value, dict) else None
-    return f"{BRANCH}{kind}" if kind in _KINDS else None
-
-
 def _is_served(value: Any) -> Any:
     kind = value.get("type") if isinstance(value, dict) else None
     if not isinstance(kind, str) or kind in _KINDS:
@@ -147,7 +142,7 @@ InputItem = Annotated[
     | Annotated[CallOutputItem, Tag(BRANCH + "function_call_output")]
     | Annotated[ReasoningItem, Tag(BRANCH + "reasoning")],
     Discriminator(
-        _branch,
+        lambda value: type_branch(value, _KINDS, default="message"),
         custom_error_type="item",
         custom_error_message="Its type should be message, function_call, function_call_output or reasoning",
     ),

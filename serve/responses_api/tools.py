@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from serve.protocol_base import BRANCH, TEXT_TAG, Off, RequestModel
-from serve.protocol_formats import JsonObjectFormat, TextFormat
+from serve.protocol_base import BRANCH, TEXT_TAG, Off, RequestModel, type_branch
+from serve.protocol_formats import BY_FORMAT, JsonObjectFormat, TextFormat
 from serve.protocol_messages import ToolName
 
 
@@ -60,10 +60,7 @@ class AllowedTools(RequestModel):
 
 
 def _choice_branch(value: Any) -> str | None:
-    if isinstance(value, str):
-        return TEXT_TAG
-    kind = value.get("type") if isinstance(value, dict) else None
-    return f"{BRANCH}{kind}" if kind in ("function", "allowed_tools") else None
+    return TEXT_TAG if isinstance(value, str) else type_branch(value, ("function", "allowed_tools"))
 
 
 ToolChoice = Annotated[
@@ -88,11 +85,6 @@ class SchemaFormat(RequestModel):
     strict: bool | None = None
 
 
-def _format_branch(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"{BRANCH}{kind}" if kind in ("text", "json_object", "json_schema") else None
-
-
 class TextOptions(RequestModel):
     """What the text of the reply has to be."""
 
@@ -101,11 +93,7 @@ class TextOptions(RequestModel):
             Annotated[TextFormat, Tag(BRANCH + "text")]
             | Annotated[JsonObjectFormat, Tag(BRANCH + "json_object")]
             | Annotated[SchemaFormat, Tag(BRANCH + "json_schema")],
-            Discriminator(
-                _format_branch,
-                custom_error_type="response_format",
-                custom_error_message="Its type should be text, json_object or json_schema",
-            ),
+            BY_FORMAT,
         ]
         | None
     ) = None

@@ -290,15 +290,21 @@ def test_a_reply_follows_its_schema_and_its_neighbours_do_not_mind(engine: Engin
 def test_a_small_schema_leaves_no_choice(
     engine: Engine, tokenizer: Any, rules: dict[str, Any], allowed: list[Any]
 ) -> None:
+    for text in texts_by(engine, tokenizer, rules, count=6):
+        assert json.loads(text) in allowed
+
+
+def texts_by(engine: Engine, tokenizer: Any, rules: dict[str, Any], count: int) -> list[str]:
+    """So many replies that follow a schema, each ended by itself."""
     ends = end_token_ids(tokenizer)
     grammar = Grammars(tokenizer, engine.vocab_size, ends).of(rules)
     requests = [
         GenerationRequest(PROMPTS[0], 60, temperature=2.0, seed=seed, grammar=grammar, end_token_ids=ends)
-        for seed in range(6)
+        for seed in range(count)
     ]
-    for reply in asyncio.run(collect_all(engine, *requests)):
-        assert reply[-1].finish_reason == "stop"
-        assert json.loads(tokenizer.decode(token_ids(reply)[:-1])) in allowed
+    replies = asyncio.run(collect_all(engine, *requests))
+    assert [reply[-1].finish_reason for reply in replies] == ["stop"] * count
+    return [tokenizer.decode(token_ids(reply)[:-1]) for reply in replies]
 
 
 @pytest.mark.parametrize(("schema", "pattern"), [
@@ -314,15 +320,8 @@ def test_a_small_schema_leaves_no_choice(
 def test_rules_of_all_kinds_are_followed_and_notes_are_none(
     engine: Engine, tokenizer: Any, schema: dict[str, Any], pattern: str
 ) -> None:
-    ends = end_token_ids(tokenizer)
-    grammar = Grammars(tokenizer, engine.vocab_size, ends).of(schema)
-    requests = [
-        GenerationRequest(PROMPTS[0], 60, temperature=2.0, seed=seed, grammar=grammar, end_token_ids=ends)
-        for seed in range(4)
-    ]
-    for reply in asyncio.run(collect_all(engine, *requests)):
-        assert reply[-1].finish_reason == "stop"
-        assert re.fullmatch(pattern, tokenizer.decode(token_ids(reply)[:-1])), schema
+    for text in texts_by(engine, tokenizer, schema, count=4):
+        assert re.fullmatch(pattern, text), schema
 
 
 def test_what_is_followed_beside_a_pipeline_is_what_torch_says(engine: Engine, release: Path) -> None:
