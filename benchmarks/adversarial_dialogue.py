@@ -11,7 +11,7 @@ then both go on in turns. `likelihood continued` is trained from the same point 
 The table has replies to the held-out histories of the likelihood model, the same continued, the adversarial one, and
 the best of 4 and of 8 of the likelihood model, each at several temperatures: judged by what the base model makes of
 them, a fresh discriminator for each row among it, which learns from half of the held-out conversations and tells the
-others (`linear_accuracy` in models/pair_measures.py). `pair.html` in the folder shows it.
+others (`linear_accuracy` in models/measures/adversarial.py). `pair.html` in the folder shows it.
 
 What is done is kept in the folder, and a run that was interrupted goes on after its last whole phase or row. The last
 line is one JSON object. On two slow cores the sizes of `--quick` take about three hours, the others a day.
@@ -30,16 +30,14 @@ import numpy as np
 import torch
 import transformers
 
-from models import adapters
-from models.attention import PACKED_ATTENTION
-from models.base import BUILTIN_SMOLLM2, load_model, load_tokenizer, resolve
+from models.base import adapters
+from models.base.discriminator import Discriminator
+from models.base.load import BUILTIN_SMOLLM2, load_model, load_tokenizer, resolve
+from models.base.precision import dtype_of
 from models.chat import encode_conversation, end_token_ids
-from models.discriminator import Discriminator
-from models.duel import Duel, DuelSettings
-from models.engine import TorchEngine
-from models.objectives.adversarial import Discriminate, Exchange, Generate, exchange_of
-from models.packing import pack
-from models.pair_measures import (
+from models.exchange import Exchange, exchange_of
+from models.kernels.attention import PACKED_ATTENTION
+from models.measures.adversarial import (
     best_of,
     diversity,
     drawn_to,
@@ -50,8 +48,11 @@ from models.pair_measures import (
     reply_log_probabilities,
     scores_of,
 )
-from models.precision import dtype_of
-from workflows.pair_plot import pair_page
+from models.objectives.adversarial import Discriminate, Generate
+from models.packing import pack
+from models.training.adversarial import Duel, DuelSettings
+from models.training.engine import TorchEngine
+from workflows.scorecard.adversarial_plot import pair_page
 
 MOST_WORDS, MOST_REPLY_TOKENS = 20, 32
 SYSTEM = {"role": "system", "content": "You chat."}

@@ -36,15 +36,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.attention import PACKED_ATTENTION
-from models.discriminator import Discriminator
-from models.duel import Duel, DuelSettings, Part
-from models.engine import TorchEngine
+from models.base.discriminator import Discriminator
+from models.base.lstm import LstmConfig, LstmForCausalLM
+from models.exchange import Exchange
 from models.generation import drawn_replies
-from models.loss import log_probabilities
-from models.lstm import LstmConfig, LstmForCausalLM
-from models.objectives.adversarial import Discriminate, Exchange, Generate
+from models.kernels.attention import PACKED_ATTENTION
+from models.kernels.loss import log_probabilities
+from models.objectives.adversarial import Discriminate, Generate
 from models.packing import pack
+from models.training.adversarial import Duel, DuelSettings, Part
+from models.training.engine import TorchEngine
 
 START = 0
 Sequences = list[list[int]]

@@ -68,7 +68,7 @@ def timer_engine() -> Any:
 
 def serve_replica() -> None:
     """The API in this process, and leases for whoever asks."""
-    from models.base import load_tokenizer, resolve
+    from models.base.load import load_tokenizer, resolve
     from serve.api import create_app
     from serve.leases import LeasedOnly, Leases, ReplicaServer
 

@@ -4,7 +4,8 @@
     python benchmarks/architectures.py --speed   # what a step takes in each of the three ways
 
 Of each a small random model is made from the configuration that transformers has for it, and tried as every base
-model's is before it is trained (models/packing_check.py). tests/unit/test_architectures.py compares with the table.
+model's is before it is trained (models/base/packing_check.py). tests/unit/test_architectures.py compares with the
+table.
 """
 
 import importlib.metadata
@@ -21,13 +22,13 @@ import torch
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from models.attention import PACKED_ATTENTION
-from models.base import BUILTIN_SMOLLM2, load_model, resolve
-from models.engine import TorchEngine
+from models.base.load import BUILTIN_SMOLLM2, load_model, resolve
+from models.base.packing_check import CannotBeTrained, check_text, try_out
+from models.kernels.attention import PACKED_ATTENTION
+from models.kernels.rows import How, read_in_rows
 from models.objectives.sft import Sft
 from models.packing import pack
-from models.packing_check import CannotBeTrained, check_text, try_out
-from models.rows import How, read_in_rows
+from models.training.engine import TorchEngine
 
 PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
 LSTM = "rayconteur-lstm"
@@ -58,7 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def config_of(name: str) -> Any:
     """The configuration that is tried."""
     if name == LSTM:
-        import models.lstm  # noqa: F401  # known to transformers from here on
+        import models.base.lstm  # noqa: F401  # known to transformers from here on
 
     return AutoConfig.for_model(name, **SETTINGS.get(name, {}))
 

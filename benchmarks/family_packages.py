@@ -16,7 +16,7 @@ from family_templates import OWN_WORDS
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from models.base import BUILTIN_SMOLLM2, load_tokenizer, resolve
+from models.base.load import BUILTIN_SMOLLM2, load_tokenizer, resolve
 from models.chat import ensure_chat_template
 from models.chat.settings import change_template, writes_today
 
@@ -33,7 +33,7 @@ class Packages:
         self.folder = folder
 
     def tokenizer(self, family: Family) -> Any:
-        """The family's tokenizer with its template, as `models.base.load_tokenizer` would give it."""
+        """The family's tokenizer with its template, as `models.base.load.load_tokenizer` would give it."""
         tokenizer = copy.deepcopy(self._loaded(family.tokenizer))
         new = [AddedToken(name, special=True, normalized=False) for name in family.tokens]
         tokenizer.add_tokens(new, special_tokens=True)

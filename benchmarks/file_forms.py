@@ -32,8 +32,8 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
 
-from workflows.file_formats import records
-from workflows.sources import SourceFile
+from workflows.corpus.files.formats import records
+from workflows.corpus.files.sources import SourceFile
 
 # Text with whatever a form of files could trip over.
 WORDS = [

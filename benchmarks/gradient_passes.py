@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from models import adapters
-from models.attention import PACKED_ATTENTION
-from models.base import load_model, resolve
-from models.deepspeed_engine import DeepSpeedEngine
+from models.base import adapters
+from models.base.load import load_model, resolve
+from models.base.precision import dtype_of
+from models.kernels.attention import PACKED_ATTENTION
 from models.objectives.sft import Sft
 from models.packing import pack
-from models.precision import dtype_of
+from models.training.deepspeed_engine import DeepSpeedEngine
 
 
 def cases() -> Iterator[dict[str, Any]]:

@@ -33,8 +33,8 @@ NUMBERS = itertools.count()
 
 
 def export_of_smollm2(folder: Path) -> None:
-    from models.base import load_tokenizer, resolve
-    from models.openvino_export import export
+    from models.base.load import load_tokenizer, resolve
+    from models.export.openvino_export import export
 
     release = resolve("builtin:smollm2-135m-instruct")
     export(release, folder, "bf16")
@@ -44,7 +44,7 @@ def export_of_smollm2(folder: Path) -> None:
 def serve(folder: str, port: int) -> None:
     import uvicorn
 
-    from models.base import load_tokenizer
+    from models.base.load import load_tokenizer
     from serve import grammar_process
     from serve.api import create_app
     from serve.engines.openvino import OpenVINOEngine

@@ -34,7 +34,7 @@ def map_by_hand(data: str, target: str) -> None:
     """The other side; runs in a process of its own."""
     import datasets
 
-    from models.base import load_tokenizer, resolve
+    from models.base.load import load_tokenizer, resolve
 
     datasets.disable_progress_bars()
     tokenizer = load_tokenizer(resolve(BASE))
@@ -84,7 +84,7 @@ def by_hand(data: str, folder: str) -> tuple[float, float]:
 
 def turns() -> dict[int, float]:
     """Milliseconds for a conversation of so many turns, the median of 20."""
-    from models.base import load_tokenizer, resolve
+    from models.base.load import load_tokenizer, resolve
     from models.chat import encode_conversation
 
     tokenizer = load_tokenizer(resolve(BASE))

@@ -27,14 +27,14 @@ from typing import Any
 import ray
 import ray.tune
 
-from workflows.desk import News
 from workflows.progress import Progress
-from workflows.search import Search
+from workflows.search.job_queue import News
+from workflows.search.recorder import Watcher
+from workflows.search.records import Search
+from workflows.search.trial import Shared, TrialRunner
+from workflows.search.tuner import ENVIRONMENT, tuner_of
 from workflows.spec import PipelineSpec
 from workflows.store import Store
-from workflows.trial import Shared, TrialRunner
-from workflows.tune import ENVIRONMENT, tuner_of
-from workflows.watcher import Watcher
 
 NODES, CPUS = 64, 8
 STEPS, EVERY = 90, 10

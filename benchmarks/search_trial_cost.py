@@ -24,19 +24,19 @@ import ray.train.torch
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from workflows import cluster
-from workflows.pipeline import run_stages
+from workflows.cluster import connection as cluster
+from workflows.cluster.capacity import worker_resources
 from workflows.progress import Progress
-from workflows.room import worker_resources
-from workflows.search import Search
+from workflows.runs.run import run_stages
+from workflows.search.recorder import Watcher
+from workflows.search.records import Search
+from workflows.search.trial import RESULT, Shared, TrialRunner
+from workflows.search.tuner import ENVIRONMENT, tuner_of
 from workflows.spec import PipelineSpec
-from workflows.spec_file import read_spec
-from workflows.spec_space import with_values
+from workflows.spec.read import read_spec
+from workflows.spec.space import with_values
 from workflows.store import Store
-from workflows.train_worker import Job, TrainWorker
-from workflows.trial import RESULT, Shared, TrialRunner
-from workflows.tune import ENVIRONMENT, tuner_of
-from workflows.watcher import Watcher
+from workflows.training.worker import Job, TrainWorker
 
 DEMO = Path(__file__).resolve().parents[1] / "workflows" / "pipelines" / "demo.yaml"
 STEPS, EVERY = 6, 6

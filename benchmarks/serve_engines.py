@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from models.base import resolve
-from models.openvino_export import export
-from models.sizes import describe
+from models.base.load import resolve
+from models.base.sizes import describe
+from models.export.openvino_export import export
 from serve.engines.base import Engine, GenerationRequest
 from serve.engines.openvino import OpenVINOEngine
 from serve.engines.torch import TorchEngine

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from models.base import load_model, load_tokenizer, resolve
+from models.base.load import load_model, load_tokenizer, resolve
 from models.chat import encode_prompt
-from models.openvino_export import export
+from models.export.openvino_export import export
 from serve.engines.base import Engine, GenerationRequest
 from serve.engines.openvino import OpenVINOEngine
 from serve.engines.torch import TorchEngine

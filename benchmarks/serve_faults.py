@@ -35,8 +35,8 @@ AT_ONCE = 16
 
 
 def export_of_smollm2(folder: Path) -> None:
-    from models.base import resolve
-    from models.openvino_export import export
+    from models.base.load import resolve
+    from models.export.openvino_export import export
 
     export(resolve("builtin:smollm2-135m-instruct"), folder, "bf16")
 
@@ -194,7 +194,7 @@ def main() -> None:
 
     import ray
 
-    from workflows.cluster import ENVIRONMENT
+    from workflows.cluster.connection import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
     with tempfile.TemporaryDirectory() as folder:

@@ -25,8 +25,8 @@ class Generator:
     def __init__(self, folder: str) -> None:
         import torch
 
-        from models.base import load_model, load_tokenizer
-        from models.precision import dtype_of
+        from models.base.load import load_model, load_tokenizer
+        from models.base.precision import dtype_of
 
         torch.set_num_threads(THREADS)
         self._torch = torch
@@ -106,7 +106,7 @@ def us(port: int, folder: str) -> None:
 def start_ray() -> None:
     import ray
 
-    from workflows.cluster import ENVIRONMENT
+    from workflows.cluster.connection import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
     ray.init(address="local", num_cpus=THREADS, log_to_driver=False, logging_level="ERROR")
@@ -120,7 +120,7 @@ def wait() -> None:
 
 def direct(loads: str, folder: str) -> None:
     """OpenVINO's pipeline without HTTP and Ray: takes the loads as JSON, prints their figures as JSON."""
-    from models.openvino_runtime import FACTS_FILE
+    from models.export.openvino_runtime import FACTS_FILE
     from serve.engines.base import DEFAULT_MAX_ACTIVE
     from serve.engines.openvino import num_blocks_of
     from serve.engines.openvino_process import PipelineOwner, PipelineSettings, SamplingSettings

@@ -75,7 +75,7 @@ async def measure(url: str) -> dict[str, Any]:
 def main() -> None:
     import ray
 
-    from workflows.cluster import ENVIRONMENT
+    from workflows.cluster.connection import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
     with tempfile.TemporaryDirectory() as folder:

@@ -193,8 +193,8 @@ def main() -> None:
     parser.add_argument("--sides", default=",".join(LOADS))
     parser.add_argument("--write", type=Path, help="also write the table to this file")
     options = parser.parse_args()
-    from models.base import resolve
-    from models.openvino_export import export
+    from models.base.load import resolve
+    from models.export.openvino_export import export
 
     sides = options.sides.split(",")
     runs: dict[tuple[str, int], list[dict[str, Any]]] = {}

@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 
-from models import adapters
-from models.attention import PACKED_ATTENTION
-from models.base import BUILTIN_SMOLLM2, load_model, resolve
-from models.discriminator import Discriminator
-from models.engine import TorchEngine
-from models.objectives.adversarial import Discriminate, Exchange, packed
+from models.base import adapters
+from models.base.discriminator import Discriminator
+from models.base.load import BUILTIN_SMOLLM2, load_model, resolve
+from models.exchange import Exchange, packed
+from models.kernels.attention import PACKED_ATTENTION
+from models.objectives.adversarial import Discriminate
 from models.objectives.preference import Dpo
 from models.packing import PackedBatch, pack
+from models.training.engine import TorchEngine
 
 TIMES = 3
 

@@ -38,22 +38,22 @@ class InOrder:
 
 def rate(precision: str) -> dict[str, float]:
     """GFLOP/s of the machine's matrix products."""
-    from models.flops import matrix_product_rate
-    from models.precision import dtype_of
+    from models.base.precision import dtype_of
+    from models.kernels.flops import matrix_product_rate
 
     return {"gflops": matrix_product_rate(torch.device("cpu"), dtype_of(precision)) / 1e9}
 
 
 def train(kind: str, precision: str, folder: str, data: str, save_to: str | None) -> dict[str, object]:
     """One pass over the examples as a worker of `rayconteur train` makes it."""
-    from models import adapters
-    from models.attention import PACKED_ATTENTION
-    from models.base import load_model
-    from models.deepspeed_engine import DeepSpeedEngine
-    from models.fit import FitSettings, Progress, fit
+    from models.base import adapters
+    from models.base.load import load_model
+    from models.base.precision import dtype_of
+    from models.kernels.attention import PACKED_ATTENTION
     from models.objectives.sft import Sft
     from models.packing import StepPlan
-    from models.precision import dtype_of
+    from models.training.deepspeed_engine import DeepSpeedEngine
+    from models.training.fit import FitSettings, Progress, fit
 
     rendezvous = Path(tempfile.mkdtemp()) / "rendezvous"
     torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)

@@ -4,7 +4,7 @@
     python benchmarks/train_vs_peers.py run --data a.jsonl.gz --data b.jsonl.gz --write table.md
     python benchmarks/train_vs_peers.py equal --data a.jsonl.gz --data b.jsonl.gz
 
-Every side trains SmolLM2-135M-Instruct on the same conversations, rendered and masked once by `models/chat.py`, once
+Every side trains SmolLM2-135M-Instruct on the same conversations, rendered and masked once by `models/chat`, once
 each, with about 2,048 tokens a step; AdamW on float32 weights, with bf16 in the forward and backward pass, or fp32
 where the machine multiplies that faster (as `train.precision: auto` has it). Sides are processes of their own,
 alternated; figures are medians over `--repeats`.
@@ -13,7 +13,7 @@ alternated; figures are medians over `--repeats`.
     trl-fp32   SFTTrainer at its defaults, but in the faster format; only where that is fp32
     trl-best   SFTTrainer with packing (its padding-free mode), no gradient checkpointing, and our malloc settings
     trainer    Trainer with dynamic padding, grouped by length, and our malloc settings
-    us         models/fit.py with models/deepspeed_engine.py, as a worker of `rayconteur train` runs it
+    us         models/training/fit.py on models/training/deepspeed_engine.py, as in a worker of `rayconteur train`
 
 Utilisation is the share of the machine's matrix-product rate in that format, measured in the same run, that the
 model's own products make up: 6 floating-point operations per weight and token (4 with LoRA, whose frozen weights have
@@ -97,8 +97,8 @@ def setup() -> None:
 
 def run_all(options: argparse.Namespace) -> dict[str, Any]:
     """Every side and kind `repeats` times, in turns."""
-    from models.base import resolve
-    from models.precision import faster_precision
+    from models.base.load import resolve
+    from models.base.precision import faster_precision
 
     folder = resolve(BASE_MODEL)
     examples = read_examples(options.data, options.steps * CONVERSATIONS_PER_STEP, folder, options.longest)
@@ -141,8 +141,8 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
 
 def compare_losses(options: argparse.Namespace) -> dict[str, Any]:
     """Held-out loss before, and after the same steps by TRL and by us; the difference as a share of TRL's."""
-    from models.base import resolve
-    from models.precision import faster_precision
+    from models.base.load import resolve
+    from models.base.precision import faster_precision
 
     folder, precision = resolve(BASE_MODEL), faster_precision("cpu")
     examples = read_examples(options.data, options.steps + options.held_out, folder, options.longest)
@@ -168,8 +168,8 @@ def held_out_loss(base: Path, saved: Path, examples: list[dict[str, list[int]]])
     """Mean cross-entropy in nats of the supervised tokens, one conversation at a time, in float32."""
     import torch
 
-    from models import adapters
-    from models.base import load_model
+    from models.base import adapters
+    from models.base.load import load_model
 
     is_adapter = adapters.is_adapter(saved)
     model = load_model(base if is_adapter else saved, torch.float32)
@@ -189,7 +189,7 @@ def one(
     side: str, kind: str, precision: str, folder: Path, data: Path, threads: int, save_to: Path | None = None
 ) -> dict[str, Any]:
     """Run one side in its own process and environment; with `save_to`, one conversation a step in their order."""
-    from workflows.cluster import worker_environment
+    from workflows.cluster.workers import worker_environment
 
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
     if side not in ("trl", "trl-fp32") or save_to:
@@ -209,7 +209,7 @@ def read_examples(
     files: list[Path], count: int, folder: Path, longest: int = MAX_LENGTH
 ) -> list[dict[str, list[int]]]:
     """`count` conversations, equally many of each file, as token ids with labels (-100 where not supervised)."""
-    from models.base import load_tokenizer
+    from models.base.load import load_tokenizer
     from models.chat import encode_conversation
 
     tokenizer = load_tokenizer(folder)
@@ -238,8 +238,8 @@ def operations_per_token(folder: Path, examples: list[dict[str, list[int]]], lor
     """Floating-point operations of the model's matrix products per token read, forward and backward."""
     import torch
 
-    from models.base import load_model
-    from models.flops import StepOperations
+    from models.base.load import load_model
+    from models.kernels.flops import StepOperations
 
     model = load_model(folder, torch.bfloat16).requires_grad_(not lora)
     lengths = [len(example["input_ids"]) for example in examples]

@@ -18,7 +18,7 @@ from ray import serve as ray_serve
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingContext, AutoscalingPolicy, DeploymentActorConfig
 
-from models.base import resolve
+from models.base.load import resolve
 from models.files import local_copy
 from serve.engines.base import DEFAULT_MAX_ACTIVE, DEFAULT_MAX_STALL_SECONDS, Engine, Precision
 from serve.keys import ApiKey, KeyRing
@@ -50,7 +50,7 @@ class Answering:
         read_keys: ReadKeys | None,
         discriminator: str | None,
     ) -> None:
-        from models.base import load_tokenizer
+        from models.base.load import load_tokenizer
         from serve.api import create_app
         from serve.reranker import Reranker
 
@@ -218,8 +218,8 @@ def build(
     """The Ray Serve application (`ray.serve.Application`) that serves a release.
 
     `release` is a folder or the URI of one: an OpenVINO export for the engine `openvino`, else a Hugging Face model,
-    by any name that `models.base.resolve` knows. Each replica opens it, and the folders or URIs of `adapters`, on its
-    own machine. `num_cpus` and `num_gpus` are per replica;
+    by any name that `models.base.load.resolve` knows. Each replica opens it, and the folders or URIs of `adapters`,
+    on its own machine. `num_cpus` and `num_gpus` are per replica;
     `max_new_tokens` limits replies to requests that set no limit. Up to `max_queued_requests` wait for a replica with
     room, and later ones get 429. A reply takes `max_seconds` at most. With `surge` an update starts new replicas
     before it stops old ones, which takes room for one more. With `read_keys`, called in each replica, requests need a

@@ -11,7 +11,7 @@ from typing import Any
 from ray import serve as ray_serve
 from ray.serve.llm import LLMConfig, LLMServer
 
-from models.base import resolve
+from models.base.load import resolve
 from models.files import local_copy
 from serve.app import Answering, ReadKeys
 from serve.engines.base import DEFAULT_MAX_ACTIVE, Precision

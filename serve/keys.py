@@ -1,7 +1,7 @@
 """API keys: what is kept of one, and which ones are valid at this moment.
 
 secret, key = make_key("alice", requests_per_minute=60)     # the secret is shown once; `key` is kept
-ring = KeyRing(read)                                        # such as workflows.keys.KeyFile(store).read
+ring = KeyRing(read)                                        # such as workflows.endpoint.api_keys.KeyFile(store).read
 ring.find(secret)                                           # the key, or None
 
 Of a secret its SHA-256 is kept and nothing else. Slow, salted hashes are for passwords, which people choose and

@@ -1,4 +1,4 @@
-"""The best of several replies, by a release's discriminator (models/discriminator.py).
+"""The best of several replies, by a release's discriminator (models/base/discriminator.py).
 
 best = await Reranker(folder).chooser("softmax", seed=0)(prompt_ids, replies)
 
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.discriminator import drawn_by_softmax, open_discriminator
-from models.objectives.adversarial import Exchange, packed
+from models.base.discriminator import drawn_by_softmax, open_discriminator
+from models.exchange import Exchange, packed
 from serve.completion import Choose
 from serve.responses import BestOf
 

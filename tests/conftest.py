@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from s3_server import S3Server
 
-from models.base import resolve
+from models.base.load import resolve
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from workflows.pipeline import STAGE_NAMES
-from workflows.spec_file import read_spec
+from workflows.runs.order import STAGE_NAMES
+from workflows.spec.read import read_spec
 
 ROOT = Path(__file__).parents[1]
 PIPELINES = sorted((ROOT / "workflows" / "pipelines").rglob("*.yaml"))
@@ -48,11 +48,12 @@ def packages_of(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("code", [
-    "import workflows.spec",
+    "import workflows.spec.pipeline",
     "import serve.client",
     "import runpy; runpy.run_module('workflows', run_name='__main__')",
-    "from workflows.cli import command; command(['spec'])",
-    "import workflows.pipeline, workflows.store, workflows.plan, workflows.show, workflows.deploy",
+    "from workflows.cli.commands import command; command(['spec'])",
+    "import workflows.runs.run, workflows.runs.plan, workflows.runs.records",
+    "import workflows.store, workflows.corpus.show, workflows.stages.deploy, workflows.endpoint.application",
 ])  # fmt: skip
 def test_these_answer_without_the_heavy_libraries(code: str) -> None:
     loaded = loaded_by(code, "--help")
@@ -63,7 +64,7 @@ def test_these_answer_without_the_heavy_libraries(code: str) -> None:
 def test_a_mistake_in_a_pipeline_file_is_answered_without_the_heavy_libraries(tmp_path: Path) -> None:
     file = tmp_path / "pipeline.yaml"
     file.write_text("name: x\n")
-    assert not loaded_by(f"from workflows.cli import command; command(['run', {str(file)!r}])") & HEAVY
+    assert not loaded_by(f"from workflows.cli.commands import command; command(['run', {str(file)!r}])") & HEAVY
 
 
 def test_the_protocol_needs_pydantic_alone() -> None:

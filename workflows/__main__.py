@@ -1,5 +1,5 @@
 """`python -m workflows` is `rayconteur`."""
 
-from workflows.cli import main
+from workflows.cli.commands import main
 
 main()

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from workflows.deploy import application, chosen_engine
-from workflows.pipeline import GateFailed, StageFailed
+from workflows.endpoint.application import application, chosen_engine
 from workflows.spec import PipelineSpec
+from workflows.stage import GateFailed, StageFailed
 from workflows.store import Store
 
 

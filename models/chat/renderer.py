@@ -44,7 +44,7 @@ _RENDERERS: "weakref.WeakKeyDictionary[Any, tuple[Any, Renderer]]" = weakref.Wea
 
 
 def end_ids_of_model(tokenizer: Any) -> tuple[int, ...]:
-    """The tokens at which the model's own `generation_config.json` ends a reply (`models.base.load_tokenizer`)."""
+    """The tokens at which the model's own `generation_config.json` ends a reply (`load_tokenizer`)."""
     return tuple(getattr(tokenizer, "end_ids_of_model", ()))
 
 

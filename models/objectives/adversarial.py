@@ -36,50 +36,18 @@ more for being short (Liu et al. 2025, arXiv:2503.20783).
 Shape suffixes: E histories in a batch, N replies to each, S targets.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from models.loss import log_probabilities
+from models.exchange import Exchange, packed
+from models.kernels.loss import log_probabilities
 from models.objectives.sft import Sft
-from models.packing import PackedBatch, pack_replies
-from models.trees import replies_of
+from models.packing import PackedBatch
 
 _LEAST_DEVIATION = 1e-4
-
-Tokens = Sequence[int]
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """A history with a reply, in tokens; the reply with its end token, unless it is cut."""
-
-    history: Tokens
-    reply: Tokens
-
-    @property
-    def sequence(self) -> tuple[list[int], list[bool]]:
-        """As `pack` takes it: the reply is supervised."""
-        return [*self.history, *self.reply], [False] * len(self.history) + [True] * len(self.reply)
-
-
-def packed(
-    exchanges: Sequence[Exchange], weight: int | None = None, values: dict[str, torch.Tensor] | None = None
-) -> PackedBatch:
-    """Neighbours with the same history read it once."""
-    return pack_replies([(each.history, each.reply, [True] * len(each.reply)) for each in exchanges], weight, values)
-
-
-def exchange_of(row: dict[str, Any], max_reply_tokens: int, choose: Callable[[int], int]) -> Exchange:
-    """One reply of a conversation with what is before it; `choose(n)` says which of n. What is too long is cut, as
-    the generator's replies are.
-    """
-    replies = replies_of(row)
-    history, reply = replies[choose(len(replies))]
-    return Exchange(history, reply[:max_reply_tokens])
 
 
 def whiten(scores: torch.Tensor) -> torch.Tensor:
@@ -106,7 +74,7 @@ class Discriminate:
         return packed(exchanges, weight=len(pairs), values={"pairs": torch.tensor(places)})
 
     def loss_sum(self, model: Any, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
-        """`model` is a `models.discriminator.Discriminator`."""
+        """`model` is a `models.base.discriminator.Discriminator`."""
         real, generated = model(batch)[batch.values["pairs"]].unbind(1)
         margins = real - generated
         detached = margins.detach()

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.base.sizes import max_positions
 from models.generation import greedy_replies
-from models.loss import log_probabilities, top_log_probabilities
+from models.kernels.loss import log_probabilities, top_log_probabilities
 from models.packing import PackedBatch, pack_trees
-from models.sizes import max_positions
 from models.trees import COLUMNS, replies_of, tree_of
 
 # float32 knows 1 - sum(p) no better.

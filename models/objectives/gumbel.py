@@ -18,9 +18,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from models.discriminator import Discriminator
+from models.base.discriminator import Discriminator
+from models.exchange import Exchange
 from models.generation import chosen_replies
-from models.objectives.adversarial import Exchange
 from models.packing import PackedBatch, pack
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from models.chat import EncodedConversation, common_prompt
-from models.loss import log_probabilities
+from models.kernels.loss import log_probabilities
 from models.packing import PackedBatch, pack_replies
 
 _WHICH = ("", "other_")

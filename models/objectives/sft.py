@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from models.loss import supervised_loss_sum
+from models.kernels.loss import supervised_loss_sum
 from models.packing import PackedBatch, pack_trees
 from models.trees import COLUMNS, tree_of
 

@@ -6,8 +6,8 @@ log p_start(y|h)).
 from collections.abc import Sequence
 from typing import Any
 
+from models.exchange import Exchange, exchange_of
 from models.generation import drawn_replies
-from models.objectives.adversarial import Exchange, exchange_of
 from models.objectives.preference import reference_values
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, get_args
 
-from models.openvino_runtime import FACTS_FILE
+from models.export.openvino_runtime import FACTS_FILE
 from serve.child_process import send_all
 from serve.engines.base import (
     DEFAULT_MAX_ACTIVE,

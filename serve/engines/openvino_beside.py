@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from models.openvino_runtime import FACTS_FILE, MODEL_FILE, compile_options, import_openvino, infer
+from models.export.openvino_runtime import FACTS_FILE, MODEL_FILE, compile_options, import_openvino, infer
 from serve.engines.base import EngineError, EngineHealth, GenerationRequest, Precision, TokenEvent
 from serve.engines.torch import TorchEngine
 from serve.engines.torch_slots import Row

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from models.openvino_runtime import compile_options, import_openvino
+from models.export.openvino_runtime import compile_options, import_openvino
 from serve.child_process import start_child
 from serve.engines.base import EngineError
 

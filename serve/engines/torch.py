@@ -17,10 +17,10 @@ from typing import TypeVar
 
 import torch
 
-from models.adapters import load_several
-from models.base import load_model
-from models.precision import dtype_of
-from models.sizes import max_positions
+from models.base.adapters import load_several
+from models.base.load import load_model
+from models.base.precision import dtype_of
+from models.base.sizes import max_positions
 from serve.engines.base import (
     DEFAULT_MAX_ACTIVE,
     DEFAULT_MAX_STALL_SECONDS,

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from scripted import follow_scripts
 
-from models.base import BUILTIN_SMOLLM2, load_model, load_tokenizer, resolve, save_tokenizer
+from models.base.load import BUILTIN_SMOLLM2, load_model, load_tokenizer, resolve, save_tokenizer
+from models.export.openvino_export import export
 from models.files import cache_folder, made_once
-from models.openvino_export import export
 from serve.api import create_app
 from serve.engines.base import Engine
 from serve.engines.openvino import OpenVINOEngine

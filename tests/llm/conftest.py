@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from models.base import load_tokenizer
+from models.base.load import load_tokenizer
 from serve.engines.vllm import VLLMEngine
 from serve.engines.vllm_settings import engine_arguments
 
@@ -48,7 +48,7 @@ def adapters(release: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     """LoRA adapters that change what the model says, of unlike ranks and modules."""
     from peft import LoraConfig, get_peft_model
 
-    from models.base import load_model
+    from models.base.load import load_model
 
     folders = {}
     for name, rank, modules in (("one", 4, ["q_proj", "v_proj"]), ("two", 9, ["o_proj", "gate_proj", "down_proj"])):

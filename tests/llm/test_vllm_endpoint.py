@@ -13,7 +13,7 @@ import openai
 import psutil
 import pytest
 
-from models.base import load_tokenizer
+from models.base.load import load_tokenizer
 
 OPTIONS: dict[str, Any] = {
     "name": "ChatReplica",
@@ -28,7 +28,7 @@ OPTIONS: dict[str, Any] = {
 def cluster(platform: Any) -> Iterator[None]:
     import ray
 
-    from workflows import cluster as ours
+    from workflows.cluster import connection as ours
 
     os.environ.update(ours.ENVIRONMENT)
     ray.init(address="local", num_cpus=4, log_to_driver=False, logging_level="ERROR")
@@ -142,7 +142,7 @@ def test_when_vllm_dies_a_stream_says_so_and_the_replica_is_replaced(url: str) -
         ours = psutil.Process().children(recursive=True)
         (core,) = [process for process in ours if "VLLM::EngineCore" in _title(process)]
         core.kill()
-        rest = [line.removeprefix("data: ") for line in lines if line]
+        rest = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
     failure = next(json.loads(line) for line in rest if "error" in line)
     assert failure["error"]["type"] == "server_error"
     assert "vLLM could not generate the next token" in failure["error"]["message"]

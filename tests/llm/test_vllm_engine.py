@@ -11,8 +11,8 @@ import psutil
 import pytest
 import torch
 
-from models.adapters import load
-from models.base import load_model, load_tokenizer
+from models.base.adapters import load
+from models.base.load import load_model, load_tokenizer
 from models.chat import end_token_ids
 from serve.engines.base import EngineError, EngineHealth, GenerationRequest, TokenEvent
 from serve.engines.torch import TorchEngine

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from models.base import resolve
-from workflows.pipeline import run_stages
+from models.base.load import resolve
 from workflows.progress import Progress
+from workflows.runs.run import run_stages
 from workflows.spec import PipelineSpec
 from workflows.store import Artifact, Store
 
@@ -24,7 +24,7 @@ from workflows.store import Artifact, Store
 def cluster() -> Iterator[None]:
     import ray
 
-    from workflows import cluster as ours
+    from workflows.cluster import connection as ours
 
     tests = str(Path(__file__).parents[1])
     os.environ.update(ours.ENVIRONMENT)

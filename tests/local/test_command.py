@@ -62,7 +62,7 @@ def test_a_terminated_run_goes_on_and_a_finished_one_is_not_repeated(command, pi
     figures = goes_on(command, pipeline)
 
     check = (
-        "import sys; from workflows.cli import command\n"
+        "import sys; from workflows.cli.commands import command\n"
         "command(sys.argv[1:], standalone_mode=False)\n"
         "assert not {'ray', 'torch'} & set(sys.modules)"
     )

@@ -7,21 +7,21 @@ import sys
 
 import pytest
 
-from models.operator import operator_folder
+from models.training.deepspeed_operator import operator_folder
 
 SETUP = """
 import json, os, pathlib, sys, tempfile, torch
 torch.set_num_threads(1)
 rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=world)
-from models import adapters
-from models.attention import PACKED_ATTENTION
-from models.base import load_model, load_tokenizer, resolve
+from models.base import adapters
+from models.kernels.attention import PACKED_ATTENTION
+from models.base.load import load_model, load_tokenizer, resolve
 from models.chat import encode_conversation
-from models.deepspeed_engine import DeepSpeedEngine
-from models.engine import TorchEngine
-from models.fit import FitSettings, Progress, fit
-from models.new_tokens import fit_rows
+from models.training.deepspeed_engine import DeepSpeedEngine
+from models.training.engine import TorchEngine
+from models.training.fit import FitSettings, Progress, fit
+from models.base.new_tokens import fit_rows
 from models.objectives.sft import Sft
 from models.packing import StepPlan, pack
 
@@ -148,7 +148,7 @@ if rank == 0:
 # A model with a state, whose conversations are read one by one: the workers call it differently often.
 IN_ROWS = """
 from transformers import MambaConfig, MambaForCausalLM
-from models.rows import read_in_rows
+from models.kernels.rows import read_in_rows
 results = {}
 for how, stage in (("alone", None), ("alone", 3), ("padded", 3), ("alone", 2)):
     if stage is None and world > 1:

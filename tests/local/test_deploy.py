@@ -6,10 +6,11 @@ import httpx
 import openai
 import pytest
 
-from workflows.deploy import check_passed, deploy, living_endpoint
-from workflows.pipeline import GateFailed, StageFailed
+from workflows.endpoint.status import living_endpoint
 from workflows.progress import Progress
 from workflows.spec import PipelineSpec
+from workflows.stage import GateFailed, StageFailed
+from workflows.stages.deploy import check_passed, deploy
 
 
 def test_from_conversations_to_an_endpoint_and_a_refusal(run, tiny, free_port):

@@ -13,8 +13,8 @@ import httpx
 import psutil
 import pytest
 
-from models.base import resolve
-from models.openvino_export import export
+from models.base.load import resolve
+from models.export.openvino_export import export
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
 # So that replies take seconds: long ones, of a model whose end token is never the likeliest.

@@ -14,7 +14,7 @@ import yaml
 from openai import OpenAI
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
-from workflows.cluster import ENVIRONMENT, show_token
+from workflows.cluster.connection import ENVIRONMENT, show_token
 from workflows.store import Artifact, Store
 
 

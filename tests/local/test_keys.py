@@ -7,10 +7,11 @@ import pytest
 
 from serve.app import build
 from serve.front import Endpoint
-from workflows import cli, deploy
-from workflows.keys import KeyFile
+from workflows.cli import commands as cli
+from workflows.endpoint.api_keys import KeyFile
 from workflows.progress import Progress
 from workflows.spec import PipelineSpec
+from workflows.stages import deploy
 from workflows.store import Store
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}

@@ -5,10 +5,10 @@ import ray
 import ray.exceptions
 import torch
 
-from workflows.cluster import Board
-from workflows.pipeline import StageFailed
-from workflows.recovery import Recovery, is_out_of_memory, settled
+from workflows.cluster.board import Board
+from workflows.stage import StageFailed
 from workflows.store import Store
+from workflows.training.recovery import Recovery, is_out_of_memory, settled
 
 
 def out_of_torchs_memory() -> BaseException:

@@ -9,10 +9,10 @@ import torch
 from disturbance import Disturbance
 from safetensors.torch import load_file
 
-from models.attention import PACKED_ATTENTION
-from models.base import load_model
-from models.discriminator import Discriminator
-from workflows.search import read_search
+from models.base.discriminator import Discriminator
+from models.base.load import load_model
+from models.kernels.attention import PACKED_ATTENTION
+from workflows.search.records import read_search
 
 TURNS = 8
 

@@ -8,9 +8,9 @@ import re
 import pyarrow.dataset
 import pytest
 
-from workflows.evaluate import _judge
-from workflows.pipeline import StageFailed
+from workflows.scorecard.scorecard import gate_verdict
 from workflows.spec import GateSpec
+from workflows.stage import StageFailed
 
 
 def pairs(count: int, seed: int = 0) -> list[dict]:
@@ -173,7 +173,7 @@ def test_workers_that_take_every_cpu_do_not_starve_the_reading(run, paired):
 ])  # fmt: skip
 def test_the_gate_of_pairs_is_their_accuracy(gate, verdict):
     scorecard = {"loss_reduction": -0.5, "base_loss": 2.0, "tuned_loss": 2.5, "preference_accuracy": 0.6}
-    passed, said = _judge(scorecard, GateSpec(**gate))
+    passed, said = gate_verdict(scorecard, GateSpec(**gate))
     assert re.match(verdict, said)
     assert passed == said.startswith("passed")
 

@@ -10,8 +10,8 @@ import pyarrow.dataset
 import pytest
 from conftest import sums
 
-from workflows import file_text
-from workflows.pipeline import StageFailed
+from workflows.corpus.files import text as file_text
+from workflows.stage import StageFailed
 
 ALPACA = {"instruction": "Say hello", "input": "in French", "output": "Bonjour!"}
 SHAREGPT = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]}

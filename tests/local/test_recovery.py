@@ -14,7 +14,7 @@ import psutil
 import pytest
 from disturbance import Disturbance, workers
 
-from workflows.pipeline import StageFailed
+from workflows.stage import StageFailed
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_memory_that_runs_out_halves_the_micro_batch(run, pipeline, losses_alone
 
 def test_a_process_in_which_nothing_happens_ends_itself():
     script = (
-        "import sys, time; from workflows.recovery import Watchdog\n"
+        "import sys, time; from workflows.training.recovery import Watchdog\n"
         "with Watchdog(2.0, lambda: print('hung')) as dog:\n"
         "    for _ in range(8): time.sleep(0.5); dog.alive()\n"
         "    print('alive', flush=True); time.sleep(600)"

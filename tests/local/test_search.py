@@ -19,12 +19,12 @@ import yaml
 from disturbance import workers
 from safetensors.torch import load_file
 
-from workflows.gang import Gang, order_of
-from workflows.pipeline import StageFailed
-from workflows.search import Search, read_search, trial_folder
+from workflows.search.records import Search, read_search, trial_folder
+from workflows.search.tuner import ENVIRONMENT, tuner_of
+from workflows.search.worker_group import Gang, order_of
 from workflows.spec import PipelineSpec
-from workflows.spec_space import with_values
-from workflows.tune import ENVIRONMENT, tuner_of
+from workflows.spec.space import with_values
+from workflows.stage import StageFailed
 
 
 @pytest.fixture

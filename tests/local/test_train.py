@@ -8,10 +8,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models.base import resolve
+from models.base.load import resolve
 from models.objectives.sft import Sft
-from workflows.corpus import open_examples
-from workflows.pipeline import StageFailed
+from workflows.corpus.reader import open_examples
+from workflows.stage import StageFailed
 
 
 def history(store, artifact):

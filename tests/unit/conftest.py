@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 import uvicorn
 
-from models.base import load_model, load_tokenizer
+from models.base.load import load_model, load_tokenizer
 from models.generation import greedy_replies
 
 Conversation = tuple[list[int], list[bool]]

@@ -9,16 +9,16 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from models import adapters
-from models.attention import PACKED_ATTENTION
-from models.base import load_model, load_tokenizer
-from models.compress import release
-from models.engine import TorchEngine
-from models.lora import fuse_lora
-from models.loss import supervised_loss_sum
+from models.base import adapters
+from models.base.load import load_model, load_tokenizer
+from models.export.release import release
+from models.kernels.attention import PACKED_ATTENTION
+from models.kernels.lora import fuse_lora
+from models.kernels.loss import supervised_loss_sum
 from models.objectives.sft import Sft
 from models.packing import pack
-from models.snapshot import model_writer
+from models.training.engine import TorchEngine
+from models.training.snapshot import model_writer
 
 Conversation = tuple[list[int], list[bool]]
 

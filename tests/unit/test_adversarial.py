@@ -10,17 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.attention import PACKED_ATTENTION
-from models.base import load_model
-from models.discriminator import Discriminator, hidden_states
-from models.duel import Duel, DuelSettings, Part
-from models.engine import TorchEngine
+from models.base.discriminator import Discriminator, hidden_states
+from models.base.load import load_model
+from models.base.lstm import LstmConfig, LstmForCausalLM
+from models.exchange import Exchange, exchange_of
 from models.generation import drawn_replies
-from models.lstm import LstmConfig, LstmForCausalLM
-from models.objectives.adversarial import Discriminate, Exchange, Generate, exchange_of, whiten
+from models.kernels.attention import PACKED_ATTENTION
+from models.objectives.adversarial import Discriminate, Generate, whiten
 from models.objectives.gumbel import SoftBatch, soft_replies
 from models.objectives.spin import own_pairs
 from models.packing import pack
+from models.training.adversarial import Duel, DuelSettings, Part
+from models.training.engine import TorchEngine
 
 END = 0
 

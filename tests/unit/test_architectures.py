@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models.base.packing_check import Reading, attention_of, set_up
+from models.base.small_model import NoSmallModel, small_model
 from models.generation import own_attention
-from models.loss import fuse_head, supervised_loss_sum
+from models.kernels.loss import fuse_head, supervised_loss_sum
 from models.packing import pack, pack_trees
-from models.packing_check import Reading, attention_of, set_up
-from models.small_model import NoSmallModel, small_model
 from models.trees import Tree
 
 _FILE = Path(__file__).parent.parent.parent / "benchmarks" / "architectures.py"

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from models.base import load_tokenizer
-from models.openvino_export import export
+from models.base.load import load_tokenizer
+from models.export.openvino_export import export
 from serve.api import create_app
 from serve.engines.base import Engine, EngineHealth
 from serve.engines.openvino import OpenVINOEngine
@@ -247,7 +247,7 @@ class Streams:
         text, ends = "", []
         with httpx.stream("POST", self._url + CHAT, json={**ask, "max_tokens": NUM_TOKENS}, timeout=60) as response:
             assert response.status_code == 200
-            lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+            lines = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
         assert lines[-1] == "[DONE]"
         for line in lines[:-1]:
             [choice] = json.loads(line)["choices"]

@@ -8,10 +8,10 @@ import pyarrow.fs
 import pytest
 import torch
 
-from models.base import BaseModelError, identity, load_model, load_tokenizer, resolve
+from models.base.load import BaseModelError, identity, load_model, load_tokenizer, resolve
+from models.base.sizes import describe
 from models.files import open_uri
-from models.memory import MemoryEstimate, estimate_training_memory
-from models.sizes import describe
+from models.training.memory import MemoryEstimate, estimate_training_memory
 
 
 @pytest.mark.parametrize(("name", "words"), [

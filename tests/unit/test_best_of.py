@@ -10,10 +10,10 @@ import httpx
 import pytest
 import torch
 
-from models import adapters
-from models.attention import PACKED_ATTENTION
-from models.base import load_model, load_tokenizer
-from models.discriminator import Discriminator, open_discriminator, release_discriminator
+from models.base import adapters
+from models.base.discriminator import Discriminator, open_discriminator, release_discriminator
+from models.base.load import load_model, load_tokenizer
+from models.kernels.attention import PACKED_ATTENTION
 from models.packing import pack
 from serve.api import create_app
 from serve.engines.torch import TorchEngine

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from models.base import load_tokenizer, resolve
+from models.base.load import load_tokenizer, resolve
 from models.chat import ChatTemplateError, check_messages, encode_conversation, encode_prompt, end_token_ids
 from serve.api import create_app
 from serve.engines.base import Engine, EngineHealth, GenerationRequest, TokenEvent
-from workflows.conversations import parse_conversation
+from workflows.corpus.conversations import parse_conversation
 
 TALK = [
     {"role": "user", "content": "Hi there"},
@@ -229,7 +229,7 @@ def test_the_endpoint_reads_the_tokens_that_training_put_before_each_reply(
 ) -> None:
     tokenizer, engine = tokenizer_of(template), Listener()
     client = TestClient(create_app(engine, tokenizer, "m"))
-    # As `workflows.prepare` makes a row of the corpus of a line.
+    # As `workflows.stages.prepare` makes a row of the corpus of a line.
     learned = encode_conversation(tokenizer, parse_conversation(json.dumps({"messages": talk}).encode()).messages)
     is_learned = learned.supervised
     starts = [place for place, now in enumerate(is_learned) if now and not (place and is_learned[place - 1])]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from models.chat import Conversation
 from models.chat.messages import normal_messages, normal_tools
-from workflows.conversations import mismatched_replies, parse_conversation, parse_judged, parse_pair
+from workflows.corpus.conversations import mismatched_replies, parse_conversation, parse_judged, parse_pair
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 ASKED = {"role": "user", "content": "Hi"}

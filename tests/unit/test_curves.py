@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from models.fit import Progress
-from workflows.curves import check_mlflow, curves_of, log_to_mlflow, write_curves
-from workflows.history import Record
+from models.training.fit import Progress
+from workflows.training.curves import check_mlflow, curves_of, log_to_mlflow, write_curves
+from workflows.training.history import Record
 
 
 @pytest.fixture

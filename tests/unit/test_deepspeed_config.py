@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from models.deepspeed_config import check_passed_through, deepspeed_config
+from models.training.deepspeed_config import check_passed_through, deepspeed_config
 
 
 def config(**changes: Any) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from models.deepspeed_config import deepspeed_config
-from models.deepspeed_names import found_mistakes, mistakes
+from models.training.deepspeed_config import deepspeed_config
+from models.training.deepspeed_names import found_mistakes, mistakes
 
 
 def config_with(extra: dict[str, Any], zero_stage: int = 2) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BloomConfig, Gemma3TextConfig, GPT2Config, MambaConfig, Qwen2Config
 
-from models.base import load_model, load_tokenizer
+from models.base.load import load_model, load_tokenizer
 from serve.api import create_app
 from serve.embeddings import EmbeddingsReply, EmbeddingsRequest
 from serve.engines.base import Engine, EngineError, GenerationRequest

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from models.base import load_model, load_tokenizer
+from models.base.load import load_model, load_tokenizer
 from models.chat import end_token_ids
-from models.openvino_export import export
+from models.export.openvino_export import export
 from serve.engines.base import Engine, EngineError, EngineHealth, GenerationRequest, TokenEvent
 from serve.engines.openvino import OpenVINOEngine
 from serve.engines.sampling import Sampler

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from workflows.deploy import chosen_engine
-from workflows.pipeline import StageFailed
+from workflows.endpoint.application import chosen_engine
 from workflows.spec import PipelineSpec
+from workflows.stage import StageFailed
 from workflows.store import Artifact
 
 

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from workflows import file_tables, file_text
-from workflows.file_formats import UnreadableFile, records
-from workflows.file_text import TOO_LONG, Record, json_values
-from workflows.sources import SourceFile
+from workflows.corpus.files import tables as file_tables
+from workflows.corpus.files import text as file_text
+from workflows.corpus.files.formats import UnreadableFile, records
+from workflows.corpus.files.sources import SourceFile
+from workflows.corpus.files.text import TOO_LONG, Record, json_values
 
 CONVERSATIONS: list[dict[str, Any]] = [
     {

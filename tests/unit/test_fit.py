@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from models import adapters
-from models.attention import PACKED_ATTENTION
-from models.base import load_model, load_tokenizer
+from models.base import adapters
+from models.base.load import load_model, load_tokenizer
 from models.chat import encode_conversation
-from models.engine import TorchEngine
-from models.fit import (
+from models.kernels.attention import PACKED_ATTENTION
+from models.objectives.sft import Sft
+from models.packing import PackedBatch, StepPlan, pack
+from models.training.engine import TorchEngine
+from models.training.fit import (
     FitSettings,
     Progress,
     TrainingDiverged,
@@ -24,8 +26,6 @@ from models.fit import (
     learning_rate_at,
     measure,
 )
-from models.objectives.sft import Sft
-from models.packing import PackedBatch, StepPlan, pack
 
 Conversation = tuple[list[int], list[bool]]
 
@@ -240,7 +240,7 @@ def test_a_cut_micro_batch_is_the_same_step(tiny_llama: Path, sums: list[Convers
 def test_a_machine_about_to_go_gets_a_checkpoint(
     tiny_llama: Path, sums: list[Conversation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.fit._SECONDS_BETWEEN_NOTICES", 0.0)
+    monkeypatch.setattr("models.training.fit._SECONDS_BETWEEN_NOTICES", 0.0)
     asked: list[int] = []
     saved: list[int] = []
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import adapters
-from models.base import load_model
-from models.flops import StepOperations, matrix_product_rate
+from models.base import adapters
+from models.base.load import load_model
+from models.kernels.flops import StepOperations, matrix_product_rate
 
 # random:tiny-llama: 2 layers, hidden 64, inner 128, 4 heads and 2 of keys and values of size 16, 260 tokens.
 LAYER = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128

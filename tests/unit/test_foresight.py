@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from models.base import load_tokenizer
-from workflows.cli import command
-from workflows.foresight import check_worker, troubles
+from models.base.load import load_tokenizer
+from workflows.cli.commands import command
 from workflows.spec import PipelineSpec
+from workflows.training.foresight import check_worker, troubles
 
 Build = Callable[..., PipelineSpec]
 LORA = {"target_modules": ["q_proj"]}

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from models.base import load_tokenizer
+from models.base.load import load_tokenizer
 from models.chat import end_token_ids
 from serve import grammar_process
 from serve.api import create_app

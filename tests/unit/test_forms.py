@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from models.base import load_model, load_tokenizer
-from models.compress import release, release_as_gguf, release_for_vllm
-from models.compressed_folder import load_compressed, write_compressed
-from models.compressed_folder import refusal as compressed_refusal
-from models.gguf_file import GGUF_FILE, load_gguf, write_gguf
-from models.gguf_file import refusal as gguf_refusal
-from models.rounding import round_groups
+from models.base.load import load_model, load_tokenizer
+from models.export.compressed_tensors import load_compressed, write_compressed
+from models.export.compressed_tensors import refusal as compressed_refusal
+from models.export.gguf import GGUF_FILE, load_gguf, write_gguf
+from models.export.gguf import refusal as gguf_refusal
+from models.export.release import release, release_as_gguf, release_for_vllm
+from models.export.rounding import round_groups
 from serve.engines.torch import TorchEngine
-from workflows.forms import forms_text
-from workflows.speed import measure
+from workflows.release.speed import measure
+from workflows.release.table import forms_text
 
 TEXTS = ["What does the lantern cost? 63 euros, or 1234.", "  spaced\n\nout\t", "naïve 漢字 🙂", "We're open: 10:15!"]
 

@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from models.base import load_tokenizer
+from models.base.load import load_tokenizer
 from serve.api import create_app
 from serve.engines.torch import TorchEngine
 from serve.gate import _span

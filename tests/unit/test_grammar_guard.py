@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from models.base import load_tokenizer
+from models.base.load import load_tokenizer
 from serve.grammar_guard import GrammarGuard
 from serve.grammar_process import Bounds, Setup, Verdict
 from serve.replies.token_map import token_source

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from serve.keys import ApiKey, KeyRing, make_key
-from workflows.cli import command
-from workflows.keys import KeyFile, UnusableKey
+from workflows.cli.commands import command
+from workflows.endpoint.api_keys import KeyFile, UnusableKey
 from workflows.store import Store, StoreError
 
 PIPELINE = """\

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from models import loss
-from models.attention import PACKED_ATTENTION
-from models.base import load_model
-from models.loss import fuse_head, log_probabilities, supervised_logits, supervised_loss_sum
+from models.base.load import load_model
+from models.kernels import loss
+from models.kernels.attention import PACKED_ATTENTION
+from models.kernels.loss import fuse_head, log_probabilities, supervised_logits, supervised_loss_sum
 from models.packing import PackedBatch, pack
 
 

@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.attention import PACKED_ATTENTION
-from models.base import load_model, load_tokenizer
+from models.base.load import load_model, load_tokenizer
+from models.base.lstm import LstmCache, LstmConfig, LstmForCausalLM
+from models.base.new_model import learn_tokenizer, make_new_model
+from models.base.sizes import describe, max_positions
 from models.chat import encode_conversation, encode_prompt, end_token_ids
-from models.flops import StepOperations
 from models.generation import greedy_replies
-from models.loss import fuse_head, supervised_logits, supervised_loss_sum
-from models.lstm import LstmCache, LstmConfig, LstmForCausalLM
-from models.new_model import learn_tokenizer, make_new_model
+from models.kernels.attention import PACKED_ATTENTION
+from models.kernels.flops import StepOperations
+from models.kernels.loss import fuse_head, supervised_logits, supervised_loss_sum
 from models.packing import pack
-from models.sizes import describe, max_positions
 from serve.engines.torch_turns import TurnDecoder
 
 LONG, SHORT = [1, 2, 3, 4, 5], [7, 8, 9]

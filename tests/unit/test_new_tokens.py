@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from models import adapters
-from models.attention import PACKED_ATTENTION
-from models.base import load_model, load_tokenizer
-from models.compress import release
-from models.engine import TorchEngine
-from models.new_tokens import add_new_tokens, fit_embeddings, rows_of
+from models.base import adapters
+from models.base.load import load_model, load_tokenizer
+from models.base.new_tokens import add_new_tokens, fit_embeddings, rows_of
+from models.export.release import release
+from models.kernels.attention import PACKED_ATTENTION
+from models.measures.base_and_tuned import ModelPair
 from models.objectives.sft import Sft
 from models.packing import pack
-from models.score import ModelPair
+from models.training.engine import TorchEngine
 
 WORDS = ["Brindlewick", "<tool>"]
 
@@ -88,7 +88,7 @@ def test_new_rows_are_the_mean_of_the_old_ones(base: Path) -> None:
 
 def test_rows_stay_a_multiple_of_64() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=8, n_layer=1, n_head=1))
-    from models.new_tokens import fit_rows
+    from models.base.new_tokens import fit_rows
 
     fit_rows(model, [130])
     rows = model.transformer.wte.weight

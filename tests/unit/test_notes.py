@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from workflows.recovery import checkpoint_note, clear_unfinished
 from workflows.store import Store
+from workflows.training.recovery import checkpoint_note, clear_unfinished
 
 
 @pytest.fixture

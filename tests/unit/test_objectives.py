@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from models.attention import PACKED_ATTENTION
-from models.base import load_model
-from models.loss import fuse_head, top_log_probabilities
-from models.objectives import OBJECTIVES
+from models.base.load import load_model
+from models.kernels.attention import PACKED_ATTENTION
+from models.kernels.loss import fuse_head, top_log_probabilities
 from models.objectives.distill import teacher_replies, teacher_values
 from models.objectives.preference import reference_values
+from models.objectives.registry import OBJECTIVES
 from models.packing import pack
 
 Row = dict[str, Any]

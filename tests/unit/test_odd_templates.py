@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken
 
-from models.base import load_tokenizer
+from models.base.load import load_tokenizer
 from models.chat import ChatTemplateError, encode_conversation, end_token_ids
 from models.trees import replies_of
 

@@ -18,7 +18,7 @@ import schemathesis
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from models.base import load_tokenizer
+from models.base.load import load_tokenizer
 from serve.api import create_app
 from serve.engines.torch import TorchEngine
 from serve.keys import KeyRing

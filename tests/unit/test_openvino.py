@@ -13,12 +13,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig
 
-from models.base import load_model, load_tokenizer
-from models.compress import release, release_for_openvino
-from models.openvino_export import ARCHITECTURES, Weights, export, refusal, trace
-from models.openvino_parity import check_exact, check_rounded, reference_replies
-from models.openvino_runtime import MODEL_FILE, ExportedModel, import_openvino
-from models.openvino_weights import convert_weights
+from models.base.load import load_model, load_tokenizer
+from models.export.openvino_export import ARCHITECTURES, Weights, export, refusal, trace
+from models.export.openvino_parity import check_exact, check_rounded, reference_replies
+from models.export.openvino_runtime import MODEL_FILE, ExportedModel, import_openvino
+from models.export.openvino_weights import convert_weights
+from models.export.release import release, release_for_openvino
 from serve.engines import openvino as engine_module
 from serve.engines.base import EngineError, GenerationRequest
 from serve.engines.openvino import OpenVINOEngine

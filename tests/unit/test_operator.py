@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.operator import check_build_tools
+from models.training.deepspeed_operator import check_build_tools
 
 
 @pytest.fixture(autouse=True)

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
-from models.attention import PACKED_ATTENTION, _whole, packed_attention
-from models.base import load_model
-from models.blocked_attention import blocks_of
-from models.loss import log_probabilities, supervised_loss_sum
-from models.lstm import LstmConfig, LstmForCausalLM
+from models.base.load import load_model
+from models.base.lstm import LstmConfig, LstmForCausalLM
+from models.kernels.attention import PACKED_ATTENTION, _whole, packed_attention
+from models.kernels.blocked_attention import blocks_of
+from models.kernels.loss import log_probabilities, supervised_loss_sum
 from models.packing import PackedBatch, StepPlan, pack, pack_replies, pack_trees
 from models.trees import Tree, ancestors, paths, sequences_of, tree_of
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from models.attention import PACKED_ATTENTION
-from models.discriminator import Discriminator, hidden_states
-from models.lstm import LstmConfig, LstmForCausalLM
-from models.objectives.adversarial import Exchange, packed
-from models.pair_measures import (
+from models.base.discriminator import Discriminator, hidden_states
+from models.base.lstm import LstmConfig, LstmForCausalLM
+from models.exchange import Exchange, packed
+from models.kernels.attention import PACKED_ATTENTION
+from models.measures.adversarial import (
     distinct,
     embeddings,
     frechet_distance,

@@ -8,21 +8,17 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from models.memory import estimate_training_memory
+from models.base.sizes import describe
 from models.packing import StepPlan
-from models.sizes import describe
-from workflows.pipeline import (
-    STAGES,
-    GateFailed,
-    StageFailed,
-    StageState,
-    examine,
-    run_stages,
-    source_files,
-)
-from workflows.plan import plan_of, plan_text
+from models.training.memory import estimate_training_memory
+from workflows.corpus.files.sources import source_files
 from workflows.progress import Progress
+from workflows.runs.order import STAGES
+from workflows.runs.plan import plan_of, plan_text
+from workflows.runs.run import run_stages
+from workflows.runs.state import StageState, examine
 from workflows.spec import PipelineSpec
+from workflows.stage import GateFailed, StageFailed
 from workflows.store import Artifact, Store
 
 NAMES = ["prepare", "train", "evaluate", "optimize"]

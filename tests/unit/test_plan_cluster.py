@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workflows import room
-from workflows.cluster_file import ClusterFileError, NodeKind, read_cluster_file
-from workflows.cluster_fit import Need, fit_stage, hours
-from workflows.plan_cluster import lines_on, plan_on
-from workflows.room import kinds_to_come, nodes_of_cluster
+from workflows.cluster import capacity as room
+from workflows.cluster.capacity import kinds_to_come, nodes_of_cluster
+from workflows.cluster.cluster_file import ClusterFileError, NodeKind, read_cluster_file
+from workflows.cluster.fit import Need, fit_stage, hours
+from workflows.runs.plan_cluster import lines_on, plan_on
 from workflows.spec import ClusterSpec, PipelineSpec
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from models.precision import dtype_of, faster_precision
+from models.base.precision import dtype_of, faster_precision
 
 
 def seconds_of(dtype: torch.dtype) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from models.base import load_tokenizer, resolve
+from models.base.load import load_tokenizer, resolve
 from models.chat import quick_ids
 from models.chat.quick_ids import QuickIds
 from models.chat.renderer import renderer_of

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from transformers import MambaConfig, T5Config
 
-from workflows.pipeline import StageFailed
-from workflows.readings import known_reading, note_of, reading_text
 from workflows.spec import PipelineSpec
+from workflows.stage import StageFailed
+from workflows.training.readings import known_reading, note_of, reading_text
 
 
 def spec_of(base: Path | str, **train: Any) -> PipelineSpec:

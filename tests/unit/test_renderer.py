@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken
 
-from models.base import load_tokenizer, save_tokenizer
+from models.base.load import load_tokenizer, save_tokenizer
 from models.chat import ChatTemplateError, ReplyCut, encode_conversation, encode_prompt, end_token_ids
 from models.chat.renderer import renderer_of
 from models.chat.samples import encoder_of

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from models.base import load_tokenizer
+from models.base.load import load_tokenizer
 from models.chat import encode_prompt, end_token_ids
 from models.chat.renderer import renderer_of
 from serve.engines.base import Unfollowable

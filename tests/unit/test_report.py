@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from workflows.cli import command
-from workflows.report import write_report
+from workflows.cli.commands import command
+from workflows.runs.page import write_report
 from workflows.store import Artifact, Store
 
 HISTORY = [

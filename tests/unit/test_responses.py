@@ -13,7 +13,7 @@ import openai
 import pydantic
 import pytest
 
-from models.base import load_tokenizer
+from models.base.load import load_tokenizer
 from serve.api import create_app
 from serve.engines.torch import TorchEngine
 from serve.errors import ApiError

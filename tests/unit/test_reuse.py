@@ -2,9 +2,9 @@
 
 import torch
 
-from models import adapters
-from models.attention import PACKED_ATTENTION
-from models.reuse import BaseModels
+from models.base import adapters
+from models.base.reuse import BaseModels
+from models.kernels.attention import PACKED_ATTENTION
 
 
 def test_an_adapted_model_leaves_nothing_behind_and_its_weights_are_not_read_again(tiny_llama):

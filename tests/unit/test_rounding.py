@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from models.attention import PACKED_ATTENTION
-from models.gptq import round_layers, rounded_by_inputs
-from models.loss import supervised_logits
-from models.openvino_runtime import import_openvino
-from models.openvino_weights import convert_weights
+from models.export.gptq import round_layers, rounded_by_inputs
+from models.export.openvino_runtime import import_openvino
+from models.export.openvino_weights import convert_weights
+from models.export.rounding import round_groups
+from models.kernels.attention import PACKED_ATTENTION
+from models.kernels.loss import supervised_logits
 from models.packing import pack
-from models.rounding import round_groups
 
 
 @pytest.fixture

@@ -18,18 +18,18 @@ from transformers import (
     T5Config,
 )
 
-from models import adapters, packing_check
-from models.attention import PACKED_ATTENTION
-from models.base import load_model
-from models.discriminator import Discriminator
-from models.engine import TorchEngine
+from models.base import adapters, packing_check
+from models.base.discriminator import Discriminator
+from models.base.load import load_model
+from models.base.packing_check import CannotBeTrained, Reading, reading_of, set_up, short_length
+from models.base.small_model import small_model
 from models.generation import drawn_replies, greedy_replies
-from models.loss import fuse_head, log_probabilities, supervised_loss_sum
+from models.kernels.attention import PACKED_ATTENTION
+from models.kernels.loss import fuse_head, log_probabilities, supervised_loss_sum
+from models.kernels.rows import passes_of, read_in_rows
 from models.objectives.sft import Sft
 from models.packing import pack, pack_replies
-from models.packing_check import CannotBeTrained, Reading, reading_of, set_up, short_length
-from models.rows import passes_of, read_in_rows
-from models.small_model import small_model
+from models.training.engine import TorchEngine
 
 Conversation = tuple[list[int], list[bool]]
 PlainLoss = Callable[[Any, list[Conversation]], torch.Tensor]
@@ -179,7 +179,7 @@ def test_an_attention_that_leaves_something_out_is_found_out(monkeypatch: pytest
     """The check can fail: an attention without window, sinks or cap, and one that sees the neighbour in the row."""
     from transformers import AttentionInterface, Gemma2Config, GptOssConfig, MistralConfig
 
-    from models.attention import packed_attention
+    from models.kernels.attention import packed_attention
 
     def without_window(*args: Any, sliding_window: int | None = None, **kwargs: Any) -> Any:
         return packed_attention(*args, **kwargs)
@@ -208,7 +208,7 @@ def test_an_attention_that_leaves_something_out_is_found_out(monkeypatch: pytest
 def test_a_model_that_cannot_be_made_small_is_read_conversation_by_conversation(
     monkeypatch: pytest.MonkeyPatch, token_rows: list[Conversation], plain_loss_sum: PlainLoss
 ) -> None:
-    monkeypatch.setattr("models.small_model._MOST_PARAMETERS", 10)
+    monkeypatch.setattr("models.base.small_model._MOST_PARAMETERS", 10)
     reading = packing_check.try_out(LlamaConfig())
     assert (reading.how, "it could not be tried" in reading.why) == ("alone", True)
     config = LlamaConfig(

@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from models import adapters
-from models.base import load_tokenizer
+from models.base import adapters
+from models.base.load import load_tokenizer
 from models.chat import Conversation as Talk
 from models.chat import encode_prompt, end_token_ids
+from models.measures.base_and_tuned import ModelPair, count_facts
 from models.packing import pack
-from models.score import ModelPair, count_facts
 
 Conversation = tuple[list[int], list[bool]]
 PROMPTS = [

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from workflows.report import write_report
-from workflows.search import Origin, Report, Search, Trial, Winner, write_search
-from workflows.search_events import write_events
-from workflows.search_importance import importances
-from workflows.search_plots import importance_bars, metric_over_steps, parallel_coordinates, pareto
+from workflows.runs.page import write_report
+from workflows.search.importance import importances
+from workflows.search.plots import importance_bars, metric_over_steps, parallel_coordinates, pareto
+from workflows.search.records import Origin, Report, Search, Trial, Winner, write_search
+from workflows.search.tensorboard import write_events
 from workflows.store import Store
 
 LEARNING_RATE, RANK, MODULES = "train.learning_rate", "train.lora.rank", "train.lora.target_modules"

@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from rich.console import Console
 from rich.text import Text
 
-from workflows.cli_trials import trials as command
+from workflows.cli.trials import trials as command
 from workflows.progress import Progress
-from workflows.search import Origin, Report, Search, Trial, Winner, write_search
-from workflows.search_show import (
+from workflows.search.records import Origin, Report, Search, Trial, Winner, write_search
+from workflows.search.table import (
     headline,
     search_summary,
     search_table,
@@ -21,7 +21,7 @@ from workflows.search_show import (
     time_left,
     trial_rows,
 )
-from workflows.spec_file import read_spec
+from workflows.spec.read import read_spec
 from workflows.store import Store
 
 LEARNING_RATE, RANK = "train.learning_rate", "train.lora.rank"
@@ -207,7 +207,7 @@ def test_of_a_run_that_was_stopped_the_pipeline_file_gives_the_search(
 
     done = CliRunner().invoke(command, [str(pipeline)])
     assert "data.sources.0.path: nothing found" in done.output or "no section tune" in done.output
-    monkeypatch.setattr("workflows.pipeline.examine", lambda spec, store: [State()])
+    monkeypatch.setattr("workflows.runs.state.examine", lambda spec, store: [State()])
     done = CliRunner().invoke(command, [str(pipeline)])
     assert done.exit_code == 1
     assert "the search of run run-1 has not begun" in done.output

@@ -1,6 +1,6 @@
 """What was set aside, by reason."""
 
-from workflows.set_aside import SetAside, kind_of, set_aside_text
+from workflows.corpus.set_aside import SetAside, kind_of, set_aside_text
 
 
 def test_reasons_are_one_kind_whatever_they_quote_and_count() -> None:

@@ -10,10 +10,12 @@ from threading import Thread
 import pytest
 import yaml
 
-from workflows import shipping
-from workflows.pipeline import StageFailed, source_files
-from workflows.shipping import missing, pack, pinned
-from workflows.spec_file import SpecError, read_spec
+from workflows.corpus.files.sources import source_files
+from workflows.jobs import package as shipping
+from workflows.jobs.package import missing, pack, pinned
+from workflows.spec.errors import SpecError
+from workflows.spec.read import read_spec
+from workflows.stage import StageFailed
 
 
 @pytest.fixture

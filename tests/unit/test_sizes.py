@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers
 
-from models.base import BaseModelError, resolve
-from models.sizes import describe, known_sizes, max_positions, read_config
+from models.base.load import BaseModelError, resolve
+from models.base.sizes import describe, known_sizes, max_positions, read_config
 
 SCOUT = {
     "hidden_size": 5120, "intermediate_size": 8192, "intermediate_size_mlp": 16384, "num_hidden_layers": 48,

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from models.base import load_tokenizer
+from models.base.load import load_tokenizer
 from serve.api import create_app
 from serve.engines.base import GenerationRequest
 from serve.engines.torch import TorchEngine

@@ -10,11 +10,11 @@ import datasets
 import huggingface_hub.constants
 import pytest
 
-from workflows import hub_files
-from workflows.file_formats import records
-from workflows.sources import SourceError, SourceFile, find_files
+from workflows.corpus.files import hub as hub_files
+from workflows.corpus.files.formats import records
+from workflows.corpus.files.sources import SourceError, SourceFile, find_files
 from workflows.spec import PipelineSpec
-from workflows.spec_file import local_paths
+from workflows.spec.paths import local_paths
 from workflows.store import Store
 
 ROWS = [{"messages": [{"role": "user", "content": str(number)}]} for number in range(10)]

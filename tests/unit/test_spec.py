@@ -9,10 +9,11 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from workflows.cli import command
-from workflows.spec import PipelineSpec
-from workflows.spec_file import SpecError, read_spec, reference
-from workflows.spec_train import DpoSpec, KtoSpec, OrpoSpec, SimpoSpec
+from workflows.cli.commands import command
+from workflows.spec import DpoSpec, KtoSpec, OrpoSpec, PipelineSpec, SimpoSpec
+from workflows.spec.describe import all_fields
+from workflows.spec.errors import SpecError
+from workflows.spec.read import read_spec
 
 GOOD = """\
 name: shop
@@ -229,7 +230,7 @@ def test_a_step_of_auto_is_one_pass_of_the_usual_size(tmp_path: Path) -> None:
 
 
 def test_the_reference_explains_every_field() -> None:
-    rows = reference()
+    rows = all_fields()
     paths = [row.path for row in rows]
     assert len(paths) == len(set(paths)) > 50
     assert {"train.learning_rate", "data.sources.0.path", "train.adapter.rank", "serve.max_replicas"} <= set(paths)
@@ -293,7 +294,7 @@ def test_a_wrong_objective_on_the_command_line(tmp_path: Path) -> None:
 
 
 def test_the_reference_tells_objectives_apart() -> None:
-    found = {row.path: (row.type, row.default) for row in reference()}
+    found = {row.path: (row.type, row.default) for row in all_fields()}
     names = "sft | dpo | orpo | kto | simpo | distill | distill_replies | adversarial | spin"
     assert found["train.objective"] == (names, "sft")
     assert found["train.objective.beta [dpo]"] == ("float > 0, <= 100", "0.1")

@@ -3,12 +3,12 @@
 import pytest
 import yaml
 
-from workflows.pipeline import examine
-from workflows.room import trainings_at_once, why_none_fits
-from workflows.spec import PipelineSpec
-from workflows.spec_file import SpecError, read_spec
-from workflows.spec_space import Choice, Range, combinations, parse, with_values
-from workflows.spec_train import TrainSpec
+from workflows.cluster.capacity import trainings_at_once, why_none_fits
+from workflows.runs.state import examine
+from workflows.spec import PipelineSpec, TrainSpec
+from workflows.spec.errors import SpecError
+from workflows.spec.read import read_spec
+from workflows.spec.space import Choice, Range, combinations, parse, with_values
 from workflows.store import Store
 
 SPACE = {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}, "train.adapter.rank": [8, 16]}

@@ -17,7 +17,7 @@ from s3_server import S3Server
 
 from models.files import open_uri
 from workflows import store as store_module
-from workflows.pipeline import source_files
+from workflows.corpus.files.sources import source_files
 from workflows.spec import PipelineSpec
 from workflows.store import Artifact, Store, StoreError, content_key, fingerprint
 

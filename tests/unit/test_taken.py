@@ -13,9 +13,9 @@ import openai
 import pytest
 import torch
 
-from models.base import load_model, load_tokenizer
+from models.base.load import load_model, load_tokenizer
 from models.chat import encode_prompt
-from models.openvino_export import export
+from models.export.openvino_export import export
 from serve.api import create_app
 from serve.engines.base import Engine
 from serve.engines.openvino import OpenVINOEngine

@@ -19,10 +19,11 @@ from pydantic import ValidationError
 from serve.errors import ApiError
 from serve.front import Front, Lease
 from serve.tls import Certificate, trust_of
-from workflows.cli import command
-from workflows.deploy import url_of
+from workflows.cli.commands import command
+from workflows.endpoint.status import url_of
 from workflows.spec import ServeSpec
-from workflows.spec_file import SpecError, read_spec
+from workflows.spec.errors import SpecError
+from workflows.spec.read import read_spec
 
 PIPELINE = "name: shop\nbase_model: random:tiny-llama\ndata:\n  sources:\n    - path: talk.jsonl\nserve:\n"
 

@@ -26,7 +26,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from models.base import load_model
+from models.base.load import load_model
 from serve.engines.base import EngineError, GenerationRequest
 from serve.engines.torch import TorchEngine
 from serve.engines.torch_slots import Row, SlotDecoder

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from models.base import load_tokenizer
+from models.base.load import load_tokenizer
 from serve.api import create_app
 from serve.engines.base import Engine, EngineHealth
 from serve.leases import LeasedOnly, Leases, ReplicaServer

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from workflows.progress import Progress
-from workflows.search import Origin, Report, Search, read_search, read_trial, trial_folder
+from workflows.search.recorder import Watcher
+from workflows.search.records import Origin, Report, Search, read_search, read_trial, trial_folder
+from workflows.search.trial import RESULT, Line
 from workflows.store import Store
-from workflows.trial import RESULT, Line
-from workflows.watcher import Watcher
 
 
 class Told:

@@ -21,7 +21,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 from starlette.responses import JSONResponse
 
-from models.base import load_model, load_tokenizer
+from models.base.load import load_model, load_tokenizer
 from serve.api import create_app
 from serve.engines.torch import TorchEngine
 

@@ -1,0 +1,1 @@
+"""Base models: found by name, loaded, made small or anew, and their adapters."""

@@ -1,0 +1,168 @@
+"""Adapters through PEFT, and frozen layers: what of a model is trained.
+
+LoRA (Hu et al. 2021, arXiv:2106.09685), rsLoRA (Kalajdzievski 2023, arXiv:2312.03732), DoRA (Liu et al. 2024,
+arXiv:2402.09353).
+"""
+
+import difflib
+import fnmatch
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from models.base.new_tokens import fit_rows
+
+
+def attach(
+    model: Any,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    target_modules: str | list[str],
+    base: str,
+    method: str = "lora",
+    new_tokens: Sequence[int] = (),
+) -> Any:
+    """A PEFT model whose only trainable weights are the adapter's; `base` names the model that it belongs to.
+
+    `method` is `lora`, `rslora` or `dora`. Of `new_tokens` the embeddings, and the head's rows, are trained and saved
+    with it. Raises ValueError where no layer has one of the `target_modules`' names.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    check_layers(model, target_modules, new_tokens)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target_modules,
+        use_rslora=method == "rslora",
+        use_dora=method == "dora",
+        trainable_token_indices=_token_rows(model, new_tokens),
+    )
+    model.name_or_path = base
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ValueError(f"train.adapter.target_modules: {error}") from error
+
+
+def check_layers(model: Any, target_modules: str | list[str], new_tokens: Sequence[int] = ()) -> None:
+    """Raise ValueError for names that match no layer, and for layers whose change could not be merged exactly.
+
+    The model's weights are not looked at.
+    """
+    names = [] if isinstance(target_modules, str) else target_modules
+    layers = dict(model.named_modules())
+    where = "train.adapter.target_modules"
+    ends = {name.rpartition(".")[2] for name, layer in layers.items() if hasattr(layer, "weight")}
+    for wanted in names:
+        if not any(_is_named(name, wanted) for name in layers):
+            close = difflib.get_close_matches(wanted, ends, n=1)
+            raise ValueError(
+                f"{where}: {wanted!r} is the name of no layer"
+                + (f"; did you mean {close[0]}?" if close else ";")
+                + f" There are {', '.join(sorted(ends))}"
+            )
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    are_tied = head is not None and head.weight is embedding.weight
+    for name, layer in layers.items():
+        if layer not in (embedding, head) or not any(_is_named(name, wanted) for wanted in names):
+            continue
+        if are_tied:
+            raise ValueError(
+                f"{where}: {name} is one matrix with the {'head' if layer is embedding else 'embedding'} of this "
+                "model (tie_word_embeddings), and a change of one cannot be merged without changing the other; leave "
+                "it out, or train all weights (train.adapter: null)"
+            )
+        if new_tokens:
+            raise ValueError(
+                f"{where}: {name} has rows of data.new_tokens, which are trained as they are; leave it out, or train "
+                "all weights (train.adapter: null)"
+            )
+    if new_tokens and not are_tied and getattr(head, "bias", None) is not None:
+        raise ValueError(
+            "data.new_tokens: the head of this model has a bias, which PEFT leaves out where it trains single rows; "
+            "train all weights (train.adapter: null)"
+        )
+
+
+def _is_named(name: str, wanted: str) -> bool:
+    """As PEFT looks for the layers of a list."""
+    return name == wanted or name.endswith(f".{wanted}")
+
+
+def _token_rows(model: Any, new_tokens: Sequence[int]) -> dict[str, list[int]] | None:
+    """The rows to train, by the names of the layers that have them: where these are tied, PEFT ties the rows."""
+    if not new_tokens:
+        return None
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    layers = [embedding] if head is None or head.weight is embedding.weight else [embedding, head]
+    return {name: list(new_tokens) for name, module in model.named_modules() if module in layers}
+
+
+def freeze(model: Any, patterns: list[str], has_new_tokens: bool = False) -> None:
+    """Take the parameters whose names match a pattern (`*` for anything) out of training.
+
+    Raises ValueError where a pattern matches none, or all are frozen, or embeddings that are yet to be learned.
+    """
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        names = fnmatch.filter(parameters, pattern)
+        if not names:
+            raise ValueError(
+                f"train.frozen: {pattern!r} matches no parameter; there are {', '.join(list(parameters)[:3])}, ..."
+            )
+        for name in names:
+            parameters[name].requires_grad_(False)
+    if patterns and has_new_tokens and not model.get_input_embeddings().weight.requires_grad:
+        raise ValueError(
+            f"train.frozen: {', '.join(patterns)} freeze the embeddings, of which those of data.new_tokens are to be "
+            "learned; freeze less"
+        )
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ValueError(f"train.frozen: {', '.join(patterns)} leave nothing to train; freeze less")
+
+
+def load(model: Any, folder: Path | str) -> Any:
+    """`model` with the adapter saved in `folder`; it gets rows for the adapter's new tokens."""
+    from peft import PeftConfig, PeftModel
+
+    rows = getattr(PeftConfig.from_pretrained(str(folder)), "trainable_token_indices", None)
+    if rows:
+        fit_rows(model, sorted({token for each in rows.values() for token in each}))
+    return PeftModel.from_pretrained(model, str(folder))
+
+
+def load_several(model: Any, folders: Mapping[str, Path | str]) -> Any:
+    """`model` with the LoRA adapters saved in `folders`, none of them active: each row of a batch names its own in
+    the argument `adapter_names`. Raises ValueError for what is no LoRA adapter of this model's.
+    """
+    from peft import LoraConfig, PeftConfig, PeftModel
+
+    several = model
+    for name, folder in folders.items():
+        try:
+            config = PeftConfig.from_pretrained(str(folder))
+            if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save:
+                raise ValueError("only LoRA without DoRA and modules_to_save can be mixed with others in a batch")
+            if config.trainable_token_indices:
+                raise ValueError("it has new tokens of its own, which the others' tokenizer does not know")
+            if several is model:
+                several = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+            else:
+                several.load_adapter(str(folder), name)
+        except (ValueError, RuntimeError, OSError, KeyError) as error:
+            raise ValueError(f"{folder} is no adapter that can be served on this model: {error}") from error
+    return several.eval()
+
+
+def merge(model: Any) -> Any:
+    """The plain model with the adapter's change added into its weights."""
+    return model.merge_and_unload()
+
+
+def is_adapter(folder: Path | str) -> bool:
+    """Whether a checkpoint folder holds a PEFT adapter and no whole model."""
+    return (Path(folder) / "adapter_config.json").is_file()

@@ -1,0 +1,1 @@
+"""What makes a step fast: attention, loss and LoRA without wasted work."""

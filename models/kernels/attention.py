@@ -1,0 +1,145 @@
+"""Causal attention over packed rows, each conversation attending to itself alone.
+
+A model loaded with `attn_implementation=PACKED_ATTENTION` is called with `sequence_lengths`, the tokens of each piece
+of the row, and `prefixes`, which earlier piece each goes on from (models/packing.py).
+
+Shape suffixes: T tokens in the row, D size of a head; H query heads, K key-value heads.
+"""
+
+import functools
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from models.kernels.blocked_attention import Scores, Span, blocked_attention, blocks_of, joined, runs
+from models.trees import paths
+
+PACKED_ATTENTION = "rayconteur_packed"
+
+# What models hand to their attention besides, which says nothing of it, or only what a packed row says itself.
+_SAYS_NOTHING = frozenset(
+    {
+        "cache_position", "logits_to_keep", "output_attentions", "output_hidden_states", "output_router_logits",
+        "past_key_values", "position_ids", "return_dict", "use_cache",
+    }
+)  # fmt: skip
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sequence_lengths: list[int] | None = None,
+    prefixes: Sequence[int] = (),
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """query [1, H, T, D], key [1, K, T, D] and value [1, K, T, E]; returns [1, T, H, E]. Each piece sees those that
+    it goes on from as if they stood before it.
+
+    A GPU gets torch's variable-length flash attention where that knows all that is asked for.
+    """
+    assert sequence_lengths is not None, "the model must be called with sequence_lengths"
+    _check(query, attention_mask, kwargs)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    lengths, parents = tuple(sequence_lengths), tuple(prefixes)
+    plain = softcap is None and s_aux is None
+    if dropout:
+        if not plain:
+            raise ValueError("attention dropout beside soft-capped scores or attention sinks is not supported")
+        return _one_by_one(query, key, value, runs(lengths, parents), dropout, scale, sliding_window), None
+    if query.is_cuda and query.dtype != torch.float32 and plain:
+        return _variable_length(query, key, value, lengths, parents, scale, sliding_window), None
+    blocks, scores = blocks_of(lengths, parents, sliding_window), Scores(scale, sliding_window, softcap)
+    return blocked_attention(query[0], key[0], value[0], blocks, scores, s_aux)[None], None
+
+
+def _check(query: torch.Tensor, attention_mask: torch.Tensor | None, others: dict[str, Any]) -> None:
+    """Raise ValueError for what this attention would leave out."""
+    unknown = [name for name, value in others.items() if name not in _SAYS_NOTHING and value is not None]
+    unknown += ["attention_mask"] if attention_mask is not None else []
+    if unknown:
+        raise ValueError(f"the model hands {', '.join(unknown)} to its attention, which packed rows do not know")
+
+
+def _one_by_one(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, conversations: Sequence[tuple[Span, Sequence[Span]]],
+    dropout: float, scale: float, window: int | None,
+) -> torch.Tensor:  # fmt: skip
+    """Torch's own attention, conversation by conversation."""
+    outputs = []
+    for own, before in conversations:
+        q = joined(query, [own], dim=2)
+        k, v = (joined(tensor, [*before, own], dim=2) for tensor in (key, value))
+        distance = torch.arange(q.shape[2])[:, None] + k.shape[2] - q.shape[2] - torch.arange(k.shape[2])
+        seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                q, k, v, attn_mask=seen.to(q.device), dropout_p=dropout, scale=scale,
+                enable_gqa=k.shape[1] != q.shape[1],
+            )
+        )  # fmt: skip
+    return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def _variable_length(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...], prefixes: tuple[int, ...],
+    scale: float, window: int | None,
+) -> torch.Tensor:  # fmt: skip
+    from torch.nn.attention.varlen import varlen_attn
+
+    own, sizes = None, lengths
+    if prefixes:  # the kernel wants as many queries as keys
+        places, sizes, own = (_on(query.device, part) for part in _whole(lengths, prefixes))
+        query, key, value = (tensor.index_select(2, places) for tensor in (query, key, value))
+    size = value.shape[-1]
+    if size < query.shape[-1]:  # and values of the keys' size
+        value = F.pad(value, (0, query.shape[-1] - size))
+    starts = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=query.device)
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    back = -1 if window is None else window - 1
+    out = varlen_attn(
+        q, k, v, starts, starts, max(sizes), max(sizes), scale=scale, window_size=(back, 0),
+        enable_gqa=k.shape[1] != q.shape[1],
+    )  # fmt: skip
+    assert isinstance(out, torch.Tensor)
+    out = out[..., :size]
+    return (out if own is None else out.index_select(0, own))[None]
+
+
+def _on(device: torch.device, part: Any) -> Any:
+    return part.to(device) if isinstance(part, torch.Tensor) else part
+
+
+@functools.lru_cache(maxsize=4)
+def _whole(lengths: tuple[int, ...], prefixes: tuple[int, ...]) -> tuple[torch.Tensor, tuple[int, ...], torch.Tensor]:
+    """Where in the row each token of whole conversations is, from a beginning to an end; their lengths; and where
+    among those tokens each of the row's is found.
+    """
+    starts = [0, *accumulate(lengths)]
+    places: list[int] = []
+    sizes: list[int] = []
+    found = [-1] * starts[-1]
+    for path in paths(prefixes):
+        begin = len(places)
+        for piece in path:
+            for place in range(starts[piece], starts[piece + 1]):
+                found[place] = len(places)
+                places.append(place)
+        sizes.append(len(places) - begin)
+    with torch.inference_mode(False):  # kept for later calls, which may have a gradient
+        return torch.tensor(places), tuple(sizes), torch.tensor(found)
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+AttentionMaskInterface.register(PACKED_ATTENTION, lambda *args, **kwargs: None)

@@ -1,0 +1,212 @@
+"""Packed batches for a model that cannot keep the conversations of a row apart: each is read in a row of its own.
+
+    read_in_rows(model, "padded")    # from now on the model takes the packed batches of models/kernels/loss.py
+
+Trees are read as their whole conversations, what these have in common once for each. Where the model is the same with
+something after a conversation's end, those of like length are read together; else one after the other.
+
+Shape suffixes: B rows of L tokens; P positions that are asked for; H hidden size.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal
+
+import torch
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from models.trees import paths
+
+How = Literal["packed", "padded", "alone"]
+"""conversations side by side in a row; in rows of their own, together; one by one"""
+
+_KNOWN_BY_THE_ROW = ("position_ids", "use_cache", "return_dict")
+# Of what is read together, so much may be padding.
+_MOST_PADDING = 0.2
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is read in one call of the model."""
+
+    places: torch.Tensor
+    """int64 [B, L]: which token of the packed row stands where"""
+    rows: torch.Tensor
+    columns: torch.Tensor
+    """int64 [P] both: where in it the positions are that it answers"""
+    answers: list[int]
+    """which of those asked for they are"""
+    lengths: list[int]
+    """of each conversation"""
+
+
+_OF_NOTHING = Pass(torch.tensor([[0]]), torch.tensor([0]), torch.tensor([0]), answers=[], lengths=[1])
+
+
+def read_in_rows(model: Any, how: How, longest_short: int | None = None) -> None:
+    """Let `model` take packed batches; without `sequence_lengths` it is called as ever.
+
+    `longest_short`: a conversation of more tokens changes what the model makes of shorter ones beside it, so the two
+    are read apart. Only for that `how` may be `packed`.
+    """
+    own = model.forward
+    forward = functools.partial(_forward, model, own, how, longest_short)
+    forward.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]  # `generate` looks at it
+    model.forward = forward
+    model.reads_in_rows = how
+
+
+def is_read_in_rows(model: Any) -> bool:
+    """Whether `read_in_rows` was called for a model, or for what PEFT or DeepSpeed have around it."""
+    return hasattr(getattr(model, "module", model), "reads_in_rows")
+
+
+def _forward(
+    model: Any, own: Callable[..., Any], how: How, longest_short: int | None, *args: Any, **kwargs: Any
+) -> Any:
+    if kwargs.get("sequence_lengths") is None:
+        return own(*args, **kwargs)
+    assert not args
+    return _forward_packed(model, own, how, longest_short, **kwargs)
+
+
+def _forward_packed(
+    model: Any,
+    own: Callable[..., Any],
+    how: How,
+    longest_short: int | None,
+    *,
+    sequence_lengths: Sequence[int],
+    logits_to_keep: torch.Tensor,
+    input_ids: torch.Tensor | None = None,
+    inputs_embeds: torch.Tensor | None = None,
+    prefixes: Sequence[int] = (),
+    only_hidden: bool = False,
+    **others: Any,
+) -> CausalLMOutputWithPast:
+    """Logits [1, P, V] at the positions that `logits_to_keep` names; or, `only_hidden`, what the head would read."""
+    given = inputs_embeds if input_ids is None else input_ids
+    assert given is not None
+    unknown = [name for name, value in others.items() if value is not None and name not in _KNOWN_BY_THE_ROW]
+    assert not unknown, unknown
+    passes = passes_of(sequence_lengths, prefixes, logits_to_keep.tolist(), how, longest_short)
+    head = model.get_output_embeddings()
+    knows_hidden = only_hidden or hasattr(head, "fused_request")  # else something may be done to the logits
+    found, nothing = [], given.new_zeros((), dtype=torch.float32)
+    for number in range(_as_often_as_others(model, len(passes), given.device)):
+        each = passes[number] if number < len(passes) else _OF_NOTHING
+        arguments: dict[str, Any] = {"use_cache": False}
+        if how == "packed":
+            positions = torch.cat([torch.arange(length) for length in each.lengths])
+            arguments |= {"sequence_lengths": each.lengths, "position_ids": positions[None].to(given.device)}
+        read = given[0][each.places.to(given.device)]
+        arguments["input_ids" if input_ids is not None else "inputs_embeds"] = read
+        with _answering(head, each, knows_hidden) as seen:
+            output = own(**arguments)
+        states = seen[0] if knows_hidden else output.logits[0]
+        if each is _OF_NOTHING:
+            nothing = nothing + 0 * states.sum()
+        else:
+            found.append(states)
+    order = torch.tensor([answer for each in passes for answer in each.answers]).argsort().to(given.device)
+    states = torch.cat(found).index_select(0, order)
+    if nothing.requires_grad:
+        states = states + nothing.to(states.dtype)
+    return CausalLMOutputWithPast(logits=head(states[None]) if knows_hidden and not only_hidden else states[None])
+
+
+def _as_often_as_others(model: Any, passes: int, device: torch.device) -> int:
+    """How often to call the model: where its weights lie spread over the workers (ZeRO stage 3) they wait for each
+    other in every call.
+    """
+    if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return passes
+    most = torch.tensor(passes, device=device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)
+
+
+@contextlib.contextmanager
+def _answering(head: Any, each: Pass, knows_hidden: bool) -> Iterator[list[torch.Tensor]]:
+    """Let the head read the positions of this pass alone, or next to nothing if what it would read is all."""
+    seen: list[torch.Tensor] = []
+
+    def select(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        states = args[0][each.rows.to(args[0].device), each.columns.to(args[0].device)]
+        seen.append(states)
+        return (states[None, :1] if knows_hidden else states[None],)
+
+    request, hook = getattr(head, "fused_request", None), head.register_forward_pre_hook(select)
+    if request is not None:
+        head.fused_request = None
+    try:
+        yield seen
+    finally:
+        hook.remove()
+        if request is not None:
+            head.fused_request = request
+
+
+def passes_of(
+    lengths: Sequence[int], prefixes: Sequence[int], positions: Sequence[int], how: How, longest_short: int | None
+) -> list[Pass]:
+    """What to read of a packed row, and where, so that each of the positions is answered once."""
+    starts = [0, *accumulate(lengths)]
+    whole = list(paths(prefixes)) if prefixes else [[piece] for piece in range(len(lengths))]
+    where: dict[int, tuple[int, int]] = {}  # of a place in the row: the conversation, and its place there
+    conversations = []
+    for number, path in enumerate(whole):
+        places = [place for piece in path for place in range(starts[piece], starts[piece + 1])]
+        for at, place in enumerate(places):
+            where.setdefault(place, (number, at))
+        conversations.append(places)
+    asked: dict[int, list[tuple[int, int]]] = {}
+    for answer, position in enumerate(positions):
+        number, at = where[position]
+        asked.setdefault(number, []).append((answer, at))
+    sizes = {number: len(conversations[number]) for number in asked}
+    return [_pass(conversations, asked, group, how) for group in _groups(sizes, how, longest_short)]
+
+
+def _groups(sizes: dict[int, int], how: How, longest_short: int | None) -> Iterator[list[int]]:
+    """Which conversations are read in one call, longest first."""
+    longest_first = sorted(sizes, key=lambda number: -sizes[number])
+    group: list[int] = []
+    total = 0
+    for number in longest_first:
+        if group:
+            longest, size = sizes[group[0]], sizes[number]
+            padded = longest * (len(group) + 1)
+            too_much = how == "padded" and padded - total - size > _MOST_PADDING * padded
+            are_apart = longest_short is not None and size <= longest_short < longest
+            if how == "alone" or too_much or are_apart:
+                yield group
+                group, total = [], 0
+        group.append(number)
+        total += sizes[number]
+    if group:
+        yield group
+
+
+def _pass(
+    conversations: list[list[int]], asked: dict[int, list[tuple[int, int]]], group: list[int], how: How
+) -> Pass:
+    lengths = [len(conversations[number]) for number in group]
+    if how == "packed":
+        before = [0, *accumulate(lengths)]
+        places = [[place for number in group for place in conversations[number]]]
+        spots = [(0, before[row] + at) for row, number in enumerate(group) for _, at in asked[number]]
+    else:
+        # What stands after a conversation's end is not looked at: its last token will do.
+        places = [
+            conversations[number] + conversations[number][-1:] * (lengths[0] - length)
+            for number, length in zip(group, lengths, strict=True)
+        ]
+        spots = [(row, at) for row, number in enumerate(group) for _, at in asked[number]]
+    answers = [answer for number in group for answer, _ in asked[number]]
+    rows, columns = (torch.tensor([spot[part] for spot in spots], dtype=torch.int64) for part in (0, 1))
+    return Pass(torch.tensor(places), rows, columns, answers, lengths)

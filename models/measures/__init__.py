@@ -1,0 +1,1 @@
+"""How good a trained model is, against its base or against real replies."""

@@ -1,0 +1,1 @@
+"""The training loop: engines, DeepSpeed, checkpoints, the adversarial trainer."""

@@ -1,0 +1,171 @@
+"""What a training step stands on: DeepSpeed, or plain torch for unit tests. Both are a `TrainingEngine`."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from models.kernels.lora import fuse_lora
+from models.kernels.loss import fuse_head
+from models.objectives.base import Loss
+from models.packing import PackedBatch
+from models.training.snapshot import Write, copied, model_writer, random_state, set_random_state
+
+_BETAS = (0.9, 0.999)
+MODEL_FOLDER = "model"
+"""where in a checkpoint the Hugging Face folder is"""
+
+Sums = dict[str, float]
+"""sums over a batch: `loss` in nats, and the objective's figures; divided by the batch's weight they are means"""
+
+
+class TrainingEngine(Protocol):
+    """A model with its optimizer, spread over `num_workers` processes of which this is number `rank`."""
+
+    model: Any
+    rank: int
+    num_workers: int
+    device: torch.device
+
+    def accumulate(self, batch: PackedBatch, step_weight: float, is_last: bool = True) -> Sums:
+        """Forward and backward of one micro-batch; the step's loss is the sum of all its batches over this weight.
+
+        With an infinite weight the batch adds nothing: for workers with fewer batches than others. `is_last` says
+        that no other batch of this worker's is accumulated before `update` or `skip`.
+        """
+
+    def update(self, learning_rate: float) -> float:
+        """Apply the accumulated gradient; returns its norm before clipping.
+
+        Where that is no finite number nothing is applied.
+        """
+
+    def skip(self) -> None:
+        """Drop the accumulated gradient."""
+
+    def measure(self, batch: PackedBatch) -> Sums:
+        """The same of a batch without a gradient and without dropout."""
+
+    def total(self, values: list[float]) -> list[float]:
+        """Each value summed over all workers."""
+
+    def largest(self, value: float) -> float:
+        """The largest of all workers' values."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every worker's value, in the order of their ranks."""
+
+    def gb_to_come(self) -> float:
+        """GB (10^9 bytes) that this worker will hold beside what it holds before its first update.
+
+        The optimizer's moments, and where it computes in main memory a checkpoint's copy.
+        """
+
+    def snapshot(self) -> Write:
+        """Copy this worker's part of the training state to memory; all workers call it together.
+
+        What is returned writes it into a folder that all workers' parts go into; worker 0 also writes `model/`, a
+        Hugging Face folder (for LoRA a PEFT adapter).
+        """
+
+    def load(self, folder: Path) -> None:
+        """Go on from what all workers' snapshots wrote; all workers call it together.
+
+        They may be more or fewer than wrote it.
+        """
+
+
+class _AdamW(torch.optim.AdamW):
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) that can let a step pass without a trace."""
+
+    skips = False
+
+    def step(self, closure: Any = None) -> Any:
+        """DeepSpeed calls this; it clears the gradients itself whether or not they were applied."""
+        return None if self.skips or not self._is_finite() else super().step(closure)
+
+    def _is_finite(self) -> bool:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        return all(bool(torch.isfinite(gradient.sum(dtype=torch.float32))) for gradient in gradients)
+
+
+def optimizer_for(model: Any, weight_decay: float) -> _AdamW:
+    """AdamW over the trainable weights; its learning rate is set anew before every update."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return _AdamW(trainable, lr=0.0, betas=_BETAS, weight_decay=weight_decay, fused=True)
+
+
+class TorchEngine:
+    """One process, plain torch: what unit tests train with, and what DeepSpeed is compared to."""
+
+    rank = 0
+    num_workers = 1
+
+    def __init__(self, model: Any, objective: Loss, weight_decay: float = 0.0, gradient_clip: float = 1.0) -> None:
+        fuse_head(model)
+        fuse_lora(model)
+        self.model = model.train()
+        self._objective = objective
+        self.device = next(model.parameters()).device
+        self._optimizer = optimizer_for(model, weight_decay)
+        self._gradient_clip = gradient_clip
+
+    def accumulate(self, batch: PackedBatch, step_weight: float, is_last: bool = True) -> Sums:
+        loss, figures = self._objective.loss_sum(self.model, batch)
+        (loss / step_weight).backward()  # type: ignore[no-untyped-call]
+        return {"loss": float(loss.detach()), **figures}
+
+    def update(self, learning_rate: float) -> float:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(trainable, self._gradient_clip or float("inf"))
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return float(norm)
+
+    def skip(self) -> None:
+        self._optimizer.zero_grad()
+
+    def measure(self, batch: PackedBatch) -> Sums:
+        return measured(self.model, self._objective, batch)
+
+    def total(self, values: list[float]) -> list[float]:
+        return values
+
+    def largest(self, value: float) -> float:
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def gb_to_come(self) -> float:
+        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        return float(trained * (8 + 12) / 1e9)
+
+    def snapshot(self) -> Write:
+        model = copied(self.model.state_dict())
+        state = {"model": model, "optimizer": copied(self._optimizer.state_dict()), "random": random_state()}
+        write_model = model_writer(self.model, model)
+
+        def write(folder: Path) -> None:
+            torch.save(state, folder / "state.pt")
+            write_model(folder / MODEL_FOLDER)
+
+        return write
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / "state.pt", weights_only=False)
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        set_random_state(state["random"])
+
+
+def measured(model: Any, objective: Loss, batch: PackedBatch) -> Sums:
+    model.eval()  # no dropout, and no random numbers used up
+    try:
+        with torch.no_grad():
+            loss, figures = objective.loss_sum(model, batch)
+            return {"loss": float(loss), **figures}
+    finally:
+        model.train()

@@ -1,0 +1,261 @@
+"""The training loop: `fit(engine, plan, read, settings, held_out, on_step=..., on_checkpoint=...)`.
+
+Ray is injected: `on_step` and `on_checkpoint` are plain callables. Under Ray Train they call `ray.train.report`; a
+unit test passes `list.append`.
+"""
+
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from models.packing import PackedBatch, StepPlan
+from models.training.engine import Sums, TrainingEngine
+
+_SPIKE_WINDOW = 32
+_LEAST_BEFORE_SPIKE = 8
+_SECONDS_BETWEEN_NOTICES = 5.0
+
+# Of a checkpoint's metrics: how long each worker computed its share of the held-out loss, without the others.
+SECONDS_EACH = "seconds_each"
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """What the loop needs of `train` in the pipeline file; lengths in optimizer steps."""
+
+    num_steps: int
+    learning_rate: float
+    warmup_share: float
+    final_learning_rate_share: float
+    checkpoint_every_steps: int
+    spike_factor: float | None = None
+    """a step whose loss is so many times the median of those before it is not applied"""
+    max_skipped_steps: int = 0
+    """more of them end the training"""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One optimizer step, over all workers; the loss in nats per supervised token or per example."""
+
+    step: int
+    num_steps: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float | None
+    """before clipping; None where it was not computed"""
+    skipped: bool
+    """whether the step was not applied, because its loss or gradient was no finite number or its loss a spike"""
+    num_tokens: int
+    """tokens read since the start of training, all workers together"""
+    tokens_per_second: float
+    """since this process began to train"""
+    figures: dict[str, float] = field(default_factory=dict)
+    """what else the objective says of the step"""
+
+
+class TrainingDiverged(ValueError):
+    """Too many steps could not be applied."""
+
+    def __init__(self, message: str, rows: list[int]) -> None:
+        super().__init__(message)
+        self.rows = rows
+        """the rows of the corpus in the micro-batches with the highest loss of these steps"""
+
+
+def learning_rate_at(step: int, settings: FitSettings) -> float:
+    """Linear warm-up, then a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5) to its final share."""
+    warmup = round(settings.warmup_share * settings.num_steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(1, settings.num_steps - warmup)
+    low = settings.final_learning_rate_share
+    return settings.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def fit(
+    engine: TrainingEngine,
+    plan: StepPlan,
+    read: Callable[[Sequence[int]], PackedBatch],
+    settings: FitSettings,
+    held_out: Sequence[PackedBatch],
+    *,
+    on_step: Callable[[Progress], None],
+    on_checkpoint: Callable[[int, dict[str, Any]], None],
+    leaving: Callable[[], bool] = lambda: False,
+    before: Sequence[Progress] = (),
+    split: int = 1,
+    is_over: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train to `settings.num_steps`, from where `before`, the progress of all steps already done, ends.
+
+    `read(rows)` gives rows of the corpus as a batch. `held_out` is this worker's share of the held-out batches.
+    `on_step` gets the progress of every step; `on_checkpoint(step, metrics)` is called on all workers every
+    `checkpoint_every_steps` steps, at the end, and once where `leaving` (asked on all workers at once, every few
+    seconds) says that a machine is about to go; with the held-out loss in the metrics. After a checkpoint `is_over`
+    may end the training early. Micro-batches are cut into `split`. Raises TrainingDiverged.
+    """
+    began = noticed = time.monotonic()
+    num_tokens = tokens_before = before[-1].num_tokens if before else 0
+    losses = deque((progress.loss for progress in before if not progress.skipped), maxlen=_SPIKE_WINDOW)
+    worst = [_worst(plan, progress.step - 1, None) for progress in before if progress.skipped]
+    steps, left = range(len(before), settings.num_steps), False
+    for step, batches in zip(steps, _read_ahead(plan, steps, engine, read, split), strict=True):
+        weight, num_parts = plan.weight(step), len(plan.rows(step))
+        parts, sums = _accumulate(engine, batches, num_parts, weight, split)
+        since_notice = time.monotonic() - noticed
+        totals = engine.total([*parts, *sums.values(), since_notice])
+        parts, since_notice = totals[:num_parts], totals[-1]
+        means = {name: total / weight for name, total in zip(sums, totals[num_parts:], strict=False)}
+        loss, learning_rate = sum(parts) / weight, learning_rate_at(step, settings)
+        why_not = _why_not_apply(loss, losses, settings)
+        gradient_norm = None
+        if why_not:
+            engine.skip()
+        else:
+            gradient_norm = engine.update(learning_rate)
+            if not math.isfinite(gradient_norm):
+                why_not = f"the gradient's norm is {gradient_norm}"
+        if why_not:
+            worst.append(_worst(plan, step, parts))
+            if len(worst) > settings.max_skipped_steps:
+                raise _diverged(step, why_not, worst, settings)
+        else:
+            losses.append(loss)
+        num_tokens += plan.num_tokens(step)
+        rate = (num_tokens - tokens_before) / (time.monotonic() - began)
+        done = step + 1
+        on_step(
+            Progress(
+                done, settings.num_steps, loss, learning_rate, gradient_norm, bool(why_not), num_tokens, rate, means
+            )
+        )
+        due = done % settings.checkpoint_every_steps == 0 or done == settings.num_steps
+        if since_notice > _SECONDS_BETWEEN_NOTICES * engine.num_workers and not left:
+            noticed, left = time.monotonic(), leaving()
+            due = due or left
+        if due:
+            means, seconds = measure(engine, held_out)
+            measured = {f"held_out_{name}": value for name, value in means.items()}
+            metrics = {"step": done, "loss": loss, "tokens_per_second": rate, "num_tokens": num_tokens}
+            on_checkpoint(done, {**metrics, "skipped_steps": len(worst), **measured, SECONDS_EACH: seconds})
+            if is_over():
+                return
+
+
+def _accumulate(
+    engine: TrainingEngine, batches: Sequence[PackedBatch | None], num_parts: int, weight: int, split: int
+) -> tuple[list[float], Sums]:
+    """This worker's share of a step: the loss of each of the step's micro-batches (0 for others'), and its figures.
+
+    None stands for an empty micro-batch: the worker goes through its first one again, to no effect.
+    """
+    parts, sums = [0.0] * num_parts, Sums()
+    for index, batch in enumerate(batches):
+        used, share = (batch, weight) if batch else (batches[0], math.inf)
+        assert used is not None, "a worker's first micro-batch is never empty"
+        found = engine.accumulate(used.to(engine.device), share, index == len(batches) - 1)
+        if batch is None:
+            found = dict.fromkeys(found, 0.0)
+        else:
+            parts[engine.rank + index // split * engine.num_workers] += found["loss"]
+        _add(sums, found)
+    del sums["loss"]
+    return parts, sums
+
+
+def _why_not_apply(loss: float, losses: Sequence[float], settings: FitSettings) -> str:
+    """What is wrong with a step's loss, after those of the steps before it; empty if nothing is."""
+    if not math.isfinite(loss):
+        return f"the loss is {loss}"
+    if settings.spike_factor is not None and len(losses) >= _LEAST_BEFORE_SPIKE:
+        usual = statistics.median(losses)
+        if loss > settings.spike_factor * usual:
+            return f"the loss is {loss:.4g}, over {settings.spike_factor:g} times the usual {usual:.4g}"
+    return ""
+
+
+def _worst(plan: StepPlan, step: int, losses: Sequence[float] | None) -> list[int]:
+    """The rows of the step's micro-batches whose loss is no number, else of that with the highest; None: of all."""
+    parts = plan.rows(step)
+    if losses is None:
+        return [row for rows in parts for row in rows]
+    broken = [row for rows, loss in zip(parts, losses, strict=True) if not math.isfinite(loss) for row in rows]
+    return broken or parts[max(range(len(parts)), key=lambda index: losses[index])]
+
+
+def _diverged(step: int, why_not: str, worst: list[list[int]], settings: FitSettings) -> TrainingDiverged:
+    return TrainingDiverged(
+        f"train: {len(worst)} steps could not be applied, more than train.max_skipped_steps "
+        f"({settings.max_skipped_steps}); at the last one, step {step + 1}, {why_not}; lower train.learning_rate "
+        f"(now {settings.learning_rate:g}) or train.gradient_clip, or look at the conversations",
+        [row for rows in worst for row in rows],
+    )
+
+
+def measure(engine: TrainingEngine, batches: Sequence[PackedBatch]) -> tuple[Sums, list[float]]:
+    """Mean loss and figures over all workers' batches, and how many seconds each worker took for its own.
+
+    Every worker must bring equally many (ZeRO-3 counts; there they wait for each other, and take the same time).
+    """
+    sums: Sums = {}
+    began = time.monotonic()
+    for batch in batches:
+        _add(sums, engine.measure(batch.to(engine.device)))
+    seconds = [0.0] * engine.num_workers
+    seconds[engine.rank] = time.monotonic() - began
+    totals = engine.total([*sums.values(), float(sum(batch.weight for batch in batches)), *seconds])
+    weight = totals[len(sums)]
+    return {name: total / weight for name, total in zip(sums, totals, strict=False)}, totals[len(sums) + 1 :]
+
+
+def _add(sums: Sums, more: Sums) -> None:
+    for name, value in more.items():
+        sums[name] = sums.get(name, 0.0) + value
+
+
+def _read_ahead(
+    plan: StepPlan,
+    steps: range,
+    engine: TrainingEngine,
+    read: Callable[[Sequence[int]], PackedBatch],
+    split: int,
+) -> Iterator[list[PackedBatch | None]]:
+    """Each step's micro-batches of this worker, read while the step before it is computed; None where empty."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+
+        def begin(step: int) -> list[Any]:
+            batches = plan.micro_batches(step, engine.rank, engine.num_workers, split)
+            return [thread.submit(read, rows) if rows else None for rows in batches]
+
+        coming = begin(steps[0]) if steps else []
+        for step in steps:
+            ready, coming = coming, begin(step + 1) if step + 1 in steps else []
+            yield [future and future.result() for future in ready]
+
+
+def held_out_batches(
+    rows: Sequence[dict[str, Any]],
+    batch_tokens: int,
+    rank: int,
+    num_workers: int,
+    batch: Callable[[Sequence[dict[str, Any]]], PackedBatch],
+) -> Iterator[PackedBatch]:
+    """Worker `rank`'s share of the held-out rows, as many batches as every other worker's.
+
+    With fewer rows than workers, the first ones are measured more than once.
+    """
+    rows = list(rows)
+    assert rows, "prepare refuses a corpus without held-out conversations"
+    while len(rows) < num_workers:
+        rows += rows[: num_workers - len(rows)]
+    total = sum(row["num_tokens"] for row in rows)
+    num_batches = min(len(rows) // num_workers, math.ceil(total / batch_tokens / num_workers))
+    num_batches = max(1, num_batches)
+    for index in range(num_batches):
+        yield batch(rows[rank + index * num_workers :: num_workers * num_batches])

@@ -1,0 +1,187 @@
+"""Who may import whom: rooms import only rooms below them, and no two files import each other.
+
+All imports count: those inside functions, those for type checkers, and modules that `importlib` loads by name.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# From the top to the bottom: a room imports itself and rooms of lower lines, none of its own line.
+LAYERS = {
+    "workflows": [
+        "cli",
+        "runs",
+        "stages",
+        "search",
+        "training scorecard release jobs rayservice",
+        "corpus endpoint",
+        "cluster stage",
+        "spec",
+        "store progress",
+    ],
+    "serve": [
+        "deployment",
+        "api front",
+        "responses_api access",
+        "replies",
+        "grammar",
+        "parsing",
+        "metrics",
+        "engines",
+        "protocol client log child_process",
+    ],
+    "models": [
+        "measures",
+        "training",
+        "objectives export",
+        "base",
+        "kernels exchange",
+        "packing chat generation files",
+        "trees",
+    ],
+}
+# A package imports its own modules and those of packages after it.
+PACKAGES = ("workflows", "serve", "models")
+RAY = ("workflows", "serve.deployment")
+
+
+@cache
+def files() -> dict[str, Path]:
+    """All modules by their dotted names."""
+    found = {}
+    for package in PACKAGES:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            parts = file.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts).removesuffix(".__init__")] = file
+    return found
+
+
+def _names(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of what code imports, modules or their contents; a `*` is what only a run knows."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in {"import_module", "__import__"}:
+                yield _loaded(node.args[0])
+
+
+def _loaded(name: ast.expr) -> str:
+    if isinstance(name, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in name.values)
+    return str(name.value) if isinstance(name, ast.Constant) else ""  # handed in: nobody can know it here
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """The modules of this project that a module imports, and `ray` if it does."""
+    found = set()
+    for name in _names(ast.parse(files()[module].read_text())):
+        if "*" in name:
+            pattern = re.compile(re.escape(name).replace(r"\*", r"[\w.]*"))
+            found |= {other for other in files() if pattern.fullmatch(other)}
+        elif name.partition(".")[0] == "ray":
+            found.add("ray")
+        else:
+            found |= {own for own in (name, name.rpartition(".")[0]) if own in files() and own not in PACKAGES}
+    # `from package import module` names both; the package itself is meant only where something is taken from it.
+    return frozenset(name for name in found if name != module and not any(o.startswith(f"{name}.") for o in found))
+
+
+def rank(module: str) -> int:
+    """How far up a module's room is in its package."""
+    package, _, rest = module.partition(".")
+    room = rest.partition(".")[0]
+    for number, rooms in enumerate(reversed(LAYERS[package])):
+        if room in rooms.split():
+            return number
+    raise AssertionError(f"{module}: no layer has the room {room!r}; give it one in {Path(__file__).name}")
+
+
+def room_of(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
+def circles(graph: dict[str, frozenset[str]]) -> list[list[str]]:
+    """Groups of modules each of which reaches all others (Tarjan 1972)."""
+    numbers: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        numbers[name] = lowest[name] = len(numbers)
+        stack.append(name)
+        for other in graph[name]:
+            if other not in numbers:
+                visit(other)
+            if other in stack:
+                lowest[name] = min(lowest[name], lowest[other])
+        if lowest[name] == numbers[name]:
+            place = stack.index(name)
+            found.append(sorted(stack[place:]))
+            del stack[place:]
+
+    for name in graph:
+        if name not in numbers:
+            visit(name)
+    return [group for group in found if len(group) > 1]
+
+
+MODULES = [name for name in files() if "." in name and name != "workflows.__main__"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_its_own_room_and_rooms_below(module: str) -> None:
+    for other in imports(module) - {"ray"}:
+        own, its = module.partition(".")[0], other.partition(".")[0]
+        assert PACKAGES.index(own) <= PACKAGES.index(its), f"{module} imports {other}"
+        if own == its and room_of(module) != room_of(other):
+            assert rank(module) > rank(other), f"{module} imports {other}"
+
+
+def test_every_module_has_a_room() -> None:
+    for module in MODULES:
+        rank(module)
+
+
+def test_no_modules_import_each_other() -> None:
+    graph = {name: frozenset(imports(name) & files().keys()) for name in files()}
+    assert circles(graph) == []
+
+
+def test_only_some_rooms_know_ray() -> None:
+    knowing = {name for name in files() if "ray" in imports(name)}
+    assert knowing
+    assert {name for name in knowing if not f"{name}.".startswith(tuple(f"{room}." for room in RAY))} == set()
+
+
+def test_packages_hold_no_code() -> None:
+    """But for those whose names people import from."""
+    open_to_all = {"workflows.spec", "models.chat"}
+    for name, file in files().items():
+        if file.name == "__init__.py" and name not in open_to_all:
+            body = ast.parse(file.read_text()).body
+            assert [type(node) for node in body] == [ast.Expr], f"{file}: a docstring alone"
+
+
+def test_the_readme_has_the_tree() -> None:
+    """A line for each folder of code and for each file beside the folders; and nothing that is not there."""
+    text = (ROOT / "README.md").read_text().partition("## The house")[2].partition("\n```\n")[2].partition("```")[0]
+    named = {line.split()[0] for line in text.splitlines() if line.strip()}
+    there = set()
+    for package in PACKAGES:
+        folders = {file.parent for file in (ROOT / package).rglob("*.py")}
+        there |= {f"{folder.relative_to(ROOT)}/" for folder in folders}
+        there |= {str(file.relative_to(ROOT)) for file in (ROOT / package).glob("*.py") if file.stem[:2] != "__"}
+    assert named == there

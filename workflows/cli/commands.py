@@ -1,0 +1,199 @@
+"""The command line: `rayconteur`, or `python -m workflows`.
+
+Heavy libraries are imported inside commands, so that `--help` and a mistake in a pipeline file are answered at once.
+Exit codes: 0 done, 1 a stage failed, 2 a wrong command line or pipeline file, 130 stopped with Ctrl-C.
+"""
+
+import json
+
+import click
+
+from workflows.cli import jobs as cli_jobs
+from workflows.cli import keys as cli_keys
+from workflows.cli import trials as cli_trials
+from workflows.cli.options import answering_errors, json_option, open_pipeline, options
+from workflows.cli.run import run_to
+
+
+def main() -> None:
+    """The installed command."""
+    command(prog_name="rayconteur")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="rayconteur")
+def command() -> None:
+    """From raw conversations to an autoscaling chat endpoint, on a Ray cluster, with one command.
+
+    A PIPELINE is one YAML file; `rayconteur spec` lists all its fields.
+
+    Stages: prepare, reference (for dpo, kto and distill), tune (for a search), train, evaluate, optimize, deploy.
+    What is up to date is not done again, and a run that was interrupted goes on where it was.
+    """
+
+
+@command.command()
+@click.option("--exit-after-reply", is_flag=True, help="Ask the endpoint one question, print its reply, and stop.")
+@options("to", "set", "force", "insecure", "json")
+def run(
+    pipeline: str,
+    overrides: tuple[str, ...],
+    force: bool,
+    insecure: bool,
+    json_lines: bool,
+    last: str,
+    exit_after_reply: bool,
+) -> None:
+    """Run all stages of PIPELINE that are not up to date, and serve until Ctrl-C."""
+    run_to(last, pipeline, overrides, force, json_lines, insecure, exit_after_reply)
+
+
+@command.command()
+@click.option(
+    "--cluster", "cluster_file", type=click.Path(dir_okay=False), metavar="FILE",
+    help="Does it fit on a cluster started from FILE, of `ray up` or KubeRay?",
+)  # fmt: skip
+@options("set", "insecure", "json")
+def plan(
+    pipeline: str, overrides: tuple[str, ...], insecure: bool, json_lines: bool, cluster_file: str | None
+) -> None:
+    """Say what a run would do and need, and what would end it; changes nothing. Exit code 1 if something would."""
+    from workflows.endpoint.status import check_certificate, living_endpoint
+    from workflows.runs.plan import plan_of, plan_text
+    from workflows.runs.state import examine
+
+    spec, store = open_pipeline(pipeline, overrides, may_be_open=insecure)
+    if not cluster_file:  # else it is a file of another machine
+        check_certificate(spec.serve)
+    states = examine(spec, store)
+    endpoint = living_endpoint(spec, store, states[-1].key) is not None
+    if spec.cluster.address is None or cluster_file:
+        result = plan_of(spec, store, states, endpoint, cluster_file)
+    else:
+        from workflows.cluster.connection import Connection
+
+        with Connection(spec.cluster) as connection:
+            connection.open()
+            result = plan_of(spec, store, states, endpoint)
+    click.echo(json.dumps(result) if json_lines else plan_text(result))
+    if result["troubles"]:
+        raise SystemExit(1)
+
+
+@command.command()
+@click.option("--show", type=click.IntRange(1, 1000), help="Print so many conversations, the supervised part marked.")
+@options("set", "json")
+def prepare(pipeline: str, overrides: tuple[str, ...], json_lines: bool, show: int | None) -> None:
+    """Conversations to token shards (Ray Data)."""
+    run_to("prepare", pipeline, overrides, False, json_lines)
+    if show:
+        from workflows.corpus.show import show_conversations
+        from workflows.runs.state import examine
+
+        spec, store = open_pipeline(pipeline, overrides)
+        show_conversations(spec, store, examine(spec, store)[0].key, show, json_lines)
+
+
+@command.command()
+@options("set", "json")
+def reference(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
+    """Values that dpo, kto and distill learn against (Ray Data)."""
+    run_to("reference", pipeline, overrides, False, json_lines)
+
+
+@command.command()
+@options("set", "json")
+def tune(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
+    """Search over settings of train (Ray Tune)."""
+    run_to("tune", pipeline, overrides, False, json_lines)
+
+
+@command.command()
+@options("set", "json")
+def train(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
+    """Corpus to checkpoint (Ray Train, DeepSpeed)."""
+    run_to("train", pipeline, overrides, False, json_lines)
+
+
+@command.command()
+@options("set", "json")
+def evaluate(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
+    """Checkpoint to scorecard, tuned against base (Ray Data)."""
+    run_to("evaluate", pipeline, overrides, False, json_lines)
+
+
+@command.command()
+@options("set", "force", "json")
+def optimize(pipeline: str, overrides: tuple[str, ...], force: bool, json_lines: bool) -> None:
+    """Checkpoint to release."""
+    run_to("optimize", pipeline, overrides, force, json_lines)
+
+
+@command.command()
+@options("set", "force", "insecure", "json")
+def deploy(pipeline: str, overrides: tuple[str, ...], force: bool, insecure: bool, json_lines: bool) -> None:
+    """Release to endpoint, after the stages before it (Ray Serve)."""
+    run_to("deploy", pipeline, overrides, force, json_lines, insecure)
+
+
+@command.command()
+@options("set", "json")
+def runs(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
+    """List the runs in PIPELINE's store."""
+    from workflows.runs.records import runs_text
+
+    _, store = open_pipeline(pipeline, overrides)
+    records = store.runs()
+    if json_lines:
+        for record in records:
+            click.echo(json.dumps(record))
+    else:
+        click.echo(runs_text(records))
+
+
+@command.command()
+@click.option("--run", "run_name", metavar="RUN", help="Which run, as `runs` names them; the last one if left out.")
+@click.option("--output", type=click.Path(dir_okay=False), help="The file; RUN.html in this folder if left out.")
+@options("set", "json")
+def report(
+    pipeline: str, overrides: tuple[str, ...], json_lines: bool, run_name: str | None, output: str | None
+) -> None:
+    """Write a run of PIPELINE as one HTML page: figures, forms of the release, scorecard, curves."""
+    from workflows.runs.page import write_report
+
+    spec, store = open_pipeline(pipeline, overrides)
+    file, record = write_report(store, spec.name, run_name, output)
+    click.echo(json.dumps({"event": "report", "run": record["run"], "file": str(file)}) if json_lines else str(file))
+
+
+@command.command()
+@json_option
+def spec(json_lines: bool) -> None:
+    """All fields of a pipeline file: types, bounds, defaults, meaning."""
+    from dataclasses import asdict
+
+    from workflows.spec.describe import all_fields
+
+    for row in all_fields():
+        if json_lines:
+            click.echo(json.dumps(asdict(row)))
+        else:
+            click.echo(f"{row.path}  ({row.type}; {row.default})\n    {row.description}")
+
+
+@command.command()
+@click.argument("url", default="http://127.0.0.1:8000")
+# Not from OPENAI_API_KEY too: that one would go out, in plain text, to any URL that is given here.
+@click.option("--key", envvar="RAYCONTEUR_API_KEY", help="API key; better in the variable RAYCONTEUR_API_KEY.")
+@answering_errors
+def chat(url: str, key: str | None) -> None:
+    """Talk to the endpoint at URL."""
+    from serve.client import chat_in_terminal
+
+    chat_in_terminal(url, key=key)
+
+
+command.add_command(cli_keys.keys)
+command.add_command(cli_trials.trials)
+for job_command in cli_jobs.COMMANDS:
+    command.add_command(job_command)

@@ -1,0 +1,86 @@
+"""`rayconteur keys`: who may use the endpoint of a pipeline.
+
+rayconteur keys create shop.yaml alice --requests-per-minute 60     # prints the key, once
+rayconteur keys list shop.yaml
+rayconteur keys revoke shop.yaml alice
+"""
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from workflows.cli.options import open_pipeline, options
+
+if TYPE_CHECKING:
+    from workflows.endpoint.api_keys import KeyFile
+    from workflows.spec import PipelineSpec
+
+
+@click.group()
+def keys() -> None:
+    """Make, list and revoke API keys of PIPELINE's endpoint.
+
+    They are kept in its store, as hashes. A running endpoint knows of a change after some seconds.
+    """
+
+
+@keys.command()
+@options("set", "json")
+@click.argument("name")
+@click.option("--requests-per-minute", type=click.IntRange(1, 1_000_000_000), help="No limit if left out.")
+@click.option(
+    "--tokens-per-minute", type=click.IntRange(1, 1_000_000_000),
+    help="Of prompts and replies together. No limit if left out.",
+)  # fmt: skip
+def create(
+    pipeline: str,
+    name: str,
+    overrides: tuple[str, ...],
+    json_lines: bool,
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+) -> None:
+    """Make a key for NAME and print it, this once."""
+    spec, file = _open(pipeline, overrides)
+    secret, key = file.add(name, requests_per_minute, tokens_per_minute)
+    if json_lines:
+        click.echo(json.dumps({"event": "key", "key": secret, **key.model_dump(exclude={"sha256"})}))
+        return
+    # The key alone on standard output: KEY=$(rayconteur keys create ...).
+    click.echo(f"the key of {name}, shown this once:", err=True)
+    click.echo(secret)
+    if spec.serve.keys == "none":
+        click.echo("this pipeline's endpoint asks for no key yet; set serve.keys: required", err=True)
+
+
+@keys.command("list")
+@options("set", "json")
+def list_keys(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
+    """List the keys that are valid, without the keys themselves."""
+    from workflows.endpoint.api_keys import keys_text
+
+    _, file = _open(pipeline, overrides)
+    found = file.read() or []
+    if not json_lines:
+        click.echo(keys_text(found))
+        return
+    for key in found:
+        click.echo(json.dumps(key.model_dump(exclude={"sha256"})))
+
+
+@keys.command()
+@options("set", "json")
+@click.argument("name")
+def revoke(pipeline: str, name: str, overrides: tuple[str, ...], json_lines: bool) -> None:
+    """Make the key of NAME worthless; replies that it has begun go on to their end."""
+    _open(pipeline, overrides)[1].revoke(name)
+    text = f"the key of {name} is revoked; running endpoints know within some seconds"
+    click.echo(json.dumps({"event": "revoked", "name": name}) if json_lines else text)
+
+
+def _open(pipeline: str, overrides: tuple[str, ...]) -> "tuple[PipelineSpec, KeyFile]":
+    spec, store = open_pipeline(pipeline, overrides)
+    from workflows.endpoint.api_keys import KeyFile
+
+    return spec, KeyFile(store, on_wait=lambda text: click.echo(text, err=True))

@@ -1,0 +1,101 @@
+"""What the commands share: PIPELINE and their options, and errors as sentences with an exit code."""
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workflows.spec.errors import SpecError
+from workflows.spec.read import read_spec
+
+if TYPE_CHECKING:
+    from workflows.spec import PipelineSpec
+    from workflows.store import Store
+
+_STAGES = ["prepare", "reference", "tune", "train", "evaluate", "optimize", "deploy"]
+
+json_option = click.option("--json", "json_lines", is_flag=True, help="Print JSON lines for machines.")
+
+
+def options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The argument PIPELINE and the options that commands share."""
+    shared = {
+        "set": click.option(
+            "--set", "overrides", multiple=True, metavar="FIELD=VALUE",
+            help="Override a field by its dotted path, as in train.learning_rate=2e-4. May be repeated.",
+        ),
+        "to": click.option(
+            "--to", "last", type=click.Choice(_STAGES), default="deploy", help="Stop after this stage."
+        ),
+        "json": json_option,
+        "insecure": click.option(
+            "--insecure", is_flag=True, help="Let an endpoint without keys listen where other machines reach it."
+        ),
+        "force": click.option("--force", is_flag=True, help="Deploy even if the scorecard did not pass."),
+    }  # fmt: skip
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name in reversed(names):
+            function = shared[name](function)
+        return click.argument("pipeline", type=click.Path(dir_okay=False))(answering_errors(function))
+
+    return decorate
+
+
+def answering_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors that are the user's to mend as sentences on stderr, with an exit code; never a traceback."""
+
+    @functools.wraps(function)
+    def answer(*args: Any, **options: Any) -> None:
+        json_lines = bool(options.get("json_lines"))
+        try:
+            function(*args, **options)
+        except SpecError as error:
+            for problem in error.problems:
+                _complain(str(problem), json_lines)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            _complain("stopped; the same command goes on from here", json_lines)
+            sys.exit(130)
+        except ValueError as error:
+            _complain(str(error), json_lines)
+            sys.exit(1)
+        except BrokenPipeError:  # `| head` has seen enough
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for what Python flushes at its end)
+            sys.exit(0)
+        except OSError as error:
+            _complain(f"{error}; check the path, the permissions and the space left, then run it again", json_lines)
+            sys.exit(1)
+        except Exception as error:
+            file = _write_traceback()
+            _complain(f"unexpected {type(error).__name__}: {error} (details in {file})", json_lines)
+            sys.exit(1)
+
+    return answer
+
+
+def _complain(text: str, json_lines: bool) -> None:
+    click.echo(json.dumps({"event": "error", "text": text}) if json_lines else f"error: {text}", err=not json_lines)
+
+
+def _write_traceback() -> str:
+    import tempfile
+
+    with tempfile.NamedTemporaryFile("w", prefix="rayconteur-", suffix=".log", delete=False) as file:
+        file.write(traceback.format_exc())
+    return file.name
+
+
+def open_pipeline(
+    pipeline: str, overrides: tuple[str, ...], may_be_open: bool = True
+) -> "tuple[PipelineSpec, Store]":
+    """The pipeline in a file, and its store; see `read_spec` for `may_be_open`."""
+    spec = read_spec(pipeline, list(overrides), may_be_open)
+    from workflows.store import Store
+
+    return spec, Store(spec.store, patient=False)

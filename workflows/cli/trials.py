@@ -1,0 +1,69 @@
+"""`rayconteur trials`: the search of a run, also while it is at work or after it was stopped.
+
+Imports neither Ray nor torch.
+"""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workflows.cli.options import open_pipeline, options
+
+if TYPE_CHECKING:
+    from workflows.search.records import Search
+    from workflows.spec import PipelineSpec
+    from workflows.store import Store
+
+_DECIDE_THE_SEARCH = ("base_model", "data", "train", "tune")
+
+
+@click.command()
+@click.option("--run", "run_name", metavar="RUN", help="Which run, as `runs` names them; the last one if left out.")
+@options("set", "json")
+def trials(pipeline: str, overrides: tuple[str, ...], json_lines: bool, run_name: str | None) -> None:
+    """Show the search of a run of PIPELINE: every trial, the best first, and the winner."""
+    from workflows.search.table import search_text
+
+    spec, store = open_pipeline(pipeline, overrides)
+    search = find_search(spec, store, run_name)
+    if not json_lines:
+        click.echo(search_text(search))
+        return
+    content = asdict(search)
+    for trial in content.pop("trials"):
+        click.echo(json.dumps({"event": "trial", **trial}))
+    click.echo(json.dumps({"event": "search", **content}))
+
+
+def find_search(spec: "PipelineSpec", store: "Store", run_name: str | None) -> "Search":
+    """The search of a run, of the pipeline's last one if `run_name` is None; raises ValueError if it has none."""
+    from workflows.runs.records import find_run
+    from workflows.search.records import read_search
+
+    record = find_run("trials", store, spec.name, run_name)
+    stage = record["stages"].get("tune")
+    key = stage["key"] if stage else _key_in_progress(spec, store, record)
+    search = read_search(store, key)
+    if search is None:
+        raise ValueError(f"trials: the search of run {record['run']} has not begun; rayconteur tune goes on with it")
+    return search
+
+
+def _key_in_progress(spec: "PipelineSpec", store: "Store", record: dict[str, Any]) -> str:
+    """A run's record has the key of a search that was completed; of one that was not, the pipeline file gives it."""
+    from workflows.runs.state import examine
+    from workflows.store import without_secrets
+
+    now = json.loads(without_secrets(spec.model_dump_json()))
+    changed = [name for name in _DECIDE_THE_SEARCH if now.get(name) != record["spec"].get(name)]
+    if changed:
+        raise ValueError(
+            f"trials: run {record['run']} did not complete a search, and {', '.join(changed)} of the pipeline file "
+            "differs from what it ran with; give the same --set, or name another run with --run"
+        )
+    state = next((state for state in examine(spec, store) if state.stage.name == "tune"), None)
+    if state is None:
+        raise ValueError(f"trials: pipeline {spec.name} has no section tune, so its runs have no search")
+    return state.key

@@ -1,0 +1,117 @@
+"""Does a pipeline fit on a cluster that is not there yet: nodes for every stage, what is in the way, what would fit.
+
+fit = fit_stage(Need("train", 8, cpus=1, gpus=1, gpu_memory_gb=21.0), read_cluster_file("cluster.yaml"))
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from workflows.cluster.cluster_file import NodeKind
+
+# Of a GPU's memory: allocators do not fill it without gaps.
+_USABLE = 0.95
+# Of the rate that a GPU's maker gives: an assumption, which a training's own figure replaces.
+UTILISATION = 0.4
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a stage asks for."""
+
+    stage: str
+    workers: int
+    cpus: float
+    """of one worker, as what follows"""
+    gpus: float
+    memory_gb: float = 0.0
+    gpu_memory_gb: float = 0.0
+
+    def each(self) -> str:
+        """A worker in words."""
+        parts = [f"{self.cpus:g} CPU{'s' if self.cpus != 1 else ''}"]
+        parts += [f"{self.gpus:g} GPU{'s' if self.gpus != 1 else ''}"] if self.gpus else []
+        parts += [f"about {self.gpu_memory_gb:.1f} GB of GPU memory"] if self.gpu_memory_gb else []
+        parts += [f"{self.memory_gb:g} GB"] if self.memory_gb else []
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Where a stage's workers would be."""
+
+    need: Need
+    nodes: dict[str, int]
+    """of each kind, those that it takes"""
+    come_up: dict[str, int]
+    """of them, those that the cluster starts for it"""
+    price_per_hour: float | None
+    why_not: str
+    """what is in the way; empty where it fits"""
+    would: list[str] = field(default_factory=list)
+    """what would fit instead"""
+
+
+def fit_stage(need: Need, kinds: Sequence[NodeKind], would: Iterable[tuple[str, Need]] = ()) -> Fit:
+    """Where the workers would be: on nodes without GPUs if they need none, on cheap and lasting nodes first.
+
+    `would` has other ways to do the same, in words; of them those that fit are told where it does not.
+    """
+    left, nodes = need.workers, {}
+    for kind in sorted(kinds, key=_order(need)):
+        if (room := workers_on(kind, need)) and left > 0:
+            nodes[kind.name] = min(kind.most, math.ceil(left / room))
+            left -= nodes[kind.name] * room
+    by_name = {kind.name: kind for kind in kinds}
+    if left > 0:
+        others = [words for words, other in would if not fit_stage(other, kinds).why_not]
+        return Fit(need, {}, {}, None, _why_not(need, kinds), others)
+    come_up = {name: count - by_name[name].fewest for name, count in nodes.items() if count > by_name[name].fewest}
+    prices = [by_name[name].price_per_hour for name in nodes]
+    price = None
+    if all(known is not None for known in prices):
+        price = sum((by_name[name].price_per_hour or 0.0) * count for name, count in nodes.items())
+    return Fit(need, nodes, come_up, price, "")
+
+
+def workers_on(kind: NodeKind, need: Need) -> int:
+    """How many such workers one node holds."""
+    rooms = [kind.cpus / need.cpus]
+    if need.gpus:
+        rooms.append(kind.gpus / need.gpus)
+        if kind.gpu_memory_gb and need.gpu_memory_gb > kind.gpu_memory_gb * _USABLE:
+            return 0
+    if need.memory_gb and kind.memory_gb:
+        rooms.append(kind.memory_gb / need.memory_gb)
+    return math.floor(min(rooms) + 1e-9)
+
+
+def in_all(kinds: Sequence[NodeKind], need: Need) -> int:
+    """How many such workers the cluster holds when all of it has come up."""
+    return sum(kind.most * workers_on(kind, need) for kind in kinds)
+
+
+def hours(operations: float, fit: Fit, kinds: Sequence[NodeKind]) -> float | None:
+    """Of so many floating-point operations at `UTILISATION` of the GPUs' rates; None where those are unknown."""
+    by_name = {kind.name: kind for kind in kinds}
+    rates = [by_name[name].tflops for name in fit.nodes]
+    if not fit.need.gpus or not rates or any(rate is None for rate in rates):
+        return None
+    slowest = min(rate for rate in rates if rate is not None)
+    return operations / (fit.need.workers * slowest * 1e12 * UTILISATION) / 3600
+
+
+def _order(need: Need) -> Callable[[NodeKind], tuple[bool, bool, float]]:
+    return lambda kind: (kind.gpus > 0 and not need.gpus, kind.is_spot, kind.price_per_hour or 0.0)
+
+
+def _why_not(need: Need, kinds: Sequence[NodeKind]) -> str:
+    asks = f"it asks for {need.workers} x worker of {need.each()}"
+    suited = [kind for kind in kinds if kind.gpus or not need.gpus]
+    if not suited:
+        return f"{asks}, and no nodes of the cluster have GPUs; add a group that has them, or ask for none"
+    if need.gpus and all(kind.gpu_memory_gb and not workers_on(kind, need) for kind in suited):
+        have = "; ".join(f"{kind.name}: {kind.gpus:g} GPUs of {kind.gpu_memory_gb:g} GB" for kind in suited)
+        return f"{asks}, and no node holds one ({have})"
+    have = "; ".join(f"{kind.name}: {workers_on(kind, need)} a node, at most {kind.most} nodes" for kind in suited)
+    return f"{asks}, and there is room for {in_all(kinds, need)} ({have}); raise max_workers, or ask for less"

@@ -1,0 +1,71 @@
+"""On a cluster of several machines: does every one of them see the folders and files that the pipeline names?
+
+check_reach(spec, store)
+"""
+
+import glob
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from workflows.cluster.capacity import living_nodes
+from workflows.cluster.errors import ClusterError
+from workflows.spec import PipelineSpec
+from workflows.spec.paths import local_paths
+from workflows.store import Store
+
+_ANSWER_WITHIN_S = 120.0
+
+
+def check_reach(spec: PipelineSpec, store: Store) -> None:
+    """Raise ClusterError, with the field and the machines, for a path that is of some machines alone. A store is
+    looked at by a file that is written there now.
+    """
+    nodes = living_nodes()
+    machines = sorted({node["NodeManagerAddress"] for node in nodes})
+    paths = local_paths(spec)
+    marker = Path(store.root) / f"seen-by-all-{uuid.uuid4().hex}"
+    if store.is_local:
+        paths["store"] = str(marker)
+    if len(machines) < 2 or not paths:
+        return
+    if store.is_local:
+        marker.touch()
+    try:
+        missing = _missing(nodes, list(paths.values()))
+    finally:
+        marker.unlink(missing_ok=True)
+    problems = []
+    for field, path in paths.items():
+        if blind := sorted(machine for machine, lacks in missing.items() if path in lacks):
+            what = store.root if field == "store" else path
+            problems.append(
+                f"{field}: {what} is not there on {', '.join(blind)}, of {', '.join(machines)}; a cluster of several "
+                "machines needs it where all of them see it: s3://, gs://, or a folder that they share"
+            )
+    if problems:
+        raise ClusterError("\n".join(problems))
+
+
+def _missing(nodes: list[dict[str, Any]], paths: list[str]) -> dict[str, list[str]]:
+    """By machine, those of the paths that it does not see."""
+    asked = {}
+    for node in nodes:
+        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(_unseen)
+        asked[node["NodeManagerAddress"]] = task.remote(paths)
+    ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_WITHIN_S)
+    answers = {}
+    for machine, answer in asked.items():
+        try:
+            answers[machine] = ray.get(answer, timeout=0)
+        except ray.exceptions.RayError:  # lost, or too slow to be asked: what it works on will tell
+            continue
+    return answers
+
+
+def _unseen(paths: list[str]) -> list[str]:
+    return [path for path in paths if not glob.glob(path, recursive=True)]

@@ -1,0 +1,76 @@
+"""The workers that each stage starts: how many, with which resources and environment, and whether they fit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+
+from workflows.cluster.capacity import kinds_to_come, nodes_of_cluster
+from workflows.cluster.errors import ClusterError
+from workflows.progress import Progress
+from workflows.spec import PipelineSpec
+
+# glibc gives freed memory back to the kernel at once and faults it in again: on CPUs this costs half the speed.
+_MALLOC = (
+    "glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=17179869184:"
+    "glibc.malloc.top_pad=268435456:glibc.malloc.hugetlb=1"
+)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """So many workers that are alike, and the field that asks for them."""
+
+    field: str
+    count: int
+    cpus: float
+    gpus: float
+
+
+def worker_environment(threads: float, gpus: float) -> dict[str, str]:
+    """Environment variables of a process that computes, set before it starts."""
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, int(threads))),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+    if not gpus:
+        environment |= {"DS_ACCELERATOR": "cpu", "GLIBC_TUNABLES": _MALLOC}
+    return environment
+
+
+def workers_of(spec: PipelineSpec) -> dict[str, Workers]:
+    """What those stages ask for that have workers of their own, by the stages' names."""
+    train, evaluate, serve = spec.train, spec.evaluate, spec.serve
+    training = Workers("train.num_workers", train.fewest_workers, train.cpus_per_worker, train.gpus_per_worker)
+    judging = Workers(
+        "evaluate.num_workers", evaluate.num_workers, evaluate.cpus_per_worker, evaluate.gpus_per_worker
+    )
+    serving = Workers(
+        "serve.min_replicas", max(1, serve.min_replicas), serve.cpus_per_replica, serve.gpus_per_replica
+    )
+    return {"reference": training, "tune": training, "train": training, "evaluate": judging, "deploy": serving}
+
+
+def check_fits(spec: PipelineSpec, stages: Sequence[str], progress: Progress | None = None) -> None:
+    """Raise ClusterError, with both numbers, where the cluster can never hold the workers of one of these stages;
+    where it has to grow for them, say so on `progress`.
+    """
+    now = ray.cluster_resources()
+    may_come = nodes_of_cluster(spec.cluster)
+    grows_unasked = kinds_to_come(spec.cluster) == []  # the machines of provider `local` do not say what they have
+    for workers in [workers for stage, workers in workers_of(spec).items() if stage in stages]:
+        for name, resource, each in (("CPUs", "CPU", workers.cpus), ("GPUs", "GPU", workers.gpus)):
+            need, have = workers.count * each, now.get(resource, 0.0)
+            most = max(have, sum(node.get(resource, 0.0) for node in may_come))
+            if need > most and not grows_unasked:
+                scales = f" and scales up to {most:g}" if most > have else ""
+                raise ClusterError(
+                    f"{workers.field}: {workers.count} workers with {each:g} {name} each need {need:g}, the cluster "
+                    f"has {have:g}{scales}; ask for less or give it more"
+                )
+            if need > have and progress is not None:
+                progress.note(
+                    f"{workers.field}: {need:g} {name} are asked for, {have:g} are there; waiting for nodes"
+                )

@@ -1,0 +1,233 @@
+"""Records of a file to conversations in one form: the layouts that people have, recognised line by line.
+
+conversation = parse_conversation(line)
+chosen, rejected = parse_pair(line)
+conversation, desirable = parse_judged(line)
+
+`fields` (data.fields) says what keys are called in the file, `same_role` (data.same_role) what becomes of two turns
+of one role in a row. What a line says is used or refused; docs/data.md lists both.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+from models.chat.form import Conversation, Message
+from models.chat.messages import SameRole
+from workflows.corpus.layouts import (
+    LISTS,
+    PROMPTS,
+    REPLIES,
+    answered,
+    check_prompt_is_in,
+    conversation_of,
+    is_whole,
+    list_name,
+    prompt_in,
+    renamed,
+    reply_in,
+    turns_in,
+)
+from workflows.corpus.turns import turns_of
+
+_NO_FIELDS: Mapping[str, str] = {}
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
+
+
+def _as_value_error(parse: Callable[Given, Found]) -> Callable[Given, Found]:
+    """A record of a thousand levels is its own fault, and no end of the worker that reads it."""
+
+    @functools.wraps(parse)
+    def parse_or_refuse(*args: Given.args, **kwargs: Given.kwargs) -> Found:
+        try:
+            return parse(*args, **kwargs)
+        except RecursionError:
+            raise ValueError("nested too deeply to be read") from None
+
+    return parse_or_refuse
+
+
+@_as_value_error
+def parse_conversation(
+    line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
+) -> Conversation:
+    """The conversation of one line of a file; raises ValueError with the reason if it has none."""
+    record = renamed(_record_of(line), fields)
+    judged = _judged_layout(record)
+    if judged == _JUDGED and _label_of(record) is None:
+        judged = None  # another kind of label
+    if judged and not any(record.get(name) for name in LISTS):
+        raise ValueError(f"{judged}, and no conversation; train.objective {_FOR[judged]} learns from it")
+    turns = turns_in(record, fields)
+    if turns is None:
+        turns = _unknown(record, fields)
+    found = conversation_of(record, turns, same_role)
+    if judged and found.messages[-1]["role"] != "assistant":
+        raise ValueError(f"{judged}, and no conversation with a reply; train.objective {_FOR[judged]} learns from it")
+    return found
+
+
+@_as_value_error
+def parse_pair(
+    line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
+) -> tuple[Conversation, Conversation]:
+    """The same prompt with its chosen and with its rejected reply; raises ValueError with the reason.
+
+    Known layouts: `chosen` and `rejected`, each a text, a message or a list of messages. They answer a prompt (as in
+    a conversation) or a list of messages; or they are whole conversations that differ in the last message alone.
+    """
+    record = _as_pair(renamed(_record_of(line), fields))
+    if _judged_layout(record) != _PAIR:
+        raise ValueError(f"not {_PAIR}, which this train.objective learns from; found {_keys(record)}")
+    first, second = (_with_prompt(record, name, fields, same_role) for name in ("chosen", "rejected"))
+    chosen, rejected = first.messages, second.messages
+    for index, (one, other) in enumerate(zip(chosen[:-1], rejected[:-1], strict=False)):
+        if one != other:
+            raise ValueError(f"`chosen` and `rejected` differ in message {index}, before the last reply")
+    if len(chosen) != len(rejected):
+        raise ValueError(f"`chosen` ends with message {len(chosen) - 1}, `rejected` with message {len(rejected) - 1}")
+    if _stripped(chosen[-1]) == _stripped(rejected[-1]):
+        raise ValueError("`chosen` and `rejected` are the same reply")
+    return first, second
+
+
+@_as_value_error
+def parse_judged(
+    line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
+) -> tuple[Conversation, bool]:
+    """A conversation that ends in a reply, and whether this reply is desirable; raises ValueError with the reason.
+
+    Known layouts: `label` (true or false) beside `completion` (a text, a message or a list of messages) and its
+    prompt, as in a pair; or beside a whole conversation.
+    """
+    record = renamed(_record_of(line), fields)
+    if _judged_layout(record) != _JUDGED and not ("label" in record and any(record.get(name) for name in LISTS)):
+        raise ValueError(f"not {_JUDGED}, which train.objective kto learns from; found {_keys(record)}")
+    label = _label_of(record)
+    if label is None:
+        raise ValueError(f"`label` is {record['label']!r}; it must be true or false")
+    name = "completion" if "completion" in record else None
+    return _with_prompt(record, name, fields, same_role), label
+
+
+def mismatched_replies(
+    lines: list[bytes], fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
+) -> list[Message | None]:
+    """For each line of judged replies a reply to another prompt; None where the lines hold none.
+
+    It is that of the first line from half way around on (lines about one prompt often stand together) whose prompt
+    and reply are both other ones, and whose reply is all in words.
+    """
+    parsed: list[list[Message] | None] = []
+    for line in lines:
+        try:
+            parsed.append(parse_judged(line, fields, same_role)[0].messages)
+        except ValueError:
+            parsed.append(None)
+    found: list[Message | None] = []
+    for index, own in enumerate(parsed):
+        start = index + len(parsed) // 2
+        around = (parsed[(start + step) % len(parsed)] for step in range(len(parsed)))
+        others = (it[-1] for it in around if own and it and it[:-1] != own[:-1] and it[-1] != own[-1])
+        others = (reply for reply in others if "tool_calls" not in reply)
+        found.append(next(others, None))
+    return found
+
+
+_PAIR = "a preference pair (`chosen` and `rejected`)"
+_JUDGED = "a judged reply (`completion` and `label`)"
+_FOR = {_PAIR: "dpo, orpo or simpo", _JUDGED: "kto"}
+
+
+def _judged_layout(record: dict[str, Any]) -> str | None:
+    if "chosen" in record and "rejected" in record:
+        return _PAIR
+    return _JUDGED if "completion" in record and "label" in record else None
+
+
+def _label_of(record: dict[str, Any]) -> bool | None:
+    label = record["label"]
+    if isinstance(label, str) and label.strip().lower() in ("true", "false"):  # of a CSV file
+        return label.strip().lower() == "true"
+    return label if isinstance(label, bool) else None
+
+
+def _as_pair(record: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's and ms-swift's ways of writing a pair, in ours."""
+    given = record.get("input")
+    if "preferred_output" in record and "non_preferred_output" in record and isinstance(given, dict):
+        used = ("input", "preferred_output", "non_preferred_output")
+        rest = {key: value for key, value in record.items() if key not in used}
+        asked = {key: value for key, value in given.items() if key != "messages"}
+        chosen, rejected = record["preferred_output"], record["non_preferred_output"]
+        return {**rest, **asked, "prompt": given.get("messages"), "chosen": chosen, "rejected": rejected}
+    if "rejected_response" in record and "rejected" not in record and isinstance(record.get("messages"), list):
+        rest = {key: value for key, value in record.items() if key not in ("messages", "rejected_response")}
+        *prompt, chosen = record["messages"] or [None]
+        return {**rest, "prompt": prompt, "chosen": [chosen], "rejected": record["rejected_response"]}
+    return record
+
+
+def _with_prompt(
+    record: dict[str, Any], name: str | None, fields: Mapping[str, str], same_role: SameRole
+) -> Conversation:
+    """The reply in the key `name` (None: at the end of the conversation) after its prompt, wherever that stands."""
+    listed = list_name(record, fields)
+    if name is None:
+        turns = turns_of(record[listed], listed, fields) if listed else []
+    elif is_whole(turns := reply_in(record, name, fields)):
+        check_prompt_is_in(record, name, turns)
+    else:
+        prompt = prompt_in(record, fields)
+        if prompt is None and listed is not None:
+            prompt = turns_of(record[listed], listed, fields)
+        turns = answered(prompt, turns, name)
+    found = conversation_of(record, turns, same_role)
+    last = found.messages[-1]
+    if last["role"] != "assistant" or len(found.messages) == 1:
+        raise ValueError(f"`{name or listed}` does not end in an assistant's reply to somebody")
+    if last.get("train") is False:
+        raise ValueError(f"`{name or listed}` ends in a reply that is not to be learned (`weight`, `train`)")
+    return found
+
+
+def _unknown(record: dict[str, Any], fields: Mapping[str, str]) -> list[Any]:
+    """The turns after all, or why there are none."""
+    listed = next((name for name in LISTS if name in record), None)
+    if listed is not None:
+        return turns_of(record[listed], listed, fields)
+    if "text" in record and not any(name in record for name in (*PROMPTS, *REPLIES)):
+        raise ValueError(
+            "unknown layout: `text` is one text and no conversation; write `prompt` and `completion`, or `messages`, "
+            f"so that it is known what a model is to say; found {_keys(record)}"
+        )
+    raise ValueError(
+        f"unknown layout: no list of messages (`messages`, `conversations`, ...), and not both a prompt "
+        f"(`prompt`, `instruction`, ...) and its reply (`completion`, `output`, ...); found {_keys(record)}; name "
+        "your keys in data.fields, as in {prompt: your_key, completion: your_other_key}"
+    )
+
+
+def _record_of(line: bytes) -> dict[str, Any]:
+    try:
+        # As text: of bytes, json guesses the encoding, and takes half of UTF-16 for characters of UTF-8.
+        record = json.loads(line.decode().removeprefix("\ufeff"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if isinstance(record, list):
+        raise ValueError("a JSON array; write one conversation as an object on each line")
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    return record
+
+
+def _stripped(message: Message) -> dict[str, Any]:
+    return {key: value.strip() if isinstance(value, str) else value for key, value in message.items()}
+
+
+def _keys(record: dict[str, Any]) -> str:
+    return ", ".join(sorted(map(str, record))[:8]) or "no keys"

@@ -1,0 +1,100 @@
+"""A record of a file to a row of the corpus: what it says, its tokens, and its side of the split."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from models.chat import Conversation, EncodedConversation, Message, common_prompt, encode_conversation
+from models.chat.renderer import renderer_of
+from workflows.corpus.conversations import parse_conversation, parse_judged, parse_pair
+from workflows.spec import DataSpec
+
+TRAIN, HELD_OUT, QUARANTINE = "train", "held_out", "quarantine"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the lines of a corpus become rows."""
+
+    tokenizer: Any
+    data: DataSpec
+    examples: str
+    """`conversations`, `pairs` or `judged`, by the objective"""
+
+    def __post_init__(self) -> None:
+        renderer_of(self.tokenizer).encoder.expect_many()
+
+    def row(self, text: bytes, mismatched: str) -> dict[str, Any]:
+        """A row of the corpus; raises ValueError where nothing can be learned from the line, and
+        `models.chat.ReplyCut` where `data.cut_replies` says that the stage fails.
+        """
+        conversation, other, desirable = self._read(text, mismatched)
+        encoded = [self._encoded(each, other is not None) for each in (conversation, other) if each is not None]
+        messages = json.dumps(conversation.messages, ensure_ascii=False)
+        tools = None if conversation.tools is None else json.dumps(conversation.tools, ensure_ascii=False)
+        prompt = json.dumps(conversation.messages[:-1], ensure_ascii=False) if other is not None else messages
+        row: dict[str, Any] = {}
+        for which, each in zip(("", "other_"), encoded, strict=False):
+            row |= {f"{which}input_ids": each.input_ids, f"{which}supervised": each.supervised}
+        first = encoded[0]
+        if first.piece_lengths:
+            row |= {"piece_lengths": first.piece_lengths, "piece_parents": first.piece_parents}
+        return {
+            **row,
+            "desirable": desirable,
+            "num_tokens": sum(len(each.input_ids) for each in encoded) - (common_prompt(*encoded) if other else 0),
+            "num_targets": sum(sum(each.supervised[1:]) for each in encoded),
+            "truncated": any(each.is_cut for each in encoded),
+            "messages": messages,
+            "tools": tools,
+            "split": HELD_OUT if _falls(prompt) < self.data.held_out_share else TRAIN,
+        }
+
+    def _read(self, text: bytes, mismatched: str) -> tuple[Conversation, Conversation | None, bool | None]:
+        fields, same_role = self.data.names, self.data.same_role
+        if self.examples == "conversations":
+            return self._thought(parse_conversation(text, fields, same_role)), None, None
+        if self.examples == "pairs":
+            chosen, rejected = parse_pair(text, fields, same_role)
+            return self._thought(chosen), self._thought(rejected), None
+        judged, desirable = parse_judged(text, fields, same_role)
+        judged = self._thought(judged)
+        if not mismatched:
+            raise ValueError("no other prompt and reply near this line, which KTO's reference point needs")
+        reply: Message = {"role": "assistant", "content": mismatched}
+        return judged, Conversation([*judged.messages[:-1], reply], judged.tools), desirable
+
+    def _thought(self, conversation: Conversation) -> Conversation:
+        """With the reasoning of its replies where `data.reasoning` wants it."""
+        if self.data.reasoning == "template":
+            return conversation
+        messages = [_without_reasoning(message, self.data.reasoning) for message in conversation.messages]
+        return Conversation(messages, conversation.tools)
+
+    def _encoded(self, conversation: Conversation, last_reply_only: bool) -> EncodedConversation:
+        """Its tokens within `data.max_length`; raises ValueError if no reply is among them."""
+        data = self.data
+        found = encode_conversation(
+            self.tokenizer, conversation.messages, last_reply_only, conversation.tools,
+            data.max_length, data.truncate, data.cut_replies,
+        )  # fmt: skip
+        if not any(found.supervised[1:]):
+            turn = "last reply" if last_reply_only else "assistant turn"
+            where = f"within the first {data.max_length} tokens (data.max_length)" if found.is_cut else "in it"
+            raise ValueError(f"nothing to learn: no {turn} {where}")
+        return found
+
+
+def _without_reasoning(message: Message, how: str) -> Message:
+    if not (reasoning := message.get("reasoning_content")):
+        return message
+    kept: Any = {name: value for name, value in message.items() if name != "reasoning_content"}
+    if how == "text":
+        kept["content"] = f"<think>\n{reasoning}\n</think>\n\n{message['content']}".rstrip()
+    return kept  # type: ignore[no-any-return]
+
+
+def _falls(content: str) -> float:
+    """A number in [0, 1) that belongs to this text: which side of the split it is on."""
+    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") / 2**64

@@ -1,0 +1,1 @@
+"""The files behind `data.sources`, and the records in them."""

@@ -1,0 +1,1 @@
+"""The deployed endpoint: its application, its state and its API keys."""

@@ -1,0 +1,92 @@
+"""The Ray Serve application that a pipeline's release becomes."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+from serve.keys import ApiKey
+from workflows.endpoint.api_keys import KeyFile
+from workflows.spec import PipelineSpec, ServeSpec
+from workflows.stage import DISCRIMINATOR, SHIPPED, StageFailed
+from workflows.store import Artifact, Store
+
+# The part of a release that an engine loads.
+_FOLDERS = {"openvino": "openvino", "torch": "model", "vllm": "model"}
+
+_VLLM_MISSING = "vLLM is not installed here; run: pip install -c constraints.txt 'rayconteur[llm]'"
+
+
+def model_name(spec: PipelineSpec) -> str:
+    """What clients put into `model`."""
+    return spec.serve.model_name or spec.name
+
+
+def chosen_engine(serve: ServeSpec, release: Artifact) -> tuple[str, str]:
+    """What generates, and why; raises StageFailed for an engine that is not installed."""
+    has_vllm = _has_vllm()
+    if serve.engine == "vllm" and not has_vllm:
+        raise StageFailed(f"serve.engine: {_VLLM_MISSING}, or take torch")
+    if serve.engine != "auto":
+        return serve.engine, "as serve.engine says"
+    if serve.gpus_per_replica:
+        return ("vllm", "replicas have GPUs") if has_vllm else ("torch", f"replicas have GPUs, but {_VLLM_MISSING}")
+    if serve.adapters:
+        return "torch", "serve.adapters are computed together"
+    export = release.figures["openvino"]
+    if export == "exported":
+        return "openvino", "on CPUs, and the release has an OpenVINO export"
+    return "torch", f"the release has no OpenVINO export: {export}"
+
+
+def _has_vllm() -> bool:
+    found = importlib.util.find_spec("vllm")
+    return found is not None and found.origin is not None  # any folder of that name is found, without origin
+
+
+def application(spec: PipelineSpec, store: Store, release: Artifact, engine: str, **options: Any) -> Any:
+    """The Ray Serve application of a release; `options` are further ones of `serve.app.build`."""
+    from serve.app import build
+
+    serve = spec.serve
+    has_discriminator = release.figures.get(DISCRIMINATOR) == SHIPPED
+    served, adapters = _served_models(spec, store, release, engine)
+    return build(
+        served,
+        release.key,
+        model_name(spec),
+        min_replicas=serve.min_replicas,
+        max_replicas=serve.max_replicas,
+        target_ongoing_requests=serve.target_ongoing_requests,
+        upscale_delay_seconds=serve.upscale_delay_s,
+        downscale_delay_seconds=serve.downscale_delay_s,
+        max_queued_requests=serve.max_queued_requests,
+        num_cpus=serve.cpus_per_replica,
+        num_gpus=serve.gpus_per_replica,
+        engine=engine,
+        precision=serve.precision,
+        max_new_tokens=serve.max_new_tokens,
+        max_seconds=serve.max_reply_seconds,
+        adapters=adapters,
+        max_stall_seconds=serve.max_stall_ms / 1000,
+        beside=serve.beside,
+        read_keys=key_reader(spec, store),
+        discriminator=store.address("optimize", release.key, DISCRIMINATOR) if has_discriminator else None,
+        **options,
+    )
+
+
+def key_reader(spec: PipelineSpec, store: Store) -> Callable[[], list[ApiKey] | None] | None:
+    return KeyFile(store).read if spec.serve.keys == "required" else None
+
+
+def _served_models(spec: PipelineSpec, store: Store, release: Artifact, engine: str) -> tuple[str, dict[str, str]]:
+    """What an engine loads: the release; or for adapters the model that they belong to, and all adapters with the
+    pipeline's own among them, under the endpoint's name."""
+    adapters = dict(spec.serve.adapters)
+    if adapters:
+        from models.base.adapters import is_adapter
+
+        checkpoint = release.inputs["train"]
+        if is_adapter(store.local_folder("train", checkpoint, "model")):
+            return spec.base_model, {model_name(spec): store.address("train", checkpoint, "model"), **adapters}
+    return store.address("optimize", release.key, _FOLDERS[engine]), adapters

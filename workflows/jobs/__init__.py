@@ -1,0 +1,1 @@
+"""A pipeline as a job on a cluster."""

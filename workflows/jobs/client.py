@@ -1,0 +1,333 @@
+"""A pipeline as a job on a Ray cluster (Ray Jobs): shipped, started, found again, followed, stopped.
+
+    jobs = Jobs("http://head:8265")
+    job, is_new = jobs.submit(spec, beside=Path("."), last="deploy")
+    for line in jobs.follow(job.id): ...
+
+A job's driver runs on the cluster's head: with the head its job is gone as well, so no other node can end it. What a
+job is, Ray keeps; what it has done, the store.
+"""
+
+import asyncio
+import json
+import logging
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from workflows.cluster.connection import show_token, token_refused
+from workflows.cluster.errors import ClusterError
+from workflows.jobs.package import about, missing, pack, pinned, supported_ray
+from workflows.spec import PipelineSpec
+from workflows.store import content_key, without_secrets
+
+# A cluster that has not answered for so long is gone; a job that writes nothing is asked for this often.
+_GONE_AFTER_S = 60.0
+_ASKED_EVERY_S = 10.0
+
+# A cluster that was started a moment ago takes jobs within this time.
+_STARTS_WITHIN_S = 60.0
+
+# Asked on the cluster, of the Python that jobs get there.
+_PROBE = (
+    "import importlib.metadata as m, json, platform, sys; "
+    "print(json.dumps({'python': platform.python_version(), 'executable': sys.executable, "
+    "'packages': {d.metadata['Name']: d.version for d in m.distributions() if d.metadata['Name']}}))"
+)
+_PROBE_TIMEOUT_S = 120.0
+
+
+class UnknownJob(ClusterError):
+    """A job that the cluster has never heard of."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Ray says of a job that `submit` started."""
+
+    id: str
+    pipeline: str
+    store: str
+    to: str
+    """the last stage asked for"""
+    settings: str
+    """changes with the pipeline's settings and with `to`"""
+    status: str
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED"""
+    started: str
+    ended: str | None
+    message: str
+    exit_code: int | None
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+class Jobs:
+    """The jobs of a cluster."""
+
+    def __init__(self, address: str) -> None:
+        """Connect to the dashboard at `address`; raises ClusterError where none answers, or another Ray's does."""
+        from ray.job_submission import JobSubmissionClient
+
+        self.address = address
+        self._answered = time.monotonic()
+        logging.disable(logging.WARNING)  # of Ray's, about packages and sockets
+        show_token()
+        try:
+            self._client = JobSubmissionClient(address)
+        except Exception as error:
+            raise ClusterError(_why_no_answer(address, error)) from None
+        self._ray_version = str(self._client._server_ray_version)
+        if not supported_ray().contains(self._ray_version, prereleases=True):
+            raise ClusterError(_not_supported(address, f"Ray {self._ray_version}"))
+
+    def submit(
+        self,
+        spec: PipelineSpec,
+        beside: Path,
+        last: str,
+        force: bool = False,
+        insecure: bool = False,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> tuple[Job, bool]:
+        """Start a run of `spec` up to the stage `last` as a job; files in the folder `beside` travel with it.
+
+        The same run that is at work already is returned instead, with False. Raises ClusterError, and StageFailed
+        for a file that cannot travel.
+        """
+        words = ["run", "pipeline.yaml", "--json", "--to", last]
+        words += ["--force"] * force + ["--insecure"] * insecure
+        store = without_secrets(spec.store)
+        with tempfile.TemporaryDirectory() as folder:
+            settings = content_key({"packed": pack(spec, beside, Path(folder)), "words": words})
+            mine = [job for job in self.all() if (job.pipeline, job.store) == (spec.name, store)]
+            if at_work := next((job for job in mine if not job.is_over), None):
+                return self._same(at_work, settings), False
+            environment = self._environment(say)
+            # Of two that are submitted in the same moment, Ray refuses one.
+            job_id = f"rayconteur-{spec.name}-{content_key({'store': store})[:6]}-{len(mine) + 1}"
+            try:
+                self._asked(
+                    "submit_job",
+                    entrypoint=f"python -u -m workflows {' '.join(words)}",
+                    submission_id=job_id,
+                    runtime_env={"working_dir": folder, **environment},
+                    metadata={
+                        "rayconteur": about()["Version"], "pipeline": spec.name, "store": store, "to": last,
+                        "settings": settings, "from": socket.gethostname(),
+                    },
+                )  # fmt: skip
+            except ClusterError as error:
+                if "already exists" not in str(error):
+                    raise
+                return self._same(self.find(job_id), settings), False
+        return self.find(job_id), True
+
+    def all(self) -> list[Job]:
+        """The jobs that `submit` started, oldest first."""
+        found = [
+            self._job(details) for details in self._asked("list_jobs") if "rayconteur" in (details.metadata or {})
+        ]
+        return sorted(found, key=lambda job: job.started)
+
+    def find(self, name: str) -> Job:
+        """A job by its id, or the last one of a pipeline by that one's name; raises ClusterError."""
+        jobs = self.all()
+        named = [job for job in jobs if job.id == name] or [job for job in jobs if job.pipeline == name]
+        if not named:
+            known = ", ".join(job.id for job in jobs) or "none yet"
+            raise UnknownJob(f"no job or pipeline {name!r} on the cluster at {self.address}; its jobs: {known}")
+        return named[-1]
+
+    def follow(self, job_id: str) -> Iterator[str]:
+        """Every line that a job has written and still writes, until it is over; raises ClusterError.
+
+        A connection that breaks is made again; a cluster that does not answer for a minute is given up.
+        """
+        seen, self._answered = 0, time.monotonic()
+        while True:
+            number, why = 0, "it broke off"
+            try:
+                for line in self._lines(job_id):
+                    number += 1
+                    if number > seen:
+                        seen = number
+                        yield line
+                self._ping()
+                if self.find(job_id).is_over:
+                    return
+            except UnknownJob:
+                raise ClusterError(
+                    f"job {job_id} is gone: the cluster at {self.address} was started anew; the same submit goes on "
+                    "from the store"
+                ) from None
+            except (ClusterError, RuntimeError, OSError, aiohttp.ClientError) as error:
+                why = _first_line(error)
+            if time.monotonic() - self._answered > _GONE_AFTER_S:
+                raise ClusterError(
+                    f"the cluster at {self.address} has not answered for {_GONE_AFTER_S:.0f} s ({why}); when it is "
+                    "there again, the same submit goes on from the store"
+                )
+            time.sleep(1.0)
+
+    def log(self, job_id: str) -> list[str]:
+        """Every line that a job has written so far."""
+        return str(self._asked("get_job_logs", job_id)).splitlines()
+
+    def stop(self, job_id: str) -> Job:
+        """Ask a job to end, and wait for it."""
+        self._asked("stop_job", job_id)
+        while not (job := self.find(job_id)).is_over:
+            time.sleep(0.5)
+        return job
+
+    def _same(self, at_work: Job, settings: str) -> Job:
+        if at_work.settings != settings:
+            raise ClusterError(
+                f"pipeline {at_work.pipeline} is at work with other settings, as job {at_work.id}; wait for it "
+                f"(`rayconteur attach {at_work.id}`) or end it (`rayconteur stop {at_work.id}`)"
+            )
+        return at_work
+
+    def _environment(self, say: Callable[[str], None]) -> dict[str, Any]:
+        """What the cluster must install for a job: nothing where its Python has it all. Raises ClusterError."""
+        there = self._probe()
+        if not SpecifierSet(about()["Requires-Python"]).contains(there["python"]):
+            raise ClusterError(_not_supported(self.address, f"Python {there['python']}"))
+        packages: dict[str, str] = {canonicalize_name(name): version for name, version in there["packages"].items()}
+        if packages.get("ray") != self._ray_version:
+            raise ClusterError(
+                f"`python` on the head of the cluster at {self.address} is {there['executable']}, with Ray "
+                f"{packages.get('ray', 'missing')}, and the cluster runs {self._ray_version}: Ray was started from "
+                "an environment that is not on the PATH; start it with that environment's bin folder first there"
+            )
+        lacking = missing(packages)
+        if not lacking:
+            return {}
+        say(
+            f"the cluster's Python lacks {', '.join(lacking)}: all packages are installed for the job as they are "
+            "here, which takes minutes, once on each node"
+        )
+        return {"pip": {"packages": pinned(), "pip_check": False}, "config": {"setup_timeout_seconds": 3600}}
+
+    def _probe(self) -> dict[str, Any]:
+        job_id = self._asked("submit_job", entrypoint=f'python -c "{_PROBE}"',
+                             submission_id=f"probe-{uuid.uuid4().hex[:8]}")  # fmt: skip
+        until = time.monotonic() + _PROBE_TIMEOUT_S
+        while not (status := self._asked("get_job_status", job_id)).is_terminal() and time.monotonic() < until:
+            time.sleep(0.2)
+        log = str(self._asked("get_job_logs", job_id))
+        found = [line for line in log.splitlines() if line.startswith("{")]
+        if not found:
+            raise ClusterError(
+                f"the cluster at {self.address} runs no jobs: a first small one {status}: {log[-500:]}"
+            )
+        self._asked("delete_job", job_id)
+        answer: dict[str, Any] = json.loads(found[-1])
+        return answer
+
+    def _lines(self, job_id: str) -> Iterator[str]:
+        """What a job writes, by lines. While it writes nothing the cluster is asked whether it is there: a machine
+        whose power is cut ends no connection.
+        """
+        loop = asyncio.new_event_loop()
+        chunks, rest, next_one = self._client.tail_job_logs(job_id).__aiter__(), "", None
+        try:
+            while True:
+                next_one = next_one or loop.create_task(chunks.__anext__())
+                loop.run_until_complete(asyncio.wait({next_one}, timeout=_ASKED_EVERY_S))
+                if not next_one.done():
+                    self._ping()
+                    continue
+                try:
+                    rest, next_one = rest + next_one.result(), None
+                except StopAsyncIteration:
+                    break
+                self._answered = time.monotonic()
+                *lines, rest = rest.split("\n")
+                yield from lines
+            if rest:
+                yield rest
+        finally:
+            if next_one is not None:
+                next_one.cancel()
+                loop.run_until_complete(asyncio.gather(next_one, return_exceptions=True))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+    def _ping(self) -> None:
+        """Raise ClusterError where the dashboard does not answer in time."""
+        try:
+            self._client._do_request("GET", "/api/version", timeout=_ASKED_EVERY_S)
+        except Exception as error:
+            raise ClusterError(_why_no_answer(self.address, error)) from None
+        self._answered = time.monotonic()
+
+    def _asked(self, what: str, *arguments: Any, **named: Any) -> Any:
+        began = time.monotonic()
+        while True:
+            try:
+                return getattr(self._client, what)(*arguments, **named)
+            except Exception as error:
+                # What Ray says until the head's own agent, which starts jobs, has come up.
+                if "No available agent" in str(error) and time.monotonic() - began < _STARTS_WITHIN_S:
+                    time.sleep(1.0)
+                    continue
+                raise ClusterError(_why_no_answer(self.address, error)) from None
+
+    def _job(self, details: Any) -> Job:
+        facts = details.metadata
+        return Job(
+            id=details.submission_id,
+            pipeline=facts["pipeline"],
+            store=facts["store"],
+            to=facts["to"],
+            settings=facts["settings"],
+            status=str(details.status.value),
+            started=_time(details.start_time) or "",
+            ended=_time(details.end_time),
+            message=details.message or "",
+            exit_code=details.driver_exit_code,
+        )
+
+
+def _not_supported(address: str, there: str) -> str:
+    return (
+        f"the cluster at {address} runs {there}; rayconteur {about()['Version']} works with Ray {supported_ray()} "
+        f"and Python {about()['Requires-Python']}: start it from the image of clusters/Dockerfile or by cluster.yaml"
+    )
+
+
+def _why_no_answer(address: str, error: Exception) -> str:
+    from ray.exceptions import AuthenticationError
+
+    if isinstance(error, AuthenticationError):
+        return token_refused(address)
+    if isinstance(error, RuntimeError):  # it answers, though not as asked
+        return f"the cluster at {address} could not do it: {_first_line(error)}"
+    return (
+        f"no Ray dashboard answers at {address} ({_first_line(error)}); give --address the URL of the head's "
+        "dashboard, such as http://127.0.0.1:8265 (from elsewhere, `ray dashboard cluster.yaml` opens a way to it)"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def _time(milliseconds: int | None) -> str | None:
+    if not milliseconds:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")

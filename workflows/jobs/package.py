@@ -1,0 +1,126 @@
+"""What a job takes along to a cluster: this project's packages, the pipeline file, the small files beside it.
+
+pack(spec, beside, folder)                    # Ray ships the folder as the job's working directory
+if missing(packages_there): pinned()          # what is installed there for the job
+"""
+
+import contextlib
+import importlib.metadata
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from workflows.corpus.files.sources import files_at
+from workflows.spec import PipelineSpec
+from workflows.spec.paths import local_paths, with_paths
+from workflows.stage import StageFailed
+from workflows.store import fingerprint
+
+# Of the files beside a pipeline file, so many bytes in all travel with the job.
+MOST_SHIPPED = 64 << 20
+
+
+def pack(spec: PipelineSpec, beside: Path, folder: Path) -> dict[str, Any]:
+    """Write what a job needs into `folder`: this project's packages, the pipeline file, and the files that it names
+    in the folder `beside`. Returns what of it, but for the packages, tells one run from another.
+    """
+    for name in ("workflows", "models", "serve"):
+        shutil.copytree(_package(name), folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    version = folder / f"rayconteur-{about()['Version']}.dist-info"  # which version this is
+    version.mkdir()
+    (version / "METADATA").write_text(f"Metadata-Version: 2.1\nName: rayconteur\nVersion: {about()['Version']}\n")
+    travelling: dict[str, str] = {}
+    for number, (field, path) in enumerate(local_paths(spec).items()):
+        if Path(path).is_relative_to(beside.resolve()):
+            travelling[field] = _copy(field, path, folder, f"files/{number}")
+    copies = sorted(file for file in folder.glob("files/**/*") if file.is_file())
+    size = sum(file.stat().st_size for file in copies)
+    if size > MOST_SHIPPED:
+        raise StageFailed(
+            f"{', '.join(travelling)}: {size / 1e6:,.0f} MB beside the pipeline file would travel with the job, at "
+            f"most {MOST_SHIPPED >> 20} MB do; put them where every node of the cluster reaches them (s3://, gs://, "
+            "a folder that all share) and name that place"
+        )
+    plain = with_paths(spec, travelling).model_dump(mode="json")
+    plain["cluster"] = {"address": "auto"}
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+    local = pa.fs.LocalFileSystem()
+    return {"pipeline": plain, "files": [fingerprint(local, str(file)) for file in copies]}
+
+
+def _copy(field: str, path: str, folder: Path, target: str) -> str:
+    """Copy what a field names under `folder`; its path from there."""
+    if any(sign in path for sign in "*?["):
+        before = Path(path)
+        while any(sign in str(before) for sign in "*?["):
+            before = before.parent
+        found = files_at(pa.fs.LocalFileSystem(), path)
+        for file in found:
+            (folder / target / Path(file).relative_to(before)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, folder / target / Path(file).relative_to(before))
+        if found:
+            return f"{target}/{Path(path).relative_to(before)}"
+    elif Path(path).is_dir():
+        shutil.copytree(path, folder / target / Path(path).name)
+        return f"{target}/{Path(path).name}"
+    elif Path(path).is_file():
+        (folder / target).mkdir(parents=True)
+        shutil.copy2(path, folder / target)
+        return f"{target}/{Path(path).name}"
+    raise StageFailed(f"{field}: nothing found at {path}; give a file, folder, glob or URI")
+
+
+def _package(name: str) -> str:
+    found = find_spec(name)
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    return next(iter(found.submodule_search_locations))
+
+
+def about() -> Any:
+    """This project's name, version and what Python it needs, as packages say it."""
+    return importlib.metadata.metadata("rayconteur")
+
+
+def requirements(name: str = "rayconteur") -> list[Requirement]:
+    """What an installed package, this project by default, depends on, without its extras."""
+    found = [Requirement(text) for text in importlib.metadata.requires(name) or []]
+    return [each for each in found if each.marker is None or each.marker.evaluate({"extra": ""})]
+
+
+def supported_ray() -> SpecifierSet:
+    """The versions of Ray that this project works with."""
+    return next(each.specifier for each in requirements() if each.name == "ray")
+
+
+def missing(packages: dict[str, str]) -> list[str]:
+    """Which of our requirements some Python does not meet, by its packages' canonical names and versions."""
+    return [
+        str(each)
+        for each in requirements()
+        if not each.specifier.contains(packages.get(canonicalize_name(each.name), "0"), prereleases=True)
+    ]
+
+
+def pinned() -> list[str]:
+    """All that our requirements bring, in the versions installed here, but for Ray: the cluster has that."""
+    found: dict[str, str] = {}
+    waiting = [each for each in requirements() if each.name != "ray"]
+    while waiting:
+        each = waiting.pop()
+        name = canonicalize_name(each.name)
+        if name in found:
+            continue
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = f"{name}=={Version(importlib.metadata.version(name)).public}"
+            waiting += requirements(name)
+    return sorted(found.values())

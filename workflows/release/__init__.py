@@ -1,0 +1,1 @@
+"""A checkpoint becomes a release, in the formats that engines read."""

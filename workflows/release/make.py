@@ -1,0 +1,139 @@
+"""A checkpoint becomes a release: merged, rounded, exported and measured."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.trees import COLUMNS, sequences_of
+from workflows.corpus.new_model import discriminator_base
+from workflows.spec import PipelineSpec
+from workflows.stage import DISCRIMINATOR
+from workflows.store import Store
+
+if TYPE_CHECKING:
+    from models.export.release import Figures, Probe
+    from serve.engines.base import Engine
+
+
+_PROBE_CONVERSATIONS = 16
+
+_CALIBRATION_CONVERSATIONS = 32
+
+_MOST_PROMPT_TOKENS = 128
+
+# What 4-bit forms are made of.
+_ROUNDED = "rounded"
+
+# What an export in few bits is compared with, and not kept.
+_YARDSTICK = "openvino bf16"
+
+
+def make_release(raw_spec: dict[str, Any], store_uri: str, checkpoint: str, corpus: str, key: str) -> dict[str, Any]:
+    """The figures: `forms`, a row for each; `openvino` is "exported", or says why there is none."""
+    from models.base.discriminator import release_discriminator
+    from models.base.load import resolve
+    from models.export.release import release, round_to_steps
+    from workflows.corpus.reader import open_split
+
+    spec, store = PipelineSpec.model_validate(raw_spec), Store(store_uri)
+
+    def read(split: str, most: int) -> list[Any]:
+        rows = open_split(store, "prepare", corpus, "corpus", split, [*COLUMNS])
+        return [sequence for row in rows.take(min(most, len(rows))) for sequence in sequences_of(row)]
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        probe, figures = release(
+            resolve(spec.base_model),
+            store.local_folder("train", checkpoint, "model"),
+            folder / "model",
+            spec.optimize.weights,
+            read("held_out", _PROBE_CONVERSATIONS),
+            spec.optimize.max_perplexity_increase,
+        )
+        forms = {"model": figures}
+        if spec.optimize.weights == "int4":
+            round_to_steps(folder / "model", folder / _ROUNDED, read("train", _CALIBRATION_CONVERSATIONS))
+        openvino = _export(spec, folder, probe, forms)
+        _write_targets(spec, folder, probe, forms)
+        for form, its_speed in _speeds(spec, folder, probe, forms).items():
+            forms[form] |= its_speed
+        if store.is_folder(store.path("train", checkpoint, DISCRIMINATOR)):
+            checkpoint_of_it = store.local_folder("train", checkpoint, DISCRIMINATOR)
+            release_discriminator(discriminator_base(spec), checkpoint_of_it, folder / DISCRIMINATOR)
+            store.add_folder(str(folder / DISCRIMINATOR), "optimize", key, DISCRIMINATOR)
+        for form in forms:
+            if form != _YARDSTICK:
+                store.add_folder(str(folder / form), "optimize", key, form)
+    return {
+        "openvino": openvino,
+        "checkpoint_perplexity": round(probe.perplexity, 4),
+        "held_out_tokens": len(probe.batch.targets),
+        "forms": [{"form": form, "kept": form != _YARDSTICK, **row} for form, row in forms.items()],
+    }
+
+
+def _export(spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[str, "Figures"]) -> str:
+    """Add the OpenVINO export to `forms`; "exported", or why there is none."""
+    from models.export.openvino_export import folder_refusal
+
+    weights = spec.optimize.weights
+    if not spec.serve.may_use_openvino:
+        return "serve.engine and serve.gpus_per_replica have no use for it"
+    refusal = folder_refusal(folder / "model")
+    if refusal is None:
+        forms |= _exports(spec, folder, probe)
+        return "exported"
+    if spec.serve.engine == "openvino":
+        raise ValueError(f"serve.engine: openvino cannot serve this model: {refusal}; take auto or torch")
+    if spec.optimize.is_rounded and not spec.optimize.targets:
+        raise ValueError(
+            f"optimize.weights: {weights} needs an OpenVINO export or a target, and there is none: {refusal}; "
+            "take bf16"
+        )
+    return refusal
+
+
+def _exports(spec: PipelineSpec, folder: Path, probe: "Probe") -> dict[str, "Figures"]:
+    """The OpenVINO export, after the one that it is compared with where it has few bits."""
+    from models.export.release import release_for_openvino
+
+    weights, model, yardstick = spec.optimize.weights, folder / "model", folder / _YARDSTICK
+    if not spec.optimize.is_rounded:
+        found = release_for_openvino(model, {weights: folder / "openvino"}, weights, probe)
+    elif weights == "int8":
+        found = release_for_openvino(model, {"bf16": yardstick, weights: folder / "openvino"}, weights, probe)
+    else:
+        found = release_for_openvino(model, {"bf16": yardstick}, weights, probe)
+        found |= release_for_openvino(folder / _ROUNDED, {weights: folder / "openvino"}, weights, probe)
+    return {"openvino" if name == weights else _YARDSTICK: figures for name, figures in found.items()}
+
+
+def _write_targets(spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[str, "Figures"]) -> None:
+    from models.export.release import release_as_gguf, release_for_vllm
+
+    weights = spec.optimize.weights
+    model = folder / (_ROUNDED if weights == "int4" else "model")
+    if "vllm" in spec.optimize.targets:
+        forms["vllm"] = release_for_vllm(model, folder / "vllm", weights, probe)
+    if "gguf" in spec.optimize.targets:
+        forms["gguf"] = release_as_gguf(model, folder / "gguf", weights, spec.name, probe)
+
+
+def _speeds(
+    spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[str, "Figures"]
+) -> dict[str, dict[str, float]]:
+    """Of the forms that an engine of ours loads."""
+    from serve.engines.openvino import OpenVINOEngine
+    from serve.engines.torch import TorchEngine
+    from workflows.release.speed import measure
+
+    threads = max(1, int(spec.evaluate.cpus_per_worker))
+    engines: dict[str, Callable[[], Engine]] = {"model": lambda: TorchEngine(folder / "model", num_threads=threads)}
+    for form in (_YARDSTICK, "openvino"):
+        if form in forms:
+            engines[form] = lambda form=form: OpenVINOEngine(folder / form, num_threads=threads)  # type: ignore[misc]
+    input_ids, supervised = probe.conversations[0]
+    prompt = input_ids[: max(1, list(supervised).index(True))] if any(supervised) else input_ids
+    return measure(engines, prompt[-_MOST_PROMPT_TOKENS:])

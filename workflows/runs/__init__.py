@@ -1,0 +1,1 @@
+"""A run: what it would do, what it did, and the loop that does it."""

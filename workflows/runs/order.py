@@ -1,0 +1,95 @@
+"""The order of the stages, and what decides the output of each.
+
+prepare -> (reference ->) (tune ->) train -> evaluate -> optimize -> deploy
+"""
+
+from typing import Any
+
+import pyarrow as pa
+
+from models.base import load as base
+from models.files import open_uri
+from workflows.corpus.files.sources import source_files
+from workflows.spec import NEW_MODEL, AdversarialSpec, DistillRepliesSpec, DistillSpec, PipelineSpec, SpinSpec
+from workflows.stage import Stage, StageFailed
+from workflows.store import fingerprint, without_secrets
+
+
+def _prepare_settings(spec: PipelineSpec) -> dict[str, Any]:
+    files = [[file.fingerprint, file.limit] for file in source_files(spec)]
+    section = {**spec.data.result_fields(), "sources": files}
+    if spec.data.chat_template is not None:
+        section["chat_template"] = _fingerprint_of("data.chat_template", spec.data.chat_template)
+    examples = spec.train.objective.examples
+    return {"data": section, "base_model": _base(spec), "examples": examples}
+
+
+def _base(spec: PipelineSpec) -> Any:
+    """What decides the base model's weights and tokens; of a new one also the data, which `prepare` depends on."""
+    if spec.base_model == NEW_MODEL:
+        return {NEW_MODEL: spec.new_model.result_fields()}
+    return base.identity(spec.base_model)
+
+
+def _reference_settings(spec: PipelineSpec) -> dict[str, Any]:
+    """Nothing of what training does with the values: a change of beta computes none again."""
+    objective = spec.train.objective
+    settings: dict[str, Any] = {"computes": objective.reference, "precision": spec.train.precision}
+    if isinstance(objective, DistillSpec):
+        return {**settings, "model": base.identity(objective.teacher), "top_k": objective.top_k}
+    if isinstance(objective, DistillRepliesSpec):
+        most = {"max_reply_tokens": objective.max_reply_tokens}
+        return {**settings, "model": base.identity(objective.teacher), **most}
+    if isinstance(objective, SpinSpec):
+        settings["max_reply_tokens"] = objective.max_reply_tokens
+    return {**settings, "model": _base(spec)}
+
+
+def _tune_settings(spec: PipelineSpec) -> dict[str, Any]:
+    assert spec.tune is not None
+    return {"tune": spec.tune.result_fields(), **_train_settings(spec)}
+
+
+def _train_settings(spec: PipelineSpec) -> dict[str, Any]:
+    return {"train": spec.train.result_fields(), "base_model": _base(spec)}
+
+
+def _evaluate_settings(spec: PipelineSpec) -> dict[str, Any]:
+    section = spec.evaluate.result_fields()
+    if not isinstance(spec.train.objective, AdversarialSpec):
+        del section["pair"]
+    if spec.evaluate.questions is not None:
+        section["questions"] = _fingerprint_of("evaluate.questions", spec.evaluate.questions)
+    return {"evaluate": section}
+
+
+def _fingerprint_of(field: str, uri: str) -> str:
+    """What a file that the spec names has in it; raises StageFailed with the field's name."""
+    filesystem, path = open_uri(uri, patient=False)
+    try:
+        return fingerprint(filesystem, path)
+    except (OSError, pa.ArrowException) as error:
+        raise StageFailed(f"{field}: cannot read {without_secrets(uri)}: {error}") from error
+
+
+def _optimize_settings(spec: PipelineSpec) -> dict[str, Any]:
+    return {"optimize": spec.optimize.result_fields(), "for_openvino": spec.serve.may_use_openvino}
+
+
+STAGES = (
+    Stage("prepare", 3, (), _prepare_settings, "conversations to token shards (Ray Data)"),
+    Stage(
+        "reference", 1, ("prepare",), _reference_settings, "reference values for the objective (Ray Data)",
+        is_needed=lambda spec: spec.train.objective.reference != "none",
+    ),
+    Stage(
+        "tune", 1, ("prepare", "reference"), _tune_settings, "search settings of train (Ray Tune)",
+        is_needed=lambda spec: spec.tune is not None,
+    ),
+    Stage("train", 1, ("prepare", "reference", "tune"), _train_settings, "fine-tune (Ray Train, DeepSpeed)"),
+    Stage("evaluate", 1, ("prepare", "train"), _evaluate_settings, "tuned against base (Ray Data)"),
+    Stage("optimize", 3, ("train",), _optimize_settings, "checkpoint to release"),
+)  # fmt: skip
+
+# The last step keeps no artifact but a living endpoint: workflows/stages/deploy.py.
+STAGE_NAMES = (*(stage.name for stage in STAGES), "deploy")

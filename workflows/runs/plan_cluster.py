@@ -1,0 +1,158 @@
+"""plan against a cluster file: for every stage its nodes, what comes up, what it costs; or what would fit instead."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from models.base.sizes import known_sizes
+from models.training.memory import estimate_training_memory
+from workflows.cluster.cluster_file import NodeKind
+from workflows.cluster.fit import UTILISATION, Fit, Need, fit_stage, hours, in_all
+from workflows.spec import AdapterSpec, PipelineSpec, TrainSpec, ZeroSpec
+
+# A group of ZeRO that is larger is not proposed; nor fewer tokens at a time.
+_MOST_PROPOSED = 1024
+_FEW_TOKENS = 512
+
+
+def training_memory_gb(base_model: str, train: TrainSpec) -> float | None:
+    """About what one worker of a training needs; None for a base model that is not on this machine."""
+    sizes = known_sizes(base_model)
+    if sizes is None:
+        return None
+    # Which one `auto` will be is known when a worker has measured it: on CPUs, the one that takes more memory.
+    either = "bf16" if train.gpus_per_worker else "fp32"
+    return estimate_training_memory(
+        sizes,
+        micro_batch_tokens=train.pass_tokens,
+        precision=train.precision if train.precision != "auto" else either,
+        adapter_rank=train.adapter.rank if train.adapter else None,
+        zero_stage=train.zero.stage,
+        num_workers=train.fewest_workers,
+    ).total_gb
+
+
+def plan_on(spec: PipelineSpec, kinds: Sequence[NodeKind], tokens: int) -> dict[str, Any]:
+    """How every stage fits, as plain data; `tokens` are those of one training."""
+    evaluate, serve = spec.evaluate, spec.serve
+    training = _need("tune" if spec.tune else "train", spec, spec.train)
+    needs = [training]
+    if spec.train.objective.reference != "none":
+        needs.insert(0, Need("reference", training.workers, training.cpus, training.gpus))
+    weights = _weights_gb(spec)
+    both = weights * (1 if spec.train.adapter else 2)
+    needs.append(
+        _inference("evaluate", evaluate.num_workers, evaluate.cpus_per_worker, evaluate.gpus_per_worker, both)
+    )
+    replicas = max(1, serve.min_replicas)
+    needs.append(_inference("deploy", replicas, serve.cpus_per_replica, serve.gpus_per_replica, weights))
+    fits = {need.stage: fit_stage(need, kinds, _others(spec) if need is training else ()) for need in needs}
+    rows, fit = {stage: _row(fit) for stage, fit in fits.items()}, fits[training.stage]
+    took = hours(_operations(spec, tokens), fit, kinds) if known_sizes(spec.base_model) else None
+    if took is not None:
+        rows[training.stage] |= {"hours": took, "price": fit.price_per_hour and fit.price_per_hour * took}
+    if spec.tune:
+        rows["tune"]["trials_at_once"] = in_all(kinds, training) // training.workers
+    return {"nodes": [asdict(kind) for kind in kinds], "stages": rows}
+
+
+def _inference(stage: str, workers: int, cpus: float, gpus: float, weights_gb: float) -> Need:
+    """Weights in bf16, divided among a worker's GPUs; what replies take beside them is what is left."""
+    return Need(stage, workers, cpus, gpus, gpu_memory_gb=weights_gb / max(1.0, gpus) if gpus else 0.0)
+
+
+def _weights_gb(spec: PipelineSpec) -> float:
+    sizes = known_sizes(spec.base_model)
+    return sizes["num_parameters"] * 2 / 1e9 if sizes else 0.0
+
+
+def _need(stage: str, spec: PipelineSpec, train: TrainSpec) -> Need:
+    memory = training_memory_gb(spec.base_model, train) or 0.0
+    return Need(
+        stage,
+        train.fewest_workers,
+        train.cpus_per_worker,
+        float(train.gpus_per_worker),
+        memory_gb=train.memory_gb_per_worker or (0.0 if train.gpus_per_worker else memory),
+        gpu_memory_gb=memory if train.gpus_per_worker else 0.0,
+    )
+
+
+def _others(spec: PipelineSpec) -> Iterator[tuple[str, Need]]:
+    """Other ways to train the same, from the least change on."""
+    train = spec.train
+    ways: list[dict[str, Any]] = [{}]
+    count = 2
+    while count <= _MOST_PROPOSED:
+        if count != train.fewest_workers or train.zero.stage < 3:
+            ways.append({"num_workers": count, "zero": ZeroSpec(stage=3)})
+        count *= 2
+    if train.adapter is None:
+        ways.append({"adapter": AdapterSpec(rank=16)})
+    ways += [{**way, "batch_tokens": _FEW_TOKENS} for way in ways if train.pass_tokens > _FEW_TOKENS]
+    for change in ways[1:]:
+        need = _need("train", spec, train.model_copy(update=change))
+        words = " ".join(f"--set train.{name}={_short(value)}" for name, value in change.items())
+        yield f"{need.workers} workers of about {need.gpu_memory_gb or need.memory_gb:.1f} GB each: {words}", need
+
+
+def _short(value: Any) -> str:
+    """As `--set` takes it."""
+    if isinstance(value, ZeroSpec):
+        return f"'{{stage: {value.stage}}}'"
+    return f"'{{rank: {value.rank}}}'" if isinstance(value, AdapterSpec) else str(value)
+
+
+def _operations(spec: PipelineSpec, tokens: int) -> float:
+    """Of one training, by the count of models/kernels/flops.py: 6 a token and trained weight, 4 where it is frozen,
+    of experts those that a token goes through."""
+    sizes = known_sizes(spec.base_model)
+    assert sizes is not None
+    return float((6 if spec.train.adapter is None else 4) * sizes["active_parameters"] * tokens)
+
+
+def _row(fit: Fit) -> dict[str, Any]:
+    need = fit.need
+    return {
+        "workers": need.workers,
+        "each": need.each(),
+        "fits": not fit.why_not,
+        "nodes": fit.nodes,
+        "come_up": fit.come_up,
+        "price_per_hour": fit.price_per_hour,
+        "why_not": fit.why_not,
+        "would_fit": fit.would,
+    }
+
+
+def lines_on(plan: dict[str, Any]) -> list[str]:
+    """The same as a person reads it."""
+    lines = ["nodes:"]
+    for kind in plan["nodes"]:
+        gpus = f", {kind['gpus']:g} x GPU" if kind["gpus"] else ""
+        if kind["gpus"]:
+            gpus += f" of {kind['gpu_memory_gb']:g} GB" if kind["gpu_memory_gb"] else " of unknown memory"
+        spot = ", spot" if kind["is_spot"] else ""
+        price = f", ${kind['price_per_hour']:g} an hour" if kind["price_per_hour"] else ""
+        lines.append(
+            f"  {kind['name']:<16} {kind['fewest']} to {kind['most']}: {kind['cpus']:g} CPUs{gpus}{spot}{price}"
+        )
+    for stage, row in plan["stages"].items():
+        if not row["fits"]:
+            lines.append(f"  {stage:<9} DOES NOT FIT: {row['why_not']}")
+            lines += [f"            would fit: {words}" for words in row["would_fit"][:4]]
+            continue
+        nodes = ", ".join(f"{count} x {name}" for name, count in row["nodes"].items())
+        new = ", ".join(f"{count} x {name}" for name, count in row["come_up"].items())
+        price = f"; ${row['price_per_hour']:.2f} an hour" if row["price_per_hour"] else ""
+        lines.append(
+            f"  {stage:<9} {row['workers']} x worker of {row['each']}: fits on {nodes}"
+            + (f", of which {new} come up" if new else "")
+            + price
+        )
+        if row.get("hours") is not None:
+            cost = f", about ${row['price']:,.2f}" if row["price"] else ""
+            lines.append(f"            about {row['hours']:.1f} hours{cost}, at {UTILISATION:.0%} of the GPUs' rate")
+        if row.get("trials_at_once"):
+            lines.append(f"            {row['trials_at_once']} trials at once, when all of it has come up")
+    return lines

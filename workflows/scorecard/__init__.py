@@ -1,0 +1,1 @@
+"""Tuned against base: the workers that measure, and the scorecard."""

@@ -1,0 +1,78 @@
+"""Which of the values that a search varies mattered, by PED-ANOVA: in what the best trials differ from all of them.
+
+importances(search)    # {"train.learning_rate": 0.8, "train.lora.rank": 0.2}
+"""
+
+import json
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from workflows.search.records import Search, badness
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+_FEWEST_TRIALS = 4
+# The best trials are the best tenth, as in the paper; in small searches more, for a density is drawn through them.
+_BEST_SHARE, _FEWEST_BEST, _MOST_BEST_SHARE = 0.1, 5, 0.5
+
+
+def importances(search: Search) -> dict[str, float] | None:
+    """Each field's share, all together 1, the greatest first; None where the trials do not tell.
+
+    A trial counts with its best report by the first metric, also one that was stopped early.
+    """
+    trials = [(trial.values, trial.best(search.metrics[0])) for trial in search.trials]
+    measured = [
+        (values, badness(search.metrics[0], report.figures[search.metrics[0]]))
+        for values, report in trials
+        if report and math.isfinite(report.figures[search.metrics[0]])
+    ]
+    if len(measured) < _FEWEST_TRIALS or len({value for _, value in measured}) == 1:
+        return None
+    # A value that all trials share, or that only some have, cannot be compared.
+    fields = [field for field in search.space if all(field in values for values, _ in measured)]
+    found = {field: [values[field] for values, _ in measured] for field in fields}
+    varied = {field: values for field, values in found.items() if any(value != values[0] for value in values)}
+    if not varied:
+        return None
+    return _evaluate(search.space, varied, [value for _, value in measured])
+
+
+def _evaluate(space: dict[str, Any], varied: dict[str, list[Any]], badnesses: list[float]) -> dict[str, float] | None:
+    import optuna
+
+    distributions = {field: _distribution(space[field], values) for field, values in varied.items()}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it says on stderr that a study was made
+    study = optuna.create_study()
+    for index, value in enumerate(badnesses):
+        parameters = {field: _parameter(space[field], values[index]) for field, values in varied.items()}
+        study.add_trial(optuna.trial.create_trial(value=value, params=parameters, distributions=distributions))
+    share = max(_BEST_SHARE, min(_MOST_BEST_SHARE, _FEWEST_BEST / len(badnesses)))
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few trials in a regime: the shares are then rough, and the page says so
+        shares: dict[str, float] = evaluator.evaluate(study)
+    total = sum(shares.values())
+    if not total:
+        return None
+    return {field: value / total for field, value in sorted(shares.items(), key=lambda pair: -pair[1])}
+
+
+def _distribution(entry: Any, values: list[Any]) -> "BaseDistribution":
+    """What optuna calls an entry of the space, made wide enough for values that a population has moved outside."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(entry, list):
+        return CategoricalDistribution(list(dict.fromkeys(_parameter(entry, value) for value in [*entry, *values])))
+    [(kind, bounds)] = entry.items()
+    low, high = min(*bounds, *values), max(*bounds, *values)
+    if kind in ("int", "logint"):
+        return IntDistribution(int(low), int(high), log=kind == "logint")
+    return FloatDistribution(low, high, log=kind == "loguniform")
+
+
+def _parameter(entry: Any, value: Any) -> Any:
+    """A choice as its text: it may be a list, and true is not 1."""
+    return json.dumps(value) if isinstance(entry, list) else value

@@ -1,0 +1,196 @@
+"""What watches a search: keeps every trial's reports and the checkpoints that can still win, and shows how it stands.
+
+It alone writes the trials' records and deletes their checkpoints. A trial's end is written before it is shown.
+"""
+
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray.tune
+
+from workflows.progress import Progress
+from workflows.search.records import (
+    FAILED,
+    FINISHED,
+    STOPPED,
+    Report,
+    Search,
+    Trial,
+    badness,
+    trial_folder,
+    write_search,
+    write_trial,
+)
+from workflows.search.table import search_summary, search_table
+from workflows.search.trial import RESULT, Line, values_of
+from workflows.store import Store
+
+_SECONDS_BETWEEN_WRITES = 1.0
+_SECONDS_BETWEEN_SEARCH_WRITES = 5.0
+_SECONDS_BETWEEN_SHOWS = 0.5
+
+
+class Watcher(ray.tune.Callback):  # type: ignore[misc]
+    """Tune tells it of every result."""
+
+    def __init__(self, search: Search, store: Store, progress: Progress, is_population: bool) -> None:
+        self._search = search
+        self._store = store
+        self._progress = progress
+        self._is_population = is_population
+        self._trials: dict[tuple[int, str], Trial] = {}
+        self._running: dict[int, Trial] = {}
+        self._of_key: dict[str, list[Trial]] = {}
+        self._leader: tuple[Trial, Report] | None = None
+        self._unwritten: dict[str, Trial] = {}
+        self._kept: set[tuple[str, str]] = set()
+        """checkpoints on the store: the trial's key, the folder's name"""
+        self._deleting = ThreadPoolExecutor(max_workers=1)
+        self._began = time.monotonic()
+        self._wrote = self._wrote_search = self._showed = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune writes itself down, to be restored, which is not how a search goes on here."""
+        return {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+    ) -> None:
+        """A report, or a trial's failure."""
+        line: Line = result[RESULT]
+        mine = self._trial(int(str(trial)), line)
+        mine.failures = max(mine.failures, line.failures)
+        if line.failed:
+            self._end(mine, FAILED, line.failed)
+            return
+        report = line.report
+        assert report is not None
+        if mine.last is None or report.step > mine.last.step:
+            mine.reports.append(report)
+            mine.reused += line.was_known
+            self._compare(mine, report)
+            if report.checkpoint is not None:
+                self._kept.add((mine.key, report.checkpoint))
+        if result["done"]:
+            self._end(mine, FINISHED if report.step >= report.num_steps else STOPPED)
+        else:
+            if not line.was_known:  # else its record has this report, and perhaps those after it
+                self._unwritten[mine.key] = mine
+            self._write(_SECONDS_BETWEEN_WRITES)
+            self._show()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial whose process is gone more often than it may be."""
+        number = int(str(trial))
+        mine = self._running.get(number) or self._add(
+            number, Line(f"lost-{number}", values_of(trial.config), None, None)
+        )
+        mine.failures += 1
+        self._end(mine, FAILED, _last_line(trial.get_error()))
+
+    def close(self) -> None:
+        """The search is over: what is still running was stopped with it."""
+        for number in [*self._running]:
+            self._stop(number)
+        self._is_population = False  # nobody copies any more
+        self._write()
+        self._deleting.shutdown()
+
+    def _trial(self, number: int, line: Line) -> Trial:
+        """The trial that said this; a population's member that has copied another is a new one from then on."""
+        if (known := self._trials.get((number, line.key))) is not None:
+            self._running[number] = known
+            return known
+        self._stop(number)
+        return self._add(number, line)
+
+    def _add(self, number: int, line: Line) -> Trial:
+        trial = Trial(number, line.key, line.values, origin=line.origin)
+        self._trials[number, line.key] = self._running[number] = trial
+        self._of_key.setdefault(line.key, []).append(trial)
+        self._search.trials.append(trial)
+        return trial
+
+    def _stop(self, number: int) -> None:
+        if (trial := self._running.pop(number, None)) is not None:
+            trial.state = STOPPED
+            self._unwritten[trial.key] = trial
+
+    def _compare(self, trial: Trial, report: Report) -> None:
+        """What `search.leader()` would find, without looking at every report again."""
+        metric = self._search.metrics[0]
+        if not math.isfinite(report.figures[metric]):
+            return
+        if self._leader is not None:
+            first, best = self._leader
+            now, before = badness(metric, report.figures[metric]), badness(metric, best.figures[metric])
+            if (now, trial.number) >= (before, first.number):
+                return
+        self._leader = (trial, report)
+
+    def _end(self, trial: Trial, state: str, error: str = "") -> None:
+        trial.state, trial.error = state, error
+        self._running.pop(trial.number, None)
+        self._unwritten[trial.key] = trial
+        self._write()
+        self._show()
+
+    def _write(self, at_most_every: float = 0.0) -> None:
+        """Write what has changed, then delete the checkpoints that are of no more use."""
+        now = time.monotonic()
+        if now - self._wrote < at_most_every:
+            return
+        useless = self._useless()
+        for trial in self._unwritten.values():
+            write_trial(self._store, trial)
+        self._unwritten.clear()
+        self._wrote = time.monotonic()
+        for key, name in useless:
+            self._deleting.submit(self._store.filesystem.delete_dir, f"{trial_folder(self._store, key)}/{name}")
+        if now - self._wrote_search > _SECONDS_BETWEEN_SEARCH_WRITES:
+            self._search.seconds = round(now - self._began, 1)
+            write_search(self._store, self._search)
+            self._wrote_search = now
+
+    def _useless(self) -> list[tuple[str, str]]:
+        """Checkpoints that can neither win nor be gone on from; no longer in the records."""
+        useful = {(trial.key, report.checkpoint) for trial, report in self._worth_keeping()}
+        useless = [pair for pair in self._kept if pair not in useful]
+        gone = set(useless)
+        self._kept.difference_update(gone)
+        for key in {key for key, _ in useless}:
+            for trial in self._of_key[key]:
+                for report in trial.reports:
+                    if (key, report.checkpoint) in gone:
+                        report.checkpoint = None
+                self._unwritten[key] = trial
+        return useless
+
+    def _worth_keeping(self) -> list[tuple[Trial, Report]]:
+        trials = self._search.trials
+        if self._is_population:  # anybody may come to copy any of them
+            return [(trial, report) for trial in trials for report in trial.reports]
+        found = [(trial, trial.last) for trial in self._running.values() if trial.last is not None]
+        if self._leader is not None:
+            found.append(self._leader)
+        if len(self._search.metrics) > 1:
+            found += self._search.front()
+        return found
+
+    def _show(self) -> None:
+        if time.monotonic() - self._showed < _SECONDS_BETWEEN_SHOWS:
+            return
+        self._showed = time.monotonic()
+        self._search.seconds = round(time.monotonic() - self._began, 1)
+        figures = search_summary(self._search)
+        del figures["trials_done"]  # of a population's members, some are counted there more than once
+        done = len({trial.number for trial in self._search.trials}) - len(self._running)
+        self._progress.update(done, self._search.wanted, "trials", figures)
+        self._progress.show(lambda: search_table(self._search, self._progress.console.width))
+
+
+def _last_line(error: Any) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else "its process ended without a word"

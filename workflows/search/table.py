@@ -1,0 +1,287 @@
+"""A search on a terminal: a live table while it runs, all of it as text afterwards, a few figures for one line.
+
+progress.show(lambda: search_table(search, progress.console.width))
+print(search_text(search))
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from workflows.progress import duration, figure
+from workflows.search.records import FAILED, FINISHED, RUNNING, STOPPED, Search, Trial, badness
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_MOST_LIVE_ROWS = 20
+_FEWEST_REMARK_LETTERS = 14
+_STYLES = {RUNNING: "cyan", FINISHED: "green", STOPPED: "dim", FAILED: "red"}
+
+
+def short_names(fields: Iterable[str]) -> dict[str, str]:
+    """Each dotted field by its last part; by as many as tell it from the others where two end alike."""
+    parts = {field: field.split(".") for field in fields}
+    names = {}
+    for field, mine in parts.items():
+        for count in range(1, max(map(len, parts.values())) + 1):
+            if sum(other[-count:] == mine[-count:] for other in parts.values()) == 1:
+                names[field] = ".".join(mine[-count:])
+                break
+    return names
+
+
+def fields_of(search: Search) -> list[str]:
+    """The dotted fields that the search varies, in the pipeline file's order."""
+    return list(dict.fromkeys([*search.space, *(field for trial in search.trials for field in trial.values)]))
+
+
+def value_word(value: Any) -> str:
+    """A trial's value as the pipeline file would have it, numbers with four digits."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def plain(name: str) -> str:
+    """The name of a figure or a field in words."""
+    return name.replace("_", " ")
+
+
+def best_value(search: Search, trial: Trial, metric: str) -> float | None:
+    """The metric at the report that a trial stands for, its best one by the first metric; None if it is no number."""
+    report = trial.best(search.metrics[0])
+    value = report.figures.get(metric) if report else None
+    return value if value is not None and math.isfinite(value) else None
+
+
+def ranked(search: Search) -> list[Trial]:
+    """All trials, the best by the first metric first; those that have no figure last."""
+
+    def rank(trial: Trial) -> tuple[bool, float, int]:
+        value = best_value(search, trial, search.metrics[0])
+        return value is None, 0.0 if value is None else badness(search.metrics[0], value), trial.number
+
+    return sorted(search.trials, key=rank)
+
+
+def headings(search: Search) -> list[str]:
+    """The columns of `trial_rows`; the last one holds remarks of any length."""
+    names = short_names(fields_of(search))
+    figures = [heading for metric in search.metrics for heading in (plain(metric), "at best")]
+    figures[1] = "best"
+    return ["trial", *map(plain, names.values()), "state", "step", *figures, ""]
+
+
+def trial_rows(search: Search, trials: Sequence[Trial]) -> list[list[str]]:
+    """The words of a row for each of these trials, under `headings`."""
+    fields, remarks = fields_of(search), _remarks(search)
+    rows = []
+    for trial in trials:
+        last = trial.last
+        figures: list[float | None] = []
+        for metric in search.metrics:
+            figures += [last.figures.get(metric) if last else None, best_value(search, trial, metric)]
+        rows.append([
+            str(trial.number),
+            *(value_word(trial.values[field]) if field in trial.values else "" for field in fields),
+            trial.state,
+            f"{last.step}/{last.num_steps}" if last else "",
+            *("" if value is None else figure(float(value)) for value in figures),
+            ", ".join([*remarks.get(trial.key, []), *_own_remarks(trial)]),
+        ])  # fmt: skip
+    return rows
+
+
+def _remarks(search: Search) -> dict[str, list[str]]:
+    """What the trials are to one another: by key, who has won or leads, and who is on the front."""
+    found: dict[str, list[str]] = {}
+    leader = search.leader()
+    if search.winner:
+        found[search.winner.key] = ["winner"]
+    elif leader:
+        found[leader[0].key] = ["leads"]
+    for trial, _ in search.front() if len(search.metrics) > 1 else []:
+        found.setdefault(trial.key, []).append("Pareto front")
+    return found
+
+
+def _own_remarks(trial: Trial) -> list[str]:
+    remarks = []
+    if trial.origin:
+        remarks.append(f"copy of {trial.origin.number} at step {trial.origin.step}")
+    if trial.reused:
+        whole = trial.reused >= len(trial.reports) and trial.state != RUNNING
+        remarks.append(f"{'known' if whole else f'{trial.reused} reports known'} from an earlier run")
+    if trial.failures:
+        remarks.append(f"workers lost {trial.failures} time{'s' if trial.failures > 1 else ''}")
+    if trial.error:
+        remarks.append(" ".join(trial.error.split()))
+    return remarks
+
+
+def headline(search: Search) -> str:
+    """Trials by state, the time passed and left, and the best figure so far."""
+    counts = Counter(trial.state for trial in search.trials)
+    begun = len({trial.number for trial in search.trials})
+    of = "" if search.wanted is None else f" of {search.wanted}"
+    words = [f"{begun}{of} trials", *(f"{counts[state]} {state}" for state in _STYLES if counts[state])]
+    copies = sum(trial.origin is not None for trial in search.trials)
+    if copies:
+        words.append(f"{copies} went on from another one")
+    words.append(duration(search.seconds))
+    left = None if search.winner else time_left(search)
+    if left is not None:
+        words.append(f"{duration(left)} left")
+    leader = search.leader()
+    if leader:
+        metric = search.metrics[0]
+        words.append(f"best {plain(metric)} {figure(float(leader[1].figures[metric]))} (trial {leader[0].number})")
+    return ", ".join(words)
+
+
+def time_left(search: Search) -> float | None:
+    """Seconds until the trials wanted are done or the time allowed is over; None if neither can be told."""
+    found = [_seconds_of_trials_left(search)]
+    if search.seconds_allowed is not None:
+        found.append(max(0.0, search.seconds_allowed - search.seconds))
+    return min((seconds for seconds in found if seconds is not None), default=None)
+
+
+def _seconds_of_trials_left(search: Search) -> float | None:
+    """Trials at work go on at their own pace, those to come take as long as the ended ones did on average."""
+    if search.wanted is None:
+        return None
+    ended = [trial.last.figures.get("seconds") for trial in search.trials if trial.last and trial.state != RUNNING]
+    known = [seconds for seconds in ended if seconds is not None]
+    mean = fmean(known) if known else None
+    to_come = max(0, search.wanted - len({trial.number for trial in search.trials}))
+    each = [_seconds_left(trial) for trial in search.trials if trial.state == RUNNING] + [None] * to_come
+    work = [mean if seconds is None else seconds for seconds in each]
+    certain = [seconds for seconds in work if seconds is not None]
+    if len(certain) < len(work):
+        return None
+    return max(sum(certain) / search.at_once, max(certain, default=0.0))
+
+
+def _seconds_left(trial: Trial) -> float | None:
+    last, begun = trial.last, trial.origin.step if trial.origin else 0
+    if last is None or last.step <= begun or "seconds" not in last.figures:
+        return None
+    return last.figures["seconds"] / (last.step - begun) * (last.num_steps - last.step)
+
+
+def search_summary(search: Search) -> dict[str, Any]:
+    """Figures for one line of progress."""
+    counts = Counter(trial.state for trial in search.trials)
+    figures: dict[str, Any] = {"trials_done": len(search.trials) - counts[RUNNING]}
+    figures |= {state: counts[state] for state in (RUNNING, STOPPED, FAILED)}
+    leader = search.leader()
+    if leader:
+        figures[f"best_{search.metrics[0]}"] = leader[1].figures[search.metrics[0]]
+    return figures
+
+
+def search_table(search: Search, width: int, most_rows: int = _MOST_LIVE_ROWS) -> "Table":
+    """The search as it stands, for a terminal of this width: trials at work first, then the best ones.
+
+    Lines below it say how many more there are, and which columns had no room.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    running = [trial for trial in search.trials if trial.state == RUNNING]
+    trials = [*running, *(trial for trial in ranked(search) if trial.state != RUNNING)]
+    shown, leader = trials[:most_rows], search.leader()
+    names, rows = headings(search), trial_rows(search, shown)
+    columns, left_out, widths = _columns_with_room(search, names, rows, width)
+    table = Table(title=Text(headline(search)), title_style="", title_justify="left", caption_justify="left",
+                  box=None, padding=(0, 2, 0, 0), pad_edge=False)  # fmt: skip
+    for column in columns:
+        is_number = _are_numbers([row[column] for row in rows])
+        table.add_column(Text(names[column]), justify="right" if is_number else "left", width=widths[column])
+    for trial, row in zip(shown, rows, strict=True):
+        styles = [_STYLES[trial.state] if names[column] == "state" else "" for column in columns]
+        cells = [Text(row[column], style, no_wrap=True, overflow="ellipsis")
+                 for column, style in zip(columns, styles, strict=True)]  # fmt: skip
+        table.add_row(*cells, style="bold" if leader and leader[0] is trial else None)
+    below = []
+    if more := Counter(trial.state for trial in trials[most_rows:]):
+        below.append(f"and {sum(more.values())} more: " + ", ".join(f"{more[state]} {state}" for state in more))
+    if left_out:
+        below.append(f"no room for {', '.join(left_out)}")
+    table.caption = Text("\n".join(below)) if below else None
+    return table
+
+
+def _columns_with_room(
+    search: Search, names: Sequence[str], rows: Sequence[Sequence[str]], width: int
+) -> tuple[list[int], list[str], list[int]]:
+    """Which columns fit, in their order; the names of those that do not; and all widths.
+
+    Remarks are cut rather than left out.
+    """
+    num_fields = len(fields_of(search))
+    state, remarks = 1 + num_fields, len(names) - 1
+    first, best, *others = range(state + 2, remarks)
+    by_worth = [0, state, state + 1, best, *range(1, state), *others[1::2], first, *others[::2]]
+    widths = [max([*map(len, name.split()), *(len(row[column]) for row in rows)], default=0)
+              for column, name in enumerate(names)]  # fmt: skip
+    room = width - min(widths[remarks], _FEWEST_REMARK_LETTERS)
+    columns: list[int] = []
+    for column in by_worth:
+        room -= widths[column] + 2
+        if room >= 0:
+            columns.append(column)
+    left_out = [names[column] for column in sorted(by_worth) if column not in columns]
+    widths[remarks] = min(widths[remarks], width - sum(widths[column] + 2 for column in columns))
+    return [*sorted(columns), *([remarks] if widths[remarks] > 0 else [])], left_out, widths
+
+
+def search_text(search: Search) -> str:
+    """The whole search: every trial, the best first, why some failed, who won, and the front of two metrics."""
+    lines = [f"search {search.key} of {search.pipeline}: {search.searcher}, {search.scheduler}", headline(search), ""]
+    trials = ranked(search)
+    rows = [headings(search), *trial_rows(search, trials)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    numbers = [_are_numbers(column[1:]) for column in zip(*rows, strict=True)]
+    for row in rows:
+        words = zip(row, widths, numbers, strict=True)
+        cells = (word.rjust(width) if number else word.ljust(width) for word, width, number in words)
+        lines.append("  ".join(cells).rstrip())
+    lines += ["", *_outcome(search)]
+    return "\n".join(lines).rstrip()
+
+
+def _are_numbers(words: Sequence[str]) -> bool:
+    return any(words) and all(word[-1:].isdigit() or not word for word in words)
+
+
+def winner_line(search: Search) -> str:
+    """Who won, what it had reported, and what came out when its checkpoint was measured once more."""
+    won, metric = search.winner, plain(search.metrics[0])
+    if won is None:
+        leader = search.leader()
+        return f"no winner yet: trial {leader[0].number} leads" if leader else "no trial has reported anything"
+    measured = f"reported {won.reported:.4f}, measured again {won.remeasured:.4f}"
+    return f"winner: trial {won.trial} at step {won.step}, {metric} {measured}"
+
+
+def winner_values(search: Search) -> dict[str, str]:
+    """What the winner was trained with, or for want of one the leader: dotted field -> value in full."""
+    leader = search.leader()
+    key = search.winner.key if search.winner else leader[0].key if leader else None
+    found = next((trial for trial in search.trials if trial.key == key), None)
+    values = found.values if found else {}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+
+
+def _outcome(search: Search) -> list[str]:
+    lines = [winner_line(search), *(f"  {field}: {value}" for field, value in winner_values(search).items())]
+    if len(search.metrics) > 1 and (front := search.front()):
+        numbers = ", ".join(str(trial.number) for trial, _ in front)
+        lines.append(f"Pareto front of {' and '.join(map(plain, search.metrics))}: trials {numbers}")
+    return lines

@@ -1,0 +1,195 @@
+"""A trial as Ray Tune runs it: each step of it is the training up to its next checkpoint.
+
+The process that Tune starts for a trial keeps its workers, a gang, and trains the next trial with them when Tune
+gives it another one. What a trial of the same settings has reported before, in this search or another, is said again
+first.
+"""
+
+import itertools
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import ray.tune
+
+from models.base import load as base
+from workflows.search.job_queue import News
+from workflows.search.records import (
+    FAILED,
+    HIGHER_IS_BETTER,
+    RUNNING,
+    Origin,
+    Report,
+    Trial,
+    Values,
+    read_trial,
+    trial_folder,
+)
+from workflows.spec import PipelineSpec
+from workflows.spec.space import with_values
+from workflows.store import Store, content_key
+
+if TYPE_CHECKING:
+    from workflows.search.worker_group import Gang
+
+TOGETHER = "values"
+"""key of a configuration that has all values in one mapping, as a grid's has"""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all trials of a search have in common."""
+
+    spec: dict[str, Any]
+    store: str
+    keys: dict[str, str]
+    """the artifacts that they read, by stage"""
+    folder: str
+    """the search's, on the store"""
+    metrics: list[str]
+    is_population: bool
+    max_failures: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that a trial says, as the watcher reads it in a result of Tune's."""
+
+    key: str
+    values: Values
+    origin: Origin | None
+    report: Report | None
+    failures: int = 0
+    was_known: bool = False
+    failed: str = ""
+
+
+RESULT = "line"
+"""where in a result of Tune's the Line is"""
+
+
+def values_of(config: dict[str, Any]) -> Values:
+    """The settings in a configuration of Tune's."""
+    return dict(config.get(TOGETHER, config))
+
+
+def key_of(spec: PipelineSpec, keys: dict[str, str], origin: Origin | None = None, number: int = 0) -> str:
+    """The name of a trial: the same for the same training, in whichever search.
+
+    Two members of a population may copy the same one and draw the same settings: then their numbers tell them apart.
+    """
+    settings: dict[str, Any] = {
+        "train": spec.train.result_fields(),
+        "base_model": base.identity(spec.base_model),
+        "inputs": keys,
+    }
+    if origin is not None:
+        settings["origin"] = [origin.key, origin.step, number]
+    return content_key(settings)
+
+
+class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
+    """Trains one trial after another."""
+
+    def setup(self, config: dict[str, Any], shared: Shared | None = None) -> None:
+        """Called by Tune in a new process."""
+        assert shared is not None
+        self._shared = shared
+        self._spec = PipelineSpec.model_validate(shared.spec)
+        self._store = Store(shared.store)
+        self._gang: Gang | None = None
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Called by Tune in place of a new process."""
+        self._begin(new_config)
+        return True
+
+    def _begin(
+        self, config: dict[str, Any], origin: Origin | None = None, step: int = 0, checkpoint: str | None = None
+    ) -> None:
+        """Another trial, from its start, or after a step from a checkpoint on the store."""
+        values = values_of(config)
+        self._trial_spec = with_values(self._spec, values)
+        key = key_of(self._trial_spec, self._shared.keys, origin, int(self.trial_name))
+        known = read_trial(self._store, key) or Trial(0, key, values)
+        if known.state == FAILED and known.failures:  # of lost workers: not the settings' fault
+            known.state = RUNNING
+        if self._shared.is_population:  # anybody may come to copy any of its steps
+            known.reports = list(itertools.takewhile(lambda report: report.checkpoint is not None, known.reports))
+        self._trial = replace(known, values=values, origin=origin)
+        self._to_say = [report for report in known.reports if report.step > step]
+        self._said = step
+        self._checkpoint = checkpoint
+        self._is_at_work = False
+
+    def step(self) -> dict[str, Any]:
+        """The next report, as Tune asks for it."""
+        if self._to_say:
+            return self._result(self._to_say.pop(0), was_known=True)
+        if self._trial.state == FAILED:
+            return self._failure(self._trial.error, self._trial.failures)
+        news = self._news()
+        if news.failed:
+            return self._failure(news.failed, news.failures if news.was_lost else 0)
+        figures = {name: value for name, value in news.figures.items() if name != "resumed_from_step"}
+        num_steps = int(figures.pop("num_steps"))
+        if self._trial_spec.train.objective.name == "adversarial" and news.step < num_steps:
+            figures |= dict.fromkeys(self._shared.metrics, math.nan)  # of a pair the last checkpoint counts
+        return self._result(Report(news.step, num_steps, figures, news.checkpoint), failures=news.failures)
+
+    def _news(self) -> News:
+        """The gang's next news of what has not been said yet."""
+        from workflows.search.worker_group import Gang, order_of
+
+        if self._gang is None:
+            self._gang = Gang(
+                self._spec, self._store, self._shared.keys, self._shared.folder, self._shared.max_failures
+            )
+        if not self._is_at_work:
+            folder = trial_folder(self._store, self._trial.key)
+            self._gang.begin(order_of(self._trial_spec, folder=folder, checkpoint=self._checkpoint))
+            self._is_at_work = True
+        while True:
+            news = self._gang.next_news()
+            if news.failed or news.step > self._said:  # else it was trained again for want of a checkpoint
+                return news
+
+    def _result(self, report: Report, failures: int = 0, was_known: bool = False) -> dict[str, Any]:
+        self._said = report.step
+        if report.checkpoint is not None:
+            self._checkpoint = f"{trial_folder(self._store, self._trial.key)}/{report.checkpoint}"
+        line = Line(self._trial.key, self._trial.values, self._trial.origin, report, failures, was_known)
+        metrics = {metric: report.figures[metric] for metric in self._shared.metrics}
+        return {"step": report.step, **metrics, RESULT: line, "done": report.step >= report.num_steps}
+
+    def _failure(self, reason: str, failures: int) -> dict[str, Any]:
+        """The end of a trial that failed: for Tune a result worse than any, since an error would cost the workers."""
+        line = Line(self._trial.key, self._trial.values, self._trial.origin, None, failures, failed=reason)
+        worst = {m: float("-inf") if m in HIGHER_IS_BETTER else float("inf") for m in self._shared.metrics}
+        return {"step": self._said + 1, **worst, RESULT: line, "done": True}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """For Tune, which saves a population's members to stop them or to have them copied: where it stands."""
+        origin = self._trial.origin
+        return {
+            "key": self._trial.key,
+            "number": int(self.trial_name),
+            "origin": asdict(origin) if origin else None,
+            "step": self._said,
+            "checkpoint": self._checkpoint,
+        }
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Go on from there; where another member was saved there, as a copy of it."""
+        assert checkpoint is not None
+        if checkpoint["number"] == int(self.trial_name):
+            origin = Origin(**checkpoint["origin"]) if checkpoint["origin"] else None
+        else:
+            origin = Origin(checkpoint["key"], checkpoint["number"], checkpoint["step"])
+        self._begin(self._trial.values, origin, checkpoint["step"], checkpoint["checkpoint"])
+
+    def cleanup(self) -> None:
+        """Called by Tune before this process ends."""
+        if self._gang is not None:
+            self._gang.close()

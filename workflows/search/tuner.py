@@ -1,0 +1,203 @@
+"""Ray Tune as a search is run on it: its space, its searcher and its scheduler."""
+
+import itertools
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import ray.tune
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+)
+from ray.tune.search import BasicVariantGenerator
+
+from workflows.search.records import (
+    HIGHER_IS_BETTER,
+    Search,
+    Values,
+)
+from workflows.search.trial import RESULT, TOGETHER
+from workflows.spec import AshaSpec, GridSpec, MedianSpec, PipelineSpec, PopulationSpec, TpeSpec, TuneSpec
+from workflows.spec.space import Choice, Dimension, parse
+
+ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # it says what is searched, however quiet it is told to be
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the watcher keeps what they would write
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the command's
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+# Of the head's own resource, for each training.
+_RAY_TRAIN_TAKES = 0.001
+
+
+def _seat(seats: int) -> float:
+    """What each member of a population takes of the head's own resource, which is 1, so that as many have room
+    beside what Ray Train takes, and not one more.
+    """
+    return ((1 - _RAY_TRAIN_TAKES * seats) / seats + 1 / (seats + 1)) / 2
+
+
+def tuner_of(
+    trainable: Any,
+    spec: PipelineSpec,
+    search: Search,
+    *,
+    most_steps: Callable[[], int],
+    earlier: Sequence[Values],
+    run_config: Any,
+) -> Any:
+    """Ray Tune with this search's searcher and scheduler.
+
+    `most_steps()` is the length of the longest training, which a scheduler may need to know; `earlier` are settings
+    to begin with, those that a search before this one had chosen.
+    """
+    tune = spec.tune
+    assert tune is not None
+    names: dict[str, str] = {}
+
+    def number_of(trial: Any) -> str:
+        return names.setdefault(trial.trial_id, str(len(names)))
+
+    dimensions = {field: parse(entry) for field, entry in tune.space.items()}
+    directions = ["max" if metric in HIGHER_IS_BETTER else "min" for metric in tune.metric]
+    limit: int | None = search.at_once
+    resources = {"memory": 1.0}  # its workers' own request says what a trial really needs
+    if isinstance(tune.scheduler, PopulationSpec):
+        # All members are alive, and those that have no workers wait: what limits them is a resource.
+        resources, limit = {HEAD_NODE_RESOURCE_NAME: _seat(search.at_once)}, None
+    space: dict[str, Any] = {field: _domain(dimension) for field, dimension in dimensions.items()}
+    samples = -1 if search.wanted is None else search.wanted
+    searcher: Any
+    if isinstance(tune.searcher, TpeSpec):
+        searcher = _tpe(tune, dimensions, directions, earlier[: search.wanted])
+        space = {}
+    else:
+        searcher = BasicVariantGenerator(max_concurrent=limit or 0, random_state=tune.seed)
+        limit = None
+    if isinstance(tune.searcher, GridSpec):
+        combined = itertools.product(*(dimension.ends for dimension in dimensions.values()))
+        cut = [dict(zip(dimensions, values, strict=True)) for values in itertools.islice(combined, search.wanted)]
+        space, samples = {TOGETHER: ray.tune.grid_search(cut)}, 1
+    single = len(tune.metric) == 1
+    return ray.tune.Tuner(
+        ray.tune.with_resources(trainable, ray.tune.PlacementGroupFactory([resources])),
+        param_space=space,
+        tune_config=ray.tune.TuneConfig(
+            metric=tune.metric[0] if single else None,
+            mode=directions[0] if single else None,
+            search_alg=searcher,
+            scheduler=_scheduler(spec, dimensions, most_steps),
+            num_samples=samples,
+            max_concurrent_trials=limit,
+            time_budget_s=search.seconds_allowed,
+            reuse_actors=True,
+            trial_name_creator=number_of,
+            trial_dirname_creator=number_of,
+        ),
+        run_config=run_config,
+    )
+
+
+def _domain(dimension: Dimension) -> Any:
+    if isinstance(dimension, Choice):
+        return ray.tune.choice(list(dimension.values))
+    low, high = dimension.low, dimension.high
+    if dimension.is_whole:
+        return (ray.tune.lograndint if dimension.is_log else ray.tune.randint)(low, high + 1)
+    return (ray.tune.loguniform if dimension.is_log else ray.tune.uniform)(low, high)
+
+
+def _tpe(tune: TuneSpec, dimensions: dict[str, Dimension], directions: list[str], earlier: Sequence[Values]) -> Any:
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    class Tpe(OptunaSearch):  # type: ignore[misc]
+        """Told of a failed trial that it failed, and not of a result worse than any."""
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            if result is not None and result[RESULT].failed:
+                result, error = None, True
+            super().on_trial_complete(trial_id, result, error)
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    assert isinstance(tune.searcher, TpeSpec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate, since 2021
+        sampler = optuna.samplers.TPESampler(
+            seed=tune.seed,
+            multivariate=tune.searcher.multivariate,
+            n_startup_trials=tune.searcher.startup_trials,
+            constant_liar=True,  # trials at work count as bad ones: several at once do not draw the same
+        )
+    single = len(directions) == 1
+    return Tpe(
+        {field: _distribution(dimension) for field, dimension in dimensions.items()},
+        metric=tune.metric[0] if single else list(tune.metric),
+        mode=directions[0] if single else directions,
+        points_to_evaluate=list(earlier),
+        sampler=sampler,
+    )
+
+
+def _distribution(dimension: Dimension) -> Any:
+    import optuna
+
+    if isinstance(dimension, Choice):
+        return optuna.distributions.CategoricalDistribution(dimension.values)
+    if dimension.is_whole:
+        return optuna.distributions.IntDistribution(int(dimension.low), int(dimension.high), log=dimension.is_log)
+    return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=dimension.is_log)
+
+
+def _scheduler(spec: PipelineSpec, dimensions: dict[str, Dimension], most_steps: Callable[[], int]) -> Any:
+    assert spec.tune is not None
+    scheduler, every = spec.tune.scheduler, spec.train.checkpoint_every_steps
+    if isinstance(scheduler, AshaSpec):
+        grace = scheduler.grace_steps or every
+        return AsyncHyperBandScheduler(
+            time_attr="step",
+            grace_period=grace,
+            max_t=max(grace, most_steps()),
+            reduction_factor=scheduler.reduction_factor,
+        )
+    if isinstance(scheduler, MedianSpec):
+        return MedianStoppingRule(
+            time_attr="step", grace_period=scheduler.grace_steps or every, min_samples_required=scheduler.min_trials
+        )
+    if not isinstance(scheduler, PopulationSpec):
+        return None
+
+    class Population(PopulationBasedTraining):  # type: ignore[misc]
+        """Draws the same at the same step, so that an interrupted search goes on with the copies that it made."""
+
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> Any:
+            random.seed(f"{seed} {result['step']}")
+            np.random.seed(random.getrandbits(32))
+            return super().on_trial_result(tune_controller, trial, result)
+
+    seed = spec.tune.seed
+
+    def inside(config: dict[str, Any]) -> dict[str, Any]:
+        """A perturbed value may be outside of its range."""
+        return config | {field: dimension.nearest(config[field]) for field, dimension in dimensions.items()}
+
+    changes = {
+        field: list(dimension.values) if isinstance(dimension, Choice) else _domain(dimension)
+        for field, dimension in dimensions.items()
+    }
+    return Population(
+        time_attr="step",
+        perturbation_interval=scheduler.every_steps or every,
+        hyperparam_mutations=changes,
+        quantile_fraction=scheduler.quantile,
+        resample_probability=scheduler.resample_probability,
+        custom_explore_fn=inside,
+        log_config=False,
+        synch=True,
+    )

@@ -1,0 +1,67 @@
+"""The best trial of a search, trained again to be sure that its figures hold."""
+
+from workflows.search.job_queue import News
+from workflows.search.records import (
+    Report,
+    Search,
+    Trial,
+    Winner,
+    trial_folder,
+)
+from workflows.search.trial import Shared
+from workflows.search.worker_group import Gang, GangBroken, order_of
+from workflows.spec import PipelineSpec
+from workflows.spec.space import with_values
+from workflows.stage import StageFailed
+from workflows.store import Store
+
+_AGREEMENT = 0.01
+"""by what share of it the winner's loss may differ when it is measured once more"""
+
+
+def find_winner(spec: PipelineSpec, store: Store, search: Search, shared: Shared) -> Winner:
+    """The best report, measured once more by workers that know nothing of its trial; raises StageFailed."""
+    found = search.leader()
+    if found is None:
+        reasons = {trial.error for trial in search.trials if trial.error}
+        raise StageFailed(f"tune: no trial has reported anything: {'; '.join(sorted(reasons)) or 'the time was up'}")
+    trial, report = found
+    figure = search.metrics[0] if search.metrics[0].startswith("held_out_") else "held_out_loss"
+    reported = report.figures[figure]
+    again = _measured_again(spec, store, trial, report, shared)
+    remeasured = again.figures[figure]
+    if abs(remeasured - reported) > _AGREEMENT * abs(reported):
+        raise StageFailed(
+            f"tune: trial {trial.number} reported a {figure} of {reported:.6g} at step {report.step}, and its "
+            f"checkpoint gives {remeasured:.6g}; nothing is declared the winner"
+        )
+    assert report.checkpoint is not None
+    return Winner(trial.number, trial.key, report.step, report.checkpoint, reported, remeasured)
+
+
+def _measured_again(spec: PipelineSpec, store: Store, trial: Trial, report: Report, shared: Shared) -> News:
+    """The figures of a report's checkpoint, measured once more.
+
+    Where it is no longer there, since it could not win in the search that made it, it is trained again.
+    """
+    folder, trial_spec = trial_folder(store, trial.key), with_values(spec, trial.values)
+    gang = Gang(spec, store, shared.keys, shared.folder, shared.max_failures)
+    try:
+        if report.checkpoint is None:
+            gang.begin(order_of(trial_spec, folder=folder))
+            news = gang.next_news()
+            while news.step < report.step and not news.failed:
+                news = gang.next_news()
+            report.checkpoint = news.checkpoint
+        else:
+            gang.begin(
+                order_of(trial_spec, folder=folder, checkpoint=f"{folder}/{report.checkpoint}", only_measure=True)
+            )
+            news = gang.next_news()
+    except GangBroken as error:
+        raise StageFailed(f"tune: the winner could not be measured: {error}") from error
+    finally:
+        gang.close()
+    if news.failed:
+        raise StageFailed(f"tune: the winner could not be measured: {news.failed}")
+    return news

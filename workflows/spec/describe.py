@@ -1,0 +1,105 @@
+"""Every field of a pipeline file in words: its type, bounds and default."""
+
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from workflows.spec.pipeline import PipelineSpec
+
+
+def named_sections(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
+    """The sections that a field with a `name` chooses from, by name; none for another field."""
+    if field is None or field.discriminator is None:
+        return {}
+    return {model.model_fields["name"].default: model for model in get_args(field.annotation)}
+
+
+def model_of(annotation: Any) -> type[BaseModel] | None:
+    """The section inside an annotation such as `AdapterSpec | None` or `list[Source]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for inner in get_args(annotation) if (model := model_of(inner))), None)
+
+
+@dataclass(frozen=True)
+class FieldReference:
+    """One line of the reference: a field's dotted path, type with bounds, default and description."""
+
+    path: str
+    type: str
+    default: str
+    description: str
+
+
+def all_fields(model: type[BaseModel] = PipelineSpec, prefix: str = "") -> list[FieldReference]:
+    """All fields of the pipeline file, in the order in which they are declared."""
+    rows = []
+    for name, field in model.model_fields.items():
+        text = " ".join((field.description or "").split())
+        path = prefix + name
+        rows.append(FieldReference(path, describe_type(field), describe_default(field), text))
+        for word, section in named_sections(field).items():
+            # The dotted path has no name of a section in it; it stands behind, to tell fields of the same name apart.
+            rows += [replace(row, path=f"{row.path} [{word}]") for row in all_fields(section, f"{path}.")]
+        if named_sections(field):
+            continue
+        if inner := model_of(field.annotation):
+            rows += all_fields(inner, f"{path}.{'0.' if 'list[' in str(field.annotation) else ''}")
+    return rows
+
+
+_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >=", "pattern": "matches"}
+
+
+def describe_type(field: FieldInfo) -> str:
+    """A field's type and bounds, such as `int >= 1, <= 1024`."""
+    if named := named_sections(field):
+        return " | ".join(named)
+    bounds = [
+        f"{sign} {_number(getattr(rule, key))}"
+        for rule in [*field.metadata, *_inner_metadata(field.annotation)]
+        for key, sign in _BOUNDS.items()
+        if getattr(rule, key, None) is not None
+    ]
+    return f"{_type_name(field.annotation)} {', '.join(bounds)}".strip()
+
+
+def _inner_metadata(annotation: Any) -> list[Any]:
+    found: list[Any] = []
+    for inner in get_args(annotation):
+        for extra in getattr(inner, "__metadata__", ()):
+            found += getattr(extra, "metadata", [extra])
+    return found
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _type_name(annotation: Any) -> str:
+    if hasattr(annotation, "__metadata__"):
+        return _type_name(annotation.__origin__)
+    if annotation is None or annotation is type(None):
+        return "null"
+    arguments = get_args(annotation)
+    if isinstance(annotation, type) and not arguments:
+        return "section" if issubclass(annotation, BaseModel) else annotation.__name__
+    if getattr(annotation, "__origin__", None) is dict:
+        return "mapping"
+    if getattr(annotation, "__origin__", None) is list:
+        return f"list of {_type_name(arguments[0])}"
+    if arguments and all(isinstance(argument, str) for argument in arguments):
+        return " | ".join(str(argument) for argument in arguments)
+    return " | ".join(_type_name(argument) for argument in arguments)
+
+
+def describe_default(field: FieldInfo) -> str:
+    """A field's default value, `required` where it has none."""
+    if field.default is PydanticUndefined:
+        return "required"
+    if isinstance(field.default, BaseModel):
+        return str(getattr(field.default, "name", "section"))
+    return "null" if field.default is None else _number(field.default)

@@ -1,0 +1,43 @@
+"""The files of this machine that a pipeline file names, and putting others in their place."""
+
+from workflows.spec.objectives import TeacherSpec
+from workflows.spec.pipeline import PipelineSpec
+
+
+def local_paths(spec: PipelineSpec) -> dict[str, str]:
+    """The files, folders and globs that a pipeline reads, by the dotted fields that name them; no URI, no Hub id."""
+    objective = spec.train.objective
+    models = {"base_model": spec.base_model}
+    if isinstance(objective, TeacherSpec):
+        models["train.objective.teacher"] = objective.teacher
+    paths = {f"data.sources.{index}.path": source.path for index, source in enumerate(spec.data.sources)}
+    named = {"evaluate.questions": spec.evaluate.questions, "data.chat_template": spec.data.chat_template}
+    paths |= {field: path for field, path in named.items() if path}
+    paths |= {f"serve.adapters.{name}": path for name, path in spec.serve.adapters.items()}
+    paths |= {field: name for field, name in models.items() if name.startswith(("/", "./", "../", "~"))}
+    return {field: path for field, path in paths.items() if "://" not in path and not path.startswith("hf:")}
+
+
+def with_paths(spec: PipelineSpec, paths: dict[str, str]) -> PipelineSpec:
+    """`spec` with other paths in fields that `local_paths` names."""
+    sources = [
+        source.model_copy(update={"path": paths.get(f"data.sources.{index}.path", source.path)})
+        for index, source in enumerate(spec.data.sources)
+    ]
+    adapters = {name: paths.get(f"serve.adapters.{name}", path) for name, path in spec.serve.adapters.items()}
+    objective = spec.train.objective
+    if isinstance(objective, TeacherSpec):
+        teacher = paths.get("train.objective.teacher", objective.teacher)
+        objective = objective.model_copy(update={"teacher": teacher})
+    questions = paths.get("evaluate.questions", spec.evaluate.questions)
+    return spec.model_copy(
+        update={
+            "base_model": paths.get("base_model", spec.base_model),
+            "train": spec.train.model_copy(update={"objective": objective}),
+            "data": spec.data.model_copy(
+                update={"sources": sources, "chat_template": paths.get("data.chat_template", spec.data.chat_template)}
+            ),
+            "evaluate": spec.evaluate.model_copy(update={"questions": questions}),
+            "serve": spec.serve.model_copy(update={"adapters": adapters}),
+        }
+    )

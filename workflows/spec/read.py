@@ -1,0 +1,308 @@
+"""Reading a pipeline file: YAML with line numbers, `--set` overrides, all errors at once, and the reference."""
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from workflows.spec import space as spec_space
+from workflows.spec.describe import describe_default, describe_type, model_of, named_sections
+from workflows.spec.errors import Location, SpecError, SpecProblem, dotted
+from workflows.spec.paths import local_paths, with_paths
+from workflows.spec.pipeline import PipelineSpec
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number and only true and false are booleans (as in YAML 1.2)."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (so declared by PyYAML)
+        first: [rule for rule in rules if not rule[0].endswith((":float", ":bool", ":timestamp"))]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.[\d_]*|\.\d+|\d[\d_]*(?=[eE]))(?:[eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"),
+    list("-+0123456789."),
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.I), list("tTfF"))
+
+
+def read_spec(
+    file: str | Path, overrides: list[str] | None = None, may_be_open: bool = True, for_job: bool = False
+) -> PipelineSpec:
+    """The pipeline in `file`, with `overrides` like `train.learning_rate=2e-4`; raises SpecError.
+
+    Relative data paths come back absolute, from the file's folder. Unless it `may_be_open`, an endpoint that other
+    machines could use without a key is a mistake too; `for_job`, what a job on a cluster could not use.
+    """
+    path = Path(file)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SpecError([SpecProblem(str(file), "", "there is no such file")]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError([SpecProblem(str(file), "", f"cannot be read: {error}")]) from None
+    values, lines = _parse(text, str(file))
+    where = {location: f"{file}:{line}" for location, line in lines.items()}
+    for override in overrides or []:
+        _apply_override(values, where, override)
+    try:
+        spec = PipelineSpec.model_validate(values)
+    except ValidationError as error:
+        problems: list[SpecProblem] = []
+        for problem in (_problem(item, where, str(file)) for item in error.errors()):
+            # A field of several types complains once for each of them.
+            if not any(f"{problem.field}.".startswith(f"{known.field}.") for known in problems):
+                problems.append(problem)
+        raise SpecError(sorted(problems, key=lambda problem: _line_number(problem.where))) from None
+    if wrong := [_space_problem(problem, where, str(file)) for problem in spec_space.problems_of(spec)]:
+        raise SpecError(sorted(wrong, key=lambda problem: _line_number(problem.where)))
+    if spec.serve.is_open and not may_be_open:
+        raise SpecError([SpecProblem(_place(("serve", "host"), where, str(file)), "serve.host", _open_to_all(spec))])
+    if for_job and (unfit := _unfit_for_job(spec, where, str(file))):
+        raise SpecError(sorted(unfit, key=lambda problem: _line_number(problem.where)))
+    folder = path.resolve().parent
+    absolute = {
+        field: str((folder / Path(named).expanduser()).resolve()) for field, named in local_paths(spec).items()
+    }
+    return _with_certificate_files(with_paths(spec, absolute), folder)
+
+
+def _with_certificate_files(spec: PipelineSpec, folder: Path) -> PipelineSpec:
+    """Absolute; they are no `local_paths`, which travel with a job: a key stays where it is."""
+    if spec.serve.tls is None:
+        return spec
+    named = {name: str(folder / Path(file).expanduser()) for name, file in spec.serve.tls.model_dump().items()}
+    serve = spec.serve.model_copy(update={"tls": spec.serve.tls.model_copy(update=named)})
+    return spec.model_copy(update={"serve": serve})
+
+
+def _space_problem(problem: spec_space.SpaceProblem, where: dict[Location, str], file: str) -> SpecProblem:
+    """A mistake in the search space, where it stands."""
+    location: Location = ("tune", "space", problem.field) if problem.field else ("tune", "space")
+    words = problem.words
+    if problem.error is not None:
+        words += _problem(problem.error, {}, "").problem
+    return SpecProblem(_place(location, where, file), dotted(location), words)
+
+
+def _unfit_for_job(spec: PipelineSpec, where: dict[Location, str], file: str) -> list[SpecProblem]:
+    """What runs here and not as a job on a cluster: a store of this machine alone, credentials that would travel."""
+    problems = []
+    if "://" not in spec.store and not spec.store.startswith("/"):
+        words = (
+            f"got {spec.store!r}, a folder of this machine; a job's nodes must all reach it: give s3://bucket/path, "
+            "gs://bucket/path, or the absolute path of a folder that they share"
+        )
+        problems.append(SpecProblem(_place(("store",), where, file), "store", words))
+    for name, path in spec.serve.tls.model_dump().items() if spec.serve.tls else ():
+        if not path.startswith("/"):
+            words = (
+                f"got {path!r}; it is a file of the head node, and does not travel with a job: give its absolute path"
+            )
+            problems.append(SpecProblem(_place(("serve", "tls", name), where, file), f"serve.tls.{name}", words))
+    from workflows.store import without_secrets  # pyarrow comes with it
+
+    for location, text in _texts(spec.model_dump()):
+        if without_secrets(text) != text:
+            words = (
+                "has credentials in it, which would travel with the job and be read in Ray's dashboard; leave them "
+                "out and give the cluster's nodes a role, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (for gs:// "
+                "GOOGLE_APPLICATION_CREDENTIALS) in the environment that Ray starts in"
+            )
+            problems.append(SpecProblem(_place(location, where, file), dotted(location), words))
+    return problems
+
+
+def _texts(value: Any, at: Location = ()) -> Iterator[tuple[Location, str]]:
+    """Every text in plain data, and where it stands."""
+    if isinstance(value, str):
+        yield at, value
+    elif isinstance(value, dict | list | tuple):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts(inner, (*at, key))
+
+
+def _open_to_all(spec: PipelineSpec) -> str:
+    return (
+        f"got {spec.serve.host!r}, where other machines reach the endpoint, and serve.keys is none, so anybody may "
+        "use it; set serve.keys: required and make a key with `rayconteur keys create PIPELINE NAME`, or listen on "
+        "127.0.0.1, or say --insecure"
+    )
+
+
+def _place(location: Location, where: dict[Location, str], file: str) -> str:
+    """Where a field stands, or the innermost section around it."""
+    return next((where[location[:end]] for end in range(len(location), -1, -1) if location[:end] in where), file)
+
+
+def _line_number(where: str) -> int:
+    tail = where.rpartition(":")[2]
+    return int(tail) if tail.isdigit() else 0
+
+
+def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[Location, int]]:
+    """The file's values, and the line (from 1) of every one of them."""
+    lines: dict[Location, int] = {(): 1}
+    problems: list[SpecProblem] = []
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        values = {} if root is None else _construct(loader, root, (), lines, problems, file)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        words = " ".join(part for part in (error.context, error.problem) if part)
+        raise SpecError([SpecProblem(f"{file}:{line}", "", f"not YAML: {words}")]) from None
+    except yaml.YAMLError as error:
+        raise SpecError([SpecProblem(f"{file}:1", "", f"not YAML: {error}")]) from None
+    except RecursionError:
+        raise SpecError([SpecProblem(f"{file}:1", "", "nested too deeply, or refers to itself")]) from None
+    if not isinstance(values, dict):
+        problems.append(SpecProblem(f"{file}:1", "", "a pipeline file is a mapping of fields to values"))
+    if problems:
+        raise SpecError(problems)
+    return values, lines
+
+
+def _construct(
+    loader: _Loader,
+    node: yaml.Node,
+    at: Location,
+    lines: dict[Location, int],
+    problems: list[SpecProblem],
+    file: str,
+) -> Any:
+    lines.setdefault(at, node.start_mark.line + 1)
+    if isinstance(node, yaml.SequenceNode):
+        return [
+            _construct(loader, item, (*at, index), lines, problems, file) for index, item in enumerate(node.value)
+        ]
+    if not isinstance(node, yaml.MappingNode):
+        return loader.construct_object(node, deep=True)
+    loader.flatten_mapping(node)
+    values: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = str(key_node.value)
+        inner = (*at, key)
+        line = key_node.start_mark.line + 1
+        if key in values:
+            first = lines[inner]
+            problems.append(
+                SpecProblem(f"{file}:{line}", dotted(inner), f"stands twice, first on line {first}; keep one")
+            )
+        lines[inner] = line
+        values[key] = _construct(loader, value_node, inner, lines, problems, file)
+    return values
+
+
+def _apply_override(values: dict[str, Any], where: dict[Location, str], override: str) -> None:
+    """Set one `dotted.field=value` in the raw values; the value is read as YAML."""
+    label = f"--set {override}"
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise SpecError([SpecProblem(label, "", "must be field=value, as in train.learning_rate=2e-4")])
+    keys: list[str | int] = [int(part) if part.isdigit() else part for part in name.strip().split(".")]
+    if keys[:2] == ["tune", "space"] and len(keys) > 2:  # its keys are dotted fields themselves
+        keys = ["tune", "space", dotted(tuple(keys[2:]))]
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise SpecError([SpecProblem(label, name, f"the value is not YAML: {error}")]) from None
+    target: Any = values
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(target, list):
+            if not isinstance(key, int) or key >= len(target):
+                raise SpecError(
+                    [SpecProblem(label, name, f"{key!r} is no entry of a list of {len(target)} (from 0)")]
+                )
+        elif not isinstance(target, dict):
+            raise SpecError([SpecProblem(label, name, f"{dotted(tuple(keys[:depth]))} has no fields")])
+        where[tuple(keys[: depth + 1])] = label
+        if last:
+            target[key] = value
+        else:
+            if isinstance(target, dict) and not isinstance(target.get(key), dict | list):
+                named = named_sections(_field_at(tuple(keys[: depth + 1])))
+                target[key] = {"name": target[key]} if named and isinstance(target.get(key), str) else {}
+            target = target[key]
+
+
+def _problem(error: Any, where: dict[Location, str], file: str) -> SpecProblem:
+    """A pydantic error in our words: the place, the dotted field, what it got, the rule, the fix."""
+    location, field = _field_location(error["loc"]), _field_at(error["loc"])
+    kind, got, rule = error["type"], error["input"], error["msg"]
+    if kind.startswith("union_tag"):
+        names = error["ctx"].get("expected_tags") or ", ".join(named_sections(field))
+        rule = f"must be one of {names}"
+        if kind == "union_tag_not_found" or (*location, "name") in where:
+            location = (*location, "name")
+        got, field = got.get("name"), None
+    place = _place(location, where, file)
+    if kind == "union_tag_not_found":
+        return SpecProblem(place, dotted(location), f"is required; {rule}")
+    if kind == "extra_forbidden":
+        siblings = _field_names(error["loc"][:-1])
+        near = difflib.get_close_matches(str(location[-1]), siblings, n=1, cutoff=0.5)
+        parent = dotted(location[:-1])
+        prefix = f"{parent}." if parent else ""
+        fix = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(siblings)}"
+        return SpecProblem(place, dotted(location), f"unknown field; {fix}")
+    if kind == "missing":
+        return SpecProblem(place, dotted(location), f"is required; {_first_sentence(field)}")
+    rule = rule.removeprefix("Value error, ").replace("Input should", "must")
+    if kind == "value_error":
+        return SpecProblem(place, dotted(location), rule)
+    allowed = f"; allowed: {describe_type(field)}, default {describe_default(field)}" if field else ""
+    near_values = difflib.get_close_matches(got, re.findall(r"'([^']+)'", rule), n=1) if isinstance(got, str) else []
+    hint = f"; did you mean {near_values[0]}?" if near_values else ""
+    return SpecProblem(place, dotted(location), f"got {got!r}; {rule}{allowed}{hint}")
+
+
+def _walk(location: Location) -> tuple[Location, FieldInfo | None, type[BaseModel] | None]:
+    """What stands at a pydantic location: its place in the file, the field, and the section that it holds.
+
+    pydantic puts the names of union members between fields; they are not in the file.
+    """
+    kept: list[str | int] = []
+    field: FieldInfo | None = None
+    model: type[BaseModel] | None = PipelineSpec
+    named: dict[str, type[BaseModel]] = {}
+    for part in location:
+        if isinstance(part, str) and part in named:
+            model, named = named[part], {}
+            continue
+        if isinstance(part, str) and re.search(r"[\[(-]|^(?:str|int|float|bool)$", part):
+            continue
+        kept.append(part)
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part) if model else None
+        named = named_sections(field)
+        model = model_of(field.annotation) if field and not named else None
+    return tuple(kept), field, model
+
+
+def _field_location(location: Location) -> Location:
+    return _walk(location)[0]
+
+
+def _field_at(location: Location) -> FieldInfo | None:
+    return _walk(location)[1]
+
+
+def _field_names(location: Location) -> list[str]:
+    model = _walk(location)[2]
+    return list(model.model_fields) if model else []
+
+
+def _first_sentence(field: FieldInfo | None) -> str:
+    text = " ".join(field.description.split()) if field and field.description else "give it a value"
+    return re.split(r"(?<=[.;])\s", text)[0].rstrip(".;")

@@ -1,0 +1,58 @@
+"""What a stage is, what it gets, and how it fails."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from workflows.progress import Progress
+from workflows.spec import PipelineSpec
+from workflows.store import Artifact, Store
+
+
+class StageFailed(ValueError):
+    """A stage that could not do its work; the text is for the user."""
+
+
+class GateFailed(StageFailed):
+    """The scorecard says that the checkpoint is not good enough."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage gets: the spec, where to write, the artifacts before it, and the display."""
+
+    spec: PipelineSpec
+    store: Store
+    key: str
+    inputs: dict[str, Artifact]
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the pipeline.
+
+    `workflows/stages/<name>.py` has its `run(context) -> figures`, and `tidy(context)` where something can be let go
+    of once the artifact is whole.
+    """
+
+    name: str
+    version: int
+    """raised when the stage's output changes its meaning"""
+    inputs: tuple[str, ...]
+    """the stages whose artifacts it reads, of those that the pipeline has"""
+    settings: Callable[[PipelineSpec], dict[str, Any]]
+    """what of the spec, and of the files it names, decides the output"""
+    summary: str
+    is_needed: Callable[[PipelineSpec], bool] = lambda spec: True
+    """whether a pipeline has this stage at all"""
+
+
+DISCRIMINATOR = "discriminator"
+"""its folder in the artifacts of `train` and `optimize`, and in a new model's, if it begins otherwise than that"""
+
+CONTINUED = "continued"
+"""the folder of what it is compared to, a generator by likelihood alone, in the artifact of `train`"""
+
+SHIPPED = "shipped"
+"""what the figures of a release with a discriminator say of it"""

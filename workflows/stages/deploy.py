@@ -1,0 +1,78 @@
+"""deploy: release to endpoint, with Ray Serve.
+
+    rayconteur deploy PIPELINE
+
+Refuses a release whose scorecard did not pass. Leaves in the store a manifest with the endpoint's address; the
+endpoint is up to date while `/health` there names this release.
+"""
+
+import time
+from datetime import UTC, datetime
+
+from workflows.endpoint.application import application, chosen_engine, key_reader, model_name
+from workflows.endpoint.status import check_certificate, deployment_key, url_of
+from workflows.progress import Progress
+from workflows.spec import PipelineSpec, ServeSpec
+from workflows.stage import GateFailed, StageFailed
+from workflows.store import Artifact, Store
+
+
+def check_passed(scorecard: Artifact, force: bool) -> None:
+    """Raise GateFailed for a release whose evaluation did not pass, unless `force`."""
+    if not scorecard.figures["passed"] and not force:
+        raise GateFailed(
+            f"deploy: refused, the scorecard {scorecard.figures['verdict']}; --force deploys all the same"
+        )
+
+
+def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress: Progress) -> Artifact:
+    """Start or update the endpoint on the connected cluster and wait until it answers; its artifact."""
+    import ray
+
+    from serve.front import Endpoint
+    from serve.front_actor import FrontSettings, run_endpoint
+    from workflows.cluster.workers import check_fits
+
+    serve, release, url = spec.serve, done["optimize"], url_of(spec.serve)
+    check_certificate(serve)
+    check_fits(spec, ["deploy"], progress)
+    engine, reason = chosen_engine(serve, release)
+    progress.start("deploy", f"release {release.key} to {url} (Ray Serve); engine {engine}: {reason}")
+    started, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    app = application(spec, store, release, engine, surge=_has_room_for_one_more(serve))
+    endpoint = Endpoint(model_name(spec), release.key)
+    shown = FrontSettings(
+        origins=tuple(serve.cors_origins),
+        tls=(serve.tls.certificate, serve.tls.key) if serve.tls else None,
+        read_keys=key_reader(spec, store),
+    )
+    try:
+        run_endpoint(app, spec.name, serve.host, serve.port, serve.max_reply_seconds, endpoint, shown)
+    except (RuntimeError, ray.exceptions.RayError) as error:
+        raise StageFailed(f"deploy: Ray Serve could not start the endpoint: {error}") from error
+    except OSError as error:
+        raise StageFailed(
+            f"serve.port: cannot listen on {serve.host}:{serve.port}: {error}; "
+            f"free it or take another, as in --set serve.port={min(serve.port + 1, 65535)}"
+        ) from None
+    artifact = Artifact(
+        stage="deploy",
+        key=deployment_key(spec, release.key),
+        pipeline=spec.name,
+        inputs={name: done[name].key for name in ("evaluate", "optimize")},
+        settings={"serve": serve.result_fields()},
+        figures={"url": url, "model": model_name(spec), "engine": engine, "engine_because": reason},
+        started=started,
+        seconds=round(time.monotonic() - began, 3),
+    )
+    store.finish(artifact)
+    progress.finish("deploy", {})
+    return artifact
+
+
+def _has_room_for_one_more(serve: ServeSpec) -> bool:
+    """Whether an update can start a new replica beside the old ones."""
+    import ray
+
+    free = ray.available_resources()
+    return bool(free.get("CPU", 0) >= serve.cpus_per_replica and free.get("GPU", 0) >= serve.gpus_per_replica)

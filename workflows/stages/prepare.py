@@ -1,0 +1,319 @@
+"""prepare: raw conversations to token shards, with Ray Data.
+
+    rayconteur prepare PIPELINE [--show 3]
+
+Leaves in the store: `corpus/split=train` and `corpus/split=held_out` (Parquet: source, line, input_ids, supervised,
+num_tokens, num_targets, messages), and `quarantine.jsonl` with every line that was set aside, and why; of
+`base_model: new` also `base/`, the model before training (workflows/corpus/new_model.py).
+
+What a line must be depends on `train.objective`. Of a preference pair, `input_ids`, `supervised` and `messages` are
+the prompt with the chosen reply, `other_input_ids` and `other_supervised` the prompt with the rejected one. Of a
+judged reply (KTO) the first are the prompt with this reply, the others the prompt with a reply to another prompt of
+the same file (`workflows.corpus.conversations.mismatched_replies`, over blocks of 512 lines). In both only the last
+reply is supervised, the prompt counts once in `num_tokens`, as it is read once, and it alone decides the split.
+"""
+
+import functools
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.fs
+import ray
+import ray.data
+
+from models.chat import Message, ReplyCut, end_token_ids
+from models.chat.messages import SameRole
+from workflows.cluster.board import watching
+from workflows.corpus.chat_tokenizer import chat_tokenizer, read_template, template_notes
+from workflows.corpus.conversations import mismatched_replies
+from workflows.corpus.encoding import HELD_OUT, QUARANTINE, Encoding
+from workflows.corpus.files.formats import records
+from workflows.corpus.files.sources import PACKED, SourceFile, source_files
+from workflows.corpus.files.text import Record
+from workflows.corpus.new_model import CHAT_TEMPLATE, make_base, with_base
+from workflows.corpus.set_aside import SetAside, set_aside_text
+from workflows.spec import NEW_MODEL, PipelineSpec
+from workflows.stage import Context, StageFailed
+
+_LINES_PER_BLOCK = 512
+_BYTES_PER_BLOCK = 64 << 20
+_EXCERPT_CHARACTERS = 200
+_STARTED_EARLY = 16
+# Conversations are about so many times as long as their compressed files.
+_PACKED_FACTOR = 6
+# Above this share of cut conversations a user is told.
+_MANY_CUT = 0.05
+_Reading = tuple[dict[str, str], SameRole]  # data.fields, data.same_role
+
+_SCHEMA = pa.schema(
+    [
+        ("source", pa.int32()),
+        ("line", pa.int64()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("supervised", pa.list_(pa.bool_())),
+        ("other_input_ids", pa.list_(pa.int32())),
+        ("other_supervised", pa.list_(pa.bool_())),
+        ("piece_lengths", pa.list_(pa.int32())),
+        ("piece_parents", pa.list_(pa.int32())),
+        ("desirable", pa.bool_()),
+        ("num_tokens", pa.int32()),
+        ("num_targets", pa.int32()),
+        ("truncated", pa.bool_()),
+        ("messages", pa.string()),
+        ("tools", pa.string()),
+        ("reason", pa.string()),
+        ("split", pa.string()),
+    ]
+)
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Read, render, split and write all conversations, streaming; returns the corpus statistics."""
+    spec, store, examples = context.spec, context.store, context.spec.train.objective.examples
+    store.clear("prepare", context.key)
+    files = source_files(spec)
+    if spec.base_model == NEW_MODEL:
+        make_base(context, files)
+        spec = with_base(spec, store, context.key)
+    if spec.data.chat_template is not None:
+        template = read_template(spec.data.chat_template)
+        store.write_file(store.path("prepare", context.key, CHAT_TEMPLATE), template.encode())
+        spec = with_base(spec, store, context.key)
+    corpus_path = store.path("prepare", context.key, "corpus")
+    _set_block_size(files)
+    _start_workers()
+    tokenizer = chat_tokenizer(spec)
+    end_token_ids(tokenizer)  # a template that ends no reply fails here, not on every line
+    for note in template_notes(spec, tokenizer):
+        context.progress.note(f"prepare: {note}")
+    # A worker that unpickles a tokenizer imports no torch, which would take it longer than a thousand conversations.
+    pickled = ray.put(tokenizer)
+    with watching(context.progress, "lines") as board:
+        items = [
+            {
+                "source": index,
+                "uri": file.source,
+                "path": file.path,
+                "limit": file.limit or -1,
+                "field": file.field,
+            }
+            for index, file in enumerate(files)
+        ]
+        (
+            ray.data.from_items(items, override_num_blocks=len(items))
+            # Asking for other resources than the encoding keeps Ray Data from joining both into one task for a file.
+            .map_batches(
+                _read_lines,
+                batch_size=1,
+                fn_kwargs={
+                    "judged": (spec.data.fields, spec.data.same_role) if examples == "judged" else None,
+                    "board": board,
+                },
+                num_cpus=0,
+            )
+            .map_batches(
+                _encode_lines,
+                batch_size=_LINES_PER_BLOCK,
+                fn_kwargs={
+                    "spec": spec.model_dump_json(),
+                    "tokenizer": pickled,
+                    "paths": [file.path for file in files],
+                    "board": board,
+                },
+                batch_format="pyarrow",
+            )
+            .write_parquet(corpus_path, filesystem=store.filesystem, partition_cols=["split"])
+        )
+    paths = [file.path for file in files]
+    figures = _statistics(context, paths)
+    _check(context, figures, paths)
+    return figures
+
+
+def _start_workers() -> None:
+    """Have workers start and import what encoding needs while this process loads the tokenizer."""
+
+    def start() -> None:
+        import transformers.tokenization_utils_tokenizers  # noqa: F401
+
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    starter = ray.remote(num_cpus=1)(start)
+    for _ in range(min(cpus, _STARTED_EARLY)):
+        starter.remote()
+
+
+def _set_block_size(files: list[SourceFile]) -> None:
+    """A file is read by one task, which streams its lines on in blocks; rendering those is spread over all CPUs."""
+    size = sum(file.size * (_PACKED_FACTOR if file.path.endswith((*PACKED, ".parquet")) else 1) for file in files)
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    block = min(64 << 20, max(256 << 10, size // (4 * cpus)))
+    ray.data.DataContext.get_current().target_max_block_size = block
+
+
+def _read_lines(batch: dict[str, Any], judged: _Reading | None, board: Any) -> Iterator[dict[str, Any]]:
+    """The conversations of a file, in blocks of (source, line, text, unread, mismatched)."""
+    source, limit = int(batch["source"][0]), int(batch["limit"][0])
+    uri, path, field = (str(batch[name][0]) for name in ("uri", "path", "field"))
+    file = SourceFile(uri, path, limit if limit > 0 else None, fingerprint="", field=field)
+    block: list[Record] = []
+    before: list[Record] = []
+    size = 0
+    for record in records(file):
+        block.append(record)
+        size += len(record.text)
+        if len(block) == _LINES_PER_BLOCK or size >= _BYTES_PER_BLOCK:
+            board.add.remote(total=len(block))
+            yield _lines_block(source, block, judged, before=[])
+            before, block, size = block, [], 0
+    if block:
+        board.add.remote(total=len(block))
+        yield _lines_block(source, block, judged, before)
+
+
+def _lines_block(source: int, block: list[Record], judged: _Reading | None, before: list[Record]) -> dict[str, Any]:
+    """`judged`: how lines are read where they are judged replies. `before`: more lines that mismatched replies may
+    come from, for the last block, which may be a short one.
+    """
+    numbers, texts, unread = zip(*block, strict=True)
+    replies: list[Message | None] = [None] * len(block)
+    if judged is not None:
+        replies = mismatched_replies([record.text for record in before + block], *judged)[len(before) :]
+    mismatched = ["" if reply is None else reply["content"] for reply in replies]
+    return {
+        "source": [source] * len(block),
+        "line": list(numbers),
+        "text": list(texts),
+        "unread": list(unread),
+        "mismatched": mismatched,
+    }
+
+
+@functools.lru_cache(maxsize=2)
+def _encoding(spec: str, tokenizer: "ray.ObjectRef[Any]") -> Encoding:
+    """Once for all blocks that a process gets."""
+    pipeline = PipelineSpec.model_validate_json(spec)
+    return Encoding(ray.get(tokenizer), pipeline.data, pipeline.train.objective.examples)
+
+
+def _encode_lines(
+    batch: pa.Table, spec: str, tokenizer: "ray.ObjectRef[Any]", paths: list[str], board: Any
+) -> pa.Table:
+    encoding = _encoding(spec, tokenizer)
+    columns = (batch[name].to_pylist() for name in ("source", "line", "text", "unread", "mismatched"))
+    rows = []
+    for source, line, text, unread, mismatched in zip(*columns, strict=True):
+        row: dict[str, Any] = {"source": source, "line": line, "num_tokens": 0, "num_targets": 0, "truncated": False}
+        try:
+            if unread:
+                raise ValueError(unread)
+            row |= encoding.row(text, mismatched)
+        except ReplyCut as error:
+            raise StageFailed(
+                f"data.cut_replies: {paths[source]}:{line}: {error}; raise data.max_length, or let replies be "
+                "cut or dropped"
+            ) from None
+        except ValueError as error:
+            excerpt = text[:_EXCERPT_CHARACTERS].decode(errors="replace").strip()
+            row |= {"split": QUARANTINE, "reason": str(error), "messages": excerpt}
+        rows.append(row)
+    good = sum(row["split"] != QUARANTINE for row in rows)
+    tokens = sum(row["num_tokens"] for row in rows)
+    board.add.remote(done=len(rows), conversations=good, set_aside=len(rows) - good, tokens=tokens)
+    return pa.table([_column([row.get(field.name) for row in rows], field.type) for field in _SCHEMA], schema=_SCHEMA)
+
+
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """`values` as a column; lists of numbers by way of one long array, which is ten times as fast."""
+    if not pa.types.is_list(kind) or all(value is None for value in values):
+        return pa.array(values, kind)
+    lengths = [len(value) if value is not None else 0 for value in values]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    flat = np.fromiter(
+        itertools.chain.from_iterable(value or () for value in values), kind.value_type.to_pandas_dtype()
+    )
+    is_null = pa.array([value is None for value in values])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, kind.value_type), mask=is_null)
+
+
+def _statistics(context: Context, paths: list[str]) -> dict[str, Any]:
+    """Counts over the written shards, a batch at a time; also writes quarantine.jsonl."""
+    store = context.store
+    figures: dict[str, Any] = dict.fromkeys(
+        ("conversations", "held_out_conversations", "quarantined", "tokens", "supervised_tokens", "held_out_tokens",
+         "truncated", "longest"), 0
+    )  # fmt: skip
+    path = store.path("prepare", context.key, "corpus")
+    if store.filesystem.get_file_info(path).type == pa.fs.FileType.NotFound:  # nothing was written
+        raise StageFailed(f"data.sources: no lines in {', '.join(paths)}")
+    parts = pa.dataset.dataset(path, filesystem=store.filesystem, format="parquet", partitioning="hive")
+    columns = ["split", "num_tokens", "num_targets", "truncated"]
+    for batch in parts.to_batches(columns=columns):
+        for row in batch.to_pylist():
+            _count(figures, row)
+    groups = SetAside()
+    bad = parts.to_batches(
+        columns=["source", "line", "reason", "messages"], filter=pa.dataset.field("split") == QUARANTINE
+    )
+    with store.filesystem.open_output_stream(store.path("prepare", context.key, "quarantine.jsonl")) as stream:
+        for batch in bad:
+            for row in batch.to_pylist():
+                record = {"file": paths[row["source"]], "line": row["line"], "reason": row["reason"]}
+                stream.write((json.dumps({**record, "text": row["messages"]}, ensure_ascii=False) + "\n").encode())
+                groups.add(row["reason"], row["source"], paths[row["source"]], row["line"])
+    figures["set_aside"] = groups.as_dicts()
+    return figures
+
+
+def _count(figures: dict[str, Any], row: dict[str, Any]) -> None:
+    if row["split"] == QUARANTINE:
+        figures["quarantined"] += 1
+        return
+    held_out = row["split"] == HELD_OUT
+    figures["held_out_conversations" if held_out else "conversations"] += 1
+    figures["held_out_tokens" if held_out else "tokens"] += row["num_tokens"]
+    figures["supervised_tokens"] += 0 if held_out else row["num_targets"]
+    figures["truncated"] += row["truncated"]
+    figures["longest"] = max(figures["longest"], row["num_tokens"])
+
+
+def _check(context: Context, figures: dict[str, Any], paths: list[str]) -> None:
+    """Raise StageFailed if the corpus cannot be trained on."""
+    data = context.spec.data
+    good = figures["conversations"] + figures["held_out_conversations"]
+    bad = figures["quarantined"]
+    listing = context.store.path("prepare", context.key, "quarantine.jsonl")
+    if good + bad == 0:
+        raise StageFailed(f"data.sources: no lines in {', '.join(paths)}")
+    if good == 0:
+        raise StageFailed(
+            f"data.sources: none of {bad} lines can be used, by reason, with the first line of each:\n"
+            f"{set_aside_text(figures['set_aside'])}\nall of them: {listing}"
+        )
+    if bad > data.max_bad_share * (good + bad):
+        raise StageFailed(
+            f"data.max_bad_share: {bad} of {good + bad} lines ({bad / (good + bad):.1%}) cannot be used, more than "
+            f"{data.max_bad_share:.1%}; by reason, with the first line of each:\n"
+            f"{set_aside_text(figures['set_aside'])}\nall of them: {listing}"
+        )
+    if figures["truncated"] > _MANY_CUT * good:
+        context.progress.note(
+            f"prepare: {figures['truncated']:,} of {good:,} conversations ({figures['truncated'] / good:.0%}) are "
+            f"longer than data.max_length, {data.max_length} tokens, and cut; raise it, or say data.truncate: left"
+        )
+    if bad:
+        context.progress.result(
+            "set_aside",
+            {"groups": figures["set_aside"], "listing": listing},
+            f"set aside, by reason, with the first line of each:\n{set_aside_text(figures['set_aside'])}",
+        )
+    for split, count in (("training", figures["conversations"]), ("held-out", figures["held_out_conversations"])):
+        if count == 0:
+            raise StageFailed(
+                f"data.held_out_share: of {good} conversations none fell to the {split} side at a held-out share of "
+                f"{data.held_out_share:g}; add conversations or change the share"
+            )

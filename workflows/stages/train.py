@@ -1,0 +1,209 @@
+"""train: corpus to checkpoint, with Ray Train and DeepSpeed.
+
+    rayconteur train PIPELINE
+
+Leaves in the store: `model/`, a Hugging Face folder (for LoRA a PEFT adapter) of the best checkpoint by held-out
+loss, with tokenizer and chat template; of an adversarial pair the last one, with `discriminator/` beside it;
+`history.jsonl`, a line for every step; `curves.html` and `tensorboard/`, the same to look at. Where
+MLFLOW_TRACKING_URI is set, an MLflow run too.
+
+While it runs, `run/` holds the last and the best checkpoint: the same command goes on from the last.
+"""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+import ray
+import ray.train
+import ray.train.torch
+
+from models.training.deepspeed_operator import check_build_tools
+from models.training.engine import MODEL_FOLDER
+from models.training.snapshot import Write
+from workflows.cluster.board import watching
+from workflows.cluster.capacity import worker_resources
+from workflows.cluster.errors import innermost
+from workflows.cluster.workers import check_fits, worker_environment
+from workflows.search.records import read_search, trial_folder
+from workflows.spec import AdversarialSpec, PipelineSpec
+from workflows.stage import CONTINUED, DISCRIMINATOR, Context, StageFailed
+from workflows.store import Store
+from workflows.training.curves import check_mlflow, log_to_mlflow, write_curves
+from workflows.training.history import HISTORY, Record
+from workflows.training.recovery import Recovery, clear_unfinished, said_of
+from workflows.training.worker import Job, TrainWorker
+
+_RESIZE_SECONDS = 30.0
+_ELASTIC_START_SECONDS = "10"
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Train on the corpus, from the last checkpoint if there is one; returns what was measured."""
+    if "tune" in context.inputs:
+        return _take_winner(context)
+    spec, store, train = context.spec, context.store, context.spec.train
+    check_fits(spec, ["train"], context.progress)
+    if not train.gpus_per_worker:
+        check_build_tools()
+    check_mlflow()
+    folder = store.path("train", context.key)
+    clear_unfinished(store, context.key)
+    is_pair = isinstance(train.objective, AdversarialSpec)
+    elastic = isinstance(train.num_workers, list)
+    # A worker that is stopped as a whole cannot watch itself: Ray asks it, and waits as long.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.hang_minutes * 60)
+    if elastic:  # Ray counts on a lost machine for a while, and would wait a minute for workers on it
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _ELASTIC_START_SECONDS)
+    with watching(context.progress, "steps") as board:
+        trainer = ray.train.torch.TorchTrainer(
+            _work,
+            train_loop_config={
+                "spec": spec.model_dump(),
+                "store": store.uri,
+                "keys": {name: artifact.key for name, artifact in context.inputs.items()},
+                "run_folder": f"{folder}/run",
+                "board": board,
+            },
+            torch_config=ray.train.torch.TorchConfig(backend="nccl" if train.gpus_per_worker else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=(train.fewest_workers, train.most_workers) if elastic else train.fewest_workers,
+                use_gpu=train.gpus_per_worker > 0,
+                resources_per_worker=worker_resources(train),
+                elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
+            ),
+            run_config=ray.train.RunConfig(
+                name="run",
+                storage_path=folder,
+                storage_filesystem=store.filesystem,
+                failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(
+                    num_to_keep=1,
+                    checkpoint_score_attribute="step" if is_pair else "held_out_loss",
+                    checkpoint_score_order="max" if is_pair else "min",
+                ),
+                callbacks=[Recovery(store.uri, f"{folder}/run", board)],
+                worker_runtime_env={"env_vars": worker_environment(train.cpus_per_worker, train.gpus_per_worker)},
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise StageFailed(_reason(error)) from error
+        except SystemExit:  # how Ray Train ends the program on Ctrl-C
+            raise KeyboardInterrupt from None
+    if result.return_value:
+        raise StageFailed(result.return_value)
+    best, figures = min(result.best_checkpoints, key=lambda pair: pair[1]["held_out_loss"])
+    if is_pair:  # a discriminator belongs to the generator that it plays against
+        best, figures = result.checkpoint, result.metrics
+    _keep_models(context, best.path)
+    _keep_history(context, f"{result.checkpoint.path}/{HISTORY}")
+    return _shown(result.metrics, figures)
+
+
+def _shown(last: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
+    """The artifact's figures, from what the last and the best checkpoint reported."""
+    names = ("tokens_per_second", "resumed_from_step", "batch_tokens", "precision", "skipped_steps")
+    return {
+        "steps": last["step"],
+        "best_step": best["step"],
+        **{name: value for name, value in best.items() if name.startswith("held_out_")},
+        "training_loss": last["loss"],
+        "tokens": last["num_tokens"],
+        **{name: last[name] for name in names if name in last},
+        "peak_memory_gb_per_worker": last["peak_memory_gb"],
+    }
+
+
+def _take_winner(context: Context) -> dict[str, Any]:
+    """The checkpoint of the search's winner is this stage's: nothing is trained again."""
+    store = context.store
+    search = read_search(store, context.inputs["tune"].key)
+    assert search is not None
+    assert search.winner is not None
+    winner = search.winner
+    trial = next(trial for trial in search.trials if (trial.number, trial.key) == (winner.trial, winner.key))
+    report = next(report for report in trial.reports if report.step == winner.step)
+    folder = f"{trial_folder(store, winner.key)}/{winner.checkpoint}"
+    _keep_models(context, folder)
+    _keep_history(context, f"{folder}/{HISTORY}")
+    figures = {"step": report.step, **report.figures}
+    context.progress.note(f"train: the checkpoint of trial {winner.trial} at step {winner.step}")
+    return _shown(figures, figures)
+
+
+def _keep_models(context: Context, checkpoint: str) -> None:
+    """The model in a checkpoint's folder, and those beside it if there are any, into the artifact."""
+    store, key = context.store, context.key
+    store.add_folder(f"{checkpoint}/{MODEL_FOLDER}", "train", key, MODEL_FOLDER, store.filesystem)
+    for name in (DISCRIMINATOR, CONTINUED):
+        beside = f"{checkpoint}/{name}/{MODEL_FOLDER}"
+        if store.is_folder(beside):
+            store.add_folder(beside, "train", key, name, store.filesystem)
+
+
+def _keep_history(context: Context, path: str) -> None:
+    """The history at `path` into the artifact, with what is drawn from it."""
+    store, key = context.store, context.key
+    with store.filesystem.open_input_stream(path) as stream:
+        text = stream.read().decode()
+    lines = Record(text).lines
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / HISTORY).write_text(text)
+        write_curves(context.spec.name, lines, Path(name))
+        pa.fs.copy_files(name, store.path("train", key), destination_filesystem=store.filesystem)
+    context.progress.note(f"curves: {store.path('train', key, 'curves.html')}")
+    log_to_mlflow(context.spec.name, key, {"train": context.spec.train.model_dump()}, lines)
+
+
+def tidy(context: Context) -> None:
+    """Once the artifact is whole: let go of the checkpoints that it was taken from."""
+    context.store.remove(context.store.path("train", context.key, "run"))
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in the workers, without Ray's frames around it."""
+    failures = getattr(error, "worker_failures", None) or {}
+    return f"train: {said_of(failures) or innermost(error)}"
+
+
+def _work(config: dict[str, Any]) -> str | None:
+    """What one worker does, from its start to the end of training; returns what is wrong with the spec, if so."""
+    # A mistake in the spec shows on every worker alike: said once, and not tried again like a lost worker.
+    try:
+        spec, store = PipelineSpec.model_validate(config["spec"]), Store(config["store"])
+        _train(spec, store, config["keys"], config["run_folder"], config["board"])
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _train(spec: PipelineSpec, store: Store, keys: dict[str, str], run_folder: str, board: Any) -> None:
+    def on_checkpoint(metrics: dict[str, Any], write: Write) -> None:
+        def upload(local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+            """On a thread of Ray's, while training goes on."""
+            write(Path(local.path))
+            store.upload(Path(local.path), f"{run_folder}/{name}")
+            return ray.train.Checkpoint(f"{run_folder}/{name}", filesystem=store.filesystem)
+
+        ray.train.report(
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(tempfile.mkdtemp(prefix="rayconteur-")),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=upload,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    checkpoint = ray.train.get_checkpoint()
+    with checkpoint.as_directory() if checkpoint else contextlib.nullcontext() as folder:
+        TrainWorker().train(
+            Job(spec, store, keys, run_folder, resume_from=Path(folder) if folder else None),
+            on_checkpoint,
+            post=lambda **values: board.post.remote(**values),
+            leaving=lambda: ray.train.get_preemption_info() is not None,
+        )

@@ -1,0 +1,174 @@
+"""tune: a search over settings of `train`, with Ray Tune over trainings of Ray Train and DeepSpeed.
+
+    rayconteur tune PIPELINE
+
+Leaves in the store: `search.json`, every trial with its reports, and the winner; `tensorboard/`. The winner is the
+best report of all trials, measured once more from its checkpoint; `train` takes that checkpoint for its own.
+
+Trials are kept beside it, each found by its settings (workflows/search/records.py): interrupted or widened, a search
+trains only what was not trained before.
+"""
+
+import logging
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+
+from models.training.deepspeed_operator import check_build_tools
+from workflows.cluster.capacity import need_of_trial, nodes_of_cluster, trials_at_once, why_none_fits
+from workflows.cluster.errors import innermost
+from workflows.search.recorder import Watcher
+from workflows.search.records import (
+    FAILED,
+    FINISHED,
+    STOPPED,
+    TRIALS,
+    Search,
+    Values,
+    read_search,
+    write_search,
+)
+from workflows.search.tensorboard import write_events
+from workflows.search.trial import Shared, TrialRunner, key_of
+from workflows.search.tuner import ENVIRONMENT, tuner_of
+from workflows.search.winner import find_winner
+from workflows.spec import PipelineSpec, PopulationSpec
+from workflows.spec.space import combinations, trials_wanted, with_values
+from workflows.stage import Context, StageFailed
+from workflows.store import Store, content_key
+from workflows.training.steps import num_steps, steps_per_epoch
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Search, and measure the winner once more; returns what was found."""
+    spec, store = context.spec, context.store
+    assert spec.tune is not None
+    tune = spec.tune
+    nodes = nodes_of_cluster(spec.cluster)
+    if (why := why_none_fits(nodes, spec.train)) and not (spec.cluster.address and tune.max_concurrent):
+        raise StageFailed(f"tune: {why}")
+    if not spec.train.gpus_per_worker:
+        check_build_tools()
+    os.environ.update(ENVIRONMENT)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    keys = {name: artifact.key for name, artifact in context.inputs.items()}
+    folder = store.path("tune", context.key)
+    search = Search(
+        pipeline=spec.name,
+        key=context.key,
+        metrics=list(tune.metric),
+        space=tune.space,
+        searcher=tune.searcher.name,
+        scheduler=tune.scheduler.name,
+        wanted=trials_wanted(tune),
+        seconds_allowed=tune.time_minutes and tune.time_minutes * 60,
+        at_once=trials_at_once(spec, nodes),
+        family=family_of(spec, keys),
+    )
+    earlier = _earlier(store, search)
+    shared = Shared(
+        spec=(spec.model_copy(update={"tune": None})).model_dump(),
+        store=store.uri,
+        keys=keys,
+        folder=folder,
+        metrics=search.metrics,
+        is_population=isinstance(tune.scheduler, PopulationSpec),
+        max_failures=tune.max_failures,
+    )
+    write_search(store, search)
+    watcher = Watcher(search, store, context.progress, shared.is_population)
+    context.progress.note(f"tune: trials at once: {search.at_once}, for each {need_of_trial(spec.train)}")
+    tuner = tuner_of(
+        ray.tune.with_parameters(TrialRunner, shared=shared),
+        spec,
+        search,
+        most_steps=lambda: _most_steps(spec, store, keys["prepare"]),
+        earlier=earlier,
+        run_config=ray.tune.RunConfig(
+            name="run",
+            storage_path=folder,
+            storage_filesystem=store.filesystem,
+            callbacks=[watcher],
+            failure_config=ray.tune.FailureConfig(max_failures=tune.max_failures),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    except ray.tune.TuneError as error:
+        raise StageFailed(f"tune: {innermost(error)}") from error
+    watcher.close()
+    search.winner = find_winner(spec, store, search, shared)
+    write_search(store, search)
+    with tempfile.TemporaryDirectory() as name:
+        write_events(search, Path(name))
+        store.upload(Path(name), f"{folder}/tensorboard")
+    return _figures(search)
+
+
+def family_of(spec: PipelineSpec, keys: dict[str, str]) -> str:
+    """The same for searches that differ in their budget alone."""
+    assert spec.tune is not None
+    settings = spec.tune.result_fields()
+    for budget in ("trials", "time_minutes"):
+        del settings[budget]
+    return content_key({"tune": settings, "trial": key_of(spec, keys)})
+
+
+def _most_steps(spec: PipelineSpec, store: Store, corpus: str) -> int:
+    """Steps of the longest training in the space."""
+    per_epoch: dict[tuple[int, int, int], int] = {}
+    most = 1
+    for values in combinations(spec):
+        train = with_values(spec, values).train
+        packed_by = (train.pass_tokens, train.passes, train.seed)
+        if packed_by not in per_epoch:
+            per_epoch[packed_by] = steps_per_epoch(train, store, corpus)
+        most = max(most, num_steps(train, per_epoch[packed_by]) + train.pair_steps)
+    return most
+
+
+def _earlier(store: Store, search: Search) -> list[Values]:
+    """The settings, in their order, that the longest search of this family has chosen before."""
+    keys = [info.base_name for info in store.folders("tune")]
+    found = [other for key in keys if (other := read_search(store, key)) and other.family == search.family]
+    longest = max(found, key=lambda other: len(other.trials), default=None)
+    return [trial.values for trial in sorted(longest.trials, key=lambda trial: trial.number)] if longest else []
+
+
+def _figures(search: Search) -> dict[str, Any]:
+    winner, found = search.winner, search.leader()
+    assert winner is not None
+    assert found is not None
+    trial, report = found
+    states = Counter(trial.state for trial in search.trials)
+    figures: dict[str, Any] = {
+        "trials": len({trial.number for trial in search.trials}),
+        **{state: states[state] for state in (FINISHED, STOPPED, FAILED)},
+        "winner": trial.number,
+        "step": report.step,
+        **trial.values,
+        search.metrics[0]: report.figures[search.metrics[0]],
+        "remeasured": winner.remeasured,
+    }
+    if len(search.metrics) > 1:
+        figures["front"] = [trial.number for trial, _ in search.front()]
+    return figures
+
+
+def tidy(context: Context) -> None:
+    """Once the artifact is whole: let go of what Tune and the gangs kept, and of checkpoints that nobody knows of."""
+    store = context.store
+    for name in ("run", "gangs"):
+        store.remove(store.path("tune", context.key, name))
+    search = read_search(store, context.key)
+    assert search is not None
+    known = {(trial.key, report.checkpoint) for trial in search.trials for report in trial.reports}
+    for key in {trial.key for trial in search.trials}:
+        for info in store.folders(TRIALS, key):
+            if (key, info.base_name) not in known:
+                store.remove(info.path)

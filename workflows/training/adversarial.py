@@ -1,0 +1,276 @@
+"""The adversarial pair of one worker: which phase training is in, and the phases after likelihood.
+
+    likelihood       until the held-out loss is at its plateau, or `train.epochs` are over (models/training/fit.py)
+    warm-up          the discriminator alone, until its held-out loss is, or `warmup_steps` are over
+    turns            both, `turns` times; not where the discriminator cannot tell real from generated replies
+    likelihood       once more, for as long as warm-up and turns took, from where they began: what to compare with
+
+The phase is read from the history alone, so that a training goes on in the one in which it stopped.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.base.discriminator import Discriminator
+from models.exchange import exchange_of
+from models.objectives.adversarial import Discriminate, Generate
+from models.packing import PackedBatch, StepPlan
+from models.training.adversarial import Duel, DuelSettings, Part
+from models.training.deepspeed_engine import DeepSpeedEngine
+from models.training.engine import MODEL_FOLDER
+from models.training.fit import SECONDS_EACH, measure
+from models.training.fit import Progress as StepProgress
+from models.training.snapshot import Write
+from workflows.spec import AdversarialSpec, PipelineSpec
+from workflows.stage import CONTINUED, DISCRIMINATOR
+from workflows.training.reporter import Reports
+
+PLAYER_LOSS = "discriminator_loss"
+_HELD_OUT_PLAYER_LOSS = "held_out_discriminator_loss"
+_CONTINUED_LOSS = "held_out_continued_loss"
+_GAME = "duel.pt"
+_MEASURED_AT_ONCE = 16
+
+# A plateau: the last two measurements are lower than all before by less than this, in nats.
+_LESS_LOSS = 1e-3
+_SECONDS_BETWEEN_NOTICES = 5.0
+
+
+class Pair:
+    """Generator and discriminator; all workers call the same methods together."""
+
+    def __init__(
+        self,
+        spec: PipelineSpec,
+        objective: Generate,
+        generator: DeepSpeedEngine,
+        reports: Reports,
+        rows: Any,
+        held_out: Sequence[dict[str, Any]],
+        measured: Sequence[PackedBatch],
+        likelihood_steps: int,
+        *,
+        end_tokens: Sequence[int],
+        resume_from: Path | None,
+        make_reader: Callable[[], Any],
+        make_generator: Callable[[], Any],
+        on_deepspeed: Callable[[Any, Any], DeepSpeedEngine],
+        continue_likelihood: Callable[[dict[str, Any], float], tuple[Write, float]],
+    ) -> None:
+        """`held_out` rows, and this worker's share of them as batches; the functions make models, and engines."""
+        assert isinstance(spec.train.objective, AdversarialSpec)
+        self._train, self._settings = spec.train, spec.train.objective
+        self._objective, self._generator, self._reports = objective, generator, reports
+        self._rows, self._held_out, self._measured = rows, held_out, measured
+        self._likelihood_steps, self._ends, self._resume_from = likelihood_steps, end_tokens, resume_from
+        self._make_reader, self._make_generator, self._on_deepspeed = make_reader, make_generator, on_deepspeed
+        self._continue_likelihood = continue_likelihood
+        self._discriminator: DeepSpeedEngine | None = None
+
+    @property
+    def is_likelihood(self) -> bool:
+        """Whether the first phase goes on."""
+        lines = self._reports.record.lines
+        if any(PLAYER_LOSS in line for line in lines[-1:]):
+            return False
+        return len(lines) < self._likelihood_steps and not _is_level(lines, "held_out_loss")
+
+    @property
+    def num_steps(self) -> int:
+        """Of the whole training, as far as it is known now."""
+        steps, warmup, turns = self._counts()
+        most_likelihood = self._likelihood_steps if self.is_likelihood else steps
+        most_warmup = warmup if self._is_warm() else self._settings.warmup_steps
+        most_turns = self._settings.turns if self._may_play() else turns
+        return most_likelihood + most_warmup + most_turns
+
+    def play(self, leaving: Callable[[], bool]) -> None:
+        """The phases after likelihood, from where the history ends."""
+        duel, plan = self._begin()
+        lines = self._reports.record.lines
+        began, num_tokens, left = time.monotonic(), 0, False
+        while len(lines) < self.num_steps:
+            step, is_warm = len(lines), self._is_warm()
+            parts, num_histories = self._parts(plan, step)
+            figures = duel.step(step, parts, num_histories, train_generator=is_warm)
+            num_tokens += plan.num_tokens(step)
+            before = int(lines[-1]["num_tokens"]) if lines else 0
+            rates = self._settings.learning_rate if is_warm else self._settings.discriminator_learning_rate
+            rate = num_tokens / (time.monotonic() - began)
+            self._reports.step(
+                StepProgress(
+                    step + 1, self.num_steps, figures.pop("loss", math.nan), rates, None, False,
+                    before + plan.num_tokens(step), rate, figures,
+                )
+            )  # fmt: skip
+            warmup_ends = not is_warm and self._counts()[1] == self._settings.warmup_steps
+            due = (step + 1) % self._train.checkpoint_every_steps == 0 or warmup_ends or len(lines) == self.num_steps
+            if time.monotonic() - began > _SECONDS_BETWEEN_NOTICES and not left:
+                left = leaving()
+                due = due or left
+            if len(lines) == self.num_steps and is_warm:
+                self._compare(duel)
+            if due:
+                self._checkpoint(duel, is_warm, rate)
+
+    def _compare(self, duel: Duel) -> None:
+        """Train the generator as it was by likelihood alone, for as long as it was the pair's; it goes with the last
+        checkpoint.
+        """
+        lines = self._reports.record.lines
+        steps = self._counts()[0]
+        seconds = lines[-1]["seconds"] - (lines[steps - 1]["seconds"] if steps else 0.0)
+        write_model, loss = self._continue_likelihood(duel.state()["start"], seconds)
+        lines[-1][_CONTINUED_LOSS] = loss
+
+        def write(folder: Path) -> None:
+            if self._generator.rank == 0:
+                write_model(folder / CONTINUED / MODEL_FOLDER)
+
+        self._reports.snapshots = [*self._reports.snapshots, lambda: write]
+
+    def close(self) -> None:
+        """Let go of the discriminator."""
+        if self._discriminator is not None:
+            self._discriminator.close()
+
+    def _begin(self) -> tuple[Duel, StepPlan]:
+        """The second player, and the game as the checkpoint has it."""
+        train, settings = self._train, self._settings
+        torch.manual_seed(train.seed + 1)  # the same on all workers: its start
+        reader, knows = self._make_reader(), self._generator.model.state_dict()
+        if {name: weight.shape for name, weight in reader.state_dict().items()} == {
+            n: w.shape for n, w in knows.items()
+        }:
+            reader.load_state_dict(knows)  # it begins with what likelihood training has learned
+        discriminator = self._discriminator = self._on_deepspeed(
+            Discriminator(reader, settings.max_reply_tokens), Discriminate()
+        )
+        torch.manual_seed(train.seed + 1_000_000 + self._generator.rank)  # dropout
+        duel = Duel(
+            self._generator,
+            discriminator,
+            DuelSettings(
+                settings.num_replies, settings.max_reply_tokens, settings.learning_rate,
+                settings.discriminator_learning_rate, settings.gradient, settings.replay_steps, train.seed,
+            ),
+            self._ends,
+            self._objective,
+            copy_of=self._copied,
+        )  # fmt: skip
+        folder = self._resume_from
+        if folder is not None and (folder / _GAME).is_file():
+            discriminator.load(folder / DISCRIMINATOR)
+            duel.load_state(torch.load(folder / _GAME, weights_only=False))
+
+        def snapshot_of_player() -> Write:
+            write_player, game = discriminator.snapshot(), duel.state()
+
+            def write(to: Path) -> None:
+                (to / DISCRIMINATOR).mkdir(parents=True, exist_ok=True)
+                write_player(to / DISCRIMINATOR)
+                if self._generator.rank == 0:
+                    torch.save(game, to / _GAME)
+
+            return write
+
+        self._reports.snapshots = [self._generator.snapshot, snapshot_of_player]
+        # A history is read once, and once for each pair that is replayed beside it.
+        tokens = max(1, train.pass_tokens // (1 + settings.num_replies))
+        lengths = self._rows.column("num_tokens")
+        plan = StepPlan(
+            lengths, [1] * len(lengths), tokens, train.most_workers,
+            gradient_accumulation=train.passes, seed=train.seed + 1,
+        )  # fmt: skip
+        return duel, plan
+
+    def _copied(self, model: Any) -> Any:
+        """The generator as it is now, for one that does not change."""
+        copy = self._make_generator().to(self._generator.device).eval()
+        copy.load_state_dict(model.state_dict())
+        return copy.requires_grad_(False) if self._train.adapter is None else copy
+
+    def _parts(self, plan: StepPlan, step: int) -> tuple[list[Part | None], int]:
+        """This worker's histories of a step, and how many there are of all workers."""
+        engine, most = self._generator, self._settings.max_reply_tokens
+        rows = plan.micro_batches(step, engine.rank, engine.num_workers)
+
+        def part(numbers: list[int]) -> Part:
+            seeds = [[self._train.seed, step, number] for number in numbers]
+            return [
+                (number, exchange_of(self._rows[number], most, np.random.default_rng(seed).integers))
+                for number, seed in zip(numbers, seeds, strict=True)
+            ]
+
+        return [part(numbers) if numbers else None for numbers in rows], plan.weight(step)
+
+    def _held_out_parts(self) -> Iterator[Part]:
+        """This worker's share of the held-out histories, each with its last reply."""
+        most, engine = self._settings.max_reply_tokens, self._generator
+        numbered = list(enumerate(self._held_out))[engine.rank :: engine.num_workers]
+        for start in range(0, len(numbered), _MEASURED_AT_ONCE):
+            some = numbered[start : start + _MEASURED_AT_ONCE]
+            yield [(number, exchange_of(row, most, lambda n: n - 1)) for number, row in some]
+
+    def _checkpoint(self, duel: Duel, plays: bool, rate: float) -> None:
+        lines = self._reports.record.lines
+        means, seconds = measure(self._generator, self._measured)
+        found: dict[str, Any] = {f"held_out_{name}": value for name, value in means.items()}
+        judged = duel.measure(list(self._held_out_parts()))
+        found |= {"held_out_accuracy": judged["accuracy"], _HELD_OUT_PLAYER_LOSS: judged["loss"]}
+        if _CONTINUED_LOSS in lines[-1]:
+            found[_CONTINUED_LOSS] = lines[-1][_CONTINUED_LOSS]
+        lines[-1].update(found)  # what the phase is known by
+        loss = lines[-1]["loss"] if lines[-1]["loss"] is not None else lines[-1][PLAYER_LOSS]
+        if not plays and self._is_warm() and not self._may_play():
+            self._reports.note(
+                f"the discriminator tells real from generated replies in {found['held_out_accuracy']:.1%} of the "
+                f"held-out pairs, under train.objective.min_accuracy ({self._settings.min_accuracy:.1%}): no gain is "
+                "to be had from it, the generator stays as likelihood training left it"
+            )
+        metrics = {"step": len(lines), "loss": loss, "tokens_per_second": rate, "num_tokens": lines[-1]["num_tokens"]}
+        self._reports.checkpoint(
+            self.num_steps,
+            {**metrics, "skipped_steps": sum(line["skipped"] for line in lines), **found, SECONDS_EACH: seconds},
+        )
+
+    def _counts(self) -> tuple[int, int, int]:
+        """Steps of each phase so far."""
+        lines = self._reports.record.lines
+        turns = sum(_is_turn(line) for line in lines)
+        warmup = sum(PLAYER_LOSS in line for line in lines) - turns
+        return len(lines) - warmup - turns, warmup, turns
+
+    def _is_warm(self) -> bool:
+        """Whether the warm-up is over; it ends at a checkpoint."""
+        lines = [line for line in self._reports.record.lines if PLAYER_LOSS in line]
+        warmup = [line for line in lines if not _is_turn(line)]
+        if len(lines) > len(warmup):
+            return True
+        has_accuracy = bool(warmup) and "held_out_accuracy" in warmup[-1]
+        return has_accuracy and (
+            len(warmup) >= self._settings.warmup_steps or _is_level(warmup, _HELD_OUT_PLAYER_LOSS)
+        )
+
+    def _may_play(self) -> bool:
+        """Whether there are turns: not before the discriminator was found good enough, if it is warm."""
+        if not self._is_warm():
+            return True
+        warmup = [line for line in self._reports.record.lines if PLAYER_LOSS in line and not _is_turn(line)]
+        return float(warmup[-1]["held_out_accuracy"]) >= self._settings.min_accuracy
+
+
+def _is_turn(line: dict[str, Any]) -> bool:
+    return "gan" in line
+
+
+def _is_level(lines: Sequence[dict[str, Any]], name: str) -> bool:
+    """Whether the last two measurements of a loss were no lower than all before them."""
+    values = [line[name] for line in lines if line.get(name) is not None]
+    return len(values) > 2 and min(values[-2:]) > min(values[:-2]) - _LESS_LOSS

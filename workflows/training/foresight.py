@@ -1,0 +1,144 @@
+"""What would end a training, of all that can be known before anything runs: told at `plan`, and before `run` begins.
+
+troubles(spec)                         # of the base model, if it is on this machine already
+check_worker(spec, folder, splits)     # and in a worker, where it is there for certain, and the corpus too
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.base.load import known_folder
+from models.base.new_tokens import tokens_without_rows
+from models.base.sizes import describe
+from models.training.deepspeed_config import deepspeed_config
+from models.training.deepspeed_names import mistakes
+from workflows.corpus.chat_tokenizer import chat_tokenizer
+from workflows.spec import NEW_MODEL, PipelineSpec, TeacherSpec, TrainSpec
+
+if TYPE_CHECKING:
+    from workflows.corpus.reader import Examples
+
+_MOST_NAMED = 5
+
+
+def troubles(spec: PipelineSpec) -> list[str]:
+    """Sentences, each with its field and the fix; none where all is well as far as it can be known."""
+    found = [*_of_deepspeed(spec.train), *_of_teacher(spec)]
+    folder = known_folder(spec.base_model) if spec.base_model != NEW_MODEL else None
+    return found if folder is None else [*found, *troubles_of_model(spec, folder), *_of_template(spec)]
+
+
+def troubles_of_model(spec: PipelineSpec, folder: Path) -> list[str]:
+    """What of the pipeline does not go with the base model in `folder`."""
+    sizes = describe(folder)
+    return [
+        *_of_positions(spec, sizes["max_positions"]),
+        *_of_tokens(spec, folder, sizes["vocab_size"]),
+        *_of_layers(spec, folder),
+    ]
+
+
+def check_worker(spec: PipelineSpec, folder: Path, splits: Sequence["Examples"]) -> None:
+    """Raise ValueError for troubles of the model, and for tokens in the corpus that it has no embedding for."""
+    if found := troubles_of_model(spec, folder):
+        raise ValueError("\n".join(found))
+    rows = describe(folder)["vocab_size"]
+    largest = max(split.largest_token() for split in splits)
+    if largest >= rows and not spec.data.new_tokens:
+        name = chat_tokenizer(spec).convert_ids_to_tokens(largest)
+        raise ValueError(
+            f"base_model: the corpus has the token {name!r} ({largest}), and the model embeddings for {rows} tokens; "
+            "name it in data.new_tokens, so that it gets one that is trained"
+        )
+
+
+def _of_deepspeed(train: TrainSpec) -> list[str]:
+    config = deepspeed_config(
+        zero_stage=train.zero.stage,
+        offload=train.zero.offload,
+        offload_folder=train.zero.offload_folder,
+        precision="fp32" if train.precision == "fp32" else "bf16",
+        gradient_clip=train.gradient_clip,
+        extra=train.deepspeed,
+    )
+    return [f"train.deepspeed.{mistake}" for mistake in mistakes(config, train.deepspeed)]
+
+
+def _of_teacher(spec: PipelineSpec) -> list[str]:
+    if not spec.data.new_tokens or not isinstance(spec.train.objective, TeacherSpec):
+        return []
+    return [
+        f"data.new_tokens: the teacher of train.objective {spec.train.objective.name} does not know them; leave them "
+        "out, or take another objective"
+    ]
+
+
+def _of_positions(spec: PipelineSpec, positions: int) -> list[str]:
+    if spec.data.max_length <= positions:
+        return []
+    return [
+        f"data.max_length: {spec.data.max_length} is more than the {positions} positions of {spec.base_model}; lower "
+        "it, or give a base model whose config.json says more (max_position_embeddings, rope_scaling)"
+    ]
+
+
+def _of_tokens(spec: PipelineSpec, folder: Path, rows: int) -> list[str]:
+    """A tokenizer may know a control token that the model does not, such as an image's, as long as no text has it."""
+    missing = {} if spec.data.new_tokens else tokens_without_rows(folder, rows)  # else all of them get rows
+    if not missing:
+        return []
+    used = {token: text for token, (text, is_special) in missing.items() if not is_special}
+    if len(used) < len(missing):
+        from models.chat import encode_conversation
+
+        probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        written = encode_conversation(chat_tokenizer(spec), probe).input_ids
+        used |= {token: missing[token][0] for token in written if token in missing}
+    if not used:
+        return []
+    names = [text for _, text in sorted(used.items())]
+    return [
+        f"base_model: {len(names)} tokens of the tokenizer have no embedding, as the model has {rows}: "
+        f"{', '.join(names[:_MOST_NAMED])}{', ...' if len(names) > _MOST_NAMED else ''}; name them in "
+        "data.new_tokens, so that they get embeddings that are trained, or give a tokenizer without them"
+    ]
+
+
+def _of_template(spec: PipelineSpec) -> list[str]:
+    """What is wrong with the chat template, or with what `data` changes of it."""
+    from models.chat import end_token_ids
+
+    try:
+        end_token_ids(chat_tokenizer(spec))
+    except (ValueError, OSError) as error:
+        return [str(error)]
+    return []
+
+
+def _of_layers(spec: PipelineSpec, folder: Path) -> list[str]:
+    """Names of layers that are none, or cannot be what is asked of them: seen on a model without weights."""
+    train = spec.train
+    targets = train.adapter.target_modules if train.adapter else "all-linear"
+    if not train.frozen and not (train.adapter and (targets != "all-linear" or spec.data.new_tokens)):
+        return []
+    from transformers import AutoConfig
+
+    import models.base.lstm  # noqa: F401  # known to transformers from here on
+    from models.base import adapters
+    from models.base.sizes import empty_model
+
+    try:
+        model = empty_model(AutoConfig.from_pretrained(str(folder)))
+    except (
+        Exception
+    ):  # of any architecture's own code; models/base/packing_check.py tells of those that cannot be opened
+        return []
+    try:
+        adapters.freeze(model, train.frozen, has_new_tokens=bool(spec.data.new_tokens))
+        if train.adapter:
+            adapters.check_layers(model, targets, new_tokens=[0] if spec.data.new_tokens else [])
+            adapters.attach(model, **train.adapter.model_dump(exclude={"quantize"}), base=spec.base_model)
+    except ValueError as error:
+        return [str(error)]
+    return []
