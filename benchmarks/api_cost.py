@@ -69,8 +69,8 @@ def timer_engine() -> Any:
 def serve_replica() -> None:
     """The API in this process, and leases for whoever asks."""
     from models.base.load import load_tokenizer, resolve
-    from serve.api import create_app
-    from serve.leases import LeasedOnly, Leases, ReplicaServer
+    from serve.api.routes import create_app
+    from serve.front.leases import LeasedOnly, Leases, ReplicaServer
 
     leases = Leases()
     app: Any = LeasedOnly(create_app(timer_engine(), load_tokenizer(resolve("random:tiny-llama")), "timer"), leases)
@@ -95,7 +95,7 @@ def serve_front(replica: str) -> None:
     """The front in this process, in the loop that it has on a cluster."""
     import httpx
 
-    from serve.front import Front, Lease
+    from serve.front.server import Front, Lease
 
     client = httpx.AsyncClient()
 

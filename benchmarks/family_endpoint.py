@@ -9,11 +9,11 @@ from typing import Any
 from family_list import Family
 
 from models.chat import ChatTemplateError
-from serve.errors import ApiError
-from serve.prompt import PromptEncoder
-from serve.protocol import TokenizeRequest
-from serve.replies.form import learned_form
-from serve.replies.text import ReplyText
+from serve.parsing.form import learned_form
+from serve.parsing.text import ReplyText
+from serve.protocol.errors import ApiError
+from serve.protocol.requests import TokenizeRequest
+from serve.replies.prompt import PromptEncoder
 
 Refusal = (ChatTemplateError, ApiError)
 

@@ -45,9 +45,9 @@ def serve(folder: str, port: int) -> None:
     import uvicorn
 
     from models.base.load import load_tokenizer
-    from serve import grammar_process
-    from serve.api import create_app
+    from serve.api.routes import create_app
     from serve.engines.openvino import OpenVINOEngine
+    from serve.grammar import process as grammar_process
 
     grammar_process.COMPILER = STAND_IN
     engine = OpenVINOEngine(folder, num_threads=max(1, (os.cpu_count() or 2) - 1))

@@ -31,8 +31,8 @@ def serve_closed_front() -> None:
     """A front that wants a key, before no replica."""
     import uvloop
 
-    from serve.front import Front
-    from serve.keys import KeyRing
+    from serve.access.api_keys import KeyRing
+    from serve.front.server import Front
 
     async def listen() -> None:
         front = Front(lambda seconds: None, 600, keys=KeyRing(list))  # type: ignore[arg-type,return-value]

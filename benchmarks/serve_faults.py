@@ -51,9 +51,9 @@ def free_port() -> int:
 
 
 def deploy(folder: str, release: str, port: int, **settings: Any) -> None:
-    from serve.app import build
-    from serve.front import Endpoint
-    from serve.front_actor import run_endpoint
+    from serve.deployment.application import build
+    from serve.deployment.front_actor import run_endpoint
+    from serve.front.server import Endpoint
 
     two = {"min_replicas": 2, "max_replicas": 2}
     app = build(folder, release, "smollm2", engine="openvino", max_seconds=120.0, surge=True, **(settings or two))

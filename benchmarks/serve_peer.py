@@ -93,9 +93,9 @@ def serve_batch(port: int, folder: str) -> None:
 
 def us(port: int, folder: str) -> None:
     """`rayconteur deploy`'s application."""
-    from serve.app import build
-    from serve.front import Endpoint
-    from serve.front_actor import run_endpoint
+    from serve.deployment.application import build
+    from serve.deployment.front_actor import run_endpoint
+    from serve.front.server import Endpoint
 
     start_ray()
     app = build(folder, "release", "model", engine="openvino", num_cpus=THREADS, max_queued_requests=128)

@@ -1,1 +1,1 @@
-"""The chat endpoint: an OpenAI-compatible API over an engine; `app*.py` and `front_actor.py` alone know Ray."""
+"""The chat endpoint: an OpenAI-compatible API over an engine; `deployment` alone knows Ray."""

@@ -1,4 +1,4 @@
-"""The house rules: who imports what, looked at in fresh processes; and every shipped pipeline parses."""
+"""The house rules: what is loaded when, looked at in fresh processes; and every shipped pipeline parses."""
 
 import ast
 import subprocess
@@ -14,7 +14,6 @@ from workflows.spec.read import read_spec
 
 ROOT = Path(__file__).parents[1]
 PIPELINES = sorted((ROOT / "workflows" / "pipelines").rglob("*.yaml"))
-KNOW_RAY = {"serve.app", "serve.app_vllm", "serve.front_actor"}
 HEAVY = {"ray", "torch", "transformers", "deepspeed", "datasets"}
 
 
@@ -43,10 +42,6 @@ def imports_of(file: Path) -> set[str]:
     return found
 
 
-def packages_of(file: Path) -> set[str]:
-    return {name.partition(".")[0] for name in imports_of(file)}
-
-
 @pytest.mark.parametrize("code", [
     "import workflows.spec.pipeline",
     "import serve.client",
@@ -68,7 +63,7 @@ def test_a_mistake_in_a_pipeline_file_is_answered_without_the_heavy_libraries(tm
 
 
 def test_the_protocol_needs_pydantic_alone() -> None:
-    assert not loaded_by("import serve.protocol") & (HEAVY | {"fastapi", "yaml", "workflows", "models"})
+    assert not loaded_by("import serve.protocol.requests") & (HEAVY | {"fastapi", "yaml", "workflows", "models"})
 
 
 def test_the_process_of_an_engine_starts_without_torch() -> None:
@@ -78,38 +73,22 @@ def test_the_process_of_an_engine_starts_without_torch() -> None:
 
 
 def test_the_process_that_tries_grammars_starts_with_little() -> None:
-    loaded = loaded_by("import serve.grammar_process")
+    loaded = loaded_by("import serve.grammar.process")
     assert "llguidance" in loaded
     assert not loaded & {*HEAVY, "fastapi", "pydantic", "numpy"}
 
 
 def test_models_and_serve_are_imported_without_ray() -> None:
-    modules = [module for module in modules_in("models") + modules_in("serve") if module not in KNOW_RAY]
+    modules = [name for name in modules_in("models") + modules_in("serve") if not name.startswith("serve.deployment")]
     loaded = loaded_by("import " + ", ".join(modules))
     assert "torch" in loaded
     assert not loaded & {"ray", "workflows"}
 
 
-@pytest.mark.parametrize("folder", ["models", "serve"])
-def test_imports_point_one_way(folder: str) -> None:
-    for file in (ROOT / folder).rglob("*.py"):
-        forbidden = {"ray", "workflows", *({"serve"} if folder == "models" else ())}
-        knows_ray = f"{folder}.{file.stem}" in KNOW_RAY
-        assert not packages_of(file) & (forbidden - {"ray"} if knows_ray else forbidden), file
-        assert ("ray" in packages_of(file)) == knows_ray, file
-
-
 def test_stages_import_no_other_stage() -> None:
-    stages = {*STAGE_NAMES, "tune"}
-    allowed = {("tune", "train"), ("optimize", "train")}  # the winner's training, the reader of the corpus
-    for stage in stages:
-        file = ROOT / "workflows" / f"{stage}.py"
-        if stage == "tune" and not file.exists():
-            continue
-        imported = imports_of(file)
-        others = {name.split(".")[1] for name in imported if name.startswith("workflows.")} & (stages - {stage})
-        assert {(stage, other) for other in others} <= allowed
-        assert ("serve.app" in imported) == (stage == "deploy")
+    for stage in STAGE_NAMES:
+        imported = imports_of(ROOT / "workflows" / "stages" / f"{stage}.py")
+        assert not {name for name in imported if name.startswith("workflows.stages.")}, stage
 
 
 def test_nothing_says_import_serve_and_rays_has_another_name() -> None:
@@ -141,14 +120,6 @@ def test_a_shipped_pipeline_parses_and_its_files_are_there(file: Path) -> None:
     spec = read_spec(file)
     assert all(Path(source.path).is_file() for source in spec.data.sources)
     assert spec.evaluate.questions is None or Path(spec.evaluate.questions).is_file()
-
-
-def test_the_readme_names_every_file_of_the_house() -> None:
-    readme = (ROOT / "README.md").read_text()
-    for folder in ("workflows", "models", "serve"):
-        for file in (ROOT / folder).glob("*.py"):
-            if not file.name.startswith("__"):
-                assert file.name in readme, file
 
 
 def test_the_pinned_packages_install_on_every_python_that_is_let_in() -> None:

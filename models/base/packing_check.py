@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from models.base.small_model import said
+from models.base.errors import describe_error
 from models.files import cache_folder
 
 if TYPE_CHECKING:
@@ -90,7 +90,9 @@ def config_of(folder: Path | str) -> Any:
     try:
         return AutoConfig.from_pretrained(str(folder))
     except Exception as error:  # of any architecture's own code
-        raise CannotBeTrained(f"base_model: transformers cannot read its config.json: {said(error)}") from error
+        raise CannotBeTrained(
+            f"base_model: transformers cannot read its config.json: {describe_error(error)}"
+        ) from error
 
 
 def set_up(model: Any, reading: Reading) -> None:
@@ -145,7 +147,9 @@ def check_text(config: Any) -> None:
     try:
         config.get_text_config()
     except ValueError as error:
-        raise CannotBeTrained(f"base_model: {config.model_type} is no model of text alone: {said(error)}") from error
+        raise CannotBeTrained(
+            f"base_model: {config.model_type} is no model of text alone: {describe_error(error)}"
+        ) from error
 
 
 def short_length(config: Any) -> int | None:
@@ -181,7 +185,7 @@ class _Trial:
             again, changed = self._alone(other), self._alone(other[:20] + other[:-20])
         except Exception as error:  # of any architecture's own code
             raise CannotBeTrained(
-                f"base_model: {model.config.model_type} does not read token ids alone: {said(error)}"
+                f"base_model: {model.config.model_type} does not read token ids alone: {describe_error(error)}"
             ) from error
         # What both replies begin after is read once, in the first one.
         self._expected = _joined([first[:-1], first[14:15], second[15:-1], third[:-1]])
@@ -212,7 +216,7 @@ class _Trial:
             with torch.no_grad():
                 distance = _distance(supervised_logits(self._model, self._batch), self._expected)
         except Exception as error:  # of any architecture's own code
-            return said(error)
+            return describe_error(error)
         finally:
             self._model.forward = plain
             self._model.__dict__.pop("reads_in_rows", None)

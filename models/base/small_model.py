@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from models.base.errors import describe_error
+
 if TYPE_CHECKING:
     import torch  # at run time only inside functions: `plan` answers without it what is known already
 
@@ -94,7 +96,7 @@ def small_model(config: Any, seed: int = 0) -> Any:
     except NoSmallModel:
         raise
     except Exception as error:  # of any architecture's own code
-        raise NoSmallModel(said(error)) from error
+        raise NoSmallModel(describe_error(error)) from error
     return model
 
 
@@ -104,7 +106,7 @@ def check_builds(config: Any) -> None:
         with torch.device("meta"):
             _from(config)
     except Exception as error:  # of any architecture's own code
-        raise NoSmallModel(said(error)) from error
+        raise NoSmallModel(describe_error(error)) from error
 
 
 def _from(config: Any) -> Any:
@@ -180,8 +182,3 @@ def _fewer_layers(values: dict[str, Any]) -> dict[str, Any]:
             number: _small(by_layer[layer]) for number, layer in enumerate(kept) if layer in by_layer
         }
     return fewer
-
-
-def said(error: BaseException) -> str:
-    """The kind of an error and the first line of its text."""
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

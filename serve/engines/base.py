@@ -1,6 +1,7 @@
 """The engine interface: prompts in as token ids, replies out as a stream of token ids.
 
-An engine knows no text, no HTTP and no Ray: `serve.api` renders and reads, `serve.app` deploys.
+An engine knows no text, no HTTP and no Ray: `serve.api.routes` renders and reads, `serve.deployment.application`
+deploys.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 from uuid import uuid4
 
-from serve.responses import FinishReason
+from serve.protocol.responses import FinishReason
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -31,7 +32,7 @@ class Unfollowable(ValueError):
 
 
 class Grammar(Protocol):
-    """What a reply has to follow; see serve/grammar.py."""
+    """What a reply has to follow; see serve/grammar/json_grammar.py."""
 
     lark: str
     """all of it, in llguidance's form of Lark"""
@@ -57,7 +58,7 @@ class GrammarState(Protocol):
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What to generate; serve/protocol.py says what the fields mean that requests have too.
+    """What to generate; serve/protocol/requests.py says what the fields mean that requests have too.
 
     Temperature 0 takes the likeliest token each time, top_k 0 keeps all, `seed` None draws a new one; `num_logprobs`
     None asks for no log-probabilities, 0 for the drawn token's alone.

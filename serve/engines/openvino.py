@@ -44,7 +44,7 @@ from serve.engines.openvino_process import (
     start,
 )
 from serve.engines.openvino_schema import rewritten
-from serve.responses import FinishReason
+from serve.protocol.responses import FinishReason
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import torch
 from models.export.openvino_runtime import FACTS_FILE, MODEL_FILE, compile_options, import_openvino, infer
 from serve.engines.base import EngineError, EngineHealth, GenerationRequest, Precision, TokenEvent
 from serve.engines.torch import TorchEngine
-from serve.engines.torch_slots import Row
+from serve.engines.torch_batched import Row
 
 # The model tells the scores of every token that it reads: of 64 and a vocabulary of 150,000 they take 38 MB.
 _MOST_READ = 64

@@ -34,10 +34,10 @@ from serve.engines.base import (
     tokens_of,
 )
 from serve.engines.sampling import LogProbabilities, Sampler, log_probabilities
+from serve.engines.torch_batched import Row, SlotDecoder, in_rows
 from serve.engines.torch_embedding import Embedder, TextToEmbed
-from serve.engines.torch_slots import Row, SlotDecoder, in_rows
-from serve.engines.torch_turns import Decoder, TurnDecoder
-from serve.responses import FinishReason
+from serve.engines.torch_sequential import Decoder, TurnDecoder
+from serve.protocol.responses import FinishReason
 
 logger = logging.getLogger(__name__)
 

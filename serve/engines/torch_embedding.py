@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from serve.engines.base import EngineError
-from serve.engines.torch_slots import Row, SlotDecoder, probes
-from serve.engines.torch_turns import TurnDecoder
+from serve.engines.torch_batched import Row, SlotDecoder, probes
+from serve.engines.torch_sequential import TurnDecoder
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """vLLM's paged, continuous batching on GPUs, through the client that Ray Serve's `LLMServer` starts.
 
-engine = VLLMEngine(client, loop)                # vllm.v1.engine.async_llm.AsyncLLM; serve/app_vllm.py has one
+engine = VLLMEngine(client, loop)    # vllm.v1.engine.async_llm.AsyncLLM, as serve/deployment/vllm_replica.py has
 async for event in engine.submit(GenerationRequest(prompt_ids, max_new_tokens=64)): ...
 
 Nothing here needs vLLM before a request comes.

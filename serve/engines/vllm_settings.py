@@ -37,7 +37,7 @@ def engine_arguments(
         "max_num_seqs": max_active,
         "max_model_len": -1,  # the model's, or as much as the cache has room for
         "tensor_parallel_size": max(1, int(num_gpus)),
-        # The library by which serve/grammar.py has checked a grammar.
+        # The library by which serve/grammar/json_grammar.py has checked a grammar.
         "structured_outputs_config": {"backend": "guidance"},
     }
     if not num_gpus:

@@ -1,0 +1,1 @@
+"""A request to token ids, and tokens to an answer."""

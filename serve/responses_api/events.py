@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, RootModel
 
-from serve.responses import TokenLogprob
+from serve.protocol.responses import TokenLogprob
 from serve.responses_api.answer import OutputItem, OutputText, ReasoningText, Response
 
 

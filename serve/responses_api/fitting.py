@@ -1,9 +1,9 @@
 """`truncation: auto` of a Responses request: a conversation that is too long loses its oldest turns."""
 
 from serve.engines.base import GenerationRequest
-from serve.errors import ApiError
-from serve.prompt import PromptEncoder
-from serve.protocol import ChatRequest
+from serve.protocol.errors import ApiError
+from serve.protocol.requests import ChatRequest
+from serve.replies.prompt import PromptEncoder
 from serve.responses_api.request import ResponsesRequest
 from serve.responses_api.translation import Translation
 

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from pydantic_core import PydanticCustomError
 
-from serve.protocol_base import BRANCH, LIST_TAG, TEXT_TAG, RequestModel, one_or_many, type_branch
-from serve.protocol_messages import ToolName
+from serve.protocol.base import BRANCH, LIST_TAG, TEXT_TAG, RequestModel, one_or_many, type_branch
+from serve.protocol.messages import ToolName
 
 _TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
 _STORED = {"item_reference", "compaction", "compaction_trigger"}

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from uuid import uuid4
 
-from serve.generation import CallDelta, Piece, ToolCall
-from serve.responses import TokenLogprob
+from serve.protocol.responses import TokenLogprob
+from serve.replies.generation import CallDelta, Piece, ToolCall
 from serve.responses_api.answer import (
     ItemStatus,
     OutputCall,

@@ -7,9 +7,9 @@ from itertools import count
 from typing import Any, Literal
 from uuid import uuid4
 
-from serve.errors import CLIENT_CLOSED_REQUEST, ApiError
-from serve.generation import Generation
-from serve.responses import CompletionTokensDetails, Usage
+from serve.protocol.errors import CLIENT_CLOSED_REQUEST, ApiError
+from serve.protocol.responses import CompletionTokensDetails, Usage
+from serve.replies.generation import Generation
 from serve.responses_api.answer import (
     IncompleteDetails,
     InputTokensDetails,
@@ -32,7 +32,7 @@ Phase = Literal[
 
 
 class ResponsesReply:
-    """The same to the routes as `serve.completion.Reply`: one reply, with items for an answer."""
+    """The same to the routes as `serve.replies.completion.Reply`: one reply, with items for an answer."""
 
     def __init__(
         self, asked: ResponsesRequest, chat: Translation, generations: Sequence[Generation], *_settings_of_chats: Any

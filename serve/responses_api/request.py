@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from serve.protocol import Stop, TemplateVariables, TokenIds
-from serve.protocol_base import LIST_TAG, TEXT_TAG, Off, RequestModel, one_or_many
-from serve.protocol_hints import Hints, Metadata
+from serve.protocol.base import LIST_TAG, TEXT_TAG, Off, RequestModel, one_or_many
+from serve.protocol.hints import Hints, Metadata
+from serve.protocol.requests import Stop, TemplateVariables, TokenIds
 from serve.responses_api.items import InputItem
 from serve.responses_api.tools import AllowedTools, AnyTool, ChosenFunction, TextOptions, ToolChoice
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from serve.protocol_base import BRANCH, TEXT_TAG, Off, RequestModel, type_branch
-from serve.protocol_formats import BY_FORMAT, JsonObjectFormat, TextFormat
-from serve.protocol_messages import ToolName
+from serve.protocol.base import BRANCH, TEXT_TAG, Off, RequestModel, type_branch
+from serve.protocol.formats import BY_FORMAT, JsonObjectFormat, TextFormat
+from serve.protocol.messages import ToolName
 
 
 def _is_a_function(value: Any) -> Any:

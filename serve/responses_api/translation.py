@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from serve import errors
-from serve.errors import ApiError
-from serve.protocol import ChatRequest
+from serve.protocol import errors
+from serve.protocol.errors import ApiError
+from serve.protocol.requests import ChatRequest
 from serve.responses_api.items import CallItem, CallOutputItem, MessageItem, ReasoningItem
 from serve.responses_api.request import ResponsesRequest
 from serve.responses_api.tools import chat_tools

@@ -22,12 +22,12 @@ from scripted import follow_scripts
 from models.base.load import BUILTIN_SMOLLM2, load_model, load_tokenizer, resolve, save_tokenizer
 from models.export.openvino_export import export
 from models.files import cache_folder, made_once
-from serve.api import create_app
+from serve.api.routes import create_app
 from serve.engines.base import Engine
 from serve.engines.openvino import OpenVINOEngine
 from serve.engines.torch import TorchEngine
-from serve.front import Endpoint, Front, Lease
-from serve.leases import LeasedOnly, Leases, ReplicaServer
+from serve.front.leases import LeasedOnly, Leases, ReplicaServer
+from serve.front.server import Endpoint, Front, Lease
 
 ENDPOINTS = ("torch", "openvino", "demo")
 MODEL = "smollm2"

@@ -52,7 +52,7 @@ def test_ray_and_vllm_take_the_settings(
 ) -> None:
     from ray.llm._internal.serve.engines.vllm.vllm_engine import _get_vllm_engine_config
 
-    from serve.app_vllm import VLLMReplica, llm_config
+    from serve.deployment.vllm_replica import VLLMReplica, llm_config
 
     config = llm_config(
         str(release), "a/name.of-ours", OPTIONS, precision="bf16", num_gpus=num_gpus, adapters=adapters
@@ -81,9 +81,9 @@ def url(cluster: None, release: Path, adapters: dict[str, str]) -> Iterator[str]
     import ray
     from ray import serve as ray_serve
 
-    from serve.app import build
-    from serve.front import Endpoint
-    from serve.front_actor import close_fronts, open_front
+    from serve.deployment.application import build
+    from serve.deployment.front_actor import close_fronts, open_front
+    from serve.front.server import Endpoint
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -17,10 +17,10 @@ from models.chat import end_token_ids
 from serve.engines.base import EngineError, EngineHealth, GenerationRequest, TokenEvent
 from serve.engines.torch import TorchEngine
 from serve.engines.vllm import VLLMEngine
-from serve.grammar import Grammars
-from serve.replies.call_style import CallStyle, JsonUnit
-from serve.replies.form import ReplyForm
-from serve.replies.marks import Marks
+from serve.grammar.json_grammar import Grammars
+from serve.parsing.call_style import CallStyle, JsonUnit
+from serve.parsing.form import ReplyForm
+from serve.parsing.marks import Marks
 
 PROMPTS = [[256, 71, 72, 220], [256, 64], list(range(200)), [n * 7 % 200 for n in range(700)]]
 

@@ -16,7 +16,7 @@ from workflows.stages.deploy import check_passed, deploy
 def test_from_conversations_to_an_endpoint_and_a_refusal(run, tiny, free_port):
     from ray import serve as ray_serve
 
-    from serve.front_actor import close_fronts
+    from serve.deployment.front_actor import close_fronts
 
     tiny["train"] |= {"adapter": {"rank": 4}, "learning_rate": 1e-2}
     tiny["serve"] |= {"port": free_port(), "max_replicas": 1}

@@ -29,9 +29,9 @@ class Served:
         self._folder, self._port, self._engine = folder, port, engine
 
     def update(self, release: str, **settings: Any) -> None:
-        from serve.app import build
-        from serve.front import Endpoint
-        from serve.front_actor import run_endpoint
+        from serve.deployment.application import build
+        from serve.deployment.front_actor import run_endpoint
+        from serve.front.server import Endpoint
 
         app = build(
             self._folder, release, "tiny", engine=self._engine, precision="fp32", max_seconds=60.0, **settings
@@ -82,7 +82,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def served(cluster: None, folders: dict[str, str], free_port: Callable[[], int]) -> Iterator[Callable[..., Served]]:
     from ray import serve as ray_serve
 
-    from serve.front_actor import close_fronts
+    from serve.deployment.front_actor import close_fronts
 
     def serve(engine: str = "torch", **settings: Any) -> Served:
         port = free_port()
@@ -175,7 +175,7 @@ def _until(is_so: Callable[[], bool], seconds: float = 90) -> None:
 def test_full_caches_want_more_replicas_than_their_requests() -> None:
     from types import SimpleNamespace
 
-    from serve.app import replicas_for
+    from serve.deployment.application import replicas_for
 
     def wanted(requests: float, *caches: float) -> float:
         config: Any = SimpleNamespace(get_target_ongoing_requests=lambda: 4)

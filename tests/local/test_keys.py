@@ -5,8 +5,8 @@ import time
 import httpx
 import pytest
 
-from serve.app import build
-from serve.front import Endpoint
+from serve.deployment.application import build
+from serve.front.server import Endpoint
 from workflows.cli import commands as cli
 from workflows.endpoint.api_keys import KeyFile
 from workflows.progress import Progress
@@ -29,7 +29,7 @@ def file(tmp_path):
 def url(cluster, tiny_llama, file, free_port):
     from ray import serve as ray_serve
 
-    from serve.front_actor import FrontSettings, close_fronts, run_endpoint
+    from serve.deployment.front_actor import FrontSettings, close_fronts, run_endpoint
 
     app = build(str(tiny_llama), "abc", "tiny", min_replicas=2, max_replicas=2, precision="fp32", read_keys=file.read)
     port = free_port()

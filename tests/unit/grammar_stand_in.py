@@ -4,7 +4,7 @@ import re
 import time
 from typing import Any
 
-from serve.grammar_compile import compiled
+from serve.grammar.compile import compiled
 
 
 def stand_in(tokens: Any, lark: str) -> Any:

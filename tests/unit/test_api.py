@@ -17,7 +17,7 @@ import pydantic
 import pytest
 
 from models.base.load import load_tokenizer
-from serve.api import create_app
+from serve.api.routes import create_app
 from serve.engines.torch import TorchEngine
 
 MODEL = "tiny/talker"

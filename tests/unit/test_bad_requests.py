@@ -15,7 +15,7 @@ import pytest
 
 from models.base.load import load_tokenizer
 from models.export.openvino_export import export
-from serve.api import create_app
+from serve.api.routes import create_app
 from serve.engines.base import Engine, EngineHealth
 from serve.engines.openvino import OpenVINOEngine
 from serve.engines.torch import TorchEngine

@@ -15,9 +15,9 @@ from models.base.discriminator import Discriminator, open_discriminator, release
 from models.base.load import load_model, load_tokenizer
 from models.kernels.attention import PACKED_ATTENTION
 from models.packing import pack
-from serve.api import create_app
+from serve.api.routes import create_app
 from serve.engines.torch import TorchEngine
-from serve.reranker import Reranker
+from serve.replies.reranker import Reranker
 
 MODEL = "talker"
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from models.base.load import load_tokenizer, resolve
 from models.chat import ChatTemplateError, check_messages, encode_conversation, encode_prompt, end_token_ids
-from serve.api import create_app
+from serve.api.routes import create_app
 from serve.engines.base import Engine, EngineHealth, GenerationRequest, TokenEvent
 from workflows.corpus.conversations import parse_conversation
 

@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from models.base.load import load_tokenizer
-from serve.api import create_app
+from serve.access.api_keys import KeyRing, make_key
+from serve.api.routes import create_app
 from serve.client import EndpointError, chat_in_terminal, model_names, stream_reply
 from serve.engines.torch import TorchEngine
-from serve.keys import KeyRing, make_key
 from workflows.cli.commands import command
 
 HELLO = [{"role": "user", "content": "Hello"}]

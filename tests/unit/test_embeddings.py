@@ -17,11 +17,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BloomConfig, Gemma3TextConfig, GPT2Config, MambaConfig, Qwen2Config
 
 from models.base.load import load_model, load_tokenizer
-from serve.api import create_app
-from serve.embeddings import EmbeddingsReply, EmbeddingsRequest
+from serve.api.embeddings import EmbeddingsReply, EmbeddingsRequest
+from serve.api.routes import create_app
 from serve.engines.base import Engine, EngineError, GenerationRequest
 from serve.engines.torch import TorchEngine
-from serve.errors import ApiError
+from serve.protocol.errors import ApiError
 
 MODEL = "tiny/talker"
 SIZES: dict[str, Any] = {

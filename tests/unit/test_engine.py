@@ -19,8 +19,8 @@ from serve.engines.base import Engine, EngineError, EngineHealth, GenerationRequ
 from serve.engines.openvino import OpenVINOEngine
 from serve.engines.sampling import Sampler
 from serve.engines.torch import TorchEngine
-from serve.grammar import Grammars
-from serve.replies.text import ReplyText
+from serve.grammar.json_grammar import Grammars
+from serve.parsing.text import ReplyText
 
 PROMPTS = [[256, 71, 72, 220], [256, 64], list(range(200)), [n * 7 % 200 for n in range(700)]]
 

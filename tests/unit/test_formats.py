@@ -13,18 +13,18 @@ import pytest
 
 from models.base.load import load_tokenizer
 from models.chat import end_token_ids
-from serve import grammar_process
-from serve.api import create_app
+from serve.api.routes import create_app
 from serve.engines.base import Unfollowable
 from serve.engines.torch import TorchEngine
-from serve.errors import ApiError
-from serve.formats import Formats
-from serve.grammar import JsonState
-from serve.protocol import ChatRequest, CompletionRequest
-from serve.replies.call_grammar import _alternatives
-from serve.replies.form import learned_form
-from serve.schema_forms import in_ascii, in_plain_form
-from serve.schema_notes import rules_of
+from serve.grammar import process as grammar_process
+from serve.grammar.call_grammar import _alternatives
+from serve.grammar.formats import Formats
+from serve.grammar.json_grammar import JsonState
+from serve.grammar.schema_forms import in_ascii, in_plain_form
+from serve.grammar.schema_notes import rules_of
+from serve.parsing.form import learned_form
+from serve.protocol.errors import ApiError
+from serve.protocol.requests import ChatRequest, CompletionRequest
 
 STAND_IN = "tests.unit.grammar_stand_in:stand_in"
 MESSAGES = [{"role": "user", "content": "x"}]

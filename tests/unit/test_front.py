@@ -14,11 +14,11 @@ import httpx
 import pytest
 
 from models.base.load import load_tokenizer
-from serve.api import create_app
+from serve.api.routes import create_app
 from serve.engines.torch import TorchEngine
-from serve.errors import ApiError
-from serve.front import Endpoint, Front, Lease, LostError
-from serve.leases import LeasedOnly, Leases, ReplicaServer
+from serve.front.leases import LeasedOnly, Leases, ReplicaServer
+from serve.front.server import Endpoint, Front, Lease, LostError
+from serve.protocol.errors import ApiError
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 60}
 

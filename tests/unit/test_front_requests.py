@@ -20,11 +20,11 @@ import uvloop
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from serve import bodies, exchange
-from serve.cors import Origins
-from serve.errors import LOST, ApiError
-from serve.front import Endpoint, Front, Lease
-from serve.keys import KeyRing, make_key
+from serve.access.api_keys import KeyRing, make_key
+from serve.front import bodies, exchange
+from serve.front.cors import Origins
+from serve.front.server import Endpoint, Front, Lease
+from serve.protocol.errors import LOST, ApiError
 
 PATH = "/v1/chat/completions"
 
@@ -381,6 +381,6 @@ def test_a_slow_reader_holds_its_stream_up_and_loses_nothing(before: Before, mon
 
 
 def test_lines_of_requests_are_written_without_anybodys_handler() -> None:
-    code = "from serve.observe import logger, write_log; write_log(); write_log(); logger.info('a line')"
+    code = "from serve.api.request_log import logger, write_log; write_log(); write_log(); logger.info('a line')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "a line\n"

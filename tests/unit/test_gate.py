@@ -13,11 +13,11 @@ import openai
 import pytest
 
 from models.base.load import load_tokenizer
-from serve.api import create_app
+from serve.access.api_keys import ApiKey, KeyRing, make_key
+from serve.access.middleware import _span
+from serve.access.rate_limits import Limits
+from serve.api.routes import create_app
 from serve.engines.torch import TorchEngine
-from serve.gate import _span
-from serve.keys import ApiKey, KeyRing, make_key
-from serve.limits import Limits
 
 HELLO = [{"role": "user", "content": "Hello"}]
 ASK: dict[str, Any] = {"model": "tiny", "messages": HELLO, "temperature": 0, "max_tokens": 10}

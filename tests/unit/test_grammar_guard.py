@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from models.base.load import load_tokenizer
-from serve.grammar_guard import GrammarGuard
-from serve.grammar_process import Bounds, Setup, Verdict
-from serve.replies.token_map import token_source
+from serve.grammar.guard import GrammarGuard
+from serve.grammar.process import Bounds, Setup, Verdict
+from serve.grammar.token_map import token_source
 
 STAND_IN = "tests.unit.grammar_stand_in:stand_in"
 FINE = 'start: "a"'

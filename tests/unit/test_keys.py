@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from serve.keys import ApiKey, KeyRing, make_key
+from serve.access.api_keys import ApiKey, KeyRing, make_key
 from workflows.cli.commands import command
 from workflows.endpoint.api_keys import KeyFile, UnusableKey
 from workflows.store import Store, StoreError

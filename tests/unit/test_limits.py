@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from serve.limits import Limits, Taken
+from serve.access.rate_limits import Limits, Taken
 
 
 @dataclass

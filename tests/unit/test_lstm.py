@@ -15,7 +15,7 @@ from models.kernels.attention import PACKED_ATTENTION
 from models.kernels.flops import StepOperations
 from models.kernels.loss import fuse_head, supervised_logits, supervised_loss_sum
 from models.packing import pack
-from serve.engines.torch_turns import TurnDecoder
+from serve.engines.torch_sequential import TurnDecoder
 
 LONG, SHORT = [1, 2, 3, 4, 5], [7, 8, 9]
 

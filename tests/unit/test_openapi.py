@@ -19,9 +19,9 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from models.base.load import load_tokenizer
-from serve.api import create_app
+from serve.access.api_keys import KeyRing
+from serve.api.routes import create_app
 from serve.engines.torch import TorchEngine
-from serve.keys import KeyRing
 
 MODEL = "tiny/talker"
 TALK = [{"role": "user", "content": "Hi"}]

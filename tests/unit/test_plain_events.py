@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from serve.chat_reply import ChatReply
-from serve.completion import Reply, _sent
-from serve.generation import Piece
-from serve.text_reply import TextReply
+from serve.replies.chat_reply import ChatReply
+from serve.replies.completion import Reply, _sent
+from serve.replies.generation import Piece
+from serve.replies.text_reply import TextReply
 
 TEXTS = ["a", "", "\0", "\n\t\r\b\f\x01\x1f\x7f", '"\\/', "ä€😀\u2028\ufeff", "</script>", "data: x\n\n"]
 

@@ -10,11 +10,11 @@ from models.base.load import load_tokenizer
 from models.chat import encode_prompt, end_token_ids
 from models.chat.renderer import renderer_of
 from serve.engines.base import Unfollowable
-from serve.grammar import Grammars
-from serve.protocol_messages import ChatMessage
-from serve.replies.form import ReplyForm, learned_form
-from serve.replies.text import ReplyText
-from serve.turns import turns_of
+from serve.grammar.json_grammar import Grammars
+from serve.parsing.form import ReplyForm, learned_form
+from serve.parsing.text import ReplyText
+from serve.protocol.messages import ChatMessage
+from serve.replies.conversation_rules import turns_of
 
 PLACES = {
     "type": "object",

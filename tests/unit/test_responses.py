@@ -14,10 +14,10 @@ import pydantic
 import pytest
 
 from models.base.load import load_tokenizer
-from serve.api import create_app
+from serve.api.routes import create_app
 from serve.engines.torch import TorchEngine
-from serve.errors import ApiError
-from serve.generation import CallDelta, Piece, ToolCall
+from serve.protocol.errors import ApiError
+from serve.replies.generation import CallDelta, Piece, ToolCall
 from serve.responses_api.reply import ResponsesReply
 from serve.responses_api.request import ResponsesRequest
 from serve.responses_api.translation import Translation

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from serve import errors
-from serve.errors import ApiError
+from serve.protocol import errors
+from serve.protocol.errors import ApiError
 from serve.responses_api.request import ResponsesRequest
 from serve.responses_api.translation import Translation
 

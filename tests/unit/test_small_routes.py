@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 from models.base.load import load_tokenizer
-from serve.api import create_app
+from serve.access.api_keys import KeyRing
+from serve.api.routes import create_app
 from serve.engines.base import GenerationRequest
 from serve.engines.torch import TorchEngine
-from serve.keys import KeyRing
 
 MODEL = "tiny/talker"
 

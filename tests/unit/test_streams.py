@@ -9,8 +9,9 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 
-from serve import errors, streams
-from serve.errors import ApiError
+from serve.api import streams
+from serve.protocol import errors
+from serve.protocol.errors import ApiError
 
 
 def slow(seconds: float, failure: ApiError | None = None) -> FastAPI:

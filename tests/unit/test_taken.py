@@ -16,7 +16,7 @@ import torch
 from models.base.load import load_model, load_tokenizer
 from models.chat import encode_prompt
 from models.export.openvino_export import export
-from serve.api import create_app
+from serve.api.routes import create_app
 from serve.engines.base import Engine
 from serve.engines.openvino import OpenVINOEngine
 from serve.engines.torch import TorchEngine

@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
-from serve.errors import ApiError
-from serve.front import Front, Lease
-from serve.tls import Certificate, trust_of
+from serve.front.server import Front, Lease
+from serve.front.tls import Certificate, trust_of
+from serve.protocol.errors import ApiError
 from workflows.cli.commands import command
 from workflows.endpoint.status import url_of
 from workflows.spec import ServeSpec

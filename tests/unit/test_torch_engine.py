@@ -29,7 +29,7 @@ from transformers import (
 from models.base.load import load_model
 from serve.engines.base import EngineError, GenerationRequest
 from serve.engines.torch import TorchEngine
-from serve.engines.torch_slots import Row, SlotDecoder
+from serve.engines.torch_batched import Row, SlotDecoder
 
 PROMPTS = [[n * seed % 190 + 1 for n in range(1, length)] for seed, length in ((3, 60), (7, 6), (5, 30), (11, 90))]
 

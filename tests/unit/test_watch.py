@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from models.base.load import load_tokenizer
-from serve.api import create_app
+from serve.api.routes import create_app
+from serve.api.watch import Watch
 from serve.engines.base import Engine, EngineHealth
-from serve.leases import LeasedOnly, Leases, ReplicaServer
-from serve.watch import Watch
+from serve.front.leases import LeasedOnly, Leases, ReplicaServer
 
 
 class StandIn(Engine):

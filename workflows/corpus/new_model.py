@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from models.base.load import resolve
 from models.chat.messages import SameRole
 from workflows.corpus.conversations import parse_conversation, parse_judged, parse_pair
@@ -35,6 +33,8 @@ class _Reading:
 
 def make_base(context: Context, files: list[SourceFile]) -> None:
     """Learn the tokenizer and make the model, in one task on the cluster."""
+    import ray  # at the top it would be loaded by every command that reads a pipeline
+
     spec = context.spec
     settings = spec.new_model.model_dump()
     task = ray.remote(_make).options(num_cpus=1)

@@ -1,6 +1,6 @@
 """API keys in the store: made, listed, revoked. An endpoint's replicas read the same file every few seconds.
 
-<store>/keys/keys.json     what is kept of every valid key (serve/keys.py); never a secret
+<store>/keys/keys.json     what is kept of every valid key (serve/access/api_keys.py); never a secret
 
 secret, key = KeyFile(store).add("alice", requests_per_minute=60)
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 from pydantic import BaseModel, ConfigDict
 
-from serve.keys import NAME_PATTERN, ApiKey, make_key
+from serve.access.api_keys import NAME_PATTERN, ApiKey, make_key
 from workflows.store import Store, StoreError
 
 

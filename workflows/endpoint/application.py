@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-from serve.keys import ApiKey
+from serve.access.api_keys import ApiKey
 from workflows.endpoint.api_keys import KeyFile
 from workflows.spec import PipelineSpec, ServeSpec
 from workflows.stage import DISCRIMINATOR, SHIPPED, StageFailed
@@ -44,8 +44,8 @@ def _has_vllm() -> bool:
 
 
 def application(spec: PipelineSpec, store: Store, release: Artifact, engine: str, **options: Any) -> Any:
-    """The Ray Serve application of a release; `options` are further ones of `serve.app.build`."""
-    from serve.app import build
+    """The Ray Serve application of a release; `options` are further ones of `serve.deployment.application.build`."""
+    from serve.deployment.application import build
 
     serve = spec.serve
     has_discriminator = release.figures.get(DISCRIMINATOR) == SHIPPED

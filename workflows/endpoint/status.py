@@ -23,7 +23,7 @@ def url_of(serve: ServeSpec) -> str:
 
 def trust_of(serve: ServeSpec) -> ssl.SSLContext | bool:
     """What this machine checks the endpoint's certificate by."""
-    from serve import tls
+    from serve.front import tls
 
     return tls.trust_of(serve.tls.certificate) if serve.tls else True
 
@@ -32,7 +32,7 @@ def check_certificate(serve: ServeSpec) -> None:
     """Raise StageFailed for a certificate, or a key, that cannot be read, or do not belong together."""
     if serve.tls is None:
         return
-    from serve.tls import Certificate
+    from serve.front.tls import Certificate
 
     for field, file in serve.tls.model_dump().items():
         try:

@@ -29,8 +29,8 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
     """Start or update the endpoint on the connected cluster and wait until it answers; its artifact."""
     import ray
 
-    from serve.front import Endpoint
-    from serve.front_actor import FrontSettings, run_endpoint
+    from serve.deployment.front_actor import FrontSettings, run_endpoint
+    from serve.front.server import Endpoint
     from workflows.cluster.workers import check_fits
 
     serve, release, url = spec.serve, done["optimize"], url_of(spec.serve)

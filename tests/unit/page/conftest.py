@@ -22,7 +22,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from starlette.responses import JSONResponse
 
 from models.base.load import load_model, load_tokenizer
-from serve.api import create_app
+from serve.api.routes import create_app
 from serve.engines.torch import TorchEngine
 
 MODEL = "talker"

@@ -7,7 +7,7 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from serve.api import create_app
+from serve.api.routes import create_app
 from serve.engines.torch import TorchEngine
 
 MODEL, ADAPTER = "talker", "shop"

@@ -1,0 +1,143 @@
+"""Who may: requests need an API key, and stay within its limits.
+
+app.add_middleware(Gate, keys=KeyRing(read), limits=Limits())
+...
+await hold_tokens(request, wanted, n)     # in a route, before the replies are generated
+
+Answers have OpenAI's shape and headers, so that its clients wait and try again by themselves.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.access.api_keys import ApiKey, KeyRing
+from serve.access.bearer import OPEN_PATHS, key_of
+from serve.access.rate_limits import Limits, Taken
+from serve.engines.base import GenerationRequest
+from serve.protocol import errors
+from serve.protocol.errors import ApiError
+
+if TYPE_CHECKING:
+    from serve.replies.completion import Reply
+
+
+class Caller:
+    """The key of one request, and what is held of its limits."""
+
+    def __init__(self, key: ApiKey, limits: Limits) -> None:
+        self.name = key.name
+        self.headers: dict[str, str] = {}
+        """of the answer: what is left of the limits"""
+        self._key = key
+        self._limits = limits
+        self._held = 0
+
+    async def count_request(self) -> None:
+        """One more request. Raises ApiError (429)."""
+        await self._take("requests", self._key.requests_per_minute, 1)
+
+    async def hold_tokens(self, amount: int) -> None:
+        """What prompt and reply may come to, until `settle`. Raises ApiError (429)."""
+        await self._take("tokens", self._key.tokens_per_minute, amount)
+        self._held = amount
+
+    async def settle(self, used: int) -> None:
+        """Give back what was held and not used."""
+        if self._key.tokens_per_minute is not None and self._held > used:
+            unused, self._held = self._held - used, 0
+            await self._limits.give_back(self._bucket("tokens"), self._key.tokens_per_minute, unused)
+
+    async def _take(self, kind: str, per_minute: int | None, amount: int) -> None:
+        if per_minute is None:
+            return
+        taken = await self._limits.take(self._bucket(kind), per_minute, amount)
+        self.headers |= {
+            f"x-ratelimit-limit-{kind}": str(per_minute),
+            f"x-ratelimit-remaining-{kind}": str(taken.remaining),
+            f"x-ratelimit-reset-{kind}": _span(taken.full_s),
+        }
+        if not taken.granted:
+            raise _too_many(kind, per_minute, amount, taken)
+
+    def _bucket(self, kind: str) -> str:
+        return f"{self._key.sha256[:16]}/{kind}"  # not the name: a new key of the same name starts anew
+
+
+def _too_many(kind: str, per_minute: int, amount: int, taken: Taken) -> ApiError:
+    limit = f"This API key may have {per_minute} {kind} a minute"
+    if math.isinf(taken.wait_s):
+        words = f"{limit}, and this request alone may come to {amount}: shorten its prompt or lower its token limit."
+        headers = {"x-should-retry": "false"}  # to OpenAI's clients, which else would try again
+    else:
+        words = f"{limit}: {taken.remaining} are left, {amount} are asked for. Try again in {_span(taken.wait_s)}."
+        headers = {"Retry-After": str(max(1, math.ceil(taken.wait_s)))}
+    return ApiError(429, words, code="rate_limit_exceeded", kind=kind, headers=headers)
+
+
+def _span(seconds: float) -> str:
+    """As OpenAI's headers write it: 250ms, 1.5s, 6m0s."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    minutes, rest = divmod(round(seconds, 2), 60)
+    return f"{minutes:.0f}m{rest:.0f}s" if minutes else f"{rest:g}s"
+
+
+async def hold_tokens(request: Request, wanted: Sequence[GenerationRequest], n: int) -> None:
+    """Hold what `n` replies to each prompt may come to, until the request is done. Raises ApiError (429).
+
+    A prompt counts once, as in the answer's usage. At endpoints without keys nothing is held.
+    """
+    prompts = sum(len(each.prompt_ids) for each in wanted[::n])
+    await hold_so_many(request, prompts + sum(each.max_new_tokens for each in wanted))
+
+
+async def hold_so_many(request: Request, tokens: int) -> None:
+    """Hold so many tokens until the request is done. Raises ApiError (429)."""
+    caller: Caller | None = getattr(request.state, "caller", None)
+    if caller is not None:
+        await caller.hold_tokens(tokens)
+
+
+class Gate:
+    """ASGI middleware: 401 without a valid key, 429 beyond its requests; settles its tokens when a request is done.
+
+    POST requests count, also those that are refused later; looking at the list of models is free.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, limits: Limits) -> None:
+        self._app = app
+        self._keys = keys
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        try:
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            caller = Caller(key_of(given, self._keys), self._limits)
+        except ApiError as error:
+            await errors.response(error)(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        state["caller"] = caller
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(caller.headers)
+            await send(message)
+
+        try:
+            if scope["method"] == "POST":
+                await caller.count_request()
+            await self._app(scope, receive, send_with_limits)
+        except ApiError as error:  # the routes' own ones are answered further in
+            await errors.response(error)(scope, receive, send_with_limits)
+        finally:
+            reply: Reply | None = state.get("reply")
+            await caller.settle(reply.usage().total_tokens if reply else 0)

@@ -1,0 +1,35 @@
+"""How many replies may be in the house at once: beyond that a client is told at once to come again."""
+
+from serve.protocol.errors import ApiError
+
+_RETRY_AFTER_SECONDS = "1"
+
+
+class Admission:
+    """Counts replies that are generated or wait; used from one asyncio loop."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._inside = 0
+
+    def enter(self, replies: int) -> None:
+        """Let a request for so many replies in; raises ApiError (429) where there is no room for them."""
+        if replies > self._most:
+            raise ApiError(
+                400,
+                f"n: this request asks for {replies} replies, and at most {self._most} are generated or wait here at "
+                "once; send several requests.",
+                "n",
+            )
+        if self._inside + replies > self._most:
+            raise ApiError(
+                429,
+                f"{self._inside} replies are generated or wait here, and at most {self._most} may; try again.",
+                code="queue_full",
+                headers={"Retry-After": _RETRY_AFTER_SECONDS},
+            )
+        self._inside += replies
+
+    def leave(self, replies: int) -> None:
+        """They are done, one way or another."""
+        self._inside -= replies

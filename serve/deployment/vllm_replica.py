@@ -1,0 +1,103 @@
+"""Replicas that generate with vLLM: `ray.serve.llm` places and starts it, our routes answer.
+
+`serve.deployment.application.build(..., engine="vllm")` makes them; needs the extra `llm`. Ray's `LLMServer` lays
+out the GPUs, a bundle of a placement group for each, starts vLLM on them and asks after its health; its own HTTP
+routes are never built.
+"""
+
+import asyncio
+from typing import Any
+
+# Named so that it is never taken for our own package `serve`.
+from ray import serve as ray_serve
+from ray.serve.llm import LLMConfig, LLMServer
+
+from models.base.load import resolve
+from models.files import local_copy
+from serve.deployment.replica import Answering, ReadKeys
+from serve.engines.base import DEFAULT_MAX_ACTIVE, Precision
+from serve.engines.vllm import VLLMEngine
+from serve.engines.vllm_settings import check_heads, engine_arguments, environment
+
+
+class VLLMReplica(Answering, LLMServer):  # type: ignore[misc]
+    """One replica: vLLM, started by Ray, with the release."""
+
+    async def __init__(  # type: ignore[misc]
+        self,
+        config: LLMConfig,
+        release: str,
+        release_key: str,
+        bounds: dict[str, Any],
+        read_keys: ReadKeys | None,
+        discriminator: str | None,
+        adapters: dict[str, str],
+    ) -> None:
+        # Of this machine, as those of the driver's were there.
+        folder, adapters = resolve(release), _local(adapters)
+        config.model_loading_config.model_source = str(folder)
+        await LLMServer.__init__(self, config)
+        # LLMServer's own methods take and give OpenAI's JSON: to the tokens there is only its engine's client.
+        engine = VLLMEngine(self.engine._engine_client, asyncio.get_running_loop(), adapters)
+        self._answer(
+            engine, folder, release_key, config.model_loading_config.model_id, bounds, read_keys, discriminator
+        )
+
+    async def check_health(self) -> None:
+        """Called by Ray Serve, which replaces a replica that raises here."""
+        await super().check_health()
+        self._check()
+
+    async def __del__(self) -> None:
+        self._stop()
+        await super().__del__()
+
+
+def llm_config(
+    release_folder: str,
+    model_name: str,
+    options: dict[str, Any],
+    *,
+    precision: Precision = "auto",
+    max_active: int = DEFAULT_MAX_ACTIVE["vllm"],
+    num_gpus: float = 0,
+    adapters: dict[str, str] | None = None,
+) -> LLMConfig:
+    """Ray's settings for replicas with `options` of `ray.serve.deployment`, whose GPUs are in `num_gpus` alone.
+
+    Raises ValueError for what vLLM could not serve.
+    """
+    check_heads(release_folder, num_gpus)
+    num_cpus = options["ray_actor_options"]["num_cpus"]
+    return LLMConfig(
+        model_loading_config={"model_id": model_name, "model_source": release_folder},
+        engine_kwargs=engine_arguments(precision, max_active, num_gpus, adapters or {}),
+        # A bundle for each worker of vLLM. On CPUs there is one worker, on those of the replica.
+        placement_group_config={"bundle_per_worker": {"GPU": min(1.0, num_gpus)} if num_gpus else {"CPU": 0.0}},
+        deployment_config=options,
+        runtime_env={"env_vars": environment(num_cpus, num_gpus)},
+    )
+
+
+def bind_vllm(
+    release: str,
+    release_key: str,
+    model_name: str,
+    bounds: dict[str, Any],
+    read_keys: ReadKeys | None,
+    discriminator: str | None,
+    options: dict[str, Any],
+    actors: list[Any],
+    adapters: dict[str, str],
+    **settings: Any,
+) -> Any:
+    """The Ray Serve application of `serve.deployment.application.build`, which says what these are."""
+    config = llm_config(str(resolve(release).resolve()), model_name, options, adapters=_local(adapters), **settings)
+    deployment = ray_serve.deployment(
+        VLLMReplica, deployment_actors=actors, **VLLMReplica.get_deployment_options(config)
+    )
+    return deployment.bind(config, release, release_key, bounds, read_keys, discriminator, adapters)
+
+
+def _local(adapters: dict[str, str]) -> dict[str, str]:
+    return {name: str(local_copy(adapter)) for name, adapter in adapters.items()}

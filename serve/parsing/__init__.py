@@ -1,0 +1,1 @@
+"""What a model writes, read back: thinking, calls of tools, channels, text."""

@@ -1,0 +1,116 @@
+"""A reply's text, token by token: what is said and what is thought, without calls and without anything of a stop
+string.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serve.parsing.decoder import StopFilter
+from serve.parsing.marks import MarkedDecoder, Marks
+from serve.parsing.reader import Part, Reader
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a token adds."""
+
+    said: str = ""
+    thought: str = ""
+
+
+class ReplyText:
+    """`is_stopped` once a stop string was met: in what is said, or in a call's arguments, not in what is thought.
+
+    `num_decoded` and `num_shown` count characters, control tokens as one: of all tokens so far, and up to where it is
+    known what is shown.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        stops: Sequence[str],
+        reader: Reader | None = None,
+        marks: Marks | None = None,
+        shows_stop: bool = False,
+        min_tokens: int = 0,
+    ):
+        """Without a `reader` all of it is said. Stops are not looked for in the first `min_tokens` tokens."""
+        self._decoder = MarkedDecoder(tokenizer, marks if reader is not None else None)
+        self._filter = StopFilter(stops, shows_stop)
+        self._min_tokens = min_tokens
+        self._num_tokens = 0
+        self._stops = stops
+        self._reader = reader
+        self._marks = marks
+        self._num_said = 0
+        # Of what was said last: its place there, its place in the reply, its length. No stop string is longer.
+        self._said_at: deque[tuple[int, int, int]] = deque(maxlen=512)
+        self.is_stopped = False
+        self.num_decoded = 0
+        self.num_shown = 0
+
+    def push(self, token_id: int) -> Shown:
+        """What may be shown after `token_id`."""
+        text = self._decoder.push(token_id)
+        self._num_tokens += 1
+        self._filter.is_on = self._num_tokens > self._min_tokens
+        self.num_decoded += len(text)
+        shown = self._show(self._read(text))
+        if self._reader and self._stops and self._filter.is_on and not self.is_stopped:
+            self.is_stopped = self._reader.stop_in_call(self._stops)
+        return shown
+
+    def finish(self, is_cut: bool) -> Shown:
+        """The rest, when no more tokens come: with `is_cut` because there may be no more."""
+        text = self._decoder.finish()
+        self.num_decoded += len(text)
+        parts = self._read(text)
+        if self._reader is not None and not self.is_stopped:
+            parts += self._reader.finish(is_cut)
+        shown = self._show(parts)
+        rest = self._filter.finish()
+        if not self.is_stopped:
+            self.num_shown = self.num_decoded
+        return Shown(shown.said + rest, shown.thought)
+
+    def is_said(self, place: int) -> bool:
+        """Whether what stands there is neither thought nor a header."""
+        reader = self._reader
+        spans = (*reader.thought, *reader.headers) if reader else ()
+        return not any(begin <= place < end for begin, end in spans)
+
+    def num_thought(self, places: Sequence[int]) -> int:
+        """How many of the tokens that begin at these places were thought."""
+        spans = self._reader.thought if self._reader else ()
+        return sum(any(begin <= place < end for begin, end in spans) for place in places) if spans else 0
+
+    def _read(self, text: str) -> list[Part]:
+        if self._reader is not None:
+            return self._reader.push(text)
+        return [Part("said", text, self.num_decoded - len(text))] if text else []
+
+    def _show(self, parts: list[Part]) -> Shown:
+        said = thought = ""
+        for part in parts:
+            text = self._marks.shown(part.text) if self._reader and self._marks else part.text
+            if part.kind == "thought":
+                thought += text
+                continue
+            self._said_at.append((self._num_said, part.start, len(part.text)))
+            self._num_said += len(text)
+            said += self._filter.push(text)
+        self.is_stopped = self.is_stopped or self._filter.is_stopped
+        num_held = len(self._filter.rest) if self._filter.is_stopped else self._filter.num_held
+        settled = self._reader.settled if self._reader else self.num_decoded
+        if not self._filter.is_stopped or parts:
+            self.num_shown = self._place(self._num_said - num_held) if num_held else settled
+        return Shown(said, thought)
+
+    def _place(self, num_said: int) -> int:
+        """Where in the reply this character of what is said stands."""
+        for begin, start, length in reversed(self._said_at):
+            if num_said >= begin:
+                return start + min(num_said - begin, length)
+        return 0

@@ -1,0 +1,124 @@
+"""Every failure as OpenAI's error body: a message, a type, the field, a code."""
+
+import difflib
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from serve.protocol.base import BRANCH
+from serve.protocol.responses import Error, ErrorBody
+
+# nginx's number for a client that left before its answer; it stands in logs alone.
+CLIENT_CLOSED_REQUEST = 499
+
+LOST = "rayconteur-lost"
+"""header of an answer that says: this replica's engine is gone, ask another one. "before" the request, or "in" it"""
+
+
+class ApiError(ValueError):
+    """A request that gets an error answer; `param` names the field at fault, `kind` the type if not the status'."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+        kind: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+        self.error = Error(
+            message=message,
+            type=kind or _kind_of(status),
+            param=param,
+            code=code,
+        )
+
+    def body(self) -> str:
+        """The answer's JSON."""
+        return ErrorBody(error=self.error).model_dump_json()
+
+
+def _kind_of(status: int) -> str:
+    return "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
+
+
+def refusal(error: ValidationError, kind: type[BaseModel]) -> ApiError:
+    """The answer to a body that is not a `kind`: its first fault."""
+    first = error.errors(include_url=False)[0]
+    param = _field_path(first["loc"])
+    return ApiError(400, _sentence(first, param, kind), param)
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer every failure in this shape, those of the framework included."""
+
+    async def on_api_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApiError)
+        return response(error)
+
+    async def on_http_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        message = error.detail
+        if error.status_code == 404:
+            message = f"There is no {request.method} {request.url.path} here."
+        if error.status_code == 405:
+            message = f"{request.url.path} does not answer {request.method} requests."
+        return response(ApiError(error.status_code, message, headers=dict(error.headers or {})))
+
+    async def on_departure(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    async def on_bug(request: Request, error: Exception) -> JSONResponse:
+        return response(ApiError(500, "The server failed at this request; its log says why."))
+
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(ClientDisconnect, on_departure)
+    app.add_exception_handler(Exception, on_bug)
+
+
+def response(error: ApiError) -> JSONResponse:
+    """The answer to the request."""
+    return JSONResponse({"error": error.error.model_dump()}, error.status, error.headers)
+
+
+def _field_path(location: tuple[int | str, ...]) -> str | None:
+    """("messages", 1, "role") as "messages[1].role"."""
+    path = ""
+    for step in location:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif not step.startswith(BRANCH):
+            path += f".{step}" if path else step
+    return path[:200] or None
+
+
+def _sentence(fault: ErrorDetails, param: str | None, kind_of_request: type[BaseModel]) -> str:
+    """The field, the rule and what it got, for one fault that pydantic found."""
+    kind, rule = fault["type"], fault["msg"]
+    if kind == "json_invalid":
+        return f"The request body is not valid JSON: {rule.removeprefix('Invalid JSON: ')}."
+    if param is None:
+        return "The request body must be a JSON object."
+    if kind == "extra_forbidden":
+        return f"Unrecognized or unsupported request argument: {param}.{_did_you_mean(param, kind_of_request)}"
+    if kind == "missing":
+        return f"Missing required parameter: {param}."
+    if kind == "conflict":
+        return f"{param}: {rule}."
+    got = repr(fault["input"])
+    shortened = got if len(got) <= 80 else f"{got[:80]}…"
+    return f"{param}: {rule}; got {shortened}."
+
+
+def _did_you_mean(name: str, kind: type[BaseModel]) -> str:
+    close = difflib.get_close_matches(name, kind.model_fields, n=1, cutoff=0.75)
+    return f" Did you mean {close[0]}?" if close else ""

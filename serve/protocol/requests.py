@@ -1,0 +1,323 @@
+"""Requests of OpenAI's API, as far as this endpoint serves it; serve/protocol/responses.py has the answers.
+
+serve/protocol/messages.py has messages and tools, serve/protocol/formats.py formats, serve/protocol/hints.py the
+fields that are taken and change nothing.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, FailFast, Field, Tag, ValidationInfo, WithJsonSchema, field_validator
+from pydantic_core import PydanticCustomError
+
+from serve.protocol.base import BRANCH, LIST_TAG, TEXT_TAG, One, RequestModel, one_or_many
+from serve.protocol.formats import ResponseFormat, StructuredOutputs, one_kind
+from serve.protocol.hints import ChatHints, Hints
+from serve.protocol.messages import ChatMessage, Function, NamedTool, Tool
+
+MOST_CHOICES = 16
+MOST_PROMPTS = 64
+
+
+class StreamOptions(RequestModel):
+    """What a stream carries besides the text."""
+
+    include_usage: bool | None = None
+    """A last event has the usage."""
+    continuous_usage_stats: bool | None = None
+    """Not in OpenAI's API: with `include_usage`, every event has the usage so far."""
+    include_obfuscation: bool | None = None
+    """Taken and not used."""
+
+
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+Stop = Annotated[
+    Annotated[StopString, Tag(TEXT_TAG)] | Annotated[list[StopString], Field(max_length=4), Tag(LIST_TAG)],
+    one_or_many("Input should be a string or a list of up to 4 strings"),
+]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=128)]
+
+
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+# Ten digits: Python reads no numbers of thousands of them.
+_TOKEN_NAME = r"^(0|[1-9][0-9]{0,9})$"
+TokenName = Annotated[str, WithJsonSchema({"type": "string", "pattern": _TOKEN_NAME})]
+
+
+class GenerationFields(Hints):
+    """What requests for chats and for plain texts have in common; null means the default, as in OpenAI's API."""
+
+    model: Annotated[str, Field(min_length=1)]
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """Default 1; 0 takes the likeliest token each time."""
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    """Not in OpenAI's API: of the likeliest so many tokens one is drawn; 0, -1 and null mean all."""
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Not in OpenAI's API: tokens less likely than this share of the likeliest one's probability are not drawn."""
+    presence_penalty: Penalty | None = None
+    """Taken off the scores of tokens that the reply has already."""
+    frequency_penalty: Penalty | None = None
+    """Taken off them for each time that the reply has them."""
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=2)] | None = None
+    """Not in OpenAI's API: scores of tokens in prompt and reply are divided by it, negative ones multiplied
+    (Keskar et al. 2019, arXiv:1909.05858, 4.1). A smaller one would overflow float32."""
+    logit_bias: (
+        Annotated[
+            dict[TokenName, Annotated[float, Field(ge=-100, le=100)]],
+            Field(max_length=1024, json_schema_extra={"additionalProperties": False}),
+        ]
+        | None
+    ) = None
+    """Added to the scores of tokens, by their ids."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens to generate at most."""
+    stop: Stop | None = None
+    stop_token_ids: TokenIds | None = None
+    """Not in OpenAI's API: these tokens end a reply, too, and are not shown."""
+    include_stop_str_in_output: bool | None = None
+    """Not in OpenAI's API: the stop string that ended the reply is shown."""
+    ignore_eos: bool | None = None
+    """Not in OpenAI's API: the model's own end tokens do not end the reply."""
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Not in OpenAI's API: before so many tokens no end token and no stop string ends the reply."""
+    structured_outputs: StructuredOutputs | None = None
+    """Not in OpenAI's API: further formats of vLLM's."""
+    response_format: ResponseFormat | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    """The same seed and request give the same reply from the same release and kind of machine, as far as an engine's
+    sums do not depend on what it decodes beside it: OpenVINO's do in other precisions than fp32."""
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    """Replies to one prompt; the second has the next seed, and so on."""
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _by_token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for name in value or {}:
+            if not re.fullmatch(_TOKEN_NAME, name):
+                raise PydanticCustomError("keys", "Keys should be token ids, as in {'50256': -100}")
+        return value
+
+    @field_validator("stream_options")
+    @classmethod
+    def _only_in_a_stream(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if value is not None and not info.data.get("stream"):
+            raise PydanticCustomError("conflict", "Only a request with stream true may have stream_options")
+        return value
+
+    @field_validator("structured_outputs")
+    @classmethod
+    def _of_one_kind(cls, value: StructuredOutputs | None) -> StructuredOutputs | None:
+        return one_kind(value)
+
+    @field_validator("response_format")
+    @classmethod
+    def _one_format(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("structured_outputs") is not None:
+            raise PydanticCustomError("conflict", "Give either response_format or structured_outputs, not both")
+        return value
+
+    def stop_strings(self) -> list[str]:
+        """`stop` as a list, empty when there is none."""
+        if self.stop is None:
+            return []
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    def num_replies(self) -> int:
+        """That are generated to each prompt."""
+        return self.n or 1
+
+    def token_limit(self) -> tuple[str, int | None]:
+        """The name of the field that limits the reply, and its value in tokens."""
+        return "max_tokens", self.max_tokens
+
+    def num_logprobs(self) -> int | None:
+        """Of how many likely tokens log-probabilities are wanted beside the drawn one's; None for none at all."""
+        raise NotImplementedError
+
+    def num_prompt_logprobs(self) -> int | None:
+        """The same of the prompt's tokens."""
+        return None
+
+
+TemplateVariables = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Any], Field(max_length=64)
+]
+
+
+class ChatRequest(GenerationFields, ChatHints):
+    """The body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096), FailFast()]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    """The newer name of `max_tokens`."""
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: (
+        Annotated[
+            Annotated[Literal["none", "auto", "required"], Tag(TEXT_TAG)]
+            | Annotated[NamedTool, Tag(BRANCH + "object")],
+            Discriminator(
+                lambda value: TEXT_TAG if isinstance(value, str) else BRANCH + "object",
+                custom_error_type="tool_choice",
+                custom_error_message="Input should be none, auto, required, or the name of a function",
+            ),
+        ]
+        | None
+    ) = None
+    """Default auto, where there are tools."""
+    parallel_tool_calls: bool | None = None
+    """False: of several calls in a reply the first counts."""
+    chat_template_kwargs: TemplateVariables | None = None
+    """Not in OpenAI's API: further variables of the chat template, as {"enable_thinking": false}."""
+    best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    """Not in OpenAI's chats: so many replies are generated, and one is taken by the scores of the release's
+    discriminator, if it has one."""
+    best_of_by: Literal["softmax", "argmax"] | None = None
+    """How it is taken: drawn by the softmax of the scores (the default), or the one with the highest."""
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    """For chat templates that have levels of thinking; `none` closes the thinking where the template can."""
+    continue_final_message: bool | None = None
+    """Not in OpenAI's API: the reply goes on with the text of the last message, which is the assistant's."""
+    add_generation_prompt: bool | None = None
+    """Not in OpenAI's API: false with `continue_final_message` alone."""
+
+    @field_validator("max_completion_tokens")
+    @classmethod
+    def _one_limit(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("max_tokens") is not None:
+            raise PydanticCustomError("conflict", "Give either max_tokens or max_completion_tokens, not both")
+        return value
+
+    @field_validator("add_generation_prompt")
+    @classmethod
+    def _unless_it_goes_on(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        if value is not None and value == bool(info.data.get("continue_final_message")):
+            raise PydanticCustomError("conflict", "It is false where continue_final_message is true, and there alone")
+        return value
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _of_the_tools(cls, value: str | NamedTool | None, info: ValidationInfo) -> str | NamedTool | None:
+        names = [tool.function.name for tool in info.data.get("tools") or []]
+        if value in (None, "none"):
+            return value
+        if not names:
+            raise PydanticCustomError("conflict", "There are no tools to choose from")
+        if isinstance(value, NamedTool) and value.function.name not in names:
+            raise PydanticCustomError("conflict", "No such tool is in tools")
+        return value
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _only_with_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and not info.data.get("logprobs"):
+            raise PydanticCustomError("conflict", "Only a request with logprobs true may have top_logprobs")
+        return value
+
+    @field_validator("best_of")
+    @classmethod
+    def _of_one_whole_reply(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if (value or 1) > 1 and info.data.get("stream"):
+            raise PydanticCustomError("conflict", "Whole replies are compared: ask for best_of without stream")
+        if (value or 1) > 1 and (info.data.get("n") or 1) > 1:
+            raise PydanticCustomError("conflict", "Give either n or best_of, not both")
+        return value
+
+    @field_validator("best_of_by")
+    @classmethod
+    def _only_with_best_of(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and (info.data.get("best_of") or 1) < 2:
+            raise PydanticCustomError("conflict", "Only a request with best_of above 1 may have best_of_by")
+        return value
+
+    def num_replies(self) -> int:
+        return max(self.n or 1, self.best_of or 1)
+
+    def token_limit(self) -> tuple[str, int | None]:
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return super().token_limit()
+
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def usable_tools(self) -> list[Tool]:
+        """What the reply may call."""
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    def required_tools(self) -> list[Function]:
+        """What the reply has to call one of; empty where it may be text."""
+        functions = [tool.function for tool in self.usable_tools()]
+        if isinstance(self.tool_choice, NamedTool):
+            return [function for function in functions if function.name == self.tool_choice.function.name]
+        return functions if self.tool_choice == "required" else []
+
+
+# For the OpenAPI document alone: with these, pydantic would tell a fault once for each way to read it.
+_Prompt = Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+_SEVERAL = Field(min_length=1, max_length=MOST_PROMPTS)
+
+
+def _is_prompt(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value)
+    return isinstance(value, list) and bool(value) and all(type(token) is int and token >= 0 for token in value)
+
+
+class CompletionRequest(GenerationFields):
+    """The body of POST /v1/completions: a text, or its token ids, that the model goes on with; or several of them."""
+
+    prompt: str | list[Any]
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    """The answer begins with the prompt, and `logprobs` are of its tokens as well."""
+    best_of: One | None = None
+    suffix: None = None
+    """There is no text after the reply here."""
+
+    @field_validator("prompt", mode="plain", json_schema_input_type=_Prompt | Annotated[list[_Prompt], _SEVERAL])
+    @classmethod
+    def _texts_or_token_ids(cls, value: Any) -> Any:
+        several = value if isinstance(value, list) and value and not isinstance(value[0], int) else [value]
+        if len(several) <= MOST_PROMPTS and all(_is_prompt(prompt) for prompt in several):
+            return value
+        raise PydanticCustomError(
+            "prompt", "Input should be a text, a list of token ids, or a list of up to {most} of these",
+            {"most": MOST_PROMPTS},
+        )  # fmt: skip
+
+    def prompts(self) -> list[str | list[int]]:
+        """One or more texts or lists of token ids."""
+        prompt: Any = self.prompt
+        return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
+
+    def token_limit(self) -> tuple[str, int | None]:
+        return "max_tokens", 16 if self.max_tokens is None else self.max_tokens
+
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    def num_prompt_logprobs(self) -> int | None:
+        return self.logprobs if self.echo else None
+
+
+class TokenizeRequest(RequestModel):
+    """The body of POST /tokenize, which is not in OpenAI's API: a text as it is, or messages as a chat's prompt."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
+
+    @field_validator("messages")
+    @classmethod
+    def _one_of_both(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("prompt") is not None:
+            raise PydanticCustomError("conflict", "Give either prompt or messages, not both")
+        return value

@@ -1,0 +1,88 @@
+"""The answer to a chat: its choices, or the events of its stream."""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel
+
+from serve.protocol.responses import (
+    CalledFunction,
+    CalledFunctionDelta,
+    CalledTool,
+    CalledToolDelta,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Choice,
+    ChoiceLogprobs,
+    ChunkChoice,
+    Delta,
+    ReplyMessage,
+)
+from serve.replies.completion import Chunk, Reply
+from serve.replies.generation import CallDelta, DrawnToken, Generation, Piece, ToolCall
+
+
+class ChatReply(Reply):
+    """The answer to a ChatRequest."""
+
+    _prefix = "chatcmpl"
+
+    def _whole(self, texts: list[str], thoughts: list[str], tokens: list[list[DrawnToken]]) -> BaseModel:
+        choices = [
+            Choice(
+                index=index,
+                message=_message(self._generations[place], texts[place], thoughts[place]),
+                logprobs=self._logprobs(tokens[place]),
+                finish_reason=self._generations[place].finish_reason,
+                best_of=self._best_of,
+            )
+            for index, place in enumerate(self._answered())
+        ]
+        return ChatCompletion(**self._common(), choices=choices, usage=self.usage())
+
+    def _answered(self) -> list[int]:
+        """The numbers of the replies that the answer has."""
+        return list(range(len(self._generations))) if self._best_of is None else [self._best_of.chosen]
+
+    def _opening(self, index: int) -> Chunk:
+        return self._chunk([self._choice(index, Delta(role="assistant", content=""))])
+
+    def _event(self, index: int, piece: Piece | None) -> Chunk:
+        if piece is None:
+            reason = self._generations[index].finish_reason
+            return self._chunk([ChunkChoice(index=index, delta=Delta(), logprobs=None, finish_reason=reason)])
+        delta = Delta(reasoning_content=piece.thought) if piece.thought else Delta()
+        if piece.text or not (piece.thought or piece.calls):
+            delta.content = piece.text
+        if piece.calls:
+            delta.tool_calls = [_delta_of(call) for call in piece.calls]
+        return self._chunk([self._choice(index, delta, piece.tokens)])
+
+    def _choice(self, index: int, delta: Delta, tokens: Sequence[DrawnToken] = ()) -> ChunkChoice:
+        logprobs = self._logprobs(tokens) if tokens else None
+        return ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=None)
+
+    def _logprobs(self, tokens: Sequence[DrawnToken]) -> ChoiceLogprobs | None:
+        if not self._with_logprobs:
+            return None
+        return ChoiceLogprobs(content=[token.logprob for token in tokens], refusal=None)
+
+    def _chunk(self, choices: list[ChunkChoice]) -> ChatCompletionChunk:
+        return ChatCompletionChunk(object="chat.completion.chunk", **self._common(), choices=choices)
+
+
+def _message(generation: Generation, text: str, thought: str) -> ReplyMessage:
+    calls = [_called(call) for call in generation.tool_calls] or None
+    return ReplyMessage(
+        content=(text or None) if calls else text, reasoning_content=thought or None, tool_calls=calls
+    )
+
+
+def _called(call: ToolCall) -> CalledTool:
+    return CalledTool(id=call.id, type="function", function=CalledFunction(name=call.name, arguments=call.arguments))
+
+
+def _delta_of(call: CallDelta) -> CalledToolDelta:
+    if call.id is None:
+        return CalledToolDelta(index=call.index, function=CalledFunctionDelta(arguments=call.arguments))
+    function = CalledFunctionDelta(name=call.name, arguments=call.arguments)
+    return CalledToolDelta(index=call.index, id=call.id, type="function", function=function)

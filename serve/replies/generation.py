@@ -1,0 +1,288 @@
+"""One generated reply as it grows: what is thought and said in pieces, calls, log-probabilities, why it ended."""
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from serve.engines.base import Engine, EngineError, GenerationRequest, TokenEvent, Unfollowable
+from serve.metrics import TokenClock
+from serve.parsing.call_reader import Call
+from serve.parsing.decoder import TokenDecoder, overlap, token_bytes, token_text
+from serve.parsing.form import ReplyForm
+from serve.parsing.reader import Reader
+from serve.parsing.text import ReplyText, Shown
+from serve.protocol.errors import LOST, ApiError
+from serve.protocol.responses import ReplyReason, TokenLogprob, TopLogprob
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DrawnToken:
+    """A token with its log-probability, and how many characters of the reply come before it."""
+
+    offset: int
+    logprob: TokenLogprob
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some more of the visible text, the tokens that are wholly shown with it, if they were asked for, and some more
+    of what is thought."""
+
+    text: str
+    tokens: list[DrawnToken] = field(default_factory=list)
+    thought: str = ""
+    calls: "list[CallDelta]" = field(default_factory=list)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is nothing but text."""
+        return not (self.tokens or self.thought or self.calls)
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call that a model has made; `arguments` is JSON, cut off where the reply was."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class CallDelta:
+    """Some more of call number `index`: its id and name with the first, and more of its arguments."""
+
+    index: int
+    arguments: str
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a reply is read: by `reader`, which is for this reply alone; at most `most_calls` calls count."""
+
+    form: ReplyForm
+    reader: Reader
+    most_calls: int | None = None
+
+
+class Generation:
+    """A reply while it is generated; by `reading` its thinking and its calls of tools are told from its text."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        request: GenerationRequest,
+        stops: list[str],
+        max_seconds: float,
+        clock: TokenClock,
+        reading: Reading | None = None,
+        shows_stop: bool = False,
+        prompt_text: str | None = None,
+    ) -> None:
+        """`prompt_text` is what the reply follows, where the answer begins with that."""
+        self.finish_reason: ReplyReason = "length"
+        self.token_ids: list[int] = []
+        self.num_prompt_tokens = len(request.prompt_ids)
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._request = request
+        self._max_seconds = max_seconds
+        self._stops = stops
+        self._reading = reading
+        reader, marks = (reading.reader, reading.form.marks) if reading else (None, None)
+        self._text = ReplyText(tokenizer, stops, reader, marks, shows_stop, request.min_new_tokens)
+        self.prompt_text = prompt_text
+        self._prompt_logprobs: Sequence[tuple[float, Any]] = ()
+        self.num_cached: int | None = None
+        """tokens of the prompt that were read for another request; None where the engine cannot tell, or nothing has
+        come yet"""
+        self._places: list[int] = []  # where in the text each token begins
+        self._unshown: list[tuple[int, DrawnToken]] = []  # with the reply's characters up to its end
+        self._is_late = False
+        self._clock = clock
+        self._told_calls: list[ToolCall] = []
+        self._seen_calls: tuple[int, list[Call]] = (0, [])
+        self.tool_calls: list[ToolCall] = []
+        """What the reply calls, once it has ended."""
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """What the reply follows."""
+        return self._request.prompt_ids
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the reply so far, its end token too."""
+        return len(self.token_ids)
+
+    @property
+    def num_thought(self) -> int:
+        """Tokens of it that were thought, with those that open and close the thinking."""
+        return self._text.num_thought(self._places)
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """The visible text as it grows; closing this cancels the generation. Raises ApiError."""
+        deadline = asyncio.get_running_loop().call_later(self._max_seconds, self._end_late)
+        try:
+            async with aclosing(self._engine.submit(self._request)) as events:
+                async for event in events:
+                    if piece := self._take(event):
+                        yield piece
+                    if self._text.is_stopped or event.finish_reason is not None:
+                        self.finish_reason = event.finish_reason or "stop"
+                        break
+                else:
+                    raise self._cancelled()
+        except EngineError as error:
+            if isinstance(error.__cause__, Unfollowable):
+                raise self._unfollowable(error.__cause__) from error
+            logger.exception("reply %s failed", self._request.request_id)
+            if not self._engine.health().is_alive:
+                raise ApiError(503, f"{error}.", code="engine_lost", headers={LOST: "in"}) from error
+            raise ApiError(500, f"The reply could not be generated: {error}.") from error
+        finally:
+            deadline.cancel()
+        rest = self._text.finish(is_cut=self.finish_reason == "length")
+        if self._text.is_stopped:
+            self.finish_reason = "stop"
+        self._read_calls()
+        if piece := self._piece(rest, self._call_deltas()):
+            yield piece
+
+    def _read_calls(self) -> None:
+        if self._reading is None:
+            return
+        calls = self._reading.reader.calls[: self._reading.most_calls]
+        form, told = self._reading.form, self._told_calls
+        ids = [told[place].id if place < len(told) else form.new_call_id() for place in range(len(calls))]
+        self.tool_calls = [
+            ToolCall(number, call.name, form.marks.in_json(call.arguments))
+            for number, call in zip(ids, calls, strict=True)
+        ]
+        if calls:
+            self.finish_reason = "length" if calls[-1].is_cut else "tool_calls"
+
+    def _call_deltas(self) -> list[CallDelta]:
+        """What of calls is known now and was not told before."""
+        reading = self._reading
+        if reading is None or not (reading.reader.calls or reading.reader.pending):
+            return []
+        # The reader makes a new list where a call has grown; most tokens of a long one change nothing.
+        seen = (len(reading.reader.calls), reading.reader.pending)
+        if not self.tool_calls and seen[0] == self._seen_calls[0] and seen[1] is self._seen_calls[1]:
+            return []
+        self._seen_calls = seen
+        if self.tool_calls:
+            texts = [(call.name, call.arguments) for call in self.tool_calls]
+        else:
+            calls = [*reading.reader.calls, *reading.reader.pending][: reading.most_calls]
+            texts = [(call.name, self._settled(call)) for call in calls]
+        deltas = []
+        for place, (name, arguments) in enumerate(texts):
+            if place == len(self._told_calls):
+                number = self.tool_calls[place].id if self.tool_calls else reading.form.new_call_id()
+                self._told_calls.append(ToolCall(number, name, arguments))
+                deltas.append(CallDelta(place, arguments, number, name))
+                continue
+            told = self._told_calls[place]
+            if len(arguments) > len(told.arguments) and arguments.startswith(told.arguments):
+                deltas.append(CallDelta(place, arguments[len(told.arguments) :]))
+                self._told_calls[place] = dataclasses.replace(told, arguments=arguments)
+        return deltas
+
+    def _settled(self, call: Call) -> str:
+        """As much of its arguments as can be told: nothing that may be the beginning of a stop string."""
+        assert self._reading is not None
+        text = self._reading.form.marks.in_json(call.settled if call.is_cut else call.arguments)
+        return text[: len(text) - max((overlap(text, stop) for stop in self._stops), default=0)]
+
+    def prompt_tokens(self) -> list[tuple[int, TokenLogprob | None]]:
+        """The prompt's tokens with their places in its text, and their log-probabilities if they were asked for; the
+        first token has none.
+        """
+        decoder = TokenDecoder(self._tokenizer)
+        place, found = 0, []
+        for number, token_id in enumerate(self._request.prompt_ids):
+            told = self._prompt_logprobs[number - 1] if number and self._prompt_logprobs else None
+            found.append((place, self._told(token_id, *told) if told else None))
+            place += len(decoder.push(token_id))
+        return found
+
+    def token_text(self, token_id: int) -> str:
+        """The text of a token by itself."""
+        return token_text(self._tokenizer, token_id)
+
+    def _take(self, event: TokenEvent) -> Piece | None:
+        self.token_ids.append(event.token_id)
+        self._prompt_logprobs = event.prompt_logprobs or self._prompt_logprobs
+        self.num_cached = self.num_cached if event.num_cached is None else event.num_cached
+        self._clock.token()
+        if event.token_id in self._request.end_token_ids:
+            return None
+        offset = self._text.num_decoded
+        self._places.append(offset)
+        shown = self._text.push(event.token_id)
+        if event.logprob is not None:
+            self._unshown.append((self._text.num_decoded, DrawnToken(offset, self._named(event))))
+        return self._piece(shown, self._call_deltas())
+
+    def _piece(self, shown: Shown, calls: list[CallDelta]) -> Piece | None:
+        tokens = self._shown_tokens()
+        is_something = shown.said or tokens or shown.thought or calls
+        return Piece(shown.said, tokens, shown.thought, calls) if is_something else None
+
+    def _shown_tokens(self) -> list[DrawnToken]:
+        """The tokens that are wholly shown now, and were not before: nothing of a stop string, nor of thinking."""
+        if not self._unshown:
+            return []
+        shown = [token for end, token in self._unshown if end <= self._text.num_shown]
+        self._unshown = self._unshown[len(shown) :]
+        return [token for token in shown if self._text.is_said(token.offset)]
+
+    def _named(self, event: TokenEvent) -> TokenLogprob:
+        assert event.logprob is not None
+        return self._told(event.token_id, event.logprob, event.top_logprobs)
+
+    def _told(self, token_id: int, logprob: float, likeliest: Sequence[tuple[int, float]]) -> TokenLogprob:
+        """The drawn token is among the likeliest ones, as the last where it is none of them."""
+        if likeliest and token_id not in {each for each, _ in likeliest}:
+            likeliest = [*likeliest, (token_id, logprob)]
+        tops = [self._top(each, value) for each, value in likeliest]
+        return TokenLogprob(**self._top(token_id, logprob).model_dump(), top_logprobs=tops)
+
+    def _top(self, token_id: int, logprob: float) -> TopLogprob:
+        text = self.token_text(token_id)
+        found = token_bytes(self._tokenizer, token_id, text)
+        return TopLogprob(
+            token=text,
+            logprob=max(logprob, -9999.0),  # JSON has no infinity; OpenAI's API writes this too
+            bytes=None if found is None else list(found),
+        )
+
+    def _end_late(self) -> None:
+        self._is_late = True
+        self._engine.cancel(self._request.request_id)
+
+    def _unfollowable(self, error: Unfollowable) -> ApiError:
+        grammar = self._request.grammar
+        param = "tools" if grammar is None else grammar.param
+        return ApiError(400, f"{param}: after {self.num_tokens} tokens of the reply: {error}.", param)
+
+    def _cancelled(self) -> Exception:
+        if not self._is_late:
+            return EngineError("the generation was cancelled")
+        return ApiError(
+            504,
+            f"The reply took longer than the {self._max_seconds:g} seconds that a request may; "
+            f"{self.num_tokens} tokens were generated.",
+            code="deadline_exceeded",
+        )

@@ -1,0 +1,277 @@
+"""A request to what the engine needs: rules of the conversation, token ids, room for the reply."""
+
+import asyncio
+import copy
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from models.chat import RESERVED, ChatTemplateError, encode_prompt, end_token_ids
+from serve.engines.base import Engine, GenerationRequest
+from serve.grammar.formats import Formats
+from serve.parsing.form import learned_form
+from serve.protocol.errors import ApiError
+from serve.protocol.messages import ChatMessage, Tool
+from serve.protocol.requests import ChatRequest, CompletionRequest, GenerationFields, TokenizeRequest
+from serve.replies.conversation_rules import turns_of
+from serve.replies.generation import Reading
+
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
+
+_WHOLE_FUNCTION = {"description": "", "parameters": {"type": "object", "properties": {}}}
+# A prompt that takes seconds leaves three for the others.
+_THREADS = 4
+# So many renderings may look for the message that a template refuses.
+_MOST_TRIED = 64
+
+
+class PromptEncoder:
+    """Turns requests into prompts in threads of its own, so that a long one does not delay other replies."""
+
+    def __init__(self, tokenizer: Any, engine: Engine, default_max_tokens: int) -> None:
+        # A copy: a fast tokenizer refuses to encode in one thread while another thread changes its settings.
+        self._tokenizer = copy.deepcopy(tokenizer)
+        self._end_token_ids = end_token_ids(tokenizer)
+        self._engine = engine
+        self._default_max_tokens = default_max_tokens
+        self._form = learned_form(self._tokenizer)
+        self._formats = Formats(self._tokenizer, engine.vocab_size, self._end_token_ids, self._form)
+        self._reserved = RESERVED | self._tokenizer.special_tokens_map.keys()
+        self._most_letters = most_letters(self._tokenizer, engine.max_positions)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="prompt")
+
+    def reading(self, request: GenerationFields, prompt_ids: list[int]) -> Reading | None:
+        """How the reply to this prompt is read; None where all of it is text."""
+        if not isinstance(request, ChatRequest):
+            return None
+        functions = {tool.function.name: tool.function.parameters or {} for tool in request.usable_tools()}
+        reader = self._form.reader(functions, prompt_ids, must_call=bool(request.required_tools()))
+        is_single = request.parallel_tool_calls is False or not self._form.is_parallel
+        return Reading(self._form, reader, 1 if is_single else None) if reader is not None else None
+
+    def echoes(self, request: GenerationFields, wanted: list[GenerationRequest]) -> list[str | None]:
+        """With what each answer begins, if it does with the prompt."""
+        if not isinstance(request, CompletionRequest) or not request.echo:
+            return [None] * len(wanted)
+        texts = [
+            prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt, skip_special_tokens=True)
+            for prompt in request.prompts()
+        ]
+        return [text for text in texts for _ in range(request.num_replies())]
+
+    async def chat(self, request: ChatRequest) -> list[GenerationRequest]:
+        """The engine's requests, one for each reply; raises ApiError."""
+        prompt_ids = await self._in_thread(self._prompt_of_chat, request)
+        return self._requests(request, prompt_ids, "messages", await self._grammar(request, prompt_ids))
+
+    async def completion(self, request: CompletionRequest) -> list[GenerationRequest]:
+        """The same for plain texts: the replies to the first one, then those to the next."""
+        found = []
+        for prompt_ids in await self._in_thread(self._prompts_of_texts, request):
+            found += self._requests(request, prompt_ids, "prompt", await self._grammar(request, prompt_ids))
+        return found
+
+    async def _grammar(self, request: GenerationFields, prompt_ids: list[int]) -> Any:
+        draft = await asyncio.get_running_loop().run_in_executor(self._threads, self._formats.of, request, prompt_ids)
+        if draft is None:
+            return None
+        for name in ("ignore_eos", "min_tokens"):
+            if getattr(request, name):
+                raise ApiError(400, f"{name}: a reply that follows a format ends where the format does.", name)
+        return await self._formats.compiled(draft)
+
+    async def tokens(self, request: TokenizeRequest) -> list[int]:
+        """Token ids of a text, or of messages as a chat's prompt; raises ApiError."""
+        return await self._in_thread(self._tokens, request)
+
+    def answers(self) -> "Future[int]":
+        """Done when one of the threads is free."""
+        return self._threads.submit(int)
+
+    def parts(self) -> "dict[str, Callable[[], Future[int]]]":
+        """What has to answer for a request to come to the engine."""
+        return {
+            "the threads that make prompts": self.answers,
+            "the thread that makes grammars": self._formats.answers,
+        }
+
+    async def _in_thread(self, function: Callable[[Asked], Answer], request: Asked) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, request)
+
+    def _prompt_of_chat(self, request: ChatRequest) -> list[int]:
+        return self._chat_ids(request, request.usable_tools())
+
+    def _prompts_of_texts(self, request: CompletionRequest) -> list[list[int]]:
+        found = []
+        for prompt in request.prompts():
+            prompt_ids = self._text_ids(prompt, "prompt") if isinstance(prompt, str) else prompt
+            if (largest := max(prompt_ids)) >= self._engine.vocab_size:
+                raise _unknown_token("prompt", largest, self._engine.vocab_size)
+            found.append(prompt_ids)
+        return found
+
+    def _tokens(self, request: TokenizeRequest) -> list[int]:
+        if request.messages is not None:
+            return self._chat_ids(request, request.tools or [])
+        if request.prompt is None:
+            raise ApiError(400, "Missing required parameter: prompt or messages.", "prompt")
+        return self._text_ids(request.prompt, "prompt") if request.prompt else []
+
+    def _check_letters(self, count: int, param: str) -> None:
+        """Raise ApiError for a text that cannot fit, before it takes seconds to encode."""
+        if count > self._most_letters:
+            raise ApiError(
+                400,
+                f"This model's maximum context length is {self._engine.max_positions} tokens, and the {param} "
+                f"{'has' if param == 'prompt' else 'have'} {count} letters, which are more than so many tokens can "
+                f"be. Shorten the {param}.",
+                param,
+                "context_length_exceeded",
+            )
+
+    def _text_ids(self, text: str, param: str) -> list[int]:
+        self._check_letters(len(text), param)
+        try:
+            token_ids = list(self._tokenizer(text)["input_ids"])
+        except UnicodeEncodeError as error:
+            raise ApiError(400, f"{param}: a character that is no text: {error.reason}.", param) from None
+        if not token_ids:
+            raise ApiError(400, f"{param}: no token stands for this text; there is nothing to go on with.", param)
+        return token_ids
+
+    def _chat_ids(self, request: ChatRequest | TokenizeRequest, used: list[Tool]) -> list[int]:
+        """The prompt of a chat in which these tools may be called."""
+        given = request.messages or []
+        self._check_letters(sum(len((message.text() or "").strip()) for message in given), "messages")
+        continues = isinstance(request, ChatRequest) and bool(request.continue_final_message)
+        if continues and given[-1].role != "assistant":
+            words = (
+                "continue_final_message: the last message is not the assistant's, so there is nothing to go on with."
+            )
+            raise ApiError(400, words, "continue_final_message")
+        messages = turns_of(given, self._form)
+        calls = [number for number, message in enumerate(given) if message.tool_calls or message.function_call]
+        if self._form.style is None and (used or calls):
+            param = "tools" if used else f"messages[{calls[0]}].tool_calls"
+            why = "this model's chat template has no place for tools, or writes calls in a way that is not read back"
+            raise ApiError(400, f"{param}: {why}.", param)
+        variables = self._variables(request)
+        tools = [tool.model_dump(exclude_unset=True) for tool in used]
+        whole = [{**tool, "function": {**_WHOLE_FUNCTION, **tool["function"]}} for tool in tools]
+        # Some templates need what a tool may be without; others would write it.
+        for shown in (tools, whole) if tools != whole else (tools,):
+            try:
+                return encode_prompt(self._tokenizer, messages, shown or None, variables or None, continues)
+            except ChatTemplateError as error:
+                refusal = error
+        param = self._refused(given, tools, variables)
+        raise ApiError(400, f"{param}: {refusal}.", param) from refusal
+
+    def _variables(self, request: ChatRequest | TokenizeRequest) -> dict[str, Any]:
+        """Variables of the chat template that the request sets."""
+        variables = dict(request.chat_template_kwargs or {})
+        if taken := sorted(variables.keys() & self._reserved):
+            param = f"chat_template_kwargs.{taken[0]}"
+            raise ApiError(400, f"{param}: the endpoint sets this itself.", param)
+        effort = request.reasoning_effort if isinstance(request, ChatRequest) else None
+        if effort is None or not self._form.thinks:
+            return variables
+        template = self._tokenizer.get_chat_template()
+        if effort == "none" and "enable_thinking" in template:
+            return {"enable_thinking": False, **variables}
+        if effort != "none" and "reasoning_effort" in template:
+            return {"reasoning_effort": effort, **variables}
+        why = (
+            "this model's chat template has no levels of thinking" if effort != "none" else "it cannot be turned off"
+        )
+        raise ApiError(400, f"reasoning_effort: got {effort!r}; {why}. Leave the field out.", "reasoning_effort")
+
+    def _refused(self, messages: list[ChatMessage], tools: list[Any], variables: dict[str, Any]) -> str:
+        """The message with which the template's refusal begins, as far as that can be told."""
+        for count in range(len(messages) - 1, max(0, len(messages) - _MOST_TRIED), -1):
+            try:
+                encode_prompt(self._tokenizer, turns_of(messages[:count], self._form), tools or None, variables)
+            except (ChatTemplateError, ApiError):
+                continue
+            return f"messages[{count}]"
+        return "messages"
+
+    def _requests(
+        self, request: GenerationFields, prompt_ids: list[int], param: str, grammar: Any = None
+    ) -> list[GenerationRequest]:
+        """One for each reply; raises ApiError for what does not fit, or the engine cannot do."""
+        first = GenerationRequest(
+            prompt_ids=prompt_ids,
+            max_new_tokens=self._room(request, len(prompt_ids), param),
+            temperature=1.0 if request.temperature is None else request.temperature,
+            top_p=1.0 if request.top_p is None else request.top_p,
+            top_k=max(0, request.top_k or 0),
+            min_p=request.min_p or 0.0,
+            presence_penalty=request.presence_penalty or 0.0,
+            frequency_penalty=request.frequency_penalty or 0.0,
+            repetition_penalty=request.repetition_penalty or 1.0,
+            logit_bias=self._bias(request),
+            num_logprobs=request.num_logprobs(),
+            num_prompt_logprobs=request.num_prompt_logprobs(),
+            grammar=grammar,
+            seed=request.seed,
+            end_token_ids=self._ends(request),
+            min_new_tokens=request.min_tokens or 0,
+            adapter=request.model if request.model in self._engine.adapters else None,
+        )
+        if (refusal := self._engine.refusal(first)) is not None:
+            name, why = refusal
+            raise ApiError(400, f"{name}: this endpoint's engine cannot do this: {why}.", name)
+        return [first, *(_again(first, number) for number in range(1, request.num_replies()))]
+
+    def _ends(self, request: GenerationFields) -> frozenset[int]:
+        more = frozenset(request.stop_token_ids or ())
+        if more and (largest := max(more)) >= self._engine.vocab_size:
+            raise _unknown_token("stop_token_ids", largest, self._engine.vocab_size)
+        return more if request.ignore_eos else more | self._end_token_ids
+
+    def _bias(self, request: GenerationFields) -> dict[int, float]:
+        bias = {int(name): value for name, value in (request.logit_bias or {}).items()}
+        if bias and (largest := max(bias)) >= self._engine.vocab_size:
+            raise _unknown_token("logit_bias", largest, self._engine.vocab_size)
+        return bias
+
+    def _room(self, request: GenerationFields, num_prompt_tokens: int, param: str) -> int:
+        """Tokens that the reply may have; raises ApiError when it does not fit in the model's positions."""
+        limit_name, limit = request.token_limit()
+        most = self._engine.max_positions
+        left = most - num_prompt_tokens
+        if left >= (1 if limit is None else limit):
+            return min(self._default_max_tokens, left) if limit is None else limit
+        wanted = "a reply needs at least 1" if limit is None else f"{limit_name} asks for {limit}"
+        raise ApiError(
+            400,
+            f"This model's maximum context length is {most} tokens, and the {param} take{'s' * (param == 'prompt')} "
+            f"{num_prompt_tokens}, which leaves {max(left, 0)} for the reply; {wanted}. "
+            f"Shorten the {param}{'' if limit is None else f' or lower {limit_name}'}.",
+            param if left < 1 else limit_name,
+            "context_length_exceeded",
+        )
+
+
+def _again(request: GenerationRequest, number: int) -> GenerationRequest:
+    """The request for another reply to the same prompt."""
+    seed = None if request.seed is None else request.seed + number
+    return dataclasses.replace(
+        request, seed=seed, num_prompt_logprobs=None, request_id=f"{request.request_id}-{number}"
+    )
+
+
+def most_letters(tokenizer: Any, max_tokens: int) -> int:
+    """Of a text that may be so many tokens: as many as the vocabulary's longest names have, and more where the
+    tokenizer changes texts before it reads them.
+    """
+    longest = max(map(len, tokenizer.get_vocab()), default=1)
+    normalizes = tokenizer.backend_tokenizer.normalizer is not None
+    return max_tokens * longest * (4 if normalizes else 1)
+
+
+def _unknown_token(param: str, token_id: int, vocab_size: int) -> ApiError:
+    return ApiError(400, f"{param}: got token {token_id}; the model knows 0 to {vocab_size - 1}.", param)
