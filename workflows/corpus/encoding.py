@@ -1,6 +1,5 @@
 """A record of a file to a row of the corpus: what it says, its tokens, and its side of the split."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +7,8 @@ from typing import Any
 from models.chat import Conversation, EncodedConversation, Message, common_prompt, encode_conversation
 from models.chat.renderer import renderer_of
 from workflows.corpus.conversations import parse_conversation, parse_judged, parse_pair
+from workflows.corpus.split import side_of, split_key
 from workflows.spec import DataSpec
-
-TRAIN, HELD_OUT, QUARANTINE = "train", "held_out", "quarantine"
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Encoding:
         encoded = [self._encoded(each, other is not None) for each in (conversation, other) if each is not None]
         messages = json.dumps(conversation.messages, ensure_ascii=False)
         tools = None if conversation.tools is None else json.dumps(conversation.tools, ensure_ascii=False)
-        prompt = json.dumps(conversation.messages[:-1], ensure_ascii=False) if other is not None else messages
+        key = messages if other is None else split_key(conversation.messages, is_pair=True)
         row: dict[str, Any] = {}
         for which, each in zip(("", "other_"), encoded, strict=False):
             row |= {f"{which}input_ids": each.input_ids, f"{which}supervised": each.supervised}
@@ -48,7 +46,7 @@ class Encoding:
             "truncated": any(each.is_cut for each in encoded),
             "messages": messages,
             "tools": tools,
-            "split": HELD_OUT if _falls(prompt) < self.data.held_out_share else TRAIN,
+            "split": side_of(key, self.data.held_out_share),
         }
 
     def _read(self, text: bytes, mismatched: str) -> tuple[Conversation, Conversation | None, bool | None]:
@@ -93,8 +91,3 @@ def _without_reasoning(message: Message, how: str) -> Message:
     if how == "text":
         kept["content"] = f"<think>\n{reasoning}\n</think>\n\n{message['content']}".rstrip()
     return kept  # type: ignore[no-any-return]
-
-
-def _falls(content: str) -> float:
-    """A number in [0, 1) that belongs to this text: which side of the split it is on."""
-    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") / 2**64

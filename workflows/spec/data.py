@@ -43,7 +43,8 @@ class DataSpec(Section):
 
     held_out_share: Annotated[float, Field(gt=0.0, le=0.5)] = 0.05
     """Share of the conversations kept for evaluation, chosen by a hash of the conversation's text (of pairs and
-    judged replies: of the prompt's): the same conversation always falls on the same side."""
+    judged replies: of the prompt's): the same conversation always falls on the same side, unless one
+    side of a small corpus would be empty."""
 
     max_length: Annotated[int, Field(ge=16, le=1_048_576)] = 1024
     """Tokens of a conversation; what is longer is cut at its end."""

@@ -31,12 +31,13 @@ from models.chat.messages import SameRole
 from workflows.cluster.board import watching
 from workflows.corpus.chat_tokenizer import chat_tokenizer, read_template, template_notes
 from workflows.corpus.conversations import mismatched_replies
-from workflows.corpus.encoding import HELD_OUT, QUARANTINE, Encoding
+from workflows.corpus.encoding import Encoding
 from workflows.corpus.files.formats import records
 from workflows.corpus.files.sources import PACKED, SourceFile, source_files
 from workflows.corpus.files.text import Record
 from workflows.corpus.new_model import CHAT_TEMPLATE, make_base, with_base
 from workflows.corpus.set_aside import SetAside, set_aside_text
+from workflows.corpus.split import HELD_OUT, QUARANTINE, TRAIN, fill_empty_side
 from workflows.spec import NEW_MODEL, PipelineSpec
 from workflows.stage import Context, StageFailed
 
@@ -132,7 +133,7 @@ def run(context: Context) -> dict[str, Any]:
     paths = [file.path for file in files]
     figures = _statistics(context, paths)
     _check(context, figures, paths)
-    return figures
+    return _with_both_sides(context, figures, paths)
 
 
 def _start_workers() -> None:
@@ -311,9 +312,28 @@ def _check(context: Context, figures: dict[str, Any], paths: list[str]) -> None:
             {"groups": figures["set_aside"], "listing": listing},
             f"set aside, by reason, with the first line of each:\n{set_aside_text(figures['set_aside'])}",
         )
-    for split, count in (("training", figures["conversations"]), ("held-out", figures["held_out_conversations"])):
-        if count == 0:
-            raise StageFailed(
-                f"data.held_out_share: of {good} conversations none fell to the {split} side at a held-out share of "
-                f"{data.held_out_share:g}; add conversations or change the share"
-            )
+
+
+def _with_both_sides(context: Context, figures: dict[str, Any], paths: list[str]) -> dict[str, Any]:
+    """Of few conversations chance may leave one side without any: the nearest one is moved there. Raises StageFailed
+    where there is but one.
+    """
+    counts = {TRAIN: figures["conversations"], HELD_OUT: figures["held_out_conversations"]}
+    empty = next((side for side, count in counts.items() if count == 0), None)
+    if empty is None:
+        return figures
+    is_pair = context.spec.train.objective.examples != "conversations"
+    corpus = context.store.path("prepare", context.key, "corpus")
+    moved = fill_empty_side(context.store.filesystem, corpus, empty, is_pair)
+    if not moved:
+        raise StageFailed(
+            f"data.sources: {sum(counts.values())} conversations with one text between them; training and evaluation "
+            "each need one of their own: add conversations"
+        )
+    side = "trained on" if empty == TRAIN else "held out"
+    share, total = context.spec.data.held_out_share, sum(counts.values())
+    context.progress.note(
+        f"prepare: by chance none of {total} conversations was to be {side} at data.held_out_share {share:g}; "
+        f"{moved} {'is' if moved == 1 else 'are'} {side} all the same"
+    )
+    return _statistics(context, paths)
