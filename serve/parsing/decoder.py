@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 REPLACEMENT = "\ufffd"
@@ -56,11 +56,34 @@ def _decoder_of(tokenizer: Any) -> Callable[[list[int]], str]:
     return partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
+class _Texts:
+    """What a tokenizer makes of tokens, without special ones; how long single tokens are is asked once for all
+    replies."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.of = _decoder_of(tokenizer)
+        self._lengths: dict[int, int] = {}
+
+    def length(self, token_ids: list[int]) -> int:
+        """Of these tokens' text."""
+        if len(token_ids) != 1:
+            return len(self.of(token_ids)) if token_ids else 0
+        found = self._lengths.get(token_ids[0])
+        if found is None:
+            found = self._lengths[token_ids[0]] = len(self.of(token_ids))
+        return found
+
+
+@lru_cache(maxsize=8)
+def _texts_of(tokenizer: Any) -> _Texts:
+    return _Texts(tokenizer)
+
+
 class TokenDecoder:
     """Text of a growing list of tokens; the bytes of an unfinished character are held back."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._decode = _decoder_of(tokenizer)
+        self._texts = _texts_of(tokenizer)
         # Tokens are decoded together with those before them: a tokenizer may write " a" or "a" by position.
         self._context_ids: list[int] = []
         self._held_ids: list[int] = []
@@ -88,8 +111,7 @@ class TokenDecoder:
         return text
 
     def _held_text(self) -> str:
-        before = self._decode(self._context_ids) if self._context_ids else ""
-        return self._decode(self._context_ids + self._held_ids)[len(before) :]
+        return self._texts.of(self._context_ids + self._held_ids)[self._texts.length(self._context_ids) :]
 
 
 class StopFilter:

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -388,6 +389,18 @@ def test_bytes_that_are_no_text_do_not_hold_back_what_follows(tokenizer: Any) ->
     reply = ReplyText(tokenizer, [])
     text = "".join(reply.push(token_id).said for token_id in [continuation] * 20 + tokenizer("ok")["input_ids"])
     assert text.endswith("ok")
+
+
+def test_replies_of_one_tokenizer_that_take_turns_do_not_mix(tokenizer: Any) -> None:
+    texts = ["a€ b€", "€€ ba", "<|eot_id|>b é"]
+    replies = [ReplyText(tokenizer, []) for _ in texts]
+    said = [""] * len(texts)
+    for token_ids in itertools.zip_longest(*(tokenizer(text)["input_ids"] for text in texts)):
+        for place, token_id in enumerate(token_ids):
+            if token_id is not None:
+                said[place] += replies[place].push(token_id).said
+    assert said == ["a€ b€", "€€ ba", "b é"]
+    assert [reply.num_shown for reply in replies] == [reply.num_decoded for reply in replies] == [5, 5, 3]
 
 
 def test_special_tokens_are_not_shown(tokenizer: Any) -> None:
