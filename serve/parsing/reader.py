@@ -6,8 +6,8 @@ reader.push(text), reader.finish(is_cut=False)     # Parts; then reader.calls
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 from serve.parsing.call_reader import Call, Scan, names_one, scan_calls
 from serve.parsing.call_style import CallStyle
@@ -18,8 +18,7 @@ from serve.parsing.thinking import Thinking
 _READ_AGAIN, _GROWN = 400, 1.05
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Some text, marked, and where it begins in the reply."""
 
     kind: Literal["thought", "said"]

@@ -4,16 +4,14 @@ string.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from serve.parsing.decoder import StopFilter
 from serve.parsing.marks import MarkedDecoder, Marks
 from serve.parsing.reader import Part, Reader
 
 
-@dataclass(frozen=True)
-class Shown:
+class Shown(NamedTuple):
     """What a token adds."""
 
     said: str = ""
@@ -57,6 +55,9 @@ class ReplyText:
         self._num_tokens += 1
         self._filter.is_on = self._num_tokens > self._min_tokens
         self.num_decoded += len(text)
+        if self._reader is None and not self._stops:  # nothing can be held back
+            self.num_shown = self.num_decoded
+            return Shown(text)
         shown = self._show(self._read(text))
         if self._reader and self._stops and self._filter.is_on and not self.is_stopped:
             self.is_stopped = self._reader.stop_in_call(self._stops)
