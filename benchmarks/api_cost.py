@@ -2,10 +2,12 @@
 
     python benchmarks/api_cost.py
     python benchmarks/api_cost.py --before DIR       # and of the build in DIR, such as an earlier commit's, in turns
+    python benchmarks/api_cost.py --vllm PYTHON      # and of vLLM's own server, by a Python that has it
 
 An engine hands out a token every 20 ms to each of 64 streams. Client, front and replica are processes of their own;
 their CPU time is the process's, user and system, from when all streams have begun to when the first of them ends, by
-the tokens of that time. The last line is one JSON object.
+the tokens of that time. vLLM's server (benchmarks/api_cost_vllm.py) has the same tokenizer, and is asked by the same
+client without a front. The last line is one JSON object.
 """
 
 import argparse
@@ -16,14 +18,21 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 NUM_STREAMS, TOKENS, PAUSE_SECONDS = 64, 500, 0.02
+MODEL = "random:tiny-llama"
 LEASE_PATH = "/lease"
 READY = "listens at "
+
+
+def token_of(left: int) -> int:
+    """A letter by itself, so that each token is an event; half a character is one at vLLM, and none here."""
+    return 3 + left % 90
 
 
 def timer_engine() -> Any:
@@ -54,7 +63,7 @@ def timer_engine() -> Any:
                 for events, left in list(self.left.items()):
                     if left:
                         self.left[events] = left - 1
-                        events.put_nowait(TokenEvent(3 + left % 100, "length" if left == 1 else None))
+                        events.put_nowait(TokenEvent(token_of(left), "length" if left == 1 else None))
 
         def cancel(self, request_id: str) -> None: ...
 
@@ -73,7 +82,7 @@ def serve_replica() -> None:
     from serve.front.leases import LeasedOnly, Leases, ReplicaServer
 
     leases = Leases()
-    app: Any = LeasedOnly(create_app(timer_engine(), load_tokenizer(resolve("random:tiny-llama")), "timer"), leases)
+    app: Any = LeasedOnly(create_app(timer_engine(), load_tokenizer(resolve(MODEL)), "timer"), leases)
 
     async def with_leases(scope: Any, receive: Any, send: Any) -> None:
         if scope.get("path") != LEASE_PATH:
@@ -159,13 +168,20 @@ async def measure(address: str, pids: dict[str, int]) -> dict[str, float]:
     return found
 
 
-def one_run(source: str) -> dict[str, float]:
-    """All of it, of the build in the folder `source`."""
-    environment = {**os.environ, "PYTHONPATH": source, "HF_HUB_OFFLINE": "1"}
+@contextmanager
+def servers(source: str) -> Iterator[Callable[..., tuple[int, str]]]:
+    """A function that starts a command in the folder `source` and returns its process's number and its address; all
+    end with the context."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": source,
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
     opened = []
 
-    def start(*arguments: str) -> tuple[int, str]:
-        command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+    def start(*command: str) -> tuple[int, str]:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=source, env=environment
         )
@@ -174,21 +190,41 @@ def one_run(source: str) -> dict[str, float]:
         for line in process.stdout:
             if line.startswith(READY):
                 return process.pid, line.removeprefix(READY).strip()
-        raise SystemExit(f"{arguments[0]} ended")
+            if line.startswith("vllm "):
+                print(line.strip(), flush=True)
+        raise SystemExit(f"{' '.join(command)} ended")
 
     try:
-        replica, replica_address = start("--replica")
-        front, address = start("--front", replica_address)
-        return asyncio.run(measure(address, {"replica": replica, "front": front}))
+        yield start
     finally:
         for process in opened:
             process.kill()
             process.wait()
 
 
+def one_run(source: str) -> dict[str, float]:
+    """All of the build in the folder `source`."""
+    this = sys.executable, str(Path(__file__).resolve())
+    with servers(source) as start:
+        replica, replica_address = start(*this, "--replica")
+        front, address = start(*this, "--front", replica_address)
+        return asyncio.run(measure(address, {"replica": replica, "front": front}))
+
+
+def one_run_of_vllm(python: str) -> dict[str, float]:
+    """vLLM's server alone."""
+    from models.base import resolve
+
+    here = Path(__file__).resolve().parent
+    with servers(str(here)) as start:
+        server, address = start(python, "api_cost_vllm.py", str(resolve(MODEL)), str(PAUSE_SECONDS))
+        return asyncio.run(measure(address, {"server": server}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", help="folder of another build")
+    parser.add_argument("--vllm", metavar="PYTHON", help="of an environment with vLLM")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--replica", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--front", help=argparse.SUPPRESS)
@@ -198,21 +234,33 @@ def main() -> None:
     elif asked.front:
         serve_front(asked.front)
     else:
-        builds = {"now": str(Path(__file__).resolve().parents[1])} | (
-            {"before": asked.before} if asked.before else {}
-        )
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in builds}
-        for _ in range(asked.runs):
-            for name, source in builds.items():
-                found[name].append(run := one_run(source))
-                print(
-                    f"{name:<7}" + "".join(f"  {part} {us:5.1f} us a token" for part, us in run.items()), flush=True
-                )
-        medians = {
-            name: {part: round(statistics.median(run[part] for run in runs), 1) for part in ("replica", "front")}
-            for name, runs in found.items()
-        }
-        print(json.dumps({"streams": NUM_STREAMS, "pause_ms": PAUSE_SECONDS * 1000, "medians": medians}))
+        here = str(Path(__file__).resolve().parents[1])
+        ways: dict[str, Callable[[], dict[str, float]]] = {"now": partial(one_run, here)}
+        if asked.before:
+            ways["before"] = partial(one_run, asked.before)
+        if asked.vllm:
+            ways["vllm"] = partial(one_run_of_vllm, asked.vllm)
+        report(ways, asked.runs)
+
+
+def report(ways: dict[str, Callable[[], dict[str, float]]], num_runs: int) -> None:
+    """Measure in turns; medians, and those of now by the others'."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    for _ in range(num_runs):
+        for name, measured in ways.items():
+            found[name].append(run := measured())
+            print(f"{name:<7}" + "".join(f"  {part} {us:5.1f} us a token" for part, us in run.items()), flush=True)
+    medians = {
+        name: {part: statistics.median(run[part] for run in runs) for part in runs[0]} for name, runs in found.items()
+    }
+    now, before, vllm = (medians.get(name, {}) for name in ("now", "before", "vllm"))
+    ratios = {f"{part} to before": now[part] / before[part] for part in before}
+    if vllm:
+        ratios |= {"replica to vllm": now["replica"] / vllm["server"]}
+        ratios |= {"replica and front to vllm": sum(now.values()) / vllm["server"]}
+    rounded = {name: {part: round(us, 1) for part, us in parts.items()} for name, parts in medians.items()}
+    told = {name: round(ratio, 2) for name, ratio in ratios.items()}
+    print(json.dumps({"streams": NUM_STREAMS, "pause_ms": PAUSE_SECONDS * 1000, "medians": rounded, "ratios": told}))
 
 
 if __name__ == "__main__":
