@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ READY = "listens at "
 def token_of(left: int) -> int:
     """A letter by itself, so that each token is an event; half a character is one at vLLM, and none here."""
     return 3 + left % 90
+
+
+def of_build(name: str, earlier: str) -> Any:
+    """A module of the build that is measured: by its name here, or by the one that an earlier build has for it."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        return import_module(earlier)
 
 
 def timer_engine() -> Any:
@@ -77,12 +86,11 @@ def timer_engine() -> Any:
 
 def serve_replica() -> None:
     """The API in this process, and leases for whoever asks."""
-    from models.base.load import load_tokenizer, resolve
-    from serve.api.routes import create_app
-    from serve.front.leases import LeasedOnly, Leases, ReplicaServer
-
-    leases = Leases()
-    app: Any = LeasedOnly(create_app(timer_engine(), load_tokenizer(resolve(MODEL)), "timer"), leases)
+    base, routes = of_build("models.base.load", "models.base"), of_build("serve.api.routes", "serve.api")
+    at_front = of_build("serve.front.leases", "serve.leases")
+    leases = at_front.Leases()
+    app = routes.create_app(timer_engine(), base.load_tokenizer(base.resolve(MODEL)), "timer")
+    app = at_front.LeasedOnly(app, leases)
 
     async def with_leases(scope: Any, receive: Any, send: Any) -> None:
         if scope.get("path") != LEASE_PATH:
@@ -96,7 +104,7 @@ def serve_replica() -> None:
         await send({"type": "http.response.body", "body": body})
 
     waiting: set[Any] = set()
-    print(READY + ReplicaServer(with_leases, "127.0.0.1").address, flush=True)
+    print(READY + at_front.ReplicaServer(with_leases, "127.0.0.1").address, flush=True)
     sys.stdin.read()
 
 
@@ -104,22 +112,23 @@ def serve_front(replica: str) -> None:
     """The front in this process, in the loop that it has on a cluster."""
     import httpx
 
-    from serve.front.server import Front, Lease
-
+    server = of_build("serve.front.server", "serve.front")
     client = httpx.AsyncClient()
 
     @asynccontextmanager
-    async def lease(seconds: float) -> AsyncIterator[Lease]:
-        yield Lease(replica, (await client.get(f"http://{replica}{LEASE_PATH}")).text)
+    async def lease(seconds: float) -> AsyncIterator[Any]:
+        yield server.Lease(replica, (await client.get(f"http://{replica}{LEASE_PATH}")).text)
 
     async def listen() -> None:
-        front = Front(lease, max_seconds=600)
+        front = server.Front(lease, max_seconds=600)
         await front.listen("127.0.0.1", 0)
         print(f"{READY}127.0.0.1:{front.port}", flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
-    # An earlier build has asyncio's own loop.
-    if "uvloop" in (Path(__import__("serve.front").__file__).parent / "front_actor.py").read_text():
+    # A build that has no uvloop in its front runs in asyncio's own loop.
+    folder = Path(str(import_module("serve").__file__)).parent
+    actors = [folder / "deployment" / "front_actor.py", folder / "front_actor.py"]
+    if any(file.exists() and "uvloop" in file.read_text() for file in actors):
         import uvloop
 
         uvloop.run(listen())
@@ -213,7 +222,7 @@ def one_run(source: str) -> dict[str, float]:
 
 def one_run_of_vllm(python: str) -> dict[str, float]:
     """vLLM's server alone."""
-    from models.base import resolve
+    from models.base.load import resolve
 
     here = Path(__file__).resolve().parent
     with servers(str(here)) as start:
