@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import distributions, metadata
 from pathlib import Path
 
@@ -132,3 +133,16 @@ def test_the_pinned_packages_install_on_every_python_that_is_let_in() -> None:
         needs = distribution.metadata["Requires-Python"]
         if distribution.metadata["Name"] in pinned and needs:
             assert all(SpecifierSet(needs).contains(version) for version in let_in), distribution.metadata["Name"]
+
+
+@pytest.mark.parametrize("package", ["workflows", "models", "serve"])
+def test_a_wheel_holds_every_file_of_a_package(package: str) -> None:
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][package]
+    by_pattern = {pattern: set((ROOT / package).glob(pattern)) for pattern in data}
+    assert all(by_pattern.values()), by_pattern
+    there = {file for file in (ROOT / package).rglob("*") if file.is_file() and file.suffix != ".pyc"}
+    code = {file for file in there if file.suffix == ".py"}
+    assert there - code - set().union(*by_pattern.values()) == set()
+    # setuptools finds a folder of code by this file.
+    assert {file.parent for file in code if not (file.parent / "__init__.py").is_file()} == set()
+    assert ROOT / package / "py.typed" in there
