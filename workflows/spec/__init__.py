@@ -1,4 +1,4 @@
-"""Every field of a pipeline file, declared once: a file for each section. `PipelineSpec` is the whole file."""
+"""Every field of a pipeline file, declared once, one module per section; `PipelineSpec` is the whole file."""
 
 from workflows.spec.cluster import ClusterSpec, ScaleSpec
 from workflows.spec.data import NEW_MODEL, DataSpec, NewModelSpec, Source

@@ -8,7 +8,7 @@ from workflows.spec.section import Section
 
 
 class ScaleSpec(Section):
-    """The most that a cluster scales up to, all nodes together."""
+    """The maximum size of an autoscaling cluster, over all nodes."""
 
     cpus: Annotated[float, Field(ge=0.0, le=1e7)] = 0.0
     """CPU cores."""
@@ -21,11 +21,12 @@ class ClusterSpec(Section):
     """The Ray cluster that the stages run on."""
 
     address: str | None = None
-    """`auto` for the cluster this machine belongs to, or its address; left out, a local one is started."""
+    """`auto` for the cluster that this machine belongs to, or a cluster's address; left out, a local cluster
+    starts."""
 
     num_cpus: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """CPU cores of a local cluster; all of the machine's if left out."""
+    """CPU cores of a local cluster; defaults to all cores of the machine."""
 
     scales_to: ScaleSpec | None = None
-    """What the cluster at `address` may come to have, if it scales up and cannot be asked: on Kubernetes. A head that
-    `ray up` started knows it from its file."""
+    """Maximum size of the cluster at `address` if it autoscales but cannot report its size, as on Kubernetes. A head
+    started with `ray up` reads it from its cluster file."""

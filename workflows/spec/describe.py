@@ -1,4 +1,4 @@
-"""Every field of a pipeline file in words: its type, bounds and default."""
+"""A reference of every field of a pipeline file: type, bounds, default and description."""
 
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -11,7 +11,7 @@ from workflows.spec.pipeline import PipelineSpec
 
 
 def named_sections(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
-    """The sections that a field with a `name` chooses from, by name; none for another field."""
+    """The sections that a field can choose from by `name`; empty for all other fields."""
     if field is None or field.discriminator is None:
         return {}
     return {model.model_fields["name"].default: model for model in get_args(field.annotation)}
@@ -26,7 +26,7 @@ def model_of(annotation: Any) -> type[BaseModel] | None:
 
 @dataclass(frozen=True)
 class FieldReference:
-    """One line of the reference: a field's dotted path, type with bounds, default and description."""
+    """One entry of the reference: a field's dotted path, type with bounds, default and description."""
 
     path: str
     type: str
@@ -35,14 +35,14 @@ class FieldReference:
 
 
 def all_fields(model: type[BaseModel] = PipelineSpec, prefix: str = "") -> list[FieldReference]:
-    """All fields of the pipeline file, in the order in which they are declared."""
+    """All fields of the pipeline file, in the order of their declaration."""
     rows = []
     for name, field in model.model_fields.items():
         text = " ".join((field.description or "").split())
         path = prefix + name
         rows.append(FieldReference(path, describe_type(field), describe_default(field), text))
         for word, section in named_sections(field).items():
-            # The dotted path has no name of a section in it; it stands behind, to tell fields of the same name apart.
+            # The dotted path does not contain the section's name; the suffix tells fields of the same name apart.
             rows += [replace(row, path=f"{row.path} [{word}]") for row in all_fields(section, f"{path}.")]
         if named_sections(field):
             continue
@@ -97,7 +97,7 @@ def _type_name(annotation: Any) -> str:
 
 
 def describe_default(field: FieldInfo) -> str:
-    """A field's default value, `required` where it has none."""
+    """A field's default value, or `required`."""
     if field.default is PydanticUndefined:
         return "required"
     if isinstance(field.default, BaseModel):

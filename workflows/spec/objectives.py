@@ -1,4 +1,4 @@
-"""The section train.objective: what a training minimises."""
+"""The section train.objective: the training objectives and their fields."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -8,16 +8,16 @@ from workflows.spec.section import PositiveInt, Section, Share
 
 
 class ObjectiveSpec(Section):
-    """What training minimises. What it learns from, and what must be computed before it, are the class's own."""
+    """A training objective. The class variables are the data it needs and what is computed before training."""
 
     name: str
 
     examples: ClassVar[Literal["conversations", "pairs", "judged"]] = "conversations"
-    """what a line of the data must be"""
+    """the kind of example on each line of the data"""
 
     reference: ClassVar[Literal["none", "log_probabilities", "top_tokens", "replies", "own_replies"]] = "none"
-    """what the stage `reference` computes: nothing, the replies' log-probabilities under the base model, a
-    teacher's most likely tokens, or its replies, or replies of the base model's beside the real ones"""
+    """what the stage `reference` computes: nothing; the log-probabilities of the replies under the base model; a
+    teacher's most likely tokens; a teacher's replies; or replies of the base model beside the real ones"""
 
 
 class SftSpec(ObjectiveSpec):
@@ -34,13 +34,14 @@ class DpoSpec(ObjectiveSpec):
     reference = "log_probabilities"
 
     name: Literal["dpo"] = "dpo"
-    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290), from pairs."""
+    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290), on preference pairs."""
 
     beta: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
-    """Scale of the reward, the log-ratio to the base model: the larger, the closer the model stays to its base."""
+    """Scale of the reward, which is the log-ratio to the base model; a larger value keeps the model closer to its
+    base."""
 
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
-    """Probability that a pair is the wrong way round (conservative DPO)."""
+    """Probability that the two replies of a pair are swapped (conservative DPO)."""
 
 
 class OrpoSpec(ObjectiveSpec):
@@ -49,10 +50,11 @@ class OrpoSpec(ObjectiveSpec):
     examples = "pairs"
 
     name: Literal["orpo"] = "orpo"
-    """Odds ratio preference optimization (Hong et al. 2024, arXiv:2403.07691), from pairs, without a reference."""
+    """Odds ratio preference optimization (Hong et al. 2024, arXiv:2403.07691), on preference pairs, without a
+    reference model."""
 
     weight: Annotated[float, Field(ge=0.0, le=100.0)] = 0.1
-    """Weight of the odds ratio beside the chosen reply's cross-entropy (the paper's lambda)."""
+    """Weight of the odds-ratio loss relative to the chosen reply's cross-entropy (the paper's lambda)."""
 
 
 class KtoSpec(ObjectiveSpec):
@@ -62,16 +64,16 @@ class KtoSpec(ObjectiveSpec):
     reference = "log_probabilities"
 
     name: Literal["kto"] = "kto"
-    """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306), from judged single replies."""
+    """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306), on single labelled replies."""
 
     beta: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
-    """Scale of the reward, the log-ratio to the base model."""
+    """Scale of the reward, which is the log-ratio to the base model."""
 
     desirable_weight: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
-    """Weight of desirable replies."""
+    """Loss weight of desirable replies."""
 
     undesirable_weight: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
-    """Weight of undesirable replies; weight times number should be about the same on both sides."""
+    """Loss weight of undesirable replies; weight times count should be about equal on both sides."""
 
 
 class SimpoSpec(ObjectiveSpec):
@@ -80,31 +82,33 @@ class SimpoSpec(ObjectiveSpec):
     examples = "pairs"
 
     name: Literal["simpo"] = "simpo"
-    """Simple preference optimization (Meng et al. 2024, arXiv:2405.14734), from pairs, without a reference."""
+    """Simple preference optimization (Meng et al. 2024, arXiv:2405.14734), on preference pairs, without a reference
+    model."""
 
     beta: Annotated[float, Field(gt=0.0, le=100.0)] = 2.0
-    """Scale of the reward, the mean log-probability of a reply's tokens."""
+    """Scale of the reward, which is the mean log-probability of a reply's tokens."""
 
     gamma: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
-    """By how much the chosen reply's reward should be above the rejected one's."""
+    """Target margin between the rewards of the chosen and the rejected reply."""
 
 
 class DistillSpec(ObjectiveSpec):
-    """Distillation (Hinton et al. 2015, arXiv:1503.02531)."""
+    """Knowledge distillation (Hinton et al. 2015, arXiv:1503.02531)."""
 
     reference = "top_tokens"
 
     name: Literal["distill"] = "distill"
-    """Distillation (Hinton et al. 2015, arXiv:1503.02531) of a teacher model, on conversations."""
+    """Knowledge distillation (Hinton et al. 2015, arXiv:1503.02531) from a teacher model, on conversations."""
 
     teacher: Annotated[str, Field(min_length=1)]
-    """The model to learn from, named like `base_model`; its tokenizer must be the base model's."""
+    """The model to learn from, named like `base_model`; it must have the base model's tokenizer."""
 
     top_k: Annotated[int, Field(ge=1, le=4096)] = 32
-    """How many of the teacher's likeliest tokens are stored at each supervised position; the rest are one outcome."""
+    """Number of the teacher's most likely tokens to store at each supervised position; the rest count as one
+    outcome."""
 
     temperature: Annotated[float, Field(ge=0.1, le=100.0)] = 1.0
-    """Both models' distributions are softened by it before they are compared."""
+    """Softmax temperature of both models' distributions before they are compared."""
 
     plain_share: Share = 0.5
     """Share of the plain cross-entropy in the loss; the rest is the divergence from the teacher."""
@@ -116,62 +120,63 @@ class DistillRepliesSpec(ObjectiveSpec):
     reference = "replies"
 
     name: Literal["distill_replies"] = "distill_replies"
-    """Sequence-level distillation (Kim and Rush 2016, arXiv:1606.07947): the cross-entropy of the reply that a
-    teacher writes, greedily, in the place of each conversation's last one."""
+    """Sequence-level distillation (Kim and Rush 2016, arXiv:1606.07947): the cross-entropy of a reply that the
+    teacher generates greedily in place of each conversation's last one."""
 
     teacher: Annotated[str, Field(min_length=1)]
-    """The model to learn from, named like `base_model`; its tokenizer must be the base model's."""
+    """The model to learn from, named like `base_model`; it must have the base model's tokenizer."""
 
     max_reply_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 256
-    """Where the teacher's replies are cut."""
+    """Maximum tokens of a teacher's reply; longer replies are cut."""
 
 
 class AdversarialSpec(ObjectiveSpec):
-    """The adversarial pair (models/objectives/adversarial.py)."""
+    """Adversarial training of a generator and a discriminator (models/objectives/adversarial.py)."""
 
     name: Literal["adversarial"] = "adversarial"
-    """An adversarial pair, from conversations: likelihood to its plateau; then a discriminator learns to tell real
-    replies from generated ones; then both learn in turns. `epochs`, `max_steps` and `learning_rate` of `train` are
-    the first phase's."""
+    """Adversarial training on conversations, in three phases: likelihood training until it plateaus; then a
+    discriminator learns to tell real replies from generated ones; then both learn in turns. `epochs`, `max_steps` and
+    `learning_rate` of `train` apply to the first phase."""
 
     warmup_steps: PositiveInt = 200
-    """Steps of the discriminator alone; fewer where its loss on held-out pairs is at its plateau."""
+    """Maximum steps that train the discriminator alone; fewer if its loss on held-out pairs plateaus earlier."""
 
     turns: Annotated[int, Field(ge=0, le=1_000_000_000)] = 100
-    """Steps in which both learn."""
+    """Steps that train both models."""
 
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-5
-    """The generator's in turns."""
+    """The generator's learning rate in the turns."""
 
     discriminator_learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-4
-    """The discriminator's."""
+    """The discriminator's learning rate."""
 
     num_replies: Annotated[int, Field(ge=2, le=256)] = 4
-    """Drawn to each history: their scores are compared with each other."""
+    """Replies drawn for each history; their scores are compared with each other."""
 
     gradient: Literal["policy", "gumbel"] = "policy"
-    """How the discriminator's scores reach the generator: by the policy gradient; or, with `train.adapter: null`,
-    through the replies themselves by straight-through Gumbel-softmax (models/objectives/gumbel.py). That is for small
-    models: it takes a number for each token of the vocabulary, of each token of each reply."""
+    """How the discriminator's scores reach the generator: `policy` uses the policy gradient; `gumbel`, which needs
+    `train.adapter: null`, differentiates through the replies with straight-through Gumbel-softmax
+    (models/objectives/gumbel.py). `gumbel` is for small models: it stores a number for each token of the vocabulary
+    at each token of each reply."""
 
     max_reply_tokens: Annotated[int, Field(ge=1, le=65_536)] = 64
-    """Where replies are cut, real ones too."""
+    """Maximum tokens of a reply; longer replies are cut, real ones too."""
 
     l1_weight: Annotated[float, Field(ge=0.0, le=100.0)] = 0.01
-    """Weight of L_L1 beside the policy gradient's L_GAN; a large one acts like a temperature, and a worse one."""
+    """Weight of L_L1 relative to the policy gradient's L_GAN; a large weight acts like a temperature, and a worse
+    one."""
 
     likelihood_weight: Annotated[float, Field(ge=0.0, le=100.0)] = 0.5
-    """Weight of the real replies' negative log-likelihood in turns."""
+    """Weight of the real replies' negative log-likelihood in the turns."""
 
     kl_weight: Annotated[float, Field(ge=0.0, le=100.0)] = 0.001
-    """Weight of the divergence from the generator that likelihood training left."""
+    """Weight of the KL divergence from the generator as likelihood training left it."""
 
     replay_steps: Annotated[int, Field(ge=0, le=100_000)] = 16
-    """The discriminator is shown replies of so many earlier steps again."""
+    """Number of earlier steps whose replies the discriminator trains on again."""
 
     min_accuracy: Share = 0.55
-    """A discriminator that tells fewer of the held-out pairs right after its warm-up has nothing to teach: then there
-    are no turns."""
+    """Minimum accuracy of the discriminator on held-out pairs after its warm-up; below it, the turns are skipped."""
 
 
 class SpinSpec(ObjectiveSpec):
@@ -180,14 +185,14 @@ class SpinSpec(ObjectiveSpec):
     reference = "own_replies"
 
     name: Literal["spin"] = "spin"
-    """Self-play fine-tuning (SPIN, Chen et al. 2024, arXiv:2401.01335), from conversations: as `dpo`, with the last
-    reply as the chosen one, and one drawn from the base model as the rejected one."""
+    """Self-play fine-tuning (SPIN, Chen et al. 2024, arXiv:2401.01335), on conversations: like `dpo`, with the last
+    reply as the chosen one and a reply drawn from the base model as the rejected one."""
 
     beta: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
-    """Scale of the reward, the log-ratio to the base model."""
+    """Scale of the reward, which is the log-ratio to the base model."""
 
     max_reply_tokens: Annotated[int, Field(ge=1, le=65_536)] = 64
-    """Where replies are cut, real ones too."""
+    """Maximum tokens of a reply; longer replies are cut, real ones too."""
 
 
 TeacherSpec = DistillSpec | DistillRepliesSpec

@@ -8,20 +8,21 @@ from workflows.spec.section import Section
 
 
 class OptimizeSpec(Section):
-    """optimize: checkpoint to release."""
+    """optimize: converts the checkpoint to a release."""
 
     weights: Literal["bf16", "fp32", "int8", "int4"] = "bf16"
-    """Number format of the released weights. `int8` (a scale for every output) and `int4` (one for every 32 weights
-    of it; embeddings and head stay in 8 bits or bf16) are formats of the OpenVINO export, for CPUs, and of `targets`;
-    the plain Hugging Face folder beside them is `bf16` then."""
+    """Number format of the released weights. `int8` (one scale per output) and `int4` (one scale per 32 weights of an
+    output; embeddings and head stay in 8 bits or bf16) apply to the OpenVINO export for CPUs and to `targets`; the
+    plain Hugging Face folder beside them is then `bf16`."""
 
     targets: list[Literal["gguf", "vllm"]] = Field(default=[])
-    """Further forms of the release, with these weights: `gguf`, a file for llama.cpp and Ollama; `vllm`, a folder in
-    the format compressed-tensors for GPUs, in `int8` or `int4` (in others the plain folder is what vLLM loads)."""
+    """Additional formats of the release, with these weights: `gguf`, a file for llama.cpp and Ollama; `vllm`, a
+    folder in the compressed-tensors format for GPUs, in `int8` or `int4` (for other weights, vLLM loads the plain
+    folder)."""
 
     max_perplexity_increase: Annotated[float, Field(ge=0.0, le=100.0)] = 0.01
-    """By what share of the checkpoint's the perplexity of each form of the release on held-out conversations may be
-    higher."""
+    """Maximum increase of the perplexity on held-out conversations, for each format of the release, as a share of the
+    checkpoint's perplexity."""
 
     @model_validator(mode="after")
     def _targets_are_forms(self) -> "OptimizeSpec":
@@ -36,5 +37,5 @@ class OptimizeSpec(Section):
 
     @property
     def is_rounded(self) -> bool:
-        """Whether the weights have fewer bits than a plain Hugging Face folder keeps."""
+        """Whether the weights have fewer bits than those of a plain Hugging Face folder."""
         return self.weights in ("int8", "int4")

@@ -1,9 +1,9 @@
-"""The whole pipeline file as pydantic models: every knob is declared once, here or in spec_train.py, spec_tune.py.
+"""The whole pipeline file as one pydantic model; each section has a module beside this one.
 
     spec = read_spec("workflows/pipelines/demo.yaml")     # workflows/spec/read.py
 
-Prints as a reference with `rayconteur spec`. This module imports no library but pydantic, so that `--help` and a
-mistake in a pipeline file are answered at once.
+`rayconteur spec` prints all fields as a reference. This module imports no library except pydantic, so `--help` and a
+mistake in a pipeline file get an answer at once.
 """
 
 from typing import Annotated
@@ -21,42 +21,42 @@ from workflows.spec.tune import TuneSpec
 
 
 class PipelineSpec(Section):
-    """From raw conversations to a chat endpoint."""
+    """A whole pipeline, from raw conversations to a chat endpoint."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-    """Name of the pipeline: lower-case letters, digits, `.`, `_` and `-`."""
+    """Name of the pipeline: lowercase letters, digits, `.`, `_` and `-`."""
 
     store: Annotated[str, Field(min_length=1)] = "rayconteur-store"
-    """Folder or URI (s3://, gs://) of all artifacts; a relative path starts at the current folder."""
+    """Folder or URI (s3://, gs://) that holds all artifacts; a relative path starts at the current folder."""
 
     base_model: Annotated[str, Field(min_length=1)]
-    """`new` for a model trained from nothing, `builtin:smollm2-135m-instruct`, a local Hugging Face folder (a path
-    that starts with `/`, `./`, `../` or `~`; relative to the pipeline file) or its URI (s3://, gs://), a Hub id
-    (`owner/name`, `owner/name@revision`), or for tests `random:tiny-llama` and `random:tiny-gpt2`."""
+    """The base model: `new` to train one from scratch, `builtin:smollm2-135m-instruct`, a local Hugging Face folder
+    (a path that starts with `/`, `./`, `../` or `~`, relative to the pipeline file) or its URI (s3://, gs://), a Hub
+    id (`owner/name`, `owner/name@revision`), or, for tests, `random:tiny-llama` or `random:tiny-gpt2`."""
 
     new_model: NewModelSpec = NewModelSpec()
-    """For `base_model: new`: what it is."""
+    """Architecture and size of the model that `base_model: new` trains from scratch."""
 
     data: DataSpec
-    """prepare: which conversations."""
+    """prepare: the conversations to train on."""
 
     train: TrainSpec = TrainSpec()
-    """train: how to fine-tune."""
+    """train: how to fine-tune the base model."""
 
     tune: TuneSpec | None = None
-    """tune: a search over settings of `train`, before it; left out, there is none."""
+    """tune: a hyperparameter search over fields of `train`, run before it; left out, no search runs."""
 
     evaluate: EvaluateSpec = EvaluateSpec()
-    """evaluate: what to measure and when it is good enough."""
+    """evaluate: what to measure, and what the model must reach to pass."""
 
     optimize: OptimizeSpec = OptimizeSpec()
-    """optimize: the form of the release."""
+    """optimize: the format of the release."""
 
     serve: ServeSpec = ServeSpec()
     """deploy: the endpoint."""
 
     cluster: ClusterSpec = ClusterSpec()
-    """Where it all runs."""
+    """The Ray cluster that runs all of it."""
 
     @model_validator(mode="after")
     def _new_model_is_possible(self) -> "PipelineSpec":

@@ -1,4 +1,4 @@
-"""What all sections of the pipeline file are made of."""
+"""The base class and the types that all sections of the pipeline file share."""
 
 from datetime import date
 from typing import Annotated, Any, Literal
@@ -10,23 +10,23 @@ PositiveInt = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 HOW: dict[str, Any] = {"affects_result": False}
-"""mark of fields that change how a stage runs and not what it makes: they are left out of an artifact's key"""
+"""marks a field that changes how a stage runs but not its result: an artifact's key leaves it out"""
 
 
 def named(value: Any) -> Any:
-    """For a field that chooses a section by its `name`: `dpo` is short for `{name: dpo}`."""
+    """Expand the short form of a field that chooses a section by `name`: `dpo` becomes `{name: dpo}`."""
     return {"name": value} if isinstance(value, str) else value
 
 
 class Section(BaseModel):
-    """A part of the pipeline file: frozen, and without fields that are not declared."""
+    """A section of the pipeline file: immutable, and without undeclared fields."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, strict=False
     )
 
     def result_fields(self) -> dict[str, Any]:
-        """The values that change what a stage makes, as plain data: the section's part of an artifact's key."""
+        """The values that change a stage's result, as plain data: the section's part of an artifact's key."""
         values: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
             extra = field.json_schema_extra

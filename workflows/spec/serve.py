@@ -7,26 +7,26 @@ from pydantic import Field, model_validator
 
 from workflows.spec.section import Precision, Section
 
-# As it stands in a request's `model`.
+# A request's `model` names it.
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
 class TlsSpec(Section):
-    """The certificate that the endpoint shows: it answers `https://` then, and nothing else."""
+    """The endpoint's TLS certificate; with it, the endpoint answers `https://` only."""
 
     certificate: Annotated[str, Field(min_length=1)]
-    """File in PEM on the machine that deploys: the server's certificate, then those that it was signed by."""
+    """PEM file on the machine that deploys: the server's certificate, then the certificates that signed it."""
 
     key: Annotated[str, Field(min_length=1)]
-    """File in PEM with its key, without a password."""
+    """PEM file with the certificate's private key, without a password."""
 
 
-# As browsers send it: a scheme, a host, a port that is not the usual one.
+# As browsers send it: scheme, host, and the port if it is not the default.
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[A-Za-z0-9.\[\]:_-]+)$")]
 
 
 class ServeSpec(Section):
-    """deploy: release to endpoint."""
+    """deploy: serves the release at an endpoint."""
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
@@ -35,67 +35,68 @@ class ServeSpec(Section):
     """Port of the endpoint and its chat page."""
 
     keys: Literal["none", "required"] = "none"
-    """`required`: requests need an API key that `rayconteur keys create` made. `none`: anybody may ask, so a `host`
-    that other machines reach is refused unless `--insecure` is said."""
+    """`required`: requests need an API key made with `rayconteur keys create`. `none`: requests need no key, and a
+    `host` that other machines can reach is refused unless `--insecure` is given."""
 
     cors_origins: list[Origin] = Field(default=[])
-    """Origins whose pages may ask from a browser, such as `https://shop.example`; `*` for all of them."""
+    """Origins whose pages may send requests from a browser (CORS), such as `https://shop.example`; `*` for all
+    origins."""
 
     tls: TlsSpec | None = None
-    """Certificate and key, to be asked over TLS. Renewed files are taken up within a minute."""
+    """TLS certificate and key. Renewed files take effect within a minute."""
 
     model_name: str | None = None
-    """The `model` that clients ask for; the pipeline's name if left out."""
+    """The `model` that clients request; defaults to the pipeline's name."""
 
     min_replicas: Annotated[int, Field(ge=0, le=100_000)] = 1
-    """Replicas kept when nobody asks anything; 0 lets go of them all."""
+    """Minimum number of replicas; 0 scales to zero."""
 
     max_replicas: Annotated[int, Field(ge=1, le=100_000)] = 2
-    """Replicas at the highest load."""
+    """Maximum number of replicas."""
 
     target_ongoing_requests: Annotated[float, Field(gt=0.0, le=100_000.0)] = 4.0
-    """Requests in progress per replica that autoscaling aims at."""
+    """Target number of ongoing requests per replica for autoscaling."""
 
     upscale_delay_s: Annotated[float, Field(ge=0.0, le=86_400.0)] = 3.0
     """Seconds that a higher load must last before replicas are added."""
 
     downscale_delay_s: Annotated[float, Field(ge=0.0, le=86_400.0)] = 300.0
-    """Seconds that a lower load must last before replicas are let go of."""
+    """Seconds that a lower load must last before replicas are removed."""
 
     max_queued_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 128
-    """Requests that wait for a replica with room before further ones are refused with 429."""
+    """Maximum number of requests that wait for a free replica; further requests are refused with 429."""
 
     max_new_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 512
-    """Tokens of a reply when the client does not say."""
+    """Maximum tokens of a reply if the request sets no limit."""
 
     max_reply_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = 600.0
-    """A reply that takes longer, its waiting included, is ended with an error."""
+    """Maximum seconds for a reply, including its wait; a longer one ends with an error."""
 
     max_stall_ms: Annotated[float, Field(ge=10.0, le=60_000.0)] = 1000.0
-    """How long reading somebody's long prompt may hold up the replies of others at a time, in milliseconds."""
+    """Maximum milliseconds at a time that prefill of one long prompt may delay other replies."""
 
     adapters: dict[AdapterName, str] = Field(default={})
-    """Further LoRA adapters of the base model, each a model of its own at the endpoint: names to PEFT folders
-    (relative to the pipeline file) or their URIs. All are computed in one batch, by the engines `torch` and
-    `vllm`."""
+    """Additional LoRA adapters of the base model, each served as a model of its own: names mapped to PEFT folders
+    (relative to the pipeline file) or their URIs. The engines `torch` and `vllm` compute all of them in one batch."""
 
     engine: Literal["auto", "openvino", "torch", "vllm"] = "auto"
-    """What generates: `vllm` on GPUs (the extra `llm`), `openvino` on CPUs for the architectures that it is proven
-    exact for, `torch` anything anywhere. `auto` takes the first of them that can serve the release."""
+    """The inference engine: `vllm` on GPUs (the extra `llm`), `openvino` on CPUs for architectures verified to be
+    exact, `torch` for any model on any device. `auto` takes the first of these that can serve the release."""
 
     precision: Precision = "auto"
-    """Number format of the computation; `auto`: `bf16`, or `fp32` where that is faster."""
+    """Number format of the computation; `auto` is `bf16`, or `fp32` where that is faster."""
 
     beside: bool = True
-    """With `openvino`: what its pipeline cannot follow (rules of schemas such as `pattern`, required calls, biases,
-    likely tokens) is decoded beside it from the same export, from the first such request on; the weights are in a
-    replica's memory twice then. `false`: such requests are refused."""
+    """For `openvino`: decode requests that its pipeline does not support (schema rules such as `pattern`, required
+    tool calls, logit biases, log-probabilities of the most likely tokens) beside it, from the same export; from the
+    first such request on, a replica holds the weights twice. `false` refuses such requests."""
 
     cpus_per_replica: Annotated[float, Field(gt=0.0, le=4096.0)] = 1.0
-    """CPU cores and threads of a replica."""
+    """CPU cores and threads per replica."""
 
     gpus_per_replica: Annotated[float, Field(ge=0.0, le=64.0)] = 0.0
-    """GPUs of a replica: `vllm` divides each layer among several, and takes half the memory of one for 0.5."""
+    """GPUs per replica: `vllm` splits each layer among several (tensor parallelism); 0.5 takes half the memory of
+    one."""
 
     @model_validator(mode="after")
     def _replicas_ordered(self) -> "ServeSpec":
@@ -125,12 +126,12 @@ class ServeSpec(Section):
 
     @property
     def is_open(self) -> bool:
-        """Whether other machines may use the endpoint without a key."""
+        """Whether other machines can use the endpoint without a key."""
         return self.keys == "none" and not _is_loopback(self.host)
 
     @property
     def may_use_openvino(self) -> bool:
-        """Whether a release for it needs an OpenVINO export, if there can be one."""
+        """Whether a release for this endpoint needs an OpenVINO export, if one is possible."""
         return self.engine in ("auto", "openvino") and not self.gpus_per_replica and not self.adapters
 
 

@@ -1,6 +1,6 @@
-"""The section `tune` of the pipeline file: which settings are searched, how, and for how long.
+"""The section `tune` of the pipeline file: which settings to search, how, and for how long.
 
-Like all of the spec it imports no library but pydantic.
+Like all of the spec, it imports no library except pydantic.
 """
 
 from typing import Annotated, Any, Literal
@@ -13,82 +13,85 @@ Metric = Literal["held_out_loss", "held_out_accuracy", "held_out_margin", "secon
 
 
 class RandomSpec(Section):
-    """Independent draws."""
+    """Random search."""
 
     name: Literal["random"] = "random"
-    """Independent draws from the space."""
+    """Random search: independent samples from the space."""
 
 
 class GridSpec(Section):
-    """Every combination."""
+    """Grid search."""
 
     name: Literal["grid"] = "grid"
-    """Every combination of the space's lists, which `trials` may cut off."""
+    """Grid search: every combination of the space's lists, up to `trials` of them."""
 
 
 class TpeSpec(Section):
     """Tree-structured Parzen estimator (Bergstra et al. 2011)."""
 
     name: Literal["tpe"] = "tpe"
-    """Tree-structured Parzen estimator (Bergstra et al. 2011), by Optuna: draws where earlier trials were good."""
+    """Tree-structured Parzen estimator (Bergstra et al. 2011), from Optuna: samples where earlier trials were
+    good."""
 
     multivariate: bool = False
-    """Model the fields together instead of each alone (Falkner et al. 2018, arXiv:1807.01774)."""
+    """Model the fields jointly instead of independently (Falkner et al. 2018, arXiv:1807.01774)."""
 
     startup_trials: Annotated[int, Field(ge=1, le=100_000)] = 10
-    """So many are drawn at random before the first is not."""
+    """Random trials before TPE takes over."""
 
 
 class AllSpec(Section):
-    """No scheduler."""
+    """No early stopping."""
 
     name: Literal["none"] = "none"
-    """Every trial is trained to its end."""
+    """No early stopping: every trial trains to its end."""
 
 
 class AshaSpec(Section):
     """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934)."""
 
     name: Literal["asha"] = "asha"
-    """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934): at each rung, so many times as many steps
-    as at the one before, a trial goes on only if it is among the best."""
+    """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934): at each rung, only the best trials
+    continue; each rung has `reduction_factor` times the steps of the one before."""
 
     grace_steps: PositiveInt | None = None
-    """The first rung, in optimizer steps; `train.checkpoint_every_steps` if left out."""
+    """The first rung, in optimizer steps; defaults to `train.checkpoint_every_steps`."""
 
     reduction_factor: Annotated[float, Field(gt=1.0, le=100.0)] = 3.0
-    """One of so many goes on, to so many times as many steps."""
+    """One in this many trials continues past a rung, to this many times the steps."""
 
 
 class MedianSpec(Section):
     """Median stopping (Golovin et al. 2017)."""
 
     name: Literal["median"] = "median"
-    """Median stopping (Golovin et al. 2017): a trial ends whose best value so far is worse than the median of the
-    others' running means."""
+    """Median stopping (Golovin et al. 2017): stops a trial whose best value so far is worse than the median of the
+    other trials' running means."""
 
     grace_steps: PositiveInt | None = None
-    """No trial ends before so many steps; `train.checkpoint_every_steps` if left out."""
+    """Minimum optimizer steps before a trial may stop; defaults to `train.checkpoint_every_steps`."""
 
     min_trials: Annotated[int, Field(ge=2, le=100_000)] = 3
-    """Nor before so many others can be compared with."""
+    """Minimum number of other trials to compare with before a trial may stop."""
 
 
 class PopulationSpec(Section):
     """Population-based training (Jaderberg et al. 2017, arXiv:1711.09846)."""
 
     name: Literal["population"] = "population"
-    """Population-based training (Jaderberg et al. 2017, arXiv:1711.09846): `trials` members train in step; from time
-    to time the worst go on from the weights and optimizer states of the best, with changed settings."""
+    """Population-based training (Jaderberg et al. 2017, arXiv:1711.09846): `trials` members train in lockstep; at
+    intervals, the worst members copy the weights and optimizer states of the best and continue with changed
+    settings."""
 
     every_steps: PositiveInt | None = None
-    """Optimizer steps between two such times; `train.checkpoint_every_steps` if left out, else a multiple of it."""
+    """Optimizer steps between copies, a multiple of `train.checkpoint_every_steps`; defaults to it."""
 
     quantile: Annotated[float, Field(gt=0.0, le=0.5)] = 0.25
-    """Share of the members that copy, and of those that are copied."""
+    """Share of the members that copy, and share of the members that are copied."""
 
     resample_probability: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
-    """How often a setting is drawn anew instead of changed a little (times 1.2 or 0.8; of a list, the next one)."""
+    """Probability that a setting is sampled again instead of changed slightly (times 1.2 or 0.8; in a list, to the
+    next value)."""
 
 
 def _one_or_two(metrics: list[str]) -> list[str]:
@@ -98,46 +101,46 @@ def _one_or_two(metrics: list[str]) -> list[str]:
 
 
 class TuneSpec(Section):
-    """tune: a search over settings of `train`; its winner is the checkpoint."""
+    """tune: a hyperparameter search over `train`; the winner becomes the checkpoint."""
 
     space: Annotated[dict[str, Any], Field(min_length=1)]
-    """Dotted fields of `train` to what may stand there: `[8, 16, 32]`, `{uniform: [0, 0.1]}`,
-    `{loguniform: [1e-5, 1e-3]}`, for whole numbers `{int: [1, 64]}` and `{logint: [1, 64]}`."""
+    """The search space: dotted fields of `train`, each with a list of values such as `[8, 16, 32]` or a range:
+    `{uniform: [0, 0.1]}`, `{loguniform: [1e-5, 1e-3]}`, or for integers `{int: [1, 64]}` and `{logint: [1, 64]}`."""
 
     trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    """How many settings are tried, those that an earlier search has measured included."""
+    """Number of settings to try, including those that an earlier search measured."""
 
     time_minutes: Annotated[float, Field(gt=0.0, le=1_000_000.0)] | None = None
-    """The search ends after so many minutes; of each start, if it is interrupted."""
+    """Time limit of the search in minutes; an interrupted search has the full limit again at each start."""
 
     metric: Annotated[
         list[Metric], BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
         AfterValidator(_one_or_two),
     ] = Field(default=["held_out_loss"])  # fmt: skip
-    """What is compared, measured at each checkpoint: `held_out_loss`; of pairs also `held_out_accuracy` and
-    `held_out_margin`; `seconds` of training; `peak_memory_gb` of a worker. Of two (`[held_out_loss, seconds]`) the
-    first decides who wins, and the trials that none beats in both are told."""
+    """What to compare, measured at each checkpoint: `held_out_loss`; for pairs also `held_out_accuracy` and
+    `held_out_margin`; `seconds` of training; `peak_memory_gb` of a worker. With two (`[held_out_loss, seconds]`), the
+    first decides the winner, and the search reports the trials that no other beats in both."""
 
     searcher: Annotated[
         Annotated[RandomSpec | GridSpec | TpeSpec, Field(discriminator="name")], BeforeValidator(named)
     ] = RandomSpec()
-    """How settings are chosen: a name, or a mapping with `name` and the fields of this one."""
+    """How to choose settings: a name, or a mapping with `name` and the fields of that searcher."""
 
     scheduler: Annotated[
         Annotated[AllSpec | AshaSpec | MedianSpec | PopulationSpec, Field(discriminator="name")],
         BeforeValidator(named),
     ] = AllSpec()
-    """Which trials are worth going on with: a name, or a mapping with `name` and the fields of this one."""
+    """Which trials to continue: a name, or a mapping with `name` and the fields of that scheduler."""
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
-    """Seed of the choice of settings."""
+    """Random seed of the search."""
 
     max_concurrent: Annotated[int, Field(ge=1, le=100_000)] | None = Field(default=None, json_schema_extra=HOW)
-    """Trials at the same time. Left out: as many as the cluster's nodes have room for; where nodes come when they are
-    asked for, say how many they will have room for."""
+    """Maximum number of concurrent trials. Left out, as many as the cluster's nodes have room for; on a cluster that
+    adds nodes on demand, set how many those nodes have room for."""
 
     max_failures: Annotated[int, Field(ge=0, le=1000)] = Field(default=2, json_schema_extra=HOW)
-    """How often a trial whose workers were lost goes on from its last checkpoint before it counts as failed."""
+    """How often a trial that lost its workers continues from its last checkpoint before it counts as failed."""
 
     @model_validator(mode="after")
     def _ends(self) -> "TuneSpec":
