@@ -50,7 +50,7 @@ from models.measures.adversarial import (
 )
 from models.objectives.adversarial import Discriminate, Generate
 from models.packing import pack
-from models.training.adversarial import Duel, DuelSettings
+from models.training.adversarial import AdversarialTrainer, DuelSettings
 from models.training.engine import TorchEngine
 from workflows.scorecard.adversarial_plot import pair_page
 
@@ -181,10 +181,11 @@ class Run:
             engine.update(rate * left)
         return kept
 
-    def duel(
+    def trainer(
         self, generator: dict[str, torch.Tensor], player: dict[str, torch.Tensor] | None
     ) -> tuple[Any, Any, Any]:
-        """Both engines from these weights, the discriminator from the generator's where it has none, and the duel."""
+        """Both engines from these weights, the discriminator from the generator's where it has none, and the
+        trainer."""
         torch.manual_seed(1)
         discriminator = Discriminator(self.model(generator), MOST_REPLY_TOKENS)
         if player is not None:
@@ -194,30 +195,30 @@ class Run:
         settings = DuelSettings(
             1 if player is None else TURN_REPLIES, MOST_REPLY_TOKENS, TURN_RATE, PLAYER_RATE, replay_steps=8
         )
-        return ours, theirs, Duel(ours, theirs, settings, self._ends, self._objective, self._copied)
+        return ours, theirs, AdversarialTrainer(ours, theirs, settings, self._ends, self._objective, self._copied)
 
     def _copied(self, model: Any) -> Any:
         return self.model(trained(model))
 
-    def play(self, duel: Duel, name: str, steps: int, batch: int, turns: bool) -> None:
+    def play(self, trainer: AdversarialTrainer, name: str, steps: int, batch: int, turns: bool) -> None:
         for step, numbers in enumerate(orders(len(self.training), batch, seed=len(name))):
             if step == steps:
                 break
             part = [(number, self.training[number]) for number in numbers]
-            figures = duel.step(step, [part], batch, train_generator=turns)
+            figures = trainer.step(step, [part], batch, train_generator=turns)
             if step % 10 == 9:
                 say(name, step=step + 1, accuracy=figures["discriminator_accuracy"])
 
     def warm_up(self, generator: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The discriminator's weights."""
-        _, player, duel = self.duel(generator, None)
-        self.play(duel, "warm-up", self.sizes.warmup_steps, BATCH, turns=False)
+        _, player, trainer = self.trainer(generator, None)
+        self.play(trainer, "warm-up", self.sizes.warmup_steps, BATCH, turns=False)
         return trained(player.model)
 
     def turns(self, generator: dict[str, torch.Tensor], player: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The generator's weights after the turns."""
-        ours, _, duel = self.duel(generator, player)
-        self.play(duel, "turns", self.sizes.turns, TURN_BATCH, turns=True)
+        ours, _, trainer = self.trainer(generator, player)
+        self.play(trainer, "turns", self.sizes.turns, TURN_BATCH, turns=True)
         return trained(ours.model)
 
     def measured(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from models.kernels.attention import PACKED_ATTENTION
 from models.kernels.loss import log_probabilities
 from models.objectives.adversarial import Discriminate, Generate
 from models.packing import pack
-from models.training.adversarial import Duel, DuelSettings, Part
+from models.training.adversarial import AdversarialTrainer, DuelSettings, Part
 from models.training.engine import TorchEngine
 
 START = 0
@@ -256,20 +256,20 @@ def run(sizes: Sizes, seed: int, turns: int) -> dict[str, Any]:
     )
     step, batches = 0, epochs(train, sizes.batch, 1 + seed)
 
-    def play(steps: int, settings: DuelSettings, turns: bool) -> Duel:
+    def play(steps: int, settings: DuelSettings, turns: bool) -> AdversarialTrainer:
         nonlocal step
-        duel = Duel(generator, discriminator, settings, [sizes.vocabulary], objective)
+        trainer = AdversarialTrainer(generator, discriminator, settings, [sizes.vocabulary], objective)
         for _ in range(steps):
-            duel.step(step, parts_of(next(batches), range(sizes.batch)), sizes.batch, train_generator=turns)
+            trainer.step(step, parts_of(next(batches), range(sizes.batch)), sizes.batch, train_generator=turns)
             step += 1
-        return duel
+        return trainer
 
     for part in range(WARMUP_PARTS):  # the rate falls to a fifth of what it was
         rate = settings.discriminator_learning_rate * (1 - part / WARMUP_PARTS)
-        duel = play(WARMUP_STEPS // WARMUP_PARTS, replace(settings, discriminator_learning_rate=rate), turns=False)
+        trainer = play(WARMUP_STEPS // WARMUP_PARTS, replace(settings, discriminator_learning_rate=rate), turns=False)
     row["warmup_steps"] = step
     asked = test[:4000]
-    row["discriminator_accuracy"] = duel.measure(parts_of(asked, range(len(asked))))["accuracy"]
+    row["discriminator_accuracy"] = trainer.measure(parts_of(asked, range(len(asked))))["accuracy"]
     row["warmup_seconds"] = time.process_time() - began
     tell(seed, "warm-up", row["warmup_seconds"], accuracy=row["discriminator_accuracy"])
     row["reranked"] = reranked(generator.model.eval(), discriminator.model, oracle, test, sizes)

@@ -2,8 +2,8 @@
 
     python benchmarks/search_scale.py --repeats 3
 
-    us       the stage tune: its trials, its watcher (records of every trial in a store), its searcher and scheduler;
-             a trial's gang is replaced by reports that come at once
+    us       the stage tune: its trials, its recorder (records of every trial in a store), its searcher and scheduler;
+             a trial's worker group is replaced by reports that come at once
     plain    ray.tune with the same searcher, scheduler and concurrency over a Trainable that reports at once
 
 Both on one machine whose Ray counts the CPUs of 64 nodes of 8. Each trial at work is a process, so that `--at-once`
@@ -28,9 +28,10 @@ import ray
 import ray.tune
 
 from workflows.progress import Progress
-from workflows.search.job_queue import News
-from workflows.search.recorder import Watcher
+from workflows.search.job_queue import JobUpdate
+from workflows.search.recorder import SearchRecorder
 from workflows.search.records import Search
+from workflows.search.report import Report
 from workflows.search.trial import Shared, TrialRunner
 from workflows.search.tuner import ENVIRONMENT, tuner_of
 from workflows.spec import PipelineSpec
@@ -70,13 +71,13 @@ class Idle(ray.tune.Trainable):
 
 
 class IdleTrial(TrialRunner):
-    """Our side's trial: all of it but the gang."""
+    """Our side's trial: all of it but the worker group."""
 
-    def _news(self) -> News:
+    def _next_update(self) -> JobUpdate:
         time.sleep(0)
         step = self._said + EVERY
         rate = self._trial.values["train.learning_rate"]
-        return News(step, {"held_out_loss": loss_at(rate, step), "num_steps": STEPS, "seconds": 0.0}, None)
+        return JobUpdate(Report(step, STEPS, {"held_out_loss": loss_at(rate, step), "seconds": 0.0}, None))
 
 
 def pipeline(folder: str, trials: int, at_once: int) -> PipelineSpec:
@@ -107,15 +108,15 @@ def one(side: str, trials: int, at_once: int) -> dict[str, float]:
             (spec.model_copy(update={"tune": None})).model_dump(), store.uri, {"prepare": "none"},
             store.path("tune", "key"), search.metrics, is_population=False, max_failures=0,
         )  # fmt: skip
-        watcher = Watcher(search, store, Progress(), is_population=False)
+        recorder = SearchRecorder(search, store, Progress(), is_population=False)
         run_config = ray.tune.RunConfig(
-            name="run", storage_path=folder, verbose=0, callbacks=[watcher] if side == "us" else []
+            name="run", storage_path=folder, verbose=0, callbacks=[recorder] if side == "us" else []
         )
         trainable = ray.tune.with_parameters(IdleTrial, shared=shared) if side == "us" else Idle
         tuner = tuner_of(trainable, spec, search, most_steps=lambda: STEPS, earlier=[], run_config=run_config)
         began = time.perf_counter()
         results = tuner.fit()
-        watcher.close()
+        recorder.close()
         took = time.perf_counter() - began
         assert len(results) == trials
         assert results.num_errors == 0

@@ -1,4 +1,5 @@
-"""What a trial costs outside its training steps: our gangs against a TorchTrainer for each trial, as in Ray's guide.
+"""What a trial costs outside its training steps: our worker groups against a TorchTrainer for each trial, as in
+Ray's guide.
 
     python benchmarks/search_trial_cost.py
 
@@ -28,7 +29,7 @@ from workflows.cluster import connection as cluster
 from workflows.cluster.capacity import worker_resources
 from workflows.progress import Progress
 from workflows.runs.run import run_stages
-from workflows.search.recorder import Watcher
+from workflows.search.recorder import SearchRecorder
 from workflows.search.records import Search
 from workflows.search.trial import RESULT, Shared, TrialRunner
 from workflows.search.tuner import ENVIRONMENT, tuner_of
@@ -129,7 +130,7 @@ def one(side: str, spec: PipelineSpec, keys: dict[str, str], trials: int) -> lis
         folder = store.path("tune", "us")
         shared = Shared(plain.model_dump(), store.uri, keys, folder, search.metrics, False, 0)
         trainable = ray.tune.with_parameters(TrialRunner, shared=shared)
-        callbacks.append(Watcher(search, store, Progress(), is_population=False))
+        callbacks.append(SearchRecorder(search, store, Progress(), is_population=False))
     else:
         trainable = ray.tune.with_parameters(peer_trial, spec=plain, keys=keys)
     run_config = ray.tune.RunConfig(

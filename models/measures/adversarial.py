@@ -66,7 +66,7 @@ def fresh_accuracy(
     return right / len(tests)
 
 
-class Judges:
+class FreshDiscriminators:
     """What replies to the same histories as the real ones are worth before those who have not seen them."""
 
     def __init__(

@@ -19,7 +19,7 @@ from models.objectives.preference import sequence_log_probabilities
 from models.packing import PackedBatch
 
 
-class ModelPair:
+class BaseAndTuned:
     """A base model and what training made of it. With an adapter both are one model, the adapter on or off."""
 
     def __init__(

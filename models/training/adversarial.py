@@ -1,8 +1,8 @@
 """Generator against discriminator, step by step, over two engines.
 
-    duel = Duel(generator, discriminator, settings, end_tokens)
-    figures = duel.step(17, parts, num_histories=64)                        # D alone learns: its warm-up
-    figures = duel.step(90, parts, num_histories=64, train_generator=True)
+    trainer = AdversarialTrainer(generator, discriminator, settings, end_tokens)
+    figures = trainer.step(17, parts, num_histories=64)                        # D alone learns: its warm-up
+    figures = trainer.step(90, parts, num_histories=64, train_generator=True)
 
 Each step draws replies to its histories. D learns from pairs of a real and a drawn reply, with some of those drawn in
 earlier steps: a replay buffer, so that it does not forget the generator as it was. Then the generator learns from D's
@@ -55,7 +55,7 @@ class DuelSettings:
     seed: int = 0
 
 
-class Duel:
+class AdversarialTrainer:
     """Both players of one worker; all workers call the same methods together."""
 
     def __init__(

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from workflows.search.records import Search, read_search, trial_folder
 from workflows.search.tuner import ENVIRONMENT, tuner_of
-from workflows.search.worker_group import Gang, order_of
+from workflows.search.worker_group import WorkerGroup, job_of
 from workflows.spec import PipelineSpec
 from workflows.spec.space import with_values
 from workflows.stage import StageFailed
@@ -36,10 +36,10 @@ def searched(tiny):
 
 
 def in_use():
-    """CPUs taken, placement groups, and training workers."""
-    taken = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0.0)
+    """CPUs assignment, placement groups, and training workers."""
+    assignment = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0.0)
     groups = [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
-    return (taken, len(groups), len(workers()))
+    return (assignment, len(groups), len(workers()))
 
 
 def settles(wanted, seconds=30.0):
@@ -71,8 +71,8 @@ def test_a_search_leaves_its_winner_and_nothing_else_and_a_wider_one_trains_what
     assert checkpoints(store) == [f"trials/{winner.key}/{winner.checkpoint}"]
     assert not list(Path(store.path("tune", done["tune"].key)).glob("run"))
     folders = (f"{trial_folder(store, winner.key)}/{winner.checkpoint}", store.path("train", done["train"].key))
-    kept, taken = (load_file(Path(folder, "model", "model.safetensors")) for folder in folders)
-    assert all(torch.equal(kept[name], taken[name]) for name in kept)
+    kept, assignment = (load_file(Path(folder, "model", "model.safetensors")) for folder in folders)
+    assert all(torch.equal(kept[name], assignment[name]) for name in kept)
     assert done["train"].figures["held_out_loss"] == winner.reported
     assert done["train"].figures["best_step"] == winner.step
 
@@ -151,67 +151,67 @@ def test_an_interrupted_population_draws_the_same_again(cluster, searched, tmp_p
 
 
 @pytest.fixture
-def gang(run, searched):
-    """Workers of the search, their store, and an order for a trial."""
+def group(run, searched):
+    """Workers of the search, their store, and an job for a trial."""
     searched["train"] |= {"max_steps": 9}
     done, store = run("prepare", searched)
     spec = PipelineSpec.model_validate(searched)
     keys = {"prepare": done["prepare"].key}
     folder = store.path("tune", "by-hand")
-    gang = Gang(spec, store, keys, folder, max_failures=1)
-    order = order_of(with_values(spec, {"train.learning_rate": 3e-3}), folder=trial_folder(store, "one"))
-    yield gang, store, order
-    gang.close()
+    group = WorkerGroup(spec, store, keys, folder, max_failures=1)
+    job = job_of(with_values(spec, {"train.learning_rate": 3e-3}), folder=trial_folder(store, "one"))
+    yield group, store, job
+    group.close()
 
 
 @pytest.mark.slow
-def test_workers_go_on_from_any_checkpoint_after_a_failure_and_after_a_loss(gang):
-    gang, store, order = gang
+def test_workers_go_on_from_any_checkpoint_after_a_failure_and_after_a_loss(group):
+    group, store, job = group
 
     def changed(**train):
-        spec = order.spec | {"train": order.spec["train"] | train}
-        return replace(order, spec=spec, folder=trial_folder(store, "other"), mark="other")
+        spec = job.spec | {"train": job.spec["train"] | train}
+        return replace(job, spec=spec, folder=trial_folder(store, "other"), mark="other")
 
-    gang.begin(order)
-    first = gang.next_news()
+    group.begin(job)
+    first = group.next_update().report
     assert first.step == 3
-    one = f"{order.folder}/{first.checkpoint}"
+    one = f"{job.folder}/{first.checkpoint}"
     # With a learning rate of almost nothing: it must begin with the other one's weights.
-    gang.begin(replace(changed(learning_rate=1e-12), checkpoint=one))
-    copied = gang.next_news()
+    group.begin(replace(changed(learning_rate=1e-12), checkpoint=one))
+    copied = group.next_update().report
     assert copied.step == 6
     assert copied.figures["held_out_loss"] == pytest.approx(first.figures["held_out_loss"], abs=1e-6)
     weights = [
         load_file(Path(folder, name, "model", "model.safetensors"))
-        for folder, name in ((order.folder, first.checkpoint), (trial_folder(store, "other"), copied.checkpoint))
+        for folder, name in ((job.folder, first.checkpoint), (trial_folder(store, "other"), copied.checkpoint))
     ]
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-6) for name in weights[0])
 
     # A mistake that only the model shows: said, and the workers stay.
-    gang.begin(changed(frozen=["no.such.weight"]))
-    assert "train.frozen" in gang.next_news().failed
+    group.begin(changed(frozen=["no.such.weight"]))
+    assert "train.frozen" in group.next_update().failed
 
     # The whole trial, undisturbed; then with a worker killed after its first report.
-    gang.begin(replace(order, mark="whole"))
-    whole = [gang.next_news() for _ in range(3)]
-    gang.begin(replace(order, mark="lost"))
-    again = [gang.next_news()]
+    group.begin(replace(job, mark="whole"))
+    whole = [group.next_update() for _ in range(3)]
+    group.begin(replace(job, mark="lost"))
+    again = [group.next_update()]
     workers()[0].kill()
-    again += [gang.next_news() for _ in range(2)]
-    assert [news.failures for news in again] == [0, 1, 1]
-    losses = [[news.figures["held_out_loss"] for news in side] for side in (whole, again)]
+    again += [group.next_update() for _ in range(2)]
+    assert [update.failures for update in again] == [0, 1, 1]
+    losses = [[update.report.figures["held_out_loss"] for update in side] for side in (whole, again)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
     # Lost once more than it may be; and they stand by for the next job all the same.
-    gang.begin(replace(order, mark="gone"))
+    group.begin(replace(job, mark="gone"))
     for _ in range(2):
-        assert not gang.next_news().failed
+        assert not group.next_update().failed
         workers()[0].kill()
-    news = gang.next_news()
-    assert news.was_lost
-    assert news.failed
-    gang.begin(replace(order, mark="last"))
-    assert gang.next_news().figures["held_out_loss"] == pytest.approx(losses[0][0], abs=1e-4)
+    update = group.next_update()
+    assert update.was_lost
+    assert update.failed
+    group.begin(replace(job, mark="last"))
+    assert group.next_update().report.figures["held_out_loss"] == pytest.approx(losses[0][0], abs=1e-4)
 
 
 def test_a_trial_that_never_fits_is_refused_with_the_numbers(run, searched):

@@ -20,7 +20,7 @@ from models.objectives.adversarial import Discriminate, Generate, whiten
 from models.objectives.gumbel import SoftBatch, soft_replies
 from models.objectives.spin import own_pairs
 from models.packing import pack
-from models.training.adversarial import Duel, DuelSettings, Part
+from models.training.adversarial import AdversarialTrainer, DuelSettings, Part
 from models.training.engine import TorchEngine
 
 END = 0
@@ -134,11 +134,11 @@ def test_what_is_drawn_for_a_prompt_depends_on_its_seed_alone(kind: str, request
     assert model.config._attn_implementation == PACKED_ATTENTION
 
 
-Players = tuple[Duel, TorchEngine, TorchEngine]
+Players = tuple[AdversarialTrainer, TorchEngine, TorchEngine]
 
 
 def new_players(gradient: str = "policy") -> Players:
-    """A generator that knows nothing yet, a discriminator, and their duel."""
+    """A generator that knows nothing yet, a discriminator, and their trainer."""
     objective = Generate(max_reply_tokens=4, l1_weight=0.0, likelihood_weight=0.0, kl_weight=0.0)
     generator = TorchEngine(small_lstm(0), objective)
     torch.manual_seed(5)
@@ -147,7 +147,7 @@ def new_players(gradient: str = "policy") -> Players:
         num_replies=4, max_reply_tokens=4, learning_rate=0.02, discriminator_learning_rate=0.02, gradient=gradient,
         replay_steps=4,
     )  # fmt: skip
-    return Duel(generator, discriminator, settings, [END], objective), generator, discriminator
+    return AdversarialTrainer(generator, discriminator, settings, [END], objective), generator, discriminator
 
 
 @pytest.fixture(params=["policy", "gumbel"])
@@ -162,22 +162,22 @@ def histories(step: int, count: int = 16) -> Part:
 
 
 def test_the_discriminator_learns_to_tell_and_the_generator_what_it_rewards() -> None:
-    duel, generator, _ = new_players()
+    trainer, generator, _ = new_players()
     held_out = [histories(999)]
     for step in range(20):
-        duel.step(step, [histories(step)], 16)
-    assert duel.measure(held_out)["accuracy"] > 0.9
+        trainer.step(step, [histories(step)], 16)
+    assert trainer.measure(held_out)["accuracy"] > 0.9
     before = likeness(generator)
     for step in range(20, 80):
-        figures = duel.step(step, [histories(step)], 16, train_generator=True)
+        figures = trainer.step(step, [histories(step)], 16, train_generator=True)
     assert set(figures) >= {"loss", "gan", "l1", "nll", "kl", "discriminator_loss", "discriminator_accuracy"}
     assert likeness(generator) > before + 0.5
 
 
 def test_soft_replies_move_the_generator_to_where_a_discriminator_that_stays_is_higher() -> None:
-    duel, generator, discriminator = new_players("gumbel")
+    trainer, generator, discriminator = new_players("gumbel")
     for step in range(20):
-        duel.step(step, [histories(step)], 16)
+        trainer.step(step, [histories(step)], 16)
     part = histories(77, 64)
 
     def mean_score() -> float:
@@ -189,9 +189,9 @@ def test_soft_replies_move_the_generator_to_where_a_discriminator_that_stays_is_
             return float(discriminator.model.eval()(pack([exchange.sequence for exchange in own])).mean())
 
     before = mean_score()
-    duel._settings = dataclasses.replace(duel._settings, discriminator_learning_rate=0.0)
+    trainer._settings = dataclasses.replace(trainer._settings, discriminator_learning_rate=0.0)
     for step in range(20, 60):
-        duel.step(step, [histories(step)], 16, train_generator=True)
+        trainer.step(step, [histories(step)], 16, train_generator=True)
     assert mean_score() > before + 1.0
 
 
@@ -239,32 +239,32 @@ def likeness(generator: TorchEngine) -> float:
 
 
 def test_a_loss_that_is_no_number_ends_it_by_name(players: Callable[[], Players]) -> None:
-    duel, _, discriminator = players()
+    trainer, _, discriminator = players()
     with torch.no_grad():
         discriminator.model.score.weight.fill_(math.inf)
     with pytest.raises(ValueError, match=r"discriminator's loss is nan at step 4; .*discriminator_learning_rate"):
-        duel.step(3, [histories(3)], 16)
+        trainer.step(3, [histories(3)], 16)
 
 
 def test_a_duel_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(
     players: Callable[[], Players], tmp_path: Path
 ) -> None:
-    def play(duel: Duel, steps: range) -> list[dict[str, float]]:
-        return [duel.step(step, [histories(step)], 16, train_generator=step > 2) for step in steps]
+    def play(trainer: AdversarialTrainer, steps: range) -> list[dict[str, float]]:
+        return [trainer.step(step, [histories(step)], 16, train_generator=step > 2) for step in steps]
 
-    duel, *_ = players()
-    undisturbed = play(duel, range(9))
-    duel, *engines = players()
-    assert play(duel, range(6)) == undisturbed[:6]
+    trainer, *_ = players()
+    undisturbed = play(trainer, range(9))
+    trainer, *engines = players()
+    assert play(trainer, range(6)) == undisturbed[:6]
     for engine, name in zip(engines, "gd", strict=True):
         (tmp_path / name).mkdir()
         engine.snapshot()(tmp_path / name)
-    torch.save(duel.state(), tmp_path / "duel.pt")
-    duel, *engines = players()
+    torch.save(trainer.state(), tmp_path / "duel.pt")
+    trainer, *engines = players()
     for engine, name in zip(engines, "gd", strict=True):
         engine.load(tmp_path / name)
-    duel.load_state(torch.load(tmp_path / "duel.pt", weights_only=False))
-    assert play(duel, range(6, 9)) == undisturbed[6:]
+    trainer.load_state(torch.load(tmp_path / "duel.pt", weights_only=False))
+    assert play(trainer, range(6, 9)) == undisturbed[6:]
 
 
 def test_how_histories_are_divided_into_micro_batches_changes_no_step(players: Callable[[], Players]) -> None:

@@ -8,13 +8,13 @@ import pytest
 
 from models.training.fit import Progress
 from workflows.training.curves import check_mlflow, curves_of, log_to_mlflow, write_curves
-from workflows.training.history import Record
+from workflows.training.history import History
 
 
 @pytest.fixture
-def record() -> Record:
+def record() -> History:
     """Four steps, the second one skipped for a loss that is no number, measured after the fourth."""
-    found = Record()
+    found = History()
     for step in range(1, 5):
         broken = step == 2
         loss, norm = (float("nan"), None) if broken else (3.0 / step, 0.5)
@@ -23,10 +23,10 @@ def record() -> Record:
     return found
 
 
-def test_the_history_is_read_back_as_it_was_written(record: Record) -> None:
+def test_the_history_is_read_back_as_it_was_written(record: History) -> None:
     assert all(json.loads(line) for line in record.text().splitlines())
     assert "NaN" not in record.text()
-    again = Record(record.text())
+    again = History(record.text())
     assert again.lines == record.lines
     steps = again.steps()
     assert [(step.step, step.skipped, step.num_tokens) for step in steps] == [
@@ -36,7 +36,7 @@ def test_the_history_is_read_back_as_it_was_written(record: Record) -> None:
     assert steps[1].loss != steps[1].loss, "no number stays no number"
 
 
-def test_a_curve_has_the_steps_at_which_it_was_measured(record: Record) -> None:
+def test_a_curve_has_the_steps_at_which_it_was_measured(record: History) -> None:
     curves = curves_of(record.lines)
     assert curves["loss"] == ([1, 3, 4], [3.0, 1.0, 0.75])
     assert curves["held_out_loss"] == ([4], [1.25])
@@ -44,7 +44,7 @@ def test_a_curve_has_the_steps_at_which_it_was_measured(record: Record) -> None:
     assert "time" not in curves
 
 
-def test_page_and_events_hold_every_curve(record: Record, tmp_path: Path) -> None:
+def test_page_and_events_hold_every_curve(record: History, tmp_path: Path) -> None:
     write_curves("support", record.lines, tmp_path)
     page = (tmp_path / "curves.html").read_text()
     assert "Training of support" in page
@@ -68,7 +68,7 @@ def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def test_mlflow_gets_a_run(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_gets_a_run(record: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow", reason="needs the extra mlflow: pip install 'rayconteur[mlflow]'")
     from mlflow import MlflowClient
 

@@ -12,7 +12,7 @@ from models.base import adapters
 from models.base.load import load_tokenizer
 from models.chat import Conversation as Talk
 from models.chat import encode_prompt, end_token_ids
-from models.measures.base_and_tuned import ModelPair, count_facts
+from models.measures.base_and_tuned import BaseAndTuned, count_facts
 from models.packing import pack
 
 Conversation = tuple[list[int], list[bool]]
@@ -55,7 +55,7 @@ def test_losses_and_replies_are_those_of_each_model_alone(
 ) -> None:
     folder, tuned = checkpoint
     plain = AutoModelForCausalLM.from_pretrained(base).eval()
-    pair = ModelPair(base, folder, torch.float32)
+    pair = BaseAndTuned(base, folder, torch.float32)
     tokenizer = load_tokenizer(base)
     for _ in range(2):  # one after the other, and again: neither leaves the other in another state
         losses = pair.loss_sums(pack(token_rows))

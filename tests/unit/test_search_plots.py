@@ -9,7 +9,8 @@ import pytest
 from workflows.runs.page import write_report
 from workflows.search.importance import importances
 from workflows.search.plots import importance_bars, metric_over_steps, parallel_coordinates, pareto
-from workflows.search.records import Origin, Report, Search, Trial, Winner, write_search
+from workflows.search.records import Origin, Search, Trial, Winner, write_search
+from workflows.search.report import Report
 from workflows.search.tensorboard import write_events
 from workflows.store import Store
 

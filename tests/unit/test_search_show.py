@@ -11,7 +11,8 @@ from rich.text import Text
 
 from workflows.cli.trials import trials as command
 from workflows.progress import Progress
-from workflows.search.records import Origin, Report, Search, Trial, Winner, write_search
+from workflows.search.records import Origin, Search, Trial, Winner, write_search
+from workflows.search.report import Report
 from workflows.search.table import (
     headline,
     search_summary,

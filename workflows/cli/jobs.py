@@ -133,9 +133,9 @@ COMMANDS = (submit, jobs, attach, logs, stop)
 
 def _follow(jobs: "Jobs", job: "Job", progress: "Progress") -> None:
     """Show a job until it is over, and end with its exit code."""
-    from workflows.jobs.display import Replay
+    from workflows.jobs.display import JobDisplay
 
-    replay = Replay(progress)
+    replay = JobDisplay(progress)
     try:
         for line in jobs.follow(job.id):
             replay.take(line)

@@ -1,6 +1,6 @@
 """The display of a run elsewhere, from the JSON lines that it prints.
 
-replay = Replay(progress)
+replay = JobDisplay(progress)
 for line in lines: replay.take(line)
 """
 
@@ -15,7 +15,7 @@ from workflows.progress import Progress
 _LAST_LINES = 20
 
 
-class Replay:
+class JobDisplay:
     """Says again, on this machine's display, what a run's events say."""
 
     def __init__(self, progress: Progress) -> None:

@@ -140,7 +140,7 @@ class Players:
         from models.base.precision import dtype_of
         from models.chat import end_token_ids
         from models.kernels.attention import PACKED_ATTENTION
-        from models.measures.adversarial import Judges
+        from models.measures.adversarial import FreshDiscriminators
 
         assert isinstance(spec.train.objective, AdversarialSpec)
         device = "cuda" if spec.evaluate.gpus_per_worker else "cpu"
@@ -169,7 +169,9 @@ class Players:
         self._reals = reals
         steps, rate = spec.evaluate.pair.fresh_steps, spec.train.objective.discriminator_learning_rate
         judge = fresh(base)[0]
-        self.judges = Judges(reals, judge, reader, steps, rate, on_step=lambda: board.add.remote(done=1 / steps))
+        self.judges = FreshDiscriminators(
+            reals, judge, reader, steps, rate, on_step=lambda: board.add.remote(done=1 / steps)
+        )
         is_adapter = adapters.is_adapter(folder)
 
         def opened(folder: Any) -> Any:

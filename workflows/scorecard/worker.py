@@ -24,7 +24,7 @@ SCORED_SCHEMA = pa.schema(
 )
 
 
-class Judge:
+class ScoringWorker:
     """One worker: both models in memory, scoring conversations and replying to prompts."""
 
     def __init__(
@@ -42,12 +42,12 @@ class Judge:
 
         from models.base.load import resolve
         from models.base.precision import dtype_of
-        from models.measures.base_and_tuned import ModelPair
+        from models.measures.base_and_tuned import BaseAndTuned
 
         torch.set_num_threads(max(1, int(threads)))
         folder = Store(store).local_folder("train", checkpoint, "model")
         device = "cuda" if gpus else "cpu"
-        self._pair = ModelPair(resolve(base_model), folder, dtype_of(precision, device), device)
+        self._pair = BaseAndTuned(resolve(base_model), folder, dtype_of(precision, device), device)
         self._max_new_tokens = max_new_tokens
         self._board = board
 

@@ -1,4 +1,4 @@
-"""The desk between a gang and whoever commands it: a small actor with jobs for workers, and their reports.
+"""The job queue: a small actor that gives a worker group its jobs and takes the workers' reports.
 
 It imports next to nothing: its process is there at once, and takes little memory.
 """
@@ -10,10 +10,12 @@ from typing import Any
 
 import ray
 
+from workflows.search.report import Report
+
 
 @dataclass(frozen=True)
-class Order:
-    """A job for a gang, as the desk has it."""
+class TrainingJob:
+    """A job for a worker group, as the job queue has it."""
 
     spec: dict[str, Any]
     folder: str
@@ -26,88 +28,86 @@ class Order:
 
 
 @dataclass(frozen=True)
-class News:
-    """What a gang has to say of its job: figures at a checkpoint, or why it failed."""
+class JobUpdate:
+    """The next thing that happened to a job: a report at a checkpoint, or its failure."""
 
-    step: int = 0
-    figures: dict[str, float] = field(default_factory=dict)
-    checkpoint: str | None = None
-    """name of the folder in the job's"""
+    report: Report | None = None
     failures: int = 0
     """how often its workers were lost so far"""
     failed: str = ""
+    """why there will be no more reports"""
     was_lost: bool = False
     """whether it failed because its workers were lost time and again"""
 
 
 @dataclass(frozen=True)
-class Taken:
+class Assignment:
     """A job in a worker's hands."""
 
     number: int
-    """of the gang's jobs, from 1"""
+    """of the worker group's jobs, from 1"""
     attempt: int
     """how often workers were lost with it"""
     reports: int
     """how many were made of it before"""
-    order: Order
+    job: TrainingJob
 
 
 @ray.remote(num_cpus=0)
-class Desk:
-    """Jobs for a gang's workers, and their reports."""
+class JobQueue:
+    """Jobs for a worker group's workers, and their reports."""
 
     def __init__(self, max_failures: int) -> None:
         self._max_failures = max_failures
         self._changed = asyncio.Condition()
         self._number = 0
-        self._order: Order | None = None
+        self._job: TrainingJob | None = None
         self._attempt = 0
         self._failures = 0
         self._reports = 0
         self._wanted = 0
-        self._news: list[News] = []
+        self._updates: list[JobUpdate] = []
         self._broken = ""
         self._is_closed = False
 
-    async def give(self, order: Order) -> None:
+    async def give(self, job: TrainingJob) -> None:
         """A new job; whoever is at work on the one before leaves it at its next checkpoint."""
         self._number += 1
-        self._order, self._attempt, self._failures, self._reports, self._wanted = order, 0, 0, 0, 0
-        self._news = []
+        self._job, self._attempt, self._failures, self._reports, self._wanted = job, 0, 0, 0, 0
+        self._updates = []
         await self._tell()
 
-    async def next_news(self) -> News | str:
-        """The job's next news; in place of them, words that say why there will be none."""
+    async def next_update(self) -> JobUpdate | str:
+        """The job's next update; in place of them, words that say why there will be none."""
         self._wanted += 1
         await self._tell()
         async with self._changed:
-            await self._changed.wait_for(lambda: self._news or self._broken)
-        return self._news.pop(0) if self._news else self._broken
+            await self._changed.wait_for(lambda: self._updates or self._broken)
+        return self._updates.pop(0) if self._updates else self._broken
 
-    async def take(self, done: int) -> "Taken | None":
+    async def take(self, done: int) -> "Assignment | None":
         """For a worker: the job after number `done`, or after a loss the same; None when all is over."""
 
         def is_there() -> bool:
-            return self._is_closed or (self._order is not None and self._number > done)
+            return self._is_closed or (self._job is not None and self._number > done)
 
         async with self._changed:
             await self._changed.wait_for(is_there)
         if self._is_closed:
             return None
-        assert self._order is not None
-        return Taken(self._number, self._attempt, self._reports, self._order)
+        assert self._job is not None
+        return Assignment(self._number, self._attempt, self._reports, self._job)
 
-    async def report(self, number: int, news: News, is_last: bool) -> None:
+    async def report(self, number: int, report: Report, is_last: bool) -> None:
         """From worker 0: a checkpoint is on the store."""
-        if number != self._number or self._order is None:
+        if number != self._number or self._job is None:
             return
         self._reports += 1
-        if news.checkpoint is not None:
-            self._order = replace(self._order, checkpoint=f"{self._order.folder}/{news.checkpoint}")
+        if report.checkpoint is not None:
+            self._job = replace(self._job, checkpoint=f"{self._job.folder}/{report.checkpoint}")
         if is_last:
-            self._order = None
-        self._news.append(replace(news, failures=self._failures))
+            self._job = None
+        self._updates.append(JobUpdate(report, failures=self._failures))
         await self._tell()
 
     async def may_go_on(self, number: int, reports: int) -> bool:
@@ -126,20 +126,20 @@ class Desk:
     async def fail(self, number: int, reason: str) -> None:
         """From worker 0: the job cannot be done, however often it is tried."""
         if number == self._number:
-            self._order = None
-            self._news.append(News(failed=reason, failures=self._failures))
+            self._job = None
+            self._updates.append(JobUpdate(failed=reason, failures=self._failures))
             await self._tell()
 
     async def lose(self, reason: str) -> str | None:
         """Workers were lost and are being started again; the job's folder, or None if there is no job."""
-        if self._order is None:
+        if self._job is None:
             return None
-        folder = self._order.folder
+        folder = self._job.folder
         self._attempt += 1
         self._failures += 1
         if self._failures > self._max_failures:
-            self._order = None
-            self._news.append(News(failed=reason, failures=self._failures, was_lost=True))
+            self._job = None
+            self._updates.append(JobUpdate(failed=reason, failures=self._failures, was_lost=True))
             await self._tell()
         return folder
 

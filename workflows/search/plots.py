@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from workflows.search.importance import importances
-from workflows.search.records import FAILED, HIGHER_IS_BETTER, STOPPED, Report, Search, Trial, badness
+from workflows.search.records import FAILED, HIGHER_IS_BETTER, STOPPED, Search, Trial, badness
+from workflows.search.report import Report
 from workflows.search.table import best_value, fields_of, plain, ranked, short_names, value_word
 
 _COLOURS = ["#08306b", "#2b7bba", "#c6ced8"]  # dark is good; what is not fades

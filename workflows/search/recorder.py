@@ -15,7 +15,6 @@ from workflows.search.records import (
     FAILED,
     FINISHED,
     STOPPED,
-    Report,
     Search,
     Trial,
     badness,
@@ -23,8 +22,9 @@ from workflows.search.records import (
     write_search,
     write_trial,
 )
+from workflows.search.report import Report
 from workflows.search.table import search_summary, search_table
-from workflows.search.trial import RESULT, Line, values_of
+from workflows.search.trial import RESULT, TrialEvent, values_of
 from workflows.store import Store
 
 _SECONDS_BETWEEN_WRITES = 1.0
@@ -32,7 +32,7 @@ _SECONDS_BETWEEN_SEARCH_WRITES = 5.0
 _SECONDS_BETWEEN_SHOWS = 0.5
 
 
-class Watcher(ray.tune.Callback):  # type: ignore[misc]
+class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
     """Tune tells it of every result."""
 
     def __init__(self, search: Search, store: Store, progress: Progress, is_population: bool) -> None:
@@ -59,7 +59,7 @@ class Watcher(ray.tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
         """A report, or a trial's failure."""
-        line: Line = result[RESULT]
+        line: TrialEvent = result[RESULT]
         mine = self._trial(int(str(trial)), line)
         mine.failures = max(mine.failures, line.failures)
         if line.failed:
@@ -85,7 +85,7 @@ class Watcher(ray.tune.Callback):  # type: ignore[misc]
         """A trial whose process is gone more often than it may be."""
         number = int(str(trial))
         mine = self._running.get(number) or self._add(
-            number, Line(f"lost-{number}", values_of(trial.config), None, None)
+            number, TrialEvent(f"lost-{number}", values_of(trial.config), None, None)
         )
         mine.failures += 1
         self._end(mine, FAILED, _last_line(trial.get_error()))
@@ -98,7 +98,7 @@ class Watcher(ray.tune.Callback):  # type: ignore[misc]
         self._write()
         self._deleting.shutdown()
 
-    def _trial(self, number: int, line: Line) -> Trial:
+    def _trial(self, number: int, line: TrialEvent) -> Trial:
         """The trial that said this; a population's member that has copied another is a new one from then on."""
         if (known := self._trials.get((number, line.key))) is not None:
             self._running[number] = known
@@ -106,7 +106,7 @@ class Watcher(ray.tune.Callback):  # type: ignore[misc]
         self._stop(number)
         return self._add(number, line)
 
-    def _add(self, number: int, line: Line) -> Trial:
+    def _add(self, number: int, line: TrialEvent) -> Trial:
         trial = Trial(number, line.key, line.values, origin=line.origin)
         self._trials[number, line.key] = self._running[number] = trial
         self._of_key.setdefault(line.key, []).append(trial)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from workflows.search.report import Report
 from workflows.store import Store
 
 TRIALS = "trials"
@@ -25,18 +26,6 @@ HIGHER_IS_BETTER = {"held_out_accuracy", "held_out_margin"}
 
 Values = dict[str, Any]
 """a trial's settings: dotted field of the pipeline file -> value"""
-
-
-@dataclass
-class Report:
-    """What a trial said at one of its checkpoints."""
-
-    step: int
-    num_steps: int
-    figures: dict[str, float]
-    """held_out_loss and the like, loss, seconds (of training, since the trial's start), peak_memory_gb"""
-    checkpoint: str | None
-    """name of its folder beside trial.json; None once it is deleted"""
 
 
 @dataclass

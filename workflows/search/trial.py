@@ -1,8 +1,8 @@
 """A trial as Ray Tune runs it: each step of it is the training up to its next checkpoint.
 
-The process that Tune starts for a trial keeps its workers, a gang, and trains the next trial with them when Tune
-gives it another one. What a trial of the same settings has reported before, in this search or another, is said again
-first.
+The process that Tune starts for a trial keeps its workers, a worker group, and trains the next trial with them when
+Tune gives it another one. What a trial of the same settings has reported before, in this search or another, is said
+again first.
 """
 
 import itertools
@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Any
 import ray.tune
 
 from models.base import load as base
-from workflows.search.job_queue import News
+from workflows.search.job_queue import JobUpdate
 from workflows.search.records import (
     FAILED,
     HIGHER_IS_BETTER,
     RUNNING,
     Origin,
-    Report,
     Trial,
     Values,
     read_trial,
     trial_folder,
 )
+from workflows.search.report import Report
 from workflows.spec import PipelineSpec
 from workflows.spec.space import with_values
 from workflows.store import Store, content_key
 
 if TYPE_CHECKING:
-    from workflows.search.worker_group import Gang
+    from workflows.search.worker_group import WorkerGroup
 
 TOGETHER = "values"
 """key of a configuration that has all values in one mapping, as a grid's has"""
@@ -52,8 +52,8 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One thing that a trial says, as the watcher reads it in a result of Tune's."""
+class TrialEvent:
+    """One thing that a trial says, as the recorder reads it in a result of Tune's."""
 
     key: str
     values: Values
@@ -65,7 +65,7 @@ class Line:
 
 
 RESULT = "line"
-"""where in a result of Tune's the Line is"""
+"""where in a result of Tune's the TrialEvent is"""
 
 
 def values_of(config: dict[str, Any]) -> Values:
@@ -97,7 +97,7 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         self._shared = shared
         self._spec = PipelineSpec.model_validate(shared.spec)
         self._store = Store(shared.store)
-        self._gang: Gang | None = None
+        self._group: WorkerGroup | None = None
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -129,43 +129,45 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
             return self._result(self._to_say.pop(0), was_known=True)
         if self._trial.state == FAILED:
             return self._failure(self._trial.error, self._trial.failures)
-        news = self._news()
-        if news.failed:
-            return self._failure(news.failed, news.failures if news.was_lost else 0)
-        figures = {name: value for name, value in news.figures.items() if name != "resumed_from_step"}
-        num_steps = int(figures.pop("num_steps"))
-        if self._trial_spec.train.objective.name == "adversarial" and news.step < num_steps:
+        update = self._next_update()
+        if update.report is None:
+            return self._failure(update.failed, update.failures if update.was_lost else 0)
+        report = update.report
+        figures = {name: value for name, value in report.figures.items() if name != "resumed_from_step"}
+        if self._trial_spec.train.objective.name == "adversarial" and report.step < report.num_steps:
             figures |= dict.fromkeys(self._shared.metrics, math.nan)  # of a pair the last checkpoint counts
-        return self._result(Report(news.step, num_steps, figures, news.checkpoint), failures=news.failures)
+        return self._result(replace(report, figures=figures), failures=update.failures)
 
-    def _news(self) -> News:
-        """The gang's next news of what has not been said yet."""
-        from workflows.search.worker_group import Gang, order_of
+    def _next_update(self) -> JobUpdate:
+        """The worker group's next update of what has not been said yet."""
+        from workflows.search.worker_group import WorkerGroup, job_of
 
-        if self._gang is None:
-            self._gang = Gang(
+        if self._group is None:
+            self._group = WorkerGroup(
                 self._spec, self._store, self._shared.keys, self._shared.folder, self._shared.max_failures
             )
         if not self._is_at_work:
             folder = trial_folder(self._store, self._trial.key)
-            self._gang.begin(order_of(self._trial_spec, folder=folder, checkpoint=self._checkpoint))
+            self._group.begin(job_of(self._trial_spec, folder=folder, checkpoint=self._checkpoint))
             self._is_at_work = True
         while True:
-            news = self._gang.next_news()
-            if news.failed or news.step > self._said:  # else it was trained again for want of a checkpoint
-                return news
+            update = self._group.next_update()
+            if (
+                update.report is None or update.report.step > self._said
+            ):  # else it was trained again for want of a checkpoint
+                return update
 
     def _result(self, report: Report, failures: int = 0, was_known: bool = False) -> dict[str, Any]:
         self._said = report.step
         if report.checkpoint is not None:
             self._checkpoint = f"{trial_folder(self._store, self._trial.key)}/{report.checkpoint}"
-        line = Line(self._trial.key, self._trial.values, self._trial.origin, report, failures, was_known)
+        line = TrialEvent(self._trial.key, self._trial.values, self._trial.origin, report, failures, was_known)
         metrics = {metric: report.figures[metric] for metric in self._shared.metrics}
         return {"step": report.step, **metrics, RESULT: line, "done": report.step >= report.num_steps}
 
     def _failure(self, reason: str, failures: int) -> dict[str, Any]:
         """The end of a trial that failed: for Tune a result worse than any, since an error would cost the workers."""
-        line = Line(self._trial.key, self._trial.values, self._trial.origin, None, failures, failed=reason)
+        line = TrialEvent(self._trial.key, self._trial.values, self._trial.origin, None, failures, failed=reason)
         worst = {m: float("-inf") if m in HIGHER_IS_BETTER else float("inf") for m in self._shared.metrics}
         return {"step": self._said + 1, **worst, RESULT: line, "done": True}
 
@@ -191,5 +193,5 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
 
     def cleanup(self) -> None:
         """Called by Tune before this process ends."""
-        if self._gang is not None:
-            self._gang.close()
+        if self._group is not None:
+            self._group.close()

@@ -27,7 +27,7 @@ from workflows.spec.space import Choice, Dimension, parse
 
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # it says what is searched, however quiet it is told to be
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the watcher keeps what they would write
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the recorder keeps what they would write
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the command's
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }

@@ -1,15 +1,9 @@
 """The best trial of a search, trained again to be sure that its figures hold."""
 
-from workflows.search.job_queue import News
-from workflows.search.records import (
-    Report,
-    Search,
-    Trial,
-    Winner,
-    trial_folder,
-)
+from workflows.search.records import Search, Trial, Winner, trial_folder
+from workflows.search.report import Report
 from workflows.search.trial import Shared
-from workflows.search.worker_group import Gang, GangBroken, order_of
+from workflows.search.worker_group import WorkerGroup, WorkerGroupLost, job_of
 from workflows.spec import PipelineSpec
 from workflows.spec.space import with_values
 from workflows.stage import StageFailed
@@ -39,29 +33,29 @@ def find_winner(spec: PipelineSpec, store: Store, search: Search, shared: Shared
     return Winner(trial.number, trial.key, report.step, report.checkpoint, reported, remeasured)
 
 
-def _measured_again(spec: PipelineSpec, store: Store, trial: Trial, report: Report, shared: Shared) -> News:
+def _measured_again(spec: PipelineSpec, store: Store, trial: Trial, report: Report, shared: Shared) -> Report:
     """The figures of a report's checkpoint, measured once more.
 
     Where it is no longer there, since it could not win in the search that made it, it is trained again.
     """
     folder, trial_spec = trial_folder(store, trial.key), with_values(spec, trial.values)
-    gang = Gang(spec, store, shared.keys, shared.folder, shared.max_failures)
+    group = WorkerGroup(spec, store, shared.keys, shared.folder, shared.max_failures)
     try:
         if report.checkpoint is None:
-            gang.begin(order_of(trial_spec, folder=folder))
-            news = gang.next_news()
-            while news.step < report.step and not news.failed:
-                news = gang.next_news()
-            report.checkpoint = news.checkpoint
+            group.begin(job_of(trial_spec, folder=folder))
+            update = group.next_update()
+            while update.report is not None and update.report.step < report.step:
+                update = group.next_update()
+            report.checkpoint = update.report.checkpoint if update.report is not None else None
         else:
-            gang.begin(
-                order_of(trial_spec, folder=folder, checkpoint=f"{folder}/{report.checkpoint}", only_measure=True)
+            group.begin(
+                job_of(trial_spec, folder=folder, checkpoint=f"{folder}/{report.checkpoint}", only_measure=True)
             )
-            news = gang.next_news()
-    except GangBroken as error:
+            update = group.next_update()
+    except WorkerGroupLost as error:
         raise StageFailed(f"tune: the winner could not be measured: {error}") from error
     finally:
-        gang.close()
-    if news.failed:
-        raise StageFailed(f"tune: the winner could not be measured: {news.failed}")
-    return news
+        group.close()
+    if update.report is None:
+        raise StageFailed(f"tune: the winner could not be measured: {update.failed}")
+    return update.report

@@ -1,12 +1,12 @@
-"""A gang: the workers of one training at a time, started once, that train one job after another.
+"""A worker group: the workers of one training at a time, started once, that train one job after another.
 
-gang = Gang(spec, store, keys, folder)
-gang.begin(Order(...))        # the job before it ends
-news = gang.next_news()       # its next checkpoint; they go on only when asked for more
-gang.close()
+group = WorkerGroup(spec, store, keys, folder)
+group.begin(TrainingJob(...))        # the job before it ends
+update = group.next_update()       # its next checkpoint; they go on only when asked for more
+group.close()
 
-Workers ask the desk (workflows/search/job_queue.py) for work and leave their reports there. They are Ray Train's, so
-that it starts them again when some are lost; they find the same job at the desk.
+Workers ask the job queue (workflows/search/job_queue.py) for work and leave their reports there. They are Ray
+Train's, so that it starts them again when some are lost; they find the same job at the job queue.
 """
 
 import contextlib
@@ -29,10 +29,11 @@ from models.training.snapshot import Write
 from workflows.cluster.capacity import worker_resources
 from workflows.cluster.errors import innermost
 from workflows.cluster.workers import worker_environment
-from workflows.search.job_queue import Desk, News, Order, Taken
+from workflows.search.job_queue import Assignment, JobQueue, JobUpdate, TrainingJob
+from workflows.search.report import Report
 from workflows.spec import PipelineSpec
 from workflows.store import Store
-from workflows.training.recovery import is_out_of_memory, said_of, settle, settled
+from workflows.training.recovery import decide, decisions, is_out_of_memory, said_of
 
 if TYPE_CHECKING:
     from workflows.training.worker import TrainWorker
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 _SECONDS_TO_LEAVE = 20.0
 
 
-class GangBroken(RuntimeError):
+class WorkerGroupLost(RuntimeError):
     """Workers that cannot be had, or are gone for good."""
 
 
@@ -49,20 +50,20 @@ class JobLeft(Exception):
 
 
 class _AfterLoss(UserCallback):  # type: ignore[misc]
-    """Tells the desk of lost workers; where memory ran out, micro-batches are cut into twice as many parts."""
+    """Tells the job queue of lost workers; where memory ran out, micro-batches are cut into twice as many parts."""
 
-    def __init__(self, store_uri: str, desk: Any) -> None:
+    def __init__(self, store_uri: str, queue: Any) -> None:
         self._store_uri = store_uri
-        self._desk = desk
+        self._queue = queue
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        folder = ray.get(self._desk.lose.remote(said_of(worker_exceptions)))
+        folder = ray.get(self._queue.lose.remote(said_of(worker_exceptions)))
         if folder is not None and any(is_out_of_memory(error) for error in worker_exceptions.values()):
             store = Store(self._store_uri)
-            settle(store, folder, cut=2 * settled(store, folder).get("cut", 1))
+            decide(store, folder, cut=2 * decisions(store, folder).get("cut", 1))
 
 
-class Gang:
+class WorkerGroup:
     """The workers of `spec.train`, for jobs that differ in their settings alone."""
 
     def __init__(
@@ -72,10 +73,10 @@ class Gang:
         train = spec.train
         # A worker that is stopped as a whole cannot watch itself: Ray asks it, and waits as long.
         os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.hang_minutes * 60)
-        self._desk: Any = Desk.remote(max_failures)  # type: ignore[attr-defined]
+        self._queue: Any = JobQueue.remote(max_failures)  # type: ignore[attr-defined]
         trainer = ray.train.torch.TorchTrainer(
             _work,
-            train_loop_config={"store": store.uri, "keys": keys, "folder": folder, "desk": self._desk},
+            train_loop_config={"store": store.uri, "keys": keys, "folder": folder, "queue": self._queue},
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if train.gpus_per_worker else "gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=train.fewest_workers,
@@ -86,86 +87,89 @@ class Gang:
                 name=f"gang_{uuid.uuid4().hex[:8]}",
                 storage_path=f"{folder}/gangs",
                 storage_filesystem=store.filesystem,
-                failure_config=ray.train.FailureConfig(max_failures=-1),  # the desk counts them, job by job
-                callbacks=[_AfterLoss(store.uri, self._desk)],
+                failure_config=ray.train.FailureConfig(max_failures=-1),  # the job queue counts them, job by job
+                callbacks=[_AfterLoss(store.uri, self._queue)],
                 worker_runtime_env={"env_vars": worker_environment(train.cpus_per_worker, train.gpus_per_worker)},
             ),
         )
         self._thread = threading.Thread(target=self._fit, args=[trainer], daemon=True)
         self._thread.start()
 
-    def begin(self, order: Order) -> None:
+    def begin(self, job: TrainingJob) -> None:
         """Give the workers a job in place of the one before."""
-        ray.get(self._desk.give.remote(order))
+        ray.get(self._queue.give.remote(job))
 
-    def next_news(self) -> News:
-        """Let the job go on to its next checkpoint, and wait for it; raises GangBroken."""
-        found: News | str = ray.get(self._desk.next_news.remote())
+    def next_update(self) -> JobUpdate:
+        """Let the job go on to its next checkpoint, and wait for it; raises WorkerGroupLost."""
+        found: JobUpdate | str = ray.get(self._queue.next_update.remote())
         if isinstance(found, str):
-            raise GangBroken(found)
+            raise WorkerGroupLost(found)
         return found
 
     def close(self) -> None:
         """Let the workers leave, at their next checkpoint; those that take longer end with this process."""
-        ray.get(self._desk.close.remote())
+        ray.get(self._queue.close.remote())
         self._thread.join(_SECONDS_TO_LEAVE)
-        ray.kill(self._desk)
+        ray.kill(self._queue)
 
     def _fit(self, trainer: Any) -> None:
         try:
             trainer.fit()
         except Exception as error:  # whatever it is, the one who waits is told
             with contextlib.suppress(ray.exceptions.RayError):
-                ray.get(self._desk.break_off.remote(innermost(error)))
+                ray.get(self._queue.break_off.remote(innermost(error)))
 
 
 def _work(config: dict[str, Any]) -> None:
     """What one worker does in its life: jobs, until there are no more."""
     from workflows.training.worker import TrainWorker
 
-    store, desk, worker = Store(config["store"]), config["desk"], TrainWorker()
+    store, queue, worker = Store(config["store"]), config["queue"], TrainWorker()
     done = 0
-    while (taken := ray.get(desk.take.remote(done))) is not None:
-        done = taken.number
+    while (assignment := ray.get(queue.take.remote(done))) is not None:
+        done = assignment.number
         try:
-            _do(worker, store, config["keys"], config["folder"], desk, taken)
+            _do(worker, store, config["keys"], config["folder"], queue, assignment)
         except JobLeft:
             continue
         except ValueError as error:  # of the spec or the data, and on all workers alike
             if ray.train.get_context().get_world_rank() == 0:
-                ray.get(desk.fail.remote(done, str(error)))
+                ray.get(queue.fail.remote(done, str(error)))
 
 
-def _do(worker: "TrainWorker", store: Store, keys: dict[str, str], folder: str, desk: Any, taken: Taken) -> None:
+def _do(
+    worker: "TrainWorker", store: Store, keys: dict[str, str], folder: str, queue: Any, assignment: Assignment
+) -> None:
     import torch
 
     from workflows.training.worker import Job
 
-    order, reports = taken.order, taken.reports
-    spec = PipelineSpec.model_validate(order.spec)
+    job, reports = assignment.job, assignment.reports
+    spec = PipelineSpec.model_validate(job.spec)
     is_first = ray.train.get_context().get_world_rank() == 0
 
     def on_checkpoint(metrics: dict[str, Any], write: Write) -> None:
         nonlocal reports
         reports += 1
-        step, name = metrics.pop("step"), None
-        is_last = order.only_measure or step == metrics["num_steps"]
-        if not order.only_measure:
-            name = f"checkpoint_{step:06d}_{order.mark}{taken.attempt}"
-            _keep(store, f"{order.folder}/{name}", write)
+        step, num_steps, name = int(metrics.pop("step")), int(metrics.pop("num_steps")), None
+        is_last = job.only_measure or step == num_steps
+        if not job.only_measure:
+            name = f"checkpoint_{step:06d}_{job.mark}{assignment.attempt}"
+            _keep(store, f"{job.folder}/{name}", write)
             torch.distributed.barrier()  # whole, from here on
         if is_first:
             figures = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-            ray.get(desk.report.remote(taken.number, News(step, figures, name), is_last))
-        if not is_last and not ray.get(desk.may_go_on.remote(taken.number, reports)):
+            report = Report(step, num_steps, figures, name)
+            ray.get(queue.report.remote(assignment.number, report, is_last))
+        if not is_last and not ray.get(queue.may_go_on.remote(assignment.number, reports)):
             raise JobLeft
 
-    with _local(store, order.checkpoint) as resume_from:
-        job = Job(
-            spec, store, keys, order.folder,
-            resume_from=resume_from, search_folder=folder, only_measure=order.only_measure,
+    with _local(store, job.checkpoint) as resume_from:
+        work = Job(
+            spec, store, keys, job.folder,
+            resume_from=resume_from, search_folder=folder, only_measure=job.only_measure,
         )  # fmt: skip
-        worker.train(job, on_checkpoint, post=lambda **values: None)
+        worker.train(work, on_checkpoint, post=lambda **values: None)
 
 
 def _keep(store: Store, path: str, write: Write) -> None:
@@ -190,6 +194,6 @@ def _local(store: Store, path: str | None) -> Iterator[Path | None]:
         yield Path(name)
 
 
-def order_of(spec: PipelineSpec, **fields: Any) -> Order:
-    """An order for a training of `spec`."""
-    return Order(spec=spec.model_dump(), **fields)
+def job_of(spec: PipelineSpec, **fields: Any) -> TrainingJob:
+    """An job for a training of `spec`."""
+    return TrainingJob(spec=spec.model_dump(), **fields)

@@ -23,7 +23,7 @@ from workflows.scorecard.adversarial import measure_pair
 from workflows.scorecard.adversarial_plot import pair_page
 from workflows.scorecard.questions import read_questions
 from workflows.scorecard.scorecard import scorecard_of, scorecard_text
-from workflows.scorecard.worker import SCORED_SCHEMA, Judge
+from workflows.scorecard.worker import SCORED_SCHEMA, ScoringWorker
 from workflows.spec import AdversarialSpec
 from workflows.stage import Context
 from workflows.store import Store
@@ -49,7 +49,7 @@ def run(context: Context) -> dict[str, Any]:
     rows = rows.materialize()
     with watching(context.progress, "conversations", total=num_rows) as board:
         results = rows.map_batches(
-            Judge,
+            ScoringWorker,
             fn_constructor_kwargs={
                 "store": context.store.uri,
                 "checkpoint": context.inputs["train"].key,

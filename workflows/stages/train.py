@@ -34,7 +34,7 @@ from workflows.spec import AdversarialSpec, PipelineSpec
 from workflows.stage import CONTINUED, DISCRIMINATOR, Context, StageFailed
 from workflows.store import Store
 from workflows.training.curves import check_mlflow, log_to_mlflow, write_curves
-from workflows.training.history import HISTORY, Record
+from workflows.training.history import HISTORY, History
 from workflows.training.recovery import Recovery, clear_unfinished, said_of
 from workflows.training.worker import Job, TrainWorker
 
@@ -152,7 +152,7 @@ def _keep_history(context: Context, path: str) -> None:
     store, key = context.store, context.key
     with store.filesystem.open_input_stream(path) as stream:
         text = stream.read().decode()
-    lines = Record(text).lines
+    lines = History(text).lines
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / HISTORY).write_text(text)
         write_curves(context.spec.name, lines, Path(name))

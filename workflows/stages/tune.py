@@ -21,7 +21,7 @@ import ray.tune
 from models.training.deepspeed_operator import check_build_tools
 from workflows.cluster.capacity import need_of_trial, nodes_of_cluster, trials_at_once, why_none_fits
 from workflows.cluster.errors import innermost
-from workflows.search.recorder import Watcher
+from workflows.search.recorder import SearchRecorder
 from workflows.search.records import (
     FAILED,
     FINISHED,
@@ -80,7 +80,7 @@ def run(context: Context) -> dict[str, Any]:
         max_failures=tune.max_failures,
     )
     write_search(store, search)
-    watcher = Watcher(search, store, context.progress, shared.is_population)
+    recorder = SearchRecorder(search, store, context.progress, shared.is_population)
     context.progress.note(f"tune: trials at once: {search.at_once}, for each {need_of_trial(spec.train)}")
     tuner = tuner_of(
         ray.tune.with_parameters(TrialRunner, shared=shared),
@@ -92,7 +92,7 @@ def run(context: Context) -> dict[str, Any]:
             name="run",
             storage_path=folder,
             storage_filesystem=store.filesystem,
-            callbacks=[watcher],
+            callbacks=[recorder],
             failure_config=ray.tune.FailureConfig(max_failures=tune.max_failures),
             verbose=0,
         ),
@@ -101,7 +101,7 @@ def run(context: Context) -> dict[str, Any]:
         tuner.fit()
     except ray.tune.TuneError as error:
         raise StageFailed(f"tune: {innermost(error)}") from error
-    watcher.close()
+    recorder.close()
     search.winner = find_winner(spec, store, search, shared)
     write_search(store, search)
     with tempfile.TemporaryDirectory() as name:

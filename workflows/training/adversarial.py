@@ -21,7 +21,7 @@ from models.base.discriminator import Discriminator
 from models.exchange import exchange_of
 from models.objectives.adversarial import Discriminate, Generate
 from models.packing import PackedBatch, StepPlan
-from models.training.adversarial import Duel, DuelSettings, Part
+from models.training.adversarial import AdversarialTrainer, DuelSettings, Part
 from models.training.deepspeed_engine import DeepSpeedEngine
 from models.training.engine import MODEL_FOLDER
 from models.training.fit import SECONDS_EACH, measure
@@ -29,7 +29,7 @@ from models.training.fit import Progress as StepProgress
 from models.training.snapshot import Write
 from workflows.spec import AdversarialSpec, PipelineSpec
 from workflows.stage import CONTINUED, DISCRIMINATOR
-from workflows.training.reporter import Reports
+from workflows.training.reporter import Reporter
 
 PLAYER_LOSS = "discriminator_loss"
 _HELD_OUT_PLAYER_LOSS = "held_out_discriminator_loss"
@@ -42,7 +42,7 @@ _LESS_LOSS = 1e-3
 _SECONDS_BETWEEN_NOTICES = 5.0
 
 
-class Pair:
+class AdversarialPhases:
     """Generator and discriminator; all workers call the same methods together."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Pair:
         spec: PipelineSpec,
         objective: Generate,
         generator: DeepSpeedEngine,
-        reports: Reports,
+        reports: Reporter,
         rows: Any,
         held_out: Sequence[dict[str, Any]],
         measured: Sequence[PackedBatch],
@@ -92,13 +92,13 @@ class Pair:
 
     def play(self, leaving: Callable[[], bool]) -> None:
         """The phases after likelihood, from where the history ends."""
-        duel, plan = self._begin()
+        trainer, plan = self._begin()
         lines = self._reports.record.lines
         began, num_tokens, left = time.monotonic(), 0, False
         while len(lines) < self.num_steps:
             step, is_warm = len(lines), self._is_warm()
             parts, num_histories = self._parts(plan, step)
-            figures = duel.step(step, parts, num_histories, train_generator=is_warm)
+            figures = trainer.step(step, parts, num_histories, train_generator=is_warm)
             num_tokens += plan.num_tokens(step)
             before = int(lines[-1]["num_tokens"]) if lines else 0
             rates = self._settings.learning_rate if is_warm else self._settings.discriminator_learning_rate
@@ -115,18 +115,18 @@ class Pair:
                 left = leaving()
                 due = due or left
             if len(lines) == self.num_steps and is_warm:
-                self._compare(duel)
+                self._compare(trainer)
             if due:
-                self._checkpoint(duel, is_warm, rate)
+                self._checkpoint(trainer, is_warm, rate)
 
-    def _compare(self, duel: Duel) -> None:
+    def _compare(self, trainer: AdversarialTrainer) -> None:
         """Train the generator as it was by likelihood alone, for as long as it was the pair's; it goes with the last
         checkpoint.
         """
         lines = self._reports.record.lines
         steps = self._counts()[0]
         seconds = lines[-1]["seconds"] - (lines[steps - 1]["seconds"] if steps else 0.0)
-        write_model, loss = self._continue_likelihood(duel.state()["start"], seconds)
+        write_model, loss = self._continue_likelihood(trainer.state()["start"], seconds)
         lines[-1][_CONTINUED_LOSS] = loss
 
         def write(folder: Path) -> None:
@@ -140,7 +140,7 @@ class Pair:
         if self._discriminator is not None:
             self._discriminator.close()
 
-    def _begin(self) -> tuple[Duel, StepPlan]:
+    def _begin(self) -> tuple[AdversarialTrainer, StepPlan]:
         """The second player, and the game as the checkpoint has it."""
         train, settings = self._train, self._settings
         torch.manual_seed(train.seed + 1)  # the same on all workers: its start
@@ -153,7 +153,7 @@ class Pair:
             Discriminator(reader, settings.max_reply_tokens), Discriminate()
         )
         torch.manual_seed(train.seed + 1_000_000 + self._generator.rank)  # dropout
-        duel = Duel(
+        trainer = AdversarialTrainer(
             self._generator,
             discriminator,
             DuelSettings(
@@ -167,10 +167,10 @@ class Pair:
         folder = self._resume_from
         if folder is not None and (folder / _GAME).is_file():
             discriminator.load(folder / DISCRIMINATOR)
-            duel.load_state(torch.load(folder / _GAME, weights_only=False))
+            trainer.load_state(torch.load(folder / _GAME, weights_only=False))
 
         def snapshot_of_player() -> Write:
-            write_player, game = discriminator.snapshot(), duel.state()
+            write_player, game = discriminator.snapshot(), trainer.state()
 
             def write(to: Path) -> None:
                 (to / DISCRIMINATOR).mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ class Pair:
             lengths, [1] * len(lengths), tokens, train.most_workers,
             gradient_accumulation=train.passes, seed=train.seed + 1,
         )  # fmt: skip
-        return duel, plan
+        return trainer, plan
 
     def _copied(self, model: Any) -> Any:
         """The generator as it is now, for one that does not change."""
@@ -218,11 +218,11 @@ class Pair:
             some = numbered[start : start + _MEASURED_AT_ONCE]
             yield [(number, exchange_of(row, most, lambda n: n - 1)) for number, row in some]
 
-    def _checkpoint(self, duel: Duel, plays: bool, rate: float) -> None:
+    def _checkpoint(self, trainer: AdversarialTrainer, plays: bool, rate: float) -> None:
         lines = self._reports.record.lines
         means, seconds = measure(self._generator, self._measured)
         found: dict[str, Any] = {f"held_out_{name}": value for name, value in means.items()}
-        judged = duel.measure(list(self._held_out_parts()))
+        judged = trainer.measure(list(self._held_out_parts()))
         found |= {"held_out_accuracy": judged["accuracy"], _HELD_OUT_PLAYER_LOSS: judged["loss"]}
         if _CONTINUED_LOSS in lines[-1]:
             found[_CONTINUED_LOSS] = lines[-1][_CONTINUED_LOSS]

@@ -12,7 +12,7 @@ HISTORY = "history.jsonl"
 _FIELDS = {field.name for field in fields(Progress)} - {"figures"}
 
 
-class Record:
+class History:
     """Every step's progress, when it ended, and the held-out figures measured after it."""
 
     def __init__(self, text: str = "") -> None:

@@ -98,7 +98,7 @@ class Recovery(UserCallback):  # type: ignore[misc]
         self._board.post.remote(note=f"train: {said_of(worker_exceptions)}")
         if any(is_out_of_memory(error) for error in worker_exceptions.values()):
             store = Store(self._store_uri)
-            settle(store, self._run_folder, cut=2 * settled(store, self._run_folder).get("cut", 1))
+            decide(store, self._run_folder, cut=2 * decisions(store, self._run_folder).get("cut", 1))
 
 
 def checkpoint_note(store: Store, run_folder: str, name: str = _NOTE) -> dict[str, Any] | None:
@@ -134,11 +134,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(cause, _OUT_OF_MEMORY) or any(words in str(cause) for words in _SAY_OUT_OF_MEMORY)
 
 
-def settled(store: Store, run_folder: str) -> dict[str, Any]:
+def decisions(store: Store, run_folder: str) -> dict[str, Any]:
     """What this run has found out for all its later starts: `precision`, and `cut`, the parts of a micro-batch."""
     return store.read_json(f"{run_folder}/{_SETTLED}") or {}
 
 
-def settle(store: Store, run_folder: str, **values: Any) -> None:
+def decide(store: Store, run_folder: str, **values: Any) -> None:
     """Add to it."""
-    store.write_json(f"{run_folder}/{_SETTLED}", {**settled(store, run_folder), **values})
+    store.write_json(f"{run_folder}/{_SETTLED}", {**decisions(store, run_folder), **values})

@@ -12,17 +12,17 @@ from models.training.engine import MODEL_FOLDER
 from models.training.fit import SECONDS_EACH
 from models.training.fit import Progress as StepProgress
 from models.training.snapshot import Write
-from workflows.training.history import HISTORY, Record, shown
+from workflows.training.history import HISTORY, History, shown
 from workflows.training.recovery import Slowest, Watchdog
 
 
-class Reports:
+class Reporter:
     """For `fit`'s `on_step` and `on_checkpoint`; all workers call the same together."""
 
     def __init__(
         self,
         engine: DeepSpeedEngine,
-        record: Record,
+        record: History,
         tokenizer: Any,
         watchdog: Watchdog,
         post: Callable[..., Any],

@@ -38,13 +38,13 @@ from workflows.corpus.new_model import discriminator_base
 from workflows.corpus.reader import open_examples
 from workflows.spec import ObjectiveSpec, PipelineSpec, TrainSpec
 from workflows.store import Store
-from workflows.training.adversarial import Pair
+from workflows.training.adversarial import AdversarialPhases
 from workflows.training.control import continued
 from workflows.training.foresight import check_worker
-from workflows.training.history import HISTORY, Record
+from workflows.training.history import HISTORY, History
 from workflows.training.readings import note_of
-from workflows.training.recovery import Watchdog, settle, settled
-from workflows.training.reporter import Reports
+from workflows.training.recovery import Watchdog, decide, decisions
+from workflows.training.reporter import Reporter
 from workflows.training.steps import num_steps, step_plan
 
 _MOST_NAMED = 20
@@ -122,7 +122,7 @@ class TrainWorker:
                 return objective.batch([rows[number] for number in numbers])
 
             cut = _cut(engine, train, store, job.run_folder, plan, num_tokens, read)
-            record = Record(_resume(engine, job.resume_from))
+            record = History(_resume(engine, job.resume_from))
             start_step = len(record.lines)
             first_held_out = _first(held_out, train)
             measured = list(
@@ -147,7 +147,7 @@ class TrainWorker:
                 targets = sum(num_targets[row] for part in plan.rows(step) for row in part)
                 return operations.of(plan.num_tokens(step), targets, plan.num_pairs(step))
 
-            reports = Reports(
+            reports = Reporter(
                 engine, record, tokenizer, watchdog, post, on_checkpoint, extra, self._rate(engine, precision)
             )
 
@@ -165,7 +165,7 @@ class TrainWorker:
 
             pair = None
             if isinstance(objective, Generate):
-                pair = Pair(
+                pair = AdversarialPhases(
                     spec, objective, engine, reports, rows, first_held_out, measured, settings.num_steps,
                     end_tokens=sorted(end_token_ids(tokenizer)),
                     resume_from=job.resume_from,
@@ -262,7 +262,7 @@ def _cut(
     read: Callable[[Sequence[int]], PackedBatch],
 ) -> int:
     """Into how many parts each micro-batch is cut so that it fits into memory; the same when a run is resumed."""
-    if (known := settled(store, run_folder).get("cut")) is not None:
+    if (known := decisions(store, run_folder).get("cut")) is not None:
         return int(known)
     if train.batch_tokens != "auto":
         return 1
@@ -287,7 +287,7 @@ def _cut(
     )
     cut = plan.parts_within(tokens)
     if engine.rank == 0:
-        settle(store, run_folder, cut=cut)
+        decide(store, run_folder, cut=cut)
     return cut
 
 
@@ -309,13 +309,13 @@ def _precision(train: TrainSpec, store: Store, run_folder: str) -> str:
     """`bf16` or `fp32` for all workers of this run, also when it is resumed elsewhere."""
     if train.precision != "auto":
         return train.precision
-    if (known := settled(store, run_folder).get("precision")) is not None:
+    if (known := decisions(store, run_folder).get("precision")) is not None:
         return str(known)
     answers: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(answers, faster_precision("cuda" if train.gpus_per_worker else "cpu"))
     precision = "fp32" if "fp32" in answers else "bf16"
     if torch.distributed.get_rank() == 0:
-        settle(store, run_folder, precision=precision)
+        decide(store, run_folder, precision=precision)
     return precision
 
 

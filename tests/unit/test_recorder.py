@@ -1,4 +1,4 @@
-"""What the watcher keeps of a search: records written, checkpoints deleted once they can neither win nor go on."""
+"""What the recorder keeps of a search: records written, checkpoints deleted once they can neither win nor go on."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,34 +6,35 @@ from pathlib import Path
 import pytest
 
 from workflows.progress import Progress
-from workflows.search.recorder import Watcher
-from workflows.search.records import Origin, Report, Search, read_search, read_trial, trial_folder
-from workflows.search.trial import RESULT, Line
+from workflows.search.recorder import SearchRecorder
+from workflows.search.records import Origin, Search, read_search, read_trial, trial_folder
+from workflows.search.report import Report
+from workflows.search.trial import RESULT, TrialEvent
 from workflows.store import Store
 
 
 class Told:
-    """A search's watcher, told of results as Tune tells it."""
+    """A search's recorder, told of results as Tune tells it."""
 
     def __init__(self, folder, is_population=False, metrics=("held_out_loss",)):
         self.store = Store(str(folder))
         self.search = Search("p", "search", list(metrics), {"train.seed": [0]}, "random", "none", 3)
-        self.watcher = Watcher(self.search, self.store, Progress(), is_population)
+        self.recorder = SearchRecorder(self.search, self.store, Progress(), is_population)
 
     def report(self, number, step, loss, key=None, done=False, **more):
         key = key or f"key{number}"
         name = f"checkpoint_{step}"
         Path(trial_folder(self.store, key), name).mkdir(parents=True, exist_ok=True)
-        line = Line(key, {"train.seed": number}, None, Report(step, 30, {"held_out_loss": loss}, name))
+        line = TrialEvent(key, {"train.seed": number}, None, Report(step, 30, {"held_out_loss": loss}, name))
         self.tell(number, replace(line, **more), done)
 
     def tell(self, number, line, done):
-        self.watcher.on_trial_result(0, [], number, {RESULT: line, "done": done})
+        self.recorder.on_trial_result(0, [], number, {RESULT: line, "done": done})
 
     @property
     def on_disk(self):
-        self.watcher._write()
-        self.watcher._deleting.submit(lambda: None).result()
+        self.recorder._write()
+        self.recorder._deleting.submit(lambda: None).result()
         return {f"{path.parent.name}/{path.name}" for path in Path(self.store.root, "trials").glob("*/checkpoint_*")}
 
 
@@ -51,7 +52,7 @@ def test_only_checkpoints_that_can_win_or_be_gone_on_from_stay(told):
     told.report(0, 30, 1.9, done=True)
     told.report(1, 20, 1.7, done=True)
     assert told.on_disk == {"key1/checkpoint_10"}
-    told.watcher.close()
+    told.recorder.close()
     assert [trial.state for trial in told.search.trials] == ["finished", "stopped"]
     assert [report.checkpoint for report in read_trial(told.store, "key1").reports] == ["checkpoint_10", None]
     assert told.search.leader()[1].step == 10
@@ -60,7 +61,7 @@ def test_only_checkpoints_that_can_win_or_be_gone_on_from_stay(told):
 def test_a_trials_end_is_written_at_once_and_a_failure_with_its_reason(told):
     told.report(0, 30, 2.0, done=True)
     assert read_trial(told.store, "key0").state == "finished"
-    told.tell(1, Line("key1", {"train.seed": 1}, None, None, failures=2, failed="no such layer"), True)
+    told.tell(1, TrialEvent("key1", {"train.seed": 1}, None, None, failures=2, failed="no such layer"), True)
     kept = read_trial(told.store, "key1")
     assert (kept.state, kept.error, kept.failures) == ("failed", "no such layer", 2)
 
@@ -78,7 +79,7 @@ def test_a_record_keeps_what_was_known_while_it_is_said_again(told, tmp_path):
     told.report(0, 20, 1.5, done=True)
     again = Told(tmp_path)
     again.report(0, 10, 2.0, was_known=True)
-    again.watcher._write()
+    again.recorder._write()
     assert [report.step for report in read_trial(again.store, "key0").reports] == [10, 20]
 
 
@@ -91,7 +92,7 @@ def test_a_member_that_copies_is_a_trial_of_its_own_and_nobodys_checkpoint_goes(
         (0, "key0", "stopped"), (1, "key1", "running"), (0, "copy", "running"),
     ]  # fmt: skip
     assert told.on_disk == {"key0/checkpoint_10", "key1/checkpoint_10", "copy/checkpoint_20"}
-    told.watcher.close()
+    told.recorder.close()
     assert {path.parent.name for path in Path(told.store.root).glob("trials/*/checkpoint_*")} == {"copy"}
 
 
@@ -101,7 +102,7 @@ def test_the_front_of_two_metrics_stays(tmp_path):
         name = "checkpoint_30"
         Path(trial_folder(told.store, f"key{number}"), name).mkdir(parents=True)
         report = Report(30, 30, {"held_out_loss": loss, "seconds": seconds}, name)
-        told.tell(number, Line(f"key{number}", {}, None, report), True)
+        told.tell(number, TrialEvent(f"key{number}", {}, None, report), True)
     assert told.on_disk == {"key0/checkpoint_30", "key1/checkpoint_30"}
     assert [trial.number for trial, _ in told.search.front()] == [0, 1]
 
@@ -115,5 +116,5 @@ def test_a_loss_that_is_no_number_never_leads(told):
     told.report(0, 10, float("nan"))
     told.report(1, 10, 5.0)
     assert told.search.leader()[0].number == 1
-    assert told.watcher._leader[0].number == 1
+    assert told.recorder._leader[0].number == 1
     assert "key0/checkpoint_10" in told.on_disk
