@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from importlib.metadata import version
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -50,5 +50,6 @@ def test_kuberay_accepts_the_manifests():
 def test_manifests_name_our_ray_and_our_image(file):
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
     text = file.read_text()
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"rayVersion: {pinned['ray']}" in text
-    assert f"image: rayconteur:{version('rayconteur')}" in text.replace("&image ", "")
+    assert f"image: rayconteur:{version}" in text.replace("&image ", "")

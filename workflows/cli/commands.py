@@ -167,13 +167,17 @@ def report(
 
 
 @command.command()
+@click.option("--markdown", is_flag=True, help="Print them as a Markdown page, docs/fields.md.")
 @json_option
-def spec(json_lines: bool) -> None:
+def spec(json_lines: bool, markdown: bool) -> None:
     """All fields of a pipeline file: types, bounds, defaults, meaning."""
     from dataclasses import asdict
 
-    from workflows.spec.describe import all_fields
+    from workflows.spec.describe import all_fields, fields_page
 
+    if markdown:
+        click.echo(fields_page(), nl=False)
+        return
     for row in all_fields():
         if json_lines:
             click.echo(json.dumps(asdict(row)))

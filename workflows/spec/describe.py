@@ -51,6 +51,37 @@ def all_fields(model: type[BaseModel] = PipelineSpec, prefix: str = "") -> list[
     return rows
 
 
+# The command that writes docs/fields.md.
+PAGE_COMMAND = "rayconteur spec --markdown > docs/fields.md"
+
+_PAGE_HEAD = f"""\
+# Fields of a pipeline file
+
+Every field, in the order of the stages. `--set PATH=VALUE` overrides one by its path. A `0` in a path is the place of
+an element in a list. `[dpo]` after a path means that the field exists where `name` is `dpo`. The default `section`
+stands for the defaults of the section's own fields.
+
+This page is generated: change the docstrings in `workflows/spec/`, then run `{PAGE_COMMAND}`.
+"""
+
+
+def fields_page() -> str:
+    """The reference as Markdown: a table for each section of the pipeline file."""
+    fields = all_fields()
+    sections = {row.path.partition(".")[0] for row in fields if "." in row.path}
+    page = [_PAGE_HEAD]
+    heading = ""
+    for row in fields:
+        top = row.path.partition(".")[0]
+        section = top if top in sections else "The pipeline"
+        if section != heading:
+            heading = section
+            page.append(f"\n## {heading}\n\n| field | type | default | |\n|---|---|---|---|\n")
+        cells = (f"`{row.path}`", f"`{row.type}`", f"`{row.default}`", row.description)
+        page.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n")
+    return "".join(page)
+
+
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >=", "pattern": "matches"}
 
 
