@@ -1,1 +1,1 @@
-"""The command line: what a person types."""
+"""The command line: commands, options, and what they print."""

@@ -1,7 +1,7 @@
 """The command line: `rayconteur`, or `python -m workflows`.
 
-Heavy libraries are imported inside commands, so that `--help` and a mistake in a pipeline file are answered at once.
-Exit codes: 0 done, 1 a stage failed, 2 a wrong command line or pipeline file, 130 stopped with Ctrl-C.
+Commands import heavy libraries when they run, so `--help` and a mistake in a pipeline file get an answer at once.
+Exit codes: 0 done, 1 a stage failed, 2 a mistake in the command line or pipeline file, 130 stopped with Ctrl-C.
 """
 
 import json
@@ -16,7 +16,7 @@ from workflows.cli.run import run_to
 
 
 def main() -> None:
-    """The installed command."""
+    """The entry point of the installed command `rayconteur`."""
     command(prog_name="rayconteur")
 
 
@@ -25,15 +25,15 @@ def main() -> None:
 def command() -> None:
     """From raw conversations to an autoscaling chat endpoint, on a Ray cluster, with one command.
 
-    A PIPELINE is one YAML file; `rayconteur spec` lists all its fields.
+    PIPELINE is a YAML file; `rayconteur spec` lists all its fields.
 
     Stages: prepare, reference (for dpo, kto and distill), tune (for a search), train, evaluate, optimize, deploy.
-    What is up to date is not done again, and a run that was interrupted goes on where it was.
+    A run skips stages that are up to date, and resumes where an interrupted run stopped.
     """
 
 
 @command.command()
-@click.option("--exit-after-reply", is_flag=True, help="Ask the endpoint one question, print its reply, and stop.")
+@click.option("--exit-after-reply", is_flag=True, help="Send the endpoint one question, print the reply, exit.")
 @options("to", "set", "force", "insecure", "json")
 def run(
     pipeline: str,
@@ -44,26 +44,26 @@ def run(
     last: str,
     exit_after_reply: bool,
 ) -> None:
-    """Run all stages of PIPELINE that are not up to date, and serve until Ctrl-C."""
+    """Run all stages not up to date, then serve until Ctrl-C."""
     run_to(last, pipeline, overrides, force, json_lines, insecure, exit_after_reply)
 
 
 @command.command()
 @click.option(
     "--cluster", "cluster_file", type=click.Path(dir_okay=False), metavar="FILE",
-    help="Does it fit on a cluster started from FILE, of `ray up` or KubeRay?",
+    help="Check against the cluster that FILE describes, for `ray up` or KubeRay.",
 )  # fmt: skip
 @options("set", "insecure", "json")
 def plan(
     pipeline: str, overrides: tuple[str, ...], insecure: bool, json_lines: bool, cluster_file: str | None
 ) -> None:
-    """Say what a run would do and need, and what would end it; changes nothing. Exit code 1 if something would."""
+    """Show what a run would do and what it needs. Changes nothing; exits with 1 if the run would fail."""
     from workflows.endpoint.status import check_certificate, living_endpoint
     from workflows.runs.plan import plan_of, plan_text
     from workflows.runs.state import examine
 
     spec, store = open_pipeline(pipeline, overrides, may_be_open=insecure)
-    if not cluster_file:  # else it is a file of another machine
+    if not cluster_file:  # with one, the certificate is a file of another machine
         check_certificate(spec.serve)
     states = examine(spec, store)
     endpoint = living_endpoint(spec, store, states[-1].key) is not None
@@ -81,10 +81,10 @@ def plan(
 
 
 @command.command()
-@click.option("--show", type=click.IntRange(1, 1000), help="Print so many conversations, the supervised part marked.")
+@click.option("--show", type=click.IntRange(1, 1000), help="Print this many conversations, supervised text marked.")
 @options("set", "json")
 def prepare(pipeline: str, overrides: tuple[str, ...], json_lines: bool, show: int | None) -> None:
-    """Conversations to token shards (Ray Data)."""
+    """Convert conversations to token shards (Ray Data)."""
     run_to("prepare", pipeline, overrides, False, json_lines)
     if show:
         from workflows.corpus.show import show_conversations
@@ -97,42 +97,42 @@ def prepare(pipeline: str, overrides: tuple[str, ...], json_lines: bool, show: i
 @command.command()
 @options("set", "json")
 def reference(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
-    """Values that dpo, kto and distill learn against (Ray Data)."""
+    """Compute reference values for dpo, kto and distill (Ray Data)."""
     run_to("reference", pipeline, overrides, False, json_lines)
 
 
 @command.command()
 @options("set", "json")
 def tune(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
-    """Search over settings of train (Ray Tune)."""
+    """Run a hyperparameter search over `train` (Ray Tune)."""
     run_to("tune", pipeline, overrides, False, json_lines)
 
 
 @command.command()
 @options("set", "json")
 def train(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
-    """Corpus to checkpoint (Ray Train, DeepSpeed)."""
+    """Train a checkpoint (Ray Train, DeepSpeed)."""
     run_to("train", pipeline, overrides, False, json_lines)
 
 
 @command.command()
 @options("set", "json")
 def evaluate(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
-    """Checkpoint to scorecard, tuned against base (Ray Data)."""
+    """Compare the checkpoint with its base model (Ray Data)."""
     run_to("evaluate", pipeline, overrides, False, json_lines)
 
 
 @command.command()
 @options("set", "force", "json")
 def optimize(pipeline: str, overrides: tuple[str, ...], force: bool, json_lines: bool) -> None:
-    """Checkpoint to release."""
+    """Convert the checkpoint to a release."""
     run_to("optimize", pipeline, overrides, force, json_lines)
 
 
 @command.command()
 @options("set", "force", "insecure", "json")
 def deploy(pipeline: str, overrides: tuple[str, ...], force: bool, insecure: bool, json_lines: bool) -> None:
-    """Release to endpoint, after the stages before it (Ray Serve)."""
+    """Serve the release at an endpoint (Ray Serve). Runs the stages before it first."""
     run_to("deploy", pipeline, overrides, force, json_lines, insecure)
 
 
@@ -152,13 +152,13 @@ def runs(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
 
 
 @command.command()
-@click.option("--run", "run_name", metavar="RUN", help="Which run, as `runs` names them; the last one if left out.")
-@click.option("--output", type=click.Path(dir_okay=False), help="The file; RUN.html in this folder if left out.")
+@click.option("--run", "run_name", metavar="RUN", help="The run, by its name in `runs`; defaults to the last run.")
+@click.option("--output", type=click.Path(dir_okay=False), help="The output file; defaults to RUN.html here.")
 @options("set", "json")
 def report(
     pipeline: str, overrides: tuple[str, ...], json_lines: bool, run_name: str | None, output: str | None
 ) -> None:
-    """Write a run of PIPELINE as one HTML page: figures, forms of the release, scorecard, curves."""
+    """Write an HTML report of a run. It has figures, release formats, scorecard and curves."""
     from workflows.runs.page import write_report
 
     spec, store = open_pipeline(pipeline, overrides)
@@ -167,10 +167,10 @@ def report(
 
 
 @command.command()
-@click.option("--markdown", is_flag=True, help="Print them as a Markdown page, docs/fields.md.")
+@click.option("--markdown", is_flag=True, help="Print a Markdown page, as in docs/fields.md.")
 @json_option
 def spec(json_lines: bool, markdown: bool) -> None:
-    """All fields of a pipeline file: types, bounds, defaults, meaning."""
+    """Print all pipeline fields: types, bounds, defaults, meaning."""
     from dataclasses import asdict
 
     from workflows.spec.describe import all_fields, fields_page
@@ -187,11 +187,11 @@ def spec(json_lines: bool, markdown: bool) -> None:
 
 @command.command()
 @click.argument("url", default="http://127.0.0.1:8000")
-# Not from OPENAI_API_KEY too: that one would go out, in plain text, to any URL that is given here.
-@click.option("--key", envvar="RAYCONTEUR_API_KEY", help="API key; better in the variable RAYCONTEUR_API_KEY.")
+# Does not read OPENAI_API_KEY: it would send that key, in plain text, to any URL given here.
+@click.option("--key", envvar="RAYCONTEUR_API_KEY", help="API key; prefer the variable RAYCONTEUR_API_KEY.")
 @answering_errors
 def chat(url: str, key: str | None) -> None:
-    """Talk to the endpoint at URL."""
+    """Chat with the endpoint at URL."""
     from serve.client import chat_in_terminal
 
     chat_in_terminal(url, key=key)

@@ -1,4 +1,4 @@
-"""Commands for pipelines as jobs on a Ray cluster: submit, jobs, attach, logs, stop."""
+"""Commands that run pipelines as jobs on a Ray cluster: submit, jobs, attach, logs, stop."""
 
 import json
 import sys
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 _address = click.option(
     "--address", envvar="RAY_API_SERVER_ADDRESS", default="http://127.0.0.1:8265", show_default=True,
-    help="URL of the dashboard of the cluster's head; also from RAY_API_SERVER_ADDRESS.",
+    help="URL of the Ray dashboard on the cluster's head; also read from RAY_API_SERVER_ADDRESS.",
 )  # fmt: skip
 _job = click.argument("job", metavar="JOB")
 
 
 @click.command()
 @_address
-@click.option("--detach", is_flag=True, help="Start it and return.")
+@click.option("--detach", is_flag=True, help="Start the job and return.")
 @options("to", "set", "force", "insecure", "json")
 def submit(
     pipeline: str,
@@ -36,10 +36,10 @@ def submit(
     last: str,
     detach: bool,
 ) -> None:
-    """Run PIPELINE as a job on a Ray cluster, and show how it goes on.
+    """Run PIPELINE as a job on a Ray cluster, and follow it.
 
-    The code and small files beside PIPELINE travel there; data and store must be where the cluster reaches them.
-    Ctrl-C leaves the job at work. Submitted once more while it is, PIPELINE is shown, not run twice.
+    Uploads the code and the small files beside PIPELINE; the cluster must be able to reach the data and the store.
+    Ctrl-C leaves the job running. Submitting PIPELINE again while it runs follows the same job.
     """
     spec = read_spec(pipeline, list(overrides), may_be_open=insecure or last != "deploy", for_job=True)
     from workflows.jobs.client import Jobs
@@ -87,7 +87,7 @@ def jobs(address: str, json_lines: bool) -> None:
 @_job
 @answering_errors
 def attach(job: str, address: str, json_lines: bool) -> None:
-    """Show how JOB goes on, until it is over. JOB is its id, or a pipeline's name for the last one of it."""
+    """Follow JOB until it ends. JOB is a job id, or a pipeline name for its latest job."""
     from workflows.jobs.client import Jobs
     from workflows.progress import Progress
 
@@ -98,11 +98,11 @@ def attach(job: str, address: str, json_lines: bool) -> None:
 
 @click.command()
 @_address
-@click.option("-f", "--follow", is_flag=True, help="Go on until the job is over.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing until the job ends.")
 @_job
 @answering_errors
 def logs(job: str, address: str, follow: bool) -> None:
-    """Print all that JOB has written, as it is. JOB is its id, or a pipeline's name for the last one of it."""
+    """Print the raw output of JOB. JOB is a job id, or a pipeline name for its latest job."""
     from workflows.jobs.client import Jobs
 
     jobs = Jobs(address)
@@ -117,7 +117,7 @@ def logs(job: str, address: str, follow: bool) -> None:
 @_job
 @answering_errors
 def stop(job: str, address: str, json_lines: bool) -> None:
-    """End JOB; the same submit goes on from there. JOB is its id, or a pipeline's name for the last one of it."""
+    """Stop JOB; the same submit resumes it. JOB is a job id, or a pipeline name for its latest job."""
     from workflows.jobs.client import Jobs
 
     jobs = Jobs(address)
@@ -132,7 +132,7 @@ COMMANDS = (submit, jobs, attach, logs, stop)
 
 
 def _follow(jobs: "Jobs", job: "Job", progress: "Progress") -> None:
-    """Show a job until it is over, and end with its exit code."""
+    """Show a job until it ends, then exit with its exit code."""
     from workflows.jobs.display import JobDisplay
 
     replay = JobDisplay(progress)

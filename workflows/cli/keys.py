@@ -1,4 +1,4 @@
-"""`rayconteur keys`: who may use the endpoint of a pipeline.
+"""`rayconteur keys`: the API keys of a pipeline's endpoint.
 
 rayconteur keys create shop.yaml alice --requests-per-minute 60     # prints the key, once
 rayconteur keys list shop.yaml
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 @click.group()
 def keys() -> None:
-    """Make, list and revoke API keys of PIPELINE's endpoint.
+    """Create, list and revoke API keys for PIPELINE's endpoint.
 
-    They are kept in its store, as hashes. A running endpoint knows of a change after some seconds.
+    The store keeps hashes of the keys. A running endpoint picks up changes within seconds.
     """
 
 
 @keys.command()
 @options("set", "json")
 @click.argument("name")
-@click.option("--requests-per-minute", type=click.IntRange(1, 1_000_000_000), help="No limit if left out.")
+@click.option("--requests-per-minute", type=click.IntRange(1, 1_000_000_000), help="Default: no limit.")
 @click.option(
     "--tokens-per-minute", type=click.IntRange(1, 1_000_000_000),
-    help="Of prompts and replies together. No limit if left out.",
+    help="Tokens of prompts and replies together. Default: no limit.",
 )  # fmt: skip
 def create(
     pipeline: str,
@@ -41,13 +41,13 @@ def create(
     requests_per_minute: int | None,
     tokens_per_minute: int | None,
 ) -> None:
-    """Make a key for NAME and print it, this once."""
+    """Create a key for NAME and print it once."""
     spec, file = _open(pipeline, overrides)
     secret, key = file.add(name, requests_per_minute, tokens_per_minute)
     if json_lines:
         click.echo(json.dumps({"event": "key", "key": secret, **key.model_dump(exclude={"sha256"})}))
         return
-    # The key alone on standard output: KEY=$(rayconteur keys create ...).
+    # Standard output gets only the key: KEY=$(rayconteur keys create ...).
     click.echo(f"the key of {name}, shown this once:", err=True)
     click.echo(secret)
     if spec.serve.keys == "none":
@@ -57,7 +57,7 @@ def create(
 @keys.command("list")
 @options("set", "json")
 def list_keys(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
-    """List the keys that are valid, without the keys themselves."""
+    """List the valid keys, without their secrets."""
     from workflows.endpoint.api_keys import keys_text
 
     _, file = _open(pipeline, overrides)
@@ -73,7 +73,7 @@ def list_keys(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> No
 @options("set", "json")
 @click.argument("name")
 def revoke(pipeline: str, name: str, overrides: tuple[str, ...], json_lines: bool) -> None:
-    """Make the key of NAME worthless; replies that it has begun go on to their end."""
+    """Revoke NAME's key; replies in progress finish."""
     _open(pipeline, overrides)[1].revoke(name)
     text = f"the key of {name} is revoked; running endpoints know within some seconds"
     click.echo(json.dumps({"event": "revoked", "name": name}) if json_lines else text)

@@ -1,4 +1,4 @@
-"""What the commands share: PIPELINE and their options, and errors as sentences with an exit code."""
+"""What the commands share: the argument PIPELINE, options, and errors as one sentence and an exit code."""
 
 import functools
 import json
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 _STAGES = ["prepare", "reference", "tune", "train", "evaluate", "optimize", "deploy"]
 
-json_option = click.option("--json", "json_lines", is_flag=True, help="Print JSON lines for machines.")
+json_option = click.option("--json", "json_lines", is_flag=True, help="Print JSON lines.")
 
 
 def options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The argument PIPELINE and the options that commands share."""
+    """The argument PIPELINE, and these shared options."""
     shared = {
         "set": click.option(
             "--set", "overrides", multiple=True, metavar="FIELD=VALUE",
-            help="Override a field by its dotted path, as in train.learning_rate=2e-4. May be repeated.",
+            help="Override a field by its dotted path, as in train.learning_rate=2e-4. Repeatable.",
         ),
         "to": click.option(
             "--to", "last", type=click.Choice(_STAGES), default="deploy", help="Stop after this stage."
         ),
         "json": json_option,
         "insecure": click.option(
-            "--insecure", is_flag=True, help="Let an endpoint without keys listen where other machines reach it."
+            "--insecure", is_flag=True, help="Allow an endpoint without API keys that other machines can reach."
         ),
-        "force": click.option("--force", is_flag=True, help="Deploy even if the scorecard did not pass."),
+        "force": click.option("--force", is_flag=True, help="Deploy even if the scorecard does not pass."),
     }  # fmt: skip
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,7 +48,7 @@ def options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def answering_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Errors that are the user's to mend as sentences on stderr, with an exit code; never a traceback."""
+    """Print the user's errors as sentences on stderr and set the exit code; never show a traceback."""
 
     @functools.wraps(function)
     def answer(*args: Any, **options: Any) -> None:

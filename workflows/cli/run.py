@@ -1,4 +1,4 @@
-"""A run from the terminal: stages up to a last one, then the endpoint until Ctrl-C."""
+"""Run stages from the terminal, up to a last one; then serve the endpoint until Ctrl-C."""
 
 import contextlib
 import signal
@@ -35,7 +35,7 @@ def run_to(
 
     if last == "deploy":
         check_certificate(spec.serve)
-    # An end by SIGTERM is like Ctrl-C: what was started is taken down.
+    # SIGTERM acts like Ctrl-C: it shuts down everything that the run started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Progress(json_lines) as progress:
         connection = _LazyConnection(spec, store)
@@ -62,7 +62,7 @@ class _LazyConnection:
         return self._connection is not None
 
     def open(self, stages: Sequence[str]) -> None:
-        """Connect, and see whether the cluster has room for these stages; raises ClusterError."""
+        """Connect, and check that the cluster has room for these stages; raises ClusterError."""
         if self._connection is not None:
             return
         if {"tune", "train"} & {*stages}:
@@ -138,7 +138,8 @@ def _ask_once(
 def _reply_once_the_key_is_known(
     url: str, model: str, key: str | None, question: str, verify: "ssl.SSLContext | bool"
 ) -> list[str]:
-    """The reply in pieces; the key is new, and each replica reads the store some seconds after the other."""
+    """The reply in pieces. The key is new, and each replica rereads the store at its own time, so a 401 is
+    retried."""
     from serve.client import EndpointError, stream_reply
 
     messages = [{"role": "user", "content": question}]

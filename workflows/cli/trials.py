@@ -1,4 +1,4 @@
-"""`rayconteur trials`: the search of a run, also while it is at work or after it was stopped.
+"""`rayconteur trials`: the search of a run, finished, running or stopped.
 
 Imports neither Ray nor torch.
 """
@@ -20,10 +20,10 @@ _DECIDE_THE_SEARCH = ("base_model", "data", "train", "tune")
 
 
 @click.command()
-@click.option("--run", "run_name", metavar="RUN", help="Which run, as `runs` names them; the last one if left out.")
+@click.option("--run", "run_name", metavar="RUN", help="The run, by its name in `runs`; defaults to the last run.")
 @options("set", "json")
 def trials(pipeline: str, overrides: tuple[str, ...], json_lines: bool, run_name: str | None) -> None:
-    """Show the search of a run of PIPELINE: every trial, the best first, and the winner."""
+    """Show the trials of a run's search, best first, and the winner."""
     from workflows.search.table import search_text
 
     spec, store = open_pipeline(pipeline, overrides)
@@ -38,7 +38,7 @@ def trials(pipeline: str, overrides: tuple[str, ...], json_lines: bool, run_name
 
 
 def find_search(spec: "PipelineSpec", store: "Store", run_name: str | None) -> "Search":
-    """The search of a run, of the pipeline's last one if `run_name` is None; raises ValueError if it has none."""
+    """The search of a run, by default of the pipeline's last run; raises ValueError if that run has none."""
     from workflows.runs.records import find_run
     from workflows.search.records import read_search
 
@@ -52,7 +52,7 @@ def find_search(spec: "PipelineSpec", store: "Store", run_name: str | None) -> "
 
 
 def _key_in_progress(spec: "PipelineSpec", store: "Store", record: dict[str, Any]) -> str:
-    """A run's record has the key of a search that was completed; of one that was not, the pipeline file gives it."""
+    """The key of an unfinished search, from the pipeline file: a run's record only has the key of a finished one."""
     from workflows.runs.state import examine
     from workflows.store import without_secrets
 
