@@ -54,7 +54,7 @@ from models.training.adversarial import AdversarialTrainer, DuelSettings
 from models.training.engine import TorchEngine
 from workflows.scorecard.adversarial_plot import pair_page
 
-MOST_WORDS, MOST_REPLY_TOKENS = 20, 32
+MAX_WORDS, MAX_REPLY_TOKENS = 20, 32
 SYSTEM = {"role": "system", "content": "You chat."}
 BEST_OF = (4, 8)
 LIKELIHOOD, CONTINUED, ADVERSARIAL = "likelihood", "likelihood continued", "adversarial"
@@ -84,7 +84,7 @@ def exchanges_of(file: Path, tokenizer: Any) -> tuple[list[Exchange], list[Excha
     with gzip.open(file, "rt") as stream:
         for line in stream:
             messages = [{name: each[name] for name in ("role", "content")} for each in json.loads(line)["messages"]]
-            short = [len(message["content"].split()) <= MOST_WORDS for message in messages]
+            short = [len(message["content"].split()) <= MAX_WORDS for message in messages]
             places = [
                 at
                 for at in range(2, len(messages))
@@ -97,7 +97,7 @@ def exchanges_of(file: Path, tokenizer: Any) -> tuple[list[Exchange], list[Excha
     def encoded(messages: list[Any]) -> Exchange:
         whole = encode_conversation(tokenizer, messages, last_reply_only=True)
         row = {"input_ids": whole.input_ids, "supervised": whole.supervised}
-        return exchange_of(row, MOST_REPLY_TOKENS, lambda replies: replies - 1)
+        return exchange_of(row, MAX_REPLY_TOKENS, lambda replies: replies - 1)
 
     order = random.permutation(len(by_conversation)).tolist()
     tests, validation, training = order[:HELD_OUT], order[HELD_OUT : HELD_OUT + 100], order[HELD_OUT + 100 :]
@@ -122,7 +122,7 @@ class Run:
         tokenizer = load_tokenizer(self._base)
         self._ends, self._vocabulary = sorted(end_token_ids(tokenizer)), len(tokenizer)
         self.training, self.validation, self.tests = exchanges_of(file, tokenizer)
-        self._objective = Generate(MOST_REPLY_TOKENS)
+        self._objective = Generate(MAX_REPLY_TOKENS)
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gives, or gave in an earlier run."""
@@ -187,13 +187,13 @@ class Run:
         """Both engines from these weights, the discriminator from the generator's where it has none, and the
         trainer."""
         torch.manual_seed(1)
-        discriminator = Discriminator(self.model(generator), MOST_REPLY_TOKENS)
+        discriminator = Discriminator(self.model(generator), MAX_REPLY_TOKENS)
         if player is not None:
             discriminator.load_state_dict(player, strict=False)
         ours = TorchEngine(self.model(generator), self._objective)
         theirs = TorchEngine(discriminator, Discriminate(), weight_decay=0.01)
         settings = DuelSettings(
-            1 if player is None else TURN_REPLIES, MOST_REPLY_TOKENS, TURN_RATE, PLAYER_RATE, replay_steps=8
+            1 if player is None else TURN_REPLIES, MAX_REPLY_TOKENS, TURN_RATE, PLAYER_RATE, replay_steps=8
         )
         return ours, theirs, AdversarialTrainer(ours, theirs, settings, self._ends, self._objective, self._copied)
 
@@ -315,13 +315,13 @@ class Run:
         return adapters.merge(self.model(weights)).eval()
 
     def discriminator(self, player: dict[str, torch.Tensor]) -> Discriminator:
-        found = Discriminator(self.model(), MOST_REPLY_TOKENS)
+        found = Discriminator(self.model(), MAX_REPLY_TOKENS)
         found.load_state_dict(player, strict=False)
         found.reader = adapters.merge(found.reader)
         return found.eval()
 
     def drawn(self, weights: dict[str, torch.Tensor], count: int, temperature: float) -> list[list[Exchange]]:
-        return drawn_to(self.tests, self.merged(weights), count, MOST_REPLY_TOKENS, self._ends, temperature, seed=5)
+        return drawn_to(self.tests, self.merged(weights), count, MAX_REPLY_TOKENS, self._ends, temperature, seed=5)
 
 
 def told(reals: torch.Tensor, others: torch.Tensor) -> float:

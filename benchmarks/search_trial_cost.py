@@ -106,7 +106,7 @@ def peer_trial(config: dict[str, Any], spec: PipelineSpec, keys: dict[str, str])
         train_loop_config={"spec": trial_spec.model_dump(), "store": spec.store, "keys": keys, "name": name},
         torch_config=ray.train.torch.TorchConfig(backend="gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=train.fewest_workers, resources_per_worker=worker_resources(train)
+            num_workers=train.min_workers, resources_per_worker=worker_resources(train)
         ),
         run_config=ray.train.RunConfig(
             name=f"train-{name}",

@@ -251,16 +251,16 @@ class StepPlan:
         longest_first = sorted(rows, key=lambda row: -self._num_tokens[row])
         return _spread(self._num_tokens[longest_first], np.asarray(longest_first, dtype=np.int64), split)
 
-    def parts_within(self, most_tokens: int) -> int:
-        """The fewest parts into which to cut micro-batches (of the first epoch) so that none is over `most_tokens`.
+    def parts_within(self, max_tokens: int) -> int:
+        """The fewest parts into which to cut micro-batches (of the first epoch) so that none is over `max_tokens`.
 
-        A conversation is never cut: `most_tokens` must not be below the longest one's.
+        A conversation is never cut: `max_tokens` must not be below the longest one's.
         """
-        assert most_tokens >= self._num_tokens.max()
+        assert max_tokens >= self._num_tokens.max()
         parts = 1
         for step in range(self.steps_per_epoch):
             for rows in self.rows(step):
-                while any(self._num_tokens[part].sum() > most_tokens for part in self._cut(rows, parts)):
+                while any(self._num_tokens[part].sum() > max_tokens for part in self._cut(rows, parts)):
                     parts += 1
         return parts
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 VOCABULARY = 96
 _HIDDEN, _HEADS, _HEAD = 64, 4, 16
-_MOST_LAYERS = 6
-_MOST_KINDS = 8
-_MOST_PARAMETERS = 30_000_000
+_MAX_LAYERS = 6
+_MAX_KINDS = 8
+_MAX_PARAMETERS = 30_000_000
 
 # What these are called in the configs of transformers, and what they become where they are larger.
 _SIZES = {
@@ -87,7 +87,7 @@ def small_model(config: Any, seed: int = 0) -> Any:
         small = small_config(config)
         with torch.device("meta"):
             size = sum(p.numel() for p in _from(small).parameters())
-        if size > _MOST_PARAMETERS:
+        if size > _MAX_PARAMETERS:
             raise NoSmallModel(f"its small form has {size:,} weights")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -165,13 +165,13 @@ def _fewer_layers(values: dict[str, Any]) -> dict[str, Any]:
     numbers = {key: set(values[key]) for key in _LAYER_NUMBERS if values.get(key)}
     by_layer = {int(layer): value for layer, value in (values.get("per_layer_config") or {}).items()}
     if not lists and not numbers:
-        return values | {key: min(values[key], _MOST_LAYERS) for key in _LAYERS if isinstance(values.get(key), int)}
+        return values | {key: min(values[key], _MAX_LAYERS) for key in _LAYERS if isinstance(values.get(key), int)}
     num_shared = values.get("num_kv_shared_layers") or 0
     found: dict[str, list[int]] = {}
     for layer in range(count):
         kind = [value[layer] for value in lists.values()] + [layer in value for value in numbers.values()]
         found.setdefault(repr((kind, layer >= count - num_shared, by_layer.get(layer))), []).append(layer)
-    kept = sorted(layer for layers in found.values() for layer in layers[:2])[:_MOST_KINDS]
+    kept = sorted(layer for layers in found.values() for layer in layers[:2])[:_MAX_KINDS]
     fewer = values | {key: [value[layer] for layer in kept] for key, value in lists.items()} | {name: len(kept)}
     for key, value in numbers.items():
         fewer[key] = [number for number, layer in enumerate(kept) if layer in value]

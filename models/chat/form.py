@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, NoReturn, Required, TypedDict
 
-MOST_LEVELS = 100
+MAX_LEVELS = 100
 """of calls, tools and answers"""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -89,8 +89,8 @@ def read_json(text: str) -> Any:
 
 def write_json(value: Any) -> str:
     """A value as JSON text; raises ValueError where it has none, or is nested too deeply for templates to write."""
-    if _is_deep(value, MOST_LEVELS):
-        raise ValueError(f"nested deeper than {MOST_LEVELS} levels")
+    if _is_deep(value, MAX_LEVELS):
+        raise ValueError(f"nested deeper than {MAX_LEVELS} levels")
     try:
         return _ENCODER.encode(value)
     except (TypeError, ValueError) as error:

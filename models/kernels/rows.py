@@ -26,7 +26,7 @@ How = Literal["packed", "padded", "alone"]
 
 _KNOWN_BY_THE_ROW = ("position_ids", "use_cache", "return_dict")
 # Of what is read together, so much may be padding.
-_MOST_PADDING = 0.2
+_MAX_PADDING = 0.2
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _groups(sizes: dict[int, int], how: How, longest_short: int | None) -> Itera
         if group:
             longest, size = sizes[group[0]], sizes[number]
             padded = longest * (len(group) + 1)
-            too_much = how == "padded" and padded - total - size > _MOST_PADDING * padded
+            too_much = how == "padded" and padded - total - size > _MAX_PADDING * padded
             are_apart = longest_short is not None and size <= longest_short < longest
             if how == "alone" or too_much or are_apart:
                 yield group

@@ -1,6 +1,6 @@
 """The largest micro-batch that fits into a worker's memory, found by trying.
 
-    tokens = largest_batch(engine, batch_of, most_tokens=8192, longest=900, limit_gb=3.0)
+    tokens = largest_batch(engine, batch_of, max_tokens=8192, longest=900, limit_gb=3.0)
 
 Batches twice as large each time, the last one as large as the memory of a token so far promises.
 """
@@ -28,7 +28,7 @@ def largest_batch(
     engine: TrainingEngine,
     batch_of: Callable[[int], PackedBatch],
     *,
-    most_tokens: int,
+    max_tokens: int,
     longest: int,
     limit_gb: float,
 ) -> int:
@@ -40,7 +40,7 @@ def largest_batch(
     """
     room = limit_gb * _MARGIN - engine.largest(engine.gb_to_come())
     before = engine.largest(peak_gb())
-    most_tokens = max(most_tokens, longest)
+    max_tokens = max(max_tokens, longest)
     size, (tokens, held) = longest, _try(engine, batch_of(longest))
     if held > room:
         raise TooLarge(
@@ -49,10 +49,10 @@ def largest_batch(
             "(train.memory_gb_per_worker), cut conversations (data.max_length), or train an adapter"
         )
     per_token = max(held - before, 1e-9) / tokens
-    while size < most_tokens:
+    while size < max_tokens:
         promised = size + math.floor((room - held) / per_token)
-        wanted = min(most_tokens, 2 * size, promised)
-        if wanted < _LEAST_GROWTH * size and wanted < most_tokens:
+        wanted = min(max_tokens, 2 * size, promised)
+        if wanted < _LEAST_GROWTH * size and wanted < max_tokens:
             return size
         more_tokens, more_held = _try(engine, batch_of(wanted))
         if more_held > room:

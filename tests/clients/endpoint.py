@@ -32,7 +32,7 @@ from serve.front.server import Endpoint, Front, Lease
 ENDPOINTS = ("torch", "openvino", "demo")
 MODEL = "smollm2"
 _THREADS = 2
-_MOST_SECONDS = 120
+_MAX_SECONDS = 120
 
 
 def open_engine(name: str, base: Path) -> tuple[Engine, Any]:
@@ -86,7 +86,7 @@ async def serve(name: str, num_layers: int) -> None:
         finally:
             rest.cancel()
 
-    front = Front(lease, max_seconds=_MOST_SECONDS)
+    front = Front(lease, max_seconds=_MAX_SECONDS)
     await front.listen("127.0.0.1", 0)
     front.serve(Endpoint(MODEL, "clients"))
     print(f"http://127.0.0.1:{front.port}\n{base}", flush=True)

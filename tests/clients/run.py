@@ -21,7 +21,7 @@ from table import write_table
 from models.files import cache_folder
 
 _HERE = Path(__file__).parent
-_MOST_SECONDS = 1800
+_MAX_SECONDS = 1800
 # Clients that would tell their makers of their use, or look for something elsewhere.
 _UNTOLD = {
     "OPENAI_AGENTS_DISABLE_TRACING": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "HF_HUB_OFFLINE": "1",
@@ -65,7 +65,7 @@ def tried(client: Client, url: str, at: str, folder: str) -> Lines:
     for script in client.scripts:
         command = client.command(script, url)
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_MOST_SECONDS, env=environment)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_MAX_SECONDS, env=environment)
         except subprocess.TimeoutExpired as late:
             found[script.name] = {"works": False, "said": f"not done after {late.timeout:.0f} s", "seconds": 0}
             continue

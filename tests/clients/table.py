@@ -11,7 +11,7 @@ from installed import Client
 
 _HERE = Path(__file__).parent
 _PAGE = _HERE.parent.parent / "docs" / "clients.md"
-_MOST_SAID = 220
+_MAX_SAID = 220
 
 Results = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
 """client, endpoint, usage, what became of it"""
@@ -113,7 +113,7 @@ def _sentence(said: str) -> str:
     )
     text = " ".join((found[2] if found else said.split(" | ")[0]).split())
     text = text.partition(" Traceback")[0]  # it has paths of this machine
-    return text if len(text) <= _MOST_SAID else text[: _MOST_SAID - 3] + "..."
+    return text if len(text) <= _MAX_SAID else text[: _MAX_SAID - 3] + "..."
 
 
 def _verdict(client: str, usage: str, endpoint: str, said: str, verdicts: list[dict[str, str]]) -> str:

@@ -142,7 +142,7 @@ def test_the_same_conversations_in_all_forms_have_the_same_ids(run, tiny, tmp_pa
 def test_a_long_line_is_set_aside_and_costs_no_worker(run, tiny, tmp_path):
     long = tmp_path / "long.jsonl"
     lines = [json.dumps(record).encode() for record in sums(3)]
-    long.write_bytes(b"\n".join([*lines[:2], b'{"messages": "' + b"x" * file_text.MOST_BYTES + b'"}', lines[2]]))
+    long.write_bytes(b"\n".join([*lines[:2], b'{"messages": "' + b"x" * file_text.MAX_BYTES + b'"}', lines[2]]))
     tiny["data"]["sources"].append({"path": str(long)})
     done, _ = run("prepare", tiny)
     figures = done["prepare"].figures

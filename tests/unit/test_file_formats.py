@@ -211,8 +211,8 @@ def test_values_are_cut_alike_in_chunks_of_any_size(size: int) -> None:
 def test_a_long_conversation_is_set_aside_and_the_next_is_read(
     read: Callable[..., list[Record]], monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    monkeypatch.setattr(file_text, "MOST_BYTES", 3 << 20)
-    monkeypatch.setattr(file_tables, "MOST_BYTES", 3 << 20)
+    monkeypatch.setattr(file_text, "MAX_BYTES", 3 << 20)
+    monkeypatch.setattr(file_tables, "MAX_BYTES", 3 << 20)
     texts = ["a", "b" * (5 << 20), "c"]
     table = pa.table({"text": texts, "n": ["1", "2", "3"]})
     stream = io.BytesIO()

@@ -372,7 +372,7 @@ def test_a_replica_lost_after_comments_alone_is_made_up_for(before: Before, monk
 
 
 def test_a_slow_reader_holds_its_stream_up_and_loses_nothing(before: Before, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "_MOST_UNSENT_BYTES", 1 << 12)
+    monkeypatch.setattr(exchange, "_MAX_UNSENT_BYTES", 1 << 12)
     monkeypatch.setattr(exchange, "_FEW_UNSENT_BYTES", 1 << 10)
     with httpx.stream("POST", before.url + PATH, json={"stream": True, "events": 200_000}, timeout=20) as response:
         time.sleep(0.5)

@@ -208,7 +208,7 @@ def test_an_attention_that_leaves_something_out_is_found_out(monkeypatch: pytest
 def test_a_model_that_cannot_be_made_small_is_read_conversation_by_conversation(
     monkeypatch: pytest.MonkeyPatch, token_rows: list[Conversation], plain_loss_sum: PlainLoss
 ) -> None:
-    monkeypatch.setattr("models.base.small_model._MOST_PARAMETERS", 10)
+    monkeypatch.setattr("models.base.small_model._MAX_PARAMETERS", 10)
     reading = packing_check.try_out(LlamaConfig())
     assert (reading.how, "it could not be tried" in reading.why) == ("alone", True)
     config = LlamaConfig(

@@ -54,9 +54,9 @@ def search() -> Search:
     )
 
 
-def printed(search: Search, width: int, most_rows: int = 20) -> str:
+def printed(search: Search, width: int, max_rows: int = 20) -> str:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(search_table(search, width, most_rows))
+    console.print(search_table(search, width, max_rows))
     return console.export_text()
 
 
@@ -103,7 +103,7 @@ def test_a_single_trial_at_work_cannot_be_split(search: Search) -> None:
 
 
 def test_the_live_table_has_those_at_work_then_the_best(search: Search) -> None:
-    text = printed(search, 120, most_rows=3)
+    text = printed(search, 120, max_rows=3)
     numbers = [line.split()[0] for line in text.splitlines() if "/40" in line]
     assert numbers == ["0", "1", "4"]
     assert "and 2 more: 1 stopped, 1 failed" in text

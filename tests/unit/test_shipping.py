@@ -79,7 +79,7 @@ def test_settings_of_a_run_change_with_its_files_and_not_with_its_folder(written
 
 def test_large_files_and_missing_ones_are_refused_by_field(written, tmp_path, monkeypatch):
     spec, beside = written()
-    monkeypatch.setattr(shipping, "MOST_SHIPPED", 20)
+    monkeypatch.setattr(shipping, "MAX_SHIPPED", 20)
     (tmp_path / "1").mkdir()
     with pytest.raises(StageFailed, match=r"^data\.sources\.0\.path: .* would travel with the job, at\s+most"):
         pack(spec, beside, tmp_path / "1")

@@ -216,9 +216,9 @@ def test_wrong_training_is_located(tmp_path: Path, overrides: list[str], words: 
 
 def test_workers_are_a_number_or_a_range(tmp_path: Path) -> None:
     train = read_spec(write(tmp_path, GOOD), ["train.num_workers=[1, 4]", "train.batch_tokens=auto"]).train
-    assert (train.fewest_workers, train.most_workers) == (1, 4)
+    assert (train.min_workers, train.max_workers) == (1, 4)
     train = read_spec(write(tmp_path, GOOD), ["train.num_workers=3"]).train
-    assert (train.fewest_workers, train.most_workers) == (3, 3)
+    assert (train.min_workers, train.max_workers) == (3, 3)
 
 
 def test_a_step_of_auto_is_one_pass_of_the_usual_size(tmp_path: Path) -> None:

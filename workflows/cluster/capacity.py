@@ -11,7 +11,7 @@ from workflows.spec.space import trials_wanted
 
 # A population's members that run at the same time share the head's own resource, of which Ray Train takes a
 # thousandth for each of them: of more than so many, one too many would find room beside them.
-_MOST_SEATS = 30
+_MAX_SEATS = 30
 
 # Where `ray up` puts the file that it was given, on the head.
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"
@@ -69,7 +69,7 @@ def trainings_at_once(nodes: Sequence[Resources], train: TrainSpec) -> int:
     workers = sum(
         min(math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in asked.items()) for node in nodes
     )
-    return workers // train.fewest_workers
+    return workers // train.min_workers
 
 
 def trials_at_once(spec: PipelineSpec, nodes: Sequence[Resources]) -> int:
@@ -79,13 +79,13 @@ def trials_at_once(spec: PipelineSpec, nodes: Sequence[Resources]) -> int:
     asked, room = tune.max_concurrent, trainings_at_once(nodes, spec.train)
     if spec.cluster.address is None and asked is not None:  # no node will come to a local cluster
         asked = min(asked, room)
-    limits = [asked or room, trials_wanted(tune), _MOST_SEATS if tune.scheduler.name == "population" else None]
+    limits = [asked or room, trials_wanted(tune), _MAX_SEATS if tune.scheduler.name == "population" else None]
     return min(limit for limit in limits if limit is not None)
 
 
 def need_of_trial(train: TrainSpec) -> str:
     """What one trial asks for, in words."""
-    count = train.fewest_workers
+    count = train.min_workers
     each = ", ".join(_amount(name, amount) for name, amount in worker_resources(train).items())
     return f"{count} workers of {each} each" if count > 1 else f"1 worker of {each}"
 

@@ -43,7 +43,7 @@ def worker_environment(threads: float, gpus: float) -> dict[str, str]:
 def workers_of(spec: PipelineSpec) -> dict[str, Workers]:
     """What those stages ask for that have workers of their own, by the stages' names."""
     train, evaluate, serve = spec.train, spec.evaluate, spec.serve
-    training = Workers("train.num_workers", train.fewest_workers, train.cpus_per_worker, train.gpus_per_worker)
+    training = Workers("train.num_workers", train.min_workers, train.cpus_per_worker, train.gpus_per_worker)
     judging = Workers(
         "evaluate.num_workers", evaluate.num_workers, evaluate.cpus_per_worker, evaluate.gpus_per_worker
     )

@@ -19,7 +19,7 @@ from workflows.stage import DISCRIMINATOR, Context
 from workflows.store import Store
 
 # A tokenizer learns little more from more of them.
-_MOST_LINES = 200_000
+_MAX_LINES = 200_000
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _make(store_uri: str, key: str, files: list[SourceFile], reading: _Reading, 
 
 def _texts(files: list[SourceFile], reading: _Reading) -> Iterator[str]:
     """What is said in the first lines of each file; lines that cannot be read are `prepare`'s to set aside."""
-    most = max(1, _MOST_LINES // len(files))
+    most = max(1, _MAX_LINES // len(files))
     for file in files:
         try:
             for record in records(replace(file, limit=min(most, file.limit or most))):

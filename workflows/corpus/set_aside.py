@@ -14,10 +14,10 @@ from typing import Any
 # Reasons quote values and count characters; what is left is the kind of mistake.
 _QUOTED = re.compile(r"""(?<!\w)'(?:[^'\\]|\\.)*'(?!\w)|"(?:[^"\\]|\\.)*\"""")
 _NUMBER = re.compile(r"\b(?:0x[0-9a-fA-F]+|\d[\d,]*(?:\.\d+)?)\b")
-_MOST_GROUPS = 200
+_MAX_GROUPS = 200
 _OTHERS = "other reasons"
-_MOST_SHOWN = 8
-_MOST_CHARACTERS = 300
+_MAX_SHOWN = 8
+_MAX_CHARACTERS = 300
 
 
 def kind_of(reason: str) -> str:
@@ -41,7 +41,7 @@ class SetAside:
     def add(self, reason: str, order: int, file: str, line: int) -> None:
         """One more line; `order` says where its file stands among the sources."""
         kind = kind_of(reason)
-        if kind not in self._groups and len(self._groups) >= _MOST_GROUPS:
+        if kind not in self._groups and len(self._groups) >= _MAX_GROUPS:
             kind = _OTHERS
         found = (order, line, file, reason)
         group = self._groups.setdefault(kind, _Group(0, found))
@@ -58,7 +58,7 @@ class SetAside:
         ]  # fmt: skip
 
 
-def set_aside_text(groups: Sequence[dict[str, Any]], most: int = _MOST_SHOWN) -> str:
+def set_aside_text(groups: Sequence[dict[str, Any]], most: int = _MAX_SHOWN) -> str:
     """A line for each of the largest groups: its count, and its first line with the whole reason."""
     lines = [
         f"  {group['count']:,} x {group['file']}:{group['line']}: {_short(group['example'])}"
@@ -71,4 +71,4 @@ def set_aside_text(groups: Sequence[dict[str, Any]], most: int = _MOST_SHOWN) ->
 
 def _short(text: str) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} ..."
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]} ..."

@@ -26,7 +26,7 @@ from workflows.stage import StageFailed
 from workflows.store import fingerprint
 
 # Of the files beside a pipeline file, so many bytes in all travel with the job.
-MOST_SHIPPED = 64 << 20
+MAX_SHIPPED = 64 << 20
 
 
 def pack(spec: PipelineSpec, beside: Path, folder: Path) -> dict[str, Any]:
@@ -44,10 +44,10 @@ def pack(spec: PipelineSpec, beside: Path, folder: Path) -> dict[str, Any]:
             travelling[field] = _copy(field, path, folder, f"files/{number}")
     copies = sorted(file for file in folder.glob("files/**/*") if file.is_file())
     size = sum(file.stat().st_size for file in copies)
-    if size > MOST_SHIPPED:
+    if size > MAX_SHIPPED:
         raise StageFailed(
             f"{', '.join(travelling)}: {size / 1e6:,.0f} MB beside the pipeline file would travel with the job, at "
-            f"most {MOST_SHIPPED >> 20} MB do; put them where every node of the cluster reaches them (s3://, gs://, "
+            f"most {MAX_SHIPPED >> 20} MB do; put them where every node of the cluster reaches them (s3://, gs://, "
             "a folder that all share) and name that place"
         )
     plain = with_paths(spec, travelling).model_dump(mode="json")

@@ -20,7 +20,7 @@ _PROBE_CONVERSATIONS = 16
 
 _CALIBRATION_CONVERSATIONS = 32
 
-_MOST_PROMPT_TOKENS = 128
+_MAX_PROMPT_TOKENS = 128
 
 # What 4-bit forms are made of.
 _ROUNDED = "rounded"
@@ -136,4 +136,4 @@ def _speeds(
             engines[form] = lambda form=form: OpenVINOEngine(folder / form, num_threads=threads)  # type: ignore[misc]
     input_ids, supervised = probe.conversations[0]
     prompt = input_ids[: max(1, list(supervised).index(True))] if any(supervised) else input_ids
-    return measure(engines, prompt[-_MOST_PROMPT_TOKENS:])
+    return measure(engines, prompt[-_MAX_PROMPT_TOKENS:])

@@ -19,7 +19,7 @@ from workflows.store import Artifact, Store
 from workflows.training.curves import curves_figure
 
 _TEMPLATE = "page.html.j2"
-_MOST_OPEN_TRIALS = 30
+_MAX_OPEN_TRIALS = 30
 
 
 def write_report(store: Store, pipeline: str, run: str | None, output: str | None) -> tuple[Path, dict[str, Any]]:
@@ -106,7 +106,7 @@ def _search(search: Search) -> dict[str, Any]:
         "plots": [_drawn(figure) for figure in figures if figure is not None],
         "headings": headings(search),
         "trials": trial_rows(search, ranked(search)),
-        "is_long": len(search.trials) > _MOST_OPEN_TRIALS,
+        "is_long": len(search.trials) > _MAX_OPEN_TRIALS,
     }
 
 

@@ -47,9 +47,9 @@ def _row(stage: str, up_to_date: bool, reason: str) -> dict[str, Any]:
 
 def _resources(spec: PipelineSpec) -> dict[str, Any]:
     train, evaluate, serve = spec.train, spec.evaluate, spec.serve
-    most = {"train": train.most_workers, "reference": train.fewest_workers}
+    most = {"train": train.max_workers, "reference": train.min_workers}
     asked = {
-        "train": (train.fewest_workers, train.cpus_per_worker, float(train.gpus_per_worker)),
+        "train": (train.min_workers, train.cpus_per_worker, float(train.gpus_per_worker)),
         "evaluate": (evaluate.num_workers, evaluate.cpus_per_worker, evaluate.gpus_per_worker),
         "deploy": (max(1, serve.min_replicas), serve.cpus_per_replica, serve.gpus_per_replica),
     }
@@ -61,9 +61,9 @@ def _resources(spec: PipelineSpec) -> dict[str, Any]:
         del asked["train"]  # it takes the winner's checkpoint
         nodes = _nodes(spec, there)
         rows["tune"] = {
-            "workers": train.fewest_workers,
-            "cpus": train.fewest_workers * train.cpus_per_worker,
-            "gpus": float(train.fewest_workers * train.gpus_per_worker),
+            "workers": train.min_workers,
+            "cpus": train.min_workers * train.cpus_per_worker,
+            "gpus": float(train.min_workers * train.gpus_per_worker),
             "trials": trials_wanted(spec.tune),
             "at_once": trials_at_once(spec, nodes),
             "fits": not why_none_fits(nodes, train),
@@ -100,7 +100,7 @@ def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> dict[str
         in_epoch = steps_per_epoch(train, store, prepare.key)
     else:
         tokens = _estimated_tokens(spec)
-        per_step = train.pass_tokens * train.passes * train.most_workers
+        per_step = train.pass_tokens * train.passes * train.max_workers
         in_epoch = max(1, -(-tokens // per_step))
     steps = num_steps(train, in_epoch)
     memory = training_memory_gb(spec.base_model, train)

@@ -11,7 +11,7 @@ from workflows.cluster.fit import UTILISATION, Fit, Need, fit_stage, hours, in_a
 from workflows.spec import AdapterSpec, PipelineSpec, TrainSpec, ZeroSpec
 
 # A group of ZeRO that is larger is not proposed; nor fewer tokens at a time.
-_MOST_PROPOSED = 1024
+_MAX_PROPOSED = 1024
 _FEW_TOKENS = 512
 
 
@@ -28,7 +28,7 @@ def training_memory_gb(base_model: str, train: TrainSpec) -> float | None:
         precision=train.precision if train.precision != "auto" else either,
         adapter_rank=train.adapter.rank if train.adapter else None,
         zero_stage=train.zero.stage,
-        num_workers=train.fewest_workers,
+        num_workers=train.min_workers,
     ).total_gb
 
 
@@ -70,7 +70,7 @@ def _need(stage: str, spec: PipelineSpec, train: TrainSpec) -> Need:
     memory = training_memory_gb(spec.base_model, train) or 0.0
     return Need(
         stage,
-        train.fewest_workers,
+        train.min_workers,
         train.cpus_per_worker,
         float(train.gpus_per_worker),
         memory_gb=train.memory_gb_per_worker or (0.0 if train.gpus_per_worker else memory),
@@ -83,8 +83,8 @@ def _others(spec: PipelineSpec) -> Iterator[tuple[str, Need]]:
     train = spec.train
     ways: list[dict[str, Any]] = [{}]
     count = 2
-    while count <= _MOST_PROPOSED:
-        if count != train.fewest_workers or train.zero.stage < 3:
+    while count <= _MAX_PROPOSED:
+        if count != train.min_workers or train.zero.stage < 3:
             ways.append({"num_workers": count, "zero": ZeroSpec(stage=3)})
         count *= 2
     if train.adapter is None:

@@ -13,9 +13,9 @@ from workflows.search.records import Search, badness
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-_FEWEST_TRIALS = 4
+_MIN_TRIALS = 4
 # The best trials are the best tenth, as in the paper; in small searches more, for a density is drawn through them.
-_BEST_SHARE, _FEWEST_BEST, _MOST_BEST_SHARE = 0.1, 5, 0.5
+_BEST_SHARE, _MIN_BEST, _MAX_BEST_SHARE = 0.1, 5, 0.5
 
 
 def importances(search: Search) -> dict[str, float] | None:
@@ -29,7 +29,7 @@ def importances(search: Search) -> dict[str, float] | None:
         for values, report in trials
         if report and math.isfinite(report.figures[search.metrics[0]])
     ]
-    if len(measured) < _FEWEST_TRIALS or len({value for _, value in measured}) == 1:
+    if len(measured) < _MIN_TRIALS or len({value for _, value in measured}) == 1:
         return None
     # A value that all trials share, or that only some have, cannot be compared.
     fields = [field for field in search.space if all(field in values for values, _ in measured)]
@@ -49,7 +49,7 @@ def _evaluate(space: dict[str, Any], varied: dict[str, list[Any]], badnesses: li
     for index, value in enumerate(badnesses):
         parameters = {field: _parameter(space[field], values[index]) for field, values in varied.items()}
         study.add_trial(optuna.trial.create_trial(value=value, params=parameters, distributions=distributions))
-    share = max(_BEST_SHARE, min(_MOST_BEST_SHARE, _FEWEST_BEST / len(badnesses)))
+    share = max(_BEST_SHARE, min(_MAX_BEST_SHARE, _MIN_BEST / len(badnesses)))
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few trials in a regime: the shares are then rough, and the page says so

@@ -17,8 +17,8 @@ from workflows.search.records import FAILED, FINISHED, RUNNING, STOPPED, Search,
 if TYPE_CHECKING:
     from rich.table import Table
 
-_MOST_LIVE_ROWS = 20
-_FEWEST_REMARK_LETTERS = 14
+_MAX_LIVE_ROWS = 20
+_MIN_REMARK_LETTERS = 14
 _STYLES = {RUNNING: "cyan", FINISHED: "green", STOPPED: "dim", FAILED: "red"}
 
 
@@ -185,7 +185,7 @@ def search_summary(search: Search) -> dict[str, Any]:
     return figures
 
 
-def search_table(search: Search, width: int, most_rows: int = _MOST_LIVE_ROWS) -> "Table":
+def search_table(search: Search, width: int, max_rows: int = _MAX_LIVE_ROWS) -> "Table":
     """The search as it stands, for a terminal of this width: trials at work first, then the best ones.
 
     Lines below it say how many more there are, and which columns had no room.
@@ -195,7 +195,7 @@ def search_table(search: Search, width: int, most_rows: int = _MOST_LIVE_ROWS) -
 
     running = [trial for trial in search.trials if trial.state == RUNNING]
     trials = [*running, *(trial for trial in ranked(search) if trial.state != RUNNING)]
-    shown, leader = trials[:most_rows], search.leader()
+    shown, leader = trials[:max_rows], search.leader()
     names, rows = headings(search), trial_rows(search, shown)
     columns, left_out, widths = _columns_with_room(search, names, rows, width)
     table = Table(title=Text(headline(search)), title_style="", title_justify="left", caption_justify="left",
@@ -209,7 +209,7 @@ def search_table(search: Search, width: int, most_rows: int = _MOST_LIVE_ROWS) -
                  for column, style in zip(columns, styles, strict=True)]  # fmt: skip
         table.add_row(*cells, style="bold" if leader and leader[0] is trial else None)
     below = []
-    if more := Counter(trial.state for trial in trials[most_rows:]):
+    if more := Counter(trial.state for trial in trials[max_rows:]):
         below.append(f"and {sum(more.values())} more: " + ", ".join(f"{more[state]} {state}" for state in more))
     if left_out:
         below.append(f"no room for {', '.join(left_out)}")
@@ -230,7 +230,7 @@ def _columns_with_room(
     by_worth = [0, state, state + 1, best, *range(1, state), *others[1::2], first, *others[::2]]
     widths = [max([*map(len, name.split()), *(len(row[column]) for row in rows)], default=0)
               for column, name in enumerate(names)]  # fmt: skip
-    room = width - min(widths[remarks], _FEWEST_REMARK_LETTERS)
+    room = width - min(widths[remarks], _MIN_REMARK_LETTERS)
     columns: list[int] = []
     for column in by_worth:
         room -= widths[column] + 2

@@ -79,7 +79,7 @@ class WorkerGroup:
             train_loop_config={"store": store.uri, "keys": keys, "folder": folder, "queue": self._queue},
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if train.gpus_per_worker else "gloo"),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=train.fewest_workers,
+                num_workers=train.min_workers,
                 use_gpu=train.gpus_per_worker > 0,
                 resources_per_worker=worker_resources(train),
             ),

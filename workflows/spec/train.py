@@ -14,13 +14,13 @@ from workflows.spec.section import HOW, PositiveInt, Precision, Section, Share, 
 AUTO_TOKENS = 2048
 """tokens per forward and backward pass if `train.batch_tokens` is `auto` and memory is not a limit"""
 
-_MOST_WORKERS = 65_536
+_MAX_WORKERS = 65_536
 
 
-def _fewest_and_most(count: int | list[int]) -> int | list[int]:
+def _min_and_max(count: int | list[int]) -> int | list[int]:
     fewest, most = (count, count) if isinstance(count, int) else count if len(count) == 2 else (0, 0)
-    if not 1 <= fewest <= most <= _MOST_WORKERS:
-        raise ValueError(f"got {count}; must be from 1 to {_MOST_WORKERS}, or [fewest, most], such as [1, 4]")
+    if not 1 <= fewest <= most <= _MAX_WORKERS:
+        raise ValueError(f"got {count}; must be from 1 to {_MAX_WORKERS}, or [fewest, most], such as [1, 4]")
     return count
 
 
@@ -141,7 +141,7 @@ class TrainSpec(Section):
     held_out_tokens: Annotated[int, Field(ge=16, le=1_000_000_000)] = 16_384
     """Tokens of held-out conversations to measure at each checkpoint (evaluate measures all of them)."""
 
-    num_workers: Annotated[int | list[int], AfterValidator(_fewest_and_most)] = 1
+    num_workers: Annotated[int | list[int], AfterValidator(_min_and_max)] = 1
     """Number of training processes, each with its own share of the data. `[1, 4]` uses as many as the cluster has
     room for, at least 1 and at most 4; a step processes the data of 4 workers, however many run."""
 
@@ -165,12 +165,12 @@ class TrainSpec(Section):
     """Maximum number of skipped steps; with more, training fails and names the conversations."""
 
     @property
-    def most_workers(self) -> int:
+    def max_workers(self) -> int:
         """Number of workers that a step is sized for."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
     @property
-    def fewest_workers(self) -> int:
+    def min_workers(self) -> int:
         """Minimum number of workers; below it, training waits."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
@@ -187,7 +187,7 @@ class TrainSpec(Section):
 
     @property
     def passes(self) -> int:
-        """Passes per step on each of `most_workers` if memory is not a limit."""
+        """Passes per step on each of `max_workers` if memory is not a limit."""
         return 1 if self.batch_tokens == "auto" else self.gradient_accumulation
 
     @model_validator(mode="after")

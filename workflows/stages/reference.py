@@ -84,7 +84,7 @@ def run(context: Context) -> dict[str, Any]:
                 fn_constructor_kwargs={"spec": spec.model_dump(), "board": board},
                 batch_size=_ROWS_AT_ONCE,
                 batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=train.fewest_workers),
+                compute=ray.data.ActorPoolStrategy(size=train.min_workers),
                 num_cpus=train.cpus_per_worker,
                 num_gpus=train.gpus_per_worker or None,
                 runtime_env={"env_vars": worker_environment(train.cpus_per_worker, train.gpus_per_worker)},
@@ -210,12 +210,12 @@ class ReferenceModel:
             return reference_values(self._model, rows)
 
 
-def _micro_batches(rows: list[dict[str, Any]], most_tokens: int) -> Iterator[list[dict[str, Any]]]:
+def _micro_batches(rows: list[dict[str, Any]], max_tokens: int) -> Iterator[list[dict[str, Any]]]:
     """Rows in their order, at most so many tokens together; a longer row stands alone."""
     taken: list[dict[str, Any]] = []
     tokens = 0
     for row in rows:
-        if taken and tokens + row["num_tokens"] > most_tokens:
+        if taken and tokens + row["num_tokens"] > max_tokens:
             yield taken
             taken, tokens = [], 0
         taken.append(row)

@@ -71,7 +71,7 @@ def run(context: Context) -> dict[str, Any]:
             },
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if train.gpus_per_worker else "gloo"),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=(train.fewest_workers, train.most_workers) if elastic else train.fewest_workers,
+                num_workers=(train.min_workers, train.max_workers) if elastic else train.min_workers,
                 use_gpu=train.gpus_per_worker > 0,
                 resources_per_worker=worker_resources(train),
                 elastic_resize_monitor_interval_s=_RESIZE_SECONDS,

@@ -85,10 +85,10 @@ class AdversarialPhases:
     def num_steps(self) -> int:
         """Of the whole training, as far as it is known now."""
         steps, warmup, turns = self._counts()
-        most_likelihood = self._likelihood_steps if self.is_likelihood else steps
-        most_warmup = warmup if self._is_warm() else self._settings.warmup_steps
-        most_turns = self._settings.turns if self._may_play() else turns
-        return most_likelihood + most_warmup + most_turns
+        max_likelihood = self._likelihood_steps if self.is_likelihood else steps
+        max_warmup = warmup if self._is_warm() else self._settings.warmup_steps
+        max_turns = self._settings.turns if self._may_play() else turns
+        return max_likelihood + max_warmup + max_turns
 
     def play(self, leaving: Callable[[], bool]) -> None:
         """The phases after likelihood, from where the history ends."""
@@ -185,7 +185,7 @@ class AdversarialPhases:
         tokens = max(1, train.pass_tokens // (1 + settings.num_replies))
         lengths = self._rows.column("num_tokens")
         plan = StepPlan(
-            lengths, [1] * len(lengths), tokens, train.most_workers,
+            lengths, [1] * len(lengths), tokens, train.max_workers,
             gradient_accumulation=train.passes, seed=train.seed + 1,
         )  # fmt: skip
         return trainer, plan

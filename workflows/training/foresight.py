@@ -19,7 +19,7 @@ from workflows.spec import NEW_MODEL, PipelineSpec, TeacherSpec, TrainSpec
 if TYPE_CHECKING:
     from workflows.corpus.reader import Examples
 
-_MOST_NAMED = 5
+_MAX_NAMED = 5
 
 
 def troubles(spec: PipelineSpec) -> list[str]:
@@ -100,7 +100,7 @@ def _of_tokens(spec: PipelineSpec, folder: Path, rows: int) -> list[str]:
     names = [text for _, text in sorted(used.items())]
     return [
         f"base_model: {len(names)} tokens of the tokenizer have no embedding, as the model has {rows}: "
-        f"{', '.join(names[:_MOST_NAMED])}{', ...' if len(names) > _MOST_NAMED else ''}; name them in "
+        f"{', '.join(names[:_MAX_NAMED])}{', ...' if len(names) > _MAX_NAMED else ''}; name them in "
         "data.new_tokens, so that they get embeddings that are trained, or give a tokenizer without them"
     ]
 

@@ -15,7 +15,7 @@ def step_plan(train: TrainSpec, lengths: Sequence[int], weights: Sequence[int]) 
     from models.packing import StepPlan
 
     return StepPlan(
-        lengths, weights, train.pass_tokens, train.most_workers, gradient_accumulation=train.passes, seed=train.seed
+        lengths, weights, train.pass_tokens, train.max_workers, gradient_accumulation=train.passes, seed=train.seed
     )
 
 

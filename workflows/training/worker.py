@@ -47,7 +47,7 @@ from workflows.training.recovery import Watchdog, decide, decisions
 from workflows.training.reporter import Reporter
 from workflows.training.steps import num_steps, step_plan
 
-_MOST_NAMED = 20
+_MAX_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ def _cut(
     tokens = largest_batch(
         engine,
         batch_of,
-        most_tokens=train.pass_tokens,
+        max_tokens=train.pass_tokens,
         longest=max(lengths),
         limit_gb=train.memory_gb_per_worker or default_limit_gb(train.cpus_per_worker, machine_cpus),
     )
@@ -295,7 +295,7 @@ def _places(rows: Any, numbers: list[int], spec: PipelineSpec) -> str:
     """Where the conversations of these rows stand, as `file:line`, the first ones."""
     files = source_files(spec)
     found = sorted({(rows[number]["source"], rows[number]["line"]) for number in numbers})
-    names = [f"{files[source].path}:{line}" for source, line in found[:_MOST_NAMED]]
+    names = [f"{files[source].path}:{line}" for source, line in found[:_MAX_NAMED]]
     return ", ".join(names) + (f" and {len(found) - len(names)} more" if len(found) > len(names) else "")
 
 

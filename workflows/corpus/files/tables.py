@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet
 
-from workflows.corpus.files.text import EXCERPT_BYTES, MOST_BYTES, TOO_LONG, Record
+from workflows.corpus.files.text import EXCERPT_BYTES, MAX_BYTES, TOO_LONG, Record
 
 # Rows are converted so many at a time, fewer where they are large.
 _ROWS, _BYTES = 512, 4 << 20
@@ -61,7 +61,7 @@ def _rows(batches: Any, schema: Any) -> Iterator[Record]:
             for row in _values(batch.slice(start, step)):
                 number += 1
                 text = b"" if row is None else json.dumps(convert(row), ensure_ascii=False).encode()
-                if row is None or len(text) > MOST_BYTES:
+                if row is None or len(text) > MAX_BYTES:
                     yield Record(number, text[:EXCERPT_BYTES], TOO_LONG)
                 else:
                     yield Record(number, text)
@@ -69,12 +69,12 @@ def _rows(batches: Any, schema: Any) -> Iterator[Record]:
 
 def _values(piece: Any) -> Iterator[Any]:
     """The rows of a batch; None for one that is not worth converting, so large is it."""
-    if piece.nbytes <= MOST_BYTES:
+    if piece.nbytes <= MAX_BYTES:
         yield from piece.to_pylist(maps_as_pydicts="lossy")
         return
     for index in range(piece.num_rows):
         row = piece.slice(index, 1)
-        yield None if row.nbytes > MOST_BYTES else row.to_pylist(maps_as_pydicts="lossy")[0]
+        yield None if row.nbytes > MAX_BYTES else row.to_pylist(maps_as_pydicts="lossy")[0]
 
 
 def _conversion(kind: Any) -> _Convert | None:

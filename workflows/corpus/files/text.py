@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-MOST_BYTES = 64 << 20
+MAX_BYTES = 64 << 20
 """of one conversation; what is longer is set aside, and is not held in memory"""
 EXCERPT_BYTES = 800
-TOO_LONG = f"longer than {MOST_BYTES >> 20} MiB, the most that one conversation may have"
+TOO_LONG = f"longer than {MAX_BYTES >> 20} MiB, the most that one conversation may have"
 
 _DELIMITERS = ",\t;|"
 _READ_BYTES = 1 << 20
@@ -51,9 +51,9 @@ class Recoded(io.RawIOBase):
 def json_lines(stream: io.BufferedReader, limit: int | None) -> Iterator[Record]:
     """Each line that is not empty, of the first `limit`."""
     number = 0
-    while number != limit and (text := stream.readline(MOST_BYTES + 1)):
+    while number != limit and (text := stream.readline(MAX_BYTES + 1)):
         number += 1
-        if len(text) > MOST_BYTES and not text.endswith(b"\n"):
+        if len(text) > MAX_BYTES and not text.endswith(b"\n"):
             _skip_line(stream)
             yield Record(number, text[:EXCERPT_BYTES], TOO_LONG)
         elif text.strip():
@@ -170,13 +170,13 @@ class _Splitter:
 
     def _keep(self, piece: bytes) -> None:
         self._size += len(piece)
-        if self._size > MOST_BYTES:
+        if self._size > MAX_BYTES:
             self._pieces = [b"".join([*self._pieces[:1], piece])[:EXCERPT_BYTES]]
         elif piece:
             self._pieces.append(piece)
 
     def _take(self) -> _Value:
-        taken = b"".join(self._pieces), self._size > MOST_BYTES
+        taken = b"".join(self._pieces), self._size > MAX_BYTES
         self._pieces, self._size = [], 0
         return taken
 
@@ -255,7 +255,7 @@ class _LongCells:
     """Lets csv read cells as long as a conversation may be; its limit is one for all of a process."""
 
     def __enter__(self) -> None:
-        self._before = csv.field_size_limit(MOST_BYTES)
+        self._before = csv.field_size_limit(MAX_BYTES)
 
     def __exit__(self, *_: object) -> None:
         csv.field_size_limit(self._before)
@@ -273,11 +273,11 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        self.last = self._stream.readline(MOST_BYTES + 1)
+        self.last = self._stream.readline(MAX_BYTES + 1)
         if not self.last:
             raise StopIteration
         self.number += 1
-        if len(self.last) > MOST_BYTES and not self.last.endswith(b"\n"):
+        if len(self.last) > MAX_BYTES and not self.last.endswith(b"\n"):
             _skip_line(self._stream)
             self.last = self.last[:EXCERPT_BYTES]
             raise ValueError(TOO_LONG)

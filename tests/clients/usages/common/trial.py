@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-MOST_SECONDS = 90
+MAX_SECONDS = 90
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def run_all() -> None:
             continue
         start = time.monotonic()
         said = ""
-        signal.alarm(MOST_SECONDS)
+        signal.alarm(MAX_SECONDS)
         try:
             if inspect.iscoroutinefunction(function):
                 loop.run(function(endpoint))
@@ -105,4 +105,4 @@ def run_all() -> None:
 
 
 def _late(*_: Any) -> None:
-    raise TimeoutError(f"not done after {MOST_SECONDS} s")
+    raise TimeoutError(f"not done after {MAX_SECONDS} s")

@@ -13,7 +13,7 @@ from lm_eval.tasks import TaskManager
 from trial import Endpoint, run_all, usage
 
 # Of log-likelihoods of texts of a dozen tokens: float32 in sums of another order; bf16.
-MOST_APART = {"torch": 2e-3}
+MAX_APART = {"torch": 2e-3}
 OTHERS_APART = 1.5
 FACTS = [
     ("The capital of France is", [" Paris", " a horse", " blue"], 0),
@@ -74,7 +74,7 @@ def over_http(endpoint: Endpoint, task: str, **arguments: Any) -> list[Any]:
 
 
 def same_likelihoods(endpoint: Endpoint, found: list[Any], expected: list[Any]) -> None:
-    most = MOST_APART.get(endpoint.engine, OTHERS_APART)
+    most = MAX_APART.get(endpoint.engine, OTHERS_APART)
     for one, other in zip(found, expected, strict=True):
         for (mine, _), (theirs, _) in zip(one, other, strict=True):
             assert abs(mine - theirs) <= most, f"{mine} here, {theirs} by its own backend"
@@ -114,7 +114,7 @@ def _(endpoint: Endpoint) -> None:
 def _(endpoint: Endpoint) -> None:
     found = over_http(endpoint, "ours_rolling")
     expected = by_hugging_face(endpoint.folder, "ours_rolling")
-    most = MOST_APART.get(endpoint.engine, OTHERS_APART)
+    most = MAX_APART.get(endpoint.engine, OTHERS_APART)
     assert all(abs(one[0] - other[0]) <= most for one, other in zip(found, expected, strict=True))
 
 
