@@ -118,7 +118,7 @@ def test_hours_go_by_the_slowest_gpu_and_are_unknown_without_a_rate():
     ({"available_node_types": {"w": {"resources": {"CPU": "lots"}}}},
      r"c\.yaml: available_node_types\.w\.resources\.CPU: got 'lots'; "),
     ({"available_node_types": {"w": None}}, r"node_types\.w: got None; Input should be a valid dictionary$"),
-    ({"available_node_types": {"w": {"most_workers": "many"}}}, r"w\.max_workers: got 'many'; "),
+    ({"available_node_types": {"w": {"max_workers": "many"}}}, r"w\.max_workers: got 'many'; "),
     ({"available_node_types": {}, "metadata": [1]}, r"c\.yaml: metadata: got \[1\]; "),
     ({"kind": "RayCluster", "spec": {"workerGroupSpecs": [{"replicas": 1}]}}, r"workerGroupSpecs\.0\.groupName: got"),
     ({"kind": "RayJob", "spec": {}}, r"spec\.rayClusterSpec: got None; "),
