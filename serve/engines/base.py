@@ -8,7 +8,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 from uuid import uuid4
 
 from serve.protocol.responses import FinishReason
@@ -104,8 +104,7 @@ class GenerationRequest:
         return bool(penalties != (0.0, 0.0, 1.0) or self.logit_bias or self.grammar or self.min_new_tokens)
 
 
-@dataclass(frozen=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """One generated token; the last one has the reason why: "stop" (an end token) or "length"."""
 
     token_id: int
@@ -116,7 +115,7 @@ class TokenEvent:
     """the likeliest tokens and theirs, the likeliest first"""
     prompt_logprobs: "tuple[tuple[float, tuple[tuple[int, float], ...]], ...]" = ()
     """with the first token, where they were asked for: these two of each token of the prompt from the second on"""
-    num_cached: int | None = field(default=None, compare=False)
+    num_cached: int | None = None
     """with the first token: so many of the prompt's tokens were read for another request; None where the engine
     cannot tell"""
 

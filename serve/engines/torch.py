@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -390,7 +389,7 @@ class TorchEngine(Engine):
             event = TokenEvent(token_id, reason, *log_probabilities(logits, token_id, request.num_logprobs))
         if sequence.num_generated == 1:
             told = tuple(sequence.prompt_logprobs)
-            event = replace(event, prompt_logprobs=told, num_cached=sequence.num_copied)
+            event = event._replace(prompt_logprobs=told, num_cached=sequence.num_copied)
         # Released first, so that a client which has its whole reply finds the slot free.
         if reason is not None:
             self._release(sequence)

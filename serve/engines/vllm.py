@@ -10,7 +10,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from serve.engines.base import Engine, EngineError, EngineHealth, Event, GenerationRequest, TokenEvent, tokens_of
@@ -169,7 +169,7 @@ def _events(output: Any, request: GenerationRequest, num_cached: int | None) -> 
         is_last = is_whole and place == len(token_ids) - 1
         logprobs = () if request.num_logprobs is None else _logprobs(output.logprobs[place], token_id, request)
         event = TokenEvent(token_id, reason if is_last else None, *logprobs)
-        yield replace(event, num_cached=num_cached)
+        yield event._replace(num_cached=num_cached)
     if reason == "abort":
         yield None
     elif not is_whole or (reason is not None and not token_ids):

@@ -75,7 +75,7 @@ def test_an_end_token_stops_the_reply(engine: VLLMEngine, run: Callable[[Any], A
     end = token_ids(reply)[10]
     request = GenerationRequest(PROMPTS[0], 30, temperature=0, end_token_ids=frozenset({end}))
     stopped = run(collect(engine, request))
-    assert stopped[-1] == TokenEvent(end, "stop")
+    assert (stopped[-1].token_id, stopped[-1].finish_reason) == (end, "stop")
     assert len(stopped) == token_ids(reply).index(end) + 1
 
 

@@ -81,6 +81,11 @@ def token_ids(events: list[TokenEvent]) -> list[int]:
     return [event.token_id for event in events]
 
 
+def told_of(events: list[TokenEvent]) -> list[TokenEvent]:
+    """Without what was read for another request, which differs when one is there."""
+    return [event._replace(num_cached=None) for event in events]
+
+
 def test_greedy_tokens_are_those_of_generate_for_several_prompts_at_once(engine: Engine, release: Path) -> None:
     requests = [GenerationRequest(prompt_ids, 30, temperature=0) for prompt_ids in PROMPTS]
     replies = asyncio.run(collect_all(engine, *requests))
@@ -268,7 +273,7 @@ def test_a_reply_follows_its_schema_and_its_neighbours_do_not_mind(engine: Engin
         for seed in range(3)
     ]
     *replies, beside = asyncio.run(collect_all(engine, *bound, plain))
-    assert beside == alone
+    assert told_of(beside) == told_of(alone)
     for reply in replies:
         if isinstance(engine, OpenVINOEngine) and reply[-1].finish_reason == "length":
             # It allows white space without end, of which a model that has learned nothing makes use.

@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -177,17 +178,20 @@ def engine(client: Client) -> Iterator[VLLMEngine]:
     loop.close()
 
 
+told_of = partial(TokenEvent, num_cached=1)
+
+
 async def collect(engine: VLLMEngine, request: GenerationRequest) -> list[TokenEvent]:
     return [event async for event in engine.submit(request)]
 
 
 def test_tokens_come_with_their_reasons_and_log_probabilities(engine: VLLMEngine) -> None:
     assert asyncio.run(collect(engine, GenerationRequest([5], 3))) == [
-        TokenEvent(5), TokenEvent(5), TokenEvent(5, "length"),
+        told_of(5), told_of(5), told_of(5, "length"),
     ]  # fmt: skip
     told = asyncio.run(collect(engine, GenerationRequest([5], 1, num_logprobs=2)))
-    assert told == [TokenEvent(5, "length", -2.0, ((8, -0.5), (9, -1.0)))]
-    assert asyncio.run(collect(engine, GenerationRequest([5], 1, num_logprobs=0))) == [TokenEvent(5, "length", -2.0)]
+    assert told == [told_of(5, "length", -2.0, ((8, -0.5), (9, -1.0)))]
+    assert asyncio.run(collect(engine, GenerationRequest([5], 1, num_logprobs=0))) == [told_of(5, "length", -2.0)]
 
 
 def test_who_waits_is_counted_and_given_up_replies_leave(engine: VLLMEngine, client: Client) -> None:
@@ -226,7 +230,7 @@ def test_a_failure_in_vllm_ends_the_reply_with_its_words(engine: VLLMEngine, cli
     with pytest.raises(EngineError, match="vLLM ended the reply: error"):
         asyncio.run(collect(engine, GenerationRequest([5], 9)))
     client.last_reason = "abort"
-    assert asyncio.run(collect(engine, GenerationRequest([5], 3))) == [TokenEvent(5)] * 2
+    assert asyncio.run(collect(engine, GenerationRequest([5], 3))) == [told_of(5)] * 2
 
 
 def test_closing_ends_everything(engine: VLLMEngine) -> None:
