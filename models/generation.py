@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.errors import RayconteurError
+
 
 def greedy_replies(
     model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, end_tokens: Sequence[int]
@@ -81,7 +83,7 @@ def chosen_replies(
         )
         cache = getattr(output, "past_key_values", None)
         if cache is None:
-            raise ValueError(
+            raise RayconteurError(
                 f"base_model: {plain.config.model_type} keeps no keys and values from which several replies to a "
                 "prompt could go on; choose another model, or an objective that draws none"
             )

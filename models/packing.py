@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.errors import RayconteurError
 from models.trees import Tree
 
 Conversation = tuple[Sequence[int], Sequence[bool]]
@@ -216,7 +217,7 @@ class StepPlan:
         self._seed = seed
         self._per_step = num_workers * gradient_accumulation
         if len(self._num_tokens) < self._per_step:
-            raise ValueError(
+            raise RayconteurError(
                 f"train: {len(self._num_tokens)} training conversations are fewer than the {self._per_step} "
                 f"micro-batches of one step (num_workers {num_workers} x gradient_accumulation "
                 f"{gradient_accumulation}); lower one of them or add data"

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from models.errors import RayconteurError
+
 # A reply may wait in the endpoint's queue before its first token.
 TIMEOUT = httpx.Timeout(connect=10, read=300, write=60, pool=10)
 
@@ -23,7 +25,7 @@ TERMINAL_SAMPLING = {"temperature": 0.7, "top_p": 0.9}
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
-class EndpointError(ValueError):
+class EndpointError(RayconteurError):
     """The endpoint is not there, or did not give what was asked; the text says which, `status` is HTTP's if any."""
 
     def __init__(self, words: str, status: int | None = None) -> None:

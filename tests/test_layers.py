@@ -44,7 +44,7 @@ LAYERS = {
         "base",
         "kernels exchange",
         "packing chat generation files",
-        "trees",
+        "trees errors",
     ],
 }
 # A package imports its own modules and those of packages after it.

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from models.errors import RayconteurError
 from workflows.progress import Progress
 from workflows.spec import PipelineSpec
 from workflows.store import Artifact, Store
 
 
-class StageFailed(ValueError):
+class StageFailed(RayconteurError):
     """A stage that could not do its work; the text is for the user."""
 
 

@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.fs
 from filelock import FileLock, Timeout
 
+from models.errors import RayconteurError
 from models.files import local_copy, open_uri
 
 # A lease on a store without file locks: renewed this often, given up for dead after that long without renewal.
@@ -35,7 +36,7 @@ _LEASE_DEAD_AFTER_S = 45.0
 _LEASE_SETTLE_S = 2.0
 
 
-class StoreError(ValueError):
+class StoreError(RayconteurError):
     """A store that cannot be opened, read or written."""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.base.new_tokens import fit_rows
+from models.errors import RayconteurError
 
 
 def attach(
@@ -45,7 +46,7 @@ def attach(
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise ValueError(f"train.adapter.target_modules: {error}") from error
+        raise RayconteurError(f"train.adapter.target_modules: {error}") from error
 
 
 def check_layers(model: Any, target_modules: str | list[str], new_tokens: Sequence[int] = ()) -> None:
@@ -60,7 +61,7 @@ def check_layers(model: Any, target_modules: str | list[str], new_tokens: Sequen
     for wanted in names:
         if not any(_is_named(name, wanted) for name in layers):
             close = difflib.get_close_matches(wanted, ends, n=1)
-            raise ValueError(
+            raise RayconteurError(
                 f"{where}: {wanted!r} is the name of no layer"
                 + (f"; did you mean {close[0]}?" if close else ";")
                 + f" There are {', '.join(sorted(ends))}"
@@ -71,18 +72,18 @@ def check_layers(model: Any, target_modules: str | list[str], new_tokens: Sequen
         if layer not in (embedding, head) or not any(_is_named(name, wanted) for wanted in names):
             continue
         if are_tied:
-            raise ValueError(
+            raise RayconteurError(
                 f"{where}: {name} is one matrix with the {'head' if layer is embedding else 'embedding'} of this "
                 "model (tie_word_embeddings), and a change of one cannot be merged without changing the other; leave "
                 "it out, or train all weights (train.adapter: null)"
             )
         if new_tokens:
-            raise ValueError(
+            raise RayconteurError(
                 f"{where}: {name} has rows of data.new_tokens, which are trained as they are; leave it out, or train "
                 "all weights (train.adapter: null)"
             )
     if new_tokens and not are_tied and getattr(head, "bias", None) is not None:
-        raise ValueError(
+        raise RayconteurError(
             "data.new_tokens: the head of this model has a bias, which PEFT leaves out where it trains single rows; "
             "train all weights (train.adapter: null)"
         )
@@ -111,18 +112,18 @@ def freeze(model: Any, patterns: list[str], has_new_tokens: bool = False) -> Non
     for pattern in patterns:
         names = fnmatch.filter(parameters, pattern)
         if not names:
-            raise ValueError(
+            raise RayconteurError(
                 f"train.frozen: {pattern!r} matches no parameter; there are {', '.join(list(parameters)[:3])}, ..."
             )
         for name in names:
             parameters[name].requires_grad_(False)
     if patterns and has_new_tokens and not model.get_input_embeddings().weight.requires_grad:
-        raise ValueError(
+        raise RayconteurError(
             f"train.frozen: {', '.join(patterns)} freeze the embeddings, of which those of data.new_tokens are to be "
             "learned; freeze less"
         )
     if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise ValueError(f"train.frozen: {', '.join(patterns)} leave nothing to train; freeze less")
+        raise RayconteurError(f"train.frozen: {', '.join(patterns)} leave nothing to train; freeze less")
 
 
 def load(model: Any, folder: Path | str) -> Any:
@@ -146,15 +147,17 @@ def load_several(model: Any, folders: Mapping[str, Path | str]) -> Any:
         try:
             config = PeftConfig.from_pretrained(str(folder))
             if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save:
-                raise ValueError("only LoRA without DoRA and modules_to_save can be mixed with others in a batch")
+                raise RayconteurError(
+                    "only LoRA without DoRA and modules_to_save can be mixed with others in a batch"
+                )
             if config.trainable_token_indices:
-                raise ValueError("it has new tokens of its own, which the others' tokenizer does not know")
+                raise RayconteurError("it has new tokens of its own, which the others' tokenizer does not know")
             if several is model:
                 several = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
             else:
                 several.load_adapter(str(folder), name)
         except (ValueError, RuntimeError, OSError, KeyError) as error:
-            raise ValueError(f"{folder} is no adapter that can be served on this model: {error}") from error
+            raise RayconteurError(f"{folder} is no adapter that can be served on this model: {error}") from error
     return several.eval()
 
 

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from models.base.packing_check import attention_of, reading_of, set_up
 from models.base.tiny import RANDOM_MODELS
 from models.chat import end_token_ids, ensure_chat_template
+from models.errors import RayconteurError
 from models.files import cache_folder, listing, local_copy, made_once, open_uri
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ _GENERATION_CONFIG = "generation_config.json"
 _SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-class BaseModelError(ValueError):
+class BaseModelError(RayconteurError):
     """A base model that cannot be found or opened; the text says what to do."""
 
 
@@ -36,7 +39,10 @@ def identity(name: str) -> str:
     if name.startswith("random:"):
         return f"{name}@1"
     if "://" in name:
-        return f"remote:{listing(*open_uri(name))}"
+        try:
+            return f"remote:{listing(*open_uri(name))}"
+        except pa.ArrowInvalid as error:
+            raise BaseModelError(f"base_model: {error}; give a URI such as s3://bucket/folder") from None
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return name
@@ -63,7 +69,7 @@ def resolve(name: str) -> Path:
         raise BaseModelError(f"base_model: unknown name {name!r}; known are {known}")
     try:
         folder = local_copy(name) if "://" in name else Path(name).expanduser()
-    except OSError as error:
+    except (OSError, pa.ArrowInvalid) as error:
         raise BaseModelError(f"base_model: cannot copy the model folder from its URI: {error}") from error
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -154,7 +160,7 @@ def _quantized(dtype: "torch.dtype") -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(
+        raise RayconteurError(
             "train.adapter.quantize needs the package bitsandbytes, which is not installed; "
             "run: pip install 'rayconteur[qlora]'"
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from models.base.load import load_tokenizer
+from models.errors import RayconteurError
 
 # Rows of a padded embedding stay a multiple of this, where products are fast.
 _ROWS_AT_ONCE = 64
@@ -26,9 +27,9 @@ def add_new_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     from tokenizers import AddedToken
 
     if again := sorted({text for text in texts if list(texts).count(text) > 1}):
-        raise ValueError(f"data.new_tokens: {again[0]!r} is there twice; leave one out")
+        raise RayconteurError(f"data.new_tokens: {again[0]!r} is there twice; leave one out")
     if blank := [text for text in texts if text != text.strip() or not text]:
-        raise ValueError(
+        raise RayconteurError(
             f"data.new_tokens: {blank[0]!r} begins or ends with white space, which chat templates take away; "
             "name the word alone"
         )
@@ -39,7 +40,7 @@ def add_new_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
         found = tokenizer(text, add_special_tokens=False)["input_ids"]
         if found != [token]:
             others = ", ".join(repr(other) for other in texts if other != text and other in text)
-            raise ValueError(
+            raise RayconteurError(
                 f"data.new_tokens: {text!r} would be {len(found)} tokens"
                 + (f", as {others} in it is one, too; leave one of them out" if others else "; leave it out")
             )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.base.errors import describe_error
+from models.errors import RayconteurError
 from models.files import cache_folder
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _SOURCES = (
 )  # fmt: skip
 
 
-class CannotBeTrained(ValueError):
+class CannotBeTrained(RayconteurError):
     """An architecture that no conversation can be learned with; the text says why."""
 
 

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from models.base.errors import describe_error
+from models.errors import RayconteurError
 
 if TYPE_CHECKING:
     import torch  # at run time only inside functions: `plan` answers without it what is known already
@@ -74,7 +75,7 @@ _EXACT = {
 }
 
 
-class NoSmallModel(ValueError):
+class NoSmallModel(RayconteurError):
     """No small model could be made of a config; the text says why."""
 
 

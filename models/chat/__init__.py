@@ -17,6 +17,7 @@ from models.chat.samples import Encoder, Sample, encoder_of
 from models.chat.template import RESERVED, ChatTemplateError
 from models.chat.tree import SampleTree
 from models.chat.written_calls import one_call_each, with_short_ids
+from models.errors import RayconteurError
 
 __all__ = [
     "RESERVED", "ROLES", "ChatTemplateError", "Conversation", "EncodedConversation", "Message", "MessageError",
@@ -160,7 +161,7 @@ def _joined(messages: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(message["content"].strip() for message in messages)
 
 
-class ReplyCut(ValueError):
+class ReplyCut(RayconteurError):
     """`max_length` cuts a reply, and `cut_replies` says that this is a failure."""
 
 

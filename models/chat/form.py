@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, NoReturn, Required, TypedDict
 
+from models.errors import RayconteurError
+
 MAX_LEVELS = 100
 """of calls, tools and answers"""
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -37,17 +39,14 @@ class Conversation:
     """functions in OpenAI's form: [{"type": "function", "function": {"name", "description", "parameters"}}]"""
 
 
-class MessageError(ValueError):
+class MessageError(RayconteurError):
     """A message that no stage can use: `index` says which one (None: it is of no single one), `field` its key."""
 
     def __init__(self, index: int | None, field: str, text: str) -> None:
-        super().__init__(index, field, text)  # all of them, so that it can be pickled
+        super().__init__(text)
         self.index = index
         self.field = field
         self.text = text
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class Fault(Exception):

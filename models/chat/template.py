@@ -14,6 +14,8 @@ import jinja2
 import jinja2.runtime
 import jinja2.visitor
 
+from models.errors import RayconteurError
+
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]] | None
 
@@ -33,7 +35,7 @@ RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt",
 """variables that the renderer sets itself"""
 
 
-class ChatTemplateError(ValueError):
+class ChatTemplateError(RayconteurError):
     """The tokenizer's chat template cannot write these messages as they are learned or asked."""
 
 

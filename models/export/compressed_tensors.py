@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from models.base.load import load_model, load_tokenizer, save_tokenizer
+from models.errors import RayconteurError
 from models.export.rounding import round_groups
 
 _BITS = {"int8": 8, "int4": 4}
@@ -52,7 +53,7 @@ def write_compressed(folder: Path, target: Path, weights: str) -> None:
     model = load_model(folder, torch.float32)
     reason = refusal(model)
     if reason is not None:
-        raise ValueError(f"optimize.targets: vllm: the model cannot be written as compressed tensors: {reason}")
+        raise RayconteurError(f"optimize.targets: vllm: the model cannot be written as compressed tensors: {reason}")
     scheme = QuantizationScheme(targets=["Linear"], weights=_arguments(weights), format="pack-quantized")
     compressor = BaseCompressor.get_value_from_registry("pack-quantized")
     state = model.state_dict()

@@ -19,6 +19,7 @@ import torch
 from models.base.load import load_model, load_tokenizer
 from models.base.sizes import max_positions
 from models.chat import ChatTemplateError, end_token_ids
+from models.errors import RayconteurError
 from models.export.rounding import round_groups
 
 GGUF_FILE = "model.gguf"
@@ -62,7 +63,7 @@ def write_gguf(folder: Path, target: Path, weights: str, name: str) -> None:
     model, tokenizer = load_model(folder, torch.float32), load_tokenizer(folder)
     reason = refusal(model.config, tokenizer)
     if reason is not None:
-        raise ValueError(f"optimize.targets: gguf: the model cannot be written as GGUF: {reason}")
+        raise RayconteurError(f"optimize.targets: gguf: the model cannot be written as GGUF: {reason}")
     target.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(target / GGUF_FILE, "llama")
     writer.add_name(name)

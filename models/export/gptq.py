@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from models.errors import RayconteurError
 from models.export.rounding import group_size_for, scale_and_zero
 from models.kernels.attention import PACKED_ATTENTION
 from models.packing import PackedBatch
@@ -30,7 +31,7 @@ def round_layers(model: Any, batch: PackedBatch, bits: int = 4) -> None:
     `models.kernels.attention.PACKED_ATTENTION`.
     """
     if model.config._attn_implementation != PACKED_ATTENTION:
-        raise ValueError(
+        raise RayconteurError(
             "optimize.weights: int4 needs an architecture whose conversations are packed; choose int8 or bf16"
         )
     seen: dict[int, tuple[torch.Tensor, list[torch.nn.Linear]]] = {}

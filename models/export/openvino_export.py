@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 import models.base.lstm  # noqa: F401  # known to transformers from here on
 from models.base.load import load_model, load_tokenizer, save_tokenizer
 from models.base.sizes import max_positions
+from models.errors import RayconteurError
 from models.export.openvino_parity import check_exact, check_rounded, reference_replies
 from models.export.openvino_runtime import FACTS_FILE, MODEL_FILE, import_openvino
 from models.export.openvino_weights import convert_weights
@@ -71,7 +72,7 @@ def export_each(folder: Path, targets: Mapping[Weights, Path]) -> None:
     """
     reason = folder_refusal(folder)
     if reason is not None:
-        raise ValueError(f"optimize: the model cannot be exported to OpenVINO: {reason}")
+        raise RayconteurError(f"optimize: the model cannot be exported to OpenVINO: {reason}")
     model = load_model(folder, torch.float32, "sdpa")
     replies = reference_replies(model)
     traced = trace(model)

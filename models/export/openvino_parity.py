@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.errors import RayconteurError
 from models.export.openvino_runtime import ExportedModel, Logits
 
 _PROMPT_LENGTHS = (6, 48)
@@ -55,7 +56,7 @@ def check_exact(exported: Any, replies: Sequence[Reply]) -> None:
         tokens = found[len(reply.prompt_ids) - 1 :].argmax(-1).tolist()
         if tokens != reply.reply_ids:
             first = next(n for n, token in enumerate(tokens) if token != reply.reply_ids[n])
-            raise ValueError(
+            raise RayconteurError(
                 f"optimize: the OpenVINO export is not exact: after {len(reply.prompt_ids)} random tokens its greedy "
                 f"token {first} is {tokens[first]}, that of transformers {reply.reply_ids[first]}; "
                 "serve this model with serve.engine: torch"
@@ -89,7 +90,7 @@ def _spread(replies: Sequence[Reply]) -> float:
 
 def _refuse_above(change: float, bound: float, what: str) -> None:
     if not change <= bound:  # also where it is not a number
-        raise ValueError(
+        raise RayconteurError(
             f"optimize: the OpenVINO export is not exact: {what} is {change:.4f} standard deviations of the logits, "
             f"at most {bound} are allowed; serve this model with serve.engine: torch"
         )

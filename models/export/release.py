@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from models.base import adapters
 from models.base.load import load_model, load_tokenizer, save_tokenizer
 from models.base.precision import dtype_of
+from models.errors import RayconteurError
 from models.export.compressed_tensors import load_compressed, write_compressed
 from models.export.gguf import load_gguf, write_gguf
 from models.export.gptq import round_layers
@@ -70,7 +71,7 @@ class Probe:
         figures = self._compared(logits, after)
         increase = after / self.perplexity - 1
         if not increase <= self.max_perplexity_increase:  # also where it is not a number
-            raise ValueError(
+            raise RayconteurError(
                 f"optimize.max_perplexity_increase: {what} has a perplexity of {after:.4f} on held-out "
                 f"conversations, the checkpoint {self.perplexity:.4f}: {increase:.2%} more, at most "
                 f"{self.max_perplexity_increase:.2%} are allowed (greedy agreement "

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from models.errors import RayconteurError
 from models.kernels.blocked_attention import Scores, Span, blocked_attention, blocks_of, joined, runs
 from models.trees import paths
 
@@ -56,7 +57,7 @@ def packed_attention(
     plain = softcap is None and s_aux is None
     if dropout:
         if not plain:
-            raise ValueError("attention dropout beside soft-capped scores or attention sinks is not supported")
+            raise RayconteurError("attention dropout beside soft-capped scores or attention sinks is not supported")
         return _one_by_one(query, key, value, runs(lengths, parents), dropout, scale, sliding_window), None
     if query.is_cuda and query.dtype != torch.float32 and plain:
         return _variable_length(query, key, value, lengths, parents, scale, sliding_window), None
@@ -69,7 +70,7 @@ def _check(query: torch.Tensor, attention_mask: torch.Tensor | None, others: dic
     unknown = [name for name, value in others.items() if name not in _SAYS_NOTHING and value is not None]
     unknown += ["attention_mask"] if attention_mask is not None else []
     if unknown:
-        raise ValueError(f"the model hands {', '.join(unknown)} to its attention, which packed rows do not know")
+        raise RayconteurError(f"the model hands {', '.join(unknown)} to its attention, which packed rows do not know")
 
 
 def _one_by_one(

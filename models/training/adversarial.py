@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.errors import RayconteurError
 from models.exchange import Exchange, packed
 from models.generation import drawn_replies, evaluating
 from models.kernels.loss import log_probabilities
@@ -229,7 +230,7 @@ def _pairs(part: Part, replies: Sequence[Sequence[Exchange]]) -> list[tuple[Exch
 
 def _check_finite(loss: float, number: int, player: str, field: str) -> None:
     if not math.isfinite(loss):
-        raise ValueError(
+        raise RayconteurError(
             f"train: the {player}'s loss is {loss} at step {number + 1}; lower train.objective.{field}, or "
             "train.gradient_clip"
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from models.errors import RayconteurError
 from models.packing import PackedBatch
 from models.training.engine import TrainingEngine
 
@@ -20,7 +21,7 @@ _MARGIN = 0.95  # of the limit: allocators do not fill memory without gaps
 _LEAST_GROWTH = 1.1  # what is won by another trial
 
 
-class TooLarge(ValueError):
+class TooLarge(RayconteurError):
     """Not even the longest conversation alone fits."""
 
 

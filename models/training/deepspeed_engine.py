@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from models.errors import RayconteurError
 from models.kernels.lora import fuse_lora
 from models.kernels.loss import fuse_head
 from models.objectives.base import Loss
@@ -64,7 +65,7 @@ class DeepSpeedEngine:
             extra=extra_config or {},
         )
         if found := found_mistakes(config, extra_config or {}):
-            raise ValueError("\n".join(f"train.deepspeed.{mistake}" for mistake in found))
+            raise RayconteurError("\n".join(f"train.deepspeed.{mistake}" for mistake in found))
         self._optimizer = optimizer_for(model, weight_decay)
         with contextlib.redirect_stdout(io.StringIO()):  # at stage 1 it says how much memory there is, six times
             self._engine, *_ = deepspeed.initialize(model=model.train(), optimizer=self._optimizer, config=config)
@@ -173,7 +174,7 @@ class DeepSpeedEngine:
     def load(self, folder: Path) -> None:
         if self._offload == "nvme":
             # Its weights come back; the float32 copies in files do not, and the next update undoes the training.
-            raise ValueError(
+            raise RayconteurError(
                 "train.zero.offload: what this DeepSpeed has offloaded to files (nvme) does not come back from a "
                 f"checkpoint; use offload: cpu, or remove {folder.parent} to begin anew"
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from models.errors import RayconteurError
 from models.files import cache_folder
 
 
@@ -21,7 +22,7 @@ def check_build_tools() -> None:
         ("ninja", "run: pip install ninja"),
     ):
         if shutil.which(program, path=_search_path()) is None:
-            raise ValueError(
+            raise RayconteurError(
                 f"train: DeepSpeed builds a small C++ operator on its first use on a CPU and needs {program}, "
                 f"which is not on this machine; {fix}"
             )
@@ -32,7 +33,7 @@ def check_file_offload() -> None:
     from deepspeed.accelerator import get_accelerator
 
     if not get_accelerator().create_op_builder("AsyncIOBuilder").is_compatible(verbose=False):
-        raise ValueError(
+        raise RayconteurError(
             "train.zero.offload: nvme needs libaio, which is not on this machine; install it "
             "(Debian: apt-get install libaio-dev), or use offload: cpu"
         )

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from models.errors import RayconteurError
 from models.packing import PackedBatch, StepPlan
 from models.training.engine import Sums, TrainingEngine
 
@@ -59,7 +60,7 @@ class Progress:
     """what else the objective says of the step"""
 
 
-class TrainingDiverged(ValueError):
+class TrainingDiverged(RayconteurError):
     """Too many steps could not be applied."""
 
     def __init__(self, message: str, rows: list[int]) -> None:

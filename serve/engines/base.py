@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 from uuid import uuid4
 
+from models.errors import RayconteurError
 from serve.protocol.responses import FinishReason
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -27,7 +28,7 @@ DEFAULT_MAX_ACTIVE = {"torch": 32, "openvino": 32, "vllm": 256}
 DEFAULT_MAX_STALL_SECONDS = 1.0
 
 
-class Unfollowable(ValueError):
+class Unfollowable(RayconteurError):
     """A reply has come to where its grammar takes too much to follow, or allows nothing."""
 
 

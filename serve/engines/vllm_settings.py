@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from models.errors import RayconteurError
 from serve.engines.base import GenerationRequest, Precision
 
 # Of a part of a GPU. Of a whole one vLLM takes 0.92 by itself; the replicas on one must leave room for each other.
@@ -69,7 +70,7 @@ def check_heads(release_folder: Path | str, num_gpus: float) -> None:
     heads, parts = config.get("num_attention_heads") or config.get("n_head"), int(num_gpus)
     if parts > 1 and heads is not None and heads % parts:
         fitting = ", ".join(str(count) for count in range(1, parts) if heads % count == 0)
-        raise ValueError(
+        raise RayconteurError(
             f"serve.gpus_per_replica: the model has {heads} attention heads, which {parts} GPUs cannot share evenly; "
             f"take {fitting}, or more replicas"
         )
@@ -101,10 +102,10 @@ def _rank(name: str, folder: str) -> int:
     try:
         config = json.loads((Path(folder) / "adapter_config.json").read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"adapter {name!r}: {folder} is no PEFT adapter: {error}") from error
+        raise RayconteurError(f"adapter {name!r}: {folder} is no PEFT adapter: {error}") from error
     if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
-        raise ValueError(f"adapter {name!r}: vLLM serves LoRA alone, without DoRA and modules_to_save")
+        raise RayconteurError(f"adapter {name!r}: vLLM serves LoRA alone, without DoRA and modules_to_save")
     rank = max(map(int, [config["r"], *config.get("rank_pattern", {}).values()]))
     if rank > _RANKS[-1]:
-        raise ValueError(f"adapter {name!r}: its rank is {rank}; vLLM serves {_RANKS[-1]} at most")
+        raise RayconteurError(f"adapter {name!r}: its rank is {rank}; vLLM serves {_RANKS[-1]} at most")
     return rank

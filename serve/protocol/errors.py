@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from models.errors import RayconteurError
 from serve.protocol.base import BRANCH
 from serve.protocol.responses import Error, ErrorBody
 
@@ -19,7 +20,7 @@ LOST = "rayconteur-lost"
 """header of an answer that says: this replica's engine is gone, ask another one. "before" the request, or "in" it"""
 
 
-class ApiError(ValueError):
+class ApiError(RayconteurError):
     """A request that gets an error answer; `param` names the field at fault, `kind` the type if not the status'."""
 
     def __init__(

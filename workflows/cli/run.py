@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from models.errors import RayconteurError
 from workflows.cli.options import open_pipeline
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class _LazyConnection:
             from workflows.training.foresight import troubles
 
             if found := troubles(self._spec):
-                raise ValueError("\n".join(found))
+                raise RayconteurError("\n".join(found))
         from workflows.cluster.connection import Connection
         from workflows.cluster.workers import check_fits
 

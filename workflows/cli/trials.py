@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from models.errors import RayconteurError
 from workflows.cli.options import open_pipeline, options
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ def find_search(spec: "PipelineSpec", store: "Store", run_name: str | None) -> "
     key = stage["key"] if stage else _key_in_progress(spec, store, record)
     search = read_search(store, key)
     if search is None:
-        raise ValueError(f"trials: the search of run {record['run']} has not begun; rayconteur tune goes on with it")
+        raise RayconteurError(
+            f"trials: the search of run {record['run']} has not begun; rayconteur tune goes on with it"
+        )
     return search
 
 
@@ -59,11 +62,11 @@ def _key_in_progress(spec: "PipelineSpec", store: "Store", record: dict[str, Any
     now = json.loads(without_secrets(spec.model_dump_json()))
     changed = [name for name in _DECIDE_THE_SEARCH if now.get(name) != record["spec"].get(name)]
     if changed:
-        raise ValueError(
+        raise RayconteurError(
             f"trials: run {record['run']} did not complete a search, and {', '.join(changed)} of the pipeline file "
             "differs from what it ran with; give the same --set, or name another run with --run"
         )
     state = next((state for state in examine(spec, store) if state.stage.name == "tune"), None)
     if state is None:
-        raise ValueError(f"trials: pipeline {spec.name} has no section tune, so its runs have no search")
+        raise RayconteurError(f"trials: pipeline {spec.name} has no section tune, so its runs have no search")
     return state.key

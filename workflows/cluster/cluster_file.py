@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from models.errors import RayconteurError
 from workflows.spec.section import Section
 
 _Positive = Annotated[float, Field(gt=0.0)] | None
@@ -23,7 +24,7 @@ _SPOT = ("ray.io/market-type", "spot")
 _INSIDE = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec"), "RayService": ("spec", "rayClusterConfig")}
 
 
-class ClusterFileError(ValueError):
+class ClusterFileError(RayconteurError):
     """A cluster file that cannot be read."""
 
 

@@ -3,11 +3,13 @@
 import errno
 import re
 
+from models.errors import RayconteurError
+
 # What Ray Data puts behind the words of an error.
 _RETRIED = re.compile(r"\nFailed to .* after \d+/\d+ attempts.*", re.S)
 
 
-class ClusterError(ValueError):
+class ClusterError(RayconteurError):
     """A cluster that cannot be reached or lacks what a stage asks for."""
 
 

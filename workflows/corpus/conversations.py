@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from models.chat.form import Conversation, Message
 from models.chat.messages import SameRole
+from workflows.corpus.errors import UnusableLine
 from workflows.corpus.layouts import (
     LISTS,
     PROMPTS,
@@ -44,7 +45,7 @@ def _as_value_error(parse: Callable[Given, Found]) -> Callable[Given, Found]:
         try:
             return parse(*args, **kwargs)
         except RecursionError:
-            raise ValueError("nested too deeply to be read") from None
+            raise UnusableLine("nested too deeply to be read") from None
 
     return parse_or_refuse
 
@@ -59,13 +60,15 @@ def parse_conversation(
     if judged == _JUDGED and _label_of(record) is None:
         judged = None  # another kind of label
     if judged and not any(record.get(name) for name in LISTS):
-        raise ValueError(f"{judged}, and no conversation; train.objective {_FOR[judged]} learns from it")
+        raise UnusableLine(f"{judged}, and no conversation; train.objective {_FOR[judged]} learns from it")
     turns = turns_in(record, fields)
     if turns is None:
         turns = _unknown(record, fields)
     found = conversation_of(record, turns, same_role)
     if judged and found.messages[-1]["role"] != "assistant":
-        raise ValueError(f"{judged}, and no conversation with a reply; train.objective {_FOR[judged]} learns from it")
+        raise UnusableLine(
+            f"{judged}, and no conversation with a reply; train.objective {_FOR[judged]} learns from it"
+        )
     return found
 
 
@@ -80,16 +83,18 @@ def parse_pair(
     """
     record = _as_pair(renamed(_record_of(line), fields))
     if _judged_layout(record) != _PAIR:
-        raise ValueError(f"not {_PAIR}, which this train.objective learns from; found {_keys(record)}")
+        raise UnusableLine(f"not {_PAIR}, which this train.objective learns from; found {_keys(record)}")
     first, second = (_with_prompt(record, name, fields, same_role) for name in ("chosen", "rejected"))
     chosen, rejected = first.messages, second.messages
     for index, (one, other) in enumerate(zip(chosen[:-1], rejected[:-1], strict=False)):
         if one != other:
-            raise ValueError(f"`chosen` and `rejected` differ in message {index}, before the last reply")
+            raise UnusableLine(f"`chosen` and `rejected` differ in message {index}, before the last reply")
     if len(chosen) != len(rejected):
-        raise ValueError(f"`chosen` ends with message {len(chosen) - 1}, `rejected` with message {len(rejected) - 1}")
+        raise UnusableLine(
+            f"`chosen` ends with message {len(chosen) - 1}, `rejected` with message {len(rejected) - 1}"
+        )
     if _stripped(chosen[-1]) == _stripped(rejected[-1]):
-        raise ValueError("`chosen` and `rejected` are the same reply")
+        raise UnusableLine("`chosen` and `rejected` are the same reply")
     return first, second
 
 
@@ -104,10 +109,10 @@ def parse_judged(
     """
     record = renamed(_record_of(line), fields)
     if _judged_layout(record) != _JUDGED and not ("label" in record and any(record.get(name) for name in LISTS)):
-        raise ValueError(f"not {_JUDGED}, which train.objective kto learns from; found {_keys(record)}")
+        raise UnusableLine(f"not {_JUDGED}, which train.objective kto learns from; found {_keys(record)}")
     label = _label_of(record)
     if label is None:
-        raise ValueError(f"`label` is {record['label']!r}; it must be true or false")
+        raise UnusableLine(f"`label` is {record['label']!r}; it must be true or false")
     name = "completion" if "completion" in record else None
     return _with_prompt(record, name, fields, same_role), label
 
@@ -187,9 +192,9 @@ def _with_prompt(
     found = conversation_of(record, turns, same_role)
     last = found.messages[-1]
     if last["role"] != "assistant" or len(found.messages) == 1:
-        raise ValueError(f"`{name or listed}` does not end in an assistant's reply to somebody")
+        raise UnusableLine(f"`{name or listed}` does not end in an assistant's reply to somebody")
     if last.get("train") is False:
-        raise ValueError(f"`{name or listed}` ends in a reply that is not to be learned (`weight`, `train`)")
+        raise UnusableLine(f"`{name or listed}` ends in a reply that is not to be learned (`weight`, `train`)")
     return found
 
 
@@ -199,11 +204,11 @@ def _unknown(record: dict[str, Any], fields: Mapping[str, str]) -> list[Any]:
     if listed is not None:
         return turns_of(record[listed], listed, fields)
     if "text" in record and not any(name in record for name in (*PROMPTS, *REPLIES)):
-        raise ValueError(
+        raise UnusableLine(
             "unknown layout: `text` is one text and no conversation; write `prompt` and `completion`, or `messages`, "
             f"so that it is known what a model is to say; found {_keys(record)}"
         )
-    raise ValueError(
+    raise UnusableLine(
         f"unknown layout: no list of messages (`messages`, `conversations`, ...), and not both a prompt "
         f"(`prompt`, `instruction`, ...) and its reply (`completion`, `output`, ...); found {_keys(record)}; name "
         "your keys in data.fields, as in {prompt: your_key, completion: your_other_key}"
@@ -215,13 +220,13 @@ def _record_of(line: bytes) -> dict[str, Any]:
         # As text: of bytes, json guesses the encoding, and takes half of UTF-16 for characters of UTF-8.
         record = json.loads(line.decode().removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: {error}") from None
+        raise UnusableLine(f"not UTF-8: {error}") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from None
+        raise UnusableLine(f"not JSON: {error}") from None
     if isinstance(record, list):
-        raise ValueError("a JSON array; write one conversation as an object on each line")
+        raise UnusableLine("a JSON array; write one conversation as an object on each line")
     if not isinstance(record, dict):
-        raise ValueError("not a JSON object")
+        raise UnusableLine("not a JSON object")
     return record
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from models.chat import Conversation, EncodedConversation, Message, common_prompt, encode_conversation
 from models.chat.renderer import renderer_of
 from workflows.corpus.conversations import parse_conversation, parse_judged, parse_pair
+from workflows.corpus.errors import UnusableLine
 from workflows.corpus.split import side_of, split_key
 from workflows.spec import DataSpec
 
@@ -59,7 +60,7 @@ class Encoding:
         judged, desirable = parse_judged(text, fields, same_role)
         judged = self._thought(judged)
         if not mismatched:
-            raise ValueError("no other prompt and reply near this line, which KTO's reference point needs")
+            raise UnusableLine("no other prompt and reply near this line, which KTO's reference point needs")
         reply: Message = {"role": "assistant", "content": mismatched}
         return judged, Conversation([*judged.messages[:-1], reply], judged.tools), desirable
 
@@ -80,7 +81,7 @@ class Encoding:
         if not any(found.supervised[1:]):
             turn = "last reply" if last_reply_only else "assistant turn"
             where = f"within the first {data.max_length} tokens (data.max_length)" if found.is_cut else "in it"
-            raise ValueError(f"nothing to learn: no {turn} {where}")
+            raise UnusableLine(f"nothing to learn: no {turn} {where}")
         return found
 
 

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from models.chat.form import Conversation, Message, is_blank, kind_of
 from models.chat.messages import SameRole, joined_messages, normal_messages, normal_tools
 from models.chat.turn import role_of, squashed
+from workflows.corpus.errors import UnusableLine
 from workflows.corpus.turns import turns_of, written_turns, written_value
 from workflows.spec.data import FieldName
 
@@ -45,7 +46,7 @@ def renamed(record: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]
     if not fields:
         return record
     if unknown := [name for name in fields if name not in FIELDS]:
-        raise ValueError(f"data.fields has the unknown name {unknown[0]!r}; known are {', '.join(FIELDS)}")
+        raise UnusableLine(f"data.fields has the unknown name {unknown[0]!r}; known are {', '.join(FIELDS)}")
     mapped = [name for name in FIELDS if name in fields and fields[name] in record]
     dropped = {fields[name] for name in mapped} | {other for name in mapped for other in _kin(name)}
     kept = {key: value for key, value in record.items() if key not in dropped}
@@ -98,7 +99,7 @@ def reply_in(record: dict[str, Any], name: str | None, fields: Mapping[str, str]
     if not added:
         return reply
     if len(reply) > 1 or name in ("chosen", "rejected"):
-        raise ValueError(
+        raise UnusableLine(
             f"`{next(iter(added))}` stands beside `{name}`; write it into the message that it belongs to"
         )
     return [{**added, **reply[0]}]
@@ -120,7 +121,7 @@ def check_prompt_is_in(record: dict[str, Any], name: str, turns: list[Any]) -> N
         asked = asked or (value if isinstance(value, list) else [value])
         spoken = [turn.get("content", turn.get("value")) if isinstance(turn, dict) else turn for turn in asked]
         if not all(" ".join(text.split()) in said for text in _texts_in(spoken)):
-            raise ValueError(
+            raise UnusableLine(
                 f"`{key}` stands beside `{name}`, which does not say it; write it into a message, map it in "
                 f"data.fields, as in {{system: {key}}}, or say there that `{name}` is all: {{messages: {name}}}"
             )
@@ -137,9 +138,11 @@ def _texts_in(value: Any) -> list[str]:
 def answered(prompt: list[Any] | None, reply: list[Any], name: str) -> list[Any]:
     """The reply after its prompt."""
     if prompt is None:
-        raise ValueError(f"`{name}` has no prompt; give `prompt` (text or messages) or `messages`")
+        raise UnusableLine(f"`{name}` has no prompt; give `prompt` (text or messages) or `messages`")
     if prompt and role_of(prompt[-1]) == role_of(reply[0]) == "assistant":
-        raise ValueError(f"`{name}` answers nobody: its prompt ends with message {len(prompt) - 1} of the assistant")
+        raise UnusableLine(
+            f"`{name}` answers nobody: its prompt ends with message {len(prompt) - 1} of the assistant"
+        )
     return [*prompt, *reply]
 
 
@@ -163,7 +166,7 @@ def list_name(record: dict[str, Any], fields: Mapping[str, str]) -> str | None:
         first, *others = [_turns_or_none(record[name], name, fields) for name in names]
         for name, turns in zip(names[1:], others, strict=True):
             if first is None or turns is None or not _are_alike(first, turns):
-                raise ValueError(
+                raise UnusableLine(
                     f"`{names[0]}` and `{name}` may each be the conversation; say which in data.fields, as in "
                     f"{{messages: {names[0]}}}"
                 )
@@ -197,7 +200,7 @@ def _the_one(record: dict[str, Any], names: tuple[str, ...], ours: str, what: st
     if len(found) > 1:
         found = [name for name in found if name not in _WEAK] or found
     if len(found) > 1:
-        raise ValueError(
+        raise UnusableLine(
             f"{' and '.join(f'`{name}`' for name in found)} may each be the {what}; say which in data.fields, as in "
             f"{{{ours}: {found[0]}}}"
         )
@@ -209,7 +212,7 @@ def _texts_or_turns(value: Any, name: str, role: str, fields: Mapping[str, str])
         value = [value]
     if isinstance(value, list):
         if not value or not all(isinstance(it, dict) for it in value):
-            raise ValueError(f"`{name}` is neither text nor a list of messages")
+            raise UnusableLine(f"`{name}` is neither text nor a list of messages")
         return turns_of(value, name, fields)
     text = _text(value, name)
     if (turns := written_turns(text)) is not None:
@@ -223,7 +226,7 @@ def _text(value: Any, name: str) -> str:
     words = (
         "; write it as text: its digits, or the number of a choice, are not known here" if _is_number(value) else ""
     )
-    raise ValueError(f"`{name}` is {kind_of(value)}, neither text nor a list of messages{words}")
+    raise UnusableLine(f"`{name}` is {kind_of(value)}, neither text nor a list of messages{words}")
 
 
 def _is_number(value: Any) -> bool:
@@ -244,14 +247,14 @@ def _check_beside(record: dict[str, Any], name: str, turns: list[Any]) -> None:
     for key in (*_OF_REPLY, "history"):
         value = record.get(key)
         if not _is_empty(value) and not _is_switch(value) and not any(str(value).strip() in text for text in said):
-            raise ValueError(
+            raise UnusableLine(
                 f"`{key}` stands beside `{name}`; write it into the turn that it belongs to, or say in data.fields "
                 f"that `{name}` is all: {{messages: {name}}}"
             )
     check_prompt_is_in(record, name, turns)
     reply = next((key for key in REPLIES if not _is_empty(record.get(key))), None)
     if reply and turns and role_of(turns[-1]) != "assistant":
-        raise ValueError(
+        raise UnusableLine(
             f"`{name}` has no last reply, and `{reply}` stands beside it; if it is this reply, say in data.fields "
             f"{{prompt: {name}, completion: {reply}}}"
         )
@@ -261,7 +264,7 @@ def _check_spelling(record: dict[str, Any]) -> None:
     for key, value in record.items():
         meant = _meant(key)
         if meant is not None and key not in _COUNTING and not _is_empty(value):
-            raise ValueError(f"`{key}` of the record is not known; call it `{meant}`, or map it in data.fields")
+            raise UnusableLine(f"`{key}` of the record is not known; call it `{meant}`, or map it in data.fields")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -276,10 +279,10 @@ def _check_outer(record: dict[str, Any], messages: list[Message]) -> None:
         if isinstance(value, str) and any(value.strip() in message["content"] for message in messages):
             continue  # said already, or blank
         if not _is_empty(value):
-            raise ValueError(f"`{key}` of the record is not empty: {words.format(key)}")
+            raise UnusableLine(f"`{key}` of the record is not empty: {words.format(key)}")
     weight = record.get("weight")
     if weight is not None and str(weight) not in ("1", "1.0", "True"):
-        raise ValueError(
+        raise UnusableLine(
             f"`weight` of the record is {kind_of(weight)}; a whole record is learned (1) or left out of the file; of "
             "one reply, `weight` or `train` of its message says whether it is learned"
         )
@@ -291,11 +294,11 @@ def _with_system(record: dict[str, Any], messages: list[Message], same_role: Sam
         return messages
     name, value = found[0]
     if any(other != value for _, other in found):
-        raise ValueError(f"{' and '.join(f'`{it}`' for it, _ in found)} are different texts; leave one out")
+        raise UnusableLine(f"{' and '.join(f'`{it}`' for it, _ in found)} are different texts; leave one out")
     try:
         [system] = normal_messages([{"role": "system", "content": value}])
     except ValueError as error:
-        raise ValueError(f"`{name}` of the record: {error}") from None
+        raise UnusableLine(f"`{name}` of the record: {error}") from None
     first = messages[0]
     if first["role"] != "system":
         return [system, *messages]
@@ -303,14 +306,16 @@ def _with_system(record: dict[str, Any], messages: list[Message], same_role: Sam
         return messages
     joined = joined_messages(system, first) if same_role == "merge" else None
     if joined is None:
-        raise ValueError(f"`{name}` of the record and message 0 are both system texts, and different; leave one out")
+        raise UnusableLine(
+            f"`{name}` of the record and message 0 are both system texts, and different; leave one out"
+        )
     return [joined, *messages[1:]]
 
 
 def _tools(record: dict[str, Any]) -> list[dict[str, Any]] | None:
     tools, functions = (normal_tools(_listed(record.get(key))) for key in ("tools", "functions"))
     if tools and functions and tools != functions:
-        raise ValueError("`tools` and `functions` of the record are different; leave one out")
+        raise UnusableLine("`tools` and `functions` of the record are different; leave one out")
     return tools or functions
 
 

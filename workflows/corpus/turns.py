@@ -10,6 +10,7 @@ from typing import Any
 
 from models.chat.form import is_blank, kind_of, read_json
 from models.chat.turn import SPEAKERS
+from workflows.corpus.errors import UnusableLine
 
 FIELDS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "train")
 _SPEAKERS = ("role", "from", "speaker", "sender", "author")
@@ -37,7 +38,7 @@ def turns_of(value: Any, name: str, fields: Mapping[str, str] = _NO_FIELDS) -> l
     if isinstance(value, dict):
         value = _rows_of(value, name)
     if not isinstance(value, list):
-        raise ValueError(f"`{name}` is not a list of turns but {kind_of(value)}")
+        raise UnusableLine(f"`{name}` is not a list of turns but {kind_of(value)}")
     renames = [(ours, fields[ours]) for ours in FIELDS if ours in fields]
     turns: list[Any] = []
     for index, turn in enumerate(value):
@@ -96,14 +97,16 @@ def _read(text: str, name: str) -> Any:
     try:
         return written_value(text)
     except ValueError as error:
-        raise ValueError(f"`{name}` is a text, and {error}; it must be a list of turns") from None
+        raise UnusableLine(f"`{name}` is a text, and {error}; it must be a list of turns") from None
 
 
 def _rows_of(value: dict[str, Any], name: str) -> Any:
     """A table's way of writing turns, {"role": [...], "content": [...]}, as one object a turn."""
     sizes = {len(column) if isinstance(column, list) else -1 for column in value.values()}
     if len(sizes) != 1 or -1 in sizes:
-        raise ValueError(f"`{name}` is not a list of turns but an object with {', '.join(map(str, list(value)[:8]))}")
+        raise UnusableLine(
+            f"`{name}` is not a list of turns but an object with {', '.join(map(str, list(value)[:8]))}"
+        )
     return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
 
 
@@ -117,12 +120,12 @@ def _turns_at(turn: Any, index: int, name: str, renames: list[tuple[str, str]]) 
     if isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(it, str | None) for it in turn):
         return _question_and_answer(*turn)
     if isinstance(turn, str):
-        raise ValueError(
+        raise UnusableLine(
             f"turn {index} of `{name}` is a text without a speaker; write turns as "
             '{"role": "user", "content": ...} and {"role": "assistant", "content": ...}'
         )
     if not isinstance(turn, dict):
-        raise ValueError(
+        raise UnusableLine(
             f"turn {index} of `{name}` is {kind_of(turn)}, not an object with a role and a text, nor a pair of texts "
             "(a question and its answer)"
         )
@@ -148,19 +151,19 @@ def _spoken(turn: dict[str, Any], index: int, name: str) -> dict[str, Any]:
     """The turn with its speaker as `role` and its text as `content`."""
     speakers = [key for key in _SPEAKERS if turn.get(key) is not None]
     if not speakers:
-        raise ValueError(
+        raise UnusableLine(
             f"turn {index} of `{name}` has no role: none of {', '.join(_SPEAKERS)}; found {_keys(turn)}; map it in "
             "data.fields, as in {role: your_key, content: your_other_key}"
         )
     texts = [key for key in _TEXTS if turn.get(key) is not None]
     said = [turn[key] for key in texts if not (isinstance(turn[key], str) and is_blank(turn[key]))]
     if any(other != said[0] for other in said[1:]):
-        raise ValueError(
+        raise UnusableLine(
             f"turn {index} of `{name}` has different texts in {' and '.join(f'`{key}`' for key in texts)}; say which "
             f"counts in data.fields, as in {{content: {texts[0]}}}"
         )
     if not texts and _rest_is_unknown(turn):
-        raise ValueError(
+        raise UnusableLine(
             f"turn {index} of `{name}` has no text: none of {', '.join(_TEXTS)}; found {_keys(turn)}; map it in "
             "data.fields, as in {content: your_key}"
         )

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator
 
 from pydantic import BaseModel, ConfigDict
 
+from models.errors import RayconteurError
 from serve.access.api_keys import NAME_PATTERN, ApiKey, make_key
 from workflows.store import Store, StoreError
 
 
-class UnusableKey(ValueError):
+class UnusableKey(RayconteurError):
     """A key that cannot be made or revoked."""
 
 

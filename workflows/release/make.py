@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.errors import RayconteurError
 from models.trees import COLUMNS, sequences_of
 from workflows.corpus.new_model import discriminator_base
 from workflows.spec import PipelineSpec
@@ -86,9 +87,9 @@ def _export(spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[str, "
         forms |= _exports(spec, folder, probe)
         return "exported"
     if spec.serve.engine == "openvino":
-        raise ValueError(f"serve.engine: openvino cannot serve this model: {refusal}; take auto or torch")
+        raise RayconteurError(f"serve.engine: openvino cannot serve this model: {refusal}; take auto or torch")
     if spec.optimize.is_rounded and not spec.optimize.targets:
-        raise ValueError(
+        raise RayconteurError(
             f"optimize.weights: {weights} needs an OpenVINO export or a target, and there is none: {refusal}; "
             "take bf16"
         )

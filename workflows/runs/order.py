@@ -65,9 +65,8 @@ def _evaluate_settings(spec: PipelineSpec) -> dict[str, Any]:
 
 def _fingerprint_of(field: str, uri: str) -> str:
     """What a file that the spec names has in it; raises StageFailed with the field's name."""
-    filesystem, path = open_uri(uri, patient=False)
     try:
-        return fingerprint(filesystem, path)
+        return fingerprint(*open_uri(uri, patient=False))
     except (OSError, pa.ArrowException) as error:
         raise StageFailed(f"{field}: cannot read {without_secrets(uri)}: {error}") from error
 

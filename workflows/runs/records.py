@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from models.errors import RayconteurError
 from workflows.progress import duration
 from workflows.store import Store
 
@@ -40,7 +41,7 @@ def find_run(command: str, store: Store, pipeline: str, run: str | None) -> dict
     """The record of a run, of the pipeline's last one if `run` is None; raises ValueError in the command's name."""
     records = [record for record in store.runs() if record["pipeline"] == pipeline]
     if not records:
-        raise ValueError(
+        raise RayconteurError(
             f"{command}: the store {store.uri} has no runs of pipeline {pipeline}; rayconteur run makes one"
         )
     if run is None:
@@ -48,5 +49,5 @@ def find_run(command: str, store: Store, pipeline: str, run: str | None) -> dict
     found = next((record for record in records if record["run"] == run), None)
     if found is None:
         known = ", ".join(record["run"] for record in records[-5:])
-        raise ValueError(f"{command}: there is no run {run!r} of pipeline {pipeline}; the last ones are {known}")
+        raise RayconteurError(f"{command}: there is no run {run!r} of pipeline {pipeline}; the last ones are {known}")
     return found

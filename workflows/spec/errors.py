@@ -1,7 +1,8 @@
 """Mistakes in a pipeline file, all of them at once, each with its line and field."""
 
 from dataclasses import dataclass
-from typing import Any
+
+from models.errors import RayconteurError
 
 Location = tuple[str | int, ...]
 
@@ -18,15 +19,12 @@ class SpecProblem:
         return f"{self.where}: {self.field}: {self.problem}" if self.field else f"{self.where}: {self.problem}"
 
 
-class SpecError(ValueError):
+class SpecError(RayconteurError):
     """A pipeline file that cannot be used; `problems` has every mistake in it."""
 
     def __init__(self, problems: list[SpecProblem]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = problems
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.problems,)
 
 
 def dotted(location: Location) -> str:

@@ -32,6 +32,7 @@ from workflows.cluster.board import watching
 from workflows.corpus.chat_tokenizer import chat_tokenizer, read_template, template_notes
 from workflows.corpus.conversations import mismatched_replies
 from workflows.corpus.encoding import Encoding
+from workflows.corpus.errors import UnusableLine
 from workflows.corpus.files.formats import records
 from workflows.corpus.files.sources import PACKED, SourceFile, source_files
 from workflows.corpus.files.text import Record
@@ -211,7 +212,7 @@ def _encode_lines(
         row: dict[str, Any] = {"source": source, "line": line, "num_tokens": 0, "num_targets": 0, "truncated": False}
         try:
             if unread:
-                raise ValueError(unread)
+                raise UnusableLine(unread)
             row |= encoding.row(text, mismatched)
         except ReplyCut as error:
             raise StageFailed(

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from models.errors import RayconteurError
+
 _TRACKING_URI = "MLFLOW_TRACKING_URI"
 _TITLES = {
     "loss": "training loss, nats",
@@ -90,7 +92,7 @@ def _write_events(lines: list[dict[str, Any]], folder: Path) -> None:
 def check_mlflow() -> None:
     """Raise ValueError where MLflow's variable is set and MLflow is not there, before anything is trained."""
     if os.environ.get(_TRACKING_URI) and importlib.util.find_spec("mlflow") is None:
-        raise ValueError(
+        raise RayconteurError(
             f"{_TRACKING_URI} is set, and the package mlflow is not installed; "
             "run: pip install 'rayconteur[mlflow]', or unset the variable"
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from models.base.load import known_folder
 from models.base.new_tokens import tokens_without_rows
 from models.base.sizes import describe
+from models.errors import RayconteurError
 from models.training.deepspeed_config import deepspeed_config
 from models.training.deepspeed_names import mistakes
 from workflows.corpus.chat_tokenizer import chat_tokenizer
@@ -42,12 +43,12 @@ def troubles_of_model(spec: PipelineSpec, folder: Path) -> list[str]:
 def check_worker(spec: PipelineSpec, folder: Path, splits: Sequence["Examples"]) -> None:
     """Raise ValueError for troubles of the model, and for tokens in the corpus that it has no embedding for."""
     if found := troubles_of_model(spec, folder):
-        raise ValueError("\n".join(found))
+        raise RayconteurError("\n".join(found))
     rows = describe(folder)["vocab_size"]
     largest = max(split.largest_token() for split in splits)
     if largest >= rows and not spec.data.new_tokens:
         name = chat_tokenizer(spec).convert_ids_to_tokens(largest)
-        raise ValueError(
+        raise RayconteurError(
             f"base_model: the corpus has the token {name!r} ({largest}), and the model embeddings for {rows} tokens; "
             "name it in data.new_tokens, so that it gets one that is trained"
         )

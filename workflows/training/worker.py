@@ -20,6 +20,7 @@ from models.base.new_tokens import fit_embeddings
 from models.base.precision import dtype_of, faster_precision
 from models.base.reuse import BaseModels
 from models.chat import end_token_ids
+from models.errors import RayconteurError
 from models.kernels.attention import PACKED_ATTENTION
 from models.kernels.flops import StepOperations, matrix_product_rate
 from models.kernels.liger import use_liger
@@ -188,7 +189,7 @@ class TrainWorker:
                 if pair is not None:
                     pair.play(leaving)
             except TrainingDiverged as error:
-                raise ValueError(f"{error}: {_places(rows, error.rows, spec)}") from error
+                raise RayconteurError(f"{error}: {_places(rows, error.rows, spec)}") from error
             finally:
                 if pair is not None:
                     pair.close()

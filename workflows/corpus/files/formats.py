@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from models.errors import RayconteurError
 from workflows.corpus.files.hub import located
 from workflows.corpus.files.sources import SourceFile
 from workflows.corpus.files.tables import arrow_file, arrow_stream, parquet
@@ -60,7 +61,7 @@ _FOREIGN = (
 )
 
 
-class UnreadableFile(ValueError):
+class UnreadableFile(RayconteurError):
     """A file that cannot be read, or not to its end; the text names the field, the file and the fix."""
 
 

@@ -3,13 +3,15 @@
 import json
 from typing import Any
 
+from models.errors import RayconteurError
+
 STATE = "state.json"
 """in the folder of a Dataset: its data files in order"""
 SPLITS = "dataset_dict.json"
 """in the folder of a DatasetDict: the names of its splits, each a folder of a Dataset"""
 
 
-class WrongSource(ValueError):
+class WrongSource(RayconteurError):
     """A source that cannot be read as asked; the text begins with the wrong field's name in the source."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 
+from models.errors import RayconteurError
 from models.files import open_uri
 from workflows.corpus.files.hub import hub_files, is_hub, names_of_split
 from workflows.corpus.files.saved_datasets import SPLITS, STATE, WrongSource, saved_files, splits_of
@@ -27,7 +28,7 @@ _ENDINGS = tuple(plain + packed for plain in _PLAIN for packed in ("", *PACKED))
 _NOT_DATA = (STATE, SPLITS, "dataset_info.json", "dataset_infos.json")
 
 
-class SourceError(ValueError):
+class SourceError(RayconteurError):
     """A source that cannot be found or listed; the text names its field."""
 
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from models.errors import RayconteurError
+
 MAX_BYTES = 64 << 20
 """of one conversation; what is longer is set aside, and is not held in memory"""
 EXCERPT_BYTES = 800
@@ -26,7 +28,7 @@ class Record(NamedTuple):
     """why it cannot be read"""
 
 
-class Refused(ValueError):
+class Refused(RayconteurError):
     """A file that is not read at all; the text goes on after its name."""
 
 

@@ -1,0 +1,50 @@
+"""What a user did, as an exception: its text is all that they need."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+class RayconteurError(ValueError):
+    """A mistake that the user can mend: the command line prints its text and nothing else.
+
+    The text names the field or the file and line, what was found, the rule and the fix. Any other exception is a
+    mistake of ours: the command line keeps its traceback in a file and prints the path.
+
+    All of them, which tests/unit/test_errors.py compares with the classes that there are:
+
+        RayconteurError
+            ApiError
+            BaseModelError
+            CannotBeTrained
+            ChatTemplateError
+            ClusterError
+                UnknownJob
+            ClusterFileError
+            EndpointError
+            MessageError
+            NoSmallModel
+            Refused
+            ReplyCut
+            SourceError
+            SpecError
+            StageFailed
+                GateFailed
+            StoreError
+            TooLarge
+            TrainingDiverged
+            Unfollowable
+            UnreadableFile
+            UnusableKey
+            UnusableLine
+            WrongSource
+    """
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """By its fields: else a process that reads it would call `__init__` with the text alone."""
+        return _restored, (type(self), self.args), self.__dict__
+
+
+def _restored(kind: type[BaseException], arguments: tuple[Any, ...]) -> BaseException:
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    return error

@@ -1,0 +1,84 @@
+"""The errors of this project: one tree of what users did, whole after a trip between processes."""
+
+import ast
+import importlib
+import inspect
+import pickle
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.errors import RayconteurError
+
+ROOT = Path(__file__).parents[2]
+BUILTIN = {"Exception", "ValueError", "RuntimeError", "OSError"}
+
+# What those are made of that take more than a text.
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "ApiError": (429, "Too many requests.", "messages", "queue_full", {"Retry-After": "1"}),
+    "EndpointError": ("401: a key is needed", 401),
+    "Fault": ("content", "is empty"),
+    "MessageError": (3, "content", "message 3 (user) is empty"),
+    "SpecError": ([],),
+    "TrainingDiverged": ("train: the loss is nan", [3, 5]),
+}
+
+
+@cache
+def classes() -> dict[str, list[tuple[str, str]]]:
+    """All classes that we define, by name: in which modules, and the first one they derive from.
+
+    From the syntax: some modules import libraries that are not installed here.
+    """
+    found: dict[str, list[tuple[str, str]]] = {}
+    for package in ("models", "serve", "workflows"):
+        for file in sorted((ROOT / package).rglob("*.py")):
+            module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.ClassDef) and node.bases:
+                    base = ast.unparse(node.bases[0]).rpartition(".")[2]
+                    found.setdefault(node.name, []).append((module, base))
+    return found
+
+
+def base_of(name: str) -> str:
+    return classes()[name][0][1]
+
+
+def is_exception(name: str) -> bool:
+    return name in BUILTIN or (name in classes() and is_exception(base_of(name)))
+
+
+EXCEPTIONS = [name for name in classes() if is_exception(name)]
+
+
+def drawn(name: str, depth: int = 0) -> list[str]:
+    """The tree of a class as the docstring draws it."""
+    below = sorted(child for child in EXCEPTIONS if base_of(child) == name)
+    return [f"{'    ' * depth}{name}", *(line for child in below for line in drawn(child, depth + 1))]
+
+
+def test_the_docstring_draws_the_tree() -> None:
+    text = inspect.getdoc(RayconteurError) or ""
+    tree = text[text.index("    RayconteurError\n") :].splitlines()
+    names = [re.match(r" {4}( *\w+)", line) for line in tree]
+    assert [name[1] for name in names if name] == drawn("RayconteurError")
+
+
+def test_no_other_error_of_ours_is_a_value_error() -> None:
+    """Else the command line would keep a traceback of what a user did."""
+    assert [name for name in EXCEPTIONS if base_of(name) == "ValueError"] == ["RayconteurError"]
+
+
+@pytest.mark.parametrize("name", EXCEPTIONS)
+def test_an_error_survives_the_way_to_another_process(name: str) -> None:
+    [(module, _)] = classes()[name]  # one of this name
+    kind = getattr(importlib.import_module(module), name)
+    error = kind(*ARGUMENTS.get(name, ("data.sources: nothing found",)))
+    error.add_note("from a worker")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert (str(again), again.args, vars(again)) == (str(error), error.args, vars(error))
