@@ -381,6 +381,6 @@ def test_a_slow_reader_holds_its_stream_up_and_loses_nothing(before: Before, mon
 
 
 def test_lines_of_requests_are_written_without_anybodys_handler() -> None:
-    code = "from serve.api.request_log import logger, write_log; write_log(); write_log(); logger.info('a line')"
+    code = "from serve.log import logger, write_log; write_log(); write_log(); logger.info('a line')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "a line\n"

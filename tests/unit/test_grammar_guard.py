@@ -136,7 +136,7 @@ def test_a_compiler_that_ends_by_itself_ends_no_other(guard: GrammarGuard) -> No
 
 _DIES = """
 import asyncio, os, pickle, sys
-from serve.grammar_guard import GrammarGuard
+from serve.grammar.guard import GrammarGuard
 guard = GrammarGuard(pickle.loads(bytes.fromhex(sys.argv[1])))
 async def run():
     await guard.verdict('start: "a"')
