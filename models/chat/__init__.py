@@ -78,8 +78,9 @@ def encode_prompt(
     tools: list[Any] | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     continues: bool = False,
+    opens: bool = True,
 ) -> list[int]:
-    """Token ids of `messages` followed by the template's opening of an assistant turn.
+    """Token ids of `messages` followed by the template's opening of an assistant turn, if it `opens` one.
 
     `tools` are what a model may call, in OpenAI's form, for templates that tell it of them; `template_kwargs` further
     variables of the template. With `continues` the last message, an assistant's, is left open after its text, white
@@ -88,7 +89,7 @@ def encode_prompt(
     renderer = renderer_of(tokenizer)
     prepared = renderer.prepared(_as_taken(renderer, messages))
     if not continues:
-        return renderer.encoder.encode(renderer.prompt(prepared, tools, template_kwargs)).ids
+        return renderer.encoder.encode(renderer.prompt(prepared, tools, template_kwargs, opens)).ids
     said = messages[-1]["content"]
     text = renderer.begun(prepared, tools, template_kwargs) + said[len(said.rstrip()) :]
     return renderer.encoder.encode(text).ids

@@ -112,9 +112,11 @@ class Renderer:
         arguments = json.dumps(function["arguments"], ensure_ascii=False)
         return {**call, "function": {**function, "arguments": arguments}}
 
-    def prompt(self, messages: Prepared, tools: Any = None, variables: Mapping[str, Any] | None = None) -> str:
-        """The text of `messages`, and the opening of the assistant's next turn."""
-        text = self._template(tools).text(messages, self.guarded_tools(tools), True, **(variables or {}))
+    def prompt(
+        self, messages: Prepared, tools: Any = None, variables: Mapping[str, Any] | None = None, opens: bool = True
+    ) -> str:
+        """The text of `messages`, and with `opens` the opening of the assistant's next turn."""
+        text = self._template(tools).text(messages, self.guarded_tools(tools), opens, **(variables or {}))
         self.check_whole(messages, tools, text)
         return text
 

@@ -20,10 +20,10 @@ from serve.protocol.requests import TokenizeRequest
 from serve.protocol.responses import CompletionTokensDetails, Usage
 from serve.replies.prompt import PromptEncoder
 
-MOST_TEXTS = 2048
+MAX_TEXTS = 2048
 
 _Text = Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-_SEVERAL = Field(min_length=1, max_length=MOST_TEXTS)
+_SEVERAL = Field(min_length=1, max_length=MAX_TEXTS)
 
 
 def _is_text(value: Any) -> bool:
@@ -48,11 +48,11 @@ class EmbeddingsRequest(RequestModel):
     @classmethod
     def _texts_or_token_ids(cls, value: Any) -> Any:
         several = value if isinstance(value, list) and value and not isinstance(value[0], int) else [value]
-        if len(several) <= MOST_TEXTS and all(_is_text(text) for text in several):
+        if len(several) <= MAX_TEXTS and all(_is_text(text) for text in several):
             return value
         raise PydanticCustomError(
             "input", "Input should be a text, a list of token ids, or a list of up to {most} of these, none empty",
-            {"most": MOST_TEXTS},
+            {"most": MAX_TEXTS},
         )  # fmt: skip
 
     def texts(self) -> list[str | list[int]]:

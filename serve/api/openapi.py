@@ -19,7 +19,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from serve.access.bearer import OPEN_PATHS
 from serve.api.embeddings import Embeddings, EmbeddingsRequest
-from serve.api.small_routes import DetokenizedText, DetokenizeRequest, Version
+from serve.api.small_routes import DetokenizedText, DetokenizeRequest, InputTokens, Load, TokenizerInfo, Version
 from serve.protocol.errors import ApiError
 from serve.protocol.requests import ChatRequest, CompletionRequest, TokenizeRequest
 from serve.protocol.responses import (
@@ -47,8 +47,8 @@ _REQUESTS: list[type[BaseModel]] = [
 # Their unset fields are left out, so that a default is not there for certain.
 _CHUNKS: list[type[BaseModel]] = [ChatCompletionChunk, TextCompletionChunk]
 _WHOLE: list[type[BaseModel]] = [
-    ChatCompletion, DetokenizedText, Embeddings, ErrorBody, Health, Model, ModelList, ResponsesAnswer, ResponsesEvent,
-    TextCompletion, Tokens, Version,
+    ChatCompletion, DetokenizedText, Embeddings, ErrorBody, Health, InputTokens, Load, Model, ModelList,
+    ResponsesAnswer, ResponsesEvent, TextCompletion, TokenizerInfo, Tokens, Version,
 ]  # fmt: skip
 
 _MODES: list[tuple[type[BaseModel], JsonSchemaMode]] = [
@@ -173,6 +173,9 @@ EMBEDDINGS = _route({200: Embeddings}, reads=EmbeddingsRequest, refusals=_GENERA
 TOKENIZE = _route({200: Tokens}, reads=TokenizeRequest)
 DETOKENIZE = _route({200: DetokenizedText}, reads=DetokenizeRequest)
 VERSION = _route({200: Version})
+INPUT_TOKENS = _route({200: InputTokens}, reads=ResponsesRequest)
+LOAD = _route({200: Load})
+TOKENIZER = _route({200: TokenizerInfo})
 MODELS = _route({200: ModelList})
 MODEL = _route({200: Model}, refusals=(404,))
 HEALTH = _route({200: Health, 503: Health})

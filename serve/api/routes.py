@@ -23,7 +23,18 @@ from serve.api.admission import Admission
 from serve.api.chat_page import chat_page
 from serve.api.embeddings import EmbeddingsReply, EmbeddingsRequest, tokens_of_texts
 from serve.api.request_log import RequestLog
-from serve.api.small_routes import DetokenizedText, DetokenizeRequest, Version, detokenized, version_of
+from serve.api.small_routes import (
+    DetokenizedText,
+    DetokenizeRequest,
+    InputTokens,
+    Load,
+    TokenizerInfo,
+    Version,
+    detokenized,
+    load_of,
+    tokenizer_info,
+    version_of,
+)
 from serve.api.streams import stream_of, unless_departed
 from serve.api.watch import Watch
 from serve.engines.base import Engine, GenerationRequest
@@ -35,7 +46,7 @@ from serve.protocol.responses import Health, Model, ModelList, Tokens
 from serve.protocol.transport import MAX_BODY_BYTES
 from serve.replies.chat_reply import ChatReply
 from serve.replies.completion import Reply
-from serve.replies.generation import Generation
+from serve.replies.generation import Generation, Wishes
 from serve.replies.prompt import PromptEncoder
 from serve.replies.reranker import Reranker
 from serve.replies.text_reply import TextReply
@@ -94,8 +105,8 @@ def create_app(
     admission = Admission(engine.max_active + max_waiting)
     parents = {model_name: None, **dict.fromkeys(engine.adapters, model_name)}
     models_by_name = {
-        name: Model(id=name, created=int(time.time()), parent=parents[name], max_model_len=engine.max_positions)
-        for name in parents
+        name: Model(id=name, created=int(time.time()), root=name, parent=parent, max_model_len=engine.max_positions)
+        for name, parent in parents.items()
     }
     page, page_policy = chat_page()
 
@@ -117,6 +128,13 @@ def create_app(
         _refuse_other_model(body.model, models_by_name)
         chat = Translation(body)
         return await answer(partial(ResponsesReply, body, chat), request, *await encoded(encoder, body, chat))
+
+    @app.post("/v1/responses/input_tokens", **openapi.INPUT_TOKENS)
+    async def input_tokens(request: Request) -> InputTokens:
+        body = await _read(ResponsesRequest, request, max_body_bytes)
+        _refuse_other_model(body.model, models_by_name)
+        _, [wanted, *_] = await encoded(encoder, body, Translation(body))
+        return InputTokens(input_tokens=len(wanted.prompt_ids))
 
     async def answer(
         kind: Callable[..., Reply | ResponsesReply],
@@ -140,14 +158,14 @@ def create_app(
                 max_seconds,
                 TokenClock(metrics),
                 encoder.reading(body, each.prompt_ids),
-                bool(body.include_stop_str_in_output),
-                text,
+                _wishes(body, text),
             )
             for each, text in zip(wanted, encoder.echoes(body, wanted), strict=True)
         ]
         num_replies = body.num_replies()
         with_logprobs = body.num_logprobs() is not None
-        reply = kind(generations, body.model, num_replies, with_logprobs, choose, release_key or None)
+        told = (bool(body.return_token_ids), body.prompt_logprobs, body.calls_functions())
+        reply = kind(generations, body.model, num_replies, with_logprobs, choose, release_key or None, *told)
         if not engine.health().is_alive:
             raise ApiError(503, "The engine has stopped.", code="engine_lost", headers={LOST: "before"})
         await hold_tokens(request, wanted, num_replies)
@@ -174,7 +192,8 @@ def create_app(
         if body.model is not None:
             _refuse_other_model(body.model, models_by_name)
         tokens = await encoder.tokens(body)
-        return Tokens(count=len(tokens), max_model_len=engine.max_positions, tokens=tokens)
+        names = encoder.names(tokens) if body.return_token_strs else None
+        return Tokens(count=len(tokens), max_model_len=engine.max_positions, tokens=tokens, token_strs=names)
 
     @app.post("/detokenize", **openapi.DETOKENIZE)
     async def detokenize(request: Request) -> DetokenizedText:
@@ -209,6 +228,14 @@ def create_app(
     @app.get("/version", **openapi.VERSION)
     async def version() -> Version:
         return version_of(release_key)
+
+    @app.get("/load", **openapi.LOAD)
+    async def load() -> Load:
+        return load_of(engine)
+
+    @app.get("/tokenizer_info", **openapi.TOKENIZER)
+    async def about_tokenizer() -> TokenizerInfo:
+        return tokenizer_info(tokenizer, engine)
 
     @app.get("/ping", **openapi.HEALTH)
     async def ping() -> Response:
@@ -262,6 +289,16 @@ async def _read_body(request: Request, max_body_bytes: int) -> bytes:
     if num_bytes > max_body_bytes:
         raise ApiError(413, f"The request body has {num_bytes} bytes or more; at most {max_body_bytes} are read.")
     return bytes(body)
+
+
+def _wishes(body: GenerationFields, prompt_text: str | None) -> Wishes:
+    return Wishes(
+        shows_stop=bool(body.include_stop_str_in_output),
+        prompt_text=prompt_text,
+        names_ids=bool(body.return_tokens_as_token_ids),
+        stop_token_ids=frozenset(body.stop_token_ids or ()),
+        is_prompt_alone=body.token_limit()[1] == 0,
+    )
 
 
 def _refuse_other_model(name: str, known: Collection[str]) -> None:

@@ -1,8 +1,8 @@
-"""Bodies and answers of routes that are not in OpenAI's API: POST /detokenize, GET /version."""
+"""Bodies and answers of routes that are not in OpenAI's API: /detokenize, /version, /load, /tokenizer_info."""
 
 import asyncio
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -29,6 +29,52 @@ class Version(BaseModel):
 
     version: str
     release: str
+
+
+class InputTokens(BaseModel):
+    """The answer of POST /v1/responses/input_tokens, which is in OpenAI's API: of the prompt that a request makes."""
+
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int
+
+
+class Load(BaseModel):
+    """The answer of GET /load: the replies that are generated or wait."""
+
+    server_load: int
+
+
+class TokenizerInfo(BaseModel):
+    """The answer of GET /tokenizer_info: what a client needs to write prompts by itself."""
+
+    tokenizer_class: str
+    chat_template: str | None
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    vocab_size: int
+    model_max_length: int
+
+
+def load_of(engine: Engine) -> Load:
+    """How much there is to do."""
+    health = engine.health()
+    return Load(server_load=health.num_active + health.num_waiting)
+
+
+def tokenizer_info(tokenizer: Any, engine: Engine) -> TokenizerInfo:
+    """Of the model that is served."""
+    named = {
+        name: tokenizer.special_tokens_map.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")
+    }
+    return TokenizerInfo(
+        tokenizer_class=type(tokenizer).__name__,
+        chat_template=tokenizer.get_chat_template(),
+        vocab_size=len(tokenizer),
+        model_max_length=engine.max_positions,
+        **{name: None if token is None else str(token) for name, token in named.items()},
+    )
 
 
 def version_of(release_key: str) -> Version:

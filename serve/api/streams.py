@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from serve.protocol.errors import ApiError
-from serve.protocol.event_stream import COMMENT, COMMENT_SECONDS, EARLY_SECONDS, STREAM_HEADERS, event_of
+from serve.protocol.event_stream import COMMENT, COMMENT_SECONDS, EARLY_SECONDS, STREAM_HEADERS, failure
 from serve.protocol.transport import DIRECT, LEASE
 
 Answer = TypeVar("Answer")
@@ -21,8 +21,9 @@ class EventStream(StreamingResponse):
     is collected. `at_end` is called once, whatever happens.
     """
 
-    def __init__(self, first: "asyncio.Future[str]", events: AsyncGenerator[str, None]) -> None:
+    def __init__(self, path: str, first: "asyncio.Future[str]", events: AsyncGenerator[str, None]) -> None:
         super().__init__(events, headers=STREAM_HEADERS)
+        self._path = path
         self.at_end: Callable[[], None] = lambda: None
         self._first = first
         self._events = events
@@ -49,7 +50,7 @@ class EventStream(StreamingResponse):
         try:
             await send(self._first.result().encode())
         except ApiError as error:
-            await send(event_of(error).encode())
+            await send(failure(error.body(), self._path).encode())
             return
         async for event in self._events:
             await send(event.encode())
@@ -94,7 +95,7 @@ async def stream_of(request: Request, events: AsyncGenerator[str, None]) -> Even
     finally:
         if is_left:
             await _end(first, events)
-    return None if is_left else EventStream(first, events)
+    return None if is_left else EventStream(request.url.path, first, events)
 
 
 async def _end(first: "asyncio.Future[str]", events: AsyncGenerator[str, None]) -> None:

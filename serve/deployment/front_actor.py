@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _NAMESPACE = "rayconteur"
 # Raised when a front's code changes: an older one is exchanged at the next deploy.
-_VERSION = 2
+_VERSION = 3
 _KEYS_SECONDS = 5.0
 
 

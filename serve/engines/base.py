@@ -83,6 +83,10 @@ class GenerationRequest:
     end_token_ids: frozenset[int] = frozenset()
     min_new_tokens: int = 0
     """Before so many none of `end_token_ids` is drawn."""
+    allowed_token_ids: frozenset[int] | None = None
+    """None but these are drawn, and `end_token_ids`; None: all may be."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """What the reply does not have, in tokens."""
     adapter: str | None = None
     """One of the engine's `adapters`, or the model without any."""
     request_id: str = field(default_factory=lambda: uuid4().hex)
@@ -102,7 +106,8 @@ class GenerationRequest:
     def changes_scores(self) -> bool:
         """Whether the model's own scores are changed before a token is drawn by them."""
         penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
-        return bool(penalties != (0.0, 0.0, 1.0) or self.logit_bias or self.grammar or self.min_new_tokens)
+        rules = (self.logit_bias, self.grammar, self.min_new_tokens, self.bad_words)
+        return penalties != (0.0, 0.0, 1.0) or self.allowed_token_ids is not None or any(rules)
 
 
 class TokenEvent(NamedTuple):

@@ -34,6 +34,7 @@ from serve.engines.base import (
     tokens_of,
 )
 from serve.engines.openvino_beside import Beside
+from serve.engines.openvino_ebnf import ebnf_of
 from serve.engines.openvino_limits import beyond_pipeline
 from serve.engines.openvino_process import (
     BLOCK_TOKENS,
@@ -282,7 +283,7 @@ def _settings(request: GenerationRequest, vocab_size: int) -> SamplingSettings:
         seed=seed,
         end_token_ids=sorted(request.end_token_ids),
         wants_logprobs=request.num_logprobs is not None,
-        schema=json.dumps(rewritten(json.loads(str(request.grammar.schema)))) if request.grammar else None,
+        grammar=ebnf_of(rewritten(json.loads(str(request.grammar.schema)))) if request.grammar else None,
     )
 
 

@@ -21,7 +21,7 @@ from serve.engines.torch import TorchEngine
 from serve.engines.torch_batched import Row
 
 # The model tells the scores of every token that it reads: of 64 and a vocabulary of 150,000 they take 38 MB.
-_MOST_READ = 64
+_MAX_READ = 64
 
 
 class Beside:
@@ -96,7 +96,7 @@ class ExportEngine(TorchEngine):
         self._model = ExportDecoder(Path(release_folder), precision, self._export_threads)
 
     def _tokens_to_read(self) -> int:
-        return min(super()._tokens_to_read(), _MOST_READ)
+        return min(super()._tokens_to_read(), _MAX_READ)
 
     def _new_decoder(self) -> "ExportDecoder":
         decoder: ExportDecoder = self._model

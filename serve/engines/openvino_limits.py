@@ -10,8 +10,13 @@ def beyond_pipeline(request: GenerationRequest) -> tuple[str, str] | None:
     """The field, and why, in words for whoever has sent it; None where the pipeline does all of it."""
     if request.logit_bias:
         return "logit_bias", "OpenVINO changes no scores by token. Leave the field out"
+    if request.allowed_token_ids is not None:
+        return "allowed_token_ids", "OpenVINO changes no scores by token. Leave the field out"
+    if request.bad_words:
+        return "bad_words", "OpenVINO changes no scores by token. Leave the field out"
     if request.num_prompt_logprobs is not None:
-        return "echo", "OpenVINO does not tell the log-probabilities of a prompt. Leave echo or logprobs out"
+        why = "OpenVINO does not tell the log-probabilities of a prompt. Leave echo, logprobs and prompt_logprobs out"
+        return "echo", why
     if request.num_logprobs:
         return "top_logprobs", "OpenVINO tells the drawn token's log-probability alone. Ask for none of others"
     if request.num_logprobs is not None and (request.changes_scores or not request.is_greedy):

@@ -69,8 +69,8 @@ class SamplingSettings:
     end_token_ids: list[int] = field(default_factory=list)
     min_new_tokens: int = 0
     wants_logprobs: bool = False
-    schema: str | None = None
-    """JSON schema"""
+    grammar: str | None = None
+    """in EBNF"""
 
 
 @dataclass(frozen=True)
@@ -256,8 +256,8 @@ def _generation_config(settings: SamplingSettings) -> Any:
             config.top_k = settings.top_k
         if settings.min_p:
             config.min_p = settings.min_p
-    if settings.schema is not None:
-        config.structured_output_config = StructuredOutputConfig(json_schema=settings.schema)
+    if settings.grammar is not None:
+        config.structured_output_config = StructuredOutputConfig(grammar=settings.grammar)
     return config
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 # 500 properties that may be left out take 0.6 s to prepare, 2000 take 10 s; nobody gets a token meanwhile. The
 # pipeline prepares them itself, where no limit can be set: these are few enough to take no longer than a token.
-MOST_PROPERTIES = 32
+MAX_PROPERTIES = 32
 # Constants and schemas within it.
-MOST_PARTS = 256
+MAX_PARTS = 256
 
 _NOTES = {"title", "description", "$defs"}
 _KINDS = ("$ref", "anyOf", "enum", "const")
@@ -33,10 +33,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 def unsure(schema: Any) -> str | None:
     """What in `schema`, which is one, OpenVINO is not known to follow; None for nothing."""
-    if (num_properties := _num_properties(schema)) > MOST_PROPERTIES:
-        return f"{num_properties} properties, more than {MOST_PROPERTIES},"
-    if (num_parts := _num_parts(schema)) > MOST_PARTS:
-        return f"{num_parts} rules and constants, more than {MOST_PARTS},"
+    if (num_properties := _num_properties(schema)) > MAX_PROPERTIES:
+        return f"{num_properties} properties, more than {MAX_PROPERTIES},"
+    if (num_parts := _num_parts(schema)) > MAX_PARTS:
+        return f"{num_parts} rules and constants, more than {MAX_PARTS},"
     return _unsure(schema)
 
 

@@ -13,6 +13,9 @@ class Sampler:
     def __init__(self, request: GenerationRequest) -> None:
         self._request = request
         self._drawn: Counter[int] = Counter()
+        self._reply: list[int] = []
+        allowed = request.allowed_token_ids
+        self._allowed = None if allowed is None else torch.tensor(sorted(allowed | request.end_token_ids))
         self._seen = set(request.prompt_ids)
         self._grammar = request.grammar.start() if request.grammar else None
         self._generator = torch.Generator()
@@ -24,12 +27,13 @@ class Sampler:
     def draw(self, logits: torch.Tensor) -> int:
         """A token id by the scores in `logits` [vocabulary].
 
-        In this order: repetition, frequency and presence penalties, biases, end tokens that come too early, what the
-        grammar allows, temperature,
-        min_p, top_k, top_p. top_p keeps the likeliest tokens until their probabilities reach it, at least one.
+        In this order: repetition, frequency and presence penalties, biases, tokens and words that are not allowed,
+        end tokens that come too early, what the grammar allows, temperature, min_p, top_k, top_p. top_p keeps the
+        likeliest tokens until their probabilities reach it, at least one.
         """
         token_id = self._draw(self._changed(logits) if self._request.changes_scores else logits)
         self._drawn[token_id] += 1
+        self._reply.append(token_id)
         self._seen.add(token_id)
         if self._grammar is not None and token_id not in self._request.end_token_ids:
             self._grammar.accept(token_id)
@@ -48,6 +52,13 @@ class Sampler:
             scores[drawn] -= request.frequency_penalty * counts + request.presence_penalty
         for token_id, bias in request.logit_bias.items():
             scores[token_id] += bias
+        if self._allowed is not None:
+            others = torch.ones_like(scores, dtype=torch.bool)
+            others[self._allowed] = False
+            scores[others] = -torch.inf
+        for *begin, last in request.bad_words:
+            if not begin or self._reply[-len(begin) :] == begin:
+                scores[last] = -torch.inf
         if self._drawn.total() < request.min_new_tokens:
             scores[list(request.end_token_ids)] = -torch.inf
         if self._grammar is not None:

@@ -43,9 +43,9 @@ logger = logging.getLogger(__name__)
 Given = TypeVar("Given")
 
 # Prompt tokens read between two tokens of the others, if their wait allows.
-_MOST_READ, _LEAST_READ = 512, 16
+_MAX_READ, _LEAST_READ = 512, 16
 # Where each one's scores are wanted: 64 tokens of a vocabulary of 256,000 take 64 MB.
-_MOST_SCORED = 64
+_MAX_SCORED = 64
 # The cache takes memory as it fills; replies wait where together they may need more.
 CACHE_BYTES = 2 << 30
 
@@ -266,7 +266,7 @@ class TorchEngine(Engine):
                         self._release(sequence)
                     self._read_prompts()
                     # So few take about as long as a token of a reply: texts may come without end.
-                    self._embedder.read_some(_LEAST_READ if self._active else _MOST_READ)
+                    self._embedder.read_some(_LEAST_READ if self._active else _MAX_READ)
                     self._decode()
         finally:
             is_ready.set()
@@ -303,7 +303,7 @@ class TorchEngine(Engine):
             is_scored = sequence.request.num_prompt_logprobs is not None
             if sequence.row is None and not is_scored and self._has_copied(sequence):
                 continue
-            most = min(left, _MOST_SCORED) if is_scored else left
+            most = min(left, _MAX_SCORED) if is_scored else left
             piece = sequence.unread_ids[: most if self._decoder.reads_in_parts else None]
             left -= len(piece)
             self._guarded(self._read, sequence, piece)
@@ -328,10 +328,10 @@ class TorchEngine(Engine):
 
     def _tokens_to_read(self) -> int:
         if all(sequence.is_reading for sequence in self._active):
-            return _MOST_READ
+            return _MAX_READ
         if not self._seconds_per_token:
             return _LEAST_READ
-        return max(_LEAST_READ, min(_MOST_READ, int(self._max_stall_seconds / self._seconds_per_token)))
+        return max(_LEAST_READ, min(_MAX_READ, int(self._max_stall_seconds / self._seconds_per_token)))
 
     def _read(self, sequence: _Sequence, piece: list[int]) -> None:
         if sequence.row is None:

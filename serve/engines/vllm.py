@@ -76,6 +76,8 @@ class VLLMEngine(Engine):
             return "temperature", f"vLLM draws at {_LOWEST_TEMPERATURE} or above; 0 takes the likeliest token"
         if request.num_prompt_logprobs is not None:
             return "echo", "with vLLM a prompt's log-probabilities are not told; ask an endpoint of engine torch"
+        if request.bad_words:
+            return "bad_words", "with vLLM words are not kept out; ask an endpoint of engine torch"
         if request.grammar and request.num_logprobs is not None:
             return "logprobs", (
                 "vLLM tells them among the tokens that a format or a required call allows, not among all; "

@@ -88,6 +88,7 @@ def sampling_arguments(request: GenerationRequest) -> dict[str, Any]:
         "frequency_penalty": request.frequency_penalty,
         "repetition_penalty": request.repetition_penalty,
         "logit_bias": dict(request.logit_bias) or None,
+        "allowed_token_ids": _allowed(request),
         "logprobs": request.num_logprobs,
         # To vLLM -1 is no seed, and torch takes 64 bits with a sign.
         "seed": secrets.randbits(63) if request.seed is None else request.seed % 2**63,
@@ -96,6 +97,11 @@ def sampling_arguments(request: GenerationRequest) -> dict[str, Any]:
         "ignore_eos": True,  # the request says which tokens end it
         "detokenize": False,
     }
+
+
+def _allowed(request: GenerationRequest) -> list[int] | None:
+    allowed = request.allowed_token_ids
+    return None if allowed is None else sorted(allowed | request.end_token_ids)
 
 
 def _rank(name: str, folder: str) -> int:

@@ -15,12 +15,14 @@ from serve.front.cors import Origins
 from serve.front.upstream import Answer
 from serve.log import logger as requests_log
 from serve.protocol.errors import ApiError
-from serve.protocol.event_stream import COMMENT, COMMENT_SECONDS, EARLY_SECONDS, STREAM_HEADERS
+from serve.protocol.event_stream import COMMENT, COMMENT_SECONDS, EARLY_SECONDS, STREAM_HEADERS, failure
 from serve.protocol.transport import REQUEST_ID, request_id_of
 
 # Beyond the first a replica's answer waits for a slow client; it goes on below the second.
-_MOST_UNSENT_BYTES = 1 << 20
+_MAX_UNSENT_BYTES = 1 << 20
 _FEW_UNSENT_BYTES = 128 << 10
+# Of a typed event; within a text its quotes would be escaped.
+_NUMBER = re.compile(rb'"sequence_number":\s*(\d{1,9})')
 _STREAM_FIELD = re.compile(rb'"stream"\s*:\s*true')
 
 
@@ -36,6 +38,7 @@ class Exchange:
         self._cors = origins.headers(request.headers.get("origin"))
         self._stream: web.StreamResponse | None = None
         self._num_written = 0
+        self._last = b""
         self._is_whole = False
 
     @property
@@ -74,9 +77,15 @@ class Exchange:
         """Send whole events. Nothing happens where the client has gone: this request is cancelled then."""
         transport = self.request.transport
         self._num_written += 1
+        self._last = piece
         if transport is not None and not transport.is_closing():
             is_chunked = self.request.version >= (1, 1)
             transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
+
+    def fail(self, body: str | bytes) -> None:
+        """Send an error's body as the last event."""
+        numbers = _NUMBER.findall(self._last)
+        self.write(failure(body, self.request.path, int(numbers[-1]) + 1 if numbers else 0).encode())
 
     async def end(self) -> web.StreamResponse:
         """The stream is complete."""
@@ -124,7 +133,7 @@ class Exchange:
             if piece:
                 self.write(piece)
             transport = self.request.transport
-            if not is_paused and transport is not None and transport.get_write_buffer_size() > _MOST_UNSENT_BYTES:
+            if not is_paused and transport is not None and transport.get_write_buffer_size() > _MAX_UNSENT_BYTES:
                 is_paused = True
                 answer.pause()
                 loop.call_later(0.05, resume)

@@ -20,9 +20,9 @@ from serve.protocol.errors import ApiError
 logger = logging.getLogger(__name__)
 
 # The parser names the limit that was met and not the line: that of the first line is another number.
-_MOST_LINE_BYTES = 8190
-_MOST_HEADER_BYTES = 8192
-_MOST_HEADERS = 128
+_MAX_LINE_BYTES = 8190
+_MAX_HEADER_BYTES = 8192
+_MAX_HEADERS = 128
 _KEEP_OPEN_SECONDS = 75.0
 _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _PROBE_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -44,9 +44,9 @@ class FrontServer(web.Server):
             loop=self._loop,
             access_log=None,
             keepalive_timeout=_KEEP_OPEN_SECONDS,
-            max_line_size=_MOST_LINE_BYTES,
-            max_field_size=_MOST_HEADER_BYTES,
-            max_headers=_MOST_HEADERS,
+            max_line_size=_MAX_LINE_BYTES,
+            max_field_size=_MAX_HEADER_BYTES,
+            max_headers=_MAX_HEADERS,
             auto_decompress=False,
         )
 
@@ -117,11 +117,11 @@ def _refusal(status: int, error: BaseException | None, message: str | None) -> A
     if status >= 500:
         return ApiError(500, "The server failed at this request; its log says why.")
     if isinstance(error, LineTooLong):
-        if str(error.args[1]) == str(_MOST_LINE_BYTES):
-            return ApiError(414, f"The request's first line has more than {_MOST_LINE_BYTES} bytes.")
-        return ApiError(431, f"A header of the request has more than {_MOST_HEADER_BYTES} bytes.")
+        if str(error.args[1]) == str(_MAX_LINE_BYTES):
+            return ApiError(414, f"The request's first line has more than {_MAX_LINE_BYTES} bytes.")
+        return ApiError(431, f"A header of the request has more than {_MAX_HEADER_BYTES} bytes.")
     if message == "Too many headers received":
-        return ApiError(431, f"The request has more than {_MOST_HEADERS} headers.")
+        return ApiError(431, f"The request has more than {_MAX_HEADERS} headers.")
     # What follows the first line is the request itself, in which a key may stand.
     words = re.sub(r"\s+", " ", (message or "").partition("\n")[0]).strip(" :.")
     return ApiError(400, f"This is not a request in HTTP/1.1: {words[:200] or 'it cannot be read'}.")

@@ -31,7 +31,6 @@ from serve.front.metrics import MetricsOfAll
 from serve.front.upstream import Answer, Headers, LostError, Upstream
 from serve.protocol import errors
 from serve.protocol.errors import LOST, ApiError
-from serve.protocol.event_stream import DONE, event_of
 from serve.protocol.transport import LEASE, REQUEST_ID
 
 logger = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ logger = logging.getLogger(__name__)
 __all__ = ["Endpoint", "Front", "Lease", "LostError"]
 
 # Of all requests that are read or wait for the beginning of their answer.
-_MOST_BODIES_BYTES = 128 << 20
+_MAX_BODIES_BYTES = 128 << 20
 _PAUSE_SECONDS = 0.2
 _TRIES = 2
 # Of one connection, not of what is said over it (RFC 9110, 7.6.1), and what the front says itself.
@@ -92,7 +91,7 @@ class Front:
         self._origins = origins or Origins()
         self._replicas: dict[str, None] = {}
         self._metrics = MetricsOfAll()
-        self._bodies = Budget(_MOST_BODIES_BYTES)
+        self._bodies = Budget(_MAX_BODIES_BYTES)
         self._upstream = Upstream()
         self._runner: web.ServerRunner
 
@@ -139,7 +138,7 @@ class Front:
         self._count(exchange, error)
         if not exchange.has_begun:
             return exchange.refusal(error)
-        exchange.write(event_of(error).encode())
+        exchange.fail(error.body())
         return await exchange.end()
 
     def _refuse(self, request: web.BaseRequest, error: ApiError) -> web.StreamResponse:
@@ -241,7 +240,7 @@ class Front:
             on_answer()
             if not exchange.has_begun:
                 return exchange.answer(answer.status, _passed(answer.headers), whole)
-            exchange.write(b"data: " + b" ".join(whole.splitlines()) + b"\n\n" + DONE.encode())
+            exchange.fail(whole)
             return await exchange.end()
 
     async def _stream(self, exchange: Exchange, answer: Answer) -> web.StreamResponse:
@@ -252,7 +251,7 @@ class Front:
             self._metrics.cut()
             logger.warning("a stream was cut off: its replica is gone")
             why = "The replica ended in the middle of this reply; ask again."
-            exchange.write(event_of(ApiError(500, why, code="replica_lost")).encode())
+            exchange.fail(ApiError(500, why, code="replica_lost").body())
         return await exchange.end()
 
     async def _all_metrics(self, exchange: Exchange) -> web.StreamResponse:

@@ -21,7 +21,7 @@ _ANYTHING = "/(.|\\n)*/"
 _DEFINITIONS = ("$defs", "definitions")
 _SHORT_ID, _LONG_ID = "^[a-z0-9]{9}$", "^call_[a-z0-9]{24}$"
 _DEEPEST = 32
-_MOST_ALTERNATIVES = 1000
+_MAX_ALTERNATIVES = 1000
 _RULES_OF_TEXT = ("pattern", "format", "minLength", "maxLength")
 
 
@@ -172,8 +172,8 @@ def _alternatives(
 ) -> list[dict[str, Any]]:
     """The schemas of which one has to be followed, references to definitions resolved."""
     seen = seen or itertools.count()
-    if next(seen) > _MOST_ALTERNATIVES:
-        raise ValueError(f"more than {_MOST_ALTERNATIVES} alternatives of one argument cannot be followed here")
+    if next(seen) > _MAX_ALTERNATIVES:
+        raise ValueError(f"more than {_MAX_ALTERNATIVES} alternatives of one argument cannot be followed here")
     if depth > _DEEPEST:
         raise ValueError("a schema that refers to itself cannot be followed here")
     definitions = {key: schema[key] for key in _DEFINITIONS if key in schema}

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 _NONE = {"additionalProperties": False}
 _ANY_OBJECT = {"type": "object"}
-_MOST_LETTERS = 64 << 10
+_MAX_LETTERS = 64 << 10
 # Of a grammar: where arguments are written one by one, each has all definitions.
-_MOST_WRITTEN = 1 << 20
+_MAX_WRITTEN = 1 << 20
 _SCHEMA = "response_format.json_schema.schema"
+_OBJECTS_SCHEMA = "response_format.schema"
 _SIMPLER = "Use fewer rules: shorter patterns, smaller counts, fewer properties that may be left out, or alternatives"
 
 
@@ -114,11 +115,11 @@ class Formats:
             )
 
     def _draft(self, param: str, wanted: Any, make: "Callable[[Grammars], Draft]") -> "Draft":
-        if len(str(wanted)) > _MOST_LETTERS:
-            raise ApiError(400, f"{param}: at most {_MOST_LETTERS} letters are read. {_SIMPLER}.", param)
+        if len(str(wanted)) > _MAX_LETTERS:
+            raise ApiError(400, f"{param}: at most {_MAX_LETTERS} letters are read. {_SIMPLER}.", param)
         try:
             draft = make(self._grammars())
-            if len(draft.lark) > _MOST_WRITTEN:
+            if len(draft.lark) > _MAX_WRITTEN:
                 raise ValueError(f"it takes too much to write out. {_SIMPLER}")
             return draft
         except ValueError as error:
@@ -145,15 +146,21 @@ def _asked_for(request: GenerationFields) -> tuple[str, str, Any] | None:
     """The kind of a format, by the name of what writes it in `Grammars`, the field, and its value."""
     wanted = request.response_format
     if isinstance(wanted, JsonObjectFormat):
-        return "json", "response_format", _ANY_OBJECT
+        any_object = wanted.schema_ is None
+        return ("json", "response_format", _ANY_OBJECT) if any_object else ("json", _OBJECTS_SCHEMA, wanted.schema_)
     if isinstance(wanted, JsonSchemaFormat):
         schema = wanted.json_schema.schema_
         return "json", _SCHEMA, _ANY_OBJECT if schema is None else schema
+    further = request.further_format()
     others = request.structured_outputs
     if others is None:
-        return None
+        return None if further is None else _named(*further)
     [name] = others.kinds()
     param = f"structured_outputs.{name}"
     if name in ("json", "json_object"):
         return "json", param, others.json_ if others.json_ is not None else _ANY_OBJECT
-    return ("lark" if name == "grammar" else name), param, getattr(others, name)
+    return _named(param, name, getattr(others, name))
+
+
+def _named(param: str, kind: str, wanted: Any) -> tuple[str, str, Any]:
+    return ("lark" if kind == "grammar" else kind), param, wanted

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 # What takes too much on a machine that is busy may do on an idle one: it is tried again after a while.
 _EXCESS_STAYS_S = 60.0
-_MOST_KNOWN = 1024
+_MAX_KNOWN = 1024
 # What an answer may take beyond its time, as a message in a process that others keep from the processor.
 _GRACE_S = 0.5
 # To start, with a vocabulary of 256,000 on a machine that is busy.
@@ -88,7 +88,7 @@ class GrammarGuard:
         with self._lock:
             self._known[key] = verdict, time.monotonic() + (_EXCESS_STAYS_S if verdict.excess else float("inf"))
             self._known.move_to_end(key)
-            if len(self._known) > _MOST_KNOWN:
+            if len(self._known) > _MAX_KNOWN:
                 self._known.popitem(last=False)
 
     def _ask(self, key: str, grammar: str) -> "Future[Verdict] | None":

@@ -35,12 +35,12 @@ Where = Place | Literal["alone"]
 
 # llguidance writes out a rule for every item of a list, and a state for every remainder of a division: 10,000 take
 # 0.2 s, a billion all memory of the machine.
-_MOST_ITEMS = 10_000
+_MAX_ITEMS = 10_000
 _LARGEST_DIVISOR = 10_000
 # It is turned into Lark here, and not where a grammar may take as long as it likes.
-_MOST_GBNF = 8 << 10
+_MAX_GBNF = 8 << 10
 # Compiled grammars that stay, of those that take little; few take more than 1 MB.
-_MOST_KEPT, _SMALL_BYTES = 32, 4 << 20
+_MAX_KEPT, _SMALL_BYTES = 32, 4 << 20
 # A reply's tokens wait for its masks, and everybody's in its batch: so much of the processor's time at any moment,
 # and so much for each of its tokens.
 _SPARE_S = 1.0
@@ -128,7 +128,7 @@ class Grammars:
         start = self._kept.pop(draft.lark, None) or compiled(self._mapped, draft.lark)
         if memory <= _SMALL_BYTES:
             self._kept[draft.lark] = start
-        if len(self._kept) > _MOST_KEPT:
+        if len(self._kept) > _MAX_KEPT:
             self._kept.popitem(last=False)
         return JsonGrammar(draft, start, self._vocab_size)
 
@@ -209,8 +209,8 @@ class JsonState:
 
 
 def _from_gbnf(grammar: str) -> str:
-    if len(grammar) > _MOST_GBNF:
-        raise ValueError(f"of GBNF (`::=`) at most {_MOST_GBNF} letters are read; write it in Lark (`start: ...`)")
+    if len(grammar) > _MAX_GBNF:
+        raise ValueError(f"of GBNF (`::=`) at most {_MAX_GBNF} letters are read; write it in Lark (`start: ...`)")
     try:
         return gbnf_to_lark(grammar)
     except (GbnfToLarkError, RecursionError) as error:
@@ -234,8 +234,8 @@ def _check_counts(schema: Any) -> None:
             items += max(0, math.ceil(value))
         elif rule == "multipleOf":
             divisor = math.lcm(divisor, _digits(value))
-    if items > _MOST_ITEMS:
-        raise ValueError(f"minItems and maxItems together are more than {_MOST_ITEMS}, which are not followed")
+    if items > _MAX_ITEMS:
+        raise ValueError(f"minItems and maxItems together are more than {_MAX_ITEMS}, which are not followed")
     if divisor > _LARGEST_DIVISOR:
         raise ValueError(f"what multipleOf asks for is beyond {_LARGEST_DIVISOR}, which is not followed")
 

@@ -14,7 +14,7 @@ from serve.grammar.schema_notes import mapped
 
 _DEEPEST = 8
 # Compared in a document: two schemas take some microseconds.
-_MOST_PAIRS = 5000
+_MAX_PAIRS = 5000
 _TYPES = frozenset({"string", "number", "boolean", "null", "object", "array"})
 _ASCII = {"d": "0-9", "w": "A-Za-z0-9_"}
 
@@ -58,7 +58,7 @@ class _Apart:
 
     def __init__(self, root: Any) -> None:
         self._root = root
-        self._left = _MOST_PAIRS
+        self._left = _MAX_PAIRS
 
     def all(self, schemas: list[Any]) -> bool:
         """Of each two of these."""

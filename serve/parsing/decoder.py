@@ -128,6 +128,8 @@ class StopFilter:
         self.is_on = True
         """whether stops are looked for in what comes next"""
         self.is_stopped = False
+        self.found: str | None = None
+        """the stop string that was met"""
         self.rest = ""
 
     @property
@@ -148,6 +150,7 @@ class StopFilter:
             begin, length = min(starts)
             end = begin + length * self._shows_stop
             self.is_stopped = True
+            self.found = text[begin : begin + length]
             self._held = ""
             self.rest = text[end:]
             return text[:end]

@@ -76,6 +76,11 @@ class ReplyText:
             self.num_shown = self.num_decoded
         return Shown(shown.said + rest, shown.thought)
 
+    @property
+    def stop(self) -> str | None:
+        """The stop string that was met in what is said."""
+        return self._filter.found
+
     def is_said(self, place: int) -> bool:
         """Whether what stands there is neither thought nor a header."""
         reader = self._reader

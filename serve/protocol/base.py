@@ -33,7 +33,6 @@ def _only(wanted: int) -> AfterValidator:
 # Not Literal[False] and Literal[1], which take 0.0 and true as well.
 Off = Annotated[bool, _only(False), WithJsonSchema({"type": "boolean", "const": False})]
 On = Annotated[bool, _only(True), WithJsonSchema({"type": "boolean", "const": True})]
-Zero = Annotated[int, _only(0), WithJsonSchema({"type": "integer", "const": 0})]
 One = Annotated[int, _only(1), WithJsonSchema({"type": "integer", "const": 1})]
 
 

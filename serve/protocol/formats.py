@@ -2,8 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, PlainValidator, Tag, WithJsonSchema
+from pydantic_core import PydanticCustomError, from_json
 
 from serve.protocol.base import BRANCH, RequestModel, type_branch
 
@@ -18,6 +18,8 @@ class JsonObjectFormat(RequestModel):
     """Any JSON object."""
 
     type: Literal["json_object"]
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    """Not in OpenAI's API: what it has to look like."""
 
 
 class JsonSchema(RequestModel):
@@ -54,6 +56,25 @@ ResponseFormat = Annotated[
 Choices = Annotated[list[Annotated[str, Field(min_length=1, max_length=4096)]], Field(min_length=1, max_length=1024)]
 
 
+def _schema(value: Any) -> dict[str, Any]:
+    """A JSON schema, or one as text."""
+    found = value
+    if isinstance(value, str):
+        try:
+            found = from_json(value, allow_inf_nan=False)
+        except ValueError:
+            found = None
+    if isinstance(found, dict):
+        return found
+    raise PydanticCustomError("schema", "Input should be a JSON schema, an object or the text of one")
+
+
+_JSON = {"type": "string", "contentMediaType": "application/json"}
+SchemaOrText = Annotated[
+    dict[str, Any], PlainValidator(_schema), WithJsonSchema({"anyOf": [{"type": "object"}, _JSON]})
+]
+
+
 class StructuredOutputs(RequestModel):
     """What vLLM calls structured outputs: one of these, and no `response_format` beside it."""
 
@@ -63,10 +84,15 @@ class StructuredOutputs(RequestModel):
     """The reply matches this regular expression from its first letter to its last."""
     grammar: Annotated[str, Field(min_length=1)] | None = None
     """The reply follows this grammar in Lark's form, from its rule `start`."""
-    json_: Annotated[dict[str, Any] | None, Field(alias="json")] = None
+    json_: Annotated[SchemaOrText | None, Field(alias="json")] = None
     """The reply is JSON of this schema."""
     json_object: bool | None = None
     """The reply is any JSON object."""
+    disable_any_whitespace: bool | None = None
+    disable_fallback: bool | None = None
+    whitespace_pattern: None = None
+    structural_tag: None = None
+    """Of these the first two are taken and not used: white space is fixed, and nothing falls back."""
 
     def kinds(self) -> list[str]:
         """The names of those that are asked for."""

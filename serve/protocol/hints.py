@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from serve.protocol.base import Off, On, RequestModel, Zero
+from serve.protocol.base import Off, On, RequestModel
 
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
@@ -16,8 +16,6 @@ Metadata = Annotated[
 
 
 _INSTEAD = {
-    "functions": "This is the older form; send tools",
-    "function_call": "This is the older form; send tool_choice",
     "audio": "This endpoint answers in text; leave it out, or null",
     "web_search_options": "This endpoint searches nothing; leave it out, or give the model a tool",
 }
@@ -33,15 +31,34 @@ class Hints(RequestModel):
     """Prompts are cached without being asked."""
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
     """There is one."""
-    priority: Zero | None = None
+    priority: int | None = None
+    cache_salt: Annotated[str, Field(max_length=512)] | None = None
+    request_id: Annotated[str, Field(max_length=512)] | None = None
+    rid: Annotated[str, Field(max_length=512)] | None = None
+    """The id of a request is in the header `x-request-id`."""
     use_beam_search: Off | None = None
     length_penalty: Annotated[float, Field(ge=1, le=1)] | None = None
     early_stopping: Off | None = None
     skip_special_tokens: On | None = None
     spaces_between_special_tokens: bool | None = None
     detokenize: On | None = None
-    truncate_prompt_tokens: None = None
-    """These are of vLLM's API, where they have this meaning unless they are set."""
+    include_reasoning: On | None = None
+    separate_reasoning: On | None = None
+    stream_reasoning: On | None = None
+    cache_prompt: bool | None = None
+    return_hidden_states: Off | None = None
+    kv_transfer_params: None = None
+    mm_processor_kwargs: None = None
+    logits_processors: None = None
+    vllm_xargs: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    typical_p: Annotated[float, Field(ge=1, le=1)] | None = None
+    mirostat: Annotated[int, Field(ge=0, le=0)] | None = None
+    dry_multiplier: Annotated[float, Field(ge=0, le=0)] | None = None
+    xtc_probability: Annotated[float, Field(ge=0, le=0)] | None = None
+    timings_per_token: Off | None = None
+    id_slot: int | None = None
+    lora_path: None = None
+    """These are of the APIs of vLLM, SGLang and llama.cpp, where they have this meaning unless they are set."""
 
 
 class ChatHints(Hints):
@@ -57,11 +74,8 @@ class ChatHints(Hints):
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     audio: None = None
     web_search_options: None = None
-    functions: None = None
-    function_call: None = None
-    """The older form of `tools` and `tool_choice`."""
 
-    @field_validator("functions", "function_call", "audio", "web_search_options", mode="before")
+    @field_validator("audio", "web_search_options", mode="before")
     @classmethod
     def _say_what_to_do(cls, value: Any, info: ValidationInfo) -> Any:
         if value:

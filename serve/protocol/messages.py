@@ -12,7 +12,8 @@ from serve.protocol.base import LIST_TAG, TEXT_TAG, RequestModel, one_or_many
 class ContentPart(RequestModel):
     """One part of a message's content; this endpoint reads text alone."""
 
-    type: Literal["text", "refusal"]
+    type: Literal["text", "refusal", "input_text", "output_text"]
+    """The last two are what the Responses API calls texts."""
     text: Annotated[str | None, Field(validate_default=True)] = None
     refusal: Annotated[str | None, Field(validate_default=True)] = None
     """The text of a part of that type, in an assistant's message."""
@@ -24,7 +25,8 @@ class ContentPart(RequestModel):
     @field_validator("text", "refusal")
     @classmethod
     def _of_its_type(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is None and info.data.get("type") == info.field_name:
+        kind = str(info.data.get("type")).removeprefix("input_").removeprefix("output_")
+        if value is None and kind == info.field_name:
             raise PydanticCustomError("missing", "Field required")
         return value
 
@@ -133,6 +135,8 @@ class Tool(RequestModel):
 
     type: Literal["function"]
     function: Function
+    cache_control: Any = None
+    """Taken and not used."""
 
 
 class FunctionName(RequestModel):
@@ -146,3 +150,17 @@ class NamedTool(RequestModel):
 
     type: Literal["function"]
     function: FunctionName
+
+
+class AllowedTools(RequestModel):
+    """Some of the request's functions."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=128)]
+
+
+class AllowedToolsChoice(RequestModel):
+    """A reply may call, or with `required` has to call, one of these; the prompt has these alone."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools

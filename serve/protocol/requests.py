@@ -10,13 +10,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, FailFast, Field, Tag, ValidationInfo, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 
-from serve.protocol.base import BRANCH, LIST_TAG, TEXT_TAG, One, RequestModel, one_or_many
+from serve.protocol.base import BRANCH, LIST_TAG, TEXT_TAG, Off, One, RequestModel, one_or_many, type_branch
 from serve.protocol.formats import ResponseFormat, StructuredOutputs, one_kind
-from serve.protocol.hints import ChatHints, Hints
-from serve.protocol.messages import ChatMessage, Function, NamedTool, Tool
+from serve.protocol.further import KINDS, FurtherFields
+from serve.protocol.hints import ChatHints
+from serve.protocol.messages import AllowedToolsChoice, ChatMessage, Function, FunctionName, NamedTool, Tool
 
-MOST_CHOICES = 16
-MOST_PROMPTS = 64
+MAX_CHOICES = 128  # OpenAI's
+MAX_COMPARED = 16
+MAX_PROMPTS = 64
 
 
 class StreamOptions(RequestModel):
@@ -45,7 +47,7 @@ _TOKEN_NAME = r"^(0|[1-9][0-9]{0,9})$"
 TokenName = Annotated[str, WithJsonSchema({"type": "string", "pattern": _TOKEN_NAME})]
 
 
-class GenerationFields(Hints):
+class GenerationFields(FurtherFields):
     """What requests for chats and for plain texts have in common; null means the default, as in OpenAI's API."""
 
     model: Annotated[str, Field(min_length=1)]
@@ -90,7 +92,7 @@ class GenerationFields(Hints):
     sums do not depend on what it decodes beside it: OpenVINO's do in other precisions than fp32."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     """Replies to one prompt; the second has the next seed, and so on."""
 
     @field_validator("logit_bias")
@@ -110,14 +112,22 @@ class GenerationFields(Hints):
 
     @field_validator("structured_outputs")
     @classmethod
-    def _of_one_kind(cls, value: StructuredOutputs | None) -> StructuredOutputs | None:
+    def _of_one_kind(cls, value: StructuredOutputs | None, info: ValidationInfo) -> StructuredOutputs | None:
+        others = [name for name in KINDS if info.data.get(name) is not None]
+        if value is not None and others:
+            raise PydanticCustomError(
+                "conflict", "Give either structured_outputs or {other}, not both", {"other": others[0]}
+            )
         return one_kind(value)
 
     @field_validator("response_format")
     @classmethod
     def _one_format(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None and info.data.get("structured_outputs") is not None:
-            raise PydanticCustomError("conflict", "Give either response_format or structured_outputs, not both")
+        others = [name for name in ("structured_outputs", *KINDS) if info.data.get(name) is not None]
+        if value is not None and others:
+            raise PydanticCustomError(
+                "conflict", "Give either response_format or {other}, not both", {"other": others[0]}
+            )
         return value
 
     def stop_strings(self) -> list[str]:
@@ -140,7 +150,11 @@ class GenerationFields(Hints):
 
     def num_prompt_logprobs(self) -> int | None:
         """The same of the prompt's tokens."""
-        return None
+        return self.prompt_logprobs
+
+    def calls_functions(self) -> bool:
+        """Whether calls are told in their older form."""
+        return False
 
 
 TemplateVariables = Annotated[
@@ -160,9 +174,14 @@ class ChatRequest(GenerationFields, ChatHints):
     tool_choice: (
         Annotated[
             Annotated[Literal["none", "auto", "required"], Tag(TEXT_TAG)]
-            | Annotated[NamedTool, Tag(BRANCH + "object")],
+            | Annotated[NamedTool, Tag(BRANCH + "function")]
+            | Annotated[AllowedToolsChoice, Tag(BRANCH + "allowed_tools")],
             Discriminator(
-                lambda value: TEXT_TAG if isinstance(value, str) else BRANCH + "object",
+                lambda value: (
+                    TEXT_TAG
+                    if isinstance(value, str)
+                    else type_branch(value, ("function", "allowed_tools"), "function")
+                ),
                 custom_error_type="tool_choice",
                 custom_error_message="Input should be none, auto, required, or the name of a function",
             ),
@@ -170,11 +189,24 @@ class ChatRequest(GenerationFields, ChatHints):
         | None
     ) = None
     """Default auto, where there are tools."""
+    functions: Annotated[list[Function], Field(max_length=128)] | None = None
+    function_call: (
+        Annotated[
+            Annotated[Literal["none", "auto"], Tag(TEXT_TAG)] | Annotated[FunctionName, Tag(BRANCH + "object")],
+            Discriminator(
+                lambda value: TEXT_TAG if isinstance(value, str) else BRANCH + "object",
+                custom_error_type="function_call",
+                custom_error_message="Input should be none, auto, or the name of a function",
+            ),
+        ]
+        | None
+    ) = None
+    """The older form of `tools` and `tool_choice`; the answer has its older form too, with one call."""
     parallel_tool_calls: bool | None = None
     """False: of several calls in a reply the first counts."""
     chat_template_kwargs: TemplateVariables | None = None
     """Not in OpenAI's API: further variables of the chat template, as {"enable_thinking": false}."""
-    best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_COMPARED)] | None = None
     """Not in OpenAI's chats: so many replies are generated, and one is taken by the scores of the release's
     discriminator, if it has one."""
     best_of_by: Literal["softmax", "argmax"] | None = None
@@ -184,7 +216,13 @@ class ChatRequest(GenerationFields, ChatHints):
     continue_final_message: bool | None = None
     """Not in OpenAI's API: the reply goes on with the text of the last message, which is the assistant's."""
     add_generation_prompt: bool | None = None
-    """Not in OpenAI's API: false with `continue_final_message` alone."""
+    """Not in OpenAI's API: without it the prompt ends with the last message."""
+    echo: bool | None = None
+    """Not in OpenAI's API: with `continue_final_message` the answer begins with that message's text."""
+    documents: list[dict[str, Any]] | None = None
+    """Not in OpenAI's API: for chat templates that have a place for them."""
+    add_special_tokens: Off | None = None
+    """Not in OpenAI's API: the chat template writes what there has to be of them."""
 
     @field_validator("max_completion_tokens")
     @classmethod
@@ -196,26 +234,42 @@ class ChatRequest(GenerationFields, ChatHints):
     @field_validator("add_generation_prompt")
     @classmethod
     def _unless_it_goes_on(cls, value: bool | None, info: ValidationInfo) -> bool | None:
-        if value is not None and value == bool(info.data.get("continue_final_message")):
-            raise PydanticCustomError("conflict", "It is false where continue_final_message is true, and there alone")
+        if value and info.data.get("continue_final_message"):
+            raise PydanticCustomError("conflict", "It is false where continue_final_message is true")
         return value
 
     @field_validator("tool_choice")
     @classmethod
-    def _of_the_tools(cls, value: str | NamedTool | None, info: ValidationInfo) -> str | NamedTool | None:
+    def _of_the_tools(cls, value: Any, info: ValidationInfo) -> Any:
         names = [tool.function.name for tool in info.data.get("tools") or []]
-        if value in (None, "none"):
+        if value in (None, "none", "auto"):
             return value
         if not names:
             raise PydanticCustomError("conflict", "There are no tools to choose from")
-        if isinstance(value, NamedTool) and value.function.name not in names:
+        chosen = value.allowed_tools.tools if isinstance(value, AllowedToolsChoice) else [value]
+        if any(isinstance(tool, NamedTool) and tool.function.name not in names for tool in chosen):
             raise PydanticCustomError("conflict", "No such tool is in tools")
+        return value
+
+    @field_validator("functions")
+    @classmethod
+    def _instead_of_tools(cls, value: list[Function] | None, info: ValidationInfo) -> list[Function] | None:
+        if value and info.data.get("tools"):
+            raise PydanticCustomError("conflict", "Give either tools or functions, their older form, not both")
+        return value
+
+    @field_validator("function_call")
+    @classmethod
+    def _of_the_functions(cls, value: Any, info: ValidationInfo) -> Any:
+        there = {function.name for function in info.data.get("functions") or []}
+        if isinstance(value, FunctionName) and value.name not in there:
+            raise PydanticCustomError("conflict", "No such function is in functions")
         return value
 
     @field_validator("top_logprobs")
     @classmethod
     def _only_with_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is not None and not info.data.get("logprobs"):
+        if value and not info.data.get("logprobs"):
             raise PydanticCustomError("conflict", "Only a request with logprobs true may have top_logprobs")
         return value
 
@@ -246,21 +300,34 @@ class ChatRequest(GenerationFields, ChatHints):
     def num_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    def calls_functions(self) -> bool:
+        return bool(self.functions)
+
     def usable_tools(self) -> list[Tool]:
         """What the reply may call."""
-        return [] if self.tool_choice == "none" else self.tools or []
+        if self.functions:
+            given = [Tool(type="function", function=function) for function in self.functions]
+            return [] if self.function_call == "none" else given
+        tools = [] if self.tool_choice == "none" else self.tools or []
+        if not isinstance(self.tool_choice, AllowedToolsChoice):
+            return tools
+        allowed = {tool.function.name for tool in self.tool_choice.allowed_tools.tools}
+        return [tool for tool in tools if tool.function.name in allowed]
 
     def required_tools(self) -> list[Function]:
         """What the reply has to call one of; empty where it may be text."""
         functions = [tool.function for tool in self.usable_tools()]
-        if isinstance(self.tool_choice, NamedTool):
-            return [function for function in functions if function.name == self.tool_choice.function.name]
-        return functions if self.tool_choice == "required" else []
+        chosen = self.tool_choice.function if isinstance(self.tool_choice, NamedTool) else self.function_call
+        if isinstance(chosen, FunctionName):
+            return [function for function in functions if function.name == chosen.name]
+        choice = self.tool_choice
+        mode = choice.allowed_tools.mode if isinstance(choice, AllowedToolsChoice) else choice
+        return functions if mode == "required" else []
 
 
 # For the OpenAPI document alone: with these, pydantic would tell a fault once for each way to read it.
 _Prompt = Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-_SEVERAL = Field(min_length=1, max_length=MOST_PROMPTS)
+_SEVERAL = Field(min_length=1, max_length=MAX_PROMPTS)
 
 
 def _is_prompt(value: Any) -> bool:
@@ -277,19 +344,30 @@ class CompletionRequest(GenerationFields):
     echo: bool | None = None
     """The answer begins with the prompt, and `logprobs` are of its tokens as well."""
     best_of: One | None = None
-    suffix: None = None
+    suffix: Annotated[str, Field(max_length=0)] | None = None
     """There is no text after the reply here."""
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Tokens to generate at most; 0 generates none, as for the log-probabilities of a prompt."""
+    add_special_tokens: bool | None = None
+    """Not in OpenAI's API: false reads texts without the tokens that the tokenizer begins its texts with."""
 
     @field_validator("prompt", mode="plain", json_schema_input_type=_Prompt | Annotated[list[_Prompt], _SEVERAL])
     @classmethod
     def _texts_or_token_ids(cls, value: Any) -> Any:
         several = value if isinstance(value, list) and value and not isinstance(value[0], int) else [value]
-        if len(several) <= MOST_PROMPTS and all(_is_prompt(prompt) for prompt in several):
+        if len(several) <= MAX_PROMPTS and all(_is_prompt(prompt) for prompt in several):
             return value
         raise PydanticCustomError(
             "prompt", "Input should be a text, a list of token ids, or a list of up to {most} of these",
-            {"most": MOST_PROMPTS},
+            {"most": MAX_PROMPTS},
         )  # fmt: skip
+
+    @field_validator("best_of")
+    @classmethod
+    def _as_many_as_replies(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value < (info.data.get("n") or 1):
+            raise PydanticCustomError("conflict", "It must be as many as n; leave it out")
+        return value
 
     def prompts(self) -> list[str | list[int]]:
         """One or more texts or lists of token ids."""
@@ -303,7 +381,8 @@ class CompletionRequest(GenerationFields):
         return self.logprobs
 
     def num_prompt_logprobs(self) -> int | None:
-        return self.logprobs if self.echo else None
+        asked = [self.logprobs if self.echo else None, self.prompt_logprobs]
+        return max((number for number in asked if number is not None), default=None)
 
 
 class TokenizeRequest(RequestModel):
@@ -314,6 +393,13 @@ class TokenizeRequest(RequestModel):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)] | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     chat_template_kwargs: TemplateVariables | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    """These are as in chats."""
+    add_special_tokens: bool | None = None
+    """Of a text, as in `/v1/completions`."""
+    return_token_strs: bool | None = None
+    """The tokens' names in the vocabulary, too."""
 
     @field_validator("messages")
     @classmethod

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 FinishReason = Literal["stop", "length"]
-ReplyReason = Literal["stop", "length", "tool_calls"]
+ReplyReason = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class _Answer(BaseModel):
@@ -60,6 +60,19 @@ class ChoiceLogprobs(_Answer):
     refusal: None
 
 
+class PromptLogprob(_Answer):
+    """Of a token of the prompt, or of one that might have stood there; not in OpenAI's API."""
+
+    logprob: float
+    rank: int | None
+    """From 1, the likeliest; None for a token that is none of the likeliest ones that were asked for."""
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""of each token of a prompt, by the tokens' ids; the first one follows nothing and has null"""
+
+
 class TextLogprobs(_Answer):
     """The same for a plain text, in that API's form; an offset counts the characters of the answer's text before a
     token. With `echo` the prompt's tokens stand before the reply's; the first one follows nothing and has nulls."""
@@ -110,6 +123,8 @@ class ReplyMessage(_Answer):
     """Not in OpenAI's API: what the model thought before, where its chat template has a place for that."""
     refusal: None = None
     tool_calls: list[CalledTool] | None = None
+    function_call: CalledFunction | None = None
+    """The older form, of a request that has `functions`."""
 
 
 class BestOf(_Answer):
@@ -128,6 +143,10 @@ class Choice(_Answer):
     message: ReplyMessage
     logprobs: ChoiceLogprobs | None = None
     finish_reason: ReplyReason
+    stop_reason: str | int | None = None
+    """Not in OpenAI's API: the stop string, or the one of `stop_token_ids`, that ended the reply."""
+    token_ids: list[int] | None = None
+    """Not in OpenAI's API: with `return_token_ids`, those of the reply."""
     best_of: BestOf | None = None
 
 
@@ -143,6 +162,9 @@ class ChatCompletion(_Answer):
     """The key of the release that is served."""
     choices: list[Choice]
     usage: Usage
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    """Not in OpenAI's API: what `return_token_ids` and `prompt_logprobs` ask for."""
 
 
 class Delta(_Answer):
@@ -152,6 +174,7 @@ class Delta(_Answer):
     content: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[CalledToolDelta] | None = None
+    function_call: CalledFunctionDelta | None = None
 
 
 class ChunkChoice(_Answer):
@@ -161,6 +184,8 @@ class ChunkChoice(_Answer):
     delta: Delta
     logprobs: ChoiceLogprobs | None
     finish_reason: ReplyReason | None
+    stop_reason: str | int | None = None
+    token_ids: list[int] | None = None
 
 
 class ChatCompletionChunk(_Answer):
@@ -173,6 +198,7 @@ class ChatCompletionChunk(_Answer):
     system_fingerprint: str | None
     choices: list[ChunkChoice]
     usage: Usage | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class TextChoice(_Answer):
@@ -182,6 +208,11 @@ class TextChoice(_Answer):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: ReplyReason | None
+    stop_reason: str | int | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    """These four are as in the answers of chats."""
 
 
 class TextCompletion(_Answer):
@@ -215,6 +246,8 @@ class Tokens(_Answer):
     max_model_len: int
     """Tokens that a prompt and its reply may have together."""
     tokens: list[int]
+    token_strs: list[str] | None = None
+    """With `return_token_strs`: their names in the vocabulary."""
 
 
 class Model(_Answer):
@@ -224,8 +257,9 @@ class Model(_Answer):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "rayconteur"
+    root: str
     parent: str | None = None
-    """Not in OpenAI's API: the model whose adapter this is."""
+    """Not in OpenAI's API, as `root`, which is its own name: the model whose adapter this is."""
     max_model_len: int
     """Not in OpenAI's API: tokens that a prompt and its reply may have together."""
 

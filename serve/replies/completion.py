@@ -16,6 +16,7 @@ from serve.protocol.responses import (
     BestOf,
     ChatCompletionChunk,
     CompletionTokensDetails,
+    PromptLogprobs,
     PromptTokensDetails,
     TextCompletionChunk,
     Usage,
@@ -38,9 +39,13 @@ class Reply(ABC):
         with_logprobs: bool,
         choose: Choose | None = None,
         fingerprint: str | None = None,
+        has_ids: bool = False,
+        num_prompt_logprobs: int | None = None,
+        calls_functions: bool = False,
     ) -> None:
         """`n` replies are generated to each prompt; with `choose` one of them all is answered with. `fingerprint`
-        names the release."""
+        names the release. `has_ids`: the answer has the tokens' ids; `calls_functions`: calls in
+        their older form."""
         self.id = f"{self._prefix}-{uuid4().hex}"
         self.created = int(time.time())
         self.model = model
@@ -53,6 +58,11 @@ class Reply(ABC):
         self._best_of: BestOf | None = None
         self._frames: dict[int, tuple[str, ...]] = {}
         self._fingerprint = fingerprint
+        self._has_ids = has_ids
+        self._calls_functions = calls_functions
+        self._num_prompt_logprobs = num_prompt_logprobs
+        self._told_ids = [0] * len(generations)
+        self._tells_usage = False
 
     @property
     @abstractmethod
@@ -72,8 +82,22 @@ class Reply(ABC):
         """What an event says of a reply; None for its end."""
 
     @abstractmethod
+    def _tell_prompt(self, event: Any, index: int) -> None:
+        """Put the ids of the prompt's tokens into an event of the reply."""
+
+    @abstractmethod
     def _chunk(self, choices: list[Any]) -> Chunk:
         """An event with these choices."""
+
+    def _ids(self, index: int) -> list[int] | None:
+        """Those of a reply's tokens, if they are wanted."""
+        return self._generations[index].token_ids if self._has_ids else None
+
+    def _prompt_logprobs(self, index: int) -> PromptLogprobs | None:
+        """Those of the prompt of a reply, if they are wanted; of several replies to it the first one has them."""
+        if self._num_prompt_logprobs is None:
+            return None
+        return self._generations[index - index % self._n].prompt_logprobs(self._num_prompt_logprobs)
 
     def _usage_event(self) -> Chunk:
         """The last one, if it was asked for."""
@@ -143,17 +167,16 @@ class Reply(ABC):
         """
         begun: set[int] = set()
         with_usage = include_usage and usage_so_far
+        self._tells_usage = include_usage
         try:
             async with aclosing(self._pieces()) as pieces:
                 async for index, piece in pieces:
-                    if piece is not None and piece.is_plain and index in begun and not with_usage:
+                    is_plain = piece is not None and piece.is_plain and not (with_usage or self._has_ids)
+                    if piece is not None and is_plain and index in begun:
                         yield self._plain(index, piece.text)
                         continue
-                    events = [self._event(index, piece)]
-                    if index not in begun:
+                    for event in self._events_of(index, piece, is_first=index not in begun):
                         begun.add(index)
-                        events = [opening, *events] if (opening := self._opening(index)) else events
-                    for event in events:
                         if with_usage:
                             event.usage = self.usage()
                         yield _sent(event)
@@ -167,11 +190,27 @@ class Reply(ABC):
             yield f"data: {error.body()}\n\n"
         yield "data: [DONE]\n\n"
 
+    def _events_of(self, index: int, piece: Piece | None, is_first: bool) -> list[Chunk]:
+        events = [self._event(index, piece)]
+        if self._has_ids:
+            told, token_ids = self._told_ids[index], self._generations[index].token_ids
+            events[0].choices[0].token_ids = token_ids[told:]
+            self._told_ids[index] = len(token_ids)
+        if is_first and (opening := self._opening(index)):
+            events.insert(0, opening)
+        if is_first and self._has_ids:
+            self._tell_prompt(events[0], index)
+        if self._tells_usage:  # as in OpenAI's API, where the last one alone has it
+            for event in events:
+                event.usage = None
+        return events
+
     def _plain(self, index: int, text: str) -> str:
         """The event of a piece that is nothing but text, which most are: around the text it is always the same."""
         frame = self._frames.get(index)
         if frame is None:
-            frame = self._frames[index] = tuple(_sent(self._event(index, Piece("\0"))).split('"\\u0000"'))
+            [event] = self._events_of(index, Piece("\0"), is_first=False)
+            frame = self._frames[index] = tuple(_sent(event).split('"\\u0000"'))
         before, after = frame
         return before + encode_basestring(text) + after
 

@@ -16,9 +16,11 @@ from serve.parsing.form import ReplyForm
 from serve.parsing.reader import Reader
 from serve.parsing.text import ReplyText, Shown
 from serve.protocol.errors import LOST, ApiError
-from serve.protocol.responses import ReplyReason, TokenLogprob, TopLogprob
+from serve.protocol.responses import PromptLogprob, ReplyReason, TokenLogprob, TopLogprob
 
 logger = logging.getLogger(__name__)
+
+_LEAST = -9999.0  # JSON has no infinity; OpenAI's API writes this too
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,27 @@ class CallDelta:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a reply is read: by `reader`, which is for this reply alone; at most `most_calls` calls count."""
+    """How a reply is read: by `reader`, which is for this reply alone; at most `max_calls` calls count."""
 
     form: ReplyForm
     reader: Reader
-    most_calls: int | None = None
+    max_calls: int | None = None
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a request wants to be told of a reply beside its text."""
+
+    shows_stop: bool = False
+    """the stop string that ended it, too"""
+    prompt_text: str | None = None
+    """what the reply follows, where the answer begins with that"""
+    names_ids: bool = False
+    """log-probabilities name tokens by their ids"""
+    stop_token_ids: frozenset[int] = frozenset()
+    """tokens that end it beside the model's own"""
+    is_prompt_alone: bool = False
+    """nothing of a reply is wanted"""
 
 
 class Generation:
@@ -84,11 +102,12 @@ class Generation:
         max_seconds: float,
         clock: TokenClock,
         reading: Reading | None = None,
-        shows_stop: bool = False,
-        prompt_text: str | None = None,
+        wishes: Wishes = Wishes(),
     ) -> None:
-        """`prompt_text` is what the reply follows, where the answer begins with that."""
         self.finish_reason: ReplyReason = "length"
+        self.stop_reason: str | int | None = None
+        """the stop string or the token of the request's own that ended it"""
+        self.prompt_text = wishes.prompt_text
         self.token_ids: list[int] = []
         self.num_prompt_tokens = len(request.prompt_ids)
         self._engine = engine
@@ -98,8 +117,8 @@ class Generation:
         self._stops = stops
         self._reading = reading
         reader, marks = (reading.reader, reading.form.marks) if reading else (None, None)
-        self._text = ReplyText(tokenizer, stops, reader, marks, shows_stop, request.min_new_tokens)
-        self.prompt_text = prompt_text
+        self._text = ReplyText(tokenizer, stops, reader, marks, wishes.shows_stop, request.min_new_tokens)
+        self._wishes = wishes
         self._prompt_logprobs: Sequence[tuple[float, Any]] = ()
         self.num_cached: int | None = None
         """tokens of the prompt that were read for another request; None where the engine cannot tell, or nothing has
@@ -134,6 +153,9 @@ class Generation:
         try:
             async with aclosing(self._engine.submit(self._request)) as events:
                 async for event in events:
+                    if self._wishes.is_prompt_alone:
+                        self._take_prompt(event)
+                        break
                     if piece := self._take(event):
                         yield piece
                     if self._text.is_stopped or event.finish_reason is not None:
@@ -153,14 +175,19 @@ class Generation:
         rest = self._text.finish(is_cut=self.finish_reason == "length")
         if self._text.is_stopped:
             self.finish_reason = "stop"
+        self.stop_reason = self._text.stop or self._end_of_request()
         self._read_calls()
         if piece := self._piece(rest, self._call_deltas()):
             yield piece
 
+    def _end_of_request(self) -> int | None:
+        last = self.token_ids[-1] if self.token_ids else None
+        return last if self.finish_reason == "stop" and last in self._wishes.stop_token_ids else None
+
     def _read_calls(self) -> None:
         if self._reading is None:
             return
-        calls = self._reading.reader.calls[: self._reading.most_calls]
+        calls = self._reading.reader.calls[: self._reading.max_calls]
         form, told = self._reading.form, self._told_calls
         ids = [told[place].id if place < len(told) else form.new_call_id() for place in range(len(calls))]
         self.tool_calls = [
@@ -183,7 +210,7 @@ class Generation:
         if self.tool_calls:
             texts = [(call.name, call.arguments) for call in self.tool_calls]
         else:
-            calls = [*reading.reader.calls, *reading.reader.pending][: reading.most_calls]
+            calls = [*reading.reader.calls, *reading.reader.pending][: reading.max_calls]
             texts = [(call.name, self._settled(call)) for call in calls]
         deltas = []
         for place, (name, arguments) in enumerate(texts):
@@ -216,14 +243,34 @@ class Generation:
             place += len(decoder.push(token_id))
         return found
 
-    def token_text(self, token_id: int) -> str:
-        """The text of a token by itself."""
+    def prompt_logprobs(self, count: int) -> list[dict[str, PromptLogprob] | None]:
+        """Those of the prompt's tokens and of the `count` likeliest ones in the place of each, by their ids."""
+        found: list[dict[str, PromptLogprob] | None] = [None]
+        for token_id, (own, likeliest) in zip(self.prompt_ids[1:], self._prompt_logprobs, strict=False):
+            ranks = {each: rank for rank, (each, _) in enumerate(likeliest, 1)}
+            told = {token_id: own, **dict(likeliest[:count])}
+            found.append({
+                str(each): PromptLogprob(
+                    logprob=max(value, _LEAST), rank=ranks.get(each), decoded_token=self._text_of(each)
+                )
+                for each, value in told.items()
+            })  # fmt: skip
+        return found
+
+    def token_name(self, token_id: int) -> str:
+        """The text of a token by itself, or where the request wants that its id."""
+        return f"token_id:{token_id}" if self._wishes.names_ids else self._text_of(token_id)
+
+    def _text_of(self, token_id: int) -> str:
         return token_text(self._tokenizer, token_id)
+
+    def _take_prompt(self, event: TokenEvent) -> None:
+        self._prompt_logprobs = event.prompt_logprobs or self._prompt_logprobs
+        self.num_cached = self.num_cached if event.num_cached is None else event.num_cached
 
     def _take(self, event: TokenEvent) -> Piece | None:
         self.token_ids.append(event.token_id)
-        self._prompt_logprobs = event.prompt_logprobs or self._prompt_logprobs
-        self.num_cached = self.num_cached if event.num_cached is None else event.num_cached
+        self._take_prompt(event)
         self._clock.token()
         if event.token_id in self._request.end_token_ids:
             return None
@@ -259,11 +306,10 @@ class Generation:
         return TokenLogprob(**self._top(token_id, logprob).model_dump(), top_logprobs=tops)
 
     def _top(self, token_id: int, logprob: float) -> TopLogprob:
-        text = self.token_text(token_id)
-        found = token_bytes(self._tokenizer, token_id, text)
+        found = token_bytes(self._tokenizer, token_id, self._text_of(token_id))
         return TopLogprob(
-            token=text,
-            logprob=max(logprob, -9999.0),  # JSON has no infinity; OpenAI's API writes this too
+            token=self.token_name(token_id),
+            logprob=max(logprob, _LEAST),
             bytes=None if found is None else list(found),
         )
 

@@ -24,7 +24,7 @@ _WHOLE_FUNCTION = {"description": "", "parameters": {"type": "object", "properti
 # A prompt that takes seconds leaves three for the others.
 _THREADS = 4
 # So many renderings may look for the message that a template refuses.
-_MOST_TRIED = 64
+_MAX_TRIED = 64
 
 
 class PromptEncoder:
@@ -39,7 +39,7 @@ class PromptEncoder:
         self._form = learned_form(self._tokenizer)
         self._formats = Formats(self._tokenizer, engine.vocab_size, self._end_token_ids, self._form)
         self._reserved = RESERVED | self._tokenizer.special_tokens_map.keys()
-        self._most_letters = most_letters(self._tokenizer, engine.max_positions)
+        self._max_letters = max_letters(self._tokenizer, engine.max_positions)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="prompt")
 
     def reading(self, request: GenerationFields, prompt_ids: list[int]) -> Reading | None:
@@ -48,11 +48,13 @@ class PromptEncoder:
             return None
         functions = {tool.function.name: tool.function.parameters or {} for tool in request.usable_tools()}
         reader = self._form.reader(functions, prompt_ids, must_call=bool(request.required_tools()))
-        is_single = request.parallel_tool_calls is False or not self._form.is_parallel
+        is_single = request.parallel_tool_calls is False or request.calls_functions() or not self._form.is_parallel
         return Reading(self._form, reader, 1 if is_single else None) if reader is not None else None
 
     def echoes(self, request: GenerationFields, wanted: list[GenerationRequest]) -> list[str | None]:
         """With what each answer begins, if it does with the prompt."""
+        if isinstance(request, ChatRequest) and request.echo and request.continue_final_message:
+            return [(request.messages[-1].text() or "").lstrip()] * len(wanted)
         if not isinstance(request, CompletionRequest) or not request.echo:
             return [None] * len(wanted)
         texts = [
@@ -63,13 +65,14 @@ class PromptEncoder:
 
     async def chat(self, request: ChatRequest) -> list[GenerationRequest]:
         """The engine's requests, one for each reply; raises ApiError."""
-        prompt_ids = await self._in_thread(self._prompt_of_chat, request)
+        prompt_ids = self._cut(request, await self._in_thread(self._prompt_of_chat, request))
         return self._requests(request, prompt_ids, "messages", await self._grammar(request, prompt_ids))
 
     async def completion(self, request: CompletionRequest) -> list[GenerationRequest]:
         """The same for plain texts: the replies to the first one, then those to the next."""
         found = []
-        for prompt_ids in await self._in_thread(self._prompts_of_texts, request):
+        for whole in await self._in_thread(self._prompts_of_texts, request):
+            prompt_ids = self._cut(request, whole)
             found += self._requests(request, prompt_ids, "prompt", await self._grammar(request, prompt_ids))
         return found
 
@@ -106,7 +109,8 @@ class PromptEncoder:
     def _prompts_of_texts(self, request: CompletionRequest) -> list[list[int]]:
         found = []
         for prompt in request.prompts():
-            prompt_ids = self._text_ids(prompt, "prompt") if isinstance(prompt, str) else prompt
+            begins = request.add_special_tokens is not False
+            prompt_ids = self._text_ids(prompt, "prompt", begins) if isinstance(prompt, str) else prompt
             if (largest := max(prompt_ids)) >= self._engine.vocab_size:
                 raise _unknown_token("prompt", largest, self._engine.vocab_size)
             found.append(prompt_ids)
@@ -117,11 +121,24 @@ class PromptEncoder:
             return self._chat_ids(request, request.tools or [])
         if request.prompt is None:
             raise ApiError(400, "Missing required parameter: prompt or messages.", "prompt")
-        return self._text_ids(request.prompt, "prompt") if request.prompt else []
+        begins = request.add_special_tokens is not False
+        return self._text_ids(request.prompt, "prompt", begins) if request.prompt else []
+
+    def names(self, token_ids: list[int]) -> list[str]:
+        """Of tokens, in the vocabulary."""
+        return [str(name) for name in self._tokenizer.convert_ids_to_tokens(token_ids)]
+
+    def _cut(self, request: GenerationFields, prompt_ids: list[int]) -> list[int]:
+        """The end of the prompt that is read, where the request says how long that may be."""
+        most = request.truncate_prompt_tokens
+        if most is None:
+            return prompt_ids
+        room = max(1, self._engine.max_positions - max(1, request.token_limit()[1] or 1))
+        return prompt_ids[-(room if most < 0 else most) :]
 
     def _check_letters(self, count: int, param: str) -> None:
         """Raise ApiError for a text that cannot fit, before it takes seconds to encode."""
-        if count > self._most_letters:
+        if count > self._max_letters:
             raise ApiError(
                 400,
                 f"This model's maximum context length is {self._engine.max_positions} tokens, and the {param} "
@@ -131,10 +148,10 @@ class PromptEncoder:
                 "context_length_exceeded",
             )
 
-    def _text_ids(self, text: str, param: str) -> list[int]:
+    def _text_ids(self, text: str, param: str, begins: bool = True) -> list[int]:
         self._check_letters(len(text), param)
         try:
-            token_ids = list(self._tokenizer(text)["input_ids"])
+            token_ids = list(self._tokenizer(text, add_special_tokens=begins)["input_ids"])
         except UnicodeEncodeError as error:
             raise ApiError(400, f"{param}: a character that is no text: {error.reason}.", param) from None
         if not token_ids:
@@ -145,7 +162,7 @@ class PromptEncoder:
         """The prompt of a chat in which these tools may be called."""
         given = request.messages or []
         self._check_letters(sum(len((message.text() or "").strip()) for message in given), "messages")
-        continues = isinstance(request, ChatRequest) and bool(request.continue_final_message)
+        continues = bool(request.continue_final_message)
         if continues and given[-1].role != "assistant":
             words = (
                 "continue_final_message: the last message is not the assistant's, so there is nothing to go on with."
@@ -154,16 +171,18 @@ class PromptEncoder:
         messages = turns_of(given, self._form)
         calls = [number for number, message in enumerate(given) if message.tool_calls or message.function_call]
         if self._form.style is None and (used or calls):
-            param = "tools" if used else f"messages[{calls[0]}].tool_calls"
+            given_as = "functions" if isinstance(request, ChatRequest) and request.functions else "tools"
+            param = given_as if used else f"messages[{calls[0]}].tool_calls"
             why = "this model's chat template has no place for tools, or writes calls in a way that is not read back"
             raise ApiError(400, f"{param}: {why}.", param)
         variables = self._variables(request)
-        tools = [tool.model_dump(exclude_unset=True) for tool in used]
+        tools = [tool.model_dump(exclude_unset=True, exclude={"cache_control"}) for tool in used]
         whole = [{**tool, "function": {**_WHOLE_FUNCTION, **tool["function"]}} for tool in tools]
         # Some templates need what a tool may be without; others would write it.
         for shown in (tools, whole) if tools != whole else (tools,):
             try:
-                return encode_prompt(self._tokenizer, messages, shown or None, variables or None, continues)
+                opens = request.add_generation_prompt is not False
+                return encode_prompt(self._tokenizer, messages, shown or None, variables or None, continues, opens)
             except ChatTemplateError as error:
                 refusal = error
         param = self._refused(given, tools, variables)
@@ -175,6 +194,11 @@ class PromptEncoder:
         if taken := sorted(variables.keys() & self._reserved):
             param = f"chat_template_kwargs.{taken[0]}"
             raise ApiError(400, f"{param}: the endpoint sets this itself.", param)
+        if isinstance(request, ChatRequest) and request.documents:
+            if "documents" not in self._tokenizer.get_chat_template():
+                why = "this model's chat template has no place for them; write them into a message"
+                raise ApiError(400, f"documents: {why}.", "documents")
+            variables["documents"] = request.documents
         effort = request.reasoning_effort if isinstance(request, ChatRequest) else None
         if effort is None or not self._form.thinks:
             return variables
@@ -190,7 +214,7 @@ class PromptEncoder:
 
     def _refused(self, messages: list[ChatMessage], tools: list[Any], variables: dict[str, Any]) -> str:
         """The message with which the template's refusal begins, as far as that can be told."""
-        for count in range(len(messages) - 1, max(0, len(messages) - _MOST_TRIED), -1):
+        for count in range(len(messages) - 1, max(0, len(messages) - _MAX_TRIED), -1):
             try:
                 encode_prompt(self._tokenizer, turns_of(messages[:count], self._form), tools or None, variables)
             except (ChatTemplateError, ApiError):
@@ -202,9 +226,15 @@ class PromptEncoder:
         self, request: GenerationFields, prompt_ids: list[int], param: str, grammar: Any = None
     ) -> list[GenerationRequest]:
         """One for each reply; raises ApiError for what does not fit, or the engine cannot do."""
+        if request.prompt_logprobs is not None and request.stream:
+            raise ApiError(400, "prompt_logprobs: they are not told in streams.", "prompt_logprobs")
+        most = self._room(request, len(prompt_ids), param)
+        if (request.min_tokens or 0) > most:
+            why = f"got {request.min_tokens}; the reply may have {most} tokens"
+            raise ApiError(400, f"min_tokens: {why}.", "min_tokens")
         first = GenerationRequest(
             prompt_ids=prompt_ids,
-            max_new_tokens=self._room(request, len(prompt_ids), param),
+            max_new_tokens=max(1, most),
             temperature=1.0 if request.temperature is None else request.temperature,
             top_p=1.0 if request.top_p is None else request.top_p,
             top_k=max(0, request.top_k or 0),
@@ -219,6 +249,8 @@ class PromptEncoder:
             seed=request.seed,
             end_token_ids=self._ends(request),
             min_new_tokens=request.min_tokens or 0,
+            allowed_token_ids=self._allowed(request),
+            bad_words=self._bad_words(request),
             adapter=request.model if request.model in self._engine.adapters else None,
         )
         if (refusal := self._engine.refusal(first)) is not None:
@@ -232,6 +264,19 @@ class PromptEncoder:
             raise _unknown_token("stop_token_ids", largest, self._engine.vocab_size)
         return more if request.ignore_eos else more | self._end_token_ids
 
+    def _allowed(self, request: GenerationFields) -> frozenset[int] | None:
+        allowed = request.allowed_token_ids
+        if allowed is None:
+            return None
+        if (largest := max(allowed)) >= self._engine.vocab_size:
+            raise _unknown_token("allowed_token_ids", largest, self._engine.vocab_size)
+        return frozenset(allowed)
+
+    def _bad_words(self, request: GenerationFields) -> tuple[tuple[int, ...], ...]:
+        """The ways in which the tokenizer writes them."""
+        written = (text for word in request.bad_words or () for text in (word, f" {word}"))
+        return tuple(tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"]) for text in written)
+
     def _bias(self, request: GenerationFields) -> dict[int, float]:
         bias = {int(name): value for name, value in (request.logit_bias or {}).items()}
         if bias and (largest := max(bias)) >= self._engine.vocab_size:
@@ -243,7 +288,7 @@ class PromptEncoder:
         limit_name, limit = request.token_limit()
         most = self._engine.max_positions
         left = most - num_prompt_tokens
-        if left >= (1 if limit is None else limit):
+        if left >= max(1, 1 if limit is None else limit):
             return min(self._default_max_tokens, left) if limit is None else limit
         wanted = "a reply needs at least 1" if limit is None else f"{limit_name} asks for {limit}"
         raise ApiError(
@@ -264,7 +309,7 @@ def _again(request: GenerationRequest, number: int) -> GenerationRequest:
     )
 
 
-def most_letters(tokenizer: Any, max_tokens: int) -> int:
+def max_letters(tokenizer: Any, max_tokens: int) -> int:
     """Of a text that may be so many tokens: as many as the vocabulary's longest names have, and more where the
     tokenizer changes texts before it reads them.
     """

@@ -1,6 +1,7 @@
 """The answer to plain texts that are gone on with: its choices, or the events of its stream."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -21,6 +22,10 @@ class TextReply(Reply):
                 text=(self._generations[index].prompt_text or "") + text,
                 logprobs=self._with_prompt(index, drawn),
                 finish_reason=self._generations[index].finish_reason,
+                stop_reason=self._generations[index].stop_reason,
+                token_ids=self._ids(index),
+                prompt_token_ids=self._generations[index].prompt_ids if self._has_ids else None,
+                prompt_logprobs=self._prompt_logprobs(index),
             )
             for index, (text, drawn) in enumerate(zip(texts, tokens, strict=True))
         ]
@@ -36,10 +41,14 @@ class TextReply(Reply):
 
     def _event(self, index: int, piece: Piece | None) -> Chunk:
         if piece is None:
-            reason = self._generations[index].finish_reason
-            return self._chunk([TextChoice(index=index, text="", logprobs=None, finish_reason=reason)])
+            reason, cause = self._generations[index].finish_reason, self._generations[index].stop_reason
+            end = TextChoice(index=index, text="", logprobs=None, finish_reason=reason, stop_reason=cause)
+            return self._chunk([end])
         logprobs = self._logprobs(piece.tokens, len(self._generations[index].prompt_text or ""))
         return self._chunk([TextChoice(index=index, text=piece.text, logprobs=logprobs, finish_reason=None)])
+
+    def _tell_prompt(self, event: Any, index: int) -> None:
+        event.choices[0].prompt_token_ids = self._generations[index].prompt_ids
 
     def _logprobs(self, tokens: Sequence[DrawnToken], begin: int = 0) -> TextLogprobs | None:
         """Of tokens of the reply, which begins there in the answer's text."""
@@ -61,7 +70,7 @@ class TextReply(Reply):
             return found
         # Of several replies to one prompt, the first has them.
         asked = self._generations[index - index % self._n].prompt_tokens()
-        names = [generation.token_text(token_id) for token_id in generation.prompt_ids]
+        names = [generation.token_name(token_id) for token_id in generation.prompt_ids]
         return TextLogprobs(
             tokens=names + found.tokens,
             token_logprobs=[told.logprob if told else None for _, told in asked] + found.token_logprobs,

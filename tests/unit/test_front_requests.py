@@ -37,6 +37,7 @@ def stand_in() -> FastAPI:
     app.state.num_lost = 0
 
     @app.post(PATH)
+    @app.post("/v1/responses")
     async def echo(request: Request) -> Response:
         body = await request.body()
         app.state.seen.append((dict(request.headers), len(body)))
@@ -360,6 +361,22 @@ def test_failures_have_a_status_first_and_are_events_later(before: Before, monke
     error, done = [line for line in late.text.splitlines() if line.startswith("data: ")]
     assert json.loads(error.removeprefix("data: "))["error"]["code"] == "queue_full"
     assert done == "data: [DONE]"
+
+
+def test_a_late_failure_of_typed_events_has_a_type(before: Before, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "EARLY_SECONDS", 0.05)
+    answers = []
+    body = {"stream": True, "wait": 0.2, "status": 400}
+    answers.append(httpx.post(f"{before.url}/v1/responses", json=body, timeout=20))
+    before.lease_takes, before.refusal = 0.2, ApiError(429, "busy", "input", code="queue_full")
+    answers.append(httpx.post(f"{before.url}/v1/responses", json=body, timeout=20))
+    for answer in answers:
+        name, data = [line for line in answer.text.splitlines() if line and line[0] != ":"]
+        assert name == "event: error"
+        told = json.loads(data.removeprefix("data: "))
+        assert told.keys() == {"type", "sequence_number", "code", "message", "param"}
+        assert (told["type"], told["sequence_number"]) == ("error", 0)
+    assert (told["code"], told["message"], told["param"]) == ("queue_full", "busy", "input")
 
 
 def test_a_replica_lost_after_comments_alone_is_made_up_for(before: Before, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,8 @@ TALK = [{"role": "user", "content": "Hi"}]
 ROUTES = {
     "POST /v1/chat/completions": 25, "POST /v1/completions": 25, "POST /v1/responses": 25, "POST /v1/embeddings": 15,
     "POST /tokenize": 15, "POST /detokenize": 15, "GET /v1/models": 1, "GET /v1/models/{name}": 5, "GET /health": 1,
-    "GET /ping": 1, "GET /version": 1, "GET /metrics": 1, "GET /": 1,
+    "GET /ping": 1, "GET /version": 1, "GET /metrics": 1, "GET /": 1, "GET /load": 1, "GET /tokenizer_info": 1,
+    "POST /v1/responses/input_tokens": 10,
 }  # fmt: skip
 """with the number of examples"""
 

@@ -154,7 +154,7 @@ def test_an_error_in_a_step_ends_its_requests_and_the_pipeline_serves_again(expo
     owner = PipelineOwner(PipelineSettings(str(exported), "fp32", 1, max_active=4, num_blocks=64))
     greedy = SamplingSettings(3)
     assert owner.add(0, [1, 2], greedy) == []
-    assert owner.add(1, [1, 2], SamplingSettings(3, schema="{no json")) == []
+    assert owner.add(1, [1, 2], SamplingSettings(3, grammar="no grammar")) == []
     ended = owner.step()
     assert [progress.number for progress in ended] == [0, 1]
     assert all("a step of the pipeline failed" in str(progress.end) for progress in ended)

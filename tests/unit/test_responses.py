@@ -263,6 +263,13 @@ def test_a_stream_is_the_same_reply_in_events(endpoint: Endpoint) -> None:
     assert raw.text.startswith("event: response.created\ndata: {")
 
 
+def test_tokens_of_an_input_are_counted_before_it_is_sent(endpoint: Endpoint) -> None:
+    body = {"model": MODEL, "input": "Hi", "instructions": "Be brief.", "max_output_tokens": 1}
+    counted = httpx.post(f"{endpoint.url}/v1/responses/input_tokens", json=body, timeout=20).json()
+    told = httpx.post(f"{endpoint.url}/v1/responses", json=body, timeout=20).json()
+    assert counted == {"object": "response.input_tokens", "input_tokens": told["usage"]["input_tokens"]}
+
+
 def test_what_it_answers_with_it_takes(endpoint: Endpoint) -> None:
     conversation: list[Any] = [{"role": "user", "content": "Weather?"}]
     ask: dict[str, Any] = {"tools": [WEATHER], "extra_body": {"seed": 3}, "max_output_tokens": 200}

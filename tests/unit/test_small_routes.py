@@ -81,6 +81,17 @@ def test_what_runs_and_whether_it_does(client: httpx.Client) -> None:
     assert model["max_model_len"] == client.post("/tokenize", json={"prompt": ""}).json()["max_model_len"] == 200
 
 
+def test_what_lm_eval_asks_of_a_tokenizer(client: httpx.Client) -> None:
+    told = client.get("/tokenizer_info").json()
+    assert told["eos_token"] == "<|eot_id|>"
+    assert told["bos_token"] == "<|begin_of_text|>"
+    assert "<tool_call>" in told["chat_template"]
+    assert told["model_max_length"] == 200
+    assert client.get("/load").json() == {"server_load": 0}
+    names = client.post("/tokenize", json={"prompt": "Hi", "return_token_strs": True}).json()
+    assert (names["token_strs"], names["count"]) == (["H", "i"], 2)
+
+
 @pytest.mark.parametrize(("path", "body"), [
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}),
     ("/v1/completions", {"prompt": "Hi"}),

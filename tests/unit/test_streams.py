@@ -1,6 +1,7 @@
 """Streams of a replica by itself: when their headers come, and what is sent while there is nothing to say."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -80,6 +81,15 @@ def test_a_failure_has_a_status_until_headers_are_sent(
     assert '"code":"queue_full"' in response.text
     assert response.text.endswith("data: [DONE]\n\n") == (status == 200)
     assert app.state.ended[0] == "events"
+
+
+def test_a_failure_of_typed_events_has_a_type_and_a_number() -> None:
+    body = ApiError(500, "gone\n", code="replica_lost").body()
+    name, data, *rest = streams.failure(body, "/v1/responses", 7).splitlines()
+    assert (name, rest) == ("event: error", [""])
+    assert json.loads(data.removeprefix("data: ")) == {
+        "type": "error", "sequence_number": 7, "code": "replica_lost", "message": "gone\n", "param": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("read", [0.05, 0.3])

@@ -2,6 +2,7 @@
 fields."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -130,6 +131,9 @@ MESSAGES: dict[str, list[dict[str, Any]]] = {
         "tool_calls": None, "reasoning_content": None, "provider_specific_fields": {"refusal": None},
     }, *HELLO],
     "a refusal": [*HELLO, {"role": "assistant", "content": None, "refusal": "No."}, *HELLO],
+    "parts of the Responses API": [
+        {"role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "Yes", "annotations": []}]}, *HELLO],
     "cached parts": [{"role": "user", "content": [
         {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}, {"type": "text", "text": "!"}]}],
 }  # fmt: skip
@@ -150,7 +154,10 @@ HINTS: list[dict[str, Any]] = [
     )),
     {"reasoning_effort": "low"},  # of a model that does not think
     {"prediction": {"type": "content", "content": "x"}, "modalities": ["text"]},
-    {"top_k": -1, "use_beam_search": False, "length_penalty": 1.0, "skip_special_tokens": True, "priority": 0},
+    {"top_k": -1, "use_beam_search": False, "length_penalty": 1.0, "skip_special_tokens": True, "priority": 3},
+    {"cache_salt": "s", "request_id": "r", "include_reasoning": True, "cache_prompt": True, "vllm_xargs": {}},
+    {"typical_p": 1.0, "mirostat": 0, "dry_multiplier": 0, "xtc_probability": 0.0, "id_slot": -1, "echo": True},
+    {"tools": [], "tool_choice": "auto", "logprobs": False, "top_logprobs": 0, "add_special_tokens": False},
     {"add_generation_prompt": True, "continue_final_message": False},
 ]  # fmt: skip
 
@@ -169,7 +176,9 @@ def test_ends_can_be_others(endpoint: Endpoint) -> None:
     never = [endpoint.told(max_tokens=200, seed=seed, ignore_eos=True) for seed in range(4)]
     assert {told["usage"]["completion_tokens"] for told in never} == {200}
     again = [endpoint.told(max_tokens=200, seed=seed, ignore_eos=True, stop_token_ids=[end]) for seed in range(4)]
-    assert [told["choices"] for told in again] == [told["choices"] for told in seeds]
+    assert [told["choices"][0]["message"] for told in again] == [told["choices"][0]["message"] for told in seeds]
+    reasons = {(told["choices"][0]["finish_reason"], told["choices"][0]["stop_reason"]) for told in again}
+    assert ("stop", end) in reasons <= {("stop", end), ("length", None)}
     late = [endpoint.told(max_tokens=200, seed=seed, min_tokens=150) for seed in range(4)]
     assert min(told["usage"]["completion_tokens"] for told in late) >= 150
     text = endpoint.told(**greedy)["choices"][0]["message"]["content"]
@@ -178,9 +187,141 @@ def test_ends_can_be_others(endpoint: Endpoint) -> None:
     assert (short["message"]["content"], short["finish_reason"]) == (text[: text.index(text[3])], "stop")
     stopped = endpoint.told(**greedy, stop=[text[3:5]], include_stop_str_in_output=True)["choices"][0]
     assert stopped["message"]["content"] == text[: text.index(text[3:5]) + 2]
+    assert stopped["stop_reason"] == text[3:5]
     later = endpoint.told(**greedy, stop=[text[3:5]], min_tokens=6)["choices"][0]["message"]["content"]
     assert later.startswith(text[:6])
     assert text[3:5] not in later[6:]
+
+
+def test_tokens_and_words_can_be_kept_out(endpoint: Endpoint) -> None:
+    tokenizer = load_tokenizer(endpoint.release)
+    allowed = tokenizer.convert_tokens_to_ids(["a", "b"])
+    told = endpoint.told(temperature=2, max_tokens=20, allowed_token_ids=allowed, ignore_eos=True)
+    assert set(told["choices"][0]["message"]["content"]) <= {"a", "b"}
+    assert told["usage"]["completion_tokens"] == 20
+    greedy: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
+    text = endpoint.told(**greedy)["choices"][0]["message"]["content"]
+    kept_out = endpoint.told(**greedy, bad_words=[text[3:5]])["choices"][0]["message"]["content"]
+    begin = text.index(text[3:5]) + 1
+    assert kept_out[:begin] == text[:begin], "a word is kept out, not its beginning"
+    assert text[3:5] not in kept_out
+
+
+def test_a_prompt_can_be_read_from_its_end(endpoint: Endpoint) -> None:
+    ask: dict[str, Any] = {"temperature": 0, "prompt": "Hello, you there"}
+    ids = load_tokenizer(endpoint.release)(ask["prompt"])["input_ids"]
+    cut = endpoint.told("/v1/completions", **ask, truncate_prompt_tokens=5)
+    same = endpoint.told("/v1/completions", temperature=0, prompt=ids[-5:])
+    assert cut["usage"]["prompt_tokens"] == 5
+    assert cut["choices"] == same["choices"]
+    long = endpoint.told("/v1/completions", prompt="x" * 3000, truncate_prompt_tokens=-1)
+    assert long["usage"]["prompt_tokens"] == 2048 - 4
+    begins = [
+        endpoint.told("/v1/completions", **ask, add_special_tokens=adds)["usage"]["prompt_tokens"]
+        for adds in (True, False)
+    ]
+    assert begins == [len(ids), len(ask["prompt"])]
+
+
+def test_a_prompt_may_end_with_its_last_message(endpoint: Endpoint) -> None:
+    opened, closed = endpoint.told(), endpoint.told(add_generation_prompt=False)
+    opening = load_tokenizer(endpoint.release)("<|start_header_id|>assistant<|end_header_id|>\n\n")["input_ids"]
+    more = opened["usage"]["prompt_tokens"] - closed["usage"]["prompt_tokens"]
+    assert more == len(opening)
+    for fields, told in (({}, opened), ({"add_generation_prompt": False}, closed)):
+        asked = {"messages": HELLO, **fields}
+        answer = httpx.post(f"{endpoint.url}/tokenize", json=asked)
+        assert answer.json()["count"] == told["usage"]["prompt_tokens"]
+
+
+FURTHER: dict[str, tuple[dict[str, Any], str]] = {
+    "guided_choice": ({"guided_choice": ["ab", "ba"]}, "ab|ba"),
+    "guided_regex": ({"guided_regex": "[a-c]{3}"}, "[a-c]{3}"),
+    "regex": ({"regex": "[a-c]{3}"}, "[a-c]{3}"),
+    "guided_grammar": ({"guided_grammar": 'root ::= "ab" | "ba"'}, "ab|ba"),
+    "ebnf": ({"ebnf": 'root ::= "ab" | "ba"'}, "ab|ba"),
+    "grammar": ({"grammar": 'root ::= "ab" | "ba"'}, "ab|ba"),
+    "guided_json": ({"guided_json": {"enum": ["x"]}}, '"x"'),
+    "json_schema": ({"json_schema": '{"enum": ["x"]}'}, '"x"'),
+    "json": ({"structured_outputs": {"json": '{"enum": ["x"]}', "disable_any_whitespace": True}}, '"x"'),
+    "json_object": (
+        {"response_format": {"type": "json_object", "schema": {"type": "object", "properties": {"a": {"enum": [1]}},
+                                                               "required": ["a"], "additionalProperties": False}}},
+        r'\{\s*"a"\s*:\s*1\s*\}',
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FURTHER)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_formats_have_many_names(endpoint: Endpoint, name: str, path: str) -> None:
+    fields, pattern = FURTHER[name]
+    prompt = {"prompt": "x"} if path == "/v1/completions" else {}
+    [choice] = endpoint.told(path, **fields, **prompt, temperature=0, max_tokens=60)["choices"]
+    assert re.fullmatch(pattern, choice["text"] if prompt else choice["message"]["content"])
+
+
+@pytest.mark.parametrize(("fields", "param"), [
+    ({"regex": "a", "ebnf": 'root ::= "a"'}, "ebnf"),
+    ({"regex": "a", "response_format": {"type": "json_object"}}, "response_format"),
+    ({"regex": "a", "structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
+    ({"json_schema": "{"}, "json_schema"),
+    ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+    ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+    ({"allowed_token_ids": [10**6]}, "allowed_token_ids"),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+    ({"documents": [{"text": "x"}]}, "documents"),
+    ({"typical_p": 0.9}, "typical_p"),
+    ({"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
+])  # fmt: skip
+def test_what_contradicts_itself_is_refused(endpoint: Endpoint, fields: dict[str, Any], param: str) -> None:
+    answer = endpoint.ask(**{"max_tokens": 8, **fields})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_tokens_are_told_by_their_ids(endpoint: Endpoint) -> None:
+    for path, fields in (("/v1/chat/completions", {}), ("/v1/completions", {"prompt": "Hello"})):
+        ask = {**fields, "max_tokens": 6, "temperature": 0, "return_token_ids": True, "n": 2, "ignore_eos": True}
+        told = endpoint.told(path, **ask)
+        named = endpoint.told(path, **ask, logprobs=1 if fields else True, return_tokens_as_token_ids=True)
+        streamed = endpoint.ask(path, **ask, stream=True).text.splitlines()
+        events = [json.loads(line[6:]) for line in streamed if line.startswith("data: {")]
+        prompts = [told, *events[:1]] if not fields else [*told["choices"], *events[0]["choices"]]
+        assert {len(each["prompt_token_ids"]) for each in prompts} == {told["usage"]["prompt_tokens"]}
+        for index, choice in enumerate(told["choices"]):
+            said = [piece for event in events for piece in event["choices"] if piece["index"] == index]
+            assert [number for piece in said for number in piece.get("token_ids") or ()] == choice["token_ids"]
+            logprobs = named["choices"][index]["logprobs"]
+            names = logprobs["tokens"] if fields else [token["token"] for token in logprobs["content"]]
+            assert names == [f"token_id:{number}" for number in choice["token_ids"]]
+            assert len(names) == 6
+
+
+def test_a_prompt_alone_has_its_log_probabilities(endpoint: Endpoint) -> None:
+    prompt = "Once upon"
+    ask: dict[str, Any] = {"prompt": prompt, "temperature": 0, "echo": True, "logprobs": 2}
+    more = endpoint.told("/v1/completions", **ask, max_tokens=1)["choices"][0]["logprobs"]
+    told = endpoint.told("/v1/completions", **ask, max_tokens=0, prompt_logprobs=1)
+    [choice] = told["choices"]
+    assert (choice["text"], choice["finish_reason"], told["usage"]["completion_tokens"]) == (prompt, "length", 0)
+    assert choice["logprobs"]["token_logprobs"] == pytest.approx(more["token_logprobs"][:-1], abs=1e-4, nan_ok=True)
+    ids = load_tokenizer(endpoint.release)(prompt)["input_ids"]
+    first, *others = choice["prompt_logprobs"]
+    assert first is None
+    for token_id, own, found in zip(ids[1:], choice["logprobs"]["token_logprobs"][1:], others, strict=True):
+        assert found[str(token_id)]["logprob"] == pytest.approx(own, abs=1e-6)
+        assert [each["rank"] for each in found.values() if each["rank"] == 1] == [1]
+        assert max(each["logprob"] for each in found.values()) == min(
+            each["logprob"] for each in found.values() if each["rank"] == 1
+        )
+    chat = endpoint.told(prompt_logprobs=0)
+    assert len(chat["prompt_logprobs"]) == chat["usage"]["prompt_tokens"]
+    assert {len(each) for each in chat["prompt_logprobs"][1:]} == {1}
+    plain = endpoint.told("/v1/completions", prompt=prompt, max_tokens=0)["choices"][0]
+    assert (plain["text"], plain["logprobs"], plain["prompt_logprobs"]) == ("", None, None)
+    streamed = endpoint.ask("/v1/completions", **ask, max_tokens=0, stream=True).text.splitlines()
+    texts = [json.loads(line[6:])["choices"][0]["text"] for line in streamed if line.startswith("data: {")]
+    assert "".join(texts) == prompt
 
 
 def test_min_p_leaves_the_likely_ones(endpoint: Endpoint) -> None:
@@ -202,7 +343,12 @@ def test_the_last_message_is_gone_on_with(endpoint: Endpoint) -> None:
     assert tokenizer.decode(prompt).endswith("<|end_header_id|>\n\nSo I say ")
     assert told["usage"]["prompt_tokens"] == len(prompt)
     plain = endpoint.told("/v1/completions", prompt=prompt, temperature=0)
-    assert told["choices"][0]["message"]["content"] == plain["choices"][0]["text"]
+    said = plain["choices"][0]["text"]
+    assert told["choices"][0]["message"]["content"] == said
+    assert endpoint.told(messages=talk, **ask, echo=True)["choices"][0]["message"]["content"] == f"So I say {said}"
+    lines = endpoint.ask(messages=talk, **ask, echo=True, stream=True).text.splitlines()
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines if line.startswith("data: {")]
+    assert "".join(delta.get("content", "") for delta in deltas) == f"So I say {said}"
 
 
 def test_a_refusal_of_the_template_names_the_message(
@@ -225,7 +371,57 @@ def test_a_refusal_of_the_template_names_the_message(
     assert "Systems begin." in error["message"]
 
 
+def of_name(name: str) -> dict[str, Any]:
+    answer = {
+        "type": "object",
+        "properties": {"a": {"enum": [1, 2]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    return {"name": name, "description": "d", "parameters": answer}
+
+
+def test_functions_are_called_in_the_older_form_too(endpoint: Endpoint) -> None:
+    ask: dict[str, Any] = {"functions": [of_name("f"), of_name("g")], "max_tokens": 200, "temperature": 0}
+    chosen = {**ask, "function_call": {"name": "g"}}
+    [choice] = endpoint.told(**chosen)["choices"]
+    call = choice["message"]["function_call"]
+    assert (choice["finish_reason"], choice["message"]["tool_calls"]) == ("function_call", None)
+    assert call["name"] == "g"
+    assert json.loads(call["arguments"])["a"] in (1, 2)
+    lines = endpoint.ask(**chosen, stream=True).text.splitlines()
+    events = [json.loads(line[6:])["choices"][0] for line in lines if line.startswith("data: {")]
+    deltas = [event["delta"]["function_call"] for event in events if "function_call" in event["delta"]]
+    assert [delta["name"] for delta in deltas if "name" in delta] == ["g"]
+    assert "".join(delta["arguments"] for delta in deltas) == call["arguments"]
+    assert events[-1]["finish_reason"] == "function_call"
+    endpoint.told(messages=[*HELLO, choice["message"], {"role": "function", "name": "g", "content": "1"}])
+    assert (
+        endpoint.told(**{**ask, "max_tokens": 4}, function_call="none")["usage"]
+        == endpoint.told(temperature=0)["usage"]
+    )
+    for wrong in ({"function_call": {"name": "h"}}, {"tools": [{"type": "function", "function": of_name("f")}]}):
+        assert endpoint.ask(**ask, **wrong).status_code == 400
+
+
+def test_some_of_the_tools_may_be_allowed(endpoint: Endpoint) -> None:
+    tools = [{"type": "function", "function": of_name(name)} for name in "fg"]
+    named = {"type": "function", "function": {"name": "g"}}
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [named]}}
+    ask: dict[str, Any] = {"max_tokens": 200, "temperature": 0}
+    told = endpoint.told(tools=tools, tool_choice=choice, **ask)
+    [call] = told["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "g"
+    alone = endpoint.told(tools=[{**tools[1], "cache_control": {"type": "ephemeral"}}], tool_choice="required", **ask)
+    assert told["usage"] == alone["usage"], "the prompt has these alone"
+
+
 def test_usage_so_far_is_in_every_event(endpoint: Endpoint) -> None:
+    plain = endpoint.ask(stream=True, stream_options={"include_usage": True}).text.splitlines()
+    usages = [json.loads(line[6:])["usage"] for line in plain if line.startswith("data: {")]
+    assert usages[-1]["completion_tokens"] > 0
+    assert len(usages) > 2
+    assert set(map(str, usages[:-1])) == {"None"}
     options = {"include_usage": True, "continuous_usage_stats": True}
     answer = endpoint.ask(stream=True, stream_options=options)
     events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]

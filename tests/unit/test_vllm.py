@@ -81,17 +81,17 @@ def test_every_field_of_a_request_reaches_vllm() -> None:
     request = GenerationRequest(
         [1], 7, temperature=0.5, top_p=0.9, top_k=40, presence_penalty=0.1, frequency_penalty=0.2,
         repetition_penalty=1.3, logit_bias={5: -3.0}, num_logprobs=2, seed=-1, end_token_ids=frozenset({9, 2}),
-        min_p=0.2, min_new_tokens=3,
+        min_p=0.2, min_new_tokens=3, allowed_token_ids=frozenset({7, 4}),
     )  # fmt: skip
     assert sampling_arguments(request) == {
         "max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 40, "presence_penalty": 0.1,
         "frequency_penalty": 0.2, "repetition_penalty": 1.3, "logit_bias": {5: -3.0}, "logprobs": 2,
         "seed": 2**63 - 1, "stop_token_ids": [2, 9], "ignore_eos": True, "detokenize": False,
-        "min_p": 0.2, "min_tokens": 3,
+        "min_p": 0.2, "min_tokens": 3, "allowed_token_ids": [2, 4, 7, 9],
     }  # fmt: skip
     elsewhere = {
         "prompt_ids", "max_new_tokens", "num_logprobs", "num_prompt_logprobs", "end_token_ids", "min_new_tokens",
-        "grammar", "adapter", "request_id",
+        "grammar", "adapter", "request_id", "bad_words",
     }  # fmt: skip
     named = {field.name for field in fields(GenerationRequest)} - elsewhere
     assert named <= set(sampling_arguments(request)), "a field that vLLM is not told of"

@@ -1,0 +1,62 @@
+"""A replica that hangs, as a deadlock makes one: it says so, and Ray Serve puts another one in its place."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import psutil
+import pytest
+from hanging import SEED, HangingReplica
+
+from models.base.load import resolve
+from serve.deployment import application
+
+ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
+# A reply takes so long at most; ten seconds beyond it an engine that makes nothing is stuck.
+MAX_SECONDS = 3.0
+
+
+@pytest.fixture
+def url(cluster: None, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    from ray import serve as ray_serve
+
+    from serve.deployment.front_actor import close_fronts, run_endpoint
+    from serve.front.server import Endpoint
+
+    port = free_port()
+    monkeypatch.setattr(application, "ChatReplica", HangingReplica)
+    app = application.build(str(resolve("random:tiny-llama")), "first", "tiny", max_seconds=MAX_SECONDS)
+    run_endpoint(app, "tiny", "127.0.0.1", port, 60.0, Endpoint("tiny", "first"))
+    yield f"http://127.0.0.1:{port}"
+    ray_serve.shutdown()
+    close_fronts()
+
+
+def replicas() -> set[int]:
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any("ray::ServeReplica:tiny" in part for part in process.cmdline()):
+                found.add(process.pid)
+    return found
+
+
+@pytest.mark.slow
+def test_a_replica_that_hangs_says_so_and_is_replaced(url: str) -> None:
+    chat, [hung] = f"{url}/v1/chat/completions", replicas()
+    body = {**ASK, "max_tokens": 5}
+    expected = httpx.post(chat, json=body, timeout=60).json()["choices"]
+    stream = httpx.post(chat, json={**ASK, "seed": SEED, "max_tokens": 50, "stream": True}, timeout=60).text
+    *_, error, done = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: ")]
+    assert (json.loads(error)["error"]["code"], done) == ("deadline_exceeded", "[DONE]")
+    began, seen = time.monotonic(), set()
+    while replicas() <= {hung}:
+        assert time.monotonic() - began < 90, seen
+        health = httpx.get(f"{url}/health", timeout=60)
+        seen.add((health.status_code, str(health.json().get("problem")).partition(" for ")[0]))
+        time.sleep(0.5)
+    assert (503, "the engine has made no token") in seen
+    assert httpx.post(chat, json=body, timeout=60).json()["choices"] == expected
+    assert httpx.get(f"{url}/health", timeout=60).json()["status"] == "ok"
