@@ -203,6 +203,18 @@ def test_files_exist(page: Path) -> None:
             assert any(ROOT.glob(span.rstrip("/"))), span
 
 
+def test_names_in_contributing_exist() -> None:
+    """Classes of the word list, and what a person who adds something has to find."""
+    named = {
+        span for span in spans(ROOT / "CONTRIBUTING.md") if re.fullmatch(r"\w*[a-zA-Z]_\w+|_\w+|[A-Z][a-z]\w+", span)
+    }
+    named -= {"RAYCONTEUR_HOSTS"}
+    files = [file for package in ("workflows", "models", "serve", "tests") for file in (ROOT / package).rglob("*.py")]
+    words = set(re.findall(r"\w+", "".join(file.read_text() for file in files)))
+    assert "WorkerGroup" in named
+    assert named - words == set()
+
+
 def test_the_page_of_fields_is_as_the_code_is() -> None:
     assert (ROOT / "docs" / "fields.md").read_text() == fields_page(), f"run `{PAGE_COMMAND}`"
 
