@@ -46,12 +46,13 @@ def serve(folder: str, port: int) -> None:
 
     from models.base.load import load_tokenizer
     from serve.api.routes import create_app
+    from serve.api.settings import ApiSettings
     from serve.engines.openvino import OpenVINOEngine
     from serve.grammar import process as grammar_process
 
     grammar_process.COMPILER = STAND_IN
     engine = OpenVINOEngine(folder, num_threads=max(1, (os.cpu_count() or 2) - 1))
-    app = create_app(engine, load_tokenizer(folder), "m", max_waiting=64)
+    app = create_app(engine, load_tokenizer(folder), "m", settings=ApiSettings(max_queued_requests=64))
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 

@@ -50,13 +50,20 @@ def free_port() -> int:
             return port
 
 
-def deploy(folder: str, release: str, port: int, **settings: Any) -> None:
+def deploy(folder: str, release: str, port: int, **scaling: Any) -> None:
+    from serve.api.settings import ApiSettings
     from serve.deployment.application import build
     from serve.deployment.front_actor import run_endpoint
+    from serve.deployment.settings import EngineSettings, Scaling, ServedRelease
     from serve.front.server import Endpoint
 
     two = {"min_replicas": 2, "max_replicas": 2}
-    app = build(folder, release, "smollm2", engine="openvino", max_seconds=120.0, surge=True, **(settings or two))
+    app = build(
+        ServedRelease(folder, release, "smollm2"),
+        EngineSettings("openvino"),
+        Scaling(surge=True, **(scaling or two)),
+        ApiSettings(max_seconds=120.0),
+    )
     run_endpoint(app, "faults", "127.0.0.1", port, 120.0, Endpoint("smollm2", release))
 
 

@@ -95,10 +95,12 @@ def us(port: int, folder: str) -> None:
     """`rayconteur deploy`'s application."""
     from serve.deployment.application import build
     from serve.deployment.front_actor import run_endpoint
+    from serve.deployment.settings import EngineSettings, Scaling, ServedRelease
     from serve.front.server import Endpoint
 
     start_ray()
-    app = build(folder, "release", "model", engine="openvino", num_cpus=THREADS, max_queued_requests=128)
+    release = ServedRelease(folder, "release", "model")
+    app = build(release, EngineSettings("openvino"), Scaling(num_cpus=THREADS))
     run_endpoint(app, "app", "127.0.0.1", port, 600.0, Endpoint("model", "release"))
     wait()
 

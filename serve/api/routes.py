@@ -23,6 +23,7 @@ from serve.api.admission import Admission
 from serve.api.chat_page import chat_page
 from serve.api.embeddings import EmbeddingsReply, EmbeddingsRequest, tokens_of_texts
 from serve.api.request_log import RequestLog
+from serve.api.settings import ApiSettings
 from serve.api.small_routes import (
     DetokenizedText,
     DetokenizeRequest,
@@ -43,7 +44,6 @@ from serve.protocol import errors
 from serve.protocol.errors import LOST, ApiError
 from serve.protocol.requests import ChatRequest, CompletionRequest, GenerationFields, TokenizeRequest
 from serve.protocol.responses import Health, Model, ModelList, Tokens
-from serve.protocol.transport import MAX_BODY_BYTES
 from serve.replies.chat_reply import ChatReply
 from serve.replies.completion import Reply
 from serve.replies.generation import Generation, Wishes
@@ -55,10 +55,6 @@ from serve.responses_api.reply import ResponsesReply
 from serve.responses_api.request import ResponsesRequest
 from serve.responses_api.translation import Translation
 
-DEFAULT_MAX_TOKENS = 512
-MAX_WAITING = 128
-MAX_SECONDS = 600.0
-
 Body = TypeVar("Body", bound=BaseModel)
 Answer = TypeVar("Answer")
 
@@ -68,22 +64,19 @@ def create_app(
     tokenizer: Any,
     model_name: str,
     release_key: str = "",
+    settings: ApiSettings | None = None,
     *,
-    default_max_tokens: int = DEFAULT_MAX_TOKENS,
-    max_body_bytes: int = MAX_BODY_BYTES,
-    max_waiting: int = MAX_WAITING,
-    max_seconds: float = MAX_SECONDS,
     keys: KeyRing | None = None,
     limits: Limits | None = None,
     reranker: Reranker | None = None,
 ) -> FastAPI:
     """The endpoint over `engine`.
 
-    A request without a limit gets `default_max_tokens`, less where the prompt leaves less. Beyond the replies that
-    the engine decodes at once, `max_waiting` wait and later requests get 429; a reply that is not done in
-    `max_seconds` is ended. With `keys`, requests need one of them, and `limits` counts what each has used. `reranker`
-    takes one of several replies where a request asks for that.
+    With `keys`, requests need one of them, and `limits` counts what each has used. `reranker` takes one of several
+    replies where a request asks for that.
     """
+    settings = settings or ApiSettings()
+    max_body_bytes, max_seconds = settings.max_body_bytes, settings.max_seconds
     app = FastAPI(
         title="Rayconteur",
         version="1",  # of the API, as in its paths
@@ -98,11 +91,11 @@ def create_app(
     if keys is not None:
         app.add_middleware(Gate, keys=keys, limits=limits or Limits())
     app.add_middleware(RequestLog, metrics=metrics)
-    encoder = PromptEncoder(tokenizer, engine, default_max_tokens)
+    encoder = PromptEncoder(tokenizer, engine, settings.max_new_tokens)
     app.state.watch = watch = Watch(engine, metrics.num_tokens, max_seconds)
     for part, ask in encoder.parts().items():
         watch.add(part, ask)
-    admission = Admission(engine.max_active + max_waiting)
+    admission = Admission(engine.max_active + settings.max_queued_requests)
     parents = {model_name: None, **dict.fromkeys(engine.adapters, model_name)}
     models_by_name = {
         name: Model(id=name, created=int(time.time()), root=name, parent=parent, max_model_len=engine.max_positions)

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from models.base.load import resolve
 from models.files import local_copy
+from serve.api.settings import ApiSettings
 from serve.deployment.replica import Answering, ReadKeys
-from serve.engines.base import Engine, Precision
+from serve.deployment.settings import EngineSettings, ServedRelease
+from serve.engines.base import Engine
 
 
 class ChatReplica(Answering):
@@ -15,21 +16,17 @@ class ChatReplica(Answering):
 
     def __init__(
         self,
-        release: str,
-        release_key: str,
-        model_name: str,
-        bounds: dict[str, Any],
+        release: ServedRelease,
+        engine: EngineSettings,
+        api: ApiSettings,
         read_keys: ReadKeys | None,
-        discriminator: str | None,
-        adapters: Mapping[str, str],
-        **engine: Any,
+        max_active: int,
+        num_threads: int,
+        device: str,
     ) -> None:
-        """`engine` is what `_load_engine` takes besides folders."""
-        folder = resolve(release)
-        loaded = _load_engine(
-            folder=folder, adapters={name: local_copy(adapter) for name, adapter in adapters.items()}, **engine
-        )
-        self._answer(loaded, folder, release_key, model_name, bounds, read_keys, discriminator)
+        folder = resolve(release.folder)
+        loaded = _load_engine(folder, release.adapters, engine, max_active, num_threads, device)
+        self._answer(loaded, folder, release, api, read_keys)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Ray Serve, for `replicas_for`."""
@@ -44,20 +41,14 @@ class ChatReplica(Answering):
 
 
 def _load_engine(
-    name: str,
-    folder: Path,
-    precision: Precision,
-    max_active: int,
-    num_threads: int,
-    device: str,
-    adapters: Mapping[str, Path],
-    max_stall_seconds: float,
-    beside: bool,
+    folder: Path, adapters: Mapping[str, str], engine: EngineSettings, max_active: int, num_threads: int, device: str
 ) -> Engine:
-    if name == "openvino":
+    precision, max_stall_seconds = engine.precision, engine.max_stall_seconds
+    if engine.name == "openvino":
         from serve.engines.openvino import OpenVINOEngine
 
-        return OpenVINOEngine(folder, precision, max_active, num_threads, max_stall_seconds, beside)
+        return OpenVINOEngine(folder, precision, max_active, num_threads, max_stall_seconds, engine.beside)
     from serve.engines.torch import TorchEngine
 
-    return TorchEngine(folder, precision, max_active, num_threads, device, adapters, max_stall_seconds)
+    local = {name: local_copy(adapter) for name, adapter in adapters.items()}
+    return TorchEngine(folder, precision, max_active, num_threads, device, local, max_stall_seconds)

@@ -13,6 +13,8 @@ from ray import serve as ray_serve
 from models.files import local_copy
 from serve.access.api_keys import ApiKey, KeyRing
 from serve.access.rate_limits import Limits, Taken
+from serve.api.settings import ApiSettings
+from serve.deployment.settings import ServedRelease
 from serve.engines.base import Engine
 from serve.front.leases import LeasedOnly, Leases, ReplicaServer
 from serve.log import write_log
@@ -32,15 +34,9 @@ class Answering:
     """What every replica has: an HTTP server over its engine, for those who hold a lease."""
 
     def _answer(
-        self,
-        engine: Engine,
-        release_folder: Path,
-        release_key: str,
-        model_name: str,
-        bounds: dict[str, Any],
-        read_keys: ReadKeys | None,
-        discriminator: str | None,
+        self, engine: Engine, folder: Path, release: ServedRelease, api: ApiSettings, read_keys: ReadKeys | None
     ) -> None:
+        """`folder`: the release's, on this machine."""
         from models.base.load import load_tokenizer
         from serve.api.routes import create_app
         from serve.replies.reranker import Reranker
@@ -50,13 +46,13 @@ class Answering:
         self._leases = Leases()
         self._app = create_app(
             engine,
-            load_tokenizer(release_folder),
-            model_name,
-            release_key,
+            load_tokenizer(folder),
+            release.model_name,
+            release.key,
+            api,
             keys=KeyRing(read_keys) if read_keys else None,
             limits=SharedLimits() if read_keys else None,
-            reranker=Reranker(local_copy(discriminator)) if discriminator else None,
-            **bounds,
+            reranker=Reranker(local_copy(release.discriminator)) if release.discriminator else None,
         )
         self._server = ReplicaServer(LeasedOnly(self._app, self._leases), ray.util.get_node_ip_address())
         self._app.state.watch.add("the HTTP server", self._server.answers)

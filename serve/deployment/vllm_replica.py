@@ -1,11 +1,12 @@
 """Replicas that generate with vLLM: `ray.serve.llm` places and starts it, our routes answer.
 
-`serve.deployment.application.build(..., engine="vllm")` makes them; needs the extra `llm`. Ray's `LLMServer` lays
+`serve.deployment.application.build` makes them for the engine `vllm`; needs the extra `llm`. Ray's `LLMServer` lays
 out the GPUs, a bundle of a placement group for each, starts vLLM on them and asks after its health; its own HTTP
 routes are never built.
 """
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 # Named so that it is never taken for our own package `serve`.
@@ -14,7 +15,9 @@ from ray.serve.llm import LLMConfig, LLMServer
 
 from models.base.load import resolve
 from models.files import local_copy
+from serve.api.settings import ApiSettings
 from serve.deployment.replica import Answering, ReadKeys
+from serve.deployment.settings import EngineSettings, ServedRelease
 from serve.engines.base import DEFAULT_MAX_ACTIVE, Precision
 from serve.engines.vllm import VLLMEngine
 from serve.engines.vllm_settings import check_heads, engine_arguments, environment
@@ -26,22 +29,17 @@ class VLLMReplica(Answering, LLMServer):  # type: ignore[misc]
     async def __init__(  # type: ignore[misc]
         self,
         config: LLMConfig,
-        release: str,
-        release_key: str,
-        bounds: dict[str, Any],
+        release: ServedRelease,
+        api: ApiSettings,
         read_keys: ReadKeys | None,
-        discriminator: str | None,
-        adapters: dict[str, str],
     ) -> None:
         # Of this machine, as those of the driver's were there.
-        folder, adapters = resolve(release), _local(adapters)
+        folder, adapters = resolve(release.folder), _local(release.adapters)
         config.model_loading_config.model_source = str(folder)
         await LLMServer.__init__(self, config)
         # LLMServer's own methods take and give OpenAI's JSON: to the tokens there is only its engine's client.
         engine = VLLMEngine(self.engine._engine_client, asyncio.get_running_loop(), adapters)
-        self._answer(
-            engine, folder, release_key, config.model_loading_config.model_id, bounds, read_keys, discriminator
-        )
+        self._answer(engine, folder, release, api, read_keys)
 
     async def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises here."""
@@ -80,24 +78,30 @@ def llm_config(
 
 
 def bind_vllm(
-    release: str,
-    release_key: str,
-    model_name: str,
-    bounds: dict[str, Any],
+    release: ServedRelease,
+    engine: EngineSettings,
+    api: ApiSettings,
     read_keys: ReadKeys | None,
-    discriminator: str | None,
     options: dict[str, Any],
     actors: list[Any],
-    adapters: dict[str, str],
-    **settings: Any,
+    max_active: int,
+    num_gpus: float,
 ) -> Any:
-    """The Ray Serve application of `serve.deployment.application.build`, which says what these are."""
-    config = llm_config(str(resolve(release).resolve()), model_name, options, adapters=_local(adapters), **settings)
+    """The Ray Serve application of `serve.deployment.application.build`, with its options and actors."""
+    config = llm_config(
+        str(resolve(release.folder).resolve()),
+        release.model_name,
+        options,
+        precision=engine.precision,
+        max_active=max_active,
+        num_gpus=num_gpus,
+        adapters=_local(release.adapters),
+    )
     deployment = ray_serve.deployment(
         VLLMReplica, deployment_actors=actors, **VLLMReplica.get_deployment_options(config)
     )
-    return deployment.bind(config, release, release_key, bounds, read_keys, discriminator, adapters)
+    return deployment.bind(config, release, api, read_keys)
 
 
-def _local(adapters: dict[str, str]) -> dict[str, str]:
+def _local(adapters: Mapping[str, str]) -> dict[str, str]:
     return {name: str(local_copy(adapter)) for name, adapter in adapters.items()}

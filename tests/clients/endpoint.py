@@ -23,6 +23,7 @@ from models.base.load import BUILTIN_SMOLLM2, load_model, load_tokenizer, resolv
 from models.export.openvino_export import export
 from models.files import cache_folder, made_once
 from serve.api.routes import create_app
+from serve.api.settings import ApiSettings
 from serve.engines.base import Engine
 from serve.engines.openvino import OpenVINOEngine
 from serve.engines.torch import TorchEngine
@@ -72,7 +73,7 @@ async def serve(name: str, num_layers: int) -> None:
     engine, tokenizer = open_engine(name, base)
     follow_scripts(engine, tokenizer)
     leases = Leases()
-    app = create_app(engine, tokenizer, MODEL, "clients", default_max_tokens=64)
+    app = create_app(engine, tokenizer, MODEL, "clients", ApiSettings(max_new_tokens=64))
     server = ReplicaServer(LeasedOnly(app, leases), "127.0.0.1")
 
     @asynccontextmanager

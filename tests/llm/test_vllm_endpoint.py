@@ -83,12 +83,13 @@ def url(cluster: None, release: Path, adapters: dict[str, str]) -> Iterator[str]
 
     from serve.deployment.application import build
     from serve.deployment.front_actor import close_fronts, open_front
+    from serve.deployment.settings import EngineSettings, ServedRelease
     from serve.front.server import Endpoint
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    app = build(str(release), "key", "tiny", engine="vllm", num_cpus=1, precision="fp32", adapters=adapters)
+    app = build(ServedRelease(str(release), "key", "tiny", adapters), EngineSettings("vllm", "fp32"))
     front = open_front("tiny", "127.0.0.1", port, 600.0)
     ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
     ray_serve.run(app, name="tiny", route_prefix=None)

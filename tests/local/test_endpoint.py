@@ -28,13 +28,18 @@ class Served:
         self.url = url
         self._folder, self._port, self._engine = folder, port, engine
 
-    def update(self, release: str, **settings: Any) -> None:
+    def update(self, release: str, **scaling: Any) -> None:
+        from serve.api.settings import ApiSettings
         from serve.deployment.application import build
         from serve.deployment.front_actor import run_endpoint
+        from serve.deployment.settings import EngineSettings, Scaling, ServedRelease
         from serve.front.server import Endpoint
 
         app = build(
-            self._folder, release, "tiny", engine=self._engine, precision="fp32", max_seconds=60.0, **settings
+            ServedRelease(self._folder, release, "tiny"),
+            EngineSettings(self._engine, "fp32"),
+            Scaling(**scaling),
+            ApiSettings(max_seconds=60.0),
         )
         run_endpoint(app, "tiny", "127.0.0.1", self._port, 60.0, Endpoint("tiny", release))
 
@@ -84,10 +89,10 @@ def served(cluster: None, folders: dict[str, str], free_port: Callable[[], int])
 
     from serve.deployment.front_actor import close_fronts
 
-    def serve(engine: str = "torch", **settings: Any) -> Served:
+    def serve(engine: str = "torch", **scaling: Any) -> Served:
         port = free_port()
         served = Served(folders[engine], f"http://127.0.0.1:{port}", port, engine)
-        served.update("first", **settings)
+        served.update("first", **scaling)
         return served
 
     yield serve

@@ -11,7 +11,9 @@ import pytest
 from hanging import SEED, HangingReplica
 
 from models.base.load import resolve
+from serve.api.settings import ApiSettings
 from serve.deployment import application
+from serve.deployment.settings import ServedRelease
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
 # A reply takes so long at most; ten seconds beyond it an engine that makes nothing is stuck.
@@ -27,7 +29,8 @@ def url(cluster: None, free_port: Callable[[], int], monkeypatch: pytest.MonkeyP
 
     port = free_port()
     monkeypatch.setattr(application, "ChatReplica", HangingReplica)
-    app = application.build(str(resolve("random:tiny-llama")), "first", "tiny", max_seconds=MAX_SECONDS)
+    release = ServedRelease(str(resolve("random:tiny-llama")), "first", "tiny")
+    app = application.build(release, api=ApiSettings(max_seconds=MAX_SECONDS))
     run_endpoint(app, "tiny", "127.0.0.1", port, 60.0, Endpoint("tiny", "first"))
     yield f"http://127.0.0.1:{port}"
     ray_serve.shutdown()

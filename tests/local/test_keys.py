@@ -30,8 +30,14 @@ def url(cluster, tiny_llama, file, free_port):
     from ray import serve as ray_serve
 
     from serve.deployment.front_actor import FrontSettings, close_fronts, run_endpoint
+    from serve.deployment.settings import EngineSettings, Scaling, ServedRelease
 
-    app = build(str(tiny_llama), "abc", "tiny", min_replicas=2, max_replicas=2, precision="fp32", read_keys=file.read)
+    app = build(
+        ServedRelease(str(tiny_llama), "abc", "tiny"),
+        EngineSettings(precision="fp32"),
+        Scaling(min_replicas=2, max_replicas=2),
+        read_keys=file.read,
+    )
     port = free_port()
     settings = FrontSettings(origins=("https://shop.example",), read_keys=file.read)
     run_endpoint(app, "keys", "127.0.0.1", port, 60.0, Endpoint("tiny", "abc"), settings)

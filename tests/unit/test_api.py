@@ -18,6 +18,7 @@ import pytest
 
 from models.base.load import load_tokenizer
 from serve.api.routes import create_app
+from serve.api.settings import ApiSettings
 from serve.engines.torch import TorchEngine
 
 MODEL = "tiny/talker"
@@ -47,7 +48,7 @@ def open_endpoint(
     def opened(ends: bool, template: str | None = None, **limits: Any) -> Iterator[Endpoint]:
         release = save_talker(tmp_path_factory.mktemp("release"), ends, template)
         engine = TorchEngine(release, precision="fp32", max_active=2, num_threads=1)
-        app = create_app(engine, load_tokenizer(release), MODEL, "3f2a", default_max_tokens=16, **limits)
+        app = create_app(engine, load_tokenizer(release), MODEL, "3f2a", ApiSettings(max_new_tokens=16, **limits))
         with (
             serving(app) as url,
             openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=20) as client,
@@ -542,7 +543,7 @@ def test_the_other_routes_refuse_by_name_too(endpoint: Endpoint, path: str, body
 def test_beyond_its_room_the_endpoint_says_come_again(
     open_endpoint: Callable[..., AbstractContextManager[Endpoint]],
 ) -> None:
-    with open_endpoint(False, max_waiting=2) as endpoint:
+    with open_endpoint(False, max_queued_requests=2) as endpoint:
         body = {"model": MODEL, "messages": HELLO, "max_tokens": 20_000, "stream": True}
         url = f"{endpoint.url}/v1/chat/completions"
         # A stream's headers come with its first token: those of the two that wait do not come yet.

@@ -16,6 +16,7 @@ from models.base.load import load_model, load_tokenizer
 from models.kernels.attention import PACKED_ATTENTION
 from models.packing import pack
 from serve.api.routes import create_app
+from serve.api.settings import ApiSettings
 from serve.engines.torch import TorchEngine
 from serve.replies.reranker import Reranker
 
@@ -45,7 +46,11 @@ def url(
     release = save_talker(tmp_path_factory.mktemp("release"))
     engine = TorchEngine(release, precision="fp32", num_threads=1)
     app = create_app(
-        engine, load_tokenizer(release), MODEL, default_max_tokens=8, reranker=reranker if request.param else None
+        engine,
+        load_tokenizer(release),
+        MODEL,
+        settings=ApiSettings(max_new_tokens=8),
+        reranker=reranker if request.param else None,
     )
     with serving(app) as url:
         yield url

@@ -14,17 +14,19 @@ from click.testing import CliRunner
 from models.base.load import load_tokenizer
 from serve.access.api_keys import KeyRing, make_key
 from serve.api.routes import create_app
+from serve.api.settings import ApiSettings
 from serve.client import EndpointError, chat_in_terminal, model_names, stream_reply
 from serve.engines.torch import TorchEngine
 from workflows.cli.commands import command
 
 HELLO = [{"role": "user", "content": "Hello"}]
+SHORT = ApiSettings(max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
 def url(serving: Callable[[Any], AbstractContextManager[str]], tiny_llama: Path) -> Iterator[str]:
     engine = TorchEngine(tiny_llama, precision="fp32", num_threads=1)
-    with serving(create_app(engine, load_tokenizer(tiny_llama), "tiny", default_max_tokens=12)) as url:
+    with serving(create_app(engine, load_tokenizer(tiny_llama), "tiny", settings=SHORT)) as url:
         yield url
     engine.close()
 
@@ -50,7 +52,7 @@ def test_an_endpoint_with_keys(
     secret, key = make_key("alice")
     ring = KeyRing(lambda: [key])
     engine = TorchEngine(tiny_llama, precision="fp32", num_threads=1)
-    with serving(create_app(engine, load_tokenizer(tiny_llama), "tiny", default_max_tokens=12, keys=ring)) as url:
+    with serving(create_app(engine, load_tokenizer(tiny_llama), "tiny", settings=SHORT, keys=ring)) as url:
         assert model_names(url, secret) == ["tiny"]
         assert "".join(stream_reply(url, HELLO, key=secret, max_tokens=5, seed=1))
         with pytest.raises(EndpointError, match=r"401: This endpoint needs an API key") as raised:

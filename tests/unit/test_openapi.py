@@ -21,6 +21,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from models.base.load import load_tokenizer
 from serve.access.api_keys import KeyRing
 from serve.api.routes import create_app
+from serve.api.settings import ApiSettings
 from serve.engines.torch import TorchEngine
 
 MODEL = "tiny/talker"
@@ -40,7 +41,9 @@ def app(
 ) -> Iterator[Any]:
     release = save_talker(tmp_path_factory.mktemp("release"), True, tool_templates["tags"], positions=96)
     engine = TorchEngine(release, precision="fp32", num_threads=1)
-    yield create_app(engine, load_tokenizer(release), MODEL, "3f2a", default_max_tokens=4, max_waiting=8)
+    yield create_app(
+        engine, load_tokenizer(release), MODEL, "3f2a", ApiSettings(max_new_tokens=4, max_queued_requests=8)
+    )
     engine.close()
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from models.base.load import load_tokenizer
 from serve.api.routes import create_app
+from serve.api.settings import ApiSettings
 from serve.engines.torch import TorchEngine
 from serve.protocol.errors import ApiError
 from serve.replies.generation import CallDelta, Piece, ToolCall
@@ -209,7 +210,7 @@ def open_endpoint(
     def opened(template: str | None = None, ends: bool = False, positions: int = 2000) -> Iterator[Endpoint]:
         release = save_talker(tmp_path_factory.mktemp("release"), ends, template, positions)
         engine = TorchEngine(release, precision="fp32", max_active=2, num_threads=1)
-        app = create_app(engine, load_tokenizer(release), MODEL, "3f2a", default_max_tokens=16)
+        app = create_app(engine, load_tokenizer(release), MODEL, "3f2a", ApiSettings(max_new_tokens=16))
         with (
             serving(app) as url,
             openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=20) as client,

@@ -43,35 +43,44 @@ def _has_vllm() -> bool:
     return found is not None and found.origin is not None  # any folder of that name is found, without origin
 
 
-def application(spec: PipelineSpec, store: Store, release: Artifact, engine: str, **options: Any) -> Any:
-    """The Ray Serve application of a release; `options` are further ones of `serve.deployment.application.build`."""
+def application(
+    spec: PipelineSpec,
+    store: Store,
+    release: Artifact,
+    engine: str,
+    surge: bool = False,
+    behind_proxy: bool = False,
+) -> Any:
+    """The Ray Serve application of a release; `surge` as in `Scaling`, `behind_proxy` as in `build`."""
+    from serve.api.settings import ApiSettings
     from serve.deployment.application import build
+    from serve.deployment.settings import EngineSettings, Scaling, ServedRelease
 
     serve = spec.serve
     has_discriminator = release.figures.get(DISCRIMINATOR) == SHIPPED
-    served, adapters = _served_models(spec, store, release, engine)
+    folder, adapters = _served_models(spec, store, release, engine)
     return build(
-        served,
-        release.key,
-        model_name(spec),
-        min_replicas=serve.min_replicas,
-        max_replicas=serve.max_replicas,
-        target_ongoing_requests=serve.target_ongoing_requests,
-        upscale_delay_seconds=serve.upscale_delay_s,
-        downscale_delay_seconds=serve.downscale_delay_s,
-        max_queued_requests=serve.max_queued_requests,
-        num_cpus=serve.cpus_per_replica,
-        num_gpus=serve.gpus_per_replica,
-        engine=engine,
-        precision=serve.precision,
-        max_new_tokens=serve.max_new_tokens,
-        max_seconds=serve.max_reply_seconds,
-        adapters=adapters,
-        max_stall_seconds=serve.max_stall_ms / 1000,
-        beside=serve.beside,
+        ServedRelease(
+            folder,
+            release.key,
+            model_name(spec),
+            adapters,
+            store.address("optimize", release.key, DISCRIMINATOR) if has_discriminator else None,
+        ),
+        EngineSettings(engine, serve.precision, serve.max_stall_ms / 1000, serve.beside),
+        Scaling(
+            min_replicas=serve.min_replicas,
+            max_replicas=serve.max_replicas,
+            target_ongoing_requests=serve.target_ongoing_requests,
+            upscale_delay_seconds=serve.upscale_delay_s,
+            downscale_delay_seconds=serve.downscale_delay_s,
+            num_cpus=serve.cpus_per_replica,
+            num_gpus=serve.gpus_per_replica,
+            surge=surge,
+        ),
+        ApiSettings(serve.max_new_tokens, serve.max_queued_requests, serve.max_reply_seconds),
         read_keys=key_reader(spec, store),
-        discriminator=store.address("optimize", release.key, DISCRIMINATOR) if has_discriminator else None,
-        **options,
+        behind_proxy=behind_proxy,
     )
 
 

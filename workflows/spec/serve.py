@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from serve.api.settings import ApiSettings
+from serve.deployment.settings import Scaling
 from workflows.spec.section import Precision, Section
 
 # A request's `model` names it.
@@ -54,22 +56,22 @@ class ServeSpec(Section):
     max_replicas: Annotated[int, Field(ge=1, le=100_000)] = 2
     """Maximum number of replicas."""
 
-    target_ongoing_requests: Annotated[float, Field(gt=0.0, le=100_000.0)] = 4.0
+    target_ongoing_requests: Annotated[float, Field(gt=0.0, le=100_000.0)] = Scaling.target_ongoing_requests
     """Target number of ongoing requests per replica for autoscaling."""
 
-    upscale_delay_s: Annotated[float, Field(ge=0.0, le=86_400.0)] = 3.0
+    upscale_delay_s: Annotated[float, Field(ge=0.0, le=86_400.0)] = Scaling.upscale_delay_seconds
     """Seconds that a higher load must last before replicas are added."""
 
-    downscale_delay_s: Annotated[float, Field(ge=0.0, le=86_400.0)] = 300.0
+    downscale_delay_s: Annotated[float, Field(ge=0.0, le=86_400.0)] = Scaling.downscale_delay_seconds
     """Seconds that a lower load must last before replicas are removed."""
 
-    max_queued_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 128
+    max_queued_requests: Annotated[int, Field(ge=1, le=1_000_000)] = ApiSettings.max_queued_requests
     """Maximum number of requests that wait for a free replica; further requests are refused with 429."""
 
-    max_new_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 512
+    max_new_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = ApiSettings.max_new_tokens
     """Maximum tokens of a reply if the request sets no limit."""
 
-    max_reply_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = 600.0
+    max_reply_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = ApiSettings.max_seconds
     """Maximum seconds for a reply, including its wait; a longer one ends with an error."""
 
     max_stall_ms: Annotated[float, Field(ge=10.0, le=60_000.0)] = 1000.0

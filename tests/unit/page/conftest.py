@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse
 
 from models.base.load import load_model, load_tokenizer
 from serve.api.routes import create_app
+from serve.api.settings import ApiSettings
 from serve.engines.torch import TorchEngine
 
 MODEL = "talker"
@@ -165,7 +166,7 @@ def page(
 ) -> Iterator[Page]:
     """Opened, on a port of its own, and so with nothing kept in the browser. Replies have 30 letters unless told
     otherwise."""
-    front = Front(create_app(*talker, MODEL, default_max_tokens=30))
+    front = Front(create_app(*talker, MODEL, settings=ApiSettings(max_new_tokens=30)))
     with serving(front) as url:
         page = Page(driver, url, front)
         page.cdp("Emulation.clearDeviceMetricsOverride")

@@ -8,6 +8,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from serve.api.routes import create_app
+from serve.api.settings import ApiSettings
 from serve.engines.torch import TorchEngine
 
 MODEL, ADAPTER = "talker", "shop"
@@ -153,7 +154,7 @@ def test_errors_are_what_the_api_said(page: Any, talker: tuple[TorchEngine, Any]
     page.one(".again").click()
     assert page.answer() == answer, "the one that there was is kept"
     assert "max_tokens asks for 29999" in page.texts(".answer .error")[0]
-    page.front.app = create_app(*talker, MODEL, max_seconds=1)
+    page.front.app = create_app(*talker, MODEL, settings=ApiSettings(max_seconds=1))
     page.set(max_tokens=20_000)
     written = page.ask("Until the deadline")
     assert "1 second" in page.texts(".answer .error")[-1]
