@@ -20,6 +20,7 @@ from models.base.load import load_tokenizer
 from serve.api.routes import create_app
 from serve.api.settings import ApiSettings
 from serve.engines.torch import TorchEngine
+from serve.protocol.transport import LEASE
 
 MODEL = "tiny/talker"
 NOTHING = SimpleNamespace(content=[])
@@ -546,12 +547,14 @@ def test_beyond_its_room_the_endpoint_says_come_again(
     with open_endpoint(False, max_queued_requests=2) as endpoint:
         body = {"model": MODEL, "messages": HELLO, "max_tokens": 20_000, "stream": True}
         url = f"{endpoint.url}/v1/chat/completions"
-        # A stream's headers come with its first token: those of the two that wait do not come yet.
-        impatient = httpx.Timeout(20, read=1)
+        # To the front a stream's headers come with its first token: those of the two that wait do not come yet.
+        impatient = httpx.Timeout(20, read=2)
         with contextlib.ExitStack() as streams, ThreadPoolExecutor() as pool:
             held = [streams.enter_context(httpx.stream("POST", url, json=body)) for _ in range(2)]
             assert [response.status_code for response in held] == [200] * 2
-            late = [pool.submit(httpx.post, url, json=body, timeout=impatient) for _ in range(2)]
+            late = [
+                pool.submit(httpx.post, url, json=body, headers={LEASE: "any"}, timeout=impatient) for _ in range(2)
+            ]
             wait_for_active(endpoint, 2, num_waiting=2)
             refused = endpoint.post({"model": MODEL, "messages": HELLO})
             assert refused.status_code == 429
