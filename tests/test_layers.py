@@ -185,3 +185,9 @@ def test_the_readme_has_the_tree() -> None:
         there |= {f"{folder.relative_to(ROOT)}/" for folder in folders}
         there |= {str(file.relative_to(ROOT)) for file in (ROOT / package).glob("*.py") if file.stem[:2] != "__"}
     assert named == there
+
+
+def test_one_file_alone_knows_rays_private_modules() -> None:
+    private = re.compile(r"ray(\.\w+)*\._\w")
+    knowing = {name for name, file in files().items() if any(map(private.match, _names(ast.parse(file.read_text()))))}
+    assert knowing == {"workflows.cluster.ray_private"}

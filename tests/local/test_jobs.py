@@ -14,7 +14,8 @@ import yaml
 from openai import OpenAI
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
-from workflows.cluster.connection import ENVIRONMENT, show_token
+from workflows.cluster.connection import ENVIRONMENT
+from workflows.cluster.ray_private import show_token
 from workflows.store import Artifact, Store
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from workflows.cluster.errors import ClusterError
+from workflows.cluster.ray_private import redirect_worker_output, show_token
 from workflows.spec import ClusterSpec
 
 ENVIRONMENT = {
@@ -88,15 +89,6 @@ def divert_library_output() -> None:
     logging.disable(logging.WARNING)
 
 
-def show_token() -> None:
-    """Show a cluster this user's token, if there is one. Ray does so for the address `auto` alone, and `ray start`
-    asks for one wherever an earlier local cluster has made it.
-    """
-    from ray._private.authentication import authentication_token_setup
-
-    authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-
-
 def token_refused(address: str) -> str:
     """What is said where a cluster does not take the token that it was shown."""
     return (
@@ -107,13 +99,9 @@ def token_refused(address: str) -> str:
 
 def _quieten() -> None:
     """Progress bars of Ray's libraries would stand in ours, its daemons' warnings and tracebacks among our lines."""
-    from ray._private import worker
     from ray.data import DataContext
 
-    def to_library_log(data: dict[str, Any], ignore_prefix: bool = False) -> None:
-        os.write(2, "".join(f"{line}\n" for line in data["lines"]).encode())
-
-    worker.print_to_stdstream = to_library_log
+    redirect_worker_output(lambda lines: os.write(2, "".join(f"{line}\n" for line in lines).encode()))
     for name in ("ray", "ray.data"):
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler):

@@ -25,8 +25,9 @@ import aiohttp
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from workflows.cluster.connection import show_token, token_refused
+from workflows.cluster.connection import token_refused
 from workflows.cluster.errors import ClusterError
+from workflows.cluster.ray_private import show_token
 from workflows.jobs.package import about, missing, pack, pinned, supported_ray
 from workflows.spec import PipelineSpec
 from workflows.store import content_key, without_secrets

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import ray.tune
-from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     MedianStoppingRule,
@@ -16,6 +15,7 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import BasicVariantGenerator
 
+from workflows.cluster.ray_private import HEAD_NODE
 from workflows.search.records import (
     HIGHER_IS_BETTER,
     Search,
@@ -70,7 +70,7 @@ def tuner_of(
     resources = {"memory": 1.0}  # its workers' own request says what a trial really needs
     if isinstance(tune.scheduler, PopulationSpec):
         # All members are alive, and those that have no workers wait: what limits them is a resource.
-        resources, limit = {HEAD_NODE_RESOURCE_NAME: _seat(search.at_once)}, None
+        resources, limit = {HEAD_NODE: _seat(search.at_once)}, None
     space: dict[str, Any] = {field: _domain(dimension) for field, dimension in dimensions.items()}
     samples = -1 if search.wanted is None else search.wanted
     searcher: Any
