@@ -62,6 +62,7 @@ def command_lines(page: Path) -> list[list[str]]:
     return found
 
 
+@cache
 def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives a page's headings."""
     found: set[str] = set()
@@ -72,6 +73,7 @@ def anchors(page: Path) -> set[str]:
     return found
 
 
+@cache
 def flags_of(script: Path) -> set[str]:
     """The options that a script gives its argparse, read and not run; without one, all words that look like some."""
     nodes = list(ast.walk(ast.parse(script.read_text())))
@@ -201,6 +203,17 @@ def test_files_exist(page: Path) -> None:
     for span in spans(page):
         if re.fullmatch(rf"(?:{folders})/[\w./*-]*", span):
             assert any(ROOT.glob(span.rstrip("/"))), span
+
+
+def test_files_of_the_readmes_tree_exist() -> None:
+    """Names in the lines of a folder; a line that begins with a space goes on with the folder before it."""
+    tree = (ROOT / "README.md").read_text().partition("\nworkflows/ ")[2].partition("\n```")[0]
+    folder = ""
+    for line in tree.splitlines()[1:]:
+        if not line.startswith(" "):
+            folder = line.split()[0]
+        for name in re.findall(r"[\w*]+\.(?:py|md|yaml)\b", line.removeprefix(folder)):
+            assert any((ROOT / folder).glob(name)) or any(ROOT.glob(name)), f"{folder}{name}"
 
 
 def test_names_in_contributing_exist() -> None:
