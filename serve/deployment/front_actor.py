@@ -142,6 +142,12 @@ def run_endpoint(
     ray.get(front.serve.remote(endpoint))
 
 
+def startup_failures(name: str) -> str:
+    """Why the deployments of an application could not be started, as Ray Serve has it: the texts of tracebacks."""
+    found = ray_serve.status().applications.get(name)
+    return "\n".join(each.message for each in found.deployments.values() if each.message) if found else ""
+
+
 def open_front(app_name: str, host: str, port: int, max_seconds: float, settings: FrontSettings | None = None) -> Any:
     """The actor that has the application answer at `host`:`port` of this node; raises OSError.
 

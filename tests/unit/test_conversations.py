@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from models.chat import Conversation
 from models.chat.messages import normal_messages, normal_tools
+from models.errors import RayconteurError
 from workflows.corpus.conversations import mismatched_replies, parse_conversation, parse_judged, parse_pair
 
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -426,7 +427,7 @@ def test_any_record_is_read_or_refused(record: dict[str, Any]) -> None:
     for parse in (parse_conversation, parse_pair, parse_judged):
         try:
             found: Any = parse(line(record))
-        except ValueError:
+        except RayconteurError:
             continue
         for each in found if isinstance(found, tuple) else [found]:
             if isinstance(each, Conversation):

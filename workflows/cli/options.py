@@ -4,12 +4,13 @@ import functools
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from models.errors import RayconteurError
+from workflows.cluster.errors import StageCrashed, describe_error, full_traceback, write_traceback
 from workflows.spec.errors import SpecError
 from workflows.spec.read import read_spec
 
@@ -62,33 +63,33 @@ def answering_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         except KeyboardInterrupt:
             _complain("stopped; the same command goes on from here", json_lines)
             sys.exit(130)
-        except ValueError as error:
-            _complain(str(error), json_lines)
-            sys.exit(1)
         except BrokenPipeError:  # `| head` has seen enough
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for what Python flushes at its end)
             sys.exit(0)
-        except OSError as error:
-            _complain(f"{error}; check the path, the permissions and the space left, then run it again", json_lines)
-            sys.exit(1)
         except Exception as error:
-            file = _write_traceback()
-            _complain(f"unexpected {type(error).__name__}: {error} (details in {file})", json_lines)
+            _complain_of(error, json_lines)
             sys.exit(1)
 
     return answer
 
 
-def _complain(text: str, json_lines: bool) -> None:
-    click.echo(json.dumps({"event": "error", "text": text}) if json_lines else f"error: {text}", err=not json_lines)
+def _complain_of(error: Exception, json_lines: bool) -> None:
+    """Of what the user can mend, a sentence; of anything else, a line and the path of a file with its traceback."""
+    came_through_ray = getattr(error, "cause", None) is not None
+    if isinstance(error, RayconteurError):
+        _complain(describe_error(error), json_lines)
+    elif isinstance(error, OSError) and not came_through_ray:
+        _complain(f"{error}; check the path, the permissions and the space left, then run it again", json_lines)
+    else:
+        text = describe_error(error) if came_through_ray else f"{type(error).__name__}: {error}"
+        text = str(error) if isinstance(error, StageCrashed) else f"unexpected {text}"
+        file = write_traceback(full_traceback(error))
+        _complain(f"{text} (details in {file})", json_lines, traceback=file)
 
 
-def _write_traceback() -> str:
-    import tempfile
-
-    with tempfile.NamedTemporaryFile("w", prefix="rayconteur-", suffix=".log", delete=False) as file:
-        file.write(traceback.format_exc())
-    return file.name
+def _complain(text: str, json_lines: bool, **more: str) -> None:
+    event = {"event": "error", "text": text, **more}
+    click.echo(json.dumps(event) if json_lines else f"error: {text}", err=not json_lines)
 
 
 def open_pipeline(

@@ -221,7 +221,7 @@ def _record_of(line: bytes) -> dict[str, Any]:
         record = json.loads(line.decode().removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
         raise UnusableLine(f"not UTF-8: {error}") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # also of a number that is too long for Python
         raise UnusableLine(f"not JSON: {error}") from None
     if isinstance(record, list):
         raise UnusableLine("a JSON array; write one conversation as an object on each line")

@@ -40,7 +40,8 @@ class JobDisplay:
         stage, text = event.pop("stage", None), event.pop("text", None)
         if kind == "error":
             self.said_why = True
-            click.echo(f"error: {text}", err=True)
+            where = " (a file on the cluster's head)" if event.get("traceback") else ""
+            click.echo(f"error: {text}{where}", err=True)
         elif kind == "started":
             self._started = at
             self._progress.start(stage, event["detail"])

@@ -135,15 +135,17 @@ def _run_module(stage: Stage, context: Context) -> dict[str, Any]:
     from ray.data import DataContext
     from ray.exceptions import RayError
 
-    from workflows.cluster.errors import innermost
+    from workflows.cluster.errors import StageCrashed, describe_error, is_users_mistake, root_cause
 
     # Else Ray Data's words alone reach the driver: what a function of a batch raised is lost on the way.
     DataContext.get_current().raise_original_map_exception = True
     try:
         figures: dict[str, Any] = _module_of(stage).run(context)
     except RayError as error:
-        text = innermost(error)
-        raise StageFailed(text if isinstance(error, ValueError) else f"{stage.name}: {text}") from error
+        text = describe_error(error)
+        if is_users_mistake(error):
+            raise StageFailed(f"{stage.name}: {text}" if isinstance(root_cause(error), OSError) else text) from error
+        raise StageCrashed(f"{stage.name}: {text}") from error
     return figures
 
 

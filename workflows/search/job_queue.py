@@ -29,7 +29,7 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class JobUpdate:
-    """The next thing that happened to a job: a report at a checkpoint, or its failure."""
+    """The next thing that happened to a job: a report at a checkpoint, or its failure, or that of the workers."""
 
     report: Report | None = None
     failures: int = 0
@@ -38,6 +38,10 @@ class JobUpdate:
     """why there will be no more reports"""
     was_lost: bool = False
     """whether it failed because its workers were lost time and again"""
+    traceback: str = ""
+    """of a failure that is no mistake of the user's"""
+    group_is_lost: bool = False
+    """whether no worker will come any more"""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class JobQueue:
         self._reports = 0
         self._wanted = 0
         self._updates: list[JobUpdate] = []
-        self._broken = ""
+        self._broken: JobUpdate | None = None
         self._is_closed = False
 
     async def give(self, job: TrainingJob) -> None:
@@ -77,13 +81,16 @@ class JobQueue:
         self._updates = []
         await self._tell()
 
-    async def next_update(self) -> JobUpdate | str:
-        """The job's next update; in place of them, words that say why there will be none."""
+    async def next_update(self) -> JobUpdate:
+        """The job's next update; where no worker will come any more, one that says why."""
         self._wanted += 1
         await self._tell()
         async with self._changed:
             await self._changed.wait_for(lambda: self._updates or self._broken)
-        return self._updates.pop(0) if self._updates else self._broken
+        if self._updates:
+            return self._updates.pop(0)
+        assert self._broken is not None
+        return self._broken
 
     async def take(self, done: int) -> "Assignment | None":
         """For a worker: the job after number `done`, or after a loss the same; None when all is over."""
@@ -130,7 +137,7 @@ class JobQueue:
             self._updates.append(JobUpdate(failed=reason, failures=self._failures))
             await self._tell()
 
-    async def lose(self, reason: str) -> str | None:
+    async def lose(self, reason: str, traceback: str) -> str | None:
         """Workers were lost and are being started again; the job's folder, or None if there is no job."""
         if self._job is None:
             return None
@@ -139,13 +146,15 @@ class JobQueue:
         self._failures += 1
         if self._failures > self._max_failures:
             self._job = None
-            self._updates.append(JobUpdate(failed=reason, failures=self._failures, was_lost=True))
+            self._updates.append(
+                JobUpdate(failed=reason, failures=self._failures, was_lost=True, traceback=traceback)
+            )
             await self._tell()
         return folder
 
-    async def break_off(self, reason: str) -> None:
+    async def break_off(self, reason: str, traceback: str) -> None:
         """No worker will come any more."""
-        self._broken = reason
+        self._broken = JobUpdate(failed=reason, traceback=traceback, group_is_lost=True)
         await self._tell()
 
     async def close(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray.tune
 
+from workflows.cluster.errors import describe_error, full_traceback, is_users_mistake, write_traceback
 from workflows.progress import Progress
 from workflows.search.records import (
     FAILED,
@@ -47,6 +48,8 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
         self._unwritten: dict[str, Trial] = {}
         self._kept: set[tuple[str, str]] = set()
         """checkpoints on the store: the trial's key, the folder's name"""
+        self._files: dict[str, str] = {}
+        """tracebacks that are kept, and where"""
         self._deleting = ThreadPoolExecutor(max_workers=1)
         self._began = time.monotonic()
         self._wrote = self._wrote_search = self._showed = 0.0
@@ -63,7 +66,7 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
         mine = self._trial(int(str(trial)), line)
         mine.failures = max(mine.failures, line.failures)
         if line.failed:
-            self._end(mine, FAILED, line.failed)
+            self._end(mine, FAILED, self._with_traceback(mine.number, line.failed, line.traceback))
             return
         report = line.report
         assert report is not None
@@ -88,7 +91,21 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
             number, TrialEvent(f"lost-{number}", values_of(trial.config), None, None)
         )
         mine.failures += 1
-        self._end(mine, FAILED, _last_line(trial.get_error()))
+        error = trial.get_pickled_error()
+        if error is None:
+            self._end(mine, FAILED, _last_line(trial.get_error()))
+            return
+        kept = "" if is_users_mistake(error) else full_traceback(error)
+        self._end(mine, FAILED, self._with_traceback(number, describe_error(error), kept))
+
+    def _with_traceback(self, number: int, reason: str, traceback: str) -> str:
+        """The reason of a failure, with the file that its traceback is kept in, if it has one: shown at once."""
+        if not traceback:
+            return reason
+        if traceback not in self._files:  # of a hundred trials that fail alike, one
+            file = self._files[traceback] = write_traceback(traceback)
+            self._progress.note(f"tune: trial {number}: {reason} (details in {file})", traceback=file)
+        return f"{reason} (details in {self._files[traceback]})"
 
     def close(self) -> None:
         """The search is over: what is still running was stopped with it."""

@@ -62,6 +62,8 @@ class TrialEvent:
     failures: int = 0
     was_known: bool = False
     failed: str = ""
+    traceback: str = ""
+    """of a failure that is no mistake of the user's"""
 
 
 RESULT = "line"
@@ -131,7 +133,7 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
             return self._failure(self._trial.error, self._trial.failures)
         update = self._next_update()
         if update.report is None:
-            return self._failure(update.failed, update.failures if update.was_lost else 0)
+            return self._failure(update.failed, update.failures if update.was_lost else 0, update.traceback)
         report = update.report
         figures = {name: value for name, value in report.figures.items() if name != "resumed_from_step"}
         if self._trial_spec.train.objective.name == "adversarial" and report.step < report.num_steps:
@@ -165,9 +167,17 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         metrics = {metric: report.figures[metric] for metric in self._shared.metrics}
         return {"step": report.step, **metrics, RESULT: line, "done": report.step >= report.num_steps}
 
-    def _failure(self, reason: str, failures: int) -> dict[str, Any]:
+    def _failure(self, reason: str, failures: int, traceback: str = "") -> dict[str, Any]:
         """The end of a trial that failed: for Tune a result worse than any, since an error would cost the workers."""
-        line = TrialEvent(self._trial.key, self._trial.values, self._trial.origin, None, failures, failed=reason)
+        line = TrialEvent(
+            self._trial.key,
+            self._trial.values,
+            self._trial.origin,
+            None,
+            failures,
+            failed=reason,
+            traceback=traceback,
+        )
         worst = {m: float("-inf") if m in HIGHER_IS_BETTER else float("inf") for m in self._shared.metrics}
         return {"step": self._said + 1, **worst, RESULT: line, "done": True}
 

@@ -1,5 +1,6 @@
 """The best trial of a search, trained again to be sure that its figures hold."""
 
+from workflows.cluster.errors import StageCrashed
 from workflows.search.records import Search, Trial, Winner, trial_folder
 from workflows.search.report import Report
 from workflows.search.trial import Shared
@@ -53,9 +54,18 @@ def _measured_again(spec: PipelineSpec, store: Store, trial: Trial, report: Repo
             )
             update = group.next_update()
     except WorkerGroupLost as error:
-        raise StageFailed(f"tune: the winner could not be measured: {error}") from error
+        raise _not_measured(str(error), "\n".join(getattr(error, "__notes__", []))) from error
     finally:
         group.close()
     if update.report is None:
-        raise StageFailed(f"tune: the winner could not be measured: {update.failed}")
+        raise _not_measured(update.failed, update.traceback)
     return update.report
+
+
+def _not_measured(reason: str, traceback: str) -> Exception:
+    text = f"tune: the winner could not be measured: {reason}"
+    if not traceback:
+        return StageFailed(text)
+    error = StageCrashed(text)
+    error.add_note(traceback)
+    return error

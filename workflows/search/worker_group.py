@@ -25,15 +25,16 @@ import ray.train
 import ray.train.torch
 from ray.train import UserCallback
 
+from models.errors import RayconteurError
 from models.training.snapshot import Write
 from workflows.cluster.capacity import worker_resources
-from workflows.cluster.errors import innermost
+from workflows.cluster.errors import describe_error, full_traceback, is_users_mistake, note_traceback
 from workflows.cluster.workers import worker_environment
 from workflows.search.job_queue import Assignment, JobQueue, JobUpdate, TrainingJob
 from workflows.search.report import Report
 from workflows.spec import PipelineSpec
 from workflows.store import Store
-from workflows.training.recovery import decide, decisions, is_out_of_memory, said_of
+from workflows.training.recovery import decide, decisions, failure_text, failure_traceback, is_out_of_memory
 
 if TYPE_CHECKING:
     from workflows.training.worker import TrainWorker
@@ -57,7 +58,8 @@ class _AfterLoss(UserCallback):  # type: ignore[misc]
         self._queue = queue
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        folder = ray.get(self._queue.lose.remote(said_of(worker_exceptions)))
+        reason, traceback = failure_text(worker_exceptions), failure_traceback(worker_exceptions)
+        folder = ray.get(self._queue.lose.remote(reason, traceback))
         if folder is not None and any(is_out_of_memory(error) for error in worker_exceptions.values()):
             store = Store(self._store_uri)
             decide(store, folder, cut=2 * decisions(store, folder).get("cut", 1))
@@ -101,9 +103,12 @@ class WorkerGroup:
 
     def next_update(self) -> JobUpdate:
         """Let the job go on to its next checkpoint, and wait for it; raises WorkerGroupLost."""
-        found: JobUpdate | str = ray.get(self._queue.next_update.remote())
-        if isinstance(found, str):
-            raise WorkerGroupLost(found)
+        found: JobUpdate = ray.get(self._queue.next_update.remote())
+        if found.group_is_lost:
+            error = WorkerGroupLost(found.failed)
+            if found.traceback:
+                error.add_note(found.traceback)
+            raise error
         return found
 
     def close(self) -> None:
@@ -117,7 +122,8 @@ class WorkerGroup:
             trainer.fit()
         except Exception as error:  # whatever it is, the one who waits is told
             with contextlib.suppress(ray.exceptions.RayError):
-                ray.get(self._queue.break_off.remote(innermost(error)))
+                traceback = "" if is_users_mistake(error) else full_traceback(error)
+                ray.get(self._queue.break_off.remote(describe_error(error), traceback))
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -132,9 +138,12 @@ def _work(config: dict[str, Any]) -> None:
             _do(worker, store, config["keys"], config["folder"], queue, assignment)
         except JobLeft:
             continue
-        except ValueError as error:  # of the spec or the data, and on all workers alike
+        except RayconteurError as error:  # of the spec or the data, and on all workers alike
             if ray.train.get_context().get_world_rank() == 0:
                 ray.get(queue.fail.remote(done, str(error)))
+        except Exception as error:
+            note_traceback(error)
+            raise
 
 
 def _do(

@@ -9,6 +9,7 @@ endpoint is up to date while `/health` there names this release.
 import time
 from datetime import UTC, datetime
 
+from workflows.cluster.errors import StageCrashed, describe_error, mistake_in
 from workflows.endpoint.application import application, chosen_engine, key_reader, model_name
 from workflows.endpoint.status import check_certificate, deployment_key, url_of
 from workflows.progress import Progress
@@ -49,7 +50,7 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
     try:
         run_endpoint(app, spec.name, serve.host, serve.port, serve.max_reply_seconds, endpoint, shown)
     except (RuntimeError, ray.exceptions.RayError) as error:
-        raise StageFailed(f"deploy: Ray Serve could not start the endpoint: {error}") from error
+        raise _not_started(spec.name, error) from error
     except OSError as error:
         raise StageFailed(
             f"serve.port: cannot listen on {serve.host}:{serve.port}: {error}; "
@@ -68,6 +69,18 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
     store.finish(artifact)
     progress.finish("deploy", {})
     return artifact
+
+
+def _not_started(name: str, error: Exception) -> Exception:
+    """Of a replica that failed as it started, Ray Serve keeps the traceback's text alone."""
+    from serve.deployment.front_actor import startup_failures
+
+    known = startup_failures(name)
+    if (mistake := mistake_in(known)) is not None:
+        return StageFailed(str(mistake))
+    crash = StageCrashed(f"deploy: Ray Serve could not start the endpoint: {describe_error(error)}")
+    crash.add_note(known)
+    return crash
 
 
 def _has_room_for_one_more(serve: ServeSpec) -> bool:

@@ -28,7 +28,9 @@ import ray.data
 
 from models.chat import Message, ReplyCut, end_token_ids
 from models.chat.messages import SameRole
+from models.errors import RayconteurError
 from workflows.cluster.board import watching
+from workflows.cluster.errors import describe_error, full_traceback, write_traceback
 from workflows.corpus.chat_tokenizer import chat_tokenizer, read_template, template_notes
 from workflows.corpus.conversations import mismatched_replies
 from workflows.corpus.encoding import Encoding
@@ -50,6 +52,9 @@ _STARTED_EARLY = 16
 _PACKED_FACTOR = 6
 # Above this share of cut conversations a user is told.
 _MANY_CUT = 0.05
+# Between a reason and the traceback behind it.
+_TRACEBACK = "\0traceback\0"
+_MAX_TRACEBACKS = 5
 _Reading = tuple[dict[str, str], SameRole]  # data.fields, data.same_role
 
 _SCHEMA = pa.schema(
@@ -221,12 +226,22 @@ def _encode_lines(
             ) from None
         except ValueError as error:
             excerpt = text[:_EXCERPT_CHARACTERS].decode(errors="replace").strip()
-            row |= {"split": QUARANTINE, "reason": str(error), "messages": excerpt}
+            row |= {"split": QUARANTINE, "reason": _reason(error), "messages": excerpt}
         rows.append(row)
     good = sum(row["split"] != QUARANTINE for row in rows)
     tokens = sum(row["num_tokens"] for row in rows)
     board.add.remote(done=len(rows), conversations=good, set_aside=len(rows) - good, tokens=tokens)
     return pa.table([_column([row.get(field.name) for row in rows], field.type) for field in _SCHEMA], schema=_SCHEMA)
+
+
+def _reason(error: ValueError) -> str:
+    """Why a line is set aside; of an error that is not ours also its traceback, for `_statistics` to take out again.
+
+    Such a line does not end the run: one among millions is no reason to.
+    """
+    if isinstance(error, RayconteurError):
+        return str(error)
+    return f"{describe_error(error)}{_TRACEBACK}{full_traceback(error)}"
 
 
 def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -258,15 +273,22 @@ def _statistics(context: Context, paths: list[str]) -> dict[str, Any]:
         for row in batch.to_pylist():
             _count(figures, row)
     groups = SetAside()
+    crashes: dict[str, str] = {}
     bad = parts.to_batches(
         columns=["source", "line", "reason", "messages"], filter=pa.dataset.field("split") == QUARANTINE
     )
     with store.filesystem.open_output_stream(store.path("prepare", context.key, "quarantine.jsonl")) as stream:
         for batch in bad:
             for row in batch.to_pylist():
-                record = {"file": paths[row["source"]], "line": row["line"], "reason": row["reason"]}
+                reason, _, traceback = row["reason"].partition(_TRACEBACK)
+                record = {"file": paths[row["source"]], "line": row["line"], "reason": reason}
                 stream.write((json.dumps({**record, "text": row["messages"]}, ensure_ascii=False) + "\n").encode())
-                groups.add(row["reason"], row["source"], paths[row["source"]], row["line"])
+                groups.add(reason, row["source"], paths[row["source"]], row["line"])
+                if traceback and len(crashes) < _MAX_TRACEBACKS:
+                    crashes.setdefault(reason, traceback)
+    for reason, traceback in crashes.items():
+        file = write_traceback(traceback)
+        context.progress.note(f"prepare: lines are set aside for {reason} (details in {file})", traceback=file)
     figures["set_aside"] = groups.as_dicts()
     return figures
 

@@ -22,12 +22,13 @@ import ray
 import ray.train
 import ray.train.torch
 
+from models.errors import RayconteurError
 from models.training.deepspeed_operator import check_build_tools
 from models.training.engine import MODEL_FOLDER
 from models.training.snapshot import Write
 from workflows.cluster.board import watching
 from workflows.cluster.capacity import worker_resources
-from workflows.cluster.errors import innermost
+from workflows.cluster.errors import StageCrashed, describe_error, is_users_mistake, note_traceback
 from workflows.cluster.workers import check_fits, worker_environment
 from workflows.search.records import read_search, trial_folder
 from workflows.spec import AdversarialSpec, PipelineSpec
@@ -35,7 +36,7 @@ from workflows.stage import CONTINUED, DISCRIMINATOR, Context, StageFailed
 from workflows.store import Store
 from workflows.training.curves import check_mlflow, log_to_mlflow, write_curves
 from workflows.training.history import HISTORY, History
-from workflows.training.recovery import Recovery, clear_unfinished, said_of
+from workflows.training.recovery import Recovery, clear_unfinished, failure_text
 from workflows.training.worker import Job, TrainWorker
 
 _RESIZE_SECONDS = 30.0
@@ -93,7 +94,7 @@ def run(context: Context) -> dict[str, Any]:
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise StageFailed(_reason(error)) from error
+            raise (StageFailed if is_users_mistake(error) else StageCrashed)(_reason(error)) from error
         except SystemExit:  # how Ray Train ends the program on Ctrl-C
             raise KeyboardInterrupt from None
     if result.return_value:
@@ -169,7 +170,7 @@ def tidy(context: Context) -> None:
 def _reason(error: BaseException) -> str:
     """What went wrong in the workers, without Ray's frames around it."""
     failures = getattr(error, "worker_failures", None) or {}
-    return f"train: {said_of(failures) or innermost(error)}"
+    return f"train: {failure_text(failures) or describe_error(error)}"
 
 
 def _work(config: dict[str, Any]) -> str | None:
@@ -178,8 +179,11 @@ def _work(config: dict[str, Any]) -> str | None:
     try:
         spec, store = PipelineSpec.model_validate(config["spec"]), Store(config["store"])
         _train(spec, store, config["keys"], config["run_folder"], config["board"])
-    except ValueError as error:
+    except RayconteurError as error:
         return str(error)
+    except Exception as error:
+        note_traceback(error)
+        raise
     return None
 
 

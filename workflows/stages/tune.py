@@ -20,7 +20,7 @@ import ray.tune
 
 from models.training.deepspeed_operator import check_build_tools
 from workflows.cluster.capacity import need_of_trial, nodes_of_cluster, trials_at_once, why_none_fits
-from workflows.cluster.errors import innermost
+from workflows.cluster.errors import StageCrashed, describe_error, is_users_mistake
 from workflows.search.recorder import SearchRecorder
 from workflows.search.records import (
     FAILED,
@@ -100,7 +100,8 @@ def run(context: Context) -> dict[str, Any]:
     try:
         tuner.fit()
     except ray.tune.TuneError as error:
-        raise StageFailed(f"tune: {innermost(error)}") from error
+        failure = StageFailed if is_users_mistake(error) else StageCrashed
+        raise failure(f"tune: {describe_error(error)}") from error
     recorder.close()
     search.winner = find_winner(spec, store, search, shared)
     write_search(store, search)

@@ -14,7 +14,7 @@ import ray.util
 import torch
 from ray.train import UserCallback
 
-from workflows.cluster.errors import innermost, root_cause
+from workflows.cluster.errors import describe_error, full_traceback, is_users_mistake, root_cause
 from workflows.store import Store
 
 _SETTLED = "settled.json"
@@ -95,7 +95,7 @@ class Recovery(UserCallback):  # type: ignore[misc]
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Where memory ran out, cut micro-batches into twice as many parts; a step still reads the same."""
         self._board.add.remote(lost_workers=len(worker_exceptions))
-        self._board.post.remote(note=f"train: {said_of(worker_exceptions)}")
+        self._board.post.remote(note=f"train: {failure_text(worker_exceptions)}")
         if any(is_out_of_memory(error) for error in worker_exceptions.values()):
             store = Store(self._store_uri)
             decide(store, self._run_folder, cut=2 * decisions(store, self._run_folder).get("cut", 1))
@@ -123,9 +123,15 @@ def clear_unfinished(store: Store, key: str) -> None:
             store.remove(info.path)
 
 
-def said_of(worker_exceptions: dict[int, Exception]) -> str:
+def failure_text(worker_exceptions: dict[int, Exception]) -> str:
     """What went wrong in which workers, without Ray's frames around it."""
-    return "; ".join(f"worker {rank}: {innermost(error)}" for rank, error in sorted(worker_exceptions.items()))
+    return "; ".join(f"worker {rank}: {describe_error(error)}" for rank, error in sorted(worker_exceptions.items()))
+
+
+def failure_traceback(worker_exceptions: dict[int, Exception]) -> str:
+    """The tracebacks of those that are no user's mistake, each once; empty where there are none."""
+    found = [full_traceback(error) for error in worker_exceptions.values() if not is_users_mistake(error)]
+    return "\n".join(dict.fromkeys(found))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
