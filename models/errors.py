@@ -1,6 +1,7 @@
 """What a user did, as an exception: its text is all that they need."""
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -48,3 +49,8 @@ def _restored(kind: type[BaseException], arguments: tuple[Any, ...]) -> BaseExce
     error = kind.__new__(kind, *arguments)
     error.args = arguments
     return error
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that a mistyped one most likely stands for; `cutoff` is the least similarity, from 0 to 1."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)

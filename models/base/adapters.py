@@ -4,14 +4,13 @@ LoRA (Hu et al. 2021, arXiv:2106.09685), rsLoRA (Kalajdzievski 2023, arXiv:2312.
 arXiv:2402.09353).
 """
 
-import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from models.base.new_tokens import fit_rows
-from models.errors import RayconteurError
+from models.errors import RayconteurError, nearest
 
 
 def attach(
@@ -60,10 +59,10 @@ def check_layers(model: Any, target_modules: str | list[str], new_tokens: Sequen
     ends = {name.rpartition(".")[2] for name, layer in layers.items() if hasattr(layer, "weight")}
     for wanted in names:
         if not any(_is_named(name, wanted) for name in layers):
-            close = difflib.get_close_matches(wanted, ends, n=1)
+            close = nearest(wanted, ends)
             raise RayconteurError(
                 f"{where}: {wanted!r} is the name of no layer"
-                + (f"; did you mean {close[0]}?" if close else ";")
+                + (f"; did you mean {close}?" if close else ";")
                 + f" There are {', '.join(sorted(ends))}"
             )
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()

@@ -5,7 +5,6 @@ DeepSpeed is given a dictionary that notes what is asked of it: what nobody asks
 """
 
 import contextlib
-import difflib
 import io
 import json
 import os
@@ -13,6 +12,8 @@ import subprocess
 import sys
 from collections.abc import Iterator, KeysView
 from typing import Any, get_args
+
+from models.errors import nearest
 
 _PROCESS_SECONDS = 300
 
@@ -169,8 +170,8 @@ def _subclasses(parent: Any) -> Iterator[Any]:
 def _unknown(path: str, known: list[str]) -> str:
     from deepspeed import __version__
 
-    close = difflib.get_close_matches(path.rpartition(".")[2], known, n=1)
-    meant = f"; did you mean {close[0]}?" if close else ";"
+    close = nearest(path.rpartition(".")[2], known)
+    meant = f"; did you mean {close}?" if close else ";"
     return f"{path}: DeepSpeed {__version__} has no such name{meant} It knows: {', '.join(known)}"
 
 

@@ -1,7 +1,5 @@
 """Every failure as OpenAI's error body: a message, a type, the field, a code."""
 
-import difflib
-
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ValidationError
@@ -9,7 +7,7 @@ from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from models.errors import RayconteurError
+from models.errors import RayconteurError, nearest
 from serve.protocol.base import BRANCH
 from serve.protocol.responses import Error, ErrorBody
 
@@ -121,5 +119,5 @@ def _sentence(fault: ErrorDetails, param: str | None, kind_of_request: type[Base
 
 
 def _did_you_mean(name: str, kind: type[BaseModel]) -> str:
-    close = difflib.get_close_matches(name, kind.model_fields, n=1, cutoff=0.75)
-    return f" Did you mean {close[0]}?" if close else ""
+    close = nearest(name, kind.model_fields, 0.75)
+    return f" Did you mean {close}?" if close else ""

@@ -9,14 +9,13 @@ list: a file that is gone means that something is wrong with the store.
 """
 
 import contextlib
-import difflib
 import re
 import uuid
 from collections.abc import Callable, Iterator
 
 from pydantic import BaseModel, ConfigDict
 
-from models.errors import RayconteurError
+from models.errors import RayconteurError, nearest
 from serve.access.api_keys import NAME_PATTERN, ApiKey, make_key
 from workflows.store import Store, StoreError
 
@@ -75,8 +74,8 @@ class KeyFile:
         with self._changing() as keys:
             names = [key.name for key in keys]
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
-                fix = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names) or 'none'}"
+                near = nearest(name, names)
+                fix = f"did you mean {near}?" if near else f"there are: {', '.join(names) or 'none'}"
                 raise UnusableKey(f"NAME: there is no key named {name}; {fix}")
             del keys[names.index(name)]
 

@@ -1,6 +1,5 @@
 """Reading a pipeline file: YAML with line numbers, `--set` overrides, all errors at once, and the reference."""
 
-import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from models.errors import nearest
 from workflows.spec import space as spec_space
 from workflows.spec.describe import describe_default, describe_type, model_of, named_sections
 from workflows.spec.errors import Location, SpecError, SpecProblem, dotted
@@ -250,10 +250,10 @@ def _problem(error: Any, where: dict[Location, str], file: str) -> SpecProblem:
         return SpecProblem(place, dotted(location), f"is required; {rule}")
     if kind == "extra_forbidden":
         siblings = _field_names(error["loc"][:-1])
-        near = difflib.get_close_matches(str(location[-1]), siblings, n=1, cutoff=0.5)
+        near = nearest(str(location[-1]), siblings, 0.5)
         parent = dotted(location[:-1])
         prefix = f"{parent}." if parent else ""
-        fix = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(siblings)}"
+        fix = f"did you mean {prefix}{near}?" if near else f"known here: {', '.join(siblings)}"
         return SpecProblem(place, dotted(location), f"unknown field; {fix}")
     if kind == "missing":
         return SpecProblem(place, dotted(location), f"is required; {_first_sentence(field)}")
@@ -261,8 +261,8 @@ def _problem(error: Any, where: dict[Location, str], file: str) -> SpecProblem:
     if kind == "value_error":
         return SpecProblem(place, dotted(location), rule)
     allowed = f"; allowed: {describe_type(field)}, default {describe_default(field)}" if field else ""
-    near_values = difflib.get_close_matches(got, re.findall(r"'([^']+)'", rule), n=1) if isinstance(got, str) else []
-    hint = f"; did you mean {near_values[0]}?" if near_values else ""
+    near_value = nearest(got, re.findall(r"'([^']+)'", rule)) if isinstance(got, str) else None
+    hint = f"; did you mean {near_value}?" if near_value else ""
     return SpecProblem(place, dotted(location), f"got {got!r}; {rule}{allowed}{hint}")
 
 

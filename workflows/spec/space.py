@@ -6,7 +6,6 @@ trial_spec = with_values(spec, {"train.learning_rate": 3e-4})
 Imports no library but pydantic.
 """
 
-import difflib
 import itertools
 import math
 import random
@@ -16,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from models.errors import nearest
 from workflows.spec.pipeline import PipelineSpec
 from workflows.spec.section import HOW
 from workflows.spec.train import TrainSpec
@@ -78,8 +78,8 @@ def parse(entry: Any) -> Dimension:
         return Choice(tuple(entry))
     kind, bounds = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else ("", [])
     if kind not in _KINDS:
-        near = difflib.get_close_matches(str(kind), _KINDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = nearest(str(kind), _KINDS)
+        hint = f"; did you mean {near}?" if near else ""
         raise ValueError(
             f"got {entry!r}; must be a list of choices, or one of {', '.join(_KINDS)} with [low, high], such as "
             f"{{loguniform: [1e-5, 1e-3]}}{hint}"
@@ -133,9 +133,9 @@ def field_problem(spec: PipelineSpec, field: str) -> str:
             off = section in TrainSpec.model_fields
             return f"{known} is {'null here; give it its fields' if off else 'no section'}"
     if last not in type(place).model_fields:
-        near = difflib.get_close_matches(last, type(place).model_fields, n=1, cutoff=0.5)
+        near = nearest(last, type(place).model_fields, 0.5)
         path = ".".join(sections)
-        fix = f"did you mean {path}.{near[0]}?" if near else f"known here: {', '.join(type(place).model_fields)}"
+        fix = f"did you mean {path}.{near}?" if near else f"known here: {', '.join(type(place).model_fields)}"
         return f"unknown field; {fix}"
     if field.removeprefix("train.") in _SHARED:
         return "is the same for all trials: it decides their corpus, their reference or their workers"
