@@ -42,7 +42,7 @@ def endpoint(args: Served) -> Any:
     cards = [card for card in store.all_of("evaluate") if card.inputs["train"] == release.inputs["train"]]
     if not args.force and not (cards and cards[-1].figures["passed"]):
         why = cards[-1].figures["verdict"] if cards else "it was never evaluated"
-        raise GateFailed(f"args.release: {args.release} has not passed: {why}; force: true serves it all the same")
+        raise GateFailed(f"args.release: {args.release} has not passed: {why}; set force: true to serve it anyway")
     spec = PipelineSpec.model_validate({**made_by[-1], "serve": {**made_by[-1]["serve"], **args.serve}})
     engine, _ = chosen_engine(spec.serve, release)
     return application(spec, store, release, engine, behind_proxy=True)

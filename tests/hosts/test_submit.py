@@ -51,7 +51,7 @@ def test_from_a_laptop_to_an_endpoint_and_back_to_none(launched, sums_file, tiny
     began = time.monotonic()
     left, attached = launched.shared / "left", launched.shared / "attached"
     assert launched.begin("h0", f"timeout -s INT 40 rayconteur submit {file} --json", left).wait(timeout=100) == 124
-    assert "goes on; rayconteur attach" in launched.events(left)[-1]["text"]
+    assert "keeps running; rayconteur attach" in launched.events(left)[-1]["text"]
     submitted = launched.begin("h0", f"rayconteur submit {file} --json", output)
     attaching = launched.begin("h0", "rayconteur attach tiny --json", attached)
     assert submitted.wait(timeout=1500) == 0, output.read_text()[-3000:]

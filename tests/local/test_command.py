@@ -58,7 +58,7 @@ def said_by(*arguments):
 def test_a_terminated_run_goes_on_and_a_finished_one_is_not_repeated(command, pipeline):
     status, said = stopped(command, pipeline, signal.SIGTERM)
     assert status == 130
-    assert said[-1] == {"event": "error", "text": "stopped; the same command goes on from here"}
+    assert said[-1] == {"event": "error", "text": "stopped; run the same command to resume"}
     figures = goes_on(command, pipeline)
 
     check = (

@@ -112,14 +112,14 @@ def test_ctrl_c_leaves_the_job_which_is_found_again_and_stopped(command, file, a
     first.send_signal(signal.SIGINT)
     rest, _ = first.communicate(timeout=60)
     assert first.returncode == 130
-    assert "goes on; rayconteur attach" in json.loads(rest.splitlines()[-1])["text"]
+    assert "keeps running; rayconteur attach" in json.loads(rest.splitlines()[-1])["text"]
 
     second = subprocess.Popen(submit, stdout=subprocess.PIPE, text=True)
     note = json.loads(second.stdout.readline())
     assert not note["new"]
     code, lines = command("submit", path, "--to", "train", "--set", "train.learning_rate=1e-4")
     assert code == 1
-    assert "is at work with other settings" in lines[-1]
+    assert "is already running with other settings" in lines[-1]
 
     code, lines = command("stop", "long")
     assert code == 0

@@ -193,7 +193,7 @@ def test_a_bad_line_has_its_reason(text: bytes, reason: str) -> None:
     ({"messages": TALK, "documents": [{"text": "x"}]}, "`documents` of the record"),
     ({"messages": TALK, "chat_template_kwargs": {"enable_thinking": False}}, "say it in data.chat_template_kwargs"),
     ({"messages": TALK, "weight": 0}, "`weight` of the record is the number 0"),
-    ({"messages": TALK, "weight": 0.5}, "`weight` of the record is the number 0.5; a whole record is learned"),
+    ({"messages": TALK, "weight": 0.5}, "`weight` of the record is the number 0.5; it must be 1"),
     ({"messages": TALK, "system": 5}, r"`system` of the record: message 0 \(system\) has `content` that is the num"),
     ({"messages": TALK, "system": "a", "system_prompt": "b"}, "`system` and `system_prompt` are different texts"),
     ({"messages": TALK, "tools": "call me"}, "`tools` is a text that is not JSON"),
@@ -201,7 +201,7 @@ def test_a_bad_line_has_its_reason(text: bytes, reason: str) -> None:
     ({"messages": TALK, "tools": [TOOL], "functions": [{"name": "f"}]}, "`tools` and `functions`.*different"),
     ({"query": "Hi", "response": "x", "history": "Hm"}, "`history` is a text"),
     ({"prompt": "Hi", "completion": [CALLS, FOUND, SAID], "reasoning": "Hm"}, "`reasoning` stands beside `compl"),
-    ({"prompt": [ASKED, SAID], "completion": "x"}, "`completion` answers nobody: its prompt ends with message 1"),
+    ({"prompt": [ASKED, SAID], "completion": "x"}, "`completion` has no question to answer: its prompt ends"),
 ])  # fmt: skip
 def test_what_cannot_be_used_is_refused_by_its_key(record: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
@@ -338,11 +338,11 @@ def test_a_pair_may_be_of_calls_or_of_thoughts() -> None:
     ({"prompt": "Hi", "chosen": [], "rejected": "x"}, "`chosen` is neither text nor a list of messages"),
     ({"prompt": "Hi", "chosen": "x", "rejected": " "}, r"message 1 \(assistant\) has no text"),
     ({"prompt": "Hi", "chosen": "x", "rejected": "x "}, "`chosen` and `rejected` are the same reply"),
-    ({"prompt": [ASKED, SAID], "chosen": "x", "rejected": "y"}, "`chosen` answers nobody: its prompt ends with mes"),
+    ({"prompt": [ASKED, SAID], "chosen": "x", "rejected": "y"}, "`chosen` has no question to answer: its prompt"),
     ({"prompt": [], "chosen": "x", "rejected": "y"}, "`prompt` is neither text nor a list of messages"),
     ({"prompt": "Hi", "reasoning": "Hm", "chosen": "x", "rejected": "y"}, "`reasoning` stands beside `chosen`"),
     ({"prompt": "Hi", "images": ["a"], "chosen": "x", "rejected": "y"}, "`images` of the record"),
-    ({"prompt": "Hi", "chosen": [{**SAID, "weight": 0}], "rejected": "y"}, "`chosen` ends in a reply that is not"),
+    ({"prompt": "Hi", "chosen": [{**SAID, "weight": 0}], "rejected": "y"}, "`chosen` ends in a reply that is excl"),
     ({"prompt": "Hi", "question": "Ho", "chosen": "x", "rejected": "y"}, "may each be the prompt; say which in"),
     ({"chosen": [ASKED, SAID], "rejected": [{**ASKED, "content": "Ho"}, WRONG]}, "differ in message 0, before the"),
     ({"chosen": [ASKED, SAID], "rejected": [ASKED, SAID, ASKED, WRONG]}, "differ in message 1|ends with message 1"),

@@ -218,7 +218,7 @@ def test_the_command_makes_lists_and_revokes(keys: Callable[..., Result], file: 
     made = keys("create", "alice", "--requests-per-minute", "60")
     assert made.exit_code == 0
     secret = made.stdout.strip()
-    assert "shown this once" in made.stderr
+    assert "shown only once" in made.stderr
     assert "set serve.keys: required" in made.stderr
     ring = KeyRing(file.read)
     found = ring.find(secret.encode())

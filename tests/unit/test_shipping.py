@@ -81,7 +81,7 @@ def test_large_files_and_missing_ones_are_refused_by_field(written, tmp_path, mo
     spec, beside = written()
     monkeypatch.setattr(shipping, "MAX_SHIPPED", 20)
     (tmp_path / "1").mkdir()
-    with pytest.raises(StageFailed, match=r"^data\.sources\.0\.path: .* would travel with the job, at\s+most"):
+    with pytest.raises(StageFailed, match=r"^data\.sources\.0\.path: .* are too much to upload, the limit is"):
         pack(spec, beside, tmp_path / "1")
     for file in (beside / "data").iterdir():
         file.unlink()
@@ -93,10 +93,10 @@ def test_large_files_and_missing_ones_are_refused_by_field(written, tmp_path, mo
 @pytest.mark.parametrize(("field", "value", "said"), [
     ("store", "rayconteur-store", r"p\.yaml:\d+: store: got 'rayconteur-store', a folder of this machine"),
     ("store", "~/store", r"p\.yaml:\d+: store: got '~/store', a folder of this machine"),
-    ("store", "s3://key:secret@bucket/x", r"p\.yaml:\d+: store: has credentials in it"),
-    ("evaluate", {"questions": "s3://key:secret@b/q.jsonl"}, r"p\.yaml:\d+: evaluate\.questions: has cred"),
-    ("serve", {"adapters": {"one": "s3://key:secret@b/one"}}, r"p\.yaml:\d+: serve\.adapters\.one: has cred"),
-    ("data", {"sources": [{"path": "s3://key:secret@b/x.jsonl"}]}, r"p\.yaml:\d+: data\.sources\.0\.path: has cred"),
+    ("store", "s3://key:secret@bucket/x", r"p\.yaml:\d+: store: contains credentials"),
+    ("evaluate", {"questions": "s3://key:secret@b/q.jsonl"}, r"p\.yaml:\d+: evaluate\.questions: contains cred"),
+    ("serve", {"adapters": {"one": "s3://key:secret@b/one"}}, r"p\.yaml:\d+: serve\.adapters\.one: contains cred"),
+    ("data", {"sources": [{"path": "s3://key:secret@b/x.jsonl"}]}, r"p\.yaml:\d+: data\.sources\.0\.path: contains"),
 ])  # fmt: skip
 def test_what_cannot_run_as_a_job_is_refused_where_it_stands(written, field, value, said):
     with pytest.raises(SpecError, match=said) as refused:

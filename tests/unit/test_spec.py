@@ -81,8 +81,8 @@ def test_the_command_prints_them_all_and_exits_with_2(tmp_path: Path) -> None:
     ("name: x\ndata: [\n", "yaml:3: not YAML"),
     (GOOD + "\tepochs: 3\n", "yaml:8: not YAML"),
     (GOOD + "---\nname: y\n", "yaml:8: not YAML"),
-    ("name: x\nstore: a\nname: y\n", "yaml:3: name: stands twice, first on line 1"),
-    (GOOD + "  epochs: 1\n  epochs: 2\n", "yaml:9: train.epochs: stands twice, first on line 8"),
+    ("name: x\nstore: a\nname: y\n", "yaml:3: name: is set twice, first on line 1"),
+    (GOOD + "  epochs: 1\n  epochs: 2\n", "yaml:9: train.epochs: is set twice, first on line 8"),
     (GOOD + "serve:\n  min_replicas: 5\n", "yaml:8: serve: min_replicas (5) is above max_replicas (2)"),
     (GOOD + "1: x\n", "yaml:8: 1: unknown field; known here: name, store"),
     (GOOD + "  epochs: .inf\n", "yaml:8: train.epochs: got inf; must be a finite number"),
@@ -150,8 +150,8 @@ def test_null_leaves_the_adapter_out(tmp_path: Path) -> None:
     ("train.epochs=-1", "--set train.epochs=-1: train.epochs: got -1; must be greater than 0"),
     ("train.epochs=[", "--set train.epochs=[: train.epochs: the value is not YAML"),
     ("train={epochs: -1}", "--set train={epochs: -1}: train.epochs: got -1"),
-    ("data.sources.3.limit=1", "--set data.sources.3.limit=1: data.sources.3.limit: 3 is no entry of a list of 1"),
-    ("data.sources.path=x", "'path' is no entry of a list of 1"),
+    ("data.sources.3.limit=1", "--set data.sources.3.limit=1: data.sources.3.limit: 3 is not an index of a list"),
+    ("data.sources.path=x", "'path' is not an index of a list of 1"),
     ("nonsense", "--set nonsense: must be field=value"),
     ("name.first=x", "--set name.first=x: name: got"),
 ])  # fmt: skip
@@ -195,7 +195,7 @@ def test_how_a_stage_runs_is_not_what_it_makes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["num_workers=[4, 1]"], r"train.num_workers: got \[4, 1\]; must be from 1 to 65536, or \[fewest, most\]"),
+        (["num_workers=[4, 1]"], r"train.num_workers: got \[4, 1\]; must be from 1 to 65536, or \[min, max\]"),
         (["num_workers=[1, 2, 3]"], r"train.num_workers: got \[1, 2, 3\]"),
         (["num_workers=0"], r"train.num_workers: got 0; must be from 1"),
         (["batch_tokens=most"], r"train.batch_tokens: got 'most'; "),
@@ -337,12 +337,12 @@ FROM_NOTHING = {"base_model": "new", "train": {"adapter": None}}
 
 
 @pytest.mark.parametrize(("values", "words"), [
-    ({"base_model": "new"}, "say train.adapter: null"),
-    ({"new_model": {"hidden_size": 8}}, "new_model is for base_model: new"),
+    ({"base_model": "new"}, "set train.adapter: null"),
+    ({"new_model": {"hidden_size": 8}}, "new_model needs base_model: new"),
     ({**FROM_NOTHING, "new_model": {"architecture": "transformer", "hidden_size": 100}}, "a multiple of 64"),
     ({**FROM_NOTHING, "new_model": {"architecture": "transformer", "noise_size": 2}}, "are for architecture: lstm"),
     ({"train": {"objective": "adversarial", "zero": {"stage": 3}}}, "use zero.stage 0, 1 or 2"),
-    ({"train": {"objective": {"name": "adversarial", "gradient": "gumbel"}}}, "say train.adapter: null"),
+    ({"train": {"objective": {"name": "adversarial", "gradient": "gumbel"}}}, "set train.adapter: null"),
     ({"train": {"objective": "adversarial"},
       "tune": {"space": {"train.seed": [1, 2]}, "trials": 2, "scheduler": "asha"}}, "the last checkpoint counts"),
 ])  # fmt: skip

@@ -48,10 +48,10 @@ def submit(
     with Progress(json_lines) as progress:
         jobs = Jobs(address)
         job, is_new = jobs.submit(spec, Path(pipeline).resolve().parent, last, force, insecure, progress.note)
-        word = "submitted to" if is_new else "at work already on"
+        word = "submitted to" if is_new else "already running on"
         progress.note(f"job {job.id}: {word} {address}", job=job.id, new=is_new)
         if detach:
-            progress.note(f"rayconteur attach {job.id} shows it, rayconteur stop {job.id} ends it")
+            progress.note(f"rayconteur attach {job.id} follows it, rayconteur stop {job.id} stops it")
         else:
             _follow(jobs, job, progress)
 
@@ -122,7 +122,7 @@ def stop(job: str, address: str, json_lines: bool) -> None:
 
     jobs = Jobs(address)
     found = jobs.find(job)
-    word = "was over"
+    word = "has already ended"
     if not found.is_over:
         found, word = jobs.stop(found.id), "is stopped"
     click.echo(json.dumps(asdict(found)) if json_lines else f"job {found.id} {word}: {found.status.lower()}")
@@ -141,15 +141,15 @@ def _follow(jobs: "Jobs", job: "Job", progress: "Progress") -> None:
             replay.take(line)
     except KeyboardInterrupt:
         progress.note(
-            f"job {job.id} goes on; rayconteur attach {job.id} --address {jobs.address} shows it again, rayconteur "
-            f"stop {job.id} ends it"
+            f"job {job.id} keeps running; rayconteur attach {job.id} --address {jobs.address} follows it, rayconteur "
+            f"stop {job.id} stops it"
         )
         sys.exit(130)
     job = jobs.find(job.id)
     if job.status == "SUCCEEDED":
         return
     if job.status == "STOPPED":
-        progress.note(f"job {job.id} was stopped; the same submit goes on from there")
+        progress.note(f"job {job.id} was stopped; submit it again to resume")
         sys.exit(130)
     for line in [] if replay.said_why else [*replay.other, job.message]:
         click.echo(line, err=True)

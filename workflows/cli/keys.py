@@ -48,10 +48,10 @@ def create(
         click.echo(json.dumps({"event": "key", "key": secret, **key.model_dump(exclude={"sha256"})}))
         return
     # Standard output gets only the key: KEY=$(rayconteur keys create ...).
-    click.echo(f"the key of {name}, shown this once:", err=True)
+    click.echo(f"the API key of {name}, shown only once:", err=True)
     click.echo(secret)
     if spec.serve.keys == "none":
-        click.echo("this pipeline's endpoint asks for no key yet; set serve.keys: required", err=True)
+        click.echo("this pipeline's endpoint does not require keys yet; set serve.keys: required", err=True)
 
 
 @keys.command("list")
@@ -75,7 +75,7 @@ def list_keys(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> No
 def revoke(pipeline: str, name: str, overrides: tuple[str, ...], json_lines: bool) -> None:
     """Revoke NAME's key; replies in progress finish."""
     _open(pipeline, overrides)[1].revoke(name)
-    text = f"the key of {name} is revoked; running endpoints know within some seconds"
+    text = f"the key of {name} is revoked; running endpoints apply this within seconds"
     click.echo(json.dumps({"event": "revoked", "name": name}) if json_lines else text)
 
 

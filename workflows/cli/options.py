@@ -61,7 +61,7 @@ def answering_errors(function: Callable[..., Any]) -> Callable[..., Any]:
                 _complain(str(problem), json_lines)
             sys.exit(2)
         except KeyboardInterrupt:
-            _complain("stopped; the same command goes on from here", json_lines)
+            _complain("stopped; run the same command to resume", json_lines)
             sys.exit(130)
         except BrokenPipeError:  # `| head` has seen enough
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for what Python flushes at its end)

@@ -110,7 +110,7 @@ def _serve(
     url = str(endpoint.figures["url"])
     progress.result("endpoint", endpoint.figures, f"chat page: {url}/\n{curl_line(endpoint)}")
     if not someone_may_ask(spec, store):
-        progress.note("nobody may ask it yet: `rayconteur keys create PIPELINE NAME` makes a key")
+        progress.note("there is no API key yet; create one with `rayconteur keys create PIPELINE NAME`")
     if exit_after_reply:
         with own_key(spec, store) as key:
             _ask_once(url, str(endpoint.figures["model"]), key, progress, trust_of(spec.serve))

@@ -49,7 +49,7 @@ def find_search(spec: "PipelineSpec", store: "Store", run_name: str | None) -> "
     search = read_search(store, key)
     if search is None:
         raise RayconteurError(
-            f"trials: the search of run {record['run']} has not begun; rayconteur tune goes on with it"
+            f"trials: the search of run {record['run']} has not begun; start it with rayconteur tune"
         )
     return search
 

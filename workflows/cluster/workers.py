@@ -68,9 +68,7 @@ def check_fits(spec: PipelineSpec, stages: Sequence[str], progress: Progress | N
                 scales = f" and scales up to {most:g}" if most > have else ""
                 raise ClusterError(
                     f"{workers.field}: {workers.count} workers with {each:g} {name} each need {need:g}, the cluster "
-                    f"has {have:g}{scales}; ask for less or give it more"
+                    f"has {have:g}{scales}; request less or enlarge the cluster"
                 )
             if need > have and progress is not None:
-                progress.note(
-                    f"{workers.field}: {need:g} {name} are asked for, {have:g} are there; waiting for nodes"
-                )
+                progress.note(f"{workers.field}: needs {need:g} {name}, the cluster has {have:g}; waiting for nodes")

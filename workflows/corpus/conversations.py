@@ -194,7 +194,7 @@ def _with_prompt(
     if last["role"] != "assistant" or len(found.messages) == 1:
         raise UnusableLine(f"`{name or listed}` does not end in an assistant's reply to somebody")
     if last.get("train") is False:
-        raise UnusableLine(f"`{name or listed}` ends in a reply that is not to be learned (`weight`, `train`)")
+        raise UnusableLine(f"`{name or listed}` ends in a reply that is excluded from training (`weight`, `train`)")
     return found
 
 
@@ -206,7 +206,7 @@ def _unknown(record: dict[str, Any], fields: Mapping[str, str]) -> list[Any]:
     if "text" in record and not any(name in record for name in (*PROMPTS, *REPLIES)):
         raise UnusableLine(
             "unknown layout: `text` is one text and no conversation; write `prompt` and `completion`, or `messages`, "
-            f"so that it is known what a model is to say; found {_keys(record)}"
+            f"so that the reply is known; found {_keys(record)}"
         )
     raise UnusableLine(
         f"unknown layout: no list of messages (`messages`, `conversations`, ...), and not both a prompt "

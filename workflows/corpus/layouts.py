@@ -141,7 +141,7 @@ def answered(prompt: list[Any] | None, reply: list[Any], name: str) -> list[Any]
         raise UnusableLine(f"`{name}` has no prompt; give `prompt` (text or messages) or `messages`")
     if prompt and role_of(prompt[-1]) == role_of(reply[0]) == "assistant":
         raise UnusableLine(
-            f"`{name}` answers nobody: its prompt ends with message {len(prompt) - 1} of the assistant"
+            f"`{name}` has no question to answer: its prompt ends with message {len(prompt) - 1} of the assistant"
         )
     return [*prompt, *reply]
 
@@ -283,8 +283,8 @@ def _check_outer(record: dict[str, Any], messages: list[Message]) -> None:
     weight = record.get("weight")
     if weight is not None and str(weight) not in ("1", "1.0", "True"):
         raise UnusableLine(
-            f"`weight` of the record is {kind_of(weight)}; a whole record is learned (1) or left out of the file; of "
-            "one reply, `weight` or `train` of its message says whether it is learned"
+            f"`weight` of the record is {kind_of(weight)}; it must be 1, or remove the record from the file; to "
+            "exclude one reply, set `weight` or `train` of its message"
         )
 
 

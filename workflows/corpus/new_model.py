@@ -40,9 +40,7 @@ def make_base(context: Context, files: list[SourceFile]) -> None:
     task = ray.remote(_make).options(num_cpus=1)
     reading = _Reading(spec.train.objective.examples, spec.data.names, spec.data.same_role)
     found: int = ray.get(task.remote(context.store.uri, context.key, files, reading, settings))
-    context.progress.note(
-        f"prepare: a tokenizer of {found:,} tokens is learned; a new model begins with random weights"
-    )
+    context.progress.note(f"prepare: trained a tokenizer of {found:,} tokens; a new model starts with random weights")
 
 
 def _make(store_uri: str, key: str, files: list[SourceFile], reading: _Reading, settings: dict[str, Any]) -> int:

@@ -171,15 +171,15 @@ class Jobs:
                     return
             except UnknownJob:
                 raise ClusterError(
-                    f"job {job_id} is gone: the cluster at {self.address} was started anew; the same submit goes on "
-                    "from the store"
+                    f"job {job_id} is gone: the cluster at {self.address} restarted; submit it again to resume from "
+                    "the store"
                 ) from None
             except (ClusterError, RuntimeError, OSError, aiohttp.ClientError) as error:
                 why = _first_line(error)
             if time.monotonic() - self._answered > _GONE_AFTER_S:
                 raise ClusterError(
                     f"the cluster at {self.address} has not answered for {_GONE_AFTER_S:.0f} s ({why}); when it is "
-                    "there again, the same submit goes on from the store"
+                    "back, submit again to resume from the store"
                 )
             time.sleep(1.0)
 
@@ -197,8 +197,8 @@ class Jobs:
     def _same(self, at_work: Job, settings: str) -> Job:
         if at_work.settings != settings:
             raise ClusterError(
-                f"pipeline {at_work.pipeline} is at work with other settings, as job {at_work.id}; wait for it "
-                f"(`rayconteur attach {at_work.id}`) or end it (`rayconteur stop {at_work.id}`)"
+                f"pipeline {at_work.pipeline} is already running with other settings, as job {at_work.id}; wait for "
+                f"it (`rayconteur attach {at_work.id}`) or stop it (`rayconteur stop {at_work.id}`)"
             )
         return at_work
 

@@ -46,9 +46,9 @@ def pack(spec: PipelineSpec, beside: Path, folder: Path) -> dict[str, Any]:
     size = sum(file.stat().st_size for file in copies)
     if size > MAX_SHIPPED:
         raise StageFailed(
-            f"{', '.join(travelling)}: {size / 1e6:,.0f} MB beside the pipeline file would travel with the job, at "
-            f"most {MAX_SHIPPED >> 20} MB do; put them where every node of the cluster reaches them (s3://, gs://, "
-            "a folder that all share) and name that place"
+            f"{', '.join(travelling)}: {size / 1e6:,.0f} MB beside the pipeline file are too much to upload, the "
+            f"limit is {MAX_SHIPPED >> 20} MB; put them where all nodes of the cluster reach them (s3://, gs://, a "
+            "shared folder) and use that path"
         )
     plain = with_paths(spec, travelling).model_dump(mode="json")
     plain["cluster"] = {"address": "auto"}

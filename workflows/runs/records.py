@@ -42,7 +42,7 @@ def find_run(command: str, store: Store, pipeline: str, run: str | None) -> dict
     records = [record for record in store.runs() if record["pipeline"] == pipeline]
     if not records:
         raise RayconteurError(
-            f"{command}: the store {store.uri} has no runs of pipeline {pipeline}; rayconteur run makes one"
+            f"{command}: the store {store.uri} has no runs of pipeline {pipeline}; start one with rayconteur run"
         )
     if run is None:
         return records[-1]

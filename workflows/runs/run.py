@@ -72,7 +72,7 @@ def run_stages(
             done[state.stage.name] = artifact
             record["stages"][state.stage.name] = {"key": artifact.key, "seconds": artifact.seconds}
             if state.stage.name == "evaluate" and not artifact.figures["passed"] and not force and last != "evaluate":
-                raise GateFailed(f"evaluate: {artifact.figures['verdict']}; --force deploys it all the same")
+                raise GateFailed(f"evaluate: {artifact.figures['verdict']}; use --force to deploy it anyway")
         ran = record["status"] == "running"
         record["status"] = "finished"
     except BaseException as error:

@@ -42,8 +42,8 @@ def measure_pair(context: Context) -> dict[str, Any] | None:
         )
     if found is None:
         context.progress.note(
-            f"evaluate: a pair is measured on {_LEAST_HISTORIES} held-out conversations or more; add data, or raise "
-            "data.held_out_share"
+            f"evaluate: measuring a pair needs at least {_LEAST_HISTORIES} held-out conversations; add data, or "
+            "raise data.held_out_share"
         )
     return found
 

@@ -19,7 +19,9 @@ def find_winner(spec: PipelineSpec, store: Store, search: Search, shared: Shared
     found = search.leader()
     if found is None:
         reasons = {trial.error for trial in search.trials if trial.error}
-        raise StageFailed(f"tune: no trial has reported anything: {'; '.join(sorted(reasons)) or 'the time was up'}")
+        raise StageFailed(
+            f"tune: no trial reported a result: {'; '.join(sorted(reasons)) or 'the time limit was reached'}"
+        )
     trial, report = found
     figure = search.metrics[0] if search.metrics[0].startswith("held_out_") else "held_out_loss"
     reported = report.figures[figure]

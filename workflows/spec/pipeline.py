@@ -62,12 +62,10 @@ class PipelineSpec(Section):
     def _new_model_is_possible(self) -> "PipelineSpec":
         if self.base_model != NEW_MODEL:
             if self.new_model != NewModelSpec():
-                raise ValueError(
-                    f"new_model is for base_model: {NEW_MODEL}, which is {self.base_model}; leave it out"
-                )
+                raise ValueError(f"new_model needs base_model: {NEW_MODEL}, which is {self.base_model}; leave it out")
         elif self.train.adapter is not None:
             raise ValueError(
-                f"base_model: {NEW_MODEL} has random weights, which an adapter would keep; say train.adapter: null"
+                f"base_model: {NEW_MODEL} has random weights, which an adapter would freeze; set train.adapter: null"
             )
         return self
 
@@ -79,8 +77,8 @@ class PipelineSpec(Section):
             and self.tune.scheduler.name != "none"
         ):
             raise ValueError(
-                f"tune.scheduler: {self.tune.scheduler.name} compares trials before their end, and of an adversarial "
-                "pair the last checkpoint counts; take none"
+                f"tune.scheduler: {self.tune.scheduler.name} compares trials before their end, but for an "
+                "adversarial pair only the last checkpoint counts; use none"
             )
         return self
 
@@ -90,7 +88,7 @@ class PipelineSpec(Section):
         if optimize.is_rounded and not optimize.targets and not self.serve.may_use_openvino:
             raise ValueError(
                 f"optimize.weights: {optimize.weights} is a format of the OpenVINO export, which serve.engine torch, "
-                "vllm and serve.gpus_per_replica have no use for, and of optimize.targets, which is empty; take "
-                "bf16, or name a target"
+                "vllm and serve.gpus_per_replica do not use, and of optimize.targets, which is empty; use bf16, or "
+                "add a target"
             )
         return self

@@ -98,14 +98,14 @@ def _unfit_for_job(spec: PipelineSpec, where: dict[Location, str], file: str) ->
     problems = []
     if "://" not in spec.store and not spec.store.startswith("/"):
         words = (
-            f"got {spec.store!r}, a folder of this machine; a job's nodes must all reach it: give s3://bucket/path, "
-            "gs://bucket/path, or the absolute path of a folder that they share"
+            f"got {spec.store!r}, a folder of this machine; all nodes of a job must reach the store: use "
+            "s3://bucket/path, gs://bucket/path, or the absolute path of a shared folder"
         )
         problems.append(SpecProblem(_place(("store",), where, file), "store", words))
     for name, path in spec.serve.tls.model_dump().items() if spec.serve.tls else ():
         if not path.startswith("/"):
             words = (
-                f"got {path!r}; it is a file of the head node, and does not travel with a job: give its absolute path"
+                f"got {path!r}; a job does not upload this file, the head node must have it: give its absolute path"
             )
             problems.append(SpecProblem(_place(("serve", "tls", name), where, file), f"serve.tls.{name}", words))
     from workflows.store import without_secrets  # pyarrow comes with it
@@ -113,9 +113,9 @@ def _unfit_for_job(spec: PipelineSpec, where: dict[Location, str], file: str) ->
     for location, text in _texts(spec.model_dump()):
         if without_secrets(text) != text:
             words = (
-                "has credentials in it, which would travel with the job and be read in Ray's dashboard; leave them "
-                "out and give the cluster's nodes a role, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (for gs:// "
-                "GOOGLE_APPLICATION_CREDENTIALS) in the environment that Ray starts in"
+                "contains credentials, which Ray's dashboard would show; remove them and give the cluster's nodes a "
+                "role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (for gs:// GOOGLE_APPLICATION_CREDENTIALS) "
+                "in the environment that starts Ray"
             )
             problems.append(SpecProblem(_place(location, where, file), dotted(location), words))
     return problems
@@ -133,8 +133,8 @@ def _texts(value: Any, at: Location = ()) -> Iterator[tuple[Location, str]]:
 def _open_to_all(spec: PipelineSpec) -> str:
     return (
         f"got {spec.serve.host!r}, where other machines reach the endpoint, and serve.keys is none, so anybody may "
-        "use it; set serve.keys: required and make a key with `rayconteur keys create PIPELINE NAME`, or listen on "
-        "127.0.0.1, or say --insecure"
+        "use it; set serve.keys: required and create a key with `rayconteur keys create PIPELINE NAME`, or listen on "
+        "127.0.0.1, or use --insecure"
     )
 
 
@@ -195,7 +195,7 @@ def _construct(
         if key in values:
             first = lines[inner]
             problems.append(
-                SpecProblem(f"{file}:{line}", dotted(inner), f"stands twice, first on line {first}; keep one")
+                SpecProblem(f"{file}:{line}", dotted(inner), f"is set twice, first on line {first}; keep one")
             )
         lines[inner] = line
         values[key] = _construct(loader, value_node, inner, lines, problems, file)
@@ -221,7 +221,7 @@ def _apply_override(values: dict[str, Any], where: dict[Location, str], override
         if isinstance(target, list):
             if not isinstance(key, int) or key >= len(target):
                 raise SpecError(
-                    [SpecProblem(label, name, f"{key!r} is no entry of a list of {len(target)} (from 0)")]
+                    [SpecProblem(label, name, f"{key!r} is not an index of a list of {len(target)} (from 0)")]
                 )
         elif not isinstance(target, dict):
             raise SpecError([SpecProblem(label, name, f"{dotted(tuple(keys[:depth]))} has no fields")])

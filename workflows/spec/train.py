@@ -20,7 +20,7 @@ _MAX_WORKERS = 65_536
 def _min_and_max(count: int | list[int]) -> int | list[int]:
     fewest, most = (count, count) if isinstance(count, int) else count if len(count) == 2 else (0, 0)
     if not 1 <= fewest <= most <= _MAX_WORKERS:
-        raise ValueError(f"got {count}; must be from 1 to {_MAX_WORKERS}, or [fewest, most], such as [1, 4]")
+        raise ValueError(f"got {count}; must be from 1 to {_MAX_WORKERS}, or [min, max], such as [1, 4]")
     return count
 
 
@@ -206,7 +206,7 @@ class TrainSpec(Section):
     def _soft_replies_are_for_whole_models(self) -> "TrainSpec":
         if isinstance(self.objective, AdversarialSpec) and self.objective.gradient == "gumbel" and self.adapter:
             raise ValueError(
-                "objective.gradient: gumbel is for players that are trained whole; say train.adapter: null, or take "
+                "objective.gradient: gumbel needs models that are trained whole; set train.adapter: null, or use "
                 "policy"
             )
         return self
@@ -215,8 +215,8 @@ class TrainSpec(Section):
     def _pair_is_possible(self) -> "TrainSpec":
         if self.objective.name == "adversarial" and (self.zero.stage == 3 or self.zero.offload):
             raise ValueError(
-                "objective adversarial draws replies while it trains, for which each worker needs the whole model at "
-                "hand; use zero.stage 0, 1 or 2 without offload"
+                "objective adversarial generates replies during training, so each worker needs the whole model; use "
+                "zero.stage 0, 1 or 2 without offload"
             )
         return self
 

@@ -145,7 +145,7 @@ class TuneSpec(Section):
     @model_validator(mode="after")
     def _ends(self) -> "TuneSpec":
         if self.trials is None and self.time_minutes is None and self.searcher.name != "grid":
-            raise ValueError("says neither trials nor time_minutes; give one of them, or both")
+            raise ValueError("has neither trials nor time_minutes; set one of them, or both")
         return self
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ def check_passed(scorecard: Artifact, force: bool) -> None:
     """Raise GateFailed for a release whose evaluation did not pass, unless `force`."""
     if not scorecard.figures["passed"] and not force:
         raise GateFailed(
-            f"deploy: refused, the scorecard {scorecard.figures['verdict']}; --force deploys all the same"
+            f"deploy: refused, the scorecard {scorecard.figures['verdict']}; use --force to deploy it anyway"
         )
 
 

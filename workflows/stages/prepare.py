@@ -221,8 +221,8 @@ def _encode_lines(
             row |= encoding.row(text, mismatched)
         except ReplyCut as error:
             raise StageFailed(
-                f"data.cut_replies: {paths[source]}:{line}: {error}; raise data.max_length, or let replies be "
-                "cut or dropped"
+                f"data.cut_replies: {paths[source]}:{line}: {error}; raise data.max_length, or set data.cut_replies "
+                "to cut or drop"
             ) from None
         except ValueError as error:
             excerpt = text[:_EXCERPT_CHARACTERS].decode(errors="replace").strip()
@@ -327,7 +327,7 @@ def _check(context: Context, figures: dict[str, Any], paths: list[str]) -> None:
     if figures["truncated"] > _MANY_CUT * good:
         context.progress.note(
             f"prepare: {figures['truncated']:,} of {good:,} conversations ({figures['truncated'] / good:.0%}) are "
-            f"longer than data.max_length, {data.max_length} tokens, and cut; raise it, or say data.truncate: left"
+            f"longer than data.max_length, {data.max_length} tokens, and are cut; raise it or set data.truncate: left"
         )
     if bad:
         context.progress.result(
@@ -350,13 +350,13 @@ def _with_both_sides(context: Context, figures: dict[str, Any], paths: list[str]
     moved = fill_empty_side(context.store.filesystem, corpus, empty, is_pair)
     if not moved:
         raise StageFailed(
-            f"data.sources: {sum(counts.values())} conversations with one text between them; training and evaluation "
-            "each need one of their own: add conversations"
+            f"data.sources: all {sum(counts.values())} conversations have the same text; training and evaluation "
+            "need different ones: add conversations"
         )
     side = "trained on" if empty == TRAIN else "held out"
     share, total = context.spec.data.held_out_share, sum(counts.values())
     context.progress.note(
-        f"prepare: by chance none of {total} conversations was to be {side} at data.held_out_share {share:g}; "
-        f"{moved} {'is' if moved == 1 else 'are'} {side} all the same"
+        f"prepare: with data.held_out_share {share:g}, by chance none of {total} conversations would be {side}; "
+        f"{moved} {'is' if moved == 1 else 'are'} {side} anyway"
     )
     return _statistics(context, paths)

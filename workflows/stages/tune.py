@@ -81,7 +81,7 @@ def run(context: Context) -> dict[str, Any]:
     )
     write_search(store, search)
     recorder = SearchRecorder(search, store, context.progress, shared.is_population)
-    context.progress.note(f"tune: trials at once: {search.at_once}, for each {need_of_trial(spec.train)}")
+    context.progress.note(f"tune: concurrent trials: {search.at_once}, each with {need_of_trial(spec.train)}")
     tuner = tuner_of(
         ray.tune.with_parameters(TrialRunner, shared=shared),
         spec,

@@ -230,9 +230,9 @@ class AdversarialPhases:
         loss = lines[-1]["loss"] if lines[-1]["loss"] is not None else lines[-1][PLAYER_LOSS]
         if not plays and self._is_warm() and not self._may_play():
             self._reports.note(
-                f"the discriminator tells real from generated replies in {found['held_out_accuracy']:.1%} of the "
-                f"held-out pairs, under train.objective.min_accuracy ({self._settings.min_accuracy:.1%}): no gain is "
-                "to be had from it, the generator stays as likelihood training left it"
+                f"the discriminator's accuracy on held-out pairs is {found['held_out_accuracy']:.1%}, below "
+                f"train.objective.min_accuracy ({self._settings.min_accuracy:.1%}): the turns are skipped, and the "
+                "generator keeps its weights from likelihood training"
             )
         metrics = {"step": len(lines), "loss": loss, "tokens_per_second": rate, "num_tokens": lines[-1]["num_tokens"]}
         self._reports.checkpoint(
