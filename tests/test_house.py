@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from workflows.runs.order import STAGE_NAMES
 from workflows.spec.read import read_spec
+from workflows.stage import STAGE_NAMES
 
 ROOT = Path(__file__).parents[1]
 PIPELINES = sorted((ROOT / "workflows" / "pipelines").rglob("*.yaml"))

@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.errors import RayconteurError
-from workflows.progress import Progress
-from workflows.spec import PipelineSpec
-from workflows.store import Artifact, Store
+
+if TYPE_CHECKING:  # the command line takes the names from here, and answers `--help` at once
+    from workflows.progress import Progress
+    from workflows.spec import PipelineSpec
+    from workflows.store import Artifact, Store
+
+STAGE_NAMES = ("prepare", "reference", "tune", "train", "evaluate", "optimize", "deploy")
+"""in their order; workflows/runs/order.py says what each of them depends on"""
 
 
 class StageFailed(RayconteurError):
@@ -22,11 +27,11 @@ class GateFailed(StageFailed):
 class Context:
     """What a stage gets: the spec, where to write, the artifacts before it, and the display."""
 
-    spec: PipelineSpec
-    store: Store
+    spec: "PipelineSpec"
+    store: "Store"
     key: str
-    inputs: dict[str, Artifact]
-    progress: Progress
+    inputs: "dict[str, Artifact]"
+    progress: "Progress"
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,10 @@ class Stage:
     """raised when the stage's output changes its meaning"""
     inputs: tuple[str, ...]
     """the stages whose artifacts it reads, of those that the pipeline has"""
-    settings: Callable[[PipelineSpec], dict[str, Any]]
+    settings: "Callable[[PipelineSpec], dict[str, Any]]"
     """what of the spec, and of the files it names, decides the output"""
     summary: str
-    is_needed: Callable[[PipelineSpec], bool] = lambda spec: True
+    is_needed: "Callable[[PipelineSpec], bool]" = lambda spec: True
     """whether a pipeline has this stage at all"""
 
 

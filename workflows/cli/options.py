@@ -13,12 +13,11 @@ from models.errors import RayconteurError
 from workflows.cluster.errors import StageCrashed, describe_error, full_traceback, write_traceback
 from workflows.spec.errors import SpecError
 from workflows.spec.read import read_spec
+from workflows.stage import STAGE_NAMES
 
 if TYPE_CHECKING:
     from workflows.spec import PipelineSpec
     from workflows.store import Store
-
-_STAGES = ["prepare", "reference", "tune", "train", "evaluate", "optimize", "deploy"]
 
 json_option = click.option("--json", "json_lines", is_flag=True, help="Print JSON lines.")
 
@@ -31,7 +30,7 @@ def options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             help="Override a field by its dotted path, as in train.learning_rate=2e-4. Repeatable.",
         ),
         "to": click.option(
-            "--to", "last", type=click.Choice(_STAGES), default="deploy", help="Stop after this stage."
+            "--to", "last", type=click.Choice(STAGE_NAMES), default="deploy", help="Stop after this stage."
         ),
         "json": json_option,
         "insecure": click.option(

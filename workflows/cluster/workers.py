@@ -50,7 +50,15 @@ def workers_of(spec: PipelineSpec) -> dict[str, Workers]:
     serving = Workers(
         "serve.min_replicas", max(1, serve.min_replicas), serve.cpus_per_replica, serve.gpus_per_replica
     )
-    return {"reference": training, "tune": training, "train": training, "evaluate": judging, "deploy": serving}
+    converting = Workers("optimize.cpus_per_worker", 1, spec.optimize_cpus, 0)
+    return {
+        "reference": training,
+        "tune": training,
+        "train": training,
+        "evaluate": judging,
+        "optimize": converting,
+        "deploy": serving,
+    }
 
 
 def check_fits(spec: PipelineSpec, stages: Sequence[str], progress: Progress | None = None) -> None:

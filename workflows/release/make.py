@@ -130,7 +130,7 @@ def _speeds(
     from serve.engines.torch import TorchEngine
     from workflows.release.speed import measure
 
-    threads = max(1, int(spec.evaluate.cpus_per_worker))
+    threads = max(1, int(spec.optimize_cpus))
     engines: dict[str, Callable[[], Engine]] = {"model": lambda: TorchEngine(folder / "model", num_threads=threads)}
     for form in (_YARDSTICK, "openvino"):
         if form in forms:

@@ -11,7 +11,7 @@ from models.base import load as base
 from models.files import open_uri
 from workflows.corpus.files.sources import source_files
 from workflows.spec import NEW_MODEL, AdversarialSpec, DistillRepliesSpec, DistillSpec, PipelineSpec, SpinSpec
-from workflows.stage import Stage, StageFailed
+from workflows.stage import STAGE_NAMES, Stage, StageFailed
 from workflows.store import fingerprint, without_secrets
 
 
@@ -90,5 +90,4 @@ STAGES = (
     Stage("optimize", 3, ("train",), _optimize_settings, "checkpoint to release"),
 )  # fmt: skip
 
-# The last step keeps no artifact but a living endpoint: workflows/stages/deploy.py.
-STAGE_NAMES = (*(stage.name for stage in STAGES), "deploy")
+assert (*(stage.name for stage in STAGES), "deploy") == STAGE_NAMES  # the last keeps no artifact but an endpoint

@@ -11,10 +11,10 @@ import yaml
 
 from workflows.progress import duration, figure
 from workflows.release.table import HEADINGS, forms_table
-from workflows.runs.order import STAGE_NAMES
 from workflows.runs.records import find_run, status_of
 from workflows.search.records import Search, read_search
 from workflows.search.table import headings, headline, ranked, trial_rows, winner_line, winner_values
+from workflows.stage import STAGE_NAMES
 from workflows.store import Artifact, Store
 from workflows.training.curves import curves_figure
 

@@ -19,10 +19,9 @@ from typing import Any
 
 from workflows.corpus.new_model import with_base
 from workflows.progress import Progress
-from workflows.runs.order import STAGE_NAMES
 from workflows.runs.state import StageState, examine
 from workflows.spec import PipelineSpec
-from workflows.stage import Context, GateFailed, Stage, StageFailed
+from workflows.stage import STAGE_NAMES, Context, GateFailed, Stage, StageFailed
 from workflows.store import Artifact, Store, without_secrets
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from workflows.spec.section import Section
+from workflows.spec.section import HOW, Section
 
 
 class OptimizeSpec(Section):
@@ -23,6 +23,9 @@ class OptimizeSpec(Section):
     max_perplexity_increase: Annotated[float, Field(ge=0.0, le=100.0)] = 0.01
     """Maximum increase of the perplexity on held-out conversations, for each format of the release, as a share of the
     checkpoint's perplexity."""
+
+    cpus_per_worker: Annotated[float, Field(gt=0.0, le=4096.0)] | None = Field(default=None, json_schema_extra=HOW)
+    """CPU cores and threads of the worker that converts and measures; null takes `evaluate.cpus_per_worker`."""
 
     @model_validator(mode="after")
     def _targets_are_forms(self) -> "OptimizeSpec":

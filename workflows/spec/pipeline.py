@@ -58,6 +58,12 @@ class PipelineSpec(Section):
     cluster: ClusterSpec = ClusterSpec()
     """The Ray cluster that runs all of it."""
 
+    @property
+    def optimize_cpus(self) -> float:
+        """CPU cores of the worker of `optimize`."""
+        own = self.optimize.cpus_per_worker
+        return self.evaluate.cpus_per_worker if own is None else own
+
     @model_validator(mode="after")
     def _new_model_is_possible(self) -> "PipelineSpec":
         if self.base_model != NEW_MODEL:

@@ -24,8 +24,8 @@ def run(context: Context) -> dict[str, Any]:
     store, spec = context.store, context.spec
     store.clear("optimize", context.key)
     task = ray.remote(make_release).options(
-        num_cpus=spec.evaluate.cpus_per_worker,
-        runtime_env={"env_vars": worker_environment(spec.evaluate.cpus_per_worker, gpus=0)},
+        num_cpus=spec.optimize_cpus,
+        runtime_env={"env_vars": worker_environment(spec.optimize_cpus, gpus=0)},
     )
     corpus = context.inputs["train"].inputs["prepare"]
     trained = context.inputs["train"]
