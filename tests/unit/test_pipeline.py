@@ -260,7 +260,7 @@ def test_a_failed_gate_stops_what_comes_after_it(spec_with: Callable[..., Pipeli
     finish_all(spec_with(), store, passed=False, verdict="failed: not better")
     with Progress(json_lines=True) as progress:
         for last in ("optimize", "deploy"):
-            with pytest.raises(GateFailed, match="evaluate: failed: not better; --force"):
+            with pytest.raises(GateFailed, match="evaluate: failed: not better; use --force"):
                 run_stages(spec_with(), store, progress, last, connected)
         assert list(run_stages(spec_with(), store, progress, "evaluate", connected)) == NAMES[:3]
         assert list(run_stages(spec_with(), store, progress, "deploy", connected, force=True)) == NAMES
