@@ -221,7 +221,7 @@ def test_a_bug_in_a_stage_leaves_a_file_that_is_named(
     (GateFailed("evaluate: failed"), 1, "error: evaluate: failed\n"),
     (RayconteurError("train: too little data"), 1, "error: train: too little data\n"),
     (FileNotFoundError(2, "No such file"), 1, "error: [Errno 2] No such file; check the path"),
-    (KeyboardInterrupt(), 130, "error: stopped; the same command goes on from here\n"),
+    (KeyboardInterrupt(), 130, "error: stopped; run the same command to resume\n"),
 ], ids=repr)  # fmt: skip
 def test_a_users_mistake_in_a_stage_leaves_none(
     prepare_with: Callable[..., Result],

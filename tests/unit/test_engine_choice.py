@@ -55,7 +55,7 @@ def test_vllm_is_for_gpus_where_it_is_installed(monkeypatch: pytest.MonkeyPatch)
     ({"optimize": {"weights": "int8"}, "serve": {"engine": "vllm"}}, "optimize.weights: int8 is a format of the"),
     ({"serve": {"engine": "openvino", "adapters": {"other": "folder"}}}, "adapters need engine torch"),
     ({"optimize": {"weights": "int8"}, "serve": {"engine": "torch"}}, "optimize.weights: int8 is a format of the"),
-    ({"optimize": {"weights": "int4"}, "serve": {"gpus_per_replica": 0.5}}, "take bf16, or name a target"),
+    ({"optimize": {"weights": "int4"}, "serve": {"gpus_per_replica": 0.5}}, "use bf16, or add a target"),
     ({"optimize": {"targets": ["vllm"]}}, "targets: vllm is for weights int8 and int4, weights is bf16"),
     ({"optimize": {"targets": ["gguf", "gguf"]}}, "targets names one twice: gguf, gguf"),
 ])  # fmt: skip

@@ -134,14 +134,15 @@ class TrainWorker:
                 "batch_tokens": -(-train.pass_tokens // cut),
                 "precision": precision,
             }
+            settings = _settings(train, plan)
             if job.only_measure:
                 means, _ = measure(engine, measured)
                 found = {f"held_out_{name}": value for name, value in means.items()}
-                on_checkpoint({"step": start_step, **found, **extra}, lambda folder: None)
+                steps = {"step": start_step, "num_steps": settings.num_steps}
+                on_checkpoint({**steps, **found, **extra}, lambda folder: None)
                 engine.close()
                 return
             operations = StepOperations(engine.model)
-            settings = _settings(train, plan)
             tokenizer = chat_tokenizer(spec)
 
             def operations_of(step: int) -> float:
