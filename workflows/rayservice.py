@@ -32,7 +32,7 @@ class Served(BaseModel):
 
 
 def endpoint(args: Served) -> Any:
-    """The application; raises ValueError for a release that is not there, or has not passed."""
+    """The application; raises StageFailed for a release that is not there, or has not passed."""
     store = Store(args.store)
     release = store.find("optimize", args.release)
     made_by = [run["spec"] for run in store.runs() if run["stages"].get("optimize", {}).get("key") == args.release]

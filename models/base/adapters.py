@@ -26,7 +26,7 @@ def attach(
     """A PEFT model whose only trainable weights are the adapter's; `base` names the model that it belongs to.
 
     `method` is `lora`, `rslora` or `dora`. Of `new_tokens` the embeddings, and the head's rows, are trained and saved
-    with it. Raises ValueError where no layer has one of the `target_modules`' names.
+    with it. Raises RayconteurError where no layer has one of the `target_modules`' names.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -49,7 +49,7 @@ def attach(
 
 
 def check_layers(model: Any, target_modules: str | list[str], new_tokens: Sequence[int] = ()) -> None:
-    """Raise ValueError for names that match no layer, and for layers whose change could not be merged exactly.
+    """Raise RayconteurError for names that match no layer, and for layers whose change could not be merged exactly.
 
     The model's weights are not looked at.
     """
@@ -105,7 +105,7 @@ def _token_rows(model: Any, new_tokens: Sequence[int]) -> dict[str, list[int]] |
 def freeze(model: Any, patterns: list[str], has_new_tokens: bool = False) -> None:
     """Take the parameters whose names match a pattern (`*` for anything) out of training.
 
-    Raises ValueError where a pattern matches none, or all are frozen, or embeddings that are yet to be learned.
+    Raises RayconteurError where a pattern matches none, or all are frozen, or embeddings that are yet to be learned.
     """
     parameters = dict(model.named_parameters())
     for pattern in patterns:
@@ -137,7 +137,7 @@ def load(model: Any, folder: Path | str) -> Any:
 
 def load_several(model: Any, folders: Mapping[str, Path | str]) -> Any:
     """`model` with the LoRA adapters saved in `folders`, none of them active: each row of a batch names its own in
-    the argument `adapter_names`. Raises ValueError for what is no LoRA adapter of this model's.
+    the argument `adapter_names`. Raises RayconteurError for what is no LoRA adapter of this model's.
     """
     from peft import LoraConfig, PeftConfig, PeftModel
 

@@ -22,7 +22,7 @@ _ROWS_AT_ONCE = 64
 def add_new_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     """Make each text one token of a fast tokenizer, wherever it stands; returns their ids.
 
-    They are text, not control tokens: replies show them. Raises ValueError for a text that cannot be a token.
+    They are text, not control tokens: replies show them. Raises RayconteurError for a text that cannot be a token.
     """
     from tokenizers import AddedToken
 

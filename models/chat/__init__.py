@@ -116,7 +116,7 @@ def encode_conversation(
     What stands before a reply is what `encode_prompt` makes of the messages before it. A reply with `train: False` is
     not learned; with `last_reply_only` the last one alone is. No sequence has more than `max_length` tokens: it is
     cut at its end, or with `truncate="left"` each reply that does not fit is read after fewer turns; `cut_replies`
-    says what becomes of a reply that is cut. Raises ChatTemplateError, and ValueError with `cut_replies="fail"`.
+    says what becomes of a reply that is cut. Raises ChatTemplateError, and ReplyCut with `cut_replies="fail"`.
     """
     if max_length is not None and (short := _shortened(messages, max_length)) is not messages:
         # Far more text than can be read: none of what is left out matters if what is left fills `max_length`.

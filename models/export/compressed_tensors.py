@@ -44,7 +44,7 @@ def write_compressed(folder: Path, target: Path, weights: str) -> None:
     """Write the model of a Hugging Face folder, and its tokenizer, with `int8` or `int4` weights.
 
     `int8` has a scale for every output, `int4` a scale and a zero point for every 32 weights of it. Embeddings and
-    head stay in bfloat16. Raises ValueError for a model whose layers are of another kind.
+    head stay in bfloat16. Raises RayconteurError for a model whose layers are of another kind.
     """
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme

@@ -58,7 +58,7 @@ def write_gguf(folder: Path, target: Path, weights: str, name: str) -> None:
     """Write the model of a Hugging Face folder with its tokenizer as `model.gguf` into `target`.
 
     `int8` are blocks of 32 weights with a scale (Q8_0), `int4` such with a scale and an offset (Q4_1), embeddings and
-    head in Q8_0. `name` is what the file calls the model. Raises ValueError for a model that is not known here.
+    head in Q8_0. `name` is what the file calls the model. Raises RayconteurError for a model that is not known here.
     """
     model, tokenizer = load_model(folder, torch.float32), load_tokenizer(folder)
     reason = refusal(model.config, tokenizer)

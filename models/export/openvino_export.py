@@ -68,7 +68,7 @@ def export_each(folder: Path, targets: Mapping[Weights, Path]) -> None:
     """Write the model of a Hugging Face folder, and its tokenizer, as OpenVINO models, one for each number format.
 
     The float32 form must give transformers' greedy tokens, the written ones stay within a bound of it. Raises
-    ValueError with the numbers where they do not, and for an architecture that is not on the list.
+    RayconteurError with the numbers where they do not, and for an architecture that is not on the list.
     """
     reason = folder_refusal(folder)
     if reason is not None:

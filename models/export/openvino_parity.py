@@ -49,7 +49,7 @@ def _reply(model: Any, prompt_ids: list[int]) -> Reply:
 
 
 def check_exact(exported: Any, replies: Sequence[Reply]) -> None:
-    """Raise ValueError unless a float32 `openvino.Model` gives the same greedy tokens, read token by token, and
+    """Raise RayconteurError unless a float32 `openvino.Model` gives the same greedy tokens, read token by token, and
     nearly the same logits."""
     logits = _read_like(exported, replies)
     for reply, found in zip(replies, logits, strict=True):
@@ -66,7 +66,7 @@ def check_exact(exported: Any, replies: Sequence[Reply]) -> None:
 
 
 def check_rounded(exported: Any, replies: Sequence[Reply], weights: str) -> None:
-    """Raise ValueError where rounding the weights changed the logits by more than it may."""
+    """Raise RayconteurError where rounding the weights changed the logits by more than it may."""
     logits = _read_like(exported, replies)
     changes = [found - reply.logits for reply, found in zip(replies, logits, strict=True)]
     change = float(np.sqrt(np.mean(np.concatenate(changes) ** 2)))

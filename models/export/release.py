@@ -66,7 +66,7 @@ class Probe:
         }
 
     def check(self, logits: torch.Tensor, what: str) -> Figures:
-        """`compare`; raises ValueError if the perplexity rises by more than it may."""
+        """`compare`; raises RayconteurError if the perplexity rises by more than it may."""
         after = self._perplexity_of(logits)
         figures = self._compared(logits, after)
         increase = after / self.perplexity - 1
@@ -94,7 +94,7 @@ def release(
     """Write the checkpoint as a plain Hugging Face folder, loadable without PEFT; in bf16 for int8 and int4.
 
     The adapter is merged in float32. Returns the probe, and the figures of the folder, computed in the number format
-    that is faster here. Raises ValueError if the perplexity rises by more than `max_perplexity_increase`.
+    that is faster here. Raises RayconteurError if the perplexity rises by more than `max_perplexity_increase`.
     """
     batch, kept = pack(conversations), _FOLDER_WEIGHTS[weights]
     with torch.inference_mode():
@@ -129,7 +129,7 @@ def release_for_openvino(
     """Write the release in `folder` as OpenVINO models too, a folder for each number format; their figures, computed
     as OpenVINO chooses to.
 
-    Raises ValueError as `models.export.openvino_export.export_each` does, and if the perplexity of the `chosen`
+    Raises RayconteurError as `models.export.openvino_export.export_each` does, and if the perplexity of the `chosen`
     format rises by more than it may: the others are there to be compared with.
     """
     export_each(folder, targets)
@@ -147,7 +147,7 @@ def release_for_openvino(
 def release_as_gguf(folder: Path, target: Path, weights: Weights, name: str, probe: Probe) -> Figures:
     """Write the release in `folder` as `model.gguf` into another; the figures of what transformers reads in it.
 
-    `load_s` is the seconds that reading took. Raises ValueError for a model that `models.export.gguf` cannot write,
+    `load_s` is the seconds that reading took. Raises RayconteurError if `models.export.gguf` cannot write the model,
     and if the perplexity rises by more than it may.
     """
     write_gguf(folder, target, weights, name)

@@ -66,7 +66,7 @@ def packed_attention(
 
 
 def _check(query: torch.Tensor, attention_mask: torch.Tensor | None, others: dict[str, Any]) -> None:
-    """Raise ValueError for what this attention would leave out."""
+    """Raise RayconteurError for what this attention would leave out."""
     unknown = [name for name, value in others.items() if name not in _SAYS_NOTHING and value is not None]
     unknown += ["attention_mask"] if attention_mask is not None else []
     if unknown:

@@ -81,7 +81,7 @@ class AdversarialTrainer:
     ) -> Sums:
         """One step over this worker's micro-batches; None where it has fewer than others. Returns means over all.
 
-        `num_histories`: of all workers together. Raises ValueError where a loss is no finite number.
+        `num_histories`: of all workers together. Raises RayconteurError where a loss is no finite number.
         """
         drawn = [self._drawn(number, part) if part else [] for part in parts]
         figures = self._train_discriminator(number, parts, drawn, num_histories)

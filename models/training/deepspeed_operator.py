@@ -14,7 +14,7 @@ from models.files import cache_folder
 
 
 def check_build_tools() -> None:
-    """Raise ValueError, naming the missing program, where DeepSpeed could not build its CPU operator."""
+    """Raise RayconteurError, naming the missing program, where DeepSpeed could not build its CPU operator."""
     if torch.cuda.is_available():
         return
     for program, fix in (
@@ -29,7 +29,7 @@ def check_build_tools() -> None:
 
 
 def check_file_offload() -> None:
-    """Raise ValueError where DeepSpeed cannot read and write files as offloading to them needs."""
+    """Raise RayconteurError where DeepSpeed cannot read and write files as offloading to them needs."""
     from deepspeed.accelerator import get_accelerator
 
     if not get_accelerator().create_op_builder("AsyncIOBuilder").is_compatible(verbose=False):

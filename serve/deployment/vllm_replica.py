@@ -63,7 +63,7 @@ def llm_config(
 ) -> LLMConfig:
     """Ray's settings for replicas with `options` of `ray.serve.deployment`, whose GPUs are in `num_gpus` alone.
 
-    Raises ValueError for what vLLM could not serve.
+    Raises RayconteurError for what vLLM could not serve.
     """
     check_heads(release_folder, num_gpus)
     num_cpus = options["ray_actor_options"]["num_cpus"]

@@ -31,7 +31,7 @@ def engine_arguments(
     """Of `vllm.engine.arg_utils.AsyncEngineArgs`, for a replica with `num_gpus` GPUs.
 
     Several GPUs divide each layer among them, a part of one takes as much of its memory; 0 is for vLLM's build for
-    CPUs. `adapters` are folders of LoRA adapters by name; raises ValueError for one that vLLM could not serve.
+    CPUs. `adapters` are folders of LoRA adapters by name; raises RayconteurError for one that vLLM could not serve.
     """
     arguments: dict[str, Any] = {
         "dtype": _DTYPES[precision],
@@ -65,7 +65,7 @@ def environment(num_cpus: float, num_gpus: float) -> dict[str, str]:
 
 
 def check_heads(release_folder: Path | str, num_gpus: float) -> None:
-    """Raise ValueError where the model's attention heads cannot be divided among so many GPUs."""
+    """Raise RayconteurError where the model's attention heads cannot be divided among so many GPUs."""
     config = json.loads((Path(release_folder) / "config.json").read_text())
     heads, parts = config.get("num_attention_heads") or config.get("n_head"), int(num_gpus)
     if parts > 1 and heads is not None and heads % parts:

@@ -189,7 +189,9 @@ def test_workers_go_on_from_any_checkpoint_after_a_failure_and_after_a_loss(grou
 
     # A mistake that only the model shows: said, and the workers stay.
     group.begin(changed(frozen=["no.such.weight"]))
-    assert "train.frozen" in group.next_update().failed
+    mistake = group.next_update()
+    assert "train.frozen" in mistake.failed
+    assert mistake.traceback == ""
 
     # The whole trial, undisturbed; then with a worker killed after its first report.
     group.begin(replace(job, mark="whole"))

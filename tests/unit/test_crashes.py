@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -20,7 +22,9 @@ from models.base.load import BaseModelError
 from models.errors import RayconteurError
 from models.training.fit import TrainingDiverged
 from workflows.cli.commands import command
+from workflows.cluster import connection, workers
 from workflows.cluster.errors import (
+    ClusterError,
     StageCrashed,
     describe_error,
     full_traceback,
@@ -28,7 +32,13 @@ from workflows.cluster.errors import (
     mistake_in,
     note_traceback,
 )
-from workflows.stage import GateFailed, StageFailed
+from workflows.corpus.encoding import Encoding
+from workflows.corpus.errors import UnusableLine
+from workflows.progress import Progress
+from workflows.spec import ClusterSpec, PipelineSpec
+from workflows.stage import Context, GateFailed, StageFailed
+from workflows.stages import prepare
+from workflows.store import Store
 from workflows.training.recovery import failure_text, failure_traceback
 
 MISTAKE = BaseModelError("base_model: there is no folder /x;\ngive one")
@@ -171,9 +181,6 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
 @pytest.fixture
 def prepare_with(tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """The command `prepare` without a cluster, where the stage raises an error."""
-    from workflows.cluster import connection, workers
-    from workflows.stages import prepare
-
     file = tmp_path / "pipeline.yaml"
     file.write_text(yaml.safe_dump(tiny))
     monkeypatch.setattr(connection.Connection, "open", lambda self: None)
@@ -235,3 +242,50 @@ def test_a_users_mistake_in_a_stage_leaves_none(
     assert words in done.output
     assert "Traceback" not in done.output
     assert files() == []
+
+
+@pytest.mark.parametrize("address", ["head", "10.0.0.1", "localhost:abc", "http://head:8265"])
+def test_what_is_no_address_of_a_cluster_is_the_users_mistake(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "divert_library_output", lambda: None)  # it would be pytest's too
+    monkeypatch.setattr(connection, "show_token", lambda: None)
+    with pytest.raises(ClusterError, match=rf"^cluster\.address: '{address}' is no address of a Ray cluster \("):
+        connection.Connection(ClusterSpec(address=address)).open()
+
+
+class NoBoard:
+    """Where nobody looks at how far `prepare` is."""
+
+    class add:
+        @staticmethod
+        def remote(**counters: float) -> None:
+            pass
+
+
+def test_a_librarys_error_over_a_line_sets_it_aside_and_leaves_a_file(
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: Callable[[], list[Path]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def row(self: Encoding, text: bytes, mismatched: str) -> dict[str, Any]:
+        if text == b"mine":
+            raise UnusableLine("not JSON")
+        return {"split": str(int("planted"))}
+
+    monkeypatch.setattr(prepare, "_encoding", lambda spec, tokenizer: Encoding.__new__(Encoding))
+    monkeypatch.setattr(Encoding, "row", row)
+    columns = {"source": [0, 0, 0], "line": [1, 2, 3], "text": [b"mine", b"a", b"b"], "unread": [""] * 3}
+    batch = pa.table({**columns, "mismatched": [""] * 3})
+    encoded = prepare._encode_lines(batch, "", None, ["talks.jsonl"], NoBoard)  # type: ignore[arg-type]
+    store = Store(str(tmp_path / "store"))
+    pq.write_to_dataset(encoded, store.path("prepare", "key", "corpus"), partition_cols=["split"])
+    context = Context(PipelineSpec.model_validate(tiny), store, "key", {}, Progress())
+    figures = prepare._statistics(context, ["talks.jsonl"])
+    assert figures["quarantined"] == 3
+    kept = Path(store.path("prepare", "key", "quarantine.jsonl")).read_text().splitlines()
+    words = "ValueError: invalid literal for int() with base 10: 'planted'"
+    assert [json.loads(line)["reason"] for line in kept] == ["not JSON", words, words]
+    [file] = files()
+    assert 'int("planted")' in file.read_text()
+    assert f"prepare: lines are set aside for {words} (details in {file})" in capsys.readouterr().out

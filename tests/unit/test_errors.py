@@ -16,6 +16,19 @@ from models.errors import RayconteurError
 ROOT = Path(__file__).parents[2]
 BUILTIN = {"Exception", "ValueError", "RuntimeError", "OSError"}
 
+# Where a plain ValueError may be raised, and who makes of it what the user reads.
+PLAIN = {
+    "workflows/spec/": "pydantic, with the field",
+    "models/training/deepspeed_config.py": "pydantic, with the field",
+    "workflows/cluster/cluster_file.py": "pydantic, with the field",
+    "workflows/scorecard/questions.py": "the same file, with the line",
+    "workflows/corpus/files/text.py": "the same file, with the line",
+    "models/chat/form.py": "models/chat and workflows/corpus, with the message's key",
+    "models/chat/calls.py": "the same file, with the tool",
+    "serve/grammar/": "serve/grammar/formats.py, as an answer with status 400",
+    "serve/engines/": "nobody: a request that serve/replies should not have made",
+}
+
 # What those are made of that take more than a text.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "ApiError": (429, "Too many requests.", "messages", "queue_full", {"Retry-After": "1"}),
@@ -71,6 +84,13 @@ def test_the_docstring_draws_the_tree() -> None:
 def test_no_other_error_of_ours_is_a_value_error() -> None:
     """Else the command line would keep a traceback of what a user did."""
     assert [name for name in EXCEPTIONS if base_of(name) == "ValueError"] == ["RayconteurError"]
+
+
+def test_a_plain_value_error_is_raised_only_where_somebody_words_it() -> None:
+    files = [file for package in ("models", "serve", "workflows") for file in (ROOT / package).rglob("*.py")]
+    raising = [str(file.relative_to(ROOT)) for file in files if "raise ValueError(" in file.read_text()]
+    assert [name for name in raising if not name.startswith(tuple(PLAIN))] == []
+    assert [place for place in PLAIN if not any(name.startswith(place) for name in raising)] == []
 
 
 @pytest.mark.parametrize("name", EXCEPTIONS)

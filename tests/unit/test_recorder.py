@@ -1,5 +1,6 @@
 """What the recorder keeps of a search: records written, checkpoints deleted once they can neither win nor go on."""
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from workflows.search.recorder import SearchRecorder
 from workflows.search.records import Origin, Search, read_search, read_trial, trial_folder
 from workflows.search.report import Report
 from workflows.search.trial import RESULT, TrialEvent
-from workflows.store import Store
+from workflows.store import Store, StoreError
 
 
 class Told:
@@ -64,6 +65,66 @@ def test_a_trials_end_is_written_at_once_and_a_failure_with_its_reason(told):
     told.tell(1, TrialEvent("key1", {"train.seed": 1}, None, None, failures=2, failed="no such layer"), True)
     kept = read_trial(told.store, "key1")
     assert (kept.state, kept.error, kept.failures) == ("failed", "no such layer", 2)
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """The traceback files that were left, by what is in them."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return lambda: {path.read_text(): str(path) for path in folder.iterdir()}
+
+
+def failing(number, traceback, failed="worker 0: KeyError: 'planted'"):
+    return TrialEvent(f"key{number}", {}, None, None, failures=1, failed=failed, traceback=traceback)
+
+
+def test_a_bug_in_a_trial_leaves_a_file_that_is_named_once_for_all_that_fail_alike(told, files, capsys):
+    for number, traceback in enumerate(("one", "one", "another", "")):
+        told.tell(number, failing(number, traceback), True)
+    kept = files()
+    assert set(kept) == {"one", "another"}
+    assert [trial.error for trial in told.search.trials] == [
+        *(f"worker 0: KeyError: 'planted' (details in {kept[text]})" for text in ("one", "one", "another")),
+        "worker 0: KeyError: 'planted'",
+    ]
+    assert read_trial(told.store, "key1").error == told.search.trials[1].error
+    lines = [line for line in capsys.readouterr().out.splitlines() if "details in" in line]
+    assert lines == [
+        f"tune: trial {number}: worker 0: KeyError: 'planted' (details in {kept[text]})"
+        for number, text in ((0, "one"), (2, "another"))
+    ]
+
+
+class Failed:
+    """A trial of Tune's whose process raised an error."""
+
+    def __init__(self, error):
+        self.config = {"train.seed": 0}
+        self._error = error
+
+    def __str__(self):
+        return "7"
+
+    def get_pickled_error(self):
+        return self._error
+
+    def get_error(self):
+        return "Failure # 1\nKilled"
+
+
+@pytest.mark.parametrize(("error", "words"), [
+    (StoreError("store: it is gone"), "store: it is gone"),
+    (KeyError("planted"), "KeyError: 'planted' (details in "),
+    (None, "Killed"),
+])  # fmt: skip
+def test_an_error_in_a_trials_process_is_told_apart(told, files, error, words):
+    told.recorder.on_trial_error(0, [], Failed(error))
+    [trial] = told.search.trials
+    assert trial.state == "failed"
+    assert trial.error.startswith(words)
+    assert len(files()) == ("details" in words)
 
 
 def test_what_was_known_is_counted_and_not_said_twice(told):

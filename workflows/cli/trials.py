@@ -39,7 +39,7 @@ def trials(pipeline: str, overrides: tuple[str, ...], json_lines: bool, run_name
 
 
 def find_search(spec: "PipelineSpec", store: "Store", run_name: str | None) -> "Search":
-    """The search of a run, by default of the pipeline's last run; raises ValueError if that run has none."""
+    """The search of a run, by default of the pipeline's last run; raises RayconteurError if that run has none."""
     from workflows.runs.records import find_run
     from workflows.search.records import read_search
 

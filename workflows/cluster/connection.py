@@ -65,6 +65,14 @@ class Connection:
                 f"cluster.address: no Ray cluster answers at {self._cluster.address!r} ({error}); "
                 "start one, or leave the field out for a local one"
             ) from None
+        except ValueError as error:
+            if self._cluster.address is None:
+                raise
+            why = str(error).splitlines()[0]
+            raise ClusterError(
+                f"cluster.address: {self._cluster.address!r} is no address of a Ray cluster ({why}); give "
+                "host:port of its head, such as 10.0.0.1:6379, or leave the field out for a local one"
+            ) from None
         signal.signal(signal.SIGTERM, terminate)  # Ray puts its own in its place
         self.is_open = True
         _quieten()

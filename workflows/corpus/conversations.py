@@ -54,7 +54,7 @@ def _as_value_error(parse: Callable[Given, Found]) -> Callable[Given, Found]:
 def parse_conversation(
     line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
 ) -> Conversation:
-    """The conversation of one line of a file; raises ValueError with the reason if it has none."""
+    """The conversation of one line of a file; raises RayconteurError with the reason if it has none."""
     record = renamed(_record_of(line), fields)
     judged = _judged_layout(record)
     if judged == _JUDGED and _label_of(record) is None:
@@ -76,7 +76,7 @@ def parse_conversation(
 def parse_pair(
     line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
 ) -> tuple[Conversation, Conversation]:
-    """The same prompt with its chosen and with its rejected reply; raises ValueError with the reason.
+    """The same prompt with its chosen and with its rejected reply; raises RayconteurError with the reason.
 
     Known layouts: `chosen` and `rejected`, each a text, a message or a list of messages. They answer a prompt (as in
     a conversation) or a list of messages; or they are whole conversations that differ in the last message alone.
@@ -102,7 +102,7 @@ def parse_pair(
 def parse_judged(
     line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
 ) -> tuple[Conversation, bool]:
-    """A conversation that ends in a reply, and whether this reply is desirable; raises ValueError with the reason.
+    """A conversation that ends in a reply, and whether it is desirable; raises RayconteurError with the reason.
 
     Known layouts: `label` (true or false) beside `completion` (a text, a message or a list of messages) and its
     prompt, as in a pair; or beside a whole conversation.

@@ -25,7 +25,7 @@ class Encoding:
         renderer_of(self.tokenizer).encoder.expect_many()
 
     def row(self, text: bytes, mismatched: str) -> dict[str, Any]:
-        """A row of the corpus; raises ValueError where nothing can be learned from the line, and
+        """A row of the corpus; raises RayconteurError where nothing can be learned from the line, and
         `models.chat.ReplyCut` where `data.cut_replies` says that the stage fails.
         """
         conversation, other, desirable = self._read(text, mismatched)
@@ -72,7 +72,7 @@ class Encoding:
         return Conversation(messages, conversation.tools)
 
     def _encoded(self, conversation: Conversation, last_reply_only: bool) -> EncodedConversation:
-        """Its tokens within `data.max_length`; raises ValueError if no reply is among them."""
+        """Its tokens within `data.max_length`; raises UnusableLine if no reply is among them."""
         data = self.data
         found = encode_conversation(
             self.tokenizer, conversation.messages, last_reply_only, conversation.tools,

@@ -60,7 +60,7 @@ def _kin(name: str) -> tuple[str, ...]:
 
 
 def turns_in(record: dict[str, Any], fields: Mapping[str, str]) -> list[Any] | None:
-    """The whole conversation of a record; None where it has none; raises ValueError where it may be another."""
+    """The whole conversation of a record; None where it has none; raises UnusableLine where it may be another."""
     name = list_name(record, fields)
     if name is not None:
         turns = turns_of(record[name], name, fields)
@@ -111,7 +111,7 @@ def is_whole(reply: list[Any]) -> bool:
 
 
 def check_prompt_is_in(record: dict[str, Any], name: str, turns: list[Any]) -> None:
-    """Raise ValueError if a prompt stands beside a whole conversation that does not say it."""
+    """Raise UnusableLine if a prompt stands beside a whole conversation that does not say it."""
     said = ""
     for key in _STRONG_PROMPTS:
         if _is_empty(value := record.get(key)) or _is_switch(value):
@@ -158,7 +158,7 @@ def conversation_of(record: dict[str, Any], turns: list[Any], same_role: SameRol
 
 
 def list_name(record: dict[str, Any], fields: Mapping[str, str]) -> str | None:
-    """The key that holds a list of turns; raises ValueError where several hold different ones."""
+    """The key that holds a list of turns; raises UnusableLine where several hold different ones."""
     if "messages" in record and len(record) == 1:
         return "messages"
     names = [name for name in LISTS if _may_be_turns(record.get(name))]
@@ -242,7 +242,7 @@ def _is_switch(value: Any) -> bool:
 
 
 def _check_beside(record: dict[str, Any], name: str, turns: list[Any]) -> None:
-    """Raise ValueError for what stands beside a whole conversation and may belong to one of its turns."""
+    """Raise UnusableLine for what stands beside a whole conversation and may belong to one of its turns."""
     said = [str(value) for turn in turns if isinstance(turn, dict) for value in turn.values()]
     for key in (*_OF_REPLY, "history"):
         value = record.get(key)

@@ -27,7 +27,7 @@ _NO_FIELDS: Mapping[str, str] = {}
 
 
 def turns_of(value: Any, name: str, fields: Mapping[str, str] = _NO_FIELDS) -> list[Any]:
-    """The messages in the key `name` of a record, not checked yet; raises ValueError if it holds no list of turns.
+    """The messages in the key `name` of a record, not checked yet; raises UnusableLine if it holds no list of turns.
 
     Turns are objects with a speaker and a text under the names that people use; pairs of a question and its answer;
     or one object with a list of speakers and a list of texts. Any of it may be a text of JSON, or of Python, as

@@ -25,7 +25,7 @@ _MAX_OPEN_TRIALS = 30
 def write_report(store: Store, pipeline: str, run: str | None, output: str | None) -> tuple[Path, dict[str, Any]]:
     """Write the page of a run, the pipeline's last one if `run` is None; its file, and the run's record.
 
-    Raises ValueError where there is no such run.
+    Raises RayconteurError where there is no such run.
     """
     record = find_run("report", store, pipeline, run)
     file = Path(output or f"{record['run']}.html").resolve()

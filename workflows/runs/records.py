@@ -38,7 +38,7 @@ def status_of(record: dict[str, Any]) -> str:
 
 
 def find_run(command: str, store: Store, pipeline: str, run: str | None) -> dict[str, Any]:
-    """The record of a run, of the pipeline's last one if `run` is None; raises ValueError in the command's name."""
+    """The record of a run, by default the pipeline's last one; raises RayconteurError in the command's name."""
     records = [record for record in store.runs() if record["pipeline"] == pipeline]
     if not records:
         raise RayconteurError(

@@ -90,7 +90,7 @@ def _write_events(lines: list[dict[str, Any]], folder: Path) -> None:
 
 
 def check_mlflow() -> None:
-    """Raise ValueError where MLflow's variable is set and MLflow is not there, before anything is trained."""
+    """Raise RayconteurError where MLflow's variable is set and MLflow is not there, before anything is trained."""
     if os.environ.get(_TRACKING_URI) and importlib.util.find_spec("mlflow") is None:
         raise RayconteurError(
             f"{_TRACKING_URI} is set, and the package mlflow is not installed; "

@@ -41,7 +41,7 @@ def troubles_of_model(spec: PipelineSpec, folder: Path) -> list[str]:
 
 
 def check_worker(spec: PipelineSpec, folder: Path, splits: Sequence["Examples"]) -> None:
-    """Raise ValueError for troubles of the model, and for tokens in the corpus that it has no embedding for."""
+    """Raise RayconteurError for troubles of the model, and for tokens in the corpus that it has no embedding for."""
     if found := troubles_of_model(spec, folder):
         raise RayconteurError("\n".join(found))
     rows = describe(folder)["vocab_size"]

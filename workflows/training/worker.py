@@ -83,7 +83,7 @@ class TrainWorker:
         post: Callable[..., Any],
         leaving: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Train to the end, or until `on_checkpoint` raises; raises ValueError for a mistake in the spec.
+        """Train to the end, or until `on_checkpoint` raises; raises RayconteurError for a mistake in the spec.
 
         `on_checkpoint(metrics, write)`: `write(folder)` leaves this worker's part of the checkpoint there. `post`
         shows values on the display. `leaving` as in `fit`.
