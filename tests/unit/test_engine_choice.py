@@ -45,7 +45,7 @@ def test_vllm_is_for_gpus_where_it_is_installed(monkeypatch: pytest.MonkeyPatch)
     chosen, why = chosen_engine(with_gpus, release_with("no use"))
     assert chosen == "torch"
     assert why.endswith("run: pip install -c constraints.txt 'rayconteur[llm]'")
-    with pytest.raises(StageFailed, match=r"serve.engine: vLLM is not installed here; run: .*, or take torch"):
+    with pytest.raises(StageFailed, match=r"serve.engine: vLLM is not installed here; run: .*, or use torch"):
         chosen_engine(on_cpus, release_with("exported"))
 
 

@@ -315,7 +315,7 @@ def test_the_plan_in_numbers(
     }
     text = plan_text(plan)
     assert "prepare   will run: not done yet" in text
-    assert "evaluate  asks 4 x worker: 6 CPUs: DOES NOT FIT" in text
+    assert "evaluate  needs 4 x worker: 6 CPUs: DOES NOT FIT" in text
     assert "about 15 steps" in text
 
 

@@ -74,7 +74,7 @@ def test_a_row_says_how_far_a_trial_is_and_where_it_came_from(search: Search) ->
 
 
 def test_the_headline_counts_by_state(search: Search) -> None:
-    counts = "5 of 8 trials, 1 running, 2 finished, 1 stopped, 1 failed, 1 went on from another one"
+    counts = "5 of 8 trials, 1 running, 2 finished, 1 stopped, 1 failed, 1 copied another trial"
     assert headline(search).startswith(f"{counts}, 1m05s, ")
     assert headline(search).endswith("best held out loss 1.25 (trial 1)")
     assert search_summary(search) == {
@@ -115,7 +115,7 @@ def test_the_live_table_has_those_at_work_then_the_best(search: Search) -> None:
 def test_a_search_that_has_just_begun_is_shown(search: Search) -> None:
     search.trials = []
     assert "0 of 8 trials" in printed(search, 80)
-    assert search_text(search).endswith("no trial has reported anything")
+    assert search_text(search).endswith("no trial has reported yet")
 
 
 def test_the_text_has_every_trial_the_best_first_and_the_winner_in_full(search: Search) -> None:

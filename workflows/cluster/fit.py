@@ -106,12 +106,12 @@ def _order(need: Need) -> Callable[[NodeKind], tuple[bool, bool, float]]:
 
 
 def _why_not(need: Need, kinds: Sequence[NodeKind]) -> str:
-    asks = f"it asks for {need.workers} x worker of {need.each()}"
+    asks = f"it needs {need.workers} x worker of {need.each()}"
     suited = [kind for kind in kinds if kind.gpus or not need.gpus]
     if not suited:
-        return f"{asks}, and no nodes of the cluster have GPUs; add a group that has them, or ask for none"
+        return f"{asks}, and no nodes of the cluster have GPUs; add a group that has them, or request none"
     if need.gpus and all(kind.gpu_memory_gb and not workers_on(kind, need) for kind in suited):
         have = "; ".join(f"{kind.name}: {kind.gpus:g} GPUs of {kind.gpu_memory_gb:g} GB" for kind in suited)
         return f"{asks}, and no node holds one ({have})"
     have = "; ".join(f"{kind.name}: {workers_on(kind, need)} a node, at most {kind.most} nodes" for kind in suited)
-    return f"{asks}, and there is room for {in_all(kinds, need)} ({have}); raise max_workers, or ask for less"
+    return f"{asks}, and there is room for {in_all(kinds, need)} ({have}); raise max_workers, or request less"

@@ -43,8 +43,8 @@ def check_reach(spec: PipelineSpec, store: Store) -> None:
         if blind := sorted(machine for machine, lacks in missing.items() if path in lacks):
             what = store.root if field == "store" else path
             problems.append(
-                f"{field}: {what} is not there on {', '.join(blind)}, of {', '.join(machines)}; a cluster of several "
-                "machines needs it where all of them see it: s3://, gs://, or a folder that they share"
+                f"{field}: {what} is missing on {', '.join(blind)}, of {', '.join(machines)}; all machines of a "
+                "cluster must reach it: use s3://, gs://, or a shared folder"
             )
     if problems:
         raise ClusterError("\n".join(problems))

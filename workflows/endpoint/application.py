@@ -25,9 +25,9 @@ def chosen_engine(serve: ServeSpec, release: Artifact) -> tuple[str, str]:
     """What generates, and why; raises StageFailed for an engine that is not installed."""
     has_vllm = _has_vllm()
     if serve.engine == "vllm" and not has_vllm:
-        raise StageFailed(f"serve.engine: {_VLLM_MISSING}, or take torch")
+        raise StageFailed(f"serve.engine: {_VLLM_MISSING}, or use torch")
     if serve.engine != "auto":
-        return serve.engine, "as serve.engine says"
+        return serve.engine, "set by serve.engine"
     if serve.gpus_per_replica:
         return ("vllm", "replicas have GPUs") if has_vllm else ("torch", f"replicas have GPUs, but {_VLLM_MISSING}")
     if serve.adapters:

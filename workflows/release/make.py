@@ -81,13 +81,13 @@ def _export(spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[str, "
 
     weights = spec.optimize.weights
     if not spec.serve.may_use_openvino:
-        return "serve.engine and serve.gpus_per_replica have no use for it"
+        return "serve.engine and serve.gpus_per_replica do not use it"
     refusal = folder_refusal(folder / "model")
     if refusal is None:
         forms |= _exports(spec, folder, probe)
         return "exported"
     if spec.serve.engine == "openvino":
-        raise RayconteurError(f"serve.engine: openvino cannot serve this model: {refusal}; take auto or torch")
+        raise RayconteurError(f"serve.engine: openvino cannot serve this model: {refusal}; use auto or torch")
     if spec.optimize.is_rounded and not spec.optimize.targets:
         raise RayconteurError(
             f"optimize.weights: {weights} needs an OpenVINO export or a target, and there is none: {refusal}; "

@@ -82,11 +82,11 @@ STAGES = (
         is_needed=lambda spec: spec.train.objective.reference != "none",
     ),
     Stage(
-        "tune", 1, ("prepare", "reference"), _tune_settings, "search settings of train (Ray Tune)",
+        "tune", 1, ("prepare", "reference"), _tune_settings, "hyperparameter search over train (Ray Tune)",
         is_needed=lambda spec: spec.tune is not None,
     ),
     Stage("train", 1, ("prepare", "reference", "tune"), _train_settings, "fine-tune (Ray Train, DeepSpeed)"),
-    Stage("evaluate", 1, ("prepare", "train"), _evaluate_settings, "tuned against base (Ray Data)"),
+    Stage("evaluate", 1, ("prepare", "train"), _evaluate_settings, "compare tuned and base model (Ray Data)"),
     Stage("optimize", 3, ("train",), _optimize_settings, "checkpoint to release"),
 )  # fmt: skip
 

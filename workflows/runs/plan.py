@@ -141,7 +141,7 @@ def plan_text(plan: dict[str, Any]) -> str:
     memory = training["memory_gb_per_worker"]
     what = "a trial" if training["is_of_a_trial"] else "training"
     pair = (
-        f" of likelihood, then up to {training['pair_steps']:,} of the pair and as long again of the control"
+        f" of likelihood training, then up to {training['pair_steps']:,} of the pair, as long again for the control"
         if training["pair_steps"]
         else ""
     )
@@ -165,7 +165,7 @@ def _resource_lines(resources: dict[str, Any]) -> list[str]:
         if "at_once" in row:
             trials = f"{row['trials']} trials, " if row["trials"] else ""
             more = f" a trial; {trials}{row['at_once']} at once"
-        lines.append(f"  {stage:<9} asks {row['workers']} x worker{more}: {row['cpus']:g} CPUs{gpus}: {verdict}")
+        lines.append(f"  {stage:<9} needs {row['workers']} x worker{more}: {row['cpus']:g} CPUs{gpus}: {verdict}")
         if row.get("why_not"):
             lines.append(f"            {row['why_not']}")
     return lines

@@ -147,12 +147,12 @@ def lines_on(plan: dict[str, Any]) -> list[str]:
         price = f"; ${row['price_per_hour']:.2f} an hour" if row["price_per_hour"] else ""
         lines.append(
             f"  {stage:<9} {row['workers']} x worker of {row['each']}: fits on {nodes}"
-            + (f", of which {new} come up" if new else "")
+            + (f", of which {new} start" if new else "")
             + price
         )
         if row.get("hours") is not None:
             cost = f", about ${row['price']:,.2f}" if row["price"] else ""
             lines.append(f"            about {row['hours']:.1f} hours{cost}, at {UTILISATION:.0%} of the GPUs' rate")
         if row.get("trials_at_once"):
-            lines.append(f"            {row['trials_at_once']} trials at once, when all of it has come up")
+            lines.append(f"            {row['trials_at_once']} concurrent trials once all nodes are up")
     return lines

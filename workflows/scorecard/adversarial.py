@@ -100,8 +100,8 @@ def _measure(
             f"the turns lower the held-out loss by {found['continued_loss'] - found['loss']:.4f} nats a token more "
             "than likelihood training did in the same time"
             if _is_positive(log_p - others)
-            else "no gain from the turns: likelihood training in the same time has a held-out loss as low but for "
-            "chance, or lower"
+            else "no gain from the turns: likelihood training in the same time reaches a held-out loss as low, "
+            "within chance, or lower"
         )
     found["replies"] = []
 

@@ -131,7 +131,7 @@ def headline(search: Search) -> str:
     words = [f"{begun}{of} trials", *(f"{counts[state]} {state}" for state in _STYLES if counts[state])]
     copies = sum(trial.origin is not None for trial in search.trials)
     if copies:
-        words.append(f"{copies} went on from another one")
+        words.append(f"{copies} copied another trial")
     words.append(duration(search.seconds))
     left = None if search.winner else time_left(search)
     if left is not None:
@@ -265,7 +265,7 @@ def winner_line(search: Search) -> str:
     won, metric = search.winner, plain(search.metrics[0])
     if won is None:
         leader = search.leader()
-        return f"no winner yet: trial {leader[0].number} leads" if leader else "no trial has reported anything"
+        return f"no winner yet: trial {leader[0].number} leads" if leader else "no trial has reported yet"
     measured = f"reported {won.reported:.4f}, measured again {won.remeasured:.4f}"
     return f"winner: trial {won.trial} at step {won.step}, {metric} {measured}"
 

@@ -36,8 +36,8 @@ def run(context: Context) -> dict[str, Any]:
         figures[DISCRIMINATOR] = (
             SHIPPED
             if is_kept
-            else f"left out: it tells {accuracy:.1%} of the held-out pairs right, and "
-            f"train.objective.min_accuracy is {objective.min_accuracy:.1%}"
+            else f"left out: its accuracy on held-out pairs is {accuracy:.1%}, below train.objective.min_accuracy "
+            f"({objective.min_accuracy:.1%})"
         )
         context.progress.note(f"optimize: the discriminator, for best_of: {figures[DISCRIMINATOR]}")
     context.progress.result("release", figures, forms_text(figures))

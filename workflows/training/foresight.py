@@ -71,7 +71,7 @@ def _of_teacher(spec: PipelineSpec) -> list[str]:
         return []
     return [
         f"data.new_tokens: the teacher of train.objective {spec.train.objective.name} does not know them; leave them "
-        "out, or take another objective"
+        "out, or use another objective"
     ]
 
 
@@ -80,7 +80,7 @@ def _of_positions(spec: PipelineSpec, positions: int) -> list[str]:
         return []
     return [
         f"data.max_length: {spec.data.max_length} is more than the {positions} positions of {spec.base_model}; lower "
-        "it, or give a base model whose config.json says more (max_position_embeddings, rope_scaling)"
+        "it, or give a base model whose config.json allows more (max_position_embeddings, rope_scaling)"
     ]
 
 

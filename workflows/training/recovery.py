@@ -20,7 +20,7 @@ from workflows.store import Store
 _SETTLED = "settled.json"
 _NOTE = "checkpoint_manager_snapshot.json"  # Ray Train's, of the checkpoints that are whole
 _KEPT_NOTE = "checkpoints.json"  # our copy of it
-# A worker that takes so many times as long as the others, and so many seconds, is told of.
+# A worker that takes this many times as long as the others, and this many seconds, is reported.
 _SLOW_FACTOR = 2.0
 _SLOW_SECONDS = 1.0
 # What torch's CPU allocator raises, and what Ray says of an actor that its memory monitor has ended.
@@ -74,7 +74,7 @@ class Slowest:
         torch.distributed.all_gather_object(machines, ray.util.get_node_ip_address())
         return (
             f"worker {slow}, on {machines[slow]}, took {seconds[slow] / usual:.1f} times as long as others for the "
-            "same, and all wait for it: see what else runs there, or do without that machine"
+            "same work, and all wait for it: check what else runs there, or remove that machine"
         )
 
 
