@@ -102,7 +102,7 @@ class Formats:
         if verdict.excess == "queue":
             raise ApiError(
                 429,
-                f"{param}: too many formats of other requests are being prepared. Try again in a few seconds.",
+                f"{param}: the endpoint is too busy to prepare this format in time; retry in a few seconds.",
                 param,
                 headers={"retry-after": "3"},
             )
