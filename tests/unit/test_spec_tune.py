@@ -47,7 +47,7 @@ def test_entries_of_the_space():
     ({"loguniform": [0, 1]}, "above 0"),
     ({"uniform": [2, 1]}, "low must be below high"),
     ({"uniform": [1]}, "two numbers"),
-    ({"int": [1, 2.5]}, "two whole numbers"),
+    ({"int": [1, 2.5]}, "two integers"),
     ({"loguniforn": [1e-5, 1]}, "did you mean loguniform?"),
     ({"uniform": [0, 1], "int": [0, 1]}, "must be a list"),
     (3e-4, "must be a list"),
@@ -60,12 +60,12 @@ def test_an_entry_that_means_nothing_is_said_so(entry, words):
 @pytest.mark.parametrize(("field", "entry", "words"), [
     ("train.lerning_rate", [1e-4], "did you mean train.learning_rate?"),
     ("train.learning_rate", {"loguniform": [1e-5, 2]}, "the value 2: got 2; must be less than or equal to 1"),
-    ("train.max_steps", {"uniform": [3, 5]}, "holds whole numbers; use int or logint"),
+    ("train.max_steps", {"uniform": [3, 5]}, "takes integers; use int or logint"),
     ("train.num_workers", [1, 2], "is the same for all trials"),
     ("train.cpus_per_worker", [1, 2], "is the same for all trials"),
     ("data.max_length", [64, 128], "decides what all trials share"),
     ("train.adapter", [None], "is a section"),
-    ("train.zero.stage.x", [1], "train.zero.stage is no section"),
+    ("train.zero.stage.x", [1], "train.zero.stage is not a section"),
     ("train.adapter.rank", [8, 2000], "the value 2000"),
 ])  # fmt: skip
 def test_a_field_that_cannot_be_searched_is_named_with_its_line(problems, field, entry, words):

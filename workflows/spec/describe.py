@@ -57,9 +57,9 @@ PAGE_COMMAND = "rayconteur spec --markdown > docs/fields.md"
 _PAGE_HEAD = f"""\
 # Fields of a pipeline file
 
-Every field, in the order of the stages. `--set PATH=VALUE` overrides one by its path. A `0` in a path is the place of
-an element in a list. `[dpo]` after a path means that the field exists where `name` is `dpo`. The default `section`
-stands for the defaults of the section's own fields.
+All fields, in the order of the stages. `--set PATH=VALUE` overrides a field. A `0` in a path is the index of a list
+element. `[dpo]` after a path means that the field exists only if `name` is `dpo`. The default `section` means the
+defaults of the section's own fields.
 
 This page is generated: change the docstrings in `workflows/spec/`, then run `{PAGE_COMMAND}`.
 """

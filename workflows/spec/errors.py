@@ -1,4 +1,4 @@
-"""Mistakes in a pipeline file, all of them at once, each with its line and field."""
+"""Mistakes in a pipeline file, reported all at once, each with its line and field."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ Location = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class SpecProblem:
-    """One mistake: where it stands, which field, and what is wrong with it, in words."""
+    """One mistake: its place, its field, and what is wrong."""
 
     where: str
     field: str
@@ -20,7 +20,7 @@ class SpecProblem:
 
 
 class SpecError(RayconteurError):
-    """A pipeline file that cannot be used; `problems` has every mistake in it."""
+    """An unusable pipeline file; `problems` lists every mistake in it."""
 
     def __init__(self, problems: list[SpecProblem]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
@@ -28,5 +28,5 @@ class SpecError(RayconteurError):
 
 
 def dotted(location: Location) -> str:
-    """`("data", "sources", 0, "path")` as `data.sources.0.path`."""
+    """Join a location: `("data", "sources", 0, "path")` becomes `data.sources.0.path`."""
     return ".".join(str(part) for part in location)

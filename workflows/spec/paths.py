@@ -1,11 +1,11 @@
-"""The files of this machine that a pipeline file names, and putting others in their place."""
+"""Find the local files that a pipeline file names, and replace their paths."""
 
 from workflows.spec.objectives import TeacherSpec
 from workflows.spec.pipeline import PipelineSpec
 
 
 def local_paths(spec: PipelineSpec) -> dict[str, str]:
-    """The files, folders and globs that a pipeline reads, by the dotted fields that name them; no URI, no Hub id."""
+    """The local files, folders and globs that a pipeline reads, by their dotted fields; no URIs and no Hub ids."""
     objective = spec.train.objective
     models = {"base_model": spec.base_model}
     if isinstance(objective, TeacherSpec):
@@ -19,7 +19,7 @@ def local_paths(spec: PipelineSpec) -> dict[str, str]:
 
 
 def with_paths(spec: PipelineSpec, paths: dict[str, str]) -> PipelineSpec:
-    """`spec` with other paths in fields that `local_paths` names."""
+    """`spec` with these paths in the fields that `local_paths` returns."""
     sources = [
         source.model_copy(update={"path": paths.get(f"data.sources.{index}.path", source.path)})
         for index, source in enumerate(spec.data.sources)

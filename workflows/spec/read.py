@@ -1,4 +1,4 @@
-"""Reading a pipeline file: YAML with line numbers, `--set` overrides, all errors at once, and the reference."""
+"""Read a pipeline file: YAML with line numbers, `--set` overrides, and all errors at once."""
 
 import re
 from collections.abc import Iterator
@@ -39,8 +39,8 @@ def read_spec(
 ) -> PipelineSpec:
     """The pipeline in `file`, with `overrides` like `train.learning_rate=2e-4`; raises SpecError.
 
-    Relative data paths come back absolute, from the file's folder. Unless it `may_be_open`, an endpoint that other
-    machines could use without a key is a mistake too; `for_job`, what a job on a cluster could not use.
+    Resolves relative data paths from the file's folder. Without `may_be_open`, also refuses an endpoint that other
+    machines could use without a key; with `for_job`, whatever a job on a cluster could not use.
     """
     path = Path(file)
     try:
@@ -76,7 +76,7 @@ def read_spec(
 
 
 def _with_certificate_files(spec: PipelineSpec, folder: Path) -> PipelineSpec:
-    """Absolute; they are no `local_paths`, which travel with a job: a key stays where it is."""
+    """Make certificate paths absolute. They are not in `local_paths`: a job does not upload them."""
     if spec.serve.tls is None:
         return spec
     named = {name: str(folder / Path(file).expanduser()) for name, file in spec.serve.tls.model_dump().items()}
@@ -85,7 +85,7 @@ def _with_certificate_files(spec: PipelineSpec, folder: Path) -> PipelineSpec:
 
 
 def _space_problem(problem: spec_space.SpaceProblem, where: dict[Location, str], file: str) -> SpecProblem:
-    """A mistake in the search space, where it stands."""
+    """A mistake in the search space, with its place in the file."""
     location: Location = ("tune", "space", problem.field) if problem.field else ("tune", "space")
     words = problem.words
     if problem.error is not None:
@@ -94,7 +94,7 @@ def _space_problem(problem: spec_space.SpaceProblem, where: dict[Location, str],
 
 
 def _unfit_for_job(spec: PipelineSpec, where: dict[Location, str], file: str) -> list[SpecProblem]:
-    """What runs here and not as a job on a cluster: a store of this machine alone, credentials that would travel."""
+    """What runs locally but not as a job on a cluster: a store on this machine, credentials in the file."""
     problems = []
     if "://" not in spec.store and not spec.store.startswith("/"):
         words = (
@@ -122,7 +122,7 @@ def _unfit_for_job(spec: PipelineSpec, where: dict[Location, str], file: str) ->
 
 
 def _texts(value: Any, at: Location = ()) -> Iterator[tuple[Location, str]]:
-    """Every text in plain data, and where it stands."""
+    """Every string in plain data, with its location."""
     if isinstance(value, str):
         yield at, value
     elif isinstance(value, dict | list | tuple):
@@ -139,7 +139,7 @@ def _open_to_all(spec: PipelineSpec) -> str:
 
 
 def _place(location: Location, where: dict[Location, str], file: str) -> str:
-    """Where a field stands, or the innermost section around it."""
+    """The place of a field, or of the innermost section around it."""
     return next((where[location[:end]] for end in range(len(location), -1, -1) if location[:end] in where), file)
 
 
@@ -149,7 +149,7 @@ def _line_number(where: str) -> int:
 
 
 def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[Location, int]]:
-    """The file's values, and the line (from 1) of every one of them."""
+    """The file's values, and the line (from 1) of each of them."""
     lines: dict[Location, int] = {(): 1}
     problems: list[SpecProblem] = []
     try:
@@ -203,7 +203,7 @@ def _construct(
 
 
 def _apply_override(values: dict[str, Any], where: dict[Location, str], override: str) -> None:
-    """Set one `dotted.field=value` in the raw values; the value is read as YAML."""
+    """Set one `dotted.field=value` in the raw values; the value is parsed as YAML."""
     label = f"--set {override}"
     name, equals, text = override.partition("=")
     if not equals or not name.strip():
@@ -236,7 +236,7 @@ def _apply_override(values: dict[str, Any], where: dict[Location, str], override
 
 
 def _problem(error: Any, where: dict[Location, str], file: str) -> SpecProblem:
-    """A pydantic error in our words: the place, the dotted field, what it got, the rule, the fix."""
+    """Translate a pydantic error: the place, the dotted field, the value, the rule, the fix."""
     location, field = _field_location(error["loc"]), _field_at(error["loc"])
     kind, got, rule = error["type"], error["input"], error["msg"]
     if kind.startswith("union_tag"):

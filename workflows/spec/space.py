@@ -1,9 +1,9 @@
-"""The search space of `tune.space`: what its entries mean, and whether every value of it may stand in the spec.
+"""The search space of `tune.space`: parses its entries, and checks that the spec allows every value in it.
 
 dimension = parse({"loguniform": [1e-5, 1e-3]})
 trial_spec = with_values(spec, {"train.learning_rate": 3e-4})
 
-Imports no library but pydantic.
+Imports no library except pydantic.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from workflows.spec.tune import TuneSpec
 
 _KINDS = ("uniform", "loguniform", "int", "logint")
 _COMBINATIONS = 256
-# What all trials share: the corpus, what it is compared with, and their workers.
+# Fields that all trials share, because they decide the corpus, its reference values, or the workers.
 _SHARED = {"objective.name", "objective.teacher", "objective.top_k", "objective.max_reply_tokens", "precision"}
 _SHARED |= {"num_workers", "adapter.quantize"}
 _SHARED |= {name for name, field in TrainSpec.model_fields.items() if field.json_schema_extra == HOW}
@@ -40,24 +40,24 @@ class Range:
 
     @property
     def ends(self) -> list[Any]:
-        """Values that stand for all of them: where the bounds hold here they hold everywhere between."""
+        """The two ends: if the field's bounds allow both, they allow everything between."""
         return [self.low, self.high]
 
     def nearest(self, value: float) -> float:
-        """The value inside that is nearest."""
+        """The value of the range that is nearest to `value`."""
         inside = min(max(value, self.low), self.high)
         return round(inside) if self.is_whole else inside
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of these values."""
+    """A list of choices."""
 
     values: tuple[Any, ...]
 
     @property
     def ends(self) -> list[Any]:
-        """All of them."""
+        """All choices."""
         return list(self.values)
 
     def nearest(self, value: Any) -> Any:
@@ -69,12 +69,12 @@ Dimension = Range | Choice
 
 
 def parse(entry: Any) -> Dimension:
-    """What an entry of `tune.space` means; raises ValueError in words."""
+    """Parse an entry of `tune.space`; raises ValueError with the rule."""
     if isinstance(entry, list):
         if not entry or any(isinstance(value, list | dict) for value in entry):
             raise ValueError(f"got {entry!r}; a list of choices holds one or more plain values, such as [8, 16, 32]")
         if len({repr(value) for value in entry}) < len(entry):
-            raise ValueError(f"got {entry!r}; a choice stands in it twice, name each once")
+            raise ValueError(f"got {entry!r}; it contains a choice twice, list each once")
         return Choice(tuple(entry))
     kind, bounds = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else ("", [])
     if kind not in _KINDS:
@@ -88,7 +88,7 @@ def parse(entry: Any) -> Dimension:
     numbers = int if is_whole else int | float
     are_two = isinstance(bounds, list) and len(bounds) == 2
     if not are_two or not all(isinstance(end, numbers) and not isinstance(end, bool) for end in bounds):
-        raise ValueError(f"got {bounds!r}; {kind} needs [low, high], two {'whole ' if is_whole else ''}numbers")
+        raise ValueError(f"got {bounds!r}; {kind} needs [low, high], two {'integers' if is_whole else 'numbers'}")
     low, high = bounds
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"got {bounds!r}; low must be below high, and both finite")
@@ -98,7 +98,7 @@ def parse(entry: Any) -> Dimension:
 
 
 def trials_wanted(tune: TuneSpec) -> int | None:
-    """How many trials there will be; None where time alone ends the search."""
+    """The number of trials; None if only time ends the search."""
     if tune.searcher.name != "grid":
         return tune.trials
     whole = math.prod(len(parse(entry).ends) for entry in tune.space.values())
@@ -121,17 +121,17 @@ def with_values(spec: PipelineSpec, values: dict[str, Any]) -> PipelineSpec:
 
 
 def field_problem(spec: PipelineSpec, field: str) -> str:
-    """Why a field cannot be searched, empty if it can."""
+    """Why a field cannot be searched; empty if it can."""
     *sections, last = field.split(".")
     if not sections or sections[0] != "train":
-        return "decides what all trials share; the space is of fields of train, such as train.learning_rate"
+        return "decides what all trials share; the space contains fields of train, such as train.learning_rate"
     place: Any = spec
     for depth, section in enumerate(sections):
         place = getattr(place, section, None)
         if place is None or not hasattr(type(place), "model_fields"):
             known = ".".join(sections[: depth + 1])
             off = section in TrainSpec.model_fields
-            return f"{known} is {'null here; give it its fields' if off else 'no section'}"
+            return f"{known} is {'null here; set its fields' if off else 'not a section'}"
     if last not in type(place).model_fields:
         near = nearest(last, type(place).model_fields, 0.5)
         path = ".".join(sections)
@@ -145,7 +145,7 @@ def field_problem(spec: PipelineSpec, field: str) -> str:
 
 
 def combinations(spec: PipelineSpec) -> Iterator[dict[str, Any]]:
-    """Values from all over the space: its corners and choices, all combinations of them or some, drawn at random."""
+    """Combinations of ends and choices: all of them, or a random sample."""
     assert spec.tune is not None
     ends = {field: parse(entry).ends for field, entry in spec.tune.space.items()}
     if math.prod(len(values) for values in ends.values()) <= _COMBINATIONS:
@@ -159,16 +159,16 @@ def combinations(spec: PipelineSpec) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class SpaceProblem:
-    """A mistake in the space: the field that it is about (empty: of several together), and what it is."""
+    """A mistake in the search space: its field (empty for several fields together), and what is wrong."""
 
     field: str
     words: str = ""
     error: Any = None
-    """pydantic's, of a value that may not stand in the field"""
+    """pydantic's error, for a value that the field does not allow"""
 
 
 def problems_of(spec: PipelineSpec) -> list[SpaceProblem]:
-    """Every mistake in `tune.space`, before anything is started."""
+    """Every mistake in `tune.space`, found before anything starts."""
     if spec.tune is None:
         return []
     found = []
@@ -182,7 +182,7 @@ def problems_of(spec: PipelineSpec) -> list[SpaceProblem]:
             found.append(SpaceProblem(field, str(mistake)))
             continue
         if isinstance(dimension, Range) and not dimension.is_whole and _holds_whole_numbers(spec, field):
-            found.append(SpaceProblem(field, "holds whole numbers; use int or logint, or a list of choices"))
+            found.append(SpaceProblem(field, "takes integers; use int or logint, or a list of choices"))
             continue
         for value in dimension.ends:
             if (error := _error_of(spec, {field: value})) is not None and field.rpartition(".")[2] in error["loc"]:
@@ -206,7 +206,7 @@ def _holds_whole_numbers(spec: PipelineSpec, field: str) -> bool:
 
 
 def _error_of(spec: PipelineSpec, values: dict[str, Any]) -> Any:
-    """pydantic's first error of these values, None if they may stand there."""
+    """pydantic's first error for these values; None if they are allowed."""
     try:
         with_values(spec, values)
     except ValidationError as error:
