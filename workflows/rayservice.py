@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from workflows.endpoint.application import application, chosen_engine
 from workflows.spec import PipelineSpec
-from workflows.stage import GateFailed, StageFailed
+from workflows.stage import StageFailed, check_gate
 from workflows.store import Store
 
 
@@ -40,9 +40,9 @@ def endpoint(args: Served) -> Any:
         known = ", ".join(artifact.key for artifact in store.all_of("optimize")) or "none"
         raise StageFailed(f"args.release: the store has no release {args.release!r}; it has: {known}")
     cards = [card for card in store.all_of("evaluate") if card.inputs["train"] == release.inputs["train"]]
-    if not args.force and not (cards and cards[-1].figures["passed"]):
-        why = cards[-1].figures["verdict"] if cards else "it was never evaluated"
-        raise GateFailed(f"args.release: {args.release} has not passed: {why}; set force: true to serve it anyway")
+    if not args.force:
+        where = f"args.release: {args.release} has not passed"
+        check_gate(cards[-1] if cards else None, where, "set force: true to serve it anyway")
     spec = PipelineSpec.model_validate({**made_by[-1], "serve": {**made_by[-1]["serve"], **args.serve}})
     engine, _ = chosen_engine(spec.serve, release)
     return application(spec, store, release, engine, behind_proxy=True)

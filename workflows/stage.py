@@ -23,6 +23,13 @@ class GateFailed(StageFailed):
     """The scorecard says that the checkpoint is not good enough."""
 
 
+def check_gate(scorecard: "Artifact | None", where: str, fix: str) -> None:
+    """Raise GateFailed for a model whose scorecard did not pass, or that has none; `fix` says how to go on anyway."""
+    if scorecard is None or not scorecard.figures["passed"]:
+        why = scorecard.figures["verdict"] if scorecard else "it was never evaluated"
+        raise GateFailed(f"{where}: {why}; {fix}")
+
+
 @dataclass(frozen=True)
 class Context:
     """What a stage gets: the spec, where to write, the artifacts before it, and the display."""

@@ -9,8 +9,8 @@ import pytest
 from workflows.endpoint.status import living_endpoint
 from workflows.progress import Progress
 from workflows.spec import PipelineSpec
-from workflows.stage import GateFailed, StageFailed
-from workflows.stages.deploy import check_passed, deploy
+from workflows.stage import GateFailed, StageFailed, check_gate
+from workflows.stages.deploy import deploy
 
 
 def test_from_conversations_to_an_endpoint_and_a_refusal(run, tiny, free_port):
@@ -56,8 +56,9 @@ def _refused_where_the_gate_is_too_high(run, tiny):
         run("optimize", tiny)
     done, _ = run("evaluate", tiny)
     with pytest.raises(GateFailed, match="--force"):
-        check_passed(done["evaluate"], force=False)
-    check_passed(done["evaluate"], force=True)
+        check_gate(done["evaluate"], "evaluate", "use --force")
+    with pytest.raises(GateFailed, match="it was never evaluated"):
+        check_gate(None, "evaluate", "use --force")
 
 
 def _ask(url):

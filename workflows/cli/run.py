@@ -43,7 +43,7 @@ def run_to(
         try:
             done = run_stages(spec, store, progress, last, connection.open, force)
             if last == "deploy":
-                _serve(spec, store, done, progress, connection, force, exit_after_reply)
+                _serve(spec, store, done, progress, connection, exit_after_reply)
             elif not connection.is_open:
                 progress.note("nothing to do")
         finally:
@@ -93,13 +93,11 @@ def _serve(
     done: "dict[str, Artifact]",
     progress: "Progress",
     connection: _LazyConnection,
-    force: bool,
     exit_after_reply: bool,
 ) -> None:
     from workflows.endpoint.status import curl_line, living_endpoint, own_key, someone_may_ask, trust_of
-    from workflows.stages.deploy import check_passed, deploy
+    from workflows.stages.deploy import deploy
 
-    check_passed(done["evaluate"], force)
     endpoint = living_endpoint(spec, store, done["optimize"].key)
     already = endpoint is not None
     if endpoint is None:

@@ -21,7 +21,7 @@ from workflows.corpus.new_model import with_base
 from workflows.progress import Progress
 from workflows.runs.state import StageState, examine
 from workflows.spec import PipelineSpec
-from workflows.stage import STAGE_NAMES, Context, GateFailed, Stage, StageFailed
+from workflows.stage import STAGE_NAMES, Context, Stage, StageFailed, check_gate
 from workflows.store import Artifact, Store, without_secrets
 
 
@@ -70,8 +70,8 @@ def run_stages(
                 progress.finish(state.stage.name, artifact.figures, word="up to date")
             done[state.stage.name] = artifact
             record["stages"][state.stage.name] = {"key": artifact.key, "seconds": artifact.seconds}
-            if state.stage.name == "evaluate" and not artifact.figures["passed"] and not force and last != "evaluate":
-                raise GateFailed(f"evaluate: {artifact.figures['verdict']}; use --force to deploy it anyway")
+            if state.stage.name == "evaluate" != last and not force:
+                check_gate(artifact, "evaluate", "use --force to deploy it anyway")
         ran = record["status"] == "running"
         record["status"] = "finished"
     except BaseException as error:

@@ -10,7 +10,6 @@ Train's, so that it starts them again when some are lost; they find the same job
 """
 
 import contextlib
-import os
 import tempfile
 import threading
 import uuid
@@ -22,19 +21,17 @@ import pyarrow as pa
 import pyarrow.fs
 import ray
 import ray.train
-import ray.train.torch
 from ray.train import UserCallback
 
 from models.errors import RayconteurError
 from models.training.snapshot import Write
-from workflows.cluster.capacity import worker_resources
 from workflows.cluster.errors import describe_error, full_traceback, is_users_mistake, note_traceback
-from workflows.cluster.workers import worker_environment
 from workflows.search.job_queue import Assignment, JobQueue, JobUpdate, TrainingJob
 from workflows.search.report import Report
 from workflows.spec import PipelineSpec
 from workflows.store import Store
 from workflows.training.recovery import decide, decisions, failure_text, failure_traceback, is_out_of_memory
+from workflows.training.trainer import torch_trainer
 
 if TYPE_CHECKING:
     from workflows.training.worker import TrainWorker
@@ -72,27 +69,17 @@ class WorkerGroup:
         self, spec: PipelineSpec, store: Store, keys: dict[str, str], folder: str, max_failures: int
     ) -> None:
         """Start them; `folder` on the store is for what Ray Train keeps, and what their jobs share."""
-        train = spec.train
-        # A worker that is stopped as a whole cannot watch itself: Ray asks it, and waits as long.
-        os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.hang_minutes * 60)
         self._queue: Any = JobQueue.remote(max_failures)  # type: ignore[attr-defined]
-        trainer = ray.train.torch.TorchTrainer(
+        trainer = torch_trainer(
+            spec.train,
             _work,
-            train_loop_config={"store": store.uri, "keys": keys, "folder": folder, "queue": self._queue},
-            torch_config=ray.train.torch.TorchConfig(backend="nccl" if train.gpus_per_worker else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=train.min_workers,
-                use_gpu=train.gpus_per_worker > 0,
-                resources_per_worker=worker_resources(train),
-            ),
-            run_config=ray.train.RunConfig(
-                name=f"gang_{uuid.uuid4().hex[:8]}",
-                storage_path=f"{folder}/gangs",
-                storage_filesystem=store.filesystem,
-                failure_config=ray.train.FailureConfig(max_failures=-1),  # the job queue counts them, job by job
-                callbacks=[_AfterLoss(store.uri, self._queue)],
-                worker_runtime_env={"env_vars": worker_environment(train.cpus_per_worker, train.gpus_per_worker)},
-            ),
+            {"store": store.uri, "keys": keys, "folder": folder, "queue": self._queue},
+            spec.train.min_workers,
+            store,
+            f"{folder}/gangs",
+            name=f"gang_{uuid.uuid4().hex[:8]}",
+            failure_config=ray.train.FailureConfig(max_failures=-1),  # the job queue counts them, job by job
+            callbacks=[_AfterLoss(store.uri, self._queue)],
         )
         self._thread = threading.Thread(target=self._fit, args=[trainer], daemon=True)
         self._thread.start()

@@ -2,7 +2,7 @@
 
     rayconteur deploy PIPELINE
 
-Refuses a release whose scorecard did not pass. Leaves in the store a manifest with the endpoint's address; the
+Leaves in the store a manifest with the endpoint's address; the
 endpoint is up to date while `/health` there names this release.
 """
 
@@ -14,16 +14,8 @@ from workflows.endpoint.application import application, chosen_engine, key_reade
 from workflows.endpoint.status import check_certificate, deployment_key, url_of
 from workflows.progress import Progress
 from workflows.spec import PipelineSpec, ServeSpec
-from workflows.stage import GateFailed, StageFailed
+from workflows.stage import StageFailed
 from workflows.store import Artifact, Store
-
-
-def check_passed(scorecard: Artifact, force: bool) -> None:
-    """Raise GateFailed for a release whose evaluation did not pass, unless `force`."""
-    if not scorecard.figures["passed"] and not force:
-        raise GateFailed(
-            f"deploy: refused, the scorecard {scorecard.figures['verdict']}; use --force to deploy it anyway"
-        )
 
 
 def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress: Progress) -> Artifact:

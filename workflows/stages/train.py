@@ -20,16 +20,14 @@ import pyarrow as pa
 import pyarrow.fs
 import ray
 import ray.train
-import ray.train.torch
 
 from models.errors import RayconteurError
 from models.training.deepspeed_operator import check_build_tools
 from models.training.engine import MODEL_FOLDER
 from models.training.snapshot import Write
 from workflows.cluster.board import watching
-from workflows.cluster.capacity import worker_resources
 from workflows.cluster.errors import StageCrashed, describe_error, is_users_mistake, note_traceback
-from workflows.cluster.workers import check_fits, worker_environment
+from workflows.cluster.workers import check_fits
 from workflows.search.records import read_search, trial_folder
 from workflows.spec import AdversarialSpec, PipelineSpec
 from workflows.stage import CONTINUED, DISCRIMINATOR, Context, StageFailed
@@ -37,9 +35,9 @@ from workflows.store import Store
 from workflows.training.curves import check_mlflow, log_to_mlflow, write_curves
 from workflows.training.history import HISTORY, History
 from workflows.training.recovery import Recovery, clear_unfinished, failure_text
+from workflows.training.trainer import torch_trainer
 from workflows.training.worker import Job, TrainWorker
 
-_RESIZE_SECONDS = 30.0
 _ELASTIC_START_SECONDS = "10"
 
 
@@ -56,40 +54,30 @@ def run(context: Context) -> dict[str, Any]:
     clear_unfinished(store, context.key)
     is_pair = isinstance(train.objective, AdversarialSpec)
     elastic = isinstance(train.num_workers, list)
-    # A worker that is stopped as a whole cannot watch itself: Ray asks it, and waits as long.
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.hang_minutes * 60)
     if elastic:  # Ray counts on a lost machine for a while, and would wait a minute for workers on it
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _ELASTIC_START_SECONDS)
     with watching(context.progress, "steps") as board:
-        trainer = ray.train.torch.TorchTrainer(
+        trainer = torch_trainer(
+            train,
             _work,
-            train_loop_config={
+            {
                 "spec": spec.model_dump(),
                 "store": store.uri,
                 "keys": {name: artifact.key for name, artifact in context.inputs.items()},
                 "run_folder": f"{folder}/run",
                 "board": board,
             },
-            torch_config=ray.train.torch.TorchConfig(backend="nccl" if train.gpus_per_worker else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=(train.min_workers, train.max_workers) if elastic else train.min_workers,
-                use_gpu=train.gpus_per_worker > 0,
-                resources_per_worker=worker_resources(train),
-                elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
+            (train.min_workers, train.max_workers) if elastic else train.min_workers,
+            store,
+            folder,
+            name="run",
+            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=1,
+                checkpoint_score_attribute="step" if is_pair else "held_out_loss",
+                checkpoint_score_order="max" if is_pair else "min",
             ),
-            run_config=ray.train.RunConfig(
-                name="run",
-                storage_path=folder,
-                storage_filesystem=store.filesystem,
-                failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(
-                    num_to_keep=1,
-                    checkpoint_score_attribute="step" if is_pair else "held_out_loss",
-                    checkpoint_score_order="max" if is_pair else "min",
-                ),
-                callbacks=[Recovery(store.uri, f"{folder}/run", board)],
-                worker_runtime_env={"env_vars": worker_environment(train.cpus_per_worker, train.gpus_per_worker)},
-            ),
+            callbacks=[Recovery(store.uri, f"{folder}/run", board)],
         )
         try:
             result = trainer.fit()
