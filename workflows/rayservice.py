@@ -1,9 +1,9 @@
-"""The endpoint as an application of Ray Serve's config files, which KubeRay's RayService holds.
+"""The endpoint as an application for Ray Serve config files, such as KubeRay's RayService.
 
     import_path: workflows.rayservice:endpoint
     args: {store: s3://bucket/rayconteur, release: 563cdb6db661bcfa, serve: {max_replicas: 8}}
 
-Requests come through Ray Serve's own proxies: Kubernetes asks those whether a node is there.
+Requests come through Ray Serve's own proxies, because Kubernetes probes those for a node's health.
 """
 
 from typing import Any
@@ -17,22 +17,22 @@ from workflows.store import Store
 
 
 class Served(BaseModel):
-    """What to serve."""
+    """The arguments of the application."""
 
     model_config = ConfigDict(extra="forbid")
 
     store: str
-    """as in the pipeline file"""
+    """the store, as in the pipeline file"""
     release: str
     """the key of a finished `optimize`"""
     serve: dict[str, Any] = {}
-    """fields of `serve` that are to be others than in the run that made the release"""
+    """fields of `serve` to override from the run that made the release"""
     force: bool = False
     """serve a release whose scorecard did not pass"""
 
 
 def endpoint(args: Served) -> Any:
-    """The application; raises StageFailed for a release that is not there, or has not passed."""
+    """Build the application; raises StageFailed for a release that does not exist or did not pass."""
     store = Store(args.store)
     release = store.find("optimize", args.release)
     made_by = [run["spec"] for run in store.runs() if run["stages"].get("optimize", {}).get("key") == args.release]

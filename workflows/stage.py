@@ -1,4 +1,4 @@
-"""What a stage is, what it gets, and how it fails."""
+"""The interface of a stage: what it receives, what it declares, and how it fails."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ STAGE_NAMES = ("prepare", "reference", "tune", "train", "evaluate", "optimize", 
 
 
 class StageFailed(RayconteurError):
-    """A stage that could not do its work; the text is for the user."""
+    """A stage could not do its work; the text is for the user."""
 
 
 class GateFailed(StageFailed):
-    """The scorecard says that the checkpoint is not good enough."""
+    """The checkpoint did not pass the scorecard."""
 
 
 def check_gate(scorecard: "Artifact | None", where: str, fix: str) -> None:
@@ -32,7 +32,7 @@ def check_gate(scorecard: "Artifact | None", where: str, fix: str) -> None:
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage gets: the spec, where to write, the artifacts before it, and the display."""
+    """What a stage receives: the spec, where to write, its input artifacts, and the display."""
 
     spec: "PipelineSpec"
     store: "Store"
@@ -53,12 +53,12 @@ class Stage:
     version: int
     """raised when the stage's output changes its meaning"""
     inputs: tuple[str, ...]
-    """the stages whose artifacts it reads, of those that the pipeline has"""
+    """the stages whose artifacts it reads, if the pipeline has them"""
     settings: "Callable[[PipelineSpec], dict[str, Any]]"
-    """what of the spec, and of the files it names, decides the output"""
+    """the part of the spec, and of the files that it names, that determines the output"""
     summary: str
     is_needed: "Callable[[PipelineSpec], bool]" = lambda spec: True
-    """whether a pipeline has this stage at all"""
+    """whether a pipeline has this stage"""
 
 
 DISCRIMINATOR = "discriminator"

@@ -73,12 +73,12 @@ def answering_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _complain_of(error: Exception, json_lines: bool) -> None:
-    """Of what the user can mend, a sentence; of anything else, a line and the path of a file with its traceback."""
+    """Print a sentence for a user's mistake; for anything else, a line and the path of a traceback file."""
     came_through_ray = getattr(error, "cause", None) is not None
     if isinstance(error, RayconteurError):
         _complain(describe_error(error), json_lines)
     elif isinstance(error, OSError) and not came_through_ray:
-        _complain(f"{error}; check the path, the permissions and the space left, then run it again", json_lines)
+        _complain(f"{error}; check the path, permissions and free space, then run it again", json_lines)
     else:
         text = describe_error(error) if came_through_ray else f"{type(error).__name__}: {error}"
         text = str(error) if isinstance(error, StageCrashed) else f"unexpected {text}"
@@ -94,7 +94,7 @@ def _complain(text: str, json_lines: bool, **more: str) -> None:
 def open_pipeline(
     pipeline: str, overrides: tuple[str, ...], may_be_open: bool = True
 ) -> "tuple[PipelineSpec, Store]":
-    """The pipeline in a file, and its store; see `read_spec` for `may_be_open`."""
+    """Read a pipeline file and open its store; see `read_spec` for `may_be_open`."""
     spec = read_spec(pipeline, list(overrides), may_be_open)
     from workflows.store import Store
 
