@@ -1,4 +1,4 @@
-"""How many replies may be in the house at once: beyond that a client is told at once to come again."""
+"""The limit of replies that run or wait at once; beyond it a request gets 429 immediately."""
 
 from serve.protocol.errors import ApiError
 
@@ -17,14 +17,14 @@ class Admission:
         if replies > self._most:
             raise ApiError(
                 400,
-                f"n: this request asks for {replies} replies, and at most {self._most} are generated or wait here at "
-                "once; send several requests.",
+                f"n: this request asks for {replies} replies; at most {self._most} can run or wait at once. Send several "
+                "requests.",
                 "n",
             )
         if self._inside + replies > self._most:
             raise ApiError(
                 429,
-                f"{self._inside} replies are generated or wait here, and at most {self._most} may; try again.",
+                f"Too many requests: {self._inside} replies are running or queued, the limit is {self._most}; retry later.",
                 code="queue_full",
                 headers={"Retry-After": _RETRY_AFTER_SECONDS},
             )

@@ -59,17 +59,17 @@ _FOUND, _SCHEMAS = models_json_schema(_MODES, ref_template="#/components/schemas
 _REFERENCES = {kind: reference for (kind, _), reference in _FOUND.items()}
 
 _WORDS = {
-    200: "Done.",
-    400: "The request cannot be done as it stands; `param` names the field.",
-    401: "A key is needed, and this is none.",
-    404: "There is no such model.",
-    413: "The body is too large.",
-    415: "The body is not said to be JSON.",
-    429: "As many replies are generated or wait here as may.",
-    500: "The server failed at this request.",
-    502: "Two replicas ended while they worked on this request.",
-    503: "There is no replica, or its engine has stopped.",
-    504: "The reply took longer than one may.",
+    200: "Success.",
+    400: "Invalid request; `param` names the field.",
+    401: "Missing or invalid API key.",
+    404: "Unknown model.",
+    413: "Request body too large.",
+    415: "The content type of the body is not JSON.",
+    429: "Too many requests are running or queued; retry later.",
+    500: "Internal error.",
+    502: "Two replicas failed while they handled this request.",
+    503: "No replica is available, or its engine has stopped.",
+    504: "The reply took longer than the limit.",
 }
 _NO_BODY = (400, 404, 413, 415)  # why a body may be refused
 
@@ -159,7 +159,7 @@ def _event(kind: type[BaseModel]) -> dict[str, Any]:
 
 
 def _response(status: int, content: dict[str, Any]) -> dict[str, Any]:
-    headers = {REQUEST_ID: {"description": "Names the request in the log.", "schema": {"type": "string"}}}
+    headers = {REQUEST_ID: {"description": "Identifies the request in the log.", "schema": {"type": "string"}}}
     if status == 429:
         headers["Retry-After"] = {"description": "Seconds.", "schema": {"type": "integer"}}
     return {"description": _WORDS[status], "headers": headers, "content": content}

@@ -22,14 +22,14 @@ MAX_PROMPTS = 64
 
 
 class StreamOptions(RequestModel):
-    """What a stream carries besides the text."""
+    """What a stream carries besides text."""
 
     include_usage: bool | None = None
-    """A last event has the usage."""
+    """The last event carries the usage."""
     continuous_usage_stats: bool | None = None
-    """Not in OpenAI's API: with `include_usage`, every event has the usage so far."""
+    """Not in OpenAI's API: with `include_usage`, every event carries the usage so far."""
     include_obfuscation: bool | None = None
-    """Taken and not used."""
+    """Accepted and ignored."""
 
 
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
@@ -48,22 +48,22 @@ TokenName = Annotated[str, WithJsonSchema({"type": "string", "pattern": _TOKEN_N
 
 
 class GenerationFields(FurtherFields):
-    """What requests for chats and for plain texts have in common; null means the default, as in OpenAI's API."""
+    """Fields of both chat and text completions; null means the default, as in OpenAI's API."""
 
     model: Annotated[str, Field(min_length=1)]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    """Default 1; 0 takes the likeliest token each time."""
+    """Default 1; 0 always takes the most likely token."""
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
-    """Not in OpenAI's API: of the likeliest so many tokens one is drawn; 0, -1 and null mean all."""
+    """Not in OpenAI's API: sample from the `top_k` most likely tokens; 0, -1 and null mean all."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Not in OpenAI's API: tokens less likely than this share of the likeliest one's probability are not drawn."""
+    """Not in OpenAI's API: minimum probability of a token, as a share of the most likely token's."""
     presence_penalty: Penalty | None = None
-    """Taken off the scores of tokens that the reply has already."""
+    """Subtracted from the scores of tokens that the reply already contains."""
     frequency_penalty: Penalty | None = None
-    """Taken off them for each time that the reply has them."""
+    """Subtracted from the scores once for each time that the reply contains the token."""
     repetition_penalty: Annotated[float, Field(ge=0.01, le=2)] | None = None
-    """Not in OpenAI's API: scores of tokens in prompt and reply are divided by it, negative ones multiplied
+    """Not in OpenAI's API: divides the scores of tokens in prompt and reply, and multiplies negative ones
     (Keskar et al. 2019, arXiv:1909.05858, 4.1). A smaller one would overflow float32."""
     logit_bias: (
         Annotated[
@@ -72,28 +72,28 @@ class GenerationFields(FurtherFields):
         ]
         | None
     ) = None
-    """Added to the scores of tokens, by their ids."""
+    """Added to the scores of tokens, by token id."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Tokens to generate at most."""
+    """Maximum number of tokens to generate."""
     stop: Stop | None = None
     stop_token_ids: TokenIds | None = None
-    """Not in OpenAI's API: these tokens end a reply, too, and are not shown."""
+    """Not in OpenAI's API: these tokens also end the reply; the text omits them."""
     include_stop_str_in_output: bool | None = None
-    """Not in OpenAI's API: the stop string that ended the reply is shown."""
+    """Not in OpenAI's API: the text includes the stop string that ended the reply."""
     ignore_eos: bool | None = None
     """Not in OpenAI's API: the model's own end tokens do not end the reply."""
     min_tokens: Annotated[int, Field(ge=0)] | None = None
-    """Not in OpenAI's API: before so many tokens no end token and no stop string ends the reply."""
+    """Not in OpenAI's API: minimum number of tokens before an end token or stop string ends the reply."""
     structured_outputs: StructuredOutputs | None = None
-    """Not in OpenAI's API: further formats of vLLM's."""
+    """Not in OpenAI's API: vLLM's other output formats."""
     response_format: ResponseFormat | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    """The same seed and request give the same reply from the same release and kind of machine, as far as an engine's
-    sums do not depend on what it decodes beside it: OpenVINO's do in other precisions than fp32."""
+    """The same seed and request give the same reply from the same release on the same kind of machine. On OpenVINO in
+    a precision other than fp32, concurrent requests can change the result."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    """Replies to one prompt; the second has the next seed, and so on."""
+    """Number of replies to the prompt; each uses the next seed."""
 
     @field_validator("logit_bias")
     @classmethod
@@ -167,7 +167,7 @@ class ChatRequest(GenerationFields, ChatHints):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096), FailFast()]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    """The newer name of `max_tokens`."""
+    """The current name of `max_tokens`."""
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
@@ -188,7 +188,7 @@ class ChatRequest(GenerationFields, ChatHints):
         ]
         | None
     ) = None
-    """Default auto, where there are tools."""
+    """Default: auto if the request has tools."""
     functions: Annotated[list[Function], Field(max_length=128)] | None = None
     function_call: (
         Annotated[
@@ -201,28 +201,28 @@ class ChatRequest(GenerationFields, ChatHints):
         ]
         | None
     ) = None
-    """The older form of `tools` and `tool_choice`; the answer has its older form too, with one call."""
+    """Deprecated form of `tools` and `tool_choice`; the answer has the deprecated form too, with one call."""
     parallel_tool_calls: bool | None = None
-    """False: of several calls in a reply the first counts."""
+    """False: only the first tool call of a reply counts."""
     chat_template_kwargs: TemplateVariables | None = None
-    """Not in OpenAI's API: further variables of the chat template, as {"enable_thinking": false}."""
+    """Not in OpenAI's API: variables of the chat template, such as {"enable_thinking": false}."""
     best_of: Annotated[int, Field(ge=1, le=MAX_COMPARED)] | None = None
-    """Not in OpenAI's chats: so many replies are generated, and one is taken by the scores of the release's
-    discriminator, if it has one."""
+    """Not in OpenAI's chats: number of replies to generate; the release's discriminator scores them, and one is
+    returned."""
     best_of_by: Literal["softmax", "argmax"] | None = None
-    """How it is taken: drawn by the softmax of the scores (the default), or the one with the highest."""
+    """How the reply is chosen: sampled by the softmax of the scores (the default), or the highest score."""
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    """For chat templates that have levels of thinking; `none` closes the thinking where the template can."""
+    """For chat templates with levels of reasoning; `none` turns reasoning off if the template supports it."""
     continue_final_message: bool | None = None
-    """Not in OpenAI's API: the reply goes on with the text of the last message, which is the assistant's."""
+    """Not in OpenAI's API: the reply continues the last message, which must be the assistant's."""
     add_generation_prompt: bool | None = None
-    """Not in OpenAI's API: without it the prompt ends with the last message."""
+    """Not in OpenAI's API: false ends the prompt with the last message, without the start of a reply."""
     echo: bool | None = None
-    """Not in OpenAI's API: with `continue_final_message` the answer begins with that message's text."""
+    """Not in OpenAI's API: with `continue_final_message`, the answer starts with the text of that message."""
     documents: list[dict[str, Any]] | None = None
-    """Not in OpenAI's API: for chat templates that have a place for them."""
+    """Not in OpenAI's API: documents for chat templates that support them."""
     add_special_tokens: Off | None = None
-    """Not in OpenAI's API: the chat template writes what there has to be of them."""
+    """Not in OpenAI's API: the chat template writes the special tokens that are needed."""
 
     @field_validator("max_completion_tokens")
     @classmethod
@@ -337,19 +337,19 @@ def _is_prompt(value: Any) -> bool:
 
 
 class CompletionRequest(GenerationFields):
-    """The body of POST /v1/completions: a text, or its token ids, that the model goes on with; or several of them."""
+    """The body of POST /v1/completions: one or more texts, or lists of token ids, for the model to continue."""
 
     prompt: str | list[Any]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
-    """The answer begins with the prompt, and `logprobs` are of its tokens as well."""
+    """The answer starts with the prompt, and `logprobs` cover its tokens too."""
     best_of: One | None = None
     suffix: Annotated[str, Field(max_length=0)] | None = None
-    """There is no text after the reply here."""
+    """Not supported: text after the reply."""
     max_tokens: Annotated[int, Field(ge=0)] | None = None
-    """Tokens to generate at most; 0 generates none, as for the log-probabilities of a prompt."""
+    """Maximum number of tokens to generate; 0 generates none, for the log-probabilities of a prompt."""
     add_special_tokens: bool | None = None
-    """Not in OpenAI's API: false reads texts without the tokens that the tokenizer begins its texts with."""
+    """Not in OpenAI's API: false omits the special tokens that the tokenizer puts before a text."""
 
     @field_validator("prompt", mode="plain", json_schema_input_type=_Prompt | Annotated[list[_Prompt], _SEVERAL])
     @classmethod
@@ -386,7 +386,7 @@ class CompletionRequest(GenerationFields):
 
 
 class TokenizeRequest(RequestModel):
-    """The body of POST /tokenize, which is not in OpenAI's API: a text as it is, or messages as a chat's prompt."""
+    """The body of POST /tokenize (not in OpenAI's API): a text, or messages, rendered as the prompt of a chat."""
 
     model: str | None = None
     prompt: str | None = None
@@ -395,11 +395,11 @@ class TokenizeRequest(RequestModel):
     chat_template_kwargs: TemplateVariables | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
-    """These are as in chats."""
+    """As in chat completions."""
     add_special_tokens: bool | None = None
-    """Of a text, as in `/v1/completions`."""
+    """For a text, as in `/v1/completions`."""
     return_token_strs: bool | None = None
-    """The tokens' names in the vocabulary, too."""
+    """Return the tokens' names in the vocabulary too."""
 
     @field_validator("messages")
     @classmethod
