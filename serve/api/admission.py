@@ -6,7 +6,7 @@ _RETRY_AFTER_SECONDS = "1"
 
 
 class Admission:
-    """Counts replies that are generated or wait; used from one asyncio loop."""
+    """Counts replies that run or wait; used from one asyncio loop."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -17,14 +17,15 @@ class Admission:
         if replies > self._most:
             raise ApiError(
                 400,
-                f"n: this request asks for {replies} replies; at most {self._most} can run or wait at once. Send several "
-                "requests.",
+                f"n: this request asks for {replies} replies; at most {self._most} can run or wait at once. "
+                "Send several requests.",
                 "n",
             )
         if self._inside + replies > self._most:
             raise ApiError(
                 429,
-                f"Too many requests: {self._inside} replies are running or queued, the limit is {self._most}; retry later.",
+                f"Too many requests: {self._inside} replies are running or queued, the limit is {self._most}; "
+                "retry later.",
                 code="queue_full",
                 headers={"Retry-After": _RETRY_AFTER_SECONDS},
             )
