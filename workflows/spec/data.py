@@ -67,8 +67,8 @@ class DataSpec(Section):
     it into the reply as a `<think>` block; `drop` leaves it out."""
 
     control_tokens: Literal["text", "allow"] = "text"
-    """How to read the name of a control token inside a message: `text` reads the characters of the name, `allow` the
-    control token itself. The endpoint reads messages the same way."""
+    """How to read the name of a control token inside a message: `text` reads it as plain text, `allow` as the control
+    token itself. The endpoint reads messages the same way."""
 
     chat_template: str | None = None
     """A chat template file (Jinja) that replaces the base model's template; a relative path starts at the pipeline
