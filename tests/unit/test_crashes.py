@@ -21,6 +21,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from models.base.load import BaseModelError
 from models.errors import RayconteurError
 from models.training.fit import TrainingDiverged
+from serve.deployment import front_actor
 from workflows.cli.commands import command
 from workflows.cluster import connection, workers
 from workflows.cluster.errors import (
@@ -37,7 +38,7 @@ from workflows.corpus.errors import UnusableLine
 from workflows.progress import Progress
 from workflows.spec import ClusterSpec, PipelineSpec
 from workflows.stage import Context, GateFailed, StageFailed
-from workflows.stages import prepare
+from workflows.stages import deploy, prepare
 from workflows.store import Store
 from workflows.training.recovery import failure_text, failure_traceback
 
@@ -289,3 +290,14 @@ def test_a_librarys_error_over_a_line_sets_it_aside_and_leaves_a_file(
     [file] = files()
     assert 'int("planted")' in file.read_text()
     assert f"prepare: lines are set aside for {words} (details in {file})" in capsys.readouterr().out
+
+
+def test_why_a_replica_did_not_start_is_read_from_what_ray_serve_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("Deploying application tiny failed: Failed to update the deployments ['ChatReplica'].")
+    for cause, kind, words in ((of_user(), StageFailed, str(MISTAKE)), (of_bug(), StageCrashed, "deploy: Ray Serve")):
+        kept = "The deployment failed to start 3 times.\n" + "".join(traceback.format_exception(cause))
+        monkeypatch.setattr(front_actor, "startup_failures", lambda name, kept=kept: kept)
+        found = deploy._not_started("tiny", error)
+        assert type(found) is kind
+        assert str(found).startswith(words)
+    assert 'raised(lambda: {}["planted"])' in full_traceback(found)
