@@ -277,7 +277,7 @@ def _words_of(own: Mapping[str, Any]) -> Iterator[tuple[str, str, str, int]]:
         yield REASONING, reasoning, "it has no place for it: say data.reasoning: text or drop", 1
     calls = [call["function"] for call in own.get("tool_calls", ())]
     for name, count in Counter(call["name"] for call in calls).items():
-        yield CALLS, name, "it has no place for them, or not for so many in one turn", count
+        yield CALLS, name, "it does not support them, or not that many in one turn", count
     for call in calls:
         if isinstance(call["arguments"], str):
             yield ARGUMENTS, call["arguments"], "this template cannot write them", 1

@@ -112,7 +112,7 @@ class FrontActor:
         except BackPressureError:
             raise ApiError(
                 429,
-                "All replicas are busy, and as many requests wait as may; try again.",
+                "All replicas are busy and the queue is full; retry later.",
                 code="queue_full",
                 headers={"Retry-After": "1"},
             ) from None

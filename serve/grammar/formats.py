@@ -110,7 +110,7 @@ class Formats:
             most = f"{verdict.seconds:.1f} s" if verdict.excess == "time" else f"{self._bounds.memory >> 20} MiB"
             raise ApiError(
                 400,
-                f"{param}: it takes more {verdict.excess} to prepare than a format may ({most}). {_SIMPLER}.",
+                f"{param}: preparing it exceeds the {verdict.excess} limit ({most}). {_SIMPLER}.",
                 param,
             )
 

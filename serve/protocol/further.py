@@ -22,19 +22,19 @@ class FurtherFields(Hints):
     """None of them is in OpenAI's API; null means that it is not asked for."""
 
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    """The answer has the log-probabilities of the prompt's tokens, and of so many likely ones in each place."""
+    """Return the log-probabilities of the prompt's tokens, and of this many most likely tokens at each position."""
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
-    """The last so many tokens of the prompt are read; -1: as many as leave room for the reply."""
+    """Keep only this many tokens at the end of the prompt; -1: as many as leave room for the reply."""
     allowed_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=65536)] | None = (
         None
     )
-    """The reply is made of these tokens, and of those that end it."""
+    """The reply uses only these tokens, and those that end it."""
     bad_words: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=128)] | None = (
         None
     )
-    """The reply has none of these, as the tokenizer writes them with and without a space before them."""
+    """Words that the reply must not contain, with and without a space before them."""
     return_token_ids: bool | None = None
-    """The answer has the ids of the tokens of prompt and reply."""
+    """Return the token ids of the prompt and the reply."""
     return_tokens_as_token_ids: bool | None = None
     """Log-probabilities name tokens as "token_id:5"."""
     guided_json: SchemaOrText | None = None

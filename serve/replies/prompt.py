@@ -142,8 +142,8 @@ class PromptEncoder:
             raise ApiError(
                 400,
                 f"This model's maximum context length is {self._engine.max_positions} tokens, and the {param} "
-                f"{'has' if param == 'prompt' else 'have'} {count} letters, which are more than so many tokens can "
-                f"be. Shorten the {param}.",
+                f"{'has' if param == 'prompt' else 'have'} {count} letters, too long for that many tokens. "
+                f"Shorten the {param}.",
                 param,
                 "context_length_exceeded",
             )

@@ -27,7 +27,7 @@ def command() -> None:
 
     PIPELINE is a YAML file; `rayconteur spec` lists all its fields.
 
-    Stages: prepare, reference (for dpo, kto and distill), tune (for a search), train, evaluate, optimize, deploy.
+    Stages: prepare, reference (for objectives that need it), tune (for a search), train, evaluate, optimize, deploy.
     A run skips stages that are up to date, and resumes where an interrupted run stopped.
     """
 
@@ -97,7 +97,7 @@ def prepare(pipeline: str, overrides: tuple[str, ...], json_lines: bool, show: i
 @command.command()
 @options("set", "json")
 def reference(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
-    """Compute reference values for dpo, kto and distill (Ray Data)."""
+    """Compute the reference values that some objectives learn against (Ray Data)."""
     run_to("reference", pipeline, overrides, False, json_lines)
 
 
