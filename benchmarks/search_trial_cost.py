@@ -27,6 +27,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from workflows.cluster import connection as cluster
 from workflows.cluster.capacity import worker_resources
+from workflows.cluster.workers import worker_environment
 from workflows.progress import Progress
 from workflows.runs.run import run_stages
 from workflows.search.recorder import SearchRecorder
@@ -112,7 +113,7 @@ def peer_trial(config: dict[str, Any], spec: PipelineSpec, keys: dict[str, str])
             name=f"train-{name}",
             storage_path=f"{spec.store}/peer",
             callbacks=[TuneReportCallback()],
-            worker_runtime_env={"env_vars": cluster.worker_environment(train.cpus_per_worker, 0)},
+            worker_runtime_env={"env_vars": worker_environment(train.cpus_per_worker, 0)},
         ),
     ).fit()
 

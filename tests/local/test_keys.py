@@ -7,11 +7,11 @@ import pytest
 
 from serve.deployment.application import build
 from serve.front.server import Endpoint
-from workflows.cli import commands as cli
+from workflows.cli.run import ask_once
 from workflows.endpoint.api_keys import KeyFile
+from workflows.endpoint.status import own_key
 from workflows.progress import Progress
 from workflows.spec import PipelineSpec
-from workflows.stages import deploy
 from workflows.store import Store
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
@@ -77,8 +77,8 @@ def test_two_replicas_know_the_same_keys_and_count_together(url, file, capsys):
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert 1 <= int(refused.headers["retry-after"]) <= 6
     assert not [name for answer in answers for name in answer.headers if name.startswith("access-control-")]
-    with deploy.own_key(PIPELINE, file._store) as own, Progress() as progress:
-        cli._ask_once(url, "tiny", own, progress)
+    with own_key(PIPELINE, file._store) as own, Progress() as progress:
+        ask_once(url, "tiny", own, progress)
     assert "asked over HTTP: " in capsys.readouterr().out
     assert [key.name for key in file.read()] == ["free", "few"]
     file.revoke("free")

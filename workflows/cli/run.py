@@ -111,7 +111,7 @@ def _serve(
         progress.note("there is no API key yet; create one with `rayconteur keys create PIPELINE NAME`")
     if exit_after_reply:
         with own_key(spec, store) as key:
-            _ask_once(url, str(endpoint.figures["model"]), key, progress, trust_of(spec.serve))
+            ask_once(url, str(endpoint.figures["model"]), key, progress, trust_of(spec.serve))
     elif already:
         progress.note("nothing to do")
     elif spec.cluster.address is None:
@@ -122,7 +122,7 @@ def _serve(
         progress.note("the endpoint is stopped")
 
 
-def _ask_once(
+def ask_once(
     url: str, model: str, key: str | None, progress: "Progress", verify: "ssl.SSLContext | bool" = True
 ) -> None:
     question = "Hello! What can you help me with?"
