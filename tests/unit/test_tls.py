@@ -136,7 +136,7 @@ def test_good_files_are_let_in_and_do_not_travel(tmp_path: Path) -> None:
     assert serve.tls is not None
     assert serve.tls.key == str(tmp_path / "shop.example.key")
     assert url_of(serve) == "https://127.0.0.1:8000"
-    with pytest.raises(SpecError, match=r"serve\.tls\.certificate: got 'shop.example.pem'; it is a file of the head"):
+    with pytest.raises(SpecError, match=r"serve\.tls\.certificate: got 'shop.example.pem'; a job does not upload"):
         read_spec(file, ["store=/shared"], for_job=True)
 
 
