@@ -270,7 +270,8 @@ class Generation:
 
     def _take(self, event: TokenEvent) -> Piece | None:
         self.token_ids.append(event.token_id)
-        self._take_prompt(event)
+        if event.num_cached is not None or event.prompt_logprobs:
+            self._take_prompt(event)
         self._clock.token()
         if event.token_id in self._request.end_token_ids:
             return None
@@ -279,17 +280,15 @@ class Generation:
         shown = self._text.push(event.token_id)
         if event.logprob is not None:
             self._unshown.append((self._text.num_decoded, DrawnToken(offset, self._named(event))))
-        return self._piece(shown, self._call_deltas())
+        return self._piece(shown, self._call_deltas() if self._reading else [])
 
     def _piece(self, shown: Shown, calls: list[CallDelta]) -> Piece | None:
-        tokens = self._shown_tokens()
+        tokens = self._shown_tokens() if self._unshown else []
         is_something = shown.said or tokens or shown.thought or calls
         return Piece(shown.said, tokens, shown.thought, calls) if is_something else None
 
     def _shown_tokens(self) -> list[DrawnToken]:
         """The tokens that are wholly shown now, and were not before: nothing of a stop string, nor of thinking."""
-        if not self._unshown:
-            return []
         shown = [token for end, token in self._unshown if end <= self._text.num_shown]
         self._unshown = self._unshown[len(shown) :]
         return [token for token in shown if self._text.is_said(token.offset)]
