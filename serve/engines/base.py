@@ -29,7 +29,7 @@ DEFAULT_MAX_STALL_SECONDS = 1.0
 
 
 class Unfollowable(RayconteurError):
-    """A reply has come to where its grammar takes too much to follow, or allows nothing."""
+    """A reply has come to where its grammar takes too much to follow, or nothing is allowed."""
 
 
 class Grammar(Protocol):

@@ -4,7 +4,7 @@ from collections import Counter
 
 import torch
 
-from serve.engines.base import GenerationRequest
+from serve.engines.base import GenerationRequest, Unfollowable
 
 
 class Sampler:
@@ -29,7 +29,7 @@ class Sampler:
 
         In this order: repetition, frequency and presence penalties, biases, tokens and words that are not allowed,
         end tokens that come too early, what the grammar allows, temperature, min_p, top_k, top_p. top_p keeps the
-        likeliest tokens until their probabilities reach it, at least one.
+        likeliest tokens until their probabilities reach it, at least one. Raises Unfollowable where none is allowed.
         """
         token_id = self._draw(self._changed(logits) if self._request.changes_scores else logits)
         self._drawn[token_id] += 1
@@ -63,6 +63,8 @@ class Sampler:
             scores[list(request.end_token_ids)] = -torch.inf
         if self._grammar is not None:
             scores[~torch.from_numpy(self._grammar.allowed())] = -torch.inf
+        if torch.isneginf(scores).all():
+            raise Unfollowable("allowed_token_ids, bad_words, min_tokens and the format together allow no token")
         return scores
 
     def _draw(self, scores: torch.Tensor) -> int:

@@ -317,8 +317,8 @@ class Generation:
         self._engine.cancel(self._request.request_id)
 
     def _unfollowable(self, error: Unfollowable) -> ApiError:
-        grammar = self._request.grammar
-        param = "tools" if grammar is None else grammar.param
+        grammar, allowed = self._request.grammar, self._request.allowed_token_ids
+        param = ("bad_words" if allowed is None else "allowed_token_ids") if grammar is None else grammar.param
         return ApiError(400, f"{param}: after {self.num_tokens} tokens of the reply: {error}.", param)
 
     def _cancelled(self) -> Exception:

@@ -207,6 +207,19 @@ def test_tokens_and_words_can_be_kept_out(endpoint: Endpoint) -> None:
     assert text[3:5] not in kept_out
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_rules_that_leave_no_token_are_refused(endpoint: Endpoint, temperature: int) -> None:
+    letter = load_tokenizer(endpoint.release).convert_tokens_to_ids(["a"])
+    for param, fields in {
+        "regex": {"regex": "0", "bad_words": ["0"]},
+        "allowed_token_ids": {"allowed_token_ids": letter, "bad_words": ["a"], "min_tokens": 3},
+    }.items():
+        answer = endpoint.ask(**fields, temperature=temperature)
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["param"] == param
+        assert "allow no token" in answer.json()["error"]["message"]
+
+
 def test_a_prompt_can_be_read_from_its_end(endpoint: Endpoint) -> None:
     ask: dict[str, Any] = {"temperature": 0, "prompt": "Hello, you there"}
     ids = load_tokenizer(endpoint.release)(ask["prompt"])["input_ids"]
