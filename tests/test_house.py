@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from packaging.specifiers import SpecifierSet
+from test_layers import imports
 
 from workflows.spec.read import read_spec
 from workflows.stage import STAGE_NAMES
@@ -30,17 +31,6 @@ def loaded_by(code: str, *arguments: str) -> set[str]:
 def modules_in(folder: str) -> list[str]:
     files = sorted((ROOT / folder).rglob("*.py"))
     return [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
-
-
-def imports_of(file: Path) -> set[str]:
-    """All modules, and names taken from them, that a file imports anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
 
 
 @pytest.mark.parametrize("code", [
@@ -88,7 +78,7 @@ def test_models_and_serve_are_imported_without_ray() -> None:
 
 def test_stages_import_no_other_stage() -> None:
     for stage in STAGE_NAMES:
-        imported = imports_of(ROOT / "workflows" / "stages" / f"{stage}.py")
+        imported = imports(f"workflows.stages.{stage}")
         assert not {name for name in imported if name.startswith("workflows.stages.")}, stage
 
 
