@@ -87,7 +87,7 @@ class Progress:
         """Show the progress of the stage with current figures; estimates `seconds_left` if it is not given."""
         figures = figures or {}
         now = time.monotonic()
-        if self._first_done is None or done < self._last_done:  # a lost worker: some of it is done again
+        if self._first_done is None or done < self._last_done:  # a worker was lost, and some steps are repeated
             self._first_done = (now, done)
         self._last_done = done
         began, first = self._first_done

@@ -12,11 +12,11 @@ if TYPE_CHECKING:  # the command line takes the names from here, and answers `--
     from workflows.store import Artifact, Store
 
 STAGE_NAMES = ("prepare", "reference", "tune", "train", "evaluate", "optimize", "deploy")
-"""in their order; workflows/runs/order.py says what each of them depends on"""
+"""in their order; workflows/runs/order.py has the dependencies of each"""
 
 
 class StageFailed(RayconteurError):
-    """A stage could not do its work; the text is for the user."""
+    """A stage cannot do its work; the text tells the user why."""
 
 
 class GateFailed(StageFailed):
@@ -24,7 +24,7 @@ class GateFailed(StageFailed):
 
 
 def check_gate(scorecard: "Artifact | None", where: str, fix: str) -> None:
-    """Raise GateFailed for a model whose scorecard did not pass, or that has none; `fix` says how to go on anyway."""
+    """Raise GateFailed unless the model has a scorecard that passed; `fix` is how to continue anyway."""
     if scorecard is None or not scorecard.figures["passed"]:
         why = scorecard.figures["verdict"] if scorecard else "it was never evaluated"
         raise GateFailed(f"{where}: {why}; {fix}")
@@ -45,13 +45,13 @@ class Context:
 class Stage:
     """A stage of the pipeline.
 
-    `workflows/stages/<name>.py` has its `run(context) -> figures`, and `tidy(context)` where something can be let go
-    of once the artifact is whole.
+    `workflows/stages/<name>.py` has its `run(context) -> figures`, and `tidy(context)` if something can be freed once
+    the artifact is complete.
     """
 
     name: str
     version: int
-    """raised when the stage's output changes its meaning"""
+    """incremented when the meaning of the stage's output changes"""
     inputs: tuple[str, ...]
     """the stages whose artifacts it reads, if the pipeline has them"""
     settings: "Callable[[PipelineSpec], dict[str, Any]]"
@@ -62,10 +62,10 @@ class Stage:
 
 
 DISCRIMINATOR = "discriminator"
-"""its folder in the artifacts of `train` and `optimize`, and in a new model's, if it begins otherwise than that"""
+"""its folder in the artifacts of `train` and `optimize`, and in a new model if its discriminator differs from it"""
 
 CONTINUED = "continued"
-"""the folder of what it is compared to, a generator by likelihood alone, in the artifact of `train`"""
+"""the folder of the control, a generator trained by likelihood alone, in the artifact of `train`"""
 
 SHIPPED = "shipped"
-"""what the figures of a release with a discriminator say of it"""
+"""the figure of a release that includes a discriminator"""

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from models.errors import RayconteurError
 from models.files import local_copy, open_uri
 
-# A lease on a store without file locks: renewed this often, given up for dead after that long without renewal.
+# Stores without file locks use a lease, renewed this often, and taken over after this long without a renewal.
 _LEASE_RENEWAL_S = 10.0
 _LEASE_DEAD_AFTER_S = 45.0
 _LEASE_SETTLE_S = 2.0
@@ -74,9 +74,9 @@ class Store:
     """A folder of artifacts that several programs on several machines may use at once."""
 
     def __init__(self, uri: str, patient: bool = True) -> None:
-        """Open `uri`, a folder (made if need be) or a URI; raises StoreError.
+        """Open `uri`, a folder (created if missing) or a URI; raises StoreError.
 
-        A service that is away is waited for, some minutes; here only if `patient`.
+        Waits some minutes for a service that does not answer; when opening, only if `patient`.
         """
         try:
             if "://" not in uri:
@@ -91,11 +91,11 @@ class Store:
         self.uri = self.root if self.is_local else uri
 
     def path(self, stage: str, key: str, *parts: str) -> str:
-        """The path of an artifact's file on `self.filesystem`."""
+        """The path of an artifact's file, for `self.filesystem`."""
         return "/".join([self.root, stage, key, *parts])
 
     def address(self, stage: str, key: str, name: str) -> str:
-        """Where every machine of a cluster finds an artifact's folder: a path if the store is one, else a URI."""
+        """The address of an artifact's folder for all machines of a cluster: a path for a local store, else a URI."""
         if self.is_local:
             return self.path(stage, key, name)
         parts = urlsplit(self.uri)
@@ -120,11 +120,11 @@ class Store:
         self.write_json(self.path(artifact.stage, artifact.key, "manifest.json"), asdict(artifact))
 
     def clear(self, stage: str, key: str) -> None:
-        """Remove what an unfinished attempt left."""
+        """Remove the files of an unfinished attempt."""
         self.remove(self.path(stage, key))
 
     def folders(self, *parts: str) -> list[Any]:
-        """The folders in a folder of the store, none where it is not there."""
+        """The folders in a folder of the store; empty if it does not exist."""
         found = self._list("/".join([self.root, *parts]))
         return [info for info in found if info.type == pa.fs.FileType.Directory]
 
@@ -189,10 +189,10 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, stage: str, key: str, on_wait: Callable[[str], None]) -> Iterator[None]:
-        """Make this program the only one that works on an artifact; waits for another one to end.
+        """Lock an artifact for this program; waits while another program holds the lock.
 
-        On a local folder the operating system lets go of the lock when its program dies, however it dies. On an
-        object store the lock is a lease that a living program renews; one that died is passed over after 45 s.
+        On a local folder, the operating system releases the lock when the program dies. On an object store, the lock
+        is a lease that the program renews; without a renewal, others take it over after 45 s.
         """
         if self.is_local:
             path = Path(self.root) / stage / f"{key}.lock"
@@ -227,10 +227,10 @@ class Store:
 
 
 class _Lease:
-    """An object that says who works on an artifact, for stores that have no locks of their own.
+    """A lock for stores without locks: an object that names the program that holds it.
 
-    Two programs that start within the same two seconds both write it, wait, and read it again: the last writer
-    goes on, the other one waits.
+    If two programs start within the same two seconds, both write the object, wait, and read it again: the last writer
+    continues, the other one waits.
     """
 
     def __init__(self, store: Store, path: str, on_wait: Callable[[str], None]) -> None:
@@ -249,7 +249,7 @@ class _Lease:
                 if self._holder() == self._owner:
                     break
             elif not said:
-                self._on_wait(f"another run ({holder}) is working here; waiting for it")
+                self._on_wait(f"another run ({holder}) holds {self._path}; waiting for it")
                 said = True
             time.sleep(1.0)
         self._keeper.start()
@@ -273,12 +273,12 @@ class _Lease:
     def _keep(self) -> None:
         while not self._released.wait(_LEASE_RENEWAL_S):
             with contextlib.suppress(OSError):
-                if self._holder() in (None, self._owner):  # else it was given up for dead, and taken over
+                if self._holder() in (None, self._owner):  # otherwise another program has taken it over
                     self._renew()
 
 
 def fingerprint(filesystem: Any, path: str) -> str:
-    """A text that changes with a file's content; of files over 64 MiB only size, time and both ends are read."""
+    """A hash of a file's content; for a file over 64 MiB, of its size, modification time, first and last MiB."""
     info = filesystem.get_file_info(path)
     digest = hashlib.sha256(str(info.size).encode())
     with filesystem.open_input_file(path) as stream:

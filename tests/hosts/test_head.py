@@ -26,7 +26,7 @@ def test_the_same_submit_goes_on_after_the_head_was_lost(bare_hosts, sums_file, 
     assert followed.wait(timeout=200) == 1
     said = hosts.events(first)[-1]
     assert said["event"] == "error"
-    assert "submit again to resume from the store" in said["text"]
+    assert "submit the pipeline again to resume from the store" in said["text"]
     print(f"cut off; said so after {time.monotonic() - cut:.0f} s")
 
     hosts.call("on", "h1")

@@ -165,7 +165,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on_when_there_is_room(run
     # Whoever writes next meets it: a worker its checkpoint, the controller its note of it.
     with (
         Disturbance(lambda: between_checkpoints(tiny["store"]), fill) as filling,
-        pytest.raises(StageFailed, match=r"No space left.*make room there, and the same command"),
+        pytest.raises(StageFailed, match=r"No space left.*free some space, then run the same command"),
     ):
         run("train", tiny)
     assert filling.happened

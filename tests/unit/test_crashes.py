@@ -104,7 +104,10 @@ MISTAKES = [
     (in_task(TrainingDiverged("train: the loss is nan", [3])), "train: the loss is nan"),
     (in_constructor(of_user()), str(MISTAKE)),
     (ControllerError(MISTAKE), str(MISTAKE)),
-    (in_task(OSError(errno.ENOSPC, "No space left")), "[Errno 28] No space left; make room there, and the same"),
+    (
+        in_task(OSError(errno.ENOSPC, "No space left")),
+        "[Errno 28] No space left; free some space, then run the same command",
+    ),
 ]
 CRASHES = [
     (of_bug(), "KeyError: 'planted'"),
@@ -226,7 +229,7 @@ def test_a_bug_in_a_stage_leaves_a_file_that_is_named(
 @pytest.mark.parametrize(("error", "code", "words"), [
     (MISTAKE, 1, f"error: {MISTAKE}\n"),
     (in_task(MISTAKE), 1, f"error: {MISTAKE}\n"),
-    (in_task(OSError(errno.ENOSPC, "No space left")), 1, "error: prepare: [Errno 28] No space left; make room there"),
+    (in_task(OSError(errno.ENOSPC, "No space left")), 1, "error: prepare: [Errno 28] No space left; free some space"),
     (GateFailed("evaluate: failed"), 1, "error: evaluate: failed\n"),
     (RayconteurError("train: too little data"), 1, "error: train: too little data\n"),
     (FileNotFoundError(2, "No such file"), 1, "error: [Errno 2] No such file; check the path"),
@@ -264,7 +267,9 @@ def test_what_is_no_address_of_a_cluster_is_the_users_mistake() -> None:
     addresses = ["head", "10.0.0.1", "localhost:abc", "http://head:8265"]
     command = [sys.executable, "-c", _OPEN_EACH, *addresses]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    starts = [f"cluster.address: '{address}' is no address of a Ray cluster (" for address in addresses]
+    starts = [
+        f"cluster.address: got '{address}', which is not the address of a Ray cluster (" for address in addresses
+    ]
     assert [line.startswith(start) for line, start in zip(said, starts, strict=True)] == [True] * 4, said
 
 

@@ -86,19 +86,19 @@ def test_keys_on_an_object_store(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("name", ["", "a b", "-a", "a/b", "é", "a" * 64, "a\n", 'a"'])
 def test_a_name_that_is_none(file: KeyFile, name: str) -> None:
-    with pytest.raises(UnusableKey, match=r"^NAME: got .*must have 1 to 63 letters"):
+    with pytest.raises(UnusableKey, match=r"^NAME: got .*must be 1 to 63 letters"):
         file.add(name)
     assert file.read() is None
 
 
 def test_a_name_is_taken_once(file: KeyFile) -> None:
     file.add("alice")
-    with pytest.raises(UnusableKey, match="there is a key named alice; revoke it first"):
+    with pytest.raises(UnusableKey, match="a key named alice already exists; revoke it first"):
         file.add("alice")
-    with pytest.raises(UnusableKey, match="no key named alic; did you mean alice"):
+    with pytest.raises(UnusableKey, match="no key is named alic; did you mean alice"):
         file.revoke("alic")
     file.revoke("alice")
-    with pytest.raises(UnusableKey, match="no key named alice; there are: none"):
+    with pytest.raises(UnusableKey, match="no key is named alice; existing keys: none"):
         file.revoke("alice")
 
 
@@ -112,7 +112,7 @@ def test_a_broken_file_is_said_to_be_one(file: KeyFile, path: Path) -> None:
     file.add("alice")
     for text in ("{", "[]", '{"keys": [{"name": "x"}]}'):
         path.write_text(text)
-        with pytest.raises(StoreError, match=r"keys\.json is not a list of API keys"):
+        with pytest.raises(StoreError, match=r"keys\.json: is not a list of API keys"):
             file.read()
         with pytest.raises(StoreError):
             file.add("bob")
@@ -235,7 +235,7 @@ def test_the_command_makes_lists_and_revokes(keys: Callable[..., Result], file: 
     assert keys("revoke", "alice").exit_code == 1
     again = keys("create", "bob")
     assert (again.exit_code, again.stdout) == (1, "")
-    assert again.stderr.startswith("error: NAME: there is a key named bob")
+    assert again.stderr.startswith("error: NAME: a key named bob already exists")
 
 
 def test_the_command_speaks_json(keys: Callable[..., Result]) -> None:

@@ -71,7 +71,7 @@ def test_both_whole_models_of_an_evaluation_do_not_fit_on_one_gpu(planned):
 def test_more_workers_than_nodes_is_said_with_both_numbers(planned):
     row = planned({**FULL, "num_workers": 16, "batch_tokens": 512})["stages"]["train"]
     assert "16 x worker" in row["why_not"]
-    assert "there is room for 8 (gpu-worker: 1 a node, at most 8 nodes); raise max_workers" in row["why_not"]
+    assert "the cluster has room for 8 (gpu-worker: 1 a node, at most 8 nodes); raise max_workers" in row["why_not"]
 
 
 def test_a_search_says_how_many_trials_run_at_once(planned):
@@ -109,7 +109,7 @@ def test_hours_go_by_the_slowest_gpu_and_are_unknown_without_a_rate():
 
 @pytest.mark.parametrize(("content", "said"), [
     ("{", "cannot be read"),
-    ("a: 1", "is neither a file for `ray up`"),
+    ("a: 1", "is not a cluster file; must be one for `ray up`"),
     ({"available_node_types": {"w": {"resources": {"CPU": 1}}}, "metadata": {"rayconteur": {"w": {"price": 1}}}},
      r"metadata\.rayconteur\.w\.price: got 1; .*known here: memory_gb"),
     ({"available_node_types": {"w": {"resources": {"CPU": 1}}},

@@ -81,7 +81,7 @@ def test_large_files_and_missing_ones_are_refused_by_field(written, tmp_path, mo
     spec, beside = written()
     monkeypatch.setattr(shipping, "MAX_SHIPPED", 20)
     (tmp_path / "1").mkdir()
-    with pytest.raises(StageFailed, match=r"^data\.sources\.0\.path: .* are too much to upload, the limit is"):
+    with pytest.raises(StageFailed, match=r"^data\.sources\.0\.path: .* have .* MB, and a job uploads at most"):
         pack(spec, beside, tmp_path / "1")
     for file in (beside / "data").iterdir():
         file.unlink()

@@ -14,7 +14,7 @@ from workflows.progress import Progress
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Where workers write how far they are, and the driver reads it."""
+    """An actor that collects the workers' progress for the driver."""
 
     def __init__(self) -> None:
         self._counters: dict[str, float] = {}
@@ -22,28 +22,28 @@ class Board:
         self._notes: list[str] = []
 
     def add(self, **counters: float) -> None:
-        """Count further items done."""
+        """Add to counters, such as the number of items done."""
         for name, value in counters.items():
             self._counters[name] = self._counters.get(name, 0) + value
 
     def post(self, note: str = "", **values: Any) -> None:
-        """Replace values of the moment; a note is a line that stays."""
+        """Replace current values; `note` is a line that stays on the display."""
         self._latest.update(values)
         self._notes += [note] if note else []
 
     def read(self) -> tuple[dict[str, Any], list[str]]:
-        """Counters and latest values together; the notes since it was read last."""
+        """Counters and current values together, and the notes since the last call."""
         notes, self._notes = self._notes, []
         return {**self._counters, **self._latest}, notes
 
 
 @contextlib.contextmanager
 def watching(progress: Progress, unit: str, total: float | None = None) -> Iterator[Any]:
-    """A `Board`, shown on `progress` until the block ends. Workers count `done`; other values are shown as they are.
+    """A `Board`, shown on `progress` until the block ends. Workers add to `done`; other values are shown unchanged.
 
-    `total` may instead be posted by a worker.
+    Give `total` here, or let a worker post it.
     """
-    # Beside this program: on another machine it could be lost with it, and the display with both.
+    # On this node: if the board ran on another machine and that was lost, the display would be lost too.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     ended = threading.Event()

@@ -1,4 +1,4 @@
-"""How many trainings fit into a cluster at the same time. Imports no Ray at its top: `plan` asks as well."""
+"""How many trainings fit into a cluster at the same time. Functions import Ray, as `plan` must start without it."""
 
 import math
 from collections.abc import Sequence
@@ -9,22 +9,22 @@ from workflows.cluster.cluster_file import NodeKind, read_cluster_file
 from workflows.spec import ClusterSpec, PipelineSpec, TrainSpec
 from workflows.spec.space import trials_wanted
 
-# A population's members that run at the same time share the head's own resource, of which Ray Train takes a
-# thousandth for each of them: of more than so many, one too many would find room beside them.
+# Concurrent members of a population share the head node's own resource, of which Ray Train takes a thousandth for
+# each. With more members than this, rounding would let one more start than the cluster has capacity for.
 _MAX_SEATS = 30
 
-# Where `ray up` puts the file that it was given, on the head.
+# Where `ray up` stores its cluster file on the head node.
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 
-# Memory of a node of which nobody says how much it has, in bytes.
+# Memory in bytes of a node whose memory is not known.
 _UNKNOWN = 1e18
 
 Resources = dict[str, float]
-"""of a node or a worker, by Ray's names: CPU, GPU, memory (bytes)"""
+"""resources of a node or a worker, by Ray's names: CPU, GPU, memory (bytes)"""
 
 
 def worker_resources(train: TrainSpec) -> Resources:
-    """What one worker of a training asks for."""
+    """What one worker of a training requests."""
     asked = {"CPU": train.cpus_per_worker, "GPU": float(train.gpus_per_worker)}
     if train.memory_gb_per_worker:
         asked["memory"] = train.memory_gb_per_worker * 1e9
@@ -32,14 +32,14 @@ def worker_resources(train: TrainSpec) -> Resources:
 
 
 def living_nodes() -> list[dict[str, Any]]:
-    """What Ray says of every living node of the cluster that this process is connected to."""
+    """Ray's record of every live node of the connected cluster."""
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]
 
 
 def nodes_of_cluster(cluster: ClusterSpec) -> list[Resources]:
-    """The living nodes; of a cluster that scales up and says how far, those that it comes to have at most."""
+    """The resources of the live nodes; of all nodes at its maximum, if an autoscaling cluster's maximum is known."""
     if cluster.scales_to is not None:
         return [{"CPU": cluster.scales_to.cpus, "GPU": cluster.scales_to.gpus, "memory": _UNKNOWN}]
     kinds = kinds_to_come(cluster)
@@ -53,8 +53,8 @@ def nodes_of_cluster(cluster: ClusterSpec) -> list[Resources]:
 
 
 def kinds_to_come(cluster: ClusterSpec) -> list[NodeKind] | None:
-    """The groups of nodes that `ray up` gave this cluster, as its head knows them; an empty list if they do not say
-    what they have, and None where this is no head of such a cluster.
+    """The groups of nodes in the cluster file of `ray up`, read on the head node. An empty list if the file does not
+    state their resources; None if this machine is not the head of such a cluster.
     """
     file = Path(BOOTSTRAP).expanduser()
     if cluster.address is None or not file.is_file():
@@ -63,9 +63,9 @@ def kinds_to_come(cluster: ClusterSpec) -> list[NodeKind] | None:
 
 
 def trainings_at_once(nodes: Sequence[Resources], train: TrainSpec) -> int:
-    """How many trainings can have all their workers at once; those of one may be on several nodes."""
+    """How many trainings can have all their workers at once; the workers of one may be on several nodes."""
     asked = worker_resources(train)
-    # A little is added, since sums of fractions come out below whole numbers.
+    # 1e-9, because ratios of fractions come out slightly below whole numbers.
     workers = sum(
         min(math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in asked.items()) for node in nodes
     )
@@ -73,25 +73,25 @@ def trainings_at_once(nodes: Sequence[Resources], train: TrainSpec) -> int:
 
 
 def trials_at_once(spec: PipelineSpec, nodes: Sequence[Resources]) -> int:
-    """How many trials of a search run at the same time, so that none waits for workers that others hold."""
+    """The maximum number of concurrent trials for which no trial waits for workers that others hold."""
     tune = spec.tune
     assert tune is not None
-    asked, room = tune.max_concurrent, trainings_at_once(nodes, spec.train)
-    if spec.cluster.address is None and asked is not None:  # no node will come to a local cluster
-        asked = min(asked, room)
-    limits = [asked or room, trials_wanted(tune), _MAX_SEATS if tune.scheduler.name == "population" else None]
+    asked, capacity = tune.max_concurrent, trainings_at_once(nodes, spec.train)
+    if spec.cluster.address is None and asked is not None:  # a local cluster does not grow
+        asked = min(asked, capacity)
+    limits = [asked or capacity, trials_wanted(tune), _MAX_SEATS if tune.scheduler.name == "population" else None]
     return min(limit for limit in limits if limit is not None)
 
 
 def need_of_trial(train: TrainSpec) -> str:
-    """What one trial asks for, in words."""
+    """What one trial requests, as text."""
     count = train.min_workers
     each = ", ".join(_amount(name, amount) for name, amount in worker_resources(train).items())
     return f"{count} workers of {each} each" if count > 1 else f"1 worker of {each}"
 
 
 def why_none_fits(nodes: Sequence[Resources], train: TrainSpec) -> str:
-    """Both numbers, in words, where not one training fits; empty if one does."""
+    """Why not one training fits, with what it needs and what the nodes have; empty if one fits."""
     if trainings_at_once(nodes, train):
         return ""
     asked = worker_resources(train)

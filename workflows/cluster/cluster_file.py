@@ -1,10 +1,11 @@
-"""A cluster that is not there yet, from the file that would start it: one of `ray up`, or a RayCluster of KubeRay's.
+"""Read the nodes of a cluster from the file that starts it: a cluster file of `ray up`, or a RayCluster of KubeRay.
 
     kinds = read_cluster_file("cluster.yaml")
 
-What these formats have no place for stands in a note of ours for each group of nodes, if the plan is to know it:
-in `metadata.rayconteur` for `ray up`, in an annotation `rayconteur/<group>` (as JSON) for KubeRay. Its fields are
-`memory_gb`, `gpu_memory_gb` (of one GPU), `tflops` (of one GPU, dense, in bf16) and `price_per_hour` (of a node).
+These formats have no fields for a GPU's memory and speed or a node's price. For `rayconteur plan`, a note for each
+group of nodes can add them: under `metadata.rayconteur` for `ray up`, in an annotation `rayconteur/<group>` (as JSON)
+for KubeRay. Its fields are `memory_gb`, `gpu_memory_gb` (of one GPU), `tflops` (of one GPU, dense, in bf16) and
+`price_per_hour` (of a node).
 """
 
 import json
@@ -25,11 +26,11 @@ _INSIDE = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec"), "RaySe
 
 
 class ClusterFileError(RayconteurError):
-    """A cluster file that cannot be read."""
+    """An unusable cluster file."""
 
 
 class Note(Section):
-    """What the formats of cluster files have no field for."""
+    """Our note on a group of nodes, for what cluster files have no field for."""
 
     memory_gb: _Positive = None
     gpu_memory_gb: _Positive = None
@@ -37,25 +38,25 @@ class Note(Section):
     price_per_hour: _Positive = None
 
     def over(self, memory_gb: float | None) -> dict[str, float | None]:
-        """Its fields, with what the file itself says of a node's memory where the note does not."""
+        """The note's fields; `memory_gb`, from the file's own fields, applies if the note has none."""
         return {**self.model_dump(), "memory_gb": self.memory_gb or memory_gb}
 
 
 @dataclass(frozen=True)
 class NodeKind:
-    """A group of nodes that are alike."""
+    """A group of identical nodes."""
 
     name: str
     cpus: float
     gpus: float
     fewest: int
-    """nodes that are there when nobody asks for any"""
+    """nodes that run even when the cluster is idle"""
     most: int
     is_spot: bool
     memory_gb: float | None
     gpu_memory_gb: float | None
     tflops: float | None
-    """of one GPU, in 10^12 operations a second"""
+    """of one GPU, in 10^12 operations per second"""
     price_per_hour: float | None
 
 
@@ -73,7 +74,7 @@ _Quantity = Annotated[float, BeforeValidator(_quantity)]
 
 
 class _Part(BaseModel):
-    """What is read of a part of a cluster file; all else is Ray's or KubeRay's to check."""
+    """The fields that we read of a part of a cluster file; Ray and KubeRay check the rest."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -138,7 +139,7 @@ class _Started(_Part):
 
 class _Group(_Part):
     groupName: str = "head"
-    # One head; groups of workers say how many.
+    # The head group has one node; groups of workers override this.
     replicas: int = 1
     minReplicas: int | None = None
     maxReplicas: int | None = None
@@ -166,7 +167,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def read_cluster_file(file: str | Path) -> list[NodeKind]:
-    """The groups of worker nodes, and the head where it has CPUs or GPUs; raises ClusterFileError."""
+    """The groups of worker nodes, and the head if it has CPUs or GPUs; raises ClusterFileError."""
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -177,8 +178,8 @@ def read_cluster_file(file: str | Path) -> list[NodeKind]:
         kinds = _of_kuberay(str(file), content)
     else:
         raise ClusterFileError(
-            f"{file}: is neither a file for `ray up` with available_node_types, nor a RayCluster, RayJob or "
-            "RayService of KubeRay's"
+            f"{file}: is not a cluster file; must be one for `ray up`, with available_node_types, or a RayCluster, "
+            "RayJob or RayService for KubeRay"
         )
     return [kind for kind in kinds if kind.most and (kind.cpus or kind.gpus)]
 
@@ -186,7 +187,7 @@ def read_cluster_file(file: str | Path) -> list[NodeKind]:
 def _of_ray_up(content: _RayUp) -> list[NodeKind]:
     kinds = []
     for name, kind in content.available_node_types.items():
-        # One's own machines are all of one type, the head as well.
+        # With provider `local`, all machines are of one type, including the head.
         is_head = name == content.head_node_type and content.provider.type != "local"
         most = content.max_workers if kind.max_workers is None else min(content.max_workers, kind.max_workers)
         note, memory = content.metadata.rayconteur.get(name, Note()), kind.resources.memory
@@ -240,7 +241,7 @@ def _annotated(annotations: dict[str, str], name: str, file: str) -> Note:
 
 
 def _checked(model: type[_Model], values: Any, file: str, *at: str) -> _Model:
-    """`values`, which stand at the dotted path `at` of a file, as a model; raises ClusterFileError."""
+    """Validate `values`, found at the dotted path `at` in `file`; raises ClusterFileError."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

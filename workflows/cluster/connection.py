@@ -1,7 +1,7 @@
-"""The Ray cluster: connect to one or start a local one, what it has, and how workers report back.
+"""Connect to a Ray cluster, or start a local one.
 
-with connect(spec.cluster):
-    with watching(progress, "steps") as board: ...   # workers call board.post.remote(...)
+with Connection(spec.cluster) as connection:
+    connection.open()
 """
 
 import logging
@@ -19,16 +19,16 @@ from workflows.cluster.ray_private import redirect_worker_output, show_token
 from workflows.spec import ClusterSpec
 
 ENVIRONMENT = {
-    "RAY_worker_niceness": "0",  # Ray's default gives way to every other process on the machine
+    "RAY_worker_niceness": "0",  # Ray's default, 15, yields to every other process on the machine
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # ten times a second took 4 % of a core
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # the default, 0.1, took 4 % of a core
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 
 
 class Connection:
-    """A connection to the cluster, opened when first needed; a local cluster that it started ends with it."""
+    """A connection to the cluster, opened when first needed. Closing it stops a local cluster that it started."""
 
     def __init__(self, cluster: ClusterSpec) -> None:
         self._cluster = cluster
@@ -42,7 +42,7 @@ class Connection:
             ray.shutdown()
 
     def open(self) -> None:
-        """Connect, or start a local cluster, unless that is done already; raises ClusterError."""
+        """Connect, or start a local cluster; does nothing if open already. Raises ClusterError."""
         if self.is_open:
             return
         divert_library_output()
@@ -50,7 +50,7 @@ class Connection:
             os.environ.setdefault(name, value)
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if self._cluster.address is None:
-            # Said outright: an address in the environment must not pull a laptop's run onto a cluster.
+            # Explicit, so that RAY_ADDRESS in the environment does not send a local run to a cluster.
             options |= {"address": "local", "num_cpus": self._cluster.num_cpus}
         else:
             options["address"] = self._cluster.address
@@ -63,31 +63,31 @@ class Connection:
                 raise ClusterError(f"cluster.address: {token_refused(str(self._cluster.address))}") from None
             raise ClusterError(
                 f"cluster.address: no Ray cluster answers at {self._cluster.address!r} ({error}); "
-                "start one, or leave the field out for a local one"
+                "start one, or leave the field out to start a local cluster"
             ) from None
         except ValueError as error:
             if self._cluster.address is None:
                 raise
             why = str(error).splitlines()[0]
             raise ClusterError(
-                f"cluster.address: {self._cluster.address!r} is no address of a Ray cluster ({why}); give "
-                "host:port of its head, such as 10.0.0.1:6379, or leave the field out for a local one"
+                f"cluster.address: got {self._cluster.address!r}, which is not the address of a Ray cluster ({why}); "
+                "give host:port of its head, such as 10.0.0.1:6379, or leave the field out to start a local cluster"
             ) from None
-        signal.signal(signal.SIGTERM, terminate)  # Ray puts its own in its place
+        signal.signal(signal.SIGTERM, terminate)  # Ray has replaced it with its own
         self.is_open = True
         _quieten()
 
 
 def library_log() -> Path:
-    """The file that gets what Ray and its libraries would write to this terminal."""
+    """The log file for what Ray and its libraries would write to this terminal."""
     return Path(tempfile.gettempdir()) / f"rayconteur-{os.getpid()}.log"
 
 
 def divert_library_output() -> None:
-    """Send standard error to `library_log()`, but for what this program itself writes to `sys.stderr`.
+    """Redirect file descriptor 2 to `library_log()`; `sys.stderr` still writes to the terminal.
 
-    Ray's core, its daemons and the loggers of its libraries write there whatever Python is told; the progress of
-    the run would drown in it.
+    Ray's core, its daemons and its libraries' loggers write to the descriptor, whatever Python's logging is set to;
+    the progress of the run would be lost among their lines.
     """
     terminal = os.fdopen(os.dup(2), "w", buffering=1)
     log = os.open(library_log(), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -98,15 +98,15 @@ def divert_library_output() -> None:
 
 
 def token_refused(address: str) -> str:
-    """What is said where a cluster does not take the token that it was shown."""
+    """The error message for a cluster that refuses this user's token."""
     return (
-        f"the Ray cluster at {address!r} refuses this user's token; put its token, as `ray get-auth-token` prints it "
-        "on its head, into RAY_AUTH_TOKEN (and RAY_AUTH_MODE, where it is set, is to be token)"
+        f"the Ray cluster at {address!r} refuses this user's token; set RAY_AUTH_TOKEN to the cluster's token, which "
+        "`ray get-auth-token` prints on its head (if RAY_AUTH_MODE is set, it must be token)"
     )
 
 
 def _quieten() -> None:
-    """Progress bars of Ray's libraries would stand in ours, its daemons' warnings and tracebacks among our lines."""
+    """Keep Ray's progress bars, warnings and tracebacks out of our own display."""
     from ray.data import DataContext
 
     redirect_worker_output(lambda lines: os.write(2, "".join(f"{line}\n" for line in lines).encode()))

@@ -1,4 +1,4 @@
-"""Does a pipeline fit on a cluster that is not there yet: nodes for every stage, what is in the way, what would fit.
+"""Check whether a pipeline fits on a cluster that is not running yet: nodes for each stage, obstacles, alternatives.
 
 fit = fit_stage(Need("train", 8, cpus=1, gpus=1, gpu_memory_gb=21.0), read_cluster_file("cluster.yaml"))
 """
@@ -9,26 +9,26 @@ from dataclasses import dataclass, field
 
 from workflows.cluster.cluster_file import NodeKind
 
-# Of a GPU's memory: allocators do not fill it without gaps.
+# Share of a GPU's memory: allocators leave gaps.
 _USABLE = 0.95
-# Of the rate that a GPU's maker gives: an assumption, which a training's own figure replaces.
+# Share of a GPU's nominal rate: an assumption, until a training has measured its own.
 UTILISATION = 0.4
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a stage asks for."""
+    """The workers that a stage needs."""
 
     stage: str
     workers: int
     cpus: float
-    """of one worker, as what follows"""
+    """of one worker, as the fields below"""
     gpus: float
     memory_gb: float = 0.0
     gpu_memory_gb: float = 0.0
 
     def each(self) -> str:
-        """A worker in words."""
+        """One worker's resources, as text."""
         parts = [f"{self.cpus:g} CPU{'s' if self.cpus != 1 else ''}"]
         parts += [f"{self.gpus:g} GPU{'s' if self.gpus != 1 else ''}"] if self.gpus else []
         parts += [f"about {self.gpu_memory_gb:.1f} GB of GPU memory"] if self.gpu_memory_gb else []
@@ -38,30 +38,30 @@ class Need:
 
 @dataclass(frozen=True)
 class Fit:
-    """Where a stage's workers would be."""
+    """The nodes that a stage's workers would take."""
 
     need: Need
     nodes: dict[str, int]
-    """of each kind, those that it takes"""
+    """number of nodes by kind"""
     come_up: dict[str, int]
-    """of them, those that the cluster starts for it"""
+    """those of them that the cluster would have to start"""
     price_per_hour: float | None
     why_not: str
-    """what is in the way; empty where it fits"""
+    """empty if it fits"""
     would: list[str] = field(default_factory=list)
-    """what would fit instead"""
+    """alternatives that would fit"""
 
 
 def fit_stage(need: Need, kinds: Sequence[NodeKind], would: Iterable[tuple[str, Need]] = ()) -> Fit:
-    """Where the workers would be: on nodes without GPUs if they need none, on cheap and lasting nodes first.
+    """Place the workers: on nodes without GPUs if they need none; on-demand before spot nodes, cheap nodes first.
 
-    `would` has other ways to do the same, in words; of them those that fit are told where it does not.
+    `would` lists alternatives, each with its description; if the need does not fit, the result names those that do.
     """
     left, nodes = need.workers, {}
     for kind in sorted(kinds, key=_order(need)):
-        if (room := workers_on(kind, need)) and left > 0:
-            nodes[kind.name] = min(kind.most, math.ceil(left / room))
-            left -= nodes[kind.name] * room
+        if (per_node := workers_on(kind, need)) and left > 0:
+            nodes[kind.name] = min(kind.most, math.ceil(left / per_node))
+            left -= nodes[kind.name] * per_node
     by_name = {kind.name: kind for kind in kinds}
     if left > 0:
         others = [words for words, other in would if not fit_stage(other, kinds).why_not]
@@ -75,24 +75,24 @@ def fit_stage(need: Need, kinds: Sequence[NodeKind], would: Iterable[tuple[str, 
 
 
 def workers_on(kind: NodeKind, need: Need) -> int:
-    """How many such workers one node holds."""
-    rooms = [kind.cpus / need.cpus]
+    """How many of these workers fit on one node."""
+    limits = [kind.cpus / need.cpus]
     if need.gpus:
-        rooms.append(kind.gpus / need.gpus)
+        limits.append(kind.gpus / need.gpus)
         if kind.gpu_memory_gb and need.gpu_memory_gb > kind.gpu_memory_gb * _USABLE:
             return 0
     if need.memory_gb and kind.memory_gb:
-        rooms.append(kind.memory_gb / need.memory_gb)
-    return math.floor(min(rooms) + 1e-9)
+        limits.append(kind.memory_gb / need.memory_gb)
+    return math.floor(min(limits) + 1e-9)
 
 
 def in_all(kinds: Sequence[NodeKind], need: Need) -> int:
-    """How many such workers the cluster holds when all of it has come up."""
+    """How many of these workers fit on the whole cluster once all its nodes run."""
     return sum(kind.most * workers_on(kind, need) for kind in kinds)
 
 
 def hours(operations: float, fit: Fit, kinds: Sequence[NodeKind]) -> float | None:
-    """Of so many floating-point operations at `UTILISATION` of the GPUs' rates; None where those are unknown."""
+    """Hours for these floating-point operations at `UTILISATION` of the GPUs' rates; None if a rate is unknown."""
     by_name = {kind.name: kind for kind in kinds}
     rates = [by_name[name].tflops for name in fit.nodes]
     if not fit.need.gpus or not rates or any(rate is None for rate in rates):
@@ -112,6 +112,6 @@ def _why_not(need: Need, kinds: Sequence[NodeKind]) -> str:
         return f"{asks}, and no nodes of the cluster have GPUs; add a group that has them, or request none"
     if need.gpus and all(kind.gpu_memory_gb and not workers_on(kind, need) for kind in suited):
         have = "; ".join(f"{kind.name}: {kind.gpus:g} GPUs of {kind.gpu_memory_gb:g} GB" for kind in suited)
-        return f"{asks}, and no node holds one ({have})"
+        return f"{asks}, and no node has room for one ({have})"
     have = "; ".join(f"{kind.name}: {workers_on(kind, need)} a node, at most {kind.most} nodes" for kind in suited)
-    return f"{asks}, and there is room for {in_all(kinds, need)} ({have}); raise max_workers, or request less"
+    return f"{asks}, and the cluster has room for {in_all(kinds, need)} ({have}); raise max_workers, or request less"

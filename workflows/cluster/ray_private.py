@@ -1,6 +1,6 @@
-"""All that this project takes from Ray's private modules, each with the public issue that shows the want of it.
+"""Everything that we use of Ray's private modules, each with the public issue that asks for a public API.
 
-A new version of Ray may move any of these; nothing else of `ray._private` and `ray._common` is used.
+A new version of Ray may move any of these. No other file uses `ray._private` or `ray._common`.
 """
 
 from collections.abc import Callable
@@ -9,14 +9,14 @@ from typing import Any
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 
 HEAD_NODE = HEAD_NODE_RESOURCE_NAME
-"""The resource that the head alone has, after a restart too (ray-project/ray#35929): no public name stands for it."""
+"""The resource that only the head node has, also after a restart. It has no public name (ray-project/ray#35929)."""
 
 
 def show_token() -> None:
-    """Show a cluster this user's token, if there is one.
+    """Send this user's token to the cluster, if there is one.
 
-    Ray does so for the address `auto` alone (ray-project/ray#64755), and `ray start` asks for one wherever an earlier
-    local cluster has made it.
+    Ray does so only for the address `auto` (ray-project/ray#64755), but `ray start` requires a token on every machine
+    where an earlier local cluster has created one.
     """
     from ray._private.authentication import authentication_token_setup
 
@@ -24,7 +24,7 @@ def show_token() -> None:
 
 
 def redirect_worker_output(write: Callable[[list[str]], Any]) -> None:
-    """Hand lines that workers print to `write`, in place of the driver's terminal (ray-project/ray#4994)."""
+    """Pass the lines that workers print to `write` instead of the driver's terminal (ray-project/ray#4994)."""
     from ray._private import worker
 
     def print_lines(data: dict[str, Any], ignore_prefix: bool = False) -> None:

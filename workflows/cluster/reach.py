@@ -1,4 +1,4 @@
-"""On a cluster of several machines: does every one of them see the folders and files that the pipeline names?
+"""Check that every machine of a cluster can read the folders and files that the pipeline names.
 
 check_reach(spec, store)
 """
@@ -21,8 +21,8 @@ _ANSWER_WITHIN_S = 120.0
 
 
 def check_reach(spec: PipelineSpec, store: Store) -> None:
-    """Raise ClusterError, with the field and the machines, for a path that is of some machines alone. A store is
-    looked at by a file that is written there now.
+    """Raise ClusterError, with the field and the machines, for a path that some machines do not have. To check the
+    store, this machine writes a temporary file there.
     """
     nodes = living_nodes()
     machines = sorted({node["NodeManagerAddress"] for node in nodes})
@@ -51,7 +51,7 @@ def check_reach(spec: PipelineSpec, store: Store) -> None:
 
 
 def _missing(nodes: list[dict[str, Any]], paths: list[str]) -> dict[str, list[str]]:
-    """By machine, those of the paths that it does not see."""
+    """The paths that each machine does not have."""
     asked = {}
     for node in nodes:
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -62,7 +62,7 @@ def _missing(nodes: list[dict[str, Any]], paths: list[str]) -> dict[str, list[st
     for machine, answer in asked.items():
         try:
             answers[machine] = ray.get(answer, timeout=0)
-        except ray.exceptions.RayError:  # lost, or too slow to be asked: what it works on will tell
+        except ray.exceptions.RayError:  # lost, or too slow: its first task will fail instead
             continue
     return answers
 

@@ -10,7 +10,7 @@ from workflows.cluster.errors import ClusterError
 from workflows.progress import Progress
 from workflows.spec import PipelineSpec
 
-# glibc gives freed memory back to the kernel at once and faults it in again: on CPUs this costs half the speed.
+# By default, glibc returns freed memory to the kernel and faults it in again, which halves the speed on CPUs.
 _MALLOC = (
     "glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=17179869184:"
     "glibc.malloc.top_pad=268435456:glibc.malloc.hugetlb=1"
@@ -19,7 +19,7 @@ _MALLOC = (
 
 @dataclass(frozen=True)
 class Workers:
-    """So many workers that are alike, and the field that asks for them."""
+    """A number of identical workers, and the field that requests them."""
 
     field: str
     count: int
@@ -28,7 +28,7 @@ class Workers:
 
 
 def worker_environment(threads: float, gpus: float) -> dict[str, str]:
-    """Environment variables of a process that computes, set before it starts."""
+    """Environment variables for a worker process, set before it starts."""
     environment = {
         "OMP_NUM_THREADS": str(max(1, int(threads))),
         "TOKENIZERS_PARALLELISM": "false",
@@ -41,7 +41,7 @@ def worker_environment(threads: float, gpus: float) -> dict[str, str]:
 
 
 def workers_of(spec: PipelineSpec) -> dict[str, Workers]:
-    """What those stages ask for that have workers of their own, by the stages' names."""
+    """The workers of each stage that has its own, by the stage's name."""
     train, evaluate, serve = spec.train, spec.evaluate, spec.serve
     training = Workers("train.num_workers", train.min_workers, train.cpus_per_worker, train.gpus_per_worker)
     judging = Workers(
@@ -62,12 +62,12 @@ def workers_of(spec: PipelineSpec) -> dict[str, Workers]:
 
 
 def check_fits(spec: PipelineSpec, stages: Sequence[str], progress: Progress | None = None) -> None:
-    """Raise ClusterError, with both numbers, where the cluster can never hold the workers of one of these stages;
-    where it has to grow for them, say so on `progress`.
+    """Raise ClusterError, with both numbers, if the cluster can never have the workers of one of these stages. If it
+    has to grow for them, print a note.
     """
     now = ray.cluster_resources()
     may_come = nodes_of_cluster(spec.cluster)
-    grows_unasked = kinds_to_come(spec.cluster) == []  # the machines of provider `local` do not say what they have
+    grows_unasked = kinds_to_come(spec.cluster) == []  # with provider `local`, the file does not state resources
     for workers in [workers for stage, workers in workers_of(spec).items() if stage in stages]:
         for name, resource, each in (("CPUs", "CPU", workers.cpus), ("GPUs", "GPU", workers.gpus)):
             need, have = workers.count * each, now.get(resource, 0.0)

@@ -1,1 +1,1 @@
-"""The deployed endpoint: its application, its state and its API keys."""
+"""The deployed endpoint: its application, its status and its API keys."""

@@ -1,11 +1,11 @@
-"""API keys in the store: made, listed, revoked. An endpoint's replicas read the same file every few seconds.
+"""Create, list and revoke the API keys in a store. An endpoint's replicas read the same file every few seconds.
 
-<store>/keys/keys.json     what is kept of every valid key (serve/access/api_keys.py); never a secret
+<store>/keys/keys.json     the valid keys, as hashes (serve/access/api_keys.py); never a secret
 
 secret, key = KeyFile(store).add("alice", requests_per_minute=60)
 
-The file is written whole or not at all, and changed by one program at a time. Revoking the last key leaves an empty
-list: a file that is gone means that something is wrong with the store.
+Writes are atomic, and a lock lets one program at a time change the file. Revoking the last key leaves an empty list,
+because a missing file means that something is wrong with the store.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from workflows.store import Store, StoreError
 
 
 class UnusableKey(RayconteurError):
-    """A key that cannot be made or revoked."""
+    """A key that cannot be created or revoked."""
 
 
 class _Content(BaseModel):
@@ -42,46 +42,49 @@ class KeyFile:
         return f"KeyFile({self._path!r})"
 
     def __reduce__(self) -> tuple[type["KeyFile"], tuple[Store]]:
-        """To another process it goes without what is to be told here."""
+        """Pickle without `on_wait`, which belongs to this process."""
         return type(self), (self._store,)
 
     def read(self) -> list[ApiKey] | None:
-        """The valid keys, in the order of their making; None where none was ever made. Raises StoreError, OSError."""
+        """The valid keys, oldest first; None if no key was ever created. Raises StoreError, OSError."""
         try:
             content = self._store.read_json(self._path)
             return None if content is None else _Content.model_validate(content).keys
         except ValueError as error:
             words = str(error).splitlines()[0]
-            raise StoreError(f"{self._path} is not a list of API keys ({words}); mend it, or move it away") from error
+            raise StoreError(
+                f"{self._path}: is not a list of API keys ({words}); repair or remove the file"
+            ) from error
 
     def add(
         self, name: str, requests_per_minute: int | None = None, tokens_per_minute: int | None = None
     ) -> tuple[str, ApiKey]:
-        """Make a key; the secret, which is kept nowhere, and what is kept. Raises UnusableKey."""
+        """Create a key. Returns its secret, which is stored nowhere, and the stored part. Raises UnusableKey."""
         if not re.fullmatch(NAME_PATTERN, name):
             raise UnusableKey(
-                f"NAME: got {name!r}; must have 1 to 63 letters, digits, '.', '_', '@', '-', a letter or digit first"
+                f"NAME: got {name!r}; must be 1 to 63 letters, digits or any of . _ @ -, and start with a letter or "
+                "digit"
             )
         with self._changing() as keys:
             if any(key.name == name for key in keys):
-                raise UnusableKey(f"NAME: there is a key named {name}; revoke it first, or take another name")
+                raise UnusableKey(f"NAME: a key named {name} already exists; revoke it first, or choose another name")
             secret, key = make_key(name, requests_per_minute, tokens_per_minute)
             keys.append(key)
         return secret, key
 
     def revoke(self, name: str) -> None:
-        """Make a key worthless. Raises UnusableKey."""
+        """Remove a key from the valid ones. Raises UnusableKey."""
         with self._changing() as keys:
             names = [key.name for key in keys]
             if name not in names:
                 near = nearest(name, names)
-                fix = f"did you mean {near}?" if near else f"there are: {', '.join(names) or 'none'}"
-                raise UnusableKey(f"NAME: there is no key named {name}; {fix}")
+                fix = f"did you mean {near}?" if near else f"existing keys: {', '.join(names) or 'none'}"
+                raise UnusableKey(f"NAME: no key is named {name}; {fix}")
             del keys[names.index(name)]
 
     @contextlib.contextmanager
     def temporary(self) -> Iterator[str]:
-        """The secret of a key without limits that is revoked at the end."""
+        """A key without rate limits, valid until the block ends; yields its secret."""
         name = f"run-{uuid.uuid4().hex[:8]}"
         secret, _ = self.add(name)
         try:
@@ -91,7 +94,7 @@ class KeyFile:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[list[ApiKey]]:
-        """The keys, written back after the block unless it raises."""
+        """The list of keys, for the block to change; written back afterwards unless the block raises."""
         with self._store.lock("keys", "keys", self._on_wait):
             keys = self.read() or []
             yield keys

@@ -1,4 +1,4 @@
-"""The Ray Serve application that a pipeline's release becomes."""
+"""Build the Ray Serve application of a pipeline's release."""
 
 import importlib.util
 from collections.abc import Callable
@@ -10,19 +10,19 @@ from workflows.spec import PipelineSpec, ServeSpec
 from workflows.stage import DISCRIMINATOR, SHIPPED, StageFailed
 from workflows.store import Artifact, Store
 
-# The part of a release that an engine loads.
+# The folder of a release that each engine loads.
 _FOLDERS = {"openvino": "openvino", "torch": "model", "vllm": "model"}
 
 _VLLM_MISSING = "vLLM is not installed here; run: pip install -c constraints.txt 'rayconteur[llm]'"
 
 
 def model_name(spec: PipelineSpec) -> str:
-    """What clients put into `model`."""
+    """The name that clients send as `model`."""
     return spec.serve.model_name or spec.name
 
 
 def chosen_engine(serve: ServeSpec, release: Artifact) -> tuple[str, str]:
-    """What generates, and why; raises StageFailed for an engine that is not installed."""
+    """The engine to use, and why; raises StageFailed for an engine that is not installed."""
     has_vllm = _has_vllm()
     if serve.engine == "vllm" and not has_vllm:
         raise StageFailed(f"serve.engine: {_VLLM_MISSING}, or use torch")
@@ -31,7 +31,7 @@ def chosen_engine(serve: ServeSpec, release: Artifact) -> tuple[str, str]:
     if serve.gpus_per_replica:
         return ("vllm", "replicas have GPUs") if has_vllm else ("torch", f"replicas have GPUs, but {_VLLM_MISSING}")
     if serve.adapters:
-        return "torch", "serve.adapters are computed together"
+        return "torch", "it computes serve.adapters in one batch"
     export = release.figures["openvino"]
     if export == "exported":
         return "openvino", "on CPUs, and the release has an OpenVINO export"
@@ -40,7 +40,7 @@ def chosen_engine(serve: ServeSpec, release: Artifact) -> tuple[str, str]:
 
 def _has_vllm() -> bool:
     found = importlib.util.find_spec("vllm")
-    return found is not None and found.origin is not None  # any folder of that name is found, without origin
+    return found is not None and found.origin is not None  # a plain folder named vllm is found too, without origin
 
 
 def application(
@@ -89,8 +89,9 @@ def key_reader(spec: PipelineSpec, store: Store) -> Callable[[], list[ApiKey] | 
 
 
 def _served_models(spec: PipelineSpec, store: Store, release: Artifact, engine: str) -> tuple[str, dict[str, str]]:
-    """What an engine loads: the release; or for adapters the model that they belong to, and all adapters with the
-    pipeline's own among them, under the endpoint's name."""
+    """What the engine loads: the release and `serve.adapters`. If there are adapters and the checkpoint is itself an
+    adapter: the base model and all adapters, with the checkpoint under the endpoint's model name.
+    """
     adapters = dict(spec.serve.adapters)
     if adapters:
         from models.base.adapters import is_adapter

@@ -1,4 +1,4 @@
-"""An endpoint from outside: its address, its certificate, what it serves, and who may ask."""
+"""Look at an endpoint from outside: its address, its certificate, the release that it serves, its keys."""
 
 import contextlib
 import ssl
@@ -16,20 +16,20 @@ from workflows.store import Artifact, Store, content_key
 
 
 def url_of(serve: ServeSpec) -> str:
-    """Where clients on this machine find the endpoint."""
+    """The endpoint's URL for clients on this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(serve.host, serve.host)
     return f"{'https' if serve.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{serve.port}"
 
 
 def trust_of(serve: ServeSpec) -> ssl.SSLContext | bool:
-    """What this machine checks the endpoint's certificate by."""
+    """How this machine verifies the endpoint's certificate, as httpx's `verify`."""
     from serve.front import tls
 
     return tls.trust_of(serve.tls.certificate) if serve.tls else True
 
 
 def check_certificate(serve: ServeSpec) -> None:
-    """Raise StageFailed for a certificate, or a key, that cannot be read, or do not belong together."""
+    """Raise StageFailed if the certificate or its key cannot be read, or if they do not belong together."""
     if serve.tls is None:
         return
     from serve.front.tls import Certificate
@@ -38,19 +38,19 @@ def check_certificate(serve: ServeSpec) -> None:
         try:
             Path(file).read_bytes()
         except OSError as error:
-            raise StageFailed(f"serve.tls.{field}: cannot read {file}: {error.strerror}") from None
+            raise StageFailed(f"serve.tls.{field}: cannot read {file}: {error.strerror}; give a PEM file") from None
     try:
         ssl.create_default_context().load_verify_locations(serve.tls.certificate)
     except ssl.SSLError as error:
         raise StageFailed(
-            f"serve.tls.certificate: {serve.tls.certificate} has no certificate in PEM: {_reason(error)}"
+            f"serve.tls.certificate: {serve.tls.certificate} has no PEM certificate: {_reason(error)}"
         ) from None
     try:
         Certificate(serve.tls.certificate, serve.tls.key)
     except OSError as error:
         raise StageFailed(
-            f"serve.tls.key: {serve.tls.key} is not the key in PEM, without a password, of the first certificate in "
-            f"{serve.tls.certificate}: {_reason(error)}"
+            f"serve.tls.key: {serve.tls.key} must be the private key of the first certificate in "
+            f"{serve.tls.certificate}, in PEM and without a password: {_reason(error)}"
         ) from None
 
 
@@ -59,12 +59,12 @@ def _reason(error: OSError) -> str:
 
 
 def deployment_key(spec: PipelineSpec, release: str) -> str:
-    """Changes with the release and with every setting of the endpoint."""
+    """A hash of the release and of every setting of the endpoint."""
     return content_key({"release": release, "serve": spec.serve.result_fields(), "model": model_name(spec)})
 
 
 def living_endpoint(spec: PipelineSpec, store: Store, release: str) -> Artifact | None:
-    """The endpoint of this release with these settings, if it answers now."""
+    """The deployment of this release with these settings, if its endpoint answers; otherwise None."""
     url = url_of(spec.serve)
     deployed = [artifact for artifact in store.all_of("deploy") if artifact.figures["url"] == url]
     if not deployed or deployed[-1].key != deployment_key(spec, release):
@@ -80,13 +80,13 @@ def _served_release(url: str, serve: ServeSpec) -> str | None:
 
 
 def someone_may_ask(spec: PipelineSpec, store: Store) -> bool:
-    """Whether the endpoint needs no key, or there is one."""
+    """Whether the endpoint requires no key, or at least one key exists."""
     return spec.serve.keys == "none" or bool(KeyFile(store).read())
 
 
 @contextlib.contextmanager
 def own_key(spec: PipelineSpec, store: Store) -> Iterator[str | None]:
-    """A key to ask the endpoint with, revoked at the end; None where it needs none."""
+    """A temporary key for the endpoint, revoked when the block ends; None if it requires none."""
     if spec.serve.keys == "none":
         yield None
         return
@@ -95,7 +95,7 @@ def own_key(spec: PipelineSpec, store: Store) -> Iterator[str | None]:
 
 
 def curl_line(artifact: Artifact) -> str:
-    """A command that shows the endpoint at work."""
+    """A curl command that sends the endpoint a request."""
     figures: dict[str, Any] = artifact.figures
     body = f'{{"model": "{figures["model"]}", "messages": [{{"role": "user", "content": "Hello!"}}], "stream": true}}'
     has_keys = artifact.settings["serve"]["keys"] == "required"

@@ -1,1 +1,1 @@
-"""A pipeline as a job on a cluster."""
+"""Pipelines as jobs on a Ray cluster."""

@@ -1,11 +1,11 @@
-"""A pipeline as a job on a Ray cluster (Ray Jobs): shipped, started, found again, followed, stopped.
+"""Run a pipeline as a job on a Ray cluster (Ray Jobs): submit, find, follow and stop jobs.
 
     jobs = Jobs("http://head:8265")
     job, is_new = jobs.submit(spec, beside=Path("."), last="deploy")
     for line in jobs.follow(job.id): ...
 
-A job's driver runs on the cluster's head: with the head its job is gone as well, so no other node can end it. What a
-job is, Ray keeps; what it has done, the store.
+A job's driver runs on the cluster's head, so the loss of another node does not end it. Ray keeps the list of jobs;
+the store keeps their results.
 """
 
 import asyncio
@@ -32,14 +32,15 @@ from workflows.jobs.package import about, missing, pack, pinned, supported_ray
 from workflows.spec import PipelineSpec
 from workflows.store import content_key, without_secrets
 
-# A cluster that has not answered for so long is gone; a job that writes nothing is asked for this often.
+# A cluster that does not answer for this long counts as lost; while a job writes nothing, the cluster is pinged this
+# often.
 _GONE_AFTER_S = 60.0
 _ASKED_EVERY_S = 10.0
 
-# A cluster that was started a moment ago takes jobs within this time.
+# A cluster that has just started accepts jobs within this time.
 _STARTS_WITHIN_S = 60.0
 
-# Asked on the cluster, of the Python that jobs get there.
+# Runs on the cluster as a small job, to describe the Python that jobs get there.
 _PROBE = (
     "import importlib.metadata as m, json, platform, sys; "
     "print(json.dumps({'python': platform.python_version(), 'executable': sys.executable, "
@@ -49,20 +50,20 @@ _PROBE_TIMEOUT_S = 120.0
 
 
 class UnknownJob(ClusterError):
-    """A job that the cluster has never heard of."""
+    """The cluster has no such job."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What Ray says of a job that `submit` started."""
+    """A job that `submit` started, as Ray reports it."""
 
     id: str
     pipeline: str
     store: str
     to: str
-    """the last stage asked for"""
+    """the last stage to run"""
     settings: str
-    """changes with the pipeline's settings and with `to`"""
+    """a hash of the pipeline's settings and files, and of `to`"""
     status: str
     """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED"""
     started: str
@@ -79,12 +80,12 @@ class Jobs:
     """The jobs of a cluster."""
 
     def __init__(self, address: str) -> None:
-        """Connect to the dashboard at `address`; raises ClusterError where none answers, or another Ray's does."""
+        """Connect to the dashboard at `address`; raises ClusterError if none answers or its Ray is not supported."""
         from ray.job_submission import JobSubmissionClient
 
         self.address = address
         self._answered = time.monotonic()
-        logging.disable(logging.WARNING)  # of Ray's, about packages and sockets
+        logging.disable(logging.WARNING)  # Ray's warnings about packages and sockets
         show_token()
         try:
             self._client = JobSubmissionClient(address)
@@ -103,10 +104,10 @@ class Jobs:
         insecure: bool = False,
         say: Callable[[str], None] = lambda text: None,
     ) -> tuple[Job, bool]:
-        """Start a run of `spec` up to the stage `last` as a job; files in the folder `beside` travel with it.
+        """Start a run of `spec` up to the stage `last` as a job; uploads its files in the folder `beside`.
 
-        The same run that is at work already is returned instead, with False. Raises ClusterError, and StageFailed
-        for a file that cannot travel.
+        Returns the job and True; if the same run is already in progress, its job and False. Raises ClusterError, and
+        StageFailed for a file that cannot be uploaded.
         """
         words = ["run", "pipeline.yaml", "--json", "--to", last]
         words += ["--force"] * force + ["--insecure"] * insecure
@@ -117,7 +118,7 @@ class Jobs:
             if at_work := next((job for job in mine if not job.is_over), None):
                 return self._same(at_work, settings), False
             environment = self._environment(say)
-            # Of two that are submitted in the same moment, Ray refuses one.
+            # The same id for two simultaneous submissions, so that Ray refuses one of them.
             job_id = f"rayconteur-{spec.name}-{content_key({'store': store})[:6]}-{len(mine) + 1}"
             try:
                 self._asked(
@@ -144,7 +145,7 @@ class Jobs:
         return sorted(found, key=lambda job: job.started)
 
     def find(self, name: str) -> Job:
-        """A job by its id, or the last one of a pipeline by that one's name; raises ClusterError."""
+        """A job by its id, or a pipeline's latest job by the pipeline's name; raises ClusterError."""
         jobs = self.all()
         named = [job for job in jobs if job.id == name] or [job for job in jobs if job.pipeline == name]
         if not named:
@@ -153,13 +154,13 @@ class Jobs:
         return named[-1]
 
     def follow(self, job_id: str) -> Iterator[str]:
-        """Every line that a job has written and still writes, until it is over; raises ClusterError.
+        """Every line of a job's output from its start, until the job ends; raises ClusterError.
 
-        A connection that breaks is made again; a cluster that does not answer for a minute is given up.
+        Reconnects after a lost connection; fails if the cluster does not answer for a minute.
         """
         seen, self._answered = 0, time.monotonic()
         while True:
-            number, why = 0, "it broke off"
+            number, why = 0, "connection lost"
             try:
                 for line in self._lines(job_id):
                     number += 1
@@ -178,17 +179,17 @@ class Jobs:
                 why = _first_line(error)
             if time.monotonic() - self._answered > _GONE_AFTER_S:
                 raise ClusterError(
-                    f"the cluster at {self.address} has not answered for {_GONE_AFTER_S:.0f} s ({why}); when it is "
-                    "back, submit again to resume from the store"
+                    f"the cluster at {self.address} has not answered for {_GONE_AFTER_S:.0f} s ({why}); once it "
+                    "answers, submit the pipeline again to resume from the store"
                 )
             time.sleep(1.0)
 
     def log(self, job_id: str) -> list[str]:
-        """Every line that a job has written so far."""
+        """Every line of a job's output so far."""
         return str(self._asked("get_job_logs", job_id)).splitlines()
 
     def stop(self, job_id: str) -> Job:
-        """Ask a job to end, and wait for it."""
+        """Stop a job and wait until it has ended."""
         self._asked("stop_job", job_id)
         while not (job := self.find(job_id)).is_over:
             time.sleep(0.5)
@@ -203,7 +204,7 @@ class Jobs:
         return at_work
 
     def _environment(self, say: Callable[[str], None]) -> dict[str, Any]:
-        """What the cluster must install for a job: nothing where its Python has it all. Raises ClusterError."""
+        """The packages that the cluster must install for a job; empty if its Python has all. Raises ClusterError."""
         there = self._probe()
         if not SpecifierSet(about()["Requires-Python"]).contains(there["python"]):
             raise ClusterError(_not_supported(self.address, f"Python {there['python']}"))
@@ -211,15 +212,15 @@ class Jobs:
         if packages.get("ray") != self._ray_version:
             raise ClusterError(
                 f"`python` on the head of the cluster at {self.address} is {there['executable']}, with Ray "
-                f"{packages.get('ray', 'missing')}, and the cluster runs {self._ray_version}: Ray was started from "
-                "an environment that is not on the PATH; start it with that environment's bin folder first there"
+                f"{packages.get('ray', 'missing')}, but the cluster runs Ray {self._ray_version}, from an "
+                "environment that is not on the PATH; start Ray with that environment's bin folder first on the PATH"
             )
         lacking = missing(packages)
         if not lacking:
             return {}
         say(
-            f"the cluster's Python lacks {', '.join(lacking)}: all packages are installed for the job as they are "
-            "here, which takes minutes, once on each node"
+            f"the cluster's Python lacks {', '.join(lacking)}; installing this machine's package versions for the "
+            "job, which takes minutes, once on each node"
         )
         return {"pip": {"packages": pinned(), "pip_check": False}, "config": {"setup_timeout_seconds": 3600}}
 
@@ -233,15 +234,15 @@ class Jobs:
         found = [line for line in log.splitlines() if line.startswith("{")]
         if not found:
             raise ClusterError(
-                f"the cluster at {self.address} runs no jobs: a first small one {status}: {log[-500:]}"
+                f"the cluster at {self.address} cannot run jobs: a test job ended with {status}: {log[-500:]}"
             )
         self._asked("delete_job", job_id)
         answer: dict[str, Any] = json.loads(found[-1])
         return answer
 
     def _lines(self, job_id: str) -> Iterator[str]:
-        """What a job writes, by lines. While it writes nothing the cluster is asked whether it is there: a machine
-        whose power is cut ends no connection.
+        """The lines of a job's output. Pings the cluster while the job writes nothing, because a machine that loses
+        power does not close its connections.
         """
         loop = asyncio.new_event_loop()
         chunks, rest, next_one = self._client.tail_job_logs(job_id).__aiter__(), "", None
@@ -269,7 +270,7 @@ class Jobs:
             loop.close()
 
     def _ping(self) -> None:
-        """Raise ClusterError where the dashboard does not answer in time."""
+        """Raise ClusterError if the dashboard does not answer in time."""
         try:
             self._client._do_request("GET", "/api/version", timeout=_ASKED_EVERY_S)
         except Exception as error:
@@ -282,7 +283,7 @@ class Jobs:
             try:
                 return getattr(self._client, what)(*arguments, **named)
             except Exception as error:
-                # What Ray says until the head's own agent, which starts jobs, has come up.
+                # Ray's error until the head's agent, which starts jobs, is up.
                 if "No available agent" in str(error) and time.monotonic() - began < _STARTS_WITHIN_S:
                     time.sleep(1.0)
                     continue
@@ -307,7 +308,8 @@ class Jobs:
 def _not_supported(address: str, there: str) -> str:
     return (
         f"the cluster at {address} runs {there}; rayconteur {about()['Version']} works with Ray {supported_ray()} "
-        f"and Python {about()['Requires-Python']}: start it from the image of clusters/Dockerfile or by cluster.yaml"
+        f"and Python {about()['Requires-Python']}; start the cluster from the image of clusters/Dockerfile or with "
+        "cluster.yaml"
     )
 
 
@@ -316,11 +318,11 @@ def _why_no_answer(address: str, error: Exception) -> str:
 
     if isinstance(error, AuthenticationError):
         return token_refused(address)
-    if isinstance(error, RuntimeError):  # it answers, though not as asked
-        return f"the cluster at {address} could not do it: {_first_line(error)}"
+    if isinstance(error, RuntimeError):  # it answers with an error
+        return f"the cluster at {address} answers with an error: {_first_line(error)}"
     return (
         f"no Ray dashboard answers at {address} ({_first_line(error)}); give --address the URL of the head's "
-        "dashboard, such as http://127.0.0.1:8265 (from elsewhere, `ray dashboard cluster.yaml` opens a way to it)"
+        "dashboard, such as http://127.0.0.1:8265 (from another network, `ray dashboard cluster.yaml` forwards it)"
     )
 
 

@@ -1,7 +1,7 @@
-"""The display of a run elsewhere, from the JSON lines that it prints.
+"""Show a run on another machine, from the JSON lines that it prints.
 
-replay = JobDisplay(progress)
-for line in lines: replay.take(line)
+display = JobDisplay(progress)
+for line in lines: display.take(line)
 """
 
 import json
@@ -11,23 +11,23 @@ import click
 
 from workflows.progress import Progress
 
-# Of what a run printed beside its events, so many of the last lines say why it ended without a word.
+# Number of the last lines that are not events to keep: they show why a run ended without an error event.
 _LAST_LINES = 20
 
 
 class JobDisplay:
-    """Says again, on this machine's display, what a run's events say."""
+    """Replays a run's events on this machine's display."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._started = 0.0
         self.said_why = False
-        """whether the run said itself what went wrong"""
+        """whether the run printed an error event"""
         self.other: list[str] = []
-        """the last lines that were no events"""
+        """the last lines that are not events"""
 
     def take(self, line: str) -> None:
-        """One line of the run's output."""
+        """Show one line of the run's output."""
         event = _event(line)
         if event is None:
             self.other = [*self.other, line][-_LAST_LINES:]

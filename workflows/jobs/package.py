@@ -1,7 +1,7 @@
-"""What a job takes along to a cluster: this project's packages, the pipeline file, the small files beside it.
+"""Pack what a job needs on a cluster: this project's packages, the pipeline file, the small files beside it.
 
-pack(spec, beside, folder)                    # Ray ships the folder as the job's working directory
-if missing(packages_there): pinned()          # what is installed there for the job
+pack(spec, beside, folder)                    # Ray uploads the folder as the job's working directory
+if missing(packages_there): pinned()          # the packages to install for the job
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from workflows.spec.paths import local_paths, with_paths
 from workflows.stage import StageFailed
 from workflows.store import fingerprint
 
-# Of the files beside a pipeline file, so many bytes in all travel with the job.
+# Maximum bytes, in total, of the files beside a pipeline file that are uploaded with the job.
 MAX_SHIPPED = 64 << 20
 
 
 def pack(spec: PipelineSpec, beside: Path, folder: Path) -> dict[str, Any]:
     """Write what a job needs into `folder`: this project's packages, the pipeline file, and the files that it names
-    in the folder `beside`. Returns what of it, but for the packages, tells one run from another.
+    in the folder `beside`. Returns what identifies the run: the pipeline and fingerprints of the files.
     """
     for name in ("workflows", "models", "serve"):
         shutil.copytree(_package(name), folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -46,9 +46,9 @@ def pack(spec: PipelineSpec, beside: Path, folder: Path) -> dict[str, Any]:
     size = sum(file.stat().st_size for file in copies)
     if size > MAX_SHIPPED:
         raise StageFailed(
-            f"{', '.join(travelling)}: {size / 1e6:,.0f} MB beside the pipeline file are too much to upload, the "
-            f"limit is {MAX_SHIPPED >> 20} MB; put them where all nodes of the cluster reach them (s3://, gs://, a "
-            "shared folder) and use that path"
+            f"{', '.join(travelling)}: the files beside the pipeline file have {size / 1e6:,.0f} MB, and a job "
+            f"uploads at most {MAX_SHIPPED >> 20} MB; put them where all nodes of the cluster can read them (s3://, "
+            "gs://, a shared folder) and use that path"
         )
     plain = with_paths(spec, travelling).model_dump(mode="json")
     plain["cluster"] = {"address": "auto"}
@@ -58,7 +58,7 @@ def pack(spec: PipelineSpec, beside: Path, folder: Path) -> dict[str, Any]:
 
 
 def _copy(field: str, path: str, folder: Path, target: str) -> str:
-    """Copy what a field names under `folder`; its path from there."""
+    """Copy what a field names into `folder`; returns its path relative to `folder`."""
     if any(sign in path for sign in "*?["):
         before = Path(path)
         while any(sign in str(before) for sign in "*?["):
@@ -87,23 +87,23 @@ def _package(name: str) -> str:
 
 
 def about() -> Any:
-    """This project's name, version and what Python it needs, as packages say it."""
+    """This project's package metadata: name, version, required Python."""
     return importlib.metadata.metadata("rayconteur")
 
 
 def requirements(name: str = "rayconteur") -> list[Requirement]:
-    """What an installed package, this project by default, depends on, without its extras."""
+    """The requirements of an installed package, by default of this project, without extras."""
     found = [Requirement(text) for text in importlib.metadata.requires(name) or []]
     return [each for each in found if each.marker is None or each.marker.evaluate({"extra": ""})]
 
 
 def supported_ray() -> SpecifierSet:
-    """The versions of Ray that this project works with."""
+    """The versions of Ray that this project supports."""
     return next(each.specifier for each in requirements() if each.name == "ray")
 
 
 def missing(packages: dict[str, str]) -> list[str]:
-    """Which of our requirements some Python does not meet, by its packages' canonical names and versions."""
+    """Those of our requirements that `packages`, canonical names mapped to versions, do not meet."""
     return [
         str(each)
         for each in requirements()
@@ -112,7 +112,7 @@ def missing(packages: dict[str, str]) -> list[str]:
 
 
 def pinned() -> list[str]:
-    """All that our requirements bring, in the versions installed here, but for Ray: the cluster has that."""
+    """Our requirements and theirs, pinned to the versions installed here; without Ray, which the cluster has."""
     found: dict[str, str] = {}
     waiting = [each for each in requirements() if each.name != "ray"]
     while waiting:
