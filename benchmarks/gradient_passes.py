@@ -24,6 +24,7 @@ from models.base.precision import dtype_of
 from models.kernels.attention import PACKED_ATTENTION
 from models.objectives.sft import Sft
 from models.packing import pack
+from models.training.deepspeed_config import DeepSpeedSettings
 from models.training.deepspeed_engine import DeepSpeedEngine
 
 
@@ -47,7 +48,7 @@ def engine_of(trained: str, precision: str, **options: Any) -> DeepSpeedEngine:
                 torch.nn.init.normal_(parameter, std=0.1)
     elif trained == "frozen":
         adapters.freeze(model, ["model.embed_tokens.*", "model.layers.0.*"])
-    return DeepSpeedEngine(model, Sft(), precision=precision, weight_decay=0.0, gradient_clip=1.0, **options)
+    return DeepSpeedEngine(model, Sft(), DeepSpeedSettings(precision=precision, gradient_clip=1.0, **options), 0.0)
 
 
 def norm_of(engine: DeepSpeedEngine, passes: int) -> float:

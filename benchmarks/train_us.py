@@ -26,7 +26,7 @@ class InOrder:
     def rows(self, step: int) -> list[list[int]]:
         return [[step]]
 
-    def micro_batches(self, step: int, worker: int, num_workers: int, split: int = 1) -> list[list[int]]:
+    def micro_batches(self, step: int, worker: int, num_workers: int, parts: int = 1) -> list[list[int]]:
         return self.rows(step)
 
     def weight(self, step: int) -> int:
@@ -52,8 +52,9 @@ def train(kind: str, precision: str, folder: str, data: str, save_to: str | None
     from models.kernels.attention import PACKED_ATTENTION
     from models.objectives.sft import Sft
     from models.packing import StepPlan
+    from models.training.deepspeed_config import DeepSpeedSettings
     from models.training.deepspeed_engine import DeepSpeedEngine
-    from models.training.fit import FitSettings, Progress, fit
+    from models.training.fit import FitCallbacks, FitSettings, Progress, fit
 
     rendezvous = Path(tempfile.mkdtemp()) / "rendezvous"
     torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
@@ -69,13 +70,13 @@ def train(kind: str, precision: str, folder: str, data: str, save_to: str | None
     if kind == "lora":
         model = adapters.attach(model, 16, 32.0, 0.0, "all-linear", folder)
     objective = Sft()
-    engine = DeepSpeedEngine(model, objective, zero_stage=0, precision=precision, weight_decay=0.0, gradient_clip=1.0)
+    engine = DeepSpeedEngine(model, objective, DeepSpeedSettings(0, precision, gradient_clip=1.0), weight_decay=0.0)
     steps: list[tuple[float, Progress]] = []
     settings = FitSettings(plan.steps_per_epoch, 1e-4, 0.0, 1.0, plan.steps_per_epoch + 1)
     fit(
         engine, plan, lambda numbers: objective.batch([rows[number] for number in numbers]), settings,
-        [objective.batch(rows[:2])], on_step=lambda progress: steps.append((time.perf_counter(), progress)),
-        on_checkpoint=lambda *_: None,
+        [objective.batch(rows[:2])],
+        FitCallbacks(lambda progress: steps.append((time.perf_counter(), progress)), lambda *_: None),
     )  # fmt: skip
     if save_to is not None:
         with tempfile.TemporaryDirectory() as name:

@@ -78,17 +78,7 @@ def chosen_replies(
     rows = torch.arange(len(prompts) * num_replies, device=plain.device)
     chosen = torch.full((len(rows), max_new_tokens), end_tokens[0], device=plain.device)
     with evaluating(plain, own_attention(plain)):
-        output = model(
-            input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1
-        )
-        cache = getattr(output, "past_key_values", None)
-        if cache is None:
-            raise RayconteurError(
-                f"base_model: {plain.config.model_type} keeps no keys and values from which several replies to a "
-                "prompt could go on; choose another model, or an objective that draws none"
-            )
-        logits = output.logits[:, -1].repeat_interleave(num_replies, 0)
-        cache.batch_repeat_interleave(num_replies)
+        logits, cache = _read_prompts(model, ids, mask, num_replies)
         mask = mask.repeat_interleave(num_replies, 0)
         goes_on = torch.ones(len(rows), dtype=torch.bool, device=plain.device)
         for step in range(max_new_tokens):
@@ -110,6 +100,22 @@ def chosen_replies(
             )  # fmt: skip
             logits = output.logits[:, -1]
     return [_to_first_end(row, end_tokens) for row in chosen.tolist()]
+
+
+def _read_prompts(model: Any, ids: torch.Tensor, mask: torch.Tensor, num_replies: int) -> tuple[torch.Tensor, Any]:
+    """The logits [B, V] after each prompt and the cache of all prompts, each of them `num_replies` times."""
+    output = model(
+        input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1
+    )
+    cache = getattr(output, "past_key_values", None)
+    if cache is None:
+        name = getattr(model, "module", model).config.model_type
+        raise RayconteurError(
+            f"base_model: {name} has no key-value cache, and several replies to one prompt need it; choose another "
+            "model, or an objective that generates no replies"
+        )
+    cache.batch_repeat_interleave(num_replies)
+    return output.logits[:, -1].repeat_interleave(num_replies, 0), cache
 
 
 def own_attention(model: Any) -> str:

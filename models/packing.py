@@ -237,31 +237,31 @@ class StepPlan:
             steps += max(1, steps // 50)
         return min(steps, most)
 
-    def micro_batches(self, step: int, worker: int, num_workers: int, split: int = 1) -> list[list[int]]:
-        """The row numbers of each of the worker's micro-batches in a step (both from 0), each cut into `split`.
+    def micro_batches(self, step: int, worker: int, num_workers: int, parts: int = 1) -> list[list[int]]:
+        """The row numbers of each of the worker's micro-batches in a step (both from 0), each split into `parts`.
 
         Equally many on all workers: where the step's cannot be divided so, some are empty.
         """
         mine = self.rows(step)[worker::num_workers]
         mine += [[]] * (self.micro_batches_per_worker(num_workers) - len(mine))
-        return [part for rows in mine for part in self._cut(rows, split)]
+        return [part for rows in mine for part in self._split(rows, parts)]
 
-    def _cut(self, rows: list[int], split: int) -> list[list[int]]:
-        if split == 1:
+    def _split(self, rows: list[int], parts: int) -> list[list[int]]:
+        if parts == 1:
             return [rows]
         longest_first = sorted(rows, key=lambda row: -self._num_tokens[row])
-        return _spread(self._num_tokens[longest_first], np.asarray(longest_first, dtype=np.int64), split)
+        return _spread(self._num_tokens[longest_first], np.asarray(longest_first, dtype=np.int64), parts)
 
     def parts_within(self, max_tokens: int) -> int:
-        """The fewest parts into which to cut micro-batches (of the first epoch) so that none is over `max_tokens`.
+        """The smallest number of parts of a micro-batch such that no part (of the first epoch) has over `max_tokens`.
 
-        A conversation is never cut: `max_tokens` must not be below the longest one's.
+        A conversation is never split: `max_tokens` must not be below the longest one's.
         """
         assert max_tokens >= self._num_tokens.max()
         parts = 1
         for step in range(self.steps_per_epoch):
             for rows in self.rows(step):
-                while any(self._num_tokens[part].sum() > max_tokens for part in self._cut(rows, parts)):
+                while any(self._num_tokens[part].sum() > max_tokens for part in self._split(rows, parts)):
                     parts += 1
         return parts
 

@@ -116,24 +116,23 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        sequence_lengths: list[int] | None = None,
-        prefixes: Sequence[int] = (),
         noise: torch.Tensor | None = None,
-        **kwargs: Any,
+        **packed: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits [B, T, V], at the positions of `logits_to_keep` alone (the last ones, or a tensor of them).
+        """Logits [B, T, V], only at the positions of `logits_to_keep` (the last ones, or a tensor of them).
 
-        `sequence_lengths`: input [1, T] is that many pieces, each of which begins anew, or goes on from the one that
-        `prefixes` says (models/packing.py). Else rows may be padded, on either side, where `attention_mask` is 0.
+        With `sequence_lengths` (and `prefixes`: models/packing.py) the input [1, T] is a packed row of pieces, each
+        of which starts a conversation or continues another piece. Without it rows may be padded on either side,
+        where `attention_mask` is 0.
         """
+        sequence_lengths: list[int] | None = packed.get("sequence_lengths")
         embedded = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if sequence_lengths is not None:
-            hidden, state = self._packed(embedded, sequence_lengths, prefixes, noise), None
+            hidden, state = self._packed(embedded, sequence_lengths, packed.get("prefixes", ()), noise), None
         else:
             known = getattr(past_key_values, "state", None)
             hidden, state = self._rows(self.dropout(embedded), attention_mask, known, noise)

@@ -9,7 +9,7 @@ Shape suffixes: T tokens in the row, D size of a head; H query heads, K key-valu
 import functools
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypedDict, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,24 @@ from models.trees import paths
 
 PACKED_ATTENTION = "rayconteur_packed"
 
-# What models hand to their attention besides, which says nothing of it, or only what a packed row says itself.
-_SAYS_NOTHING = frozenset(
-    {
-        "cache_position", "logits_to_keep", "output_attentions", "output_hidden_states", "output_router_logits",
-        "past_key_values", "position_ids", "return_dict", "use_cache",
-    }
+
+class AttentionOptions(TypedDict, total=False):
+    """Keyword arguments of an attention function, by transformers' names; the first two are this project's."""
+
+    sequence_lengths: list[int] | None
+    prefixes: Sequence[int]
+    sliding_window: int | None
+    softcap: float | None
+    s_aux: torch.Tensor | None
+    """attention sinks: a learned logit per head"""
+
+
+# Arguments that models also pass to their attention; they do not change its result, or repeat what the row says.
+_IGNORED = (
+    "cache_position", "logits_to_keep", "output_attentions", "output_hidden_states", "output_router_logits",
+    "past_key_values", "position_ids", "return_dict", "use_cache",
 )  # fmt: skip
+_KNOWN = frozenset({*AttentionOptions.__annotations__, *_IGNORED})
 
 
 def packed_attention(
@@ -38,44 +49,44 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    sequence_lengths: list[int] | None = None,
-    prefixes: Sequence[int] = (),
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    **kwargs: Any,
+    **options: Unpack[AttentionOptions],
 ) -> tuple[torch.Tensor, None]:
-    """query [1, H, T, D], key [1, K, T, D] and value [1, K, T, E]; returns [1, T, H, E]. Each piece sees those that
-    it goes on from as if they stood before it.
+    """query [1, H, T, D], key [1, K, T, D] and value [1, K, T, E]; returns [1, T, H, E]. Each piece also attends to
+    the pieces that it continues.
 
-    A GPU gets torch's variable-length flash attention where that knows all that is asked for.
+    On a GPU it runs torch's variable-length flash attention, unless scores are soft-capped or there are sinks.
     """
-    assert sequence_lengths is not None, "the model must be called with sequence_lengths"
-    _check(query, attention_mask, kwargs)
+    _check(attention_mask, options)
+    given = options.get("sequence_lengths")
+    assert given is not None, "the model must be called with sequence_lengths"
+    lengths, parents = tuple(given), tuple(options.get("prefixes", ()))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    lengths, parents = tuple(sequence_lengths), tuple(prefixes)
-    plain = softcap is None and s_aux is None
+    scores = Scores(scale, options.get("sliding_window"), options.get("softcap"))
+    sinks = options.get("s_aux")
+    plain = scores.softcap is None and sinks is None
     if dropout:
         if not plain:
             raise RayconteurError("attention dropout beside soft-capped scores or attention sinks is not supported")
-        return _one_by_one(query, key, value, runs(lengths, parents), dropout, scale, sliding_window), None
+        return _one_by_one(query, key, value, runs(lengths, parents), dropout, scores), None
     if query.is_cuda and query.dtype != torch.float32 and plain:
-        return _variable_length(query, key, value, lengths, parents, scale, sliding_window), None
-    blocks, scores = blocks_of(lengths, parents, sliding_window), Scores(scale, sliding_window, softcap)
-    return blocked_attention(query[0], key[0], value[0], blocks, scores, s_aux)[None], None
+        return _variable_length(query, key, value, lengths, parents, scores), None
+    blocks = blocks_of(lengths, parents, scores.window)
+    return blocked_attention(query[0], key[0], value[0], blocks, scores, sinks)[None], None
 
 
-def _check(query: torch.Tensor, attention_mask: torch.Tensor | None, others: dict[str, Any]) -> None:
-    """Raise RayconteurError for what this attention would leave out."""
-    unknown = [name for name, value in others.items() if name not in _SAYS_NOTHING and value is not None]
-    unknown += ["attention_mask"] if attention_mask is not None else []
+def _check(attention_mask: torch.Tensor | None, options: AttentionOptions) -> None:
+    """Raise RayconteurError for an argument that this attention would ignore."""
+    given: dict[str, Any] = {**cast(dict[str, Any], options), "attention_mask": attention_mask}
+    unknown = [name for name, value in given.items() if name not in _KNOWN and value is not None]
     if unknown:
-        raise RayconteurError(f"the model hands {', '.join(unknown)} to its attention, which packed rows do not know")
+        raise RayconteurError(
+            f"the model passes {', '.join(unknown)} to its attention, which packed rows do not support"
+        )
 
 
 def _one_by_one(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, conversations: Sequence[tuple[Span, Sequence[Span]]],
-    dropout: float, scale: float, window: int | None,
+    dropout: float, scores: Scores,
 ) -> torch.Tensor:  # fmt: skip
     """Torch's own attention, conversation by conversation."""
     outputs = []
@@ -83,10 +94,10 @@ def _one_by_one(
         q = joined(query, [own], dim=2)
         k, v = (joined(tensor, [*before, own], dim=2) for tensor in (key, value))
         distance = torch.arange(q.shape[2])[:, None] + k.shape[2] - q.shape[2] - torch.arange(k.shape[2])
-        seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        seen = distance >= 0 if scores.window is None else (distance >= 0) & (distance < scores.window)
         outputs.append(
             F.scaled_dot_product_attention(
-                q, k, v, attn_mask=seen.to(q.device), dropout_p=dropout, scale=scale,
+                q, k, v, attn_mask=seen.to(q.device), dropout_p=dropout, scale=scores.scale,
                 enable_gqa=k.shape[1] != q.shape[1],
             )
         )  # fmt: skip
@@ -95,7 +106,7 @@ def _one_by_one(
 
 def _variable_length(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...], prefixes: tuple[int, ...],
-    scale: float, window: int | None,
+    scores: Scores,
 ) -> torch.Tensor:  # fmt: skip
     from torch.nn.attention.varlen import varlen_attn
 
@@ -108,9 +119,9 @@ def _variable_length(
         value = F.pad(value, (0, query.shape[-1] - size))
     starts = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=query.device)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    back = -1 if window is None else window - 1
+    back = -1 if scores.window is None else scores.window - 1
     out = varlen_attn(
-        q, k, v, starts, starts, max(sizes), max(sizes), scale=scale, window_size=(back, 0),
+        q, k, v, starts, starts, max(sizes), max(sizes), scale=scores.scale, window_size=(back, 0),
         enable_gqa=k.shape[1] != q.shape[1],
     )  # fmt: skip
     assert isinstance(out, torch.Tensor)

@@ -54,7 +54,7 @@ def read_in_rows(model: Any, how: How, longest_short: int | None = None) -> None
     are read apart. Only for that `how` may be `packed`.
     """
     own = model.forward
-    forward = functools.partial(_forward, model, own, how, longest_short)
+    forward = functools.partial(_RowReader(model, own, how, longest_short).forward)
     forward.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]  # `generate` looks at it
     model.forward = forward
     model.reads_in_rows = how
@@ -65,58 +65,67 @@ def is_read_in_rows(model: Any) -> bool:
     return hasattr(getattr(model, "module", model), "reads_in_rows")
 
 
-def _forward(
-    model: Any, own: Callable[..., Any], how: How, longest_short: int | None, *args: Any, **kwargs: Any
-) -> Any:
-    if kwargs.get("sequence_lengths") is None:
-        return own(*args, **kwargs)
-    assert not args
-    return _forward_packed(model, own, how, longest_short, **kwargs)
+@dataclass(frozen=True)
+class _RowReader:
+    """The forward pass of a model that takes packed batches."""
 
+    model: Any
+    own: Callable[..., Any]
+    """the model's own forward pass"""
+    how: How
+    longest_short: int | None
 
-def _forward_packed(
-    model: Any,
-    own: Callable[..., Any],
-    how: How,
-    longest_short: int | None,
-    *,
-    sequence_lengths: Sequence[int],
-    logits_to_keep: torch.Tensor,
-    input_ids: torch.Tensor | None = None,
-    inputs_embeds: torch.Tensor | None = None,
-    prefixes: Sequence[int] = (),
-    only_hidden: bool = False,
-    **others: Any,
-) -> CausalLMOutputWithPast:
-    """Logits [1, P, V] at the positions that `logits_to_keep` names; or, `only_hidden`, what the head would read."""
-    given = inputs_embeds if input_ids is None else input_ids
-    assert given is not None
-    unknown = [name for name, value in others.items() if value is not None and name not in _KNOWN_BY_THE_ROW]
-    assert not unknown, unknown
-    passes = passes_of(sequence_lengths, prefixes, logits_to_keep.tolist(), how, longest_short)
-    head = model.get_output_embeddings()
-    knows_hidden = only_hidden or hasattr(head, "fused_request")  # else something may be done to the logits
-    found, nothing = [], given.new_zeros((), dtype=torch.float32)
-    for number in range(_as_often_as_others(model, len(passes), given.device)):
-        each = passes[number] if number < len(passes) else _OF_NOTHING
-        arguments: dict[str, Any] = {"use_cache": False}
-        if how == "packed":
-            positions = torch.cat([torch.arange(length) for length in each.lengths])
-            arguments |= {"sequence_lengths": each.lengths, "position_ids": positions[None].to(given.device)}
-        read = given[0][each.places.to(given.device)]
-        arguments["input_ids" if input_ids is not None else "inputs_embeds"] = read
-        with _answering(head, each, knows_hidden) as seen:
-            output = own(**arguments)
-        states = seen[0] if knows_hidden else output.logits[0]
-        if each is _OF_NOTHING:
-            nothing = nothing + 0 * states.sum()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("sequence_lengths") is None:
+            return self.own(*args, **kwargs)
+        assert not args
+        return self.forward_packed(**kwargs)
+
+    def forward_packed(
+        self,
+        *,
+        sequence_lengths: Sequence[int],
+        logits_to_keep: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        prefixes: Sequence[int] = (),
+        only_hidden: bool = False,
+        **others: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits [1, P, V] at the positions `logits_to_keep`; or, `only_hidden`, the head's inputs [1, P, H]."""
+        unknown = [name for name, value in others.items() if value is not None and name not in _KNOWN_BY_THE_ROW]
+        assert not unknown, unknown
+        passes = passes_of(sequence_lengths, prefixes, logits_to_keep.tolist(), self.how, self.longest_short)
+        head = self.model.get_output_embeddings()
+        knows_hidden = only_hidden or hasattr(head, "fused_request")  # else something may be done to the logits
+        if input_ids is not None:
+            states = self._states(passes, "input_ids", input_ids, knows_hidden)
         else:
-            found.append(states)
-    order = torch.tensor([answer for each in passes for answer in each.answers]).argsort().to(given.device)
-    states = torch.cat(found).index_select(0, order)
-    if nothing.requires_grad:
-        states = states + nothing.to(states.dtype)
-    return CausalLMOutputWithPast(logits=head(states[None]) if knows_hidden and not only_hidden else states[None])
+            assert inputs_embeds is not None
+            states = self._states(passes, "inputs_embeds", inputs_embeds, knows_hidden)
+        logits = head(states[None]) if knows_hidden and not only_hidden else states[None]
+        return CausalLMOutputWithPast(logits=logits)
+
+    def _states(self, passes: Sequence[Pass], argument: str, given: torch.Tensor, knows_hidden: bool) -> torch.Tensor:
+        """The head's inputs [P, H], or the logits [P, V], at all positions of these passes over `given`."""
+        head = self.model.get_output_embeddings()
+        found, nothing = [], given.new_zeros((), dtype=torch.float32)
+        for number in range(_as_often_as_others(self.model, len(passes), given.device)):
+            each = passes[number] if number < len(passes) else _OF_NOTHING
+            arguments: dict[str, Any] = {"use_cache": False, argument: given[0][each.places.to(given.device)]}
+            if self.how == "packed":
+                positions = torch.cat([torch.arange(length) for length in each.lengths])
+                arguments |= {"sequence_lengths": each.lengths, "position_ids": positions[None].to(given.device)}
+            with _answering(head, each, knows_hidden) as seen:
+                output = self.own(**arguments)
+            states = seen[0] if knows_hidden else output.logits[0]
+            if each is _OF_NOTHING:
+                nothing = nothing + 0 * states.sum()
+            else:
+                found.append(states)
+        order = torch.tensor([answer for each in passes for answer in each.answers]).argsort().to(given.device)
+        states = torch.cat(found).index_select(0, order)
+        return states + nothing.to(states.dtype) if nothing.requires_grad else states
 
 
 def _as_often_as_others(model: Any, passes: int, device: torch.device) -> int:

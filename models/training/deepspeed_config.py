@@ -1,5 +1,6 @@
 """DeepSpeed's configuration from plain values, and what is passed through to it. Imports nothing heavy."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 _HAVE_FIELDS = {
@@ -43,40 +44,48 @@ def check_passed_through(extra: dict[str, Any]) -> dict[str, Any]:
     return extra
 
 
-def deepspeed_config(
-    *,
-    zero_stage: int,
-    offload: str | None,
-    offload_folder: str | None,
-    precision: str,
-    gradient_clip: float,
-    extra: dict[str, Any],
-) -> dict[str, Any]:
-    """The dictionary for `deepspeed.initialize`, `extra` merged into it; ZeRO at stage 3 offloads parameters too."""
-    zero: dict[str, Any] = {"stage": zero_stage, "reduce_bucket_size": _BUCKET_ELEMENTS}
-    if offload is not None:
-        where = {"device": offload, **({"nvme_path": offload_folder} if offload_folder else {})}
+@dataclass(frozen=True)
+class DeepSpeedSettings:
+    """What a training sets of DeepSpeed."""
+
+    zero_stage: int
+    precision: str
+    """"bf16" or "fp32\""""
+    gradient_clip: float
+    offload: str | None = None
+    """"cpu", "nvme" or None; at stage 3 parameters are offloaded too"""
+    offload_folder: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    """merged into the configuration"""
+
+
+def deepspeed_config(settings: DeepSpeedSettings) -> dict[str, Any]:
+    """The dictionary for `deepspeed.initialize`."""
+    zero: dict[str, Any] = {"stage": settings.zero_stage, "reduce_bucket_size": _BUCKET_ELEMENTS}
+    if settings.offload is not None:
+        folder = {"nvme_path": settings.offload_folder} if settings.offload_folder else {}
+        where = {"device": settings.offload, **folder}
         zero["offload_optimizer"] = where
-        if zero_stage == 3:
+        if settings.zero_stage == 3:
             zero["offload_param"] = dict(where)
     config = {
         "train_micro_batch_size_per_gpu": 1,
         # More than 1, for DeepSpeed to keep sums of gradients; how many there are is said micro-batch by micro-batch.
         "gradient_accumulation_steps": 2,
-        "gradient_clipping": gradient_clip,
+        "gradient_clipping": settings.gradient_clip,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         # `immediate_grad_update`: at stage 1 a gradient that is in the sum makes room at once.
-        "bf16": {"enabled": precision == "bf16", "immediate_grad_update": True},
+        "bf16": {"enabled": settings.precision == "bf16", "immediate_grad_update": True},
         # Else micro-batches and workers are summed in bfloat16, in which 1,024 equal ones come to a third of their
         # sum. At stage 0 DeepSpeed knows no other sum over micro-batches, and the engine keeps its own.
-        **({"data_types": {"grad_accum_dtype": "fp32"}} if zero_stage else {}),
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if settings.zero_stage else {}),
         "communication_data_type": "fp32",
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
-    return _merged(config, extra)
+    return _merged(config, settings.extra)
 
 
 def _paths(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -15,7 +15,7 @@ from models.kernels.lora import fuse_lora
 from models.kernels.loss import fuse_head
 from models.objectives.base import Loss
 from models.packing import PackedBatch
-from models.training.deepspeed_config import deepspeed_config
+from models.training.deepspeed_config import DeepSpeedSettings, deepspeed_config
 from models.training.deepspeed_names import found_mistakes
 from models.training.deepspeed_operator import load_operator
 from models.training.deepspeed_universal import to_universal
@@ -26,45 +26,23 @@ _TAG = "state"
 
 
 class DeepSpeedEngine:
-    """DeepSpeed over the processes of an initialised torch.distributed group, with any ZeRO stage.
+    """DeepSpeed over the processes of an initialised torch.distributed group, with any ZeRO stage."""
 
-    `extra_config` is merged into DeepSpeed's configuration.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        objective: Loss,
-        *,
-        zero_stage: int,
-        precision: str,
-        weight_decay: float,
-        gradient_clip: float,
-        offload: str | None = None,
-        offload_folder: str | None = None,
-        extra_config: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, model: Any, objective: Loss, settings: DeepSpeedSettings, weight_decay: float) -> None:
         import deepspeed
 
         load_operator()
         self.rank = torch.distributed.get_rank()
         self.num_workers = torch.distributed.get_world_size()
-        self._zero_stage = zero_stage
-        self._offload = offload
+        self._zero_stage = settings.zero_stage
+        self._offload = settings.offload
         self._has_adapter = hasattr(model, "peft_config")
         self._objective = objective
         fuse_head(model)
-        if zero_stage < 3:
+        if settings.zero_stage < 3:
             fuse_lora(model)
-        config = deepspeed_config(
-            zero_stage=zero_stage,
-            offload=offload,
-            offload_folder=offload_folder,
-            precision=precision,
-            gradient_clip=gradient_clip,
-            extra=extra_config or {},
-        )
-        if found := found_mistakes(config, extra_config or {}):
+        config = deepspeed_config(settings)
+        if found := found_mistakes(config, settings.extra):
             raise RayconteurError("\n".join(f"train.deepspeed.{mistake}" for mistake in found))
         self._optimizer = optimizer_for(model, weight_decay)
         with contextlib.redirect_stdout(io.StringIO()):  # at stage 1 it says how much memory there is, six times
@@ -73,12 +51,11 @@ class DeepSpeedEngine:
         self.device = self._engine.device
         self._files = DeepSpeedFiles(self._engine.checkpoint_engine)
         self._engine.checkpoint_engine = self._files
-        if zero_stage == 0 and precision == "bf16":
-            # DeepSpeed's optimizer of this case has taken a step with empty gradients: Adam's bias correction
-            # would count one step too many, and stage 0 would learn otherwise than stages 1 to 3.
-            self._engine.optimizer.optimizer.state.clear()
         self._sums: list[torch.nn.Parameter] = []
-        if zero_stage == 0 and precision == "bf16":
+        if settings.zero_stage == 0 and settings.precision == "bf16":
+            # DeepSpeed's optimizer has taken a step with empty gradients here: Adam's bias correction would count
+            # one step too many, and stage 0 would learn differently from stages 1 to 3.
+            self._engine.optimizer.optimizer.state.clear()
             self._sum_in_float32()
 
     def accumulate(self, batch: PackedBatch, step_weight: float, is_last: bool = True) -> Sums:

@@ -1,7 +1,7 @@
-"""The training loop: `fit(engine, plan, read, settings, held_out, on_step=..., on_checkpoint=...)`.
+"""The training loop: `fit(engine, plan, read, settings, held_out, FitCallbacks(on_step, on_checkpoint))`.
 
-Ray is injected: `on_step` and `on_checkpoint` are plain callables. Under Ray Train they call `ray.train.report`; a
-unit test passes `list.append`.
+Ray is injected: the callbacks are plain callables. Under Ray Train they call `ray.train.report`; a unit test passes
+`list.append`.
 """
 
 import math
@@ -60,6 +60,21 @@ class Progress:
     """what else the objective says of the step"""
 
 
+@dataclass(frozen=True)
+class FitCallbacks:
+    """What the loop calls, on all workers."""
+
+    on_step: Callable[[Progress], None]
+    """after every step"""
+    on_checkpoint: Callable[[int, dict[str, Any]], None]
+    """with the step and its metrics, the held-out loss among them: every `checkpoint_every_steps` steps, at the end,
+    and once when `leaving`"""
+    leaving: Callable[[], bool] = lambda: False
+    """whether a machine is about to be removed; called every few seconds, on all workers at the same step"""
+    is_over: Callable[[], bool] = lambda: False
+    """whether to end the training early; called after a checkpoint"""
+
+
 class TrainingDiverged(RayconteurError):
     """Too many steps could not be applied."""
 
@@ -85,72 +100,97 @@ def fit(
     read: Callable[[Sequence[int]], PackedBatch],
     settings: FitSettings,
     held_out: Sequence[PackedBatch],
-    *,
-    on_step: Callable[[Progress], None],
-    on_checkpoint: Callable[[int, dict[str, Any]], None],
-    leaving: Callable[[], bool] = lambda: False,
+    callbacks: FitCallbacks,
     before: Sequence[Progress] = (),
-    split: int = 1,
-    is_over: Callable[[], bool] = lambda: False,
+    micro_batch_parts: int = 1,
 ) -> None:
-    """Train to `settings.num_steps`, from where `before`, the progress of all steps already done, ends.
+    """Train up to step `settings.num_steps`, after the steps of `before`. Raises TrainingDiverged.
 
-    `read(rows)` gives rows of the corpus as a batch. `held_out` is this worker's share of the held-out batches.
-    `on_step` gets the progress of every step; `on_checkpoint(step, metrics)` is called on all workers every
-    `checkpoint_every_steps` steps, at the end, and once where `leaving` (asked on all workers at once, every few
-    seconds) says that a machine is about to go; with the held-out loss in the metrics. After a checkpoint `is_over`
-    may end the training early. Micro-batches are cut into `split`. Raises TrainingDiverged.
+    `read(rows)` gives rows of the corpus as a batch. `held_out` is this worker's share of the held-out batches. Each
+    micro-batch is split into `micro_batch_parts`.
     """
-    began = noticed = time.monotonic()
-    num_tokens = tokens_before = before[-1].num_tokens if before else 0
-    losses = deque((progress.loss for progress in before if not progress.skipped), maxlen=_SPIKE_WINDOW)
-    worst = [_worst(plan, progress.step - 1, None) for progress in before if progress.skipped]
-    steps, left = range(len(before), settings.num_steps), False
-    for step, batches in zip(steps, _read_ahead(plan, steps, engine, read, split), strict=True):
-        weight, num_parts = plan.weight(step), len(plan.rows(step))
-        parts, sums = _accumulate(engine, batches, num_parts, weight, split)
-        since_notice = time.monotonic() - noticed
-        totals = engine.total([*parts, *sums.values(), since_notice])
-        parts, since_notice = totals[:num_parts], totals[-1]
-        means = {name: total / weight for name, total in zip(sums, totals[num_parts:], strict=False)}
-        loss, learning_rate = sum(parts) / weight, learning_rate_at(step, settings)
-        why_not = _why_not_apply(loss, losses, settings)
-        gradient_norm = None
-        if why_not:
-            engine.skip()
-        else:
-            gradient_norm = engine.update(learning_rate)
-            if not math.isfinite(gradient_norm):
-                why_not = f"the gradient's norm is {gradient_norm}"
-        if why_not:
-            worst.append(_worst(plan, step, parts))
-            if len(worst) > settings.max_skipped_steps:
-                raise _diverged(step, why_not, worst, settings)
-        else:
-            losses.append(loss)
-        num_tokens += plan.num_tokens(step)
-        rate = (num_tokens - tokens_before) / (time.monotonic() - began)
-        done = step + 1
-        on_step(
-            Progress(
-                done, settings.num_steps, loss, learning_rate, gradient_norm, bool(why_not), num_tokens, rate, means
-            )
-        )
-        due = done % settings.checkpoint_every_steps == 0 or done == settings.num_steps
-        if since_notice > _SECONDS_BETWEEN_NOTICES * engine.num_workers and not left:
-            noticed, left = time.monotonic(), leaving()
-            due = due or left
-        if due:
-            means, seconds = measure(engine, held_out)
-            measured = {f"held_out_{name}": value for name, value in means.items()}
-            metrics = {"step": done, "loss": loss, "tokens_per_second": rate, "num_tokens": num_tokens}
-            on_checkpoint(done, {**metrics, "skipped_steps": len(worst), **measured, SECONDS_EACH: seconds})
-            if is_over():
+    steps, loop = range(len(before), settings.num_steps), _Loop(engine, plan, settings, before, micro_batch_parts)
+    for step, batches in zip(steps, _read_ahead(plan, steps, engine, read, micro_batch_parts), strict=True):
+        progress = loop.step(step, batches)
+        callbacks.on_step(progress)
+        if loop.is_checkpoint_due(progress.step, callbacks.leaving):
+            callbacks.on_checkpoint(progress.step, loop.checkpoint_metrics(progress, held_out))
+            if callbacks.is_over():
                 return
 
 
+class _Loop:
+    """The steps of one `fit`."""
+
+    def __init__(
+        self, engine: TrainingEngine, plan: StepPlan, settings: FitSettings, before: Sequence[Progress], parts: int
+    ) -> None:
+        self._engine = engine
+        self._plan = plan
+        self._settings = settings
+        self._parts = parts
+        self._began = self._noticed = time.monotonic()
+        self._since_notice = 0.0
+        """summed over the workers"""
+        self._has_left = False
+        self._num_tokens = self._tokens_before = before[-1].num_tokens if before else 0
+        self._losses = deque((done.loss for done in before if not done.skipped), maxlen=_SPIKE_WINDOW)
+        self._worst = [_worst(plan, done.step - 1, None) for done in before if done.skipped]
+
+    def step(self, step: int, batches: Sequence[PackedBatch | None]) -> Progress:
+        """One optimizer step; raises TrainingDiverged."""
+        weight, num_parts = self._plan.weight(step), len(self._plan.rows(step))
+        parts, sums = _accumulate(self._engine, batches, num_parts, weight, self._parts)
+        totals = self._engine.total([*parts, *sums.values(), time.monotonic() - self._noticed])
+        parts, self._since_notice = totals[:num_parts], totals[-1]
+        means = {name: total / weight for name, total in zip(sums, totals[num_parts:], strict=False)}
+        loss, learning_rate = sum(parts) / weight, learning_rate_at(step, self._settings)
+        gradient_norm, why_not = self._update(loss, learning_rate)
+        if why_not:
+            self._worst.append(_worst(self._plan, step, parts))
+            if len(self._worst) > self._settings.max_skipped_steps:
+                raise _diverged(step, why_not, self._worst, self._settings)
+        else:
+            self._losses.append(loss)
+        self._num_tokens += self._plan.num_tokens(step)
+        rate = (self._num_tokens - self._tokens_before) / (time.monotonic() - self._began)
+        return Progress(
+            step + 1, self._settings.num_steps, loss, learning_rate, gradient_norm, bool(why_not), self._num_tokens,
+            rate, means,
+        )  # fmt: skip
+
+    def _update(self, loss: float, learning_rate: float) -> tuple[float | None, str]:
+        """Apply the step or skip it: the gradient's norm, if it was computed, and why the step was not applied."""
+        if why_not := _why_not_apply(loss, self._losses, self._settings):
+            self._engine.skip()
+            return None, why_not
+        norm = self._engine.update(learning_rate)
+        return norm, "" if math.isfinite(norm) else f"the gradient's norm is {norm}"
+
+    def is_checkpoint_due(self, done: int, leaving: Callable[[], bool]) -> bool:
+        """After `done` steps; asks `leaving` every few seconds, until it was true once."""
+        due = done % self._settings.checkpoint_every_steps == 0 or done == self._settings.num_steps
+        if self._since_notice > _SECONDS_BETWEEN_NOTICES * self._engine.num_workers and not self._has_left:
+            self._noticed, self._has_left = time.monotonic(), leaving()
+            return due or self._has_left
+        return due
+
+    def checkpoint_metrics(self, progress: Progress, held_out: Sequence[PackedBatch]) -> dict[str, Any]:
+        """The step's figures and the held-out ones."""
+        means, seconds = measure(self._engine, held_out)
+        return {
+            "step": progress.step,
+            "loss": progress.loss,
+            "tokens_per_second": progress.tokens_per_second,
+            "num_tokens": progress.num_tokens,
+            "skipped_steps": len(self._worst),
+            **{f"held_out_{name}": value for name, value in means.items()},
+            SECONDS_EACH: seconds,
+        }
+
+
 def _accumulate(
-    engine: TrainingEngine, batches: Sequence[PackedBatch | None], num_parts: int, weight: int, split: int
+    engine: TrainingEngine, batches: Sequence[PackedBatch | None], num_parts: int, weight: int, split_into: int
 ) -> tuple[list[float], Sums]:
     """This worker's share of a step: the loss of each of the step's micro-batches (0 for others'), and its figures.
 
@@ -164,7 +204,7 @@ def _accumulate(
         if batch is None:
             found = dict.fromkeys(found, 0.0)
         else:
-            parts[engine.rank + index // split * engine.num_workers] += found["loss"]
+            parts[engine.rank + index // split_into * engine.num_workers] += found["loss"]
         _add(sums, found)
     del sums["loss"]
     return parts, sums
@@ -225,13 +265,13 @@ def _read_ahead(
     steps: range,
     engine: TrainingEngine,
     read: Callable[[Sequence[int]], PackedBatch],
-    split: int,
+    parts: int,
 ) -> Iterator[list[PackedBatch | None]]:
     """Each step's micro-batches of this worker, read while the step before it is computed; None where empty."""
     with ThreadPoolExecutor(max_workers=1) as thread:
 
         def begin(step: int) -> list[Any]:
-            batches = plan.micro_batches(step, engine.rank, engine.num_workers, split)
+            batches = plan.micro_batches(step, engine.rank, engine.num_workers, parts)
             return [thread.submit(read, rows) if rows else None for rows in batches]
 
         coming = begin(steps[0]) if steps else []

@@ -1,13 +1,12 @@
 """Who may: requests need an API key, and stay within its limits.
 
-app.add_middleware(Gate, keys=KeyRing(read), limits=Limits())
+app.add_middleware(ApiKeyMiddleware, keys=KeyRing(read), limits=Limits())
 ...
 await hold_tokens(request, wanted, n)     # in a route, before the replies are generated
 
 Answers have OpenAI's shape and headers, so that its clients wait and try again by themselves.
 """
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.access.api_keys import ApiKey, KeyRing
 from serve.access.bearer import OPEN_PATHS, key_of
-from serve.access.rate_limits import Limits, Taken
+from serve.access.rate_limits import Limits
 from serve.engines.base import GenerationRequest
 from serve.protocol import errors
 from serve.protocol.errors import ApiError
@@ -59,32 +58,13 @@ class Caller:
         self.headers |= {
             f"x-ratelimit-limit-{kind}": str(per_minute),
             f"x-ratelimit-remaining-{kind}": str(taken.remaining),
-            f"x-ratelimit-reset-{kind}": _span(taken.full_s),
+            f"x-ratelimit-reset-{kind}": errors.duration(taken.full_s),
         }
         if not taken.granted:
-            raise _too_many(kind, per_minute, amount, taken)
+            raise errors.rate_limited(kind, per_minute, amount, taken.remaining, taken.wait_s)
 
     def _bucket(self, kind: str) -> str:
         return f"{self._key.sha256[:16]}/{kind}"  # not the name: a new key of the same name starts anew
-
-
-def _too_many(kind: str, per_minute: int, amount: int, taken: Taken) -> ApiError:
-    limit = f"This API key may have {per_minute} {kind} a minute"
-    if math.isinf(taken.wait_s):
-        words = f"{limit}, and this request alone may come to {amount}: shorten its prompt or lower its token limit."
-        headers = {"x-should-retry": "false"}  # to OpenAI's clients, which else would try again
-    else:
-        words = f"{limit}: {taken.remaining} are left, {amount} are asked for. Try again in {_span(taken.wait_s)}."
-        headers = {"Retry-After": str(max(1, math.ceil(taken.wait_s)))}
-    return ApiError(429, words, code="rate_limit_exceeded", kind=kind, headers=headers)
-
-
-def _span(seconds: float) -> str:
-    """As OpenAI's headers write it: 250ms, 1.5s, 6m0s."""
-    if seconds < 1:
-        return f"{math.ceil(seconds * 1000)}ms"
-    minutes, rest = divmod(round(seconds, 2), 60)
-    return f"{minutes:.0f}m{rest:.0f}s" if minutes else f"{rest:g}s"
 
 
 async def hold_tokens(request: Request, wanted: Sequence[GenerationRequest], n: int) -> None:
@@ -103,7 +83,7 @@ async def hold_so_many(request: Request, tokens: int) -> None:
         await caller.hold_tokens(tokens)
 
 
-class Gate:
+class ApiKeyMiddleware:
     """ASGI middleware: 401 without a valid key, 429 beyond its requests; settles its tokens when a request is done.
 
     POST requests count, also those that are refused later; looking at the list of models is free.

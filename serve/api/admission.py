@@ -1,36 +1,42 @@
-"""The limit of replies that run or wait at once; beyond it a request gets 429 immediately."""
+"""The limit of replies that run or wait at once; a request beyond it gets 429 immediately."""
 
-from serve.protocol.errors import ApiError
+import contextlib
+from collections.abc import Iterator
 
-_RETRY_AFTER_SECONDS = "1"
+from serve.protocol.errors import ApiError, queue_full
 
 
 class Admission:
     """Counts replies that run or wait; used from one asyncio loop."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._inside = 0
 
+    @contextlib.contextmanager
+    def admitted(self, replies: int) -> Iterator[contextlib.ExitStack]:
+        """Count a request's replies until the block ends, or until the stack is closed if `pop_all` took it over.
+
+        Raises ApiError: 429 where there is no room for them now, 400 if there never is.
+        """
+        self.enter(replies)
+        with contextlib.ExitStack() as place:
+            place.callback(self.leave, replies)
+            yield place
+
     def enter(self, replies: int) -> None:
-        """Let a request for so many replies in; raises ApiError (429) where there is no room for them."""
-        if replies > self._most:
+        """Admit a request for this number of replies; raises ApiError as `admitted` does."""
+        if replies > self._limit:
             raise ApiError(
                 400,
-                f"n: this request asks for {replies} replies; at most {self._most} can run or wait at once. "
+                f"n: this request asks for {replies} replies; at most {self._limit} can run or wait at once. "
                 "Send several requests.",
                 "n",
             )
-        if self._inside + replies > self._most:
-            raise ApiError(
-                429,
-                f"Too many requests: {self._inside} replies are running or queued, the limit is {self._most}; "
-                "retry later.",
-                code="queue_full",
-                headers={"Retry-After": _RETRY_AFTER_SECONDS},
-            )
+        if self._inside + replies > self._limit:
+            raise queue_full(self._inside, self._limit)
         self._inside += replies
 
     def leave(self, replies: int) -> None:
-        """They are done, one way or another."""
+        """The replies have ended, in whatever way."""
         self._inside -= replies

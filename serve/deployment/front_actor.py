@@ -25,7 +25,7 @@ from serve.front.leases import collect_seldom
 from serve.front.server import Endpoint, Front, Lease, LostError
 from serve.front.tls import Certificate
 from serve.log import write_log
-from serve.protocol.errors import ApiError
+from serve.protocol.errors import ApiError, replicas_busy
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +110,7 @@ class FrontActor:
         except TimeoutError:
             raise ApiError(504, "No replica had room for this request in time.", code="deadline_exceeded") from None
         except BackPressureError:
-            raise ApiError(
-                429,
-                "All replicas are busy and the queue is full; retry later.",
-                code="queue_full",
-                headers={"Retry-After": "1"},
-            ) from None
+            raise replicas_busy() from None
         except DeploymentUnavailableError as error:
             raise ApiError(503, f"The endpoint could not be started: {error}.", code="unavailable") from error
         except (RayError, RayServeException, StopAsyncIteration) as error:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from serve.protocol.errors import ApiError
+from serve.protocol.errors import ApiError, bodies_full
 from serve.protocol.transport import MAX_BODY_BYTES
 
 _BODY_SECONDS = 60.0
@@ -56,13 +56,7 @@ class Budget:
 
     def take(self, num_bytes: int) -> None:
         if self.held + num_bytes > self._most:
-            raise ApiError(
-                503,
-                f"The bodies of the requests that are open take the {self._most >> 20} MiB that there are for them; "
-                "try again.",
-                code="overloaded",
-                headers={"Retry-After": "1"},
-            )
+            raise bodies_full(self._most >> 20)
         self.held += num_bytes
 
     def give_back(self, num_bytes: int) -> None:

@@ -13,7 +13,7 @@ from serve.grammar import process as grammar_process
 from serve.grammar.guard import GrammarGuard
 from serve.grammar.process import Bounds, Verdict
 from serve.parsing.form import ReplyForm
-from serve.protocol.errors import ApiError
+from serve.protocol.errors import ApiError, format_queue_full
 from serve.protocol.formats import JsonObjectFormat, JsonSchemaFormat
 from serve.protocol.requests import ChatRequest, GenerationFields
 
@@ -100,12 +100,7 @@ class Formats:
         if verdict.error is not None:
             raise ApiError(400, f"{param}: {verdict.error}.", param)
         if verdict.excess == "queue":
-            raise ApiError(
-                429,
-                f"{param}: the endpoint is too busy to prepare this format in time; retry in a few seconds.",
-                param,
-                headers={"retry-after": "3"},
-            )
+            raise format_queue_full(param)
         if verdict.excess is not None:
             most = f"{verdict.seconds:.1f} s" if verdict.excess == "time" else f"{self._bounds.memory >> 20} MiB"
             raise ApiError(

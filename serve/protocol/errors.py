@@ -1,4 +1,6 @@
-"""Every failure as OpenAI's error body: a message, a type, the field, a code."""
+"""Every failure as OpenAI's error body: a message, a type, the field, a code; and all answers "retry later"."""
+
+import math
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -43,6 +45,70 @@ class ApiError(RayconteurError):
     def body(self) -> str:
         """The answer's JSON."""
         return ErrorBody(error=self.error).model_dump_json()
+
+
+# Every answer that means "retry later": 429 and 503, with Retry-After. The OpenAPI document describes these statuses
+# in general, in serve/api/openapi.py.
+
+
+def queue_full(running: int, limit: int) -> ApiError:
+    """429 of a replica that already has as many replies as it takes (serve/api/admission.py)."""
+    return _retry_later(
+        429,
+        f"Too many requests: {running} replies are running or queued, the limit is {limit}; retry later.",
+        code="queue_full",
+    )
+
+
+def replicas_busy() -> ApiError:
+    """429 of the front: every replica's queue is full (serve/deployment/front_actor.py)."""
+    return _retry_later(429, "All replicas are busy and the queue is full; retry later.", code="queue_full")
+
+
+def rate_limited(kind: str, per_minute: int, amount: int, remaining: int, wait_s: float) -> ApiError:
+    """429 of an API key's limit of requests or tokens (`kind`) per minute (serve/access/middleware.py).
+
+    `wait_s` is infinite for a request that is larger than the limit itself.
+    """
+    limit = f"This API key may have {per_minute} {kind} a minute"
+    if math.isinf(wait_s):
+        message = (
+            f"{limit}, and this request alone may come to {amount}: shorten its prompt or lower its token limit."
+        )
+        headers = {"x-should-retry": "false"}  # for OpenAI's clients, which would retry otherwise
+        return ApiError(429, message, code="rate_limit_exceeded", kind=kind, headers=headers)
+    message = f"{limit}: {remaining} are left, {amount} are asked for. Try again in {duration(wait_s)}."
+    return _retry_later(429, message, math.ceil(wait_s), code="rate_limit_exceeded", kind=kind)
+
+
+def format_queue_full(param: str) -> ApiError:
+    """429 of a replica whose check of formats has too much to do (serve/grammar/formats.py)."""
+    message = f"{param}: the endpoint is too busy to prepare this format in time; retry in a few seconds."
+    return _retry_later(429, message, 3, param=param)
+
+
+def bodies_full(limit_mib: int) -> ApiError:
+    """503 of the front: open requests hold all the memory that it has for bodies (serve/front/bodies.py)."""
+    return _retry_later(
+        503,
+        f"The bodies of the requests that are open take the {limit_mib} MiB that there are for them; try again.",
+        code="overloaded",
+    )
+
+
+def _retry_later(
+    status: int, message: str, seconds: int = 1, *, code: str | None = None, param: str | None = None,
+    kind: str | None = None,
+) -> ApiError:  # fmt: skip
+    return ApiError(status, message, param, code, {"Retry-After": str(max(1, seconds))}, kind)
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI's headers write it: 250ms, 1.5s, 6m0s."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    minutes, rest = divmod(round(seconds, 2), 60)
+    return f"{minutes:.0f}m{rest:.0f}s" if minutes else f"{rest:g}s"
 
 
 def _kind_of(status: int) -> str:

@@ -5,6 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from json.encoder import encode_basestring
 from typing import Any
 from uuid import uuid4
@@ -12,6 +13,7 @@ from uuid import uuid4
 from pydantic import BaseModel
 
 from serve.protocol.errors import CLIENT_CLOSED_REQUEST, ApiError
+from serve.protocol.requests import GenerationFields
 from serve.protocol.responses import (
     BestOf,
     ChatCompletionChunk,
@@ -28,39 +30,58 @@ Choose = Callable[[list[int], list[list[int]]], Awaitable[BestOf]]
 """of a prompt's replies, in tokens, the one to answer with"""
 
 
-class Reply(ABC):
-    """The replies to one request: `n` of them to each prompt."""
+@dataclass(frozen=True)
+class ReplyOptions:
+    """What an answer has beside its text, as the request asks for it."""
 
-    def __init__(
-        self,
-        generations: Sequence[Generation],
-        model: str,
-        n: int,
-        with_logprobs: bool,
-        choose: Choose | None = None,
-        fingerprint: str | None = None,
-        has_ids: bool = False,
-        num_prompt_logprobs: int | None = None,
-        calls_functions: bool = False,
-    ) -> None:
-        """`n` replies are generated to each prompt; with `choose` one of them all is answered with. `fingerprint`
-        names the release. `has_ids`: the answer has the tokens' ids; `calls_functions`: calls in
-        their older form."""
+    model: str
+    n: int
+    """replies to each prompt"""
+    with_logprobs: bool
+    has_token_ids: bool = False
+    num_prompt_logprobs: int | None = None
+    """log-probabilities for each token of the prompt; None for none"""
+    calls_functions: bool = False
+    """whether tool calls have their older form, `function_call`"""
+    fingerprint: str | None = None
+    """names the release"""
+    choose: Choose | None = None
+    """chooses one of all replies, which is the answer"""
+
+    @classmethod
+    def of(cls, body: GenerationFields, fingerprint: str | None, choose: Choose | None) -> "ReplyOptions":
+        """Those of a request."""
+        return cls(
+            model=body.model,
+            n=body.num_replies(),
+            with_logprobs=body.num_logprobs() is not None,
+            has_token_ids=bool(body.return_token_ids),
+            num_prompt_logprobs=body.prompt_logprobs,
+            calls_functions=body.calls_functions(),
+            fingerprint=fingerprint,
+            choose=choose,
+        )
+
+
+class Reply(ABC):
+    """The replies to one request."""
+
+    def __init__(self, generations: Sequence[Generation], options: ReplyOptions) -> None:
         self.id = f"{self._prefix}-{uuid4().hex}"
         self.created = int(time.time())
-        self.model = model
+        self.model = options.model
         self.status = CLIENT_CLOSED_REQUEST  # until it is known better
         """HTTP's, as it would have been had all of it been known when the answer began"""
         self._generations = generations
-        self._n = n
-        self._with_logprobs = with_logprobs
-        self._choose = choose
+        self._n = options.n
+        self._with_logprobs = options.with_logprobs
+        self._choose = options.choose
         self._best_of: BestOf | None = None
         self._frames: dict[int, tuple[str, ...]] = {}
-        self._fingerprint = fingerprint
-        self._has_ids = has_ids
-        self._calls_functions = calls_functions
-        self._num_prompt_logprobs = num_prompt_logprobs
+        self._fingerprint = options.fingerprint
+        self._has_ids = options.has_token_ids
+        self._calls_functions = options.calls_functions
+        self._num_prompt_logprobs = options.num_prompt_logprobs
         self._told_ids = [0] * len(generations)
         self._tells_usage = False
 

@@ -34,9 +34,7 @@ Phase = Literal[
 class ResponsesReply:
     """The same to the routes as `serve.replies.completion.Reply`: one reply, with items for an answer."""
 
-    def __init__(
-        self, asked: ResponsesRequest, chat: Translation, generations: Sequence[Generation], *_settings_of_chats: Any
-    ) -> None:
+    def __init__(self, asked: ResponsesRequest, chat: Translation, generations: Sequence[Generation]) -> None:
         self.id = f"resp_{uuid4().hex}"
         self.status = CLIENT_CLOSED_REQUEST  # until it is known better
         """HTTP's, as it would have been had all of it been known when the answer began"""

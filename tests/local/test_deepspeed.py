@@ -18,9 +18,10 @@ from models.base import adapters
 from models.kernels.attention import PACKED_ATTENTION
 from models.base.load import load_model, load_tokenizer, resolve
 from models.chat import encode_conversation
+from models.training.deepspeed_config import DeepSpeedSettings
 from models.training.deepspeed_engine import DeepSpeedEngine
 from models.training.engine import TorchEngine
-from models.training.fit import FitSettings, Progress, fit
+from models.training.fit import FitCallbacks, FitSettings, Progress, fit
 from models.base.new_tokens import fit_rows
 from models.objectives.sft import Sft
 from models.packing import StepPlan, pack
@@ -46,8 +47,7 @@ def make(kind, stage, precision, **options):
     if stage is None:
         engine = TorchEngine(model, Sft())
     else:
-        engine = DeepSpeedEngine(model, Sft(), zero_stage=stage, precision=precision, weight_decay=0.0,
-                                 gradient_clip=1.0, **options)
+        engine = DeepSpeedEngine(model, Sft(), DeepSpeedSettings(stage, precision, 1.0, **options), weight_decay=0.0)
     engine.rows = with_new_tokens if kind == "tokens" else rows
     return engine
 
@@ -57,7 +57,7 @@ def train(engine, end, before=(), state=None):
     if state is not None:
         saved = lambda step, metrics: engine.snapshot()(state) if step == 3 else None
     fit(engine, plan, lambda numbers: pack([mine[n] for n in numbers]), FitSettings(end, 3e-3, 0.0, 1.0, 3),
-        [pack(mine[:3])], on_step=steps.append, on_checkpoint=saved, before=before)
+        [pack(mine[:3])], FitCallbacks(steps.append, saved), before=before)
     return steps
 
 def plain(steps):
@@ -159,7 +159,7 @@ for how, stage in (("alone", None), ("alone", 3), ("padded", 3), ("alone", 2)):
     ))
     read_in_rows(model, how)
     engine = TorchEngine(model, Sft()) if stage is None else DeepSpeedEngine(
-        model, Sft(), zero_stage=stage, precision="fp32", weight_decay=0.0, gradient_clip=1.0
+        model, Sft(), DeepSpeedSettings(stage, "fp32", 1.0), weight_decay=0.0
     )
     results[f"{how} {stage}"] = plain(train(engine, 4))
 if rank == 0:

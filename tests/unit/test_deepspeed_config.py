@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from models.training.deepspeed_config import check_passed_through, deepspeed_config
+from models.training.deepspeed_config import DeepSpeedSettings, check_passed_through, deepspeed_config
 
 
 def config(**changes: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {"zero_stage": 2, "offload": None, "offload_folder": None, "precision": "bf16"}
-    return deepspeed_config(**values | {"gradient_clip": 0.5, "extra": {}} | changes)
+    values: dict[str, Any] = {"zero_stage": 2, "precision": "bf16", "gradient_clip": 0.5}
+    return deepspeed_config(DeepSpeedSettings(**values | changes))
 
 
 def test_plain_fields_become_deepspeeds() -> None:

@@ -4,14 +4,12 @@ from typing import Any
 
 import pytest
 
-from models.training.deepspeed_config import deepspeed_config
+from models.training.deepspeed_config import DeepSpeedSettings, deepspeed_config
 from models.training.deepspeed_names import found_mistakes, mistakes
 
 
 def config_with(extra: dict[str, Any], zero_stage: int = 2) -> dict[str, Any]:
-    return deepspeed_config(
-        zero_stage=zero_stage, offload=None, offload_folder=None, precision="bf16", gradient_clip=1.0, extra=extra
-    )
+    return deepspeed_config(DeepSpeedSettings(zero_stage, "bf16", gradient_clip=1.0, extra=extra))
 
 
 def test_ours_and_well_known_names_are_fine() -> None:

@@ -18,6 +18,7 @@ from models.objectives.sft import Sft
 from models.packing import PackedBatch, StepPlan, pack
 from models.training.engine import TorchEngine
 from models.training.fit import (
+    FitCallbacks,
     FitSettings,
     Progress,
     TrainingDiverged,
@@ -62,7 +63,7 @@ def train(
     history: list[Progress] = []
     fit(
         engine, plan or plan_of(rows), lambda numbers: pack([rows[n] for n in numbers]), wanted, [pack(rows[:3])],
-        on_step=history.append, on_checkpoint=on_checkpoint, before=before,
+        FitCallbacks(history.append, on_checkpoint), before=before,
     )  # fmt: skip
     return history
 
@@ -198,7 +199,7 @@ def test_a_broken_step_leaves_no_trace(tiny_llama: Path, sums: list[Conversation
         weights[progress.step] = torch.cat([p.detach().flatten().clone() for p in engine.model.parameters()])
 
     fit(engine, plan, lambda numbers: pack([rows[n] for n in numbers]), wanted, [pack(rows[:3])],
-        on_step=on_step, on_checkpoint=lambda *_: None)  # fmt: skip
+        FitCallbacks(on_step, lambda *_: None))  # fmt: skip
     skipped = [progress.step for progress in history if progress.skipped]
     assert skipped == [step for step in broken if step > 8 or math.isnan(factor) or math.isinf(factor)]
     assert torch.equal(weights[first], weights[first - 1])
@@ -232,7 +233,7 @@ def test_a_cut_micro_batch_is_the_same_step(tiny_llama: Path, sums: list[Convers
     [whole] = train(engine_of(tiny_llama), sums, settings(1))
     history: list[Progress] = []
     fit(engine_of(tiny_llama), plan_of(sums), lambda numbers: pack([sums[n] for n in numbers]), settings(1),
-        [pack(sums[:3])], on_step=history.append, on_checkpoint=lambda *_: None, split=split)  # fmt: skip
+        [pack(sums[:3])], FitCallbacks(history.append, lambda *_: None), micro_batch_parts=split)  # fmt: skip
     assert history[0].loss == pytest.approx(whole.loss, rel=1e-5)
     assert history[0].gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-4)
 
@@ -250,7 +251,7 @@ def test_a_machine_about_to_go_gets_a_checkpoint(
 
     fit(
         engine_of(tiny_llama), plan_of(sums), lambda numbers: pack([sums[n] for n in numbers]), settings(6),
-        [pack(sums[:3])], on_step=lambda _: None, on_checkpoint=lambda step, _: saved.append(step), leaving=leaving,
+        [pack(sums[:3])], FitCallbacks(lambda _: None, lambda step, _: saved.append(step), leaving),
     )  # fmt: skip
     assert saved == [3, 6], "once for the notice, once at the end"
 

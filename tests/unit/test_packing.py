@@ -304,7 +304,7 @@ def test_what_a_graphics_card_reads_is_whole_conversations() -> None:
 def test_what_the_attention_does_not_know_is_refused() -> None:
     inputs = [torch.randn(1, heads, 3, 8) for heads in (4, 2, 2)]
     for given in ({"position_bias": torch.zeros(1)}, {"attention_mask": torch.zeros(1)}):
-        with pytest.raises(ValueError, match=f"hands {next(iter(given))} to its attention"):
+        with pytest.raises(ValueError, match=f"passes {next(iter(given))} to its attention"):
             packed_attention(torch.nn.Identity(), *inputs, **{"attention_mask": None, **given}, sequence_lengths=[3])
 
 
@@ -368,7 +368,7 @@ def test_fewer_workers_divide_the_same_step(workers: int) -> None:
 def test_a_micro_batch_is_cut_into_even_parts() -> None:
     plan, lengths = plan_of(workers=3, accumulation=2)
     for step in range(plan.steps_per_epoch):
-        whole, parts = plan.micro_batches(step, 1, 3), plan.micro_batches(step, 1, 3, split=2)
+        whole, parts = plan.micro_batches(step, 1, 3), plan.micro_batches(step, 1, 3, parts=2)
         assert len(parts) == 2 * len(whole)
         for index, rows in enumerate(whole):
             one, other = parts[2 * index : 2 * index + 2]
@@ -394,7 +394,7 @@ def test_no_part_of_a_micro_batch_is_over_what_fits() -> None:
     assert found[0] == 1
     for most, parts in zip((5000, 1200, 900), found, strict=True):
         for step in range(plan.steps_per_epoch):
-            cut = plan.micro_batches(step, 0, 1, split=parts)
+            cut = plan.micro_batches(step, 0, 1, parts=parts)
             assert all(sum(lengths[row] for row in rows) <= most for rows in cut)
             assert sorted(row for rows in cut for row in rows) == sorted(
                 row for rows in plan.rows(step) for row in rows

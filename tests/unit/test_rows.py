@@ -98,7 +98,7 @@ def test_it_trains_with_an_adapter_and_generates_as_ever(mamba: Path, token_rows
     plain = load_model(mamba, torch.float32)
     again = load_model(mamba, torch.float32, PACKED_ATTENTION)
     assert greedy_replies(again, [[1, 2, 3]], 5, [0]) == greedy_replies(plain, [[1, 2, 3]], 5, [0])
-    with pytest.raises(ValueError, match="mamba keeps no keys and values"):
+    with pytest.raises(ValueError, match="mamba has no key-value cache"):
         drawn_replies(again, [[1, 2]], 1, 3, [0], [[1]])
 
 

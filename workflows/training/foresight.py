@@ -12,7 +12,7 @@ from models.base.load import known_folder
 from models.base.new_tokens import tokens_without_rows
 from models.base.sizes import describe
 from models.errors import RayconteurError
-from models.training.deepspeed_config import deepspeed_config
+from models.training.deepspeed_config import DeepSpeedSettings, deepspeed_config
 from models.training.deepspeed_names import mistakes
 from workflows.corpus.chat_tokenizer import chat_tokenizer
 from workflows.spec import NEW_MODEL, PipelineSpec, TeacherSpec, TrainSpec
@@ -54,15 +54,20 @@ def check_worker(spec: PipelineSpec, folder: Path, splits: Sequence["Examples"])
         )
 
 
-def _of_deepspeed(train: TrainSpec) -> list[str]:
-    config = deepspeed_config(
+def deepspeed_settings(train: TrainSpec, precision: str) -> DeepSpeedSettings:
+    """DeepSpeed's settings as `train` has them."""
+    return DeepSpeedSettings(
         zero_stage=train.zero.stage,
+        precision=precision,
+        gradient_clip=train.gradient_clip,
         offload=train.zero.offload,
         offload_folder=train.zero.offload_folder,
-        precision="fp32" if train.precision == "fp32" else "bf16",
-        gradient_clip=train.gradient_clip,
         extra=train.deepspeed,
     )
+
+
+def _of_deepspeed(train: TrainSpec) -> list[str]:
+    config = deepspeed_config(deepspeed_settings(train, "fp32" if train.precision == "fp32" else "bf16"))
     return [f"train.deepspeed.{mistake}" for mistake in mistakes(config, train.deepspeed)]
 
 

@@ -31,7 +31,7 @@ from models.packing import PackedBatch, StepPlan
 from models.training.batch_size import default_limit_gb, forget_peak, largest_batch
 from models.training.deepspeed_engine import DeepSpeedEngine
 from models.training.deepspeed_operator import check_build_tools, check_file_offload
-from models.training.fit import FitSettings, TrainingDiverged, fit, held_out_batches, measure
+from models.training.fit import FitCallbacks, FitSettings, TrainingDiverged, fit, held_out_batches, measure
 from models.training.snapshot import Write, model_writer
 from workflows.corpus.chat_tokenizer import chat_tokenizer
 from workflows.corpus.files.sources import source_files
@@ -41,7 +41,7 @@ from workflows.spec import ObjectiveSpec, PipelineSpec, TrainSpec
 from workflows.store import Store
 from workflows.training.adversarial import AdversarialPhases
 from workflows.training.control import continued
-from workflows.training.foresight import check_worker
+from workflows.training.foresight import check_worker, deepspeed_settings
 from workflows.training.history import HISTORY, History
 from workflows.training.readings import note_of
 from workflows.training.recovery import Watchdog, decide, decisions
@@ -180,12 +180,15 @@ class TrainWorker:
                 if pair is None or pair.is_likelihood:
                     fit(
                         engine, plan, read, settings, measured,
-                        on_step=lambda progress: reports.step(progress, operations_of(progress.step - 1)),
-                        on_checkpoint=lambda step, metrics: reports.checkpoint(
-                            pair.num_steps if pair else settings.num_steps, metrics
+                        FitCallbacks(
+                            on_step=lambda progress: reports.step(progress, operations_of(progress.step - 1)),
+                            on_checkpoint=lambda step, metrics: reports.checkpoint(
+                                pair.num_steps if pair else settings.num_steps, metrics
+                            ),
+                            leaving=leaving,
+                            is_over=(lambda: not pair.is_likelihood) if pair else (lambda: False),
                         ),
-                        leaving=leaving, before=record.steps(), split=cut,
-                        is_over=(lambda: not pair.is_likelihood) if pair else (lambda: False),
+                        before=record.steps(), micro_batch_parts=cut,
                     )  # fmt: skip
                 if pair is not None:
                     pair.play(leaving)
@@ -223,17 +226,7 @@ class TrainWorker:
         return self._on_deepspeed(self._model(spec, precision), objective, spec.train, precision)
 
     def _on_deepspeed(self, model: Any, objective: Any, train: TrainSpec, precision: str) -> DeepSpeedEngine:
-        return DeepSpeedEngine(
-            model,
-            objective,
-            zero_stage=train.zero.stage,
-            precision=precision,
-            weight_decay=train.weight_decay,
-            gradient_clip=train.gradient_clip,
-            offload=train.zero.offload,
-            offload_folder=train.zero.offload_folder,
-            extra_config=train.deepspeed,
-        )
+        return DeepSpeedEngine(model, objective, deepspeed_settings(train, precision), train.weight_decay)
 
     def _rate(self, engine: DeepSpeedEngine, precision: str) -> float:
         """Matrix products that all workers compute in a second; measured once."""

@@ -14,10 +14,10 @@ import pytest
 
 from models.base.load import load_tokenizer
 from serve.access.api_keys import ApiKey, KeyRing, make_key
-from serve.access.middleware import _span
 from serve.access.rate_limits import Limits
 from serve.api.routes import create_app
 from serve.engines.torch import TorchEngine
+from serve.protocol.errors import duration
 
 HELLO = [{"role": "user", "content": "Hello"}]
 ASK: dict[str, Any] = {"model": "tiny", "messages": HELLO, "temperature": 0, "max_tokens": 10}
@@ -245,4 +245,4 @@ def test_pages_of_other_sites_are_let_in_nowhere(endpoint: Endpoint, path: str) 
     (0.0, "0ms"), (0.0001, "1ms"), (0.25, "250ms"), (1, "1s"), (1.5, "1.5s"), (59.999, "1m0s"), (360, "6m0s"),
 ])  # fmt: skip
 def test_spans_are_written_as_openai_does(seconds: float, text: str) -> None:
-    assert _span(seconds) == text
+    assert duration(seconds) == text
