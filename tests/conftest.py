@@ -1,4 +1,4 @@
-"""What tests of all folders share."""
+"""Shared by the tests of all folders."""
 
 import gzip
 import json
@@ -35,12 +35,12 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def s3_uri(s3_server: S3Server, tmp_path: Path) -> str:
-    """A place on the server for this test alone."""
+    """A path on the server for this test alone."""
     return f"s3://testing:testing@bucket/{tmp_path.name}{s3_server.options}"
 
 
 def sums(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Conversations of two turns about small sums: enough to learn something from in a few steps."""
+    """Two-turn conversations about small sums, which a model starts to learn in a few steps."""
     draw = random.Random(seed)
     records = []
     for _ in range(count):

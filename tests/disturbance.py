@@ -1,4 +1,4 @@
-"""Something done to a training worker at a moment of the test's choice."""
+"""Disturb a training worker when a condition holds."""
 
 import contextlib
 import threading
@@ -19,7 +19,7 @@ def workers() -> list[psutil.Process]:
 
 
 class Disturbance:
-    """While it is entered: `act(a training worker)` as soon as `when()`; `happened` says whether that came."""
+    """Inside the block, call `act(a training worker)` as soon as `when()` is true, and set `happened`."""
 
     def __init__(self, when: Callable[[], bool], act: Callable[[psutil.Process], Any]) -> None:
         self._when, self._act = when, act

@@ -1,4 +1,4 @@
-"""A replica whose engine hangs for ever in the middle of a reply that asks for it by its seed."""
+"""A replica whose engine hangs in the middle of a reply if the request has a special seed."""
 
 import threading
 from typing import Any
@@ -12,7 +12,7 @@ SEED, TOKENS = 4711, 5
 
 
 class HangingReplica(ChatReplica):
-    """The engine's own thread hangs after TOKENS tokens of a reply with SEED."""
+    """An engine whose thread hangs after TOKENS tokens of a reply with SEED."""
 
     def __init__(self, *settings: Any, **engine: Any) -> None:
         draw = Sampler.draw

@@ -1,6 +1,6 @@
-"""An S3 server that can be away for a while: then it answers every request with 503 Slow Down.
+"""An S3 server that can be unavailable for a while: it then answers every request with 503 Slow Down.
 
-python tests/s3_server.py 198.18.7.10 5000 /shared/away       # away while that file is there
+python tests/s3_server.py 198.18.7.10 5000 /shared/away       # unavailable while that file exists
 """
 
 import sys
@@ -17,7 +17,7 @@ _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request r
 
 
 class S3Server:
-    """Listens in a thread of this process, from `start` to `stop`."""
+    """A server in a thread of this process, from `start` to `stop`."""
 
     def __init__(self, switch: Path, host: str = "127.0.0.1", port: int = 0) -> None:
         self._switch = switch
@@ -27,7 +27,7 @@ class S3Server:
         self.options = (
             f"?scheme=http&endpoint_override={host}:{self._server.port}&region=us-east-1&allow_bucket_creation=true"
         )
-        """of a URI on this server"""
+        """query string of a URI on this server"""
 
     def start(self) -> Thread:
         thread = Thread(target=self._server.serve_forever, daemon=True)

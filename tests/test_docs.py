@@ -1,4 +1,4 @@
-"""README, docs and findings: what they link to, and every command, flag, field and file that they name, exists."""
+"""README, docs and findings name only links, commands, flags, fields and files that exist."""
 
 import ast
 import re
@@ -35,7 +35,7 @@ def prose(page: Path) -> str:
 
 @cache
 def spans(page: Path) -> list[str]:
-    """What stands between backticks in the prose, each on one line."""
+    """The code between backticks in the prose, each on one line."""
     return [" ".join(found[2].replace(r"\|", "|").split()) for found in CODE.finditer(prose(page))]
 
 
@@ -46,13 +46,13 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @cache
 def command_lines(page: Path) -> list[list[str]]:
-    """Words of everything that a page shows as typed at a shell: lines of blocks and code in the prose."""
+    """The words of every command line on a page: lines of code blocks and code in the prose."""
     code = [*spans(page), *INDENTED.findall(prose(page))]
     for block in [*blocks(page, ""), *blocks(page, "bash"), *blocks(page, "sh")]:
         code += block.splitlines()
     found = []
     for line in code:
-        line = re.sub(r"^\$ ", "", line).replace("[", "").replace("]", "")  # optional words count as given
+        line = re.sub(r"^\$ ", "", line).replace("[", "").replace("]", "")  # optional words count too
         line = re.split(r" (?:#|\||>|&&) ?", line)[0]
         if re.match(r"([A-Z_]+=\S+ )*(rayconteur|python3?|pytest|make)( |$)", line):
             words = shlex.split(line)
@@ -75,7 +75,9 @@ def anchors(page: Path) -> set[str]:
 
 @cache
 def flags_of(script: Path) -> set[str]:
-    """The options that a script gives its argparse, read and not run; without one, all words that look like some."""
+    """The options that a script adds to argparse, read from its syntax; without argparse, all strings that look like
+    options.
+    """
     nodes = list(ast.walk(ast.parse(script.read_text())))
     calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
     added = [word for call in calls if call.func.attr == "add_argument" for word in call.args]
@@ -119,7 +121,7 @@ def _check_ours(words: list[str]) -> None:
         name, *words = words
         assert name in found.commands, f"no command {name}"
         found = found.commands[name]
-    # The parser alone: values are not looked at, and nothing is run. It raises on an option that is not there.
+    # Only the parser: it does not check values and runs nothing. It raises for an unknown option.
     _, left, _ = found.make_parser(click.Context(found)).parse_args(list(words))
     assert not left, f"{found.name} takes no {left}"
 
@@ -184,7 +186,7 @@ def test_pipelines_have_fields_that_exist(page: Path) -> None:
 
 
 def _paths(value: object, path: str) -> Iterator[str]:
-    """Dotted paths of all that a mapping sets; of a search space its keys are paths themselves."""
+    """The dotted paths that a mapping sets; the keys of a search space are paths themselves."""
     if path == "tune.space" and isinstance(value, dict):
         yield from value
     elif isinstance(value, dict) and "mapping" not in fields().get(path, ""):
@@ -206,7 +208,7 @@ def test_files_exist(page: Path) -> None:
 
 
 def test_files_of_the_readmes_tree_exist() -> None:
-    """Names in the lines of a folder; a line that begins with a space goes on with the folder before it."""
+    """File names in the lines of a folder; a line that begins with a space continues the folder before it."""
     tree = (ROOT / "README.md").read_text().partition("\nworkflows/ ")[2].partition("\n```")[0]
     folder = ""
     for line in tree.splitlines()[1:]:

@@ -1,4 +1,4 @@
-"""The house rules: what is loaded when, looked at in fresh processes; and every shipped pipeline parses."""
+"""Which libraries are imported when, tested in new processes; and every shipped pipeline file parses."""
 
 import ast
 import subprocess
@@ -20,7 +20,7 @@ HEAVY = {"ray", "torch", "transformers", "deepspeed", "datasets"}
 
 
 def loaded_by(code: str, *arguments: str) -> set[str]:
-    """The top-level modules that a fresh Python has loaded after `code`, whatever exit code it asked for."""
+    """The top-level modules that a new Python has imported after `code`, which may exit with any code."""
     script = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint('\\n' + ' '.join(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True, cwd=ROOT
@@ -133,6 +133,6 @@ def test_a_wheel_holds_every_file_of_a_package(package: str) -> None:
     there = {file for file in (ROOT / package).rglob("*") if file.is_file() and file.suffix != ".pyc"}
     code = {file for file in there if file.suffix == ".py"}
     assert there - code - set().union(*by_pattern.values()) == set()
-    # setuptools finds a folder of code by this file.
+    # setuptools finds packages by this file.
     assert {file.parent for file in code if not (file.parent / "__init__.py").is_file()} == set()
     assert ROOT / package / "py.typed" in there

@@ -1,6 +1,6 @@
-"""Who may import whom: rooms import only rooms below them, and no two files import each other.
+"""Who may import whom: a folder imports only folders of lower layers, and no two files import each other.
 
-All imports count: those inside functions, those for type checkers, and modules that `importlib` loads by name.
+All imports count, also those inside functions, those for type checkers, and modules loaded by `importlib`.
 """
 
 import ast
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# From the top to the bottom: a room imports itself and rooms of lower lines, none of its own line.
+# From top to bottom: a folder imports itself and folders of lower lines, none of its own line.
 LAYERS = {
     "workflows": [
         "cli",
@@ -54,7 +54,7 @@ RAY = ("workflows", "serve.deployment")
 
 @cache
 def files() -> dict[str, Path]:
-    """All modules by their dotted names."""
+    """All modules, by their dotted names."""
     found = {}
     for package in PACKAGES:
         for file in sorted((ROOT / package).rglob("*.py")):
@@ -64,7 +64,7 @@ def files() -> dict[str, Path]:
 
 
 def _names(tree: ast.AST) -> Iterator[str]:
-    """Dotted names of what code imports, modules or their contents; a `*` is what only a run knows."""
+    """Dotted names of what code imports, modules or their contents; `*` stands for a part known only at run time."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -79,7 +79,7 @@ def _names(tree: ast.AST) -> Iterator[str]:
 def _loaded(name: ast.expr) -> str:
     if isinstance(name, ast.JoinedStr):
         return "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in name.values)
-    return str(name.value) if isinstance(name, ast.Constant) else ""  # handed in: nobody can know it here
+    return str(name.value) if isinstance(name, ast.Constant) else ""  # a parameter: not known here
 
 
 @cache
@@ -94,26 +94,26 @@ def imports(module: str) -> frozenset[str]:
             found.add("ray")
         else:
             found |= {own for own in (name, name.rpartition(".")[0]) if own in files() and own not in PACKAGES}
-    # `from package import module` names both; the package itself is meant only where something is taken from it.
+    # `from package import module` names both; the package itself counts only if a name is imported from it.
     return frozenset(name for name in found if name != module and not any(o.startswith(f"{name}.") for o in found))
 
 
 def rank(module: str) -> int:
-    """How far up a module's room is in its package."""
+    """The layer of a module's folder in its package."""
     package, _, rest = module.partition(".")
-    room = rest.partition(".")[0]
-    for number, rooms in enumerate(reversed(LAYERS[package])):
-        if room in rooms.split():
+    folder = rest.partition(".")[0]
+    for number, folders in enumerate(reversed(LAYERS[package])):
+        if folder in folders.split():
             return number
-    raise AssertionError(f"{module}: no layer has the room {room!r}; give it one in {Path(__file__).name}")
+    raise AssertionError(f"{module}: no layer has the folder {folder!r}; add it to one in {Path(__file__).name}")
 
 
-def room_of(module: str) -> str:
+def folder_of(module: str) -> str:
     return ".".join(module.split(".")[:2])
 
 
 def circles(graph: dict[str, frozenset[str]]) -> list[list[str]]:
-    """Groups of modules each of which reaches all others (Tarjan 1972)."""
+    """Strongly connected components of the import graph (Tarjan 1972)."""
     numbers: dict[str, int] = {}
     lowest: dict[str, int] = {}
     stack: list[str] = []
@@ -142,15 +142,15 @@ MODULES = [name for name in files() if "." in name and name != "workflows.__main
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_its_own_room_and_rooms_below(module: str) -> None:
+def test_a_module_imports_its_own_folder_and_folders_below(module: str) -> None:
     for other in imports(module) - {"ray"}:
         own, its = module.partition(".")[0], other.partition(".")[0]
         assert PACKAGES.index(own) <= PACKAGES.index(its), f"{module} imports {other}"
-        if own == its and room_of(module) != room_of(other):
+        if own == its and folder_of(module) != folder_of(other):
             assert rank(module) > rank(other), f"{module} imports {other}"
 
 
-def test_every_module_has_a_room() -> None:
+def test_every_module_has_a_layer() -> None:
     for module in MODULES:
         rank(module)
 
@@ -160,14 +160,14 @@ def test_no_modules_import_each_other() -> None:
     assert circles(graph) == []
 
 
-def test_only_some_rooms_know_ray() -> None:
+def test_only_some_folders_import_ray() -> None:
     knowing = {name for name in files() if "ray" in imports(name)}
     assert knowing
-    assert {name for name in knowing if not f"{name}.".startswith(tuple(f"{room}." for room in RAY))} == set()
+    assert {name for name in knowing if not f"{name}.".startswith(tuple(f"{folder}." for folder in RAY))} == set()
 
 
 def test_packages_hold_no_code() -> None:
-    """But for those whose names people import from."""
+    """Except for packages from which users import."""
     open_to_all = {"workflows.spec", "models.chat"}
     for name, file in files().items():
         if file.name == "__init__.py" and name not in open_to_all:
@@ -176,7 +176,7 @@ def test_packages_hold_no_code() -> None:
 
 
 def test_the_readme_has_the_tree() -> None:
-    """A line for each folder of code and for each file beside the folders; and nothing that is not there."""
+    """The tree has a line for each folder of code and each file beside them, and no line for anything else."""
     text = (ROOT / "README.md").read_text().partition("## The house")[2].partition("\n```\n")[2].partition("```")[0]
     named = {line.split()[0] for line in text.splitlines() if line.startswith(PACKAGES)}
     there = set()

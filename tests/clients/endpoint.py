@@ -1,10 +1,10 @@
-"""An endpoint for clients to try: SmolLM2 on an engine, behind our API and front, without Ray.
+"""An endpoint for testing clients: SmolLM2 on an engine, behind our API and front, without Ray.
 
-    python tests/clients/endpoint.py torch       ends with its standard input; prints its URL, when it answers,
-                                                 and the folder of its model and tokenizer in float32
+    python tests/clients/endpoint.py torch prints its URL once it answers, and the folder of its model and tokenizer
+    in float32; ends with its standard input
 
-`demo` is `openvino` with the chat template that the demo ships, which has no place for tools. On torch the
-model is cut to its first two layers: it talks nonsense, and is done many times sooner. `--layers 0` keeps all 30.
+`demo` is `openvino` with the demo's chat template, which does not write tools. On torch, the model keeps only its
+first two layers: it generates nonsense, but many times faster. `--layers 0` keeps all 30.
 """
 
 import argparse
@@ -37,7 +37,7 @@ _MAX_SECONDS = 120
 
 
 def open_engine(name: str, base: Path) -> tuple[Engine, Any]:
-    """The engine, computing as the demo's on OpenVINO and in float32 on torch, and its tokenizer."""
+    """The engine and its tokenizer; OpenVINO computes as in the demo, torch in float32."""
     tokenizer = load_tokenizer(base)
     if name != "demo":
         tokenizer.chat_template = (Path(__file__).parent / "tool_template.jinja").read_text()
@@ -66,7 +66,7 @@ def _cut(base: Path, num_layers: int) -> Path:
 
 
 async def serve(name: str, num_layers: int) -> None:
-    """Until standard input ends."""
+    """Serve until standard input ends."""
     base = resolve(BUILTIN_SMOLLM2)
     if name == "torch" and num_layers:
         base = _cut(base, num_layers)

@@ -1,4 +1,4 @@
-"""Environments of clients: one for each entry of clients.toml, made again when its versions change."""
+"""Environments of clients: one for each entry of clients.toml, rebuilt when its versions change."""
 
 import subprocess
 import sys
@@ -10,13 +10,13 @@ from models.files import cache_folder
 
 _HERE = Path(__file__).parent
 USAGES = _HERE / "usages"
-# The npm package that brings Node.js itself: Debian's is older than the clients take.
+# The npm package that contains Node.js: Debian's is too old for the clients.
 _NODE = "node@22.23.3"
 
 
 @dataclass(frozen=True)
 class Client:
-    """A client, the packages that are it, and how its usages are run."""
+    """A client, its packages, and how to run its usages."""
 
     name: str
     packages: tuple[str, ...]
@@ -33,16 +33,16 @@ class Client:
         return sorted((USAGES / self.name).glob("try_*"))
 
     def command(self, script: Path, url: str, part: str = "") -> list[str]:
-        """That tries a script's usages, or those with `part` in their names, at an endpoint."""
+        """The command that runs a script's usages, or those with `part` in their names, against an endpoint."""
         if not self.is_npm:
             return [str(self.folder / "bin" / "python"), str(script), url, part]
-        # Node looks for packages beside a script.
+        # Node looks for packages in the script's folder.
         for source in (*USAGES.glob(f"{self.name}/*.mjs"), *USAGES.glob("common/*.mjs")):
             (self.folder / source.name).write_text(source.read_text())
         return [str(self.folder / "node_modules" / ".bin" / "node"), str(self.folder / script.name), url, part]
 
     def install(self) -> None:
-        """Raises CalledProcessError."""
+        """Install the client; raises CalledProcessError."""
         done = self.folder / "installed"
         packages = (*self.packages, _NODE) if self.is_npm else self.packages
         if done.is_file() and done.read_text() == "\n".join(packages):
@@ -60,7 +60,7 @@ class Client:
 
 
 def clients() -> list[Client]:
-    """All of clients.toml, in its order."""
+    """All clients of clients.toml, in its order."""
     found = tomllib.loads((_HERE / "clients.toml").read_text())
     return [Client(name, tuple(each.get("npm") or each["pip"]), "npm" in each) for name, each in found.items()]
 

@@ -1,7 +1,7 @@
-"""Try clients at our endpoints and write docs/clients.md.
+"""Run the clients' usages against our endpoints and write docs/clients.md.
 
 python tests/clients/run.py                          all of clients.toml, at all endpoints
-python tests/clients/run.py openai-npm --at torch    one, at one; the others' lines stay as they were
+python tests/clients/run.py openai-npm --at torch    one client at one endpoint; other lines stay unchanged
 """
 
 import argparse
@@ -22,7 +22,7 @@ from models.files import cache_folder
 
 _HERE = Path(__file__).parent
 _MAX_SECONDS = 1800
-# Clients that would tell their makers of their use, or look for something elsewhere.
+# Turns off telemetry and downloads of clients.
 _UNTOLD = {
     "OPENAI_AGENTS_DISABLE_TRACING": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "HF_HUB_OFFLINE": "1",
     "LANGSMITH_TRACING": "false", "HAYSTACK_TELEMETRY_ENABLED": "False", "DO_NOT_TRACK": "1",
@@ -33,7 +33,7 @@ RESULTS = cache_folder() / "clients" / "results.json"
 
 @contextmanager
 def endpoint(name: str, *options: str) -> Iterator[tuple[str, str]]:
-    """The URL of an endpoint in a process of its own, and the folder of its model."""
+    """The URL of an endpoint in its own process, and the folder of its model."""
     environment = {**os.environ, "PYTHONPATH": str(_HERE.parent.parent)}
     command = [sys.executable, str(_HERE / "endpoint.py"), name, *options]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
@@ -53,7 +53,7 @@ def endpoint(name: str, *options: str) -> Iterator[tuple[str, str]]:
 
 
 def tried(client: Client, url: str, at: str, folder: str) -> Lines:
-    """What became of each usage, by its name; a script that broke off has a line of its own."""
+    """The outcome of each usage, by its name; a script that crashed has its own line."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(USAGES / "common"),

@@ -1,7 +1,7 @@
-"""Replies that a conversation itself prescribes, so that a model that has learned no tools plays its part in a loop.
+"""Replies that a conversation scripts itself, so that a model without tool training can take part in a tool loop.
 
-A user's text with `[[add({"a": 2, "b": 3}) => It is 5.]]` is answered first with that call, then, when the tool has
-answered, with that text; ` & ` stands between calls of one turn. Other conversations go to the engine as ever.
+The reply to a user's text with `[[add({"a": 2, "b": 3}) => It is 5.]]` is first that call, then, after the tool's
+result, that text; ` & ` separates calls of one turn. Other conversations go to the engine unchanged.
 """
 
 import json
@@ -17,12 +17,12 @@ Submit = Callable[[GenerationRequest], AsyncGenerator[TokenEvent, None]]
 _SCRIPT = re.compile(r"\[\[(.+?)\]\]", re.DOTALL)
 _CALL = re.compile(r"([\w-]+)\((\{.*\})\)", re.DOTALL)
 _TURN = "<|im_start|>assistant\n"
-# Of a token that is said because it stands in a script.
+# The log-probability reported for scripted tokens.
 _LOGPROB = -0.125
 
 
 def follow_scripts(engine: Engine, tokenizer: Any) -> None:
-    """From now on `engine` says what a script has it say; all else of it is as before."""
+    """Make `engine` generate scripted replies; otherwise it works as before."""
     real: Submit = engine.submit
 
     async def submit(request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
@@ -43,7 +43,7 @@ def follow_scripts(engine: Engine, tokenizer: Any) -> None:
 
 
 def next_line(prompt: str) -> str | None:
-    """What the newest script of a prompt has to come next; None without one, or after its end."""
+    """The next reply of the last script in a prompt; None without one, or after its end."""
     scripts = list(_SCRIPT.finditer(prompt))
     if not scripts:
         return None
@@ -53,7 +53,7 @@ def next_line(prompt: str) -> str | None:
 
 
 def written(line: str) -> str:
-    """A line of a script as the template of this folder writes it."""
+    """A line of a script, as this folder's template writes it."""
     calls = [_CALL.fullmatch(part) for part in line.split(" & ")]
     if not all(calls):
         return line

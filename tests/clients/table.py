@@ -1,4 +1,4 @@
-"""What clients were seen to do, as docs/clients.md."""
+"""Write the results of clients as docs/clients.md."""
 
 import re
 import tomllib
@@ -14,7 +14,7 @@ _PAGE = _HERE.parent.parent / "docs" / "clients.md"
 _MAX_SAID = 220
 
 Results = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
-"""client, endpoint, usage, what became of it"""
+"""client, endpoint, usage, outcome"""
 
 _HEAD = """# Clients
 
@@ -38,7 +38,7 @@ A share counts the usages that were tried at that endpoint; an empty cell was no
 
 
 def write_table(clients: Iterable[Client], results: Results) -> list[str]:
-    """Write the page; the usages that do not work and for which nobody has said who is right."""
+    """Write the page; returns the usages that fail without an entry in verdicts.toml."""
     verdicts = tomllib.loads((_HERE / "verdicts.toml").read_text()).get("verdict", [])
     shown = [client for client in clients if client.name in results]
     unexplained: list[str] = []
@@ -107,17 +107,17 @@ def _mark(line: Mapping[str, Any] | None) -> str:
 
 
 def _sentence(said: str) -> str:
-    """The endpoint's own words in what a client tells, if they are there."""
+    """The endpoint's own error message inside a client's, if there is one."""
     found = re.search(r"""['"]message['"]: (['"])(.+?)\1, ['"](?:type|param|code)""", said) or re.search(
         r'"message": ?(")(.+?)"', said
     )
     text = " ".join((found[2] if found else said.split(" | ")[0]).split())
-    text = text.partition(" Traceback")[0]  # it has paths of this machine
+    text = text.partition(" Traceback")[0]  # it contains paths of this machine
     return text if len(text) <= _MAX_SAID else text[: _MAX_SAID - 3] + "..."
 
 
 def _verdict(client: str, usage: str, endpoint: str, said: str, verdicts: list[dict[str, str]]) -> str:
-    """Of the first rule whose every condition holds; see verdicts.toml."""
+    """The verdict of the first rule whose conditions all hold; see verdicts.toml."""
     for rule in verdicts:
         if all(
             re.search(rule[key], value)

@@ -1,4 +1,4 @@
-"""Several machines on one: network namespaces, made by the script that RAYCONTEUR_HOSTS names."""
+"""Several hosts on one machine: network namespaces, created by the script that RAYCONTEUR_HOSTS names."""
 
 import json
 import os
@@ -18,16 +18,16 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 class Hosts:
-    """h0 is a laptop, h1 the head, h2 and on are workers; a power cut is `off`."""
+    """h0 is a laptop, h1 the head, h2 and up are workers; `off` cuts a host's power."""
 
     def __init__(self, script: str, shared: Path) -> None:
         self._script = script
         self.shared = shared
-        cache = cache_folder()  # with DeepSpeed's operator: hosts that compile it all at once take minutes
+        cache = cache_folder()  # with DeepSpeed's operator: compiling it on all hosts at once takes minutes
         cache.mkdir(parents=True, exist_ok=True)
         self._cache = cache
         self.settings = f"RAYCONTEUR_CACHE={cache}"
-        """environment variables of all commands"""
+        """environment variables for all commands"""
         self._environment = {
             **os.environ,
             "VENV": sys.prefix,
@@ -36,7 +36,7 @@ class Hosts:
         }
 
     def call(self, *words: str, **options: Any) -> str:
-        """What `hosts.sh` prints."""
+        """Run `hosts.sh`; returns its output."""
         done = subprocess.run(
             [self._script, *words], env=self._environment, capture_output=True, text=True, timeout=300, **options
         )
@@ -44,17 +44,17 @@ class Hosts:
         return done.stdout
 
     def sh(self, host: str, command: str) -> str:
-        """What a command prints on a host."""
+        """Run a command on a host; returns its output."""
         return self.call("sh", host, f"{self.settings} {command}")
 
     def own_caches(self, hosts: tuple[str, ...]) -> None:
-        """Give each of these hosts a cache that no other one sees, with DeepSpeed's operator alone."""
+        """Give each of these hosts its own cache, which contains only DeepSpeed's operator."""
         for host in hosts:
             self.sh(host, f"bash -c 'mkdir -p cache && cp -a {self._cache}/operators cache'")
         self.settings = "RAYCONTEUR_CACHE=/root/cache"
 
     def begin(self, host: str, command: str, output: Path) -> subprocess.Popen[bytes]:
-        """Start a command on a host; it writes into a file."""
+        """Start a command on a host; its output goes to a file."""
         return subprocess.Popen(
             [self._script, "sh", host, f"{self.settings} {command}"],
             env=self._environment, stdout=output.open("wb"), stderr=subprocess.STDOUT,
@@ -62,23 +62,23 @@ class Hosts:
 
     @staticmethod
     def events(output: Path) -> list[dict[str, Any]]:
-        """What a run has printed with --json."""
+        """The events that a run with --json has printed."""
         lines = output.read_text(errors="replace").splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def wait_for(
         self, output: Path, what: str, is_there: Callable[[dict[str, Any]], bool], seconds: float = 240
     ) -> float:
-        """Seconds until an event of the run's output is as asked for."""
+        """Wait for an event in a run's output that `is_there` accepts; returns the seconds."""
         began = time.monotonic()
         while time.monotonic() - began < seconds:
             if any(is_there(event) for event in self.events(output)[-3:]):
                 return time.monotonic() - began
             time.sleep(0.2)
-        raise AssertionError(f"{what}: not within {seconds} s; the last events: {self.events(output)[-3:]}")
+        raise AssertionError(f"{what}: not within {seconds} s; last events: {self.events(output)[-3:]}")
 
     def start_ray(self, host: str, cpus: int = 1, gpus: int = 0) -> None:
-        """The head, with no CPU to work with, or a worker; its GPUs are made up."""
+        """Start Ray on a host: the head without CPUs, or a worker; its GPUs are only declared."""
         here = f"--node-ip-address 198.18.7.{10 + int(host[1:])}"
         head = "--head --num-cpus 0 --dashboard-host 0.0.0.0"
         to = head if host == "h1" else f"--address 198.18.7.11:6379 --num-cpus {cpus} --num-gpus {gpus}"

@@ -1,4 +1,4 @@
-"""A machine is lost in training and comes back: training goes on without it, then with it."""
+"""A machine is lost during training and returns: training continues without it, then with it."""
 
 import time
 
@@ -6,7 +6,7 @@ import yaml
 
 
 def at(workers, after):
-    """A step beyond `after` by so many workers."""
+    """Accepts a step beyond `after` with this many workers."""
     return lambda event: (
         event["event"] == "progress" and event.get("num_workers") == workers and event["done"] > after
     )
@@ -19,7 +19,7 @@ def test_a_lost_machine_is_done_without_and_taken_back(hosts, sums_file, tiny):
     file.write_text(yaml.safe_dump(tiny))
     driver = hosts.begin("h1", f"rayconteur train {file} --json", output)
     try:
-        hosts.wait_for(output, "training with 3 workers", at(3, 60), seconds=600)  # the operator may have to be built
+        hosts.wait_for(output, "training with 3 workers", at(3, 60), seconds=600)  # may compile the operator
         hosts.call("off", "h4")
         done = hosts.events(output)[-1]["done"]
         lost = hosts.wait_for(output, "training with 2 workers", at(2, 0))

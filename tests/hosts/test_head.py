@@ -1,4 +1,4 @@
-"""The head is cut off while a job trains: the job is gone, and the same submit goes on from the store."""
+"""The head is cut off while a job trains: the job is lost, and the same submit resumes from the store."""
 
 import time
 

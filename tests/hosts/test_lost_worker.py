@@ -1,4 +1,4 @@
-"""A worker machine is cut off in each stage, with its power: the run ends well, and nothing is lost."""
+"""A worker machine loses its power in each stage: the run completes, and nothing is lost."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ import yaml
 
 
 def pipeline(hosts, tiny, **sections):
-    """A pipeline file that all hosts see."""
+    """A pipeline file that all hosts can read."""
     tiny |= {"store": str(hosts.shared / "store"), "cluster": {"address": "auto"}}
     for name, fields in sections.items():
         tiny[name] = {**tiny.get(name, {}), **fields}
@@ -18,7 +18,7 @@ def pipeline(hosts, tiny, **sections):
 
 
 def ends_well(hosts, process, output):
-    """The event of the last stage's end."""
+    """The event that ends the last stage."""
     assert process.wait(timeout=900) == 0, output.read_text()[-3000:]
     return next(event for event in reversed(hosts.events(output)) if event["event"] == "done")
 
@@ -33,7 +33,7 @@ def progress(**at_least):
 
 
 def cut(hosts, host, output):
-    """Cut a host off; a function that waits for the next progress and says how long it took."""
+    """Cut a host off; returns a function that waits for the next progress and returns how long it took."""
     done = hosts.events(output)[-1]["done"]
     hosts.call("off", host)
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Where the stages put their work on a cluster with a GPU on one machine; it is made up, and nothing uses it."""
+"""Where the stages run on a cluster in which one machine has a GPU; it is only declared, and not used."""
 
 import json
 
@@ -6,7 +6,7 @@ import yaml
 
 
 def listed(hosts, what):
-    """What Ray keeps of all tasks, actors or nodes."""
+    """Ray's records of all tasks, actors or nodes."""
     return json.loads(hosts.sh("h1", f"ray list {what} --format json --detail --limit 10000"))
 
 

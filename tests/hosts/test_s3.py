@@ -1,4 +1,4 @@
-"""The store on an S3 server, and no folder that machines share: what one needs of it, it copies for itself."""
+"""A store on an S3 server and no shared folder: each machine copies what it needs."""
 
 import itertools
 import json
@@ -54,7 +54,7 @@ def test_a_pipeline_on_an_object_store_that_is_away_for_a_while(bare_hosts, sums
 
 
 def longest_wait(events):
-    """Seconds in which training did not come on."""
+    """Seconds without progress of the training."""
     found = [(event["time"], event["done"]) for event in events
              if event["stage"] == "train" and event["event"] == "progress"]  # fmt: skip
     steps = [when for (when, done), (_, before) in zip(found[1:], found, strict=False) if done > before]

@@ -1,4 +1,4 @@
-"""From a laptop: `ray up` of one's own machines from none at work, a pipeline submitted, its endpoint, `ray down`."""
+"""From a laptop: `ray up` on idle machines, a submitted pipeline, its endpoint, `ray down`."""
 
 import json
 import time
@@ -12,13 +12,13 @@ CLUSTERS = Path(__file__).parents[2] / "clusters"
 
 @pytest.fixture
 def launched(bare_hosts):
-    """The head is up, by clusters/on-prem.yaml with these machines filled in, and its dashboard reached."""
+    """Starts the head with clusters/on-prem.yaml, filled in with these machines; yields the dashboard's URL."""
     file = bare_hosts.shared / "cluster.yaml"
     content = yaml.safe_load((CLUSTERS / "on-prem.yaml").read_text().replace("192.0.2.", "198.18.7."))
     content["available_node_types"]["local.cluster.node"]["resources"] = {"CPU": 2}
     content["auth"]["ssh_user"] = "root"
     content["idle_timeout_minutes"] = 1
-    # What they would install is on every one of these hosts, and shared.
+    # No setup commands: all hosts share one installation.
     content |= {"file_mounts": {}, "head_setup_commands": [], "worker_setup_commands": []}
     file.write_text(yaml.safe_dump(content))
     bare_hosts.sh("h0", f"RAY_UP_enable_autoscaler_v2=0 ray up -y {file}")
@@ -31,7 +31,7 @@ def launched(bare_hosts):
 
 
 def nodes(hosts):
-    """The addresses of the living nodes, as the head says."""
+    """The addresses of the live nodes, as the head reports them."""
     script = (
         "import ray, json; ray.init('auto', logging_level=50, log_to_driver=False); print(json.dumps(ray.nodes()))"
     )
@@ -62,7 +62,7 @@ def test_from_a_laptop_to_an_endpoint_and_back_to_none(launched, sums_file, tiny
     events = launched.events(output)
     done = [event["stage"] for event in events if event["event"] == "done"]
     assert done == ["prepare", "train", "evaluate", "optimize", "deploy"]
-    assert nodes(launched) > {"198.18.7.11"}  # workers have come
+    assert nodes(launched) > {"198.18.7.11"}  # workers have started
 
     url = next(event["url"] for event in events if event["event"] == "endpoint")
     asked = json.dumps({"model": "tiny", "max_tokens": 4, "messages": [{"role": "user", "content": "1+1?"}]})
@@ -76,5 +76,5 @@ def test_from_a_laptop_to_an_endpoint_and_back_to_none(launched, sums_file, tiny
     began = time.monotonic()
     while len(nodes(launched)) > 2 and time.monotonic() - began < 240:
         time.sleep(5)
-    assert len(nodes(launched)) == 2  # the head, and the worker that the endpoint's replica is on
+    assert len(nodes(launched)) == 2  # the head, and the worker with the endpoint's replica
     print(f"the idle worker was let go {time.monotonic() - began:.0f} s later")

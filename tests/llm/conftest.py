@@ -1,4 +1,4 @@
-"""vLLM itself, on a GPU or by its build for CPUs: what these tests share. `make check-llm` installs and runs them."""
+"""Shared by the tests with vLLM, on a GPU or with its build for CPUs. `make check-llm` installs it and runs them."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from serve.engines.vllm_settings import engine_arguments
 
 @pytest.fixture(scope="session", autouse=True)
 def platform() -> Any:
-    """What vLLM computes on."""
+    """The device that vLLM computes on."""
     pytest.importorskip("vllm", reason="needs the extra llm: pip install -c constraints.txt 'rayconteur[llm]'")
     from vllm.platforms import current_platform
 
@@ -27,7 +27,7 @@ def platform() -> Any:
 
 @pytest.fixture(scope="session")
 def release(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model that says something, with heads as large as vLLM's kernels for CPUs want them."""
+    """A random model that generates varied text, with the head size that vLLM's kernels for CPUs require."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder: Path = tmp_path_factory.mktemp("release")
@@ -45,7 +45,7 @@ def release(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def adapters(release: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """LoRA adapters that change what the model says, of unlike ranks and modules."""
+    """LoRA adapters that change the model's output, with different ranks and modules."""
     from peft import LoraConfig, get_peft_model
 
     from models.base.load import load_model
@@ -64,7 +64,7 @@ def adapters(release: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.fixture(scope="session")
 def run() -> Iterator[Callable[[Any], Any]]:
-    """Runs a coroutine; always in the same loop, to which vLLM's client is bound."""
+    """Run a coroutine, always in the same event loop, because vLLM's client is bound to it."""
     loop = asyncio.new_event_loop()
     yield loop.run_until_complete
     for task in asyncio.all_tasks(loop):
@@ -75,7 +75,7 @@ def run() -> Iterator[Callable[[Any], Any]]:
 
 @pytest.fixture(scope="session")
 def start(release: Path, adapters: dict[str, str], run: Callable[[Any], Any]) -> Callable[[], VLLMEngine]:
-    """Starts vLLM with our settings, in strict float32."""
+    """Start vLLM with our settings, in strict float32."""
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
     async def started() -> VLLMEngine:
@@ -83,7 +83,7 @@ def start(release: Path, adapters: dict[str, str], run: Callable[[Any], Any]) ->
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = engine_arguments("fp32", max_active=8, num_gpus=0, adapters=adapters)
-        # Compiling the model takes a minute, and a cache takes memory.
+        # Compiling the model would take a minute, and a larger cache would take memory.
         arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
         client = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(release), **arguments))
         return VLLMEngine(client, asyncio.get_running_loop(), adapters)

@@ -1,4 +1,4 @@
-"""Ray's and vLLM's own classes take our settings; a whole endpoint: Ray Serve, `ray.serve.llm`, vLLM, our routes."""
+"""Ray's and vLLM's classes accept our settings; a whole endpoint: Ray Serve, `ray.serve.llm`, vLLM, our routes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""vLLM's tokens against transformers' own, and what a client may do to it."""
+"""vLLM's tokens against transformers', and requests that must not break it."""
 
 import asyncio
 import json
@@ -50,7 +50,7 @@ def generated(model: Any, prompt_ids: list[int], num_tokens: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def reference(release: Path) -> Any:
-    """The engine `torch` with the same model: the meaning of each field is the same."""
+    """The engine `torch` with the same model: each field of a request means the same."""
     engine = TorchEngine(release, "fp32", num_threads=1)
     yield engine
     engine.close()
@@ -213,7 +213,7 @@ def test_adapters_and_the_model_without_any_in_one_batch(
 
 
 async def until_idle(engine: VLLMEngine) -> None:
-    """Nothing here, and nothing in vLLM."""
+    """Whether no request is left, neither here nor in vLLM."""
     for _ in range(1000):
         if engine.health() == EngineHealth(True, 0, 0) and not engine._client.get_num_unfinished_requests():
             return

@@ -1,4 +1,4 @@
-"""One local Ray cluster for all tests of this folder, with more CPUs than the machine may have."""
+"""One local Ray cluster for all tests of this folder; it may declare more CPUs than the machine has."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ def cluster() -> Iterator[None]:
 
     tests = str(Path(__file__).parents[1])
     os.environ.update(ours.ENVIRONMENT)
-    # A trial's class is imported by its worker from the test's file, with what that file imports.
+    # Workers import a trial's class from the test file, and thus everything that the file imports.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (tests, os.environ.get("PYTHONPATH"))))
     ray.init(address="local", num_cpus=4, log_to_driver=False, logging_level="ERROR")
     yield
@@ -37,7 +37,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    """A port of this machine that nobody listens on, and that no process of Ray's is given by chance."""
+    """A free port of this machine, outside the range from which Ray's processes get theirs."""
 
     def find() -> int:
         for port in random.sample(range(20_000, 30_000), 100):
@@ -51,7 +51,7 @@ def free_port() -> Callable[[], int]:
 
 @pytest.fixture
 def run(cluster: None) -> Callable[..., tuple[dict[str, Artifact], Store]]:
-    """Runs the stages of a spec, given as plain data, up to `last`."""
+    """Run the stages of a spec, given as plain data, up to `last`."""
 
     def run_to(last: str, values: dict[str, Any]) -> tuple[dict[str, Artifact], Store]:
         spec = PipelineSpec.model_validate(values)
@@ -64,7 +64,7 @@ def run(cluster: None) -> Callable[..., tuple[dict[str, Artifact], Store]]:
 
 @pytest.fixture(scope="session")
 def wider(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model whose checkpoints take some time to write, and whose batches some memory."""
+    """A model large enough that writing checkpoints takes time and batches need memory."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("wider")
@@ -79,21 +79,21 @@ def wider(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 class Command:
-    """The command as a user runs it, in a process of its own, on a Ray cluster of its own."""
+    """The command as a user runs it, in its own process, on its own Ray cluster."""
 
     def start(self, *arguments: Any) -> "subprocess.Popen[str]":
-        """A process whose output are events."""
+        """Start the command in a process that prints events as JSON lines."""
         command = [sys.executable, "-m", "workflows", *map(str, arguments), "--json"]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     def events(self, process: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
-        """What it says, as it says it."""
+        """Its events, as they arrive."""
         assert process.stdout is not None
         for line in process.stdout:
             yield json.loads(line)
 
     def finished(self, *arguments: Any) -> list[dict[str, Any]]:
-        """All events of a process that ends well."""
+        """All events of a process, which must exit with 0."""
         process = self.start(*arguments)
         seen = list(self.events(process))
         assert process.wait() == 0, seen

@@ -1,4 +1,4 @@
-"""The cluster files are ones that Ray's autoscaler and KubeRay's operator accept."""
+"""Ray's autoscaler and KubeRay's operator accept the shipped cluster files."""
 
 import os
 import subprocess

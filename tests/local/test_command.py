@@ -1,4 +1,4 @@
-"""The command as a user runs it: in a process of its own, on a Ray cluster of its own, stopped in the middle."""
+"""The command as a user runs it: in its own process, on its own Ray cluster, stopped in the middle."""
 
 import json
 import signal
@@ -29,7 +29,7 @@ def losses(store):
 
 
 def stopped(command, pipeline, how):
-    """A training of that file, stopped after its sixth step; its exit status, and what it says after that."""
+    """Train with that file and stop it after its sixth step; returns the exit code and the events after that."""
     process = command.start("train", pipeline)
     for event in command.events(process):
         if event["event"] == "progress" and event["stage"] == "train" and event["done"] > 6:
@@ -40,7 +40,7 @@ def stopped(command, pipeline, how):
 
 
 def goes_on(command, pipeline):
-    """The figures of that training once the same command has ended it, from a checkpoint."""
+    """The figures of that training after the same command has completed it from a checkpoint."""
     seen = command.finished("train", pipeline)
     assert [event["stage"] for event in seen if event["event"] == "up_to_date"] == ["prepare"]
     figures = train_figures(seen)

@@ -1,4 +1,4 @@
-"""A planted bug in a worker or in a trial ends in a traceback on this machine; a user's mistake in a sentence."""
+"""A planted bug in a worker or a trial leaves a traceback on this machine; a user's mistake prints a sentence."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from workflows.stages import train
 
 
 def work_with_bugs(config):
-    """A training worker in which the training fails: worker 0 by a KeyError, the other by a library's ValueError."""
+    """A training worker that fails: worker 0 with a KeyError, the other with a library's ValueError."""
     import torch
 
     from workflows.training.worker import TrainWorker
@@ -31,7 +31,7 @@ def test_bugs_in_training_workers_leave_their_tracebacks(run, tiny, monkeypatch)
     tiny["train"] |= {"max_failures": 0}
     with pytest.raises(StageCrashed, match=r"^train: worker \d: ") as raised:
         run("train", tiny)
-    found = re.findall(r"worker (\d): (\w+)", str(raised.value))  # Ray ends the other one as soon as it knows of one
+    found = re.findall(r"worker (\d): (\w+)", str(raised.value))  # Ray ends one as soon as the other fails
     assert found
     assert set(found) <= {("0", "KeyError"), ("1", "ValueError")}
     assert 'return int("planted") if' in full_traceback(raised.value)
@@ -41,7 +41,7 @@ def test_a_bug_in_a_trial_leaves_a_file_that_is_named(run, tiny, capsys):
     tiny["train"] |= {"num_workers": 1, "max_steps": 3, "checkpoint_every_steps": 3}
     done, store = run("prepare", tiny)
     for file in Path(store.path("prepare", done["prepare"].key, "corpus", "split=train")).glob("*.parquet"):
-        file.write_bytes(file.read_bytes()[:-20])  # whoever reads it meets a ValueError of pyarrow's
+        file.write_bytes(file.read_bytes()[:-20])  # reading it raises a ValueError in pyarrow
     tiny["tune"] = {"space": {"train.learning_rate": [1e-3]}, "searcher": "grid", "max_failures": 0}
     with pytest.raises(StageFailed, match=r"^tune: no trial reported a result: .*\(details in .*\.log\)$") as raised:
         run("tune", tiny)

@@ -1,4 +1,4 @@
-"""DeepSpeed's engine in one process: every ZeRO stage learns what plain torch learns, and resumes exactly."""
+"""The DeepSpeed engine in one process: every ZeRO stage learns what plain torch learns, and resumes exactly."""
 
 import json
 import os
@@ -87,8 +87,7 @@ for stage in (1, 2, 3):
 pathlib.Path(sys.argv[2]).write_text(json.dumps(results))
 """
 
-# Norms of one and the same gradient: in as many passes as said, and after a step that was dropped; of a model with
-# layers that have no part in the loss, too.
+# Norms of the same gradient: for each number of passes, after a skipped step, and for a model with unused layers.
 PASSES = """
 def norm(engine, passes, rate=0.0):
     batch = pack([([5 + n % 40 for n in range(40)], [True] * 40)])
@@ -123,7 +122,7 @@ if rank == 0:
     pathlib.Path(sys.argv[2]).write_text(json.dumps(results))
 """
 
-# As many workers as said; `first` leaves the state after step 3, the others go on from it.
+# `first` saves the state after step 3; the others, with any number of workers, continue from it.
 ANY_WORKERS = """
 from dataclasses import asdict
 results = {}
@@ -145,7 +144,7 @@ if rank == 0:
     (pathlib.Path(sys.argv[2]) / f"{world}.json").write_text(json.dumps(results))
 """
 
-# A model with a state, whose conversations are read one by one: the workers call it differently often.
+# A recurrent model, which reads conversations one by one, so workers call it different numbers of times.
 IN_ROWS = """
 from transformers import MambaConfig, MambaForCausalLM
 from models.kernels.rows import read_in_rows
@@ -168,7 +167,7 @@ if rank == 0:
 
 
 def start(script, folder, *arguments, num_workers=1):
-    """The script in so many processes; waits for them all."""
+    """Run the script in this many processes, and wait for all of them."""
     rendezvous = str(folder / f"rendezvous-{num_workers}")
     processes = [
         subprocess.Popen(
@@ -189,7 +188,7 @@ def start(script, folder, *arguments, num_workers=1):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("deepspeed")
-    # What a process killed while it built the operator leaves behind, for which torch would wait for ever.
+    # The lock that a process leaves when killed while building the operator; torch would wait for it forever.
     mark = operator_folder() / "deepspeed_shm_comm" / "lock"
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
@@ -233,7 +232,9 @@ def norms(folder, passes, num_workers=1):
     [((1, 7, 64), 1), ((1, 7), 2), pytest.param((1, 1000, 1024), 1, marks=pytest.mark.slow)],
 )
 def test_a_gradient_does_not_depend_on_its_number_of_passes(tmp_path, passes, num_workers):
-    """DeepSpeed by itself sums micro-batches in bfloat16: 64 are 0.3 % less than one, 1,024 two thirds."""
+    """By default, DeepSpeed sums micro-batches in bfloat16: with 64 the sum is 0.3 % too small, with 1,024 two
+    thirds.
+    """
     found = norms(tmp_path, passes, num_workers)
     assert len(found) == (3 * 4 + 3) * 2 + 3
     for case, values in found.items():
@@ -244,7 +245,7 @@ def test_a_gradient_does_not_depend_on_its_number_of_passes(tmp_path, passes, nu
 
 @pytest.mark.slow
 def test_training_goes_on_with_fewer_or_more_workers(tmp_path):
-    """Two workers save; one, and three, go on: the same losses and gradients, under every stage."""
+    """Two workers save; one or three continue: the same losses and gradients, for every stage."""
     for num_workers, mode in ((2, "first"), (1, "go on"), (3, "go on")):
         start(ANY_WORKERS, tmp_path, tmp_path, mode, num_workers=num_workers)
     two, one, three = (json.loads((tmp_path / f"{count}.json").read_text()) for count in (2, 1, 3))
@@ -252,14 +253,14 @@ def test_training_goes_on_with_fewer_or_more_workers(tmp_path):
     for name, steps in two.items():
         for other in (one[name], three[name]):
             assert len(other["loss"]) == 6
-            halved = name.endswith("bf16")  # there a weight's last bit falls this way or that
+            halved = name.endswith("bf16")  # there, a weight's last bit may differ
             assert other["loss"] == pytest.approx(steps["loss"], abs=2e-2 if halved else 1e-4), name
             assert other["norm"] == pytest.approx(steps["norm"], rel=2e-2 if halved else 1e-3), name
 
 
 @pytest.mark.slow
 def test_conversations_in_rows_of_their_own_are_learned_alike_by_all_workers(tmp_path):
-    """Under stage 3 workers wait for each other in every call of the model."""
+    """In stage 3, workers wait for each other in every call of the model."""
     for num_workers in (1, 2):
         start(IN_ROWS, tmp_path, tmp_path, num_workers=num_workers)
     one, two = (json.loads((tmp_path / f"{count}.json").read_text()) for count in (1, 2))

@@ -1,4 +1,4 @@
-"""The whole pipeline in this process, and its endpoint on Ray Serve, asked with the official client."""
+"""The whole pipeline in this process, and its endpoint on Ray Serve, called with OpenAI's client."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""The endpoint on Ray Serve while things happen to it: deaths, updates, load. Tiny models, real processes."""
+"""The endpoint on Ray Serve under killed processes, updates and load. Tiny models, real processes."""
 
 import json
 import signal
@@ -17,12 +17,12 @@ from models.base.load import resolve
 from models.export.openvino_export import export
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
-# So that replies take seconds: long ones, of a model whose end token is never the likeliest.
+# Long replies, of a model whose end token is never the most likely, so that they take seconds.
 LONG = {**ASK, "max_tokens": 1500}
 
 
 class Served:
-    """The application on this cluster; `update` is what a new release does."""
+    """The application on this cluster; `update` deploys a new release."""
 
     def __init__(self, folder: str, url: str, port: int, engine: str) -> None:
         self.url = url
@@ -61,7 +61,7 @@ class Served:
 
 
 def processes(name: str) -> list[psutil.Process]:
-    """Of this test's cluster, by their title or command."""
+    """Processes of this test's cluster, by title or command line."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:

@@ -1,4 +1,4 @@
-"""A replica that hangs, as a deadlock makes one: it says so, and Ray Serve puts another one in its place."""
+"""A replica that hangs, as after a deadlock, reports itself as unhealthy, and Ray Serve replaces it."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from serve.deployment import application
 from serve.deployment.settings import ServedRelease
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
-# A reply takes so long at most; ten seconds beyond it an engine that makes nothing is stuck.
+# Maximum duration of a reply; ten seconds after it, an engine that has generated nothing counts as stuck.
 MAX_SECONDS = 3.0
 
 

@@ -1,4 +1,4 @@
-"""Pipelines as jobs: the command against a Ray cluster with a dashboard, as a user has it."""
+"""Pipelines as jobs: the commands against a Ray cluster with a dashboard."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from workflows.store import Artifact, Store
 
 @pytest.fixture(scope="module")
 def address(free_port, tmp_path_factory):
-    """The dashboard of a cluster of its own."""
+    """The dashboard of a separate cluster."""
     port, folder = free_port(), tmp_path_factory.mktemp("r")
     words = [
         "--head", "--block", "--num-cpus", "4", "--node-ip-address", "127.0.0.1", "--port", str(free_port()),
@@ -46,7 +46,7 @@ def address(free_port, tmp_path_factory):
 
 @pytest.fixture
 def command(address):
-    """Runs a command of jobs to its end; its exit code, and its output by lines."""
+    """Run a job command to its end; returns its exit code and its output lines."""
 
     def run(*words):
         done = subprocess.run(
@@ -61,7 +61,7 @@ def command(address):
 
 @pytest.fixture
 def file(tmp_path, tiny):
-    """A pipeline file with its data beside it."""
+    """A pipeline file, with its data in the same folder."""
 
     def write(**fields):
         path = tmp_path / "p.yaml"
@@ -107,7 +107,7 @@ def test_ctrl_c_leaves_the_job_which_is_found_again_and_stopped(command, file, a
     submit = [sys.executable, "-m", "workflows", "submit", path, "--to", "train", "--json", "--address", address]
     first = subprocess.Popen(submit, stdout=subprocess.PIPE, text=True)
     for line in first.stdout:
-        if json.loads(line).get("held_out_loss"):  # a checkpoint is there
+        if json.loads(line).get("held_out_loss"):  # a checkpoint exists
             break
     first.send_signal(signal.SIGINT)
     rest, _ = first.communicate(timeout=60)
@@ -142,7 +142,7 @@ def test_ctrl_c_leaves_the_job_which_is_found_again_and_stopped(command, file, a
 
 @pytest.mark.slow
 def test_the_manifest_of_a_rayservice_serves_a_release_that_passed(address, free_port, tiny, tiny_llama, s3_uri):
-    """Its config goes to the dashboard, as KubeRay's operator sends it, and replicas copy the release themselves."""
+    """Sends the config to the dashboard, as KubeRay's operator does; replicas copy the release from the store."""
     store, port = Store(s3_uri), free_port()
     store.add_folder(str(tiny_llama), "optimize", "r1", "model")
     for stage, key, figures in (("optimize", "r1", {"openvino": "too small"}), ("evaluate", "e1", {"passed": False})):

@@ -1,4 +1,4 @@
-"""Keys and their limits on an endpoint of two replicas."""
+"""API keys and rate limits on an endpoint with two replicas."""
 
 import time
 
@@ -47,13 +47,13 @@ def url(cluster, tiny_llama, file, free_port):
 
 
 def ask(url, secret):
-    with httpx.Client() as client:  # of its own, so that either replica may get it
+    with httpx.Client() as client:  # a new connection, so that either replica may get it
         headers = {"Authorization": f"Bearer {secret}", "Origin": "https://elsewhere.example"}
         return client.post(f"{url}/v1/chat/completions", json=ASK, headers=headers)
 
 
 def answers_of_both(url, secret, status):
-    """Seconds until 30 requests in a row were answered so."""
+    """Seconds until 30 requests in a row get this status."""
     began, in_a_row = time.monotonic(), 0
     while in_a_row < 30:
         in_a_row = in_a_row + 1 if ask(url, secret).status_code == status else 0

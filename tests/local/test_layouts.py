@@ -1,4 +1,4 @@
-"""prepare with layouts and names of keys that are not ours, through to the corpus."""
+"""`prepare` with foreign layouts and key names, up to the corpus."""
 
 import json
 
@@ -17,7 +17,7 @@ def lines_of(path, records):
 
 
 def layouts(number):
-    """Records, and the messages that they mean."""
+    """Records, and the messages that they should become."""
     question = f"Hi {number}"
     system, asked, said = (
         {"role": role, "content": text}
@@ -41,7 +41,7 @@ def test_each_line_may_have_a_layout_of_its_own(run, tiny, tmp_path):
     done, store = run("prepare", tiny)
     rows = rows_of(store, done["prepare"].key)
     assert [json.loads(row["messages"]) for row in rows] == [messages for _, messages in read]
-    assert sum(rows[3]["supervised"]) == sum(rows[2]["supervised"])  # the rude reply is not learned
+    assert sum(rows[3]["supervised"]) == sum(rows[2]["supervised"])  # the rude reply is not supervised
 
 
 def test_names_of_keys_reach_new_tokenizers_and_mismatched_replies(run, tiny, tmp_path):
@@ -54,4 +54,4 @@ def test_names_of_keys_reach_new_tokenizers_and_mismatched_replies(run, tiny, tm
     rows = rows_of(store, done["prepare"].key)
     assert [row["desirable"] for row in rows] == [n % 2 == 0 for n in range(60)]
     assert all(row["other_input_ids"] not in (None, row["input_ids"]) for row in rows)
-    assert max(len(row["input_ids"]) for row in rows) < 30  # bytes alone would be longer: the words were read
+    assert max(len(row["input_ids"]) for row in rows) < 30  # bytes alone would be longer, so the words were used

@@ -1,4 +1,4 @@
-"""Memory: the micro-batch that fits is found and kept to, and running out of memory halves it."""
+"""Memory: training finds a micro-batch that fits, keeps it, and halves it after running out of memory."""
 
 import pytest
 import ray
@@ -21,7 +21,7 @@ def out_of_torchs_memory() -> BaseException:
 
 @pytest.mark.slow
 def test_auto_fits_and_says_what_it_chose(run, tiny, wider):
-    """Of a step's 2 x 2,048 tokens as many at a time as fit; the step is the same."""
+    """A step of 2 x 2,048 tokens is split into passes that fit into memory; the step's result is the same."""
     tiny["base_model"] = wider
     tiny["train"] |= {"batch_tokens": "auto", "gradient_accumulation": 2, "num_workers": 1, "epochs": 1}
     done, _ = run("train", {**tiny, "store": tiny["store"] + "-room"})

@@ -1,4 +1,4 @@
-"""Texts that become one token each, from raw conversations to a release that says them."""
+"""`data.add_tokens`, from raw conversations to a release that generates the new tokens."""
 
 import json
 from pathlib import Path

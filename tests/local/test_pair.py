@@ -1,4 +1,4 @@
-"""The adversarial pair on a real Ray cluster: both players learn, are killed, and go on; any number of workers."""
+"""The adversarial pair on a real Ray cluster: both models learn, and resume after a kill; any number of workers."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def history(store, done):
 
 
 def plays(store_folder):
-    """A checkpoint from among the turns is whole, and written down."""
+    """A checkpoint of the alternating phase is complete and recorded."""
     for note in Path(store_folder).glob("train/*/run/checkpoint_manager_snapshot.json"):
         known = note.read_text()
         whole = [file for file in note.parent.glob("checkpoint_*/history.jsonl") if file.parent.name in known]
@@ -65,13 +65,13 @@ def test_killed_among_the_turns_two_workers_go_on_and_do_what_one_does(run, from
         found, wanted = ([line[name] for line in lines if line.get(name) is not None] for lines in (steps, expected))
         assert found == pytest.approx(wanted, abs=1e-3), name
         assert len(found) >= TURNS or name.startswith("held_out")
-    assert figures["steps"] == figures["best_step"] == len(steps)  # of a pair the last checkpoint counts
+    assert figures["steps"] == figures["best_step"] == len(steps)  # for a pair, the last checkpoint is the result
     folder = Path(store.path("train", done["train"].key))
     assert load_model(folder / "model", torch.float32).config.hidden_size == 32
     played, likely = (load_file(folder / name / "model.safetensors") for name in ("model", "continued"))
     assert played.keys() == likely.keys()
     assert any(not torch.equal(played[name], likely[name]) for name in played)
-    # It went on from where the turns began, and its best weights stay.
+    # The control continued from the start of the alternating phase, and keeps its best weights.
     at_plateau = [line["held_out_loss"] for line in steps if line.get("held_out_loss") and "gan" not in line][-1]
     assert figures["held_out_continued_loss"] <= at_plateau + 1e-4
     reader = load_model(folder / "discriminator", torch.float32, PACKED_ATTENTION)
@@ -124,7 +124,7 @@ def test_soft_replies_change_the_generator_and_leave_the_discriminator_its_turn(
 @pytest.mark.slow
 def test_a_search_weighs_the_losses_and_keeps_both_players_of_the_best_end(run, from_nothing):
     from_nothing["train"] |= {"num_workers": 1, "max_steps": 8}
-    from_nothing["train"]["objective"] |= {"learning_rate": 3e-2}  # in turns it gets worse
+    from_nothing["train"]["objective"] |= {"learning_rate": 3e-2}  # the alternating phase makes it worse
     from_nothing["tune"] = {"space": {"train.objective.l1_weight": [0.0, 3.0]}, "trials": 2, "searcher": "grid"}
     done, store = run("train", from_nothing)
     search = read_search(store, done["tune"].key)

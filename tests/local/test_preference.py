@@ -14,7 +14,7 @@ from workflows.stage import StageFailed
 
 
 def pairs(count: int, seed: int = 0) -> list[dict]:
-    """The chosen reply is in lower case, the rejected one in capitals: what a tiny model can learn in a few steps."""
+    """Chosen replies in lower case, rejected ones in capitals, which a tiny model learns in a few steps."""
     draw = random.Random(seed)
     records = []
     for _ in range(count):
@@ -25,7 +25,7 @@ def pairs(count: int, seed: int = 0) -> list[dict]:
 
 @pytest.fixture
 def paired(tmp_path, tiny):
-    """`tiny` over preference pairs."""
+    """The pipeline `tiny` with preference pairs."""
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in pairs(200)))
     tiny["data"] = {"sources": [{"path": str(file)}], "held_out_share": 0.2}
@@ -51,7 +51,7 @@ def test_dpo_from_raw_pairs_to_a_scorecard(run, paired):
     assert len(values) == 200 == done["reference"].figures["conversations"]
     for row in rows_of(store, "prepare", done["prepare"].key, "corpus"):
         replies = sum(row["supervised"]) + sum(row["other_supervised"])
-        assert row["num_tokens"] == row["supervised"].index(True) + replies  # the prompt counts once
+        assert row["num_tokens"] == row["supervised"].index(True) + replies  # the prompt is counted once
     assert all(row["reference_log_probability"] < 0 for row in values)
     steps = history(store, done["train"])
     assert steps[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
@@ -88,13 +88,13 @@ def test_kto_learns_from_judged_replies(run, tiny, tmp_path):
 
 @pytest.fixture(scope="module")
 def kept():
-    """What a test found out for the others."""
+    """Results that tests share."""
     return {}
 
 
 @pytest.fixture
 def teacher(run, tiny, kept):
-    """The folder of a model that has learned; `tiny` trains its student as long."""
+    """The folder of a trained model; `tiny` trains its student for as long."""
     tiny["train"] |= {"epochs": 3}
     if "teacher" not in kept:
         taught, store = run("train", tiny)

@@ -1,4 +1,4 @@
-"""prepare on a real Ray cluster: forms of files, layouts, quarantine, split."""
+"""`prepare` on a real Ray cluster: file formats, layouts, quarantine, split."""
 
 import bz2
 import csv
@@ -80,7 +80,7 @@ def test_the_split_is_the_conversations_own(run, tiny):
     assert train
     assert held_out
     assert not train & held_out
-    # Fewer lines of the same file: every conversation stays on its side.
+    # With fewer lines of the same file, every conversation stays on its side of the split.
     tiny["data"]["sources"][0]["limit"] = 60
     fewer, _ = run("prepare", tiny)
     assert {row["messages"] for row in rows_of(store, fewer["prepare"].key, "held_out")} <= held_out

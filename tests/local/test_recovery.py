@@ -1,4 +1,4 @@
-"""Workers are killed, stopped, refused memory: training goes on with the losses of an undisturbed run."""
+"""Workers are killed, stopped or denied memory; training continues with the losses of an undisturbed run."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from workflows.stage import StageFailed
 
 @pytest.fixture
 def pipeline(tiny, wider):
-    """On two workers, with a checkpoint every third step."""
+    """The pipeline with two workers, and a checkpoint every third step."""
     tiny["base_model"] = wider
     tiny["train"] |= {"batch_tokens": 256, "learning_rate": 1e-3, "checkpoint_every_steps": 3, "zero": {"stage": 2}}
     return tiny
@@ -32,13 +32,13 @@ def losses(store, done):
 
 @pytest.fixture(scope="module")
 def kept():
-    """What the first test found out for the others."""
+    """Results of the first test, for the others."""
     return {}
 
 
 @pytest.fixture
 def losses_alone(run, pipeline, kept, tmp_path):
-    """The losses of the pipeline where nothing happens to it."""
+    """The losses of the undisturbed pipeline."""
     if "losses" not in kept:
         done, store = run("train", {**pipeline, "store": str(tmp_path / "undisturbed")})
         assert done["train"].figures["resumed_from_step"] == 0
@@ -51,24 +51,24 @@ def checkpoints(store_folder):
 
 
 def counted(folder):
-    """What Ray Train has written down of the checkpoints that are whole."""
+    """Ray Train's record of complete checkpoints."""
     return "".join(file.read_text() for file in Path(folder).glob("train/*/run/checkpoint_manager_snapshot.json"))
 
 
 def between_checkpoints(folder):
-    """A checkpoint is whole, and the steps after it have begun."""
+    """Whether a checkpoint is complete and the steps after it have begun."""
     return "checkpoint_" in counted(folder)
 
 
 def in_the_middle_of_a_save(folder):
-    """A checkpoint is whole; a later one has begun to be written and is not."""
+    """Whether one checkpoint is complete and a later one is being written."""
     found = checkpoints(folder)
     return (
         between_checkpoints(folder) and found[-1].name not in counted(folder) and not (found[-1] / "model").is_dir()
     )
 
 
-@pytest.mark.slow  # one is killed in test_pair.py as well
+@pytest.mark.slow  # test_pair.py kills one too
 @pytest.mark.parametrize("when", [between_checkpoints, in_the_middle_of_a_save])
 def test_a_killed_worker_costs_nothing_but_time(run, pipeline, losses_alone, when):
     with Disturbance(lambda: when(pipeline["store"]), psutil.Process.kill) as killing:
@@ -80,8 +80,8 @@ def test_a_killed_worker_costs_nothing_but_time(run, pipeline, losses_alone, whe
 
 @pytest.mark.slow
 def test_a_hanging_worker_counts_as_lost(run, pipeline, losses_alone):
-    """A single one, stopped as a whole: nobody but Ray can notice."""
-    # The same steps.
+    """The only worker is stopped (SIGSTOP), so only Ray can notice it."""
+    # The same losses at the same steps.
     pipeline["train"] |= {"hang_minutes": 0.5, "num_workers": 1, "gradient_accumulation": 2}
     stop = lambda worker: worker.send_signal(signal.SIGSTOP)  # noqa: E731
     with Disturbance(lambda: between_checkpoints(pipeline["store"]), stop) as stopping:
@@ -93,7 +93,7 @@ def test_a_hanging_worker_counts_as_lost(run, pipeline, losses_alone):
 
 @pytest.mark.slow
 def test_memory_that_runs_out_halves_the_micro_batch(run, pipeline, losses_alone):
-    """For the first backward pass DeepSpeed takes a bucket of 2 GB; one worker may only grow by less at a time."""
+    """In the first backward pass, DeepSpeed allocates a bucket of 2 GB; one worker's limit allows less than that."""
 
     def refuse_much(worker):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -136,7 +136,7 @@ def test_a_worker_that_holds_the_others_up_is_named(run, pipeline, capfd):
         run("train", pipeline)
     assert slowing.happened
     said = [line for line in capfd.readouterr().out.splitlines() if "times as long as others for the same" in line]
-    assert len(said) in (1, 2)  # afterwards the other one may be slow for a moment
+    assert len(said) in (1, 2)  # afterwards, the other worker may be slow for a moment
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on_when_there_is_room(run
             while file.write(bytes(4096)):
                 pass
 
-    # Whoever writes next meets it: a worker its checkpoint, the controller its note of it.
+    # The next writer fails: a worker with its checkpoint, or the controller with its record of it.
     with (
         Disturbance(lambda: between_checkpoints(tiny["store"]), fill) as filling,
         pytest.raises(StageFailed, match=r"No space left.*free some space, then run the same command"),

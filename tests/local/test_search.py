@@ -1,4 +1,4 @@
-"""Searches on a real Ray cluster: what is left of them, who wins, what goes on after a loss, a failure, a kill."""
+"""Searches on a real Ray cluster: their records, the winner, and recovery from lost workers, failures and kills."""
 
 import json
 import os
@@ -29,21 +29,21 @@ from workflows.stage import StageFailed
 
 @pytest.fixture
 def searched(tiny):
-    """A search of trials of 12 steps with a report every third one."""
+    """A search whose trials have 12 steps and report every third one."""
     tiny["train"] |= {"batch_tokens": 512, "max_steps": 12, "checkpoint_every_steps": 3, "zero": {"stage": 2}}
     tiny["tune"] = {"space": {"train.learning_rate": {"loguniform": [1e-5, 3e-2]}}, "trials": 5, "scheduler": "asha"}
     return tiny
 
 
 def in_use():
-    """CPUs assignment, placement groups, and training workers."""
+    """Assigned CPUs, placement groups, and training workers."""
     assignment = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0.0)
     groups = [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
     return (assignment, len(groups), len(workers()))
 
 
 def settles(wanted, seconds=30.0):
-    """What is in use once it is as wanted, or after so many seconds."""
+    """What is in use, once it is as expected or after this many seconds."""
     until = time.monotonic() + seconds
     while (found := in_use()) != wanted and time.monotonic() < until:
         time.sleep(0.5)
@@ -56,7 +56,7 @@ def checkpoints(store):
 
 def test_a_search_leaves_its_winner_and_nothing_else_and_a_wider_one_trains_what_is_new(run, cluster, searched):
     searched["train"] |= {"num_workers": 1}
-    searched["tune"] |= {"max_concurrent": 2}  # each place of a trial is a process that starts for half a minute
+    searched["tune"] |= {"max_concurrent": 2}  # each concurrent trial is a process that takes half a minute to start
     before = settles((0.0, 0, 0))
     done, store = run("train", searched)
     assert settles(before) == before
@@ -103,7 +103,7 @@ def test_members_of_a_population_copy_and_go_on(run, searched):
 
 
 class Idle(ray.tune.Trainable):
-    """A member that learns nothing, and whose loss is its learning rate's distance from 0.003."""
+    """A member that does not train; its loss is the distance of its learning rate from 0.003."""
 
     def setup(self, config):
         self.reset_config(config)
@@ -125,7 +125,7 @@ class Idle(ray.tune.Trainable):
 
 
 class Noise(ray.tune.Callback):
-    """Draws of others between those of the search."""
+    """Other code draws random numbers between the draws of the search."""
 
     def on_trial_result(self, **_):
         random.seed()
@@ -152,7 +152,7 @@ def test_an_interrupted_population_draws_the_same_again(cluster, searched, tmp_p
 
 @pytest.fixture
 def group(run, searched):
-    """Workers of the search, their store, and an job for a trial."""
+    """A worker group of the search, its store, and a job for a trial."""
     searched["train"] |= {"max_steps": 9}
     done, store = run("prepare", searched)
     spec = PipelineSpec.model_validate(searched)
@@ -176,7 +176,7 @@ def test_workers_go_on_from_any_checkpoint_after_a_failure_and_after_a_loss(grou
     first = group.next_update().report
     assert first.step == 3
     one = f"{job.folder}/{first.checkpoint}"
-    # With a learning rate of almost nothing: it must begin with the other one's weights.
+    # With a learning rate near 0: its loss is low only if it began with the other trial's weights.
     group.begin(replace(changed(learning_rate=1e-12), checkpoint=one))
     copied = group.next_update().report
     assert copied.step == 6
@@ -187,13 +187,13 @@ def test_workers_go_on_from_any_checkpoint_after_a_failure_and_after_a_loss(grou
     ]
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-6) for name in weights[0])
 
-    # A mistake that only the model shows: said, and the workers stay.
+    # A mistake that only the model reveals is reported, and the workers keep running.
     group.begin(changed(frozen=["no.such.weight"]))
     mistake = group.next_update()
     assert "train.frozen" in mistake.failed
     assert mistake.traceback == ""
 
-    # The whole trial, undisturbed; then with a worker killed after its first report.
+    # The whole trial undisturbed, then again with a worker killed after its first report.
     group.begin(replace(job, mark="whole"))
     whole = [group.next_update() for _ in range(3)]
     group.begin(replace(job, mark="lost"))
@@ -204,7 +204,7 @@ def test_workers_go_on_from_any_checkpoint_after_a_failure_and_after_a_loss(grou
     losses = [[update.report.figures["held_out_loss"] for update in side] for side in (whole, again)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
-    # Lost once more than it may be; and they stand by for the next job all the same.
+    # Lost once more than allowed; the group is still ready for the next job.
     group.begin(replace(job, mark="gone"))
     for _ in range(2):
         assert not group.next_update().failed
@@ -225,7 +225,7 @@ def test_a_trial_that_never_fits_is_refused_with_the_numbers(run, searched):
 @pytest.mark.slow
 def test_a_killed_search_goes_on_and_a_failing_trial_does_not_end_it(command, searched, tmp_path):
     searched["cluster"] = {"num_cpus": 2}
-    # Of the choices one cannot be trained at all: its gradient is clipped to no number's norm.
+    # One of the choices cannot be trained: it clips the gradient to a norm of NaN.
     searched["tune"] = {
         "space": {"train.max_skipped_steps": [0, 50], "train.learning_rate": [1e-3, 1.0]},
         "searcher": "grid",

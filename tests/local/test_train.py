@@ -1,4 +1,4 @@
-"""train on a real Ray cluster: DeepSpeed under every ZeRO stage, on two workers, full and LoRA."""
+"""`train` on a real Ray cluster: DeepSpeed with every ZeRO stage, on two workers, full and LoRA."""
 
 import json
 from pathlib import Path
@@ -21,12 +21,12 @@ def history(store, artifact):
 
 @pytest.fixture(scope="module")
 def losses():
-    """Losses of a run, by what may not change them."""
+    """Losses of runs, by the settings that must not change them."""
     return {}
 
 
 def held_out_loss(store, done, model):
-    """By transformers' own forward, one conversation at a time."""
+    """Computed with transformers' own forward pass, one conversation at a time."""
     rows = list(open_examples(store, {"prepare": done["prepare"].key}, "held_out", Sft.columns))
     total, targets = 0.0, 0
     with torch.no_grad():
@@ -44,7 +44,7 @@ def held_out_loss(store, done, model):
 def test_workers_and_stages_change_nothing_and_the_export_is_what_was_measured(
     run, tiny, losses, kind, stage, num_workers
 ):
-    """Every stage on two workers, full and LoRA, step by step: test_deepspeed.py."""
+    """test_deepspeed.py compares every stage on two workers, full and LoRA, step by step."""
     tiny["train"] |= {"zero": {"stage": stage}, "adapter": {"rank": 4} if kind == "lora" else None}
     tiny["train"] |= {"num_workers": num_workers, "gradient_accumulation": 2 // num_workers}
     tiny["train"]["learning_rate"] = 1e-2 if kind == "lora" else 3e-3

@@ -1,4 +1,4 @@
-"""What the unit tests share: a server on a free port, a model that says something, a plain loss to compare with."""
+"""Shared by the unit tests: a server on a free port, models that generate varied text, a reference loss."""
 
 import random
 import string
@@ -22,13 +22,15 @@ Conversation = tuple[list[int], list[bool]]
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """Models this small are slower on more threads."""
+    """Models of this size are slower with more threads."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(params=["llama", "gpt2"])
 def tiny_model(request: pytest.FixtureRequest) -> Path:
-    """The folder of each tiny model in turn: rotary and learned positions, Linear and Conv1D layers."""
+    """The folder of each tiny model: one with rotary positions and Linear layers, one with learned positions and
+    Conv1D.
+    """
     folder: Path = request.getfixturevalue(f"tiny_{request.param}")
     return folder
 
@@ -55,7 +57,7 @@ def serving() -> Callable[[Any], AbstractContextManager[str]]:
 
 @pytest.fixture(scope="session")
 def make_loud() -> Callable[[Path], Any]:
-    """Loads a model with louder weights: as it comes, a tiny one repeats one token whatever it has read."""
+    """Load a model with scaled-up weights. Without scaling, a tiny model repeats one token whatever the prompt."""
 
     def load(folder: Path) -> Any:
         model = load_model(folder, torch.float32)
@@ -71,7 +73,7 @@ def make_loud() -> Callable[[Path], Any]:
 
 @pytest.fixture(scope="session")
 def save_talker(make_loud: Callable[[Path], Any], tiny_llama: Path) -> Callable[..., Path]:
-    """Saves a release that says ASCII letters, a token each, and ends its replies or never."""
+    """Save a release that generates ASCII letters, one per token, and either ends its replies or never does."""
 
     def save(folder: Path, ends: bool = False, template: str | None = None, positions: int = 30_000) -> Path:
         model, tokenizer = make_loud(tiny_llama), load_tokenizer(tiny_llama)
@@ -98,7 +100,7 @@ def token_rows() -> list[Conversation]:
 
 @pytest.fixture(scope="session")
 def own_words() -> Callable[[Any], list[Conversation]]:
-    """Conversations that a model has said itself, greedily: of few others is it so sure."""
+    """Conversations that the model has generated greedily, because it assigns high probabilities to them."""
 
     def said(model: Any) -> list[Conversation]:
         prompts = [[7 * n % 200, n, 3 * n + 1] for n in range(1, 9)]
@@ -134,7 +136,7 @@ _CALL = '{"name": "{{ call.function.name }}", "%s": {{ call.function.arguments |
 
 @pytest.fixture(scope="session")
 def tool_templates() -> dict[str, str]:
-    """Chat templates that write calls as the large families do."""
+    """Chat templates that write tool calls in the formats of the large model families."""
     calls = {
         "tags": "<tool_call>\n" + _CALL % "arguments" + "\n</tool_call>",
         "bare": _CALL % "parameters",

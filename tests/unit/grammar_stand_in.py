@@ -1,4 +1,4 @@
-"""A compiler that takes what the grammar says it takes, so that no test needs a grammar that does."""
+"""A stand-in compiler that uses the time and memory that its grammar states: tests need no expensive grammar."""
 
 import re
 import time
@@ -8,12 +8,12 @@ from serve.grammar.compile import compiled
 
 
 def stand_in(tokens: Any, lark: str) -> Any:
-    """Sleeps where "sleep N s" stands in the grammar, takes N MiB at "take N MiB"; then it compiles as ever."""
+    """Sleep for "sleep N s" in the grammar, allocate N MiB for "take N MiB", then compile as usual."""
     if found := re.search(r"sleep (\d+) s", lark):
         time.sleep(int(found[1]))
     if found := re.search(r"take (\d+) MiB", lark):
         taken = [bytearray(1 << 20) for _ in range(int(found[1]))]
-        time.sleep(len(taken))  # with all of it in hand
+        time.sleep(len(taken))  # after allocating all of it
     if "end at once" in lark:
         raise SystemExit(1)
     return compiled(tokens, lark)

@@ -24,7 +24,7 @@ Conversation = tuple[list[int], list[bool]]
 
 
 def logits(model: Any, rows: list[Conversation]) -> torch.Tensor:
-    """By transformers' own forward, one conversation at a time."""
+    """Computed with transformers' own forward pass, one conversation at a time."""
     with torch.no_grad():
         return torch.cat([model.eval()(torch.tensor([ids])).logits[0].float() for ids, _ in rows])
 
@@ -36,7 +36,7 @@ def attached(folder: Path, target_modules: str | list[str] = "all-linear", metho
 
 @pytest.fixture
 def adapter(tiny_model: Path, tmp_path: Path) -> Path:
-    """A saved adapter that changes the model."""
+    """A saved adapter that changes the model's output."""
     model = attached(tiny_model)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -76,7 +76,7 @@ def test_rank_stabilised_lora_scales_by_the_root_of_the_rank(tiny_llama: Path) -
 
 
 def test_dora_is_a_magnitude_times_a_direction(tiny_llama: Path) -> None:
-    """arXiv:2402.09353, equation 5: m (W + s B A) / |W + s B A|, by rows of W as torch has it."""
+    """arXiv:2402.09353, equation 5: m (W + s B A) / |W + s B A|, over the rows of W in torch's layout."""
     model = attached(tiny_llama, ["q_proj"], method="dora")
     torch.manual_seed(0)
     layer = next(module for name, module in model.named_modules() if name.endswith("layers.0.self_attn.q_proj"))
@@ -163,7 +163,7 @@ def test_a_merged_release_needs_no_peft_and_says_the_same(
 def test_an_adapted_head_or_embedding_is_merged_exactly(
     tiny_llama: Path, token_rows: list[Conversation], targets: list[str], tmp_path: Path
 ) -> None:
-    """Where they are not one matrix: there a change of the head would change the embedding, too."""
+    """For models that do not tie head and embedding: otherwise changing one would change the other."""
     tied = f"train.adapter.target_modules: .*{targets[-1]} is one matrix with the .*leave it out"
     with pytest.raises(ValueError, match=tied):
         attached(tiny_llama, targets)

@@ -1,4 +1,4 @@
-"""The adversarial pair: its losses against their equations, its draws, and a game that can be won."""
+"""The adversarial pair: its losses against their equations, its sampling, and a task that it can learn."""
 
 import dataclasses
 import math
@@ -66,7 +66,7 @@ def test_each_part_of_the_generators_loss_is_its_equation(part: str) -> None:
     if part == "gan":
         expected = -sum(a * log_p.sum() for mine, row in zip(ours, advantages, strict=True)
                         for a, log_p in zip(row, mine, strict=True)) / 2  # fmt: skip
-    elif part == "l1":  # |1 - p| at the real token, and p at every other one
+    elif part == "l1":  # the L1 distance: |1 - p| at the real token, p at all others
         rows = [model(input_ids=torch.tensor([[*e.history, *e.reply]])).logits[0].softmax(-1) for e in REALS]
         expected = 0.7 * sum(
             (F.one_hot(torch.tensor(token), 12) - p[len(e.history) + place - 1]).abs().sum()
@@ -138,7 +138,7 @@ Players = tuple[AdversarialTrainer, TorchEngine, TorchEngine]
 
 
 def new_players(gradient: str = "policy") -> Players:
-    """A generator that knows nothing yet, a discriminator, and their trainer."""
+    """An untrained generator, a discriminator, and their trainer."""
     objective = Generate(max_reply_tokens=4, l1_weight=0.0, likelihood_weight=0.0, kl_weight=0.0)
     generator = TorchEngine(small_lstm(0), objective)
     torch.manual_seed(5)
@@ -156,7 +156,7 @@ def players(request: pytest.FixtureRequest) -> Callable[[], Players]:
 
 
 def histories(step: int, count: int = 16) -> Part:
-    """The data: whatever was asked, the reply is 3."""
+    """Data in which the reply to every prompt is 3."""
     asked = torch.randint(1, 12, (count, 3), generator=torch.Generator().manual_seed(step)).tolist()
     return [(step * count + row, Exchange(tokens, [3, END])) for row, tokens in enumerate(asked)]
 
@@ -216,7 +216,7 @@ def test_soft_replies_are_draws_whose_scores_have_a_gradient(kind: str, tiny_lla
         logits = model(
             input_ids=places.input_ids, position_ids=places.position_ids, sequence_lengths=places.sequence_lengths
         ).logits[0, places.predictors]
-        assert reply == (logits + noise[row, : len(reply)]).argmax(-1).tolist()  # Gumbel-max: a draw from softmax
+        assert reply == (logits + noise[row, : len(reply)]).argmax(-1).tolist()  # the Gumbel-max trick
         torch.testing.assert_close(one_hot[row, : len(reply)], F.one_hot(torch.tensor(reply), vocabulary).float())
     loss, figures = objective.loss_sum(model, batch)
     scores = [judge(pack([Exchange(REALS[row // 2].history, reply).sequence])) for row, reply in enumerate(replies)]
@@ -230,7 +230,7 @@ def test_soft_replies_are_draws_whose_scores_have_a_gradient(kind: str, tiny_lla
 
 
 def likeness(generator: TorchEngine) -> float:
-    """The share of drawn replies that begin as the data's do."""
+    """The share of sampled replies that begin like the real ones."""
     part = histories(77, 64)
     replies = drawn_replies(
         generator.model, [real.history for _, real in part], 1, 4, [END], [(9, r) for r, _ in part]
@@ -273,7 +273,7 @@ def test_how_histories_are_divided_into_micro_batches_changes_no_step(players: C
         part = histories(step)
         one = together.step(step, [part], 16, train_generator=step > 1)
         two = apart.step(step, [part[:9], part[9:], None], 16, train_generator=step > 1)
-        if step < 1:  # later D replays other pairs
+        if step < 1:  # later steps replay other pairs for D
             assert two == pytest.approx(one, abs=1e-5)
     assert math.isfinite(two["loss"])
 

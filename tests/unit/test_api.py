@@ -1,4 +1,4 @@
-"""The endpoint over a real engine and server, asked with OpenAI's own client."""
+"""The endpoint with a real engine and server, called with OpenAI's own client."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A served app, its engine, and OpenAI's client of it."""
+    """A served app, its engine, and an OpenAI client for it."""
 
     engine: TorchEngine
     url: str
@@ -470,7 +470,7 @@ class Place(pydantic.BaseModel):
 
 
 class Weather(pydantic.BaseModel):
-    """Looks the weather up."""
+    """Look up the weather."""
 
     places: list[Place] = pydantic.Field(max_length=2)
     unit: Literal["C", "F"]
@@ -547,7 +547,7 @@ def test_beyond_its_room_the_endpoint_says_come_again(
     with open_endpoint(False, max_queued_requests=2) as endpoint:
         body = {"model": MODEL, "messages": HELLO, "max_tokens": 20_000, "stream": True}
         url = f"{endpoint.url}/v1/chat/completions"
-        # To the front a stream's headers come with its first token: those of the two that wait do not come yet.
+        # The front sends a stream's headers with its first token, so the two waiting requests have no headers yet.
         impatient = httpx.Timeout(20, read=2)
         with contextlib.ExitStack() as streams, ThreadPoolExecutor() as pool:
             held = [streams.enter_context(httpx.stream("POST", url, json=body)) for _ in range(2)]
@@ -641,7 +641,7 @@ def test_a_client_that_leaves_frees_its_slot(endpoint: Endpoint, stream: bool) -
 
 
 def wait_for_active(endpoint: Endpoint, num_active: int, num_waiting: int | None = None) -> None:
-    """29 000 tokens take the engine far longer than this waits, also on a machine with other work."""
+    """The engine takes much longer for 29,000 tokens than this waits, also on a busy machine."""
     until = time.monotonic() + 20
     while endpoint.engine.health().num_active != num_active or (
         num_waiting is not None and endpoint.engine.health().num_waiting != num_waiting

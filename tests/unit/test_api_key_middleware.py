@@ -1,4 +1,4 @@
-"""An endpoint that needs keys, asked with OpenAI's own client: who gets in, how much each may have."""
+"""An endpoint that requires API keys, called with OpenAI's own client: valid keys, rate limits."""
 
 import json
 import time
@@ -25,7 +25,7 @@ ASK: dict[str, Any] = {"model": "tiny", "messages": HELLO, "temperature": 0, "ma
 
 @dataclass
 class Endpoint:
-    """A served app, its engine, the keys that are valid, and the clock of their limits, which stands still."""
+    """A served app, its engine, the valid keys, and the stopped clock of their rate limits."""
 
     url: str
     engine: TorchEngine
@@ -36,7 +36,7 @@ class Endpoint:
     http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=20))
 
     def key(self, **limits: int) -> str:
-        """The secret of a new key."""
+        """Create a key; returns its secret."""
         secret, key = make_key(f"key{len(self.keys)}", **limits)
         self.keys.append(key)
         wait_until(lambda: self.ring.find(secret.encode()) is not None)
@@ -167,7 +167,7 @@ def test_tokens_a_minute_are_what_was_used(endpoint: Endpoint) -> None:
     prompt = usage["prompt_tokens"]
 
     def spend(may_come_to: int, path: str = "/v1/chat/completions", **change: Any) -> int:
-        """The tokens that are used: while they were not known, what they might come to was held."""
+        """The tokens that a request uses. Until it ends, the maximum that it may use is reserved."""
         nonlocal left
         answer = endpoint.post(secret, path, **change)
         assert headers_of(answer, "tokens")[:2] == ("500", str(left - may_come_to))

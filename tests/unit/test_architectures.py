@@ -1,4 +1,4 @@
-"""Every architecture reads packed conversations as if each were alone, or is refused: see docs/architectures.md."""
+"""Every architecture computes packed conversations as if each were alone, or is refused (docs/architectures.md)."""
 
 import importlib.util
 import random
@@ -23,9 +23,9 @@ assert _spec.loader is not None
 architectures: Any = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(architectures)
 TABLE: dict[str, str] = architectures.table()
-# The weights that decide to whom a token goes are small numbers here, and float32 is not enough to tell them apart.
+# The router weights of these small models are close to each other, so float32 cannot separate them reliably.
 GRADIENTS_WITHIN = 1e-3
-# Those that most people train, and one of each way to be read; `make test-all` goes through all.
+# The most common architectures, and one for each way of packing; `make test-all` tests all of them.
 COMMON = (
     "apertus", "bamba", "bert", "bloom", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "deepseek_v32",
     "ernie4_5", "ernie4_5_moe", "exaone4", "falcon", "falcon_h1", "gemma", "gemma2", "gemma3",

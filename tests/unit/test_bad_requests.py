@@ -1,4 +1,4 @@
-"""Bad requests of every kind: each gets its 4xx in OpenAI's shape, and the streams beside them go on undisturbed."""
+"""Bad requests of every kind: each gets a 4xx in OpenAI's format, and concurrent streams are not disturbed."""
 
 import json
 import socket
@@ -29,7 +29,7 @@ SCHEMA = "response_format.json_schema.schema"
 
 @dataclass(frozen=True)
 class Bad:
-    """A request, and what has to be said of it; with `engine`, of that engine alone."""
+    """A request and the expected error; with `engine`, for that engine only."""
 
     body: bytes
     status: int
@@ -42,7 +42,7 @@ class Bad:
 
 
 def change(param: str | None, words: str, status: int = 400, engine: str | None = None, **fields: Any) -> Bad:
-    """A good request for a chat but for these fields."""
+    """A valid chat request, except for these fields."""
     body = {"model": MODEL, "messages": HELLO, **fields}
     return Bad(json.dumps(body).encode(), status, param, words, engine=engine)
 
@@ -53,7 +53,9 @@ def schema(words: str, rules: Any, engine: str | None = None) -> Bad:
 
 
 def unsure(words: str, rules: Any) -> Bad:
-    """A schema at which OpenVINO would fail in mid-step, and with it every request; nothing beside it follows it."""
+    """A schema that would make OpenVINO fail in the middle of a step, and with it every request; no other decoder
+    takes it.
+    """
     return schema(words, rules, engine="openvino")
 
 
@@ -86,7 +88,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
 
 # fmt: off
 BAD: list[Bad] = [
-    # No JSON, or none of ours.
+    # Not JSON, or JSON of another form.
     raw(b"", None, "not valid JSON"),
     raw(GOOD[:-5], None, "not valid JSON"),
     raw(b"[]", None, "must be a JSON object"),
@@ -101,7 +103,7 @@ BAD: list[Bad] = [
     raw(GOOD[:-1] + b', "presence_penalty": -1e999}', "presence_penalty", "finite"),
     raw(GOOD[:-1] + b', "seed": ' + b"9" * 4000 + b"}", "seed", "less than or equal"),
     raw(GOOD[:-1] + b', "seed": ' + b"9" * 9000 + b"}", None, "number out of range"),
-    raw(GOOD[:-1] + b', "model": 5}', "model", "valid string"),  # of two, the last counts
+    raw(GOOD[:-1] + b', "model": 5}', "model", "valid string"),  # of two equal keys, the last one counts
     raw(GOOD[:-1] + b', "messages": [' + b'{"role": "x"},' * 10_000 + b"0]}", "messages[0].role", "got 'x'"),
     Bad(GOOD.replace(b"Hello", b"x" * (10 << 20)), 413, None, "4194304"),
     Bad(GOOD, 415, None, "application/json", content_type="text/plain"),
@@ -167,7 +169,7 @@ BAD: list[Bad] = [
     schema("multipleOf", {"allOf": [{"multipleOf": prime} for prime in (83, 89, 97)]}),
     schema("regex", {"type": "string", "pattern": "(a"}),
     schema("look-around", {"type": "string", "pattern": "^(?!x)(a+)+$"}),
-    # Too large; or too slow, where others wait.
+    # Too large, or too slow while others wait.
     schema("schema", {"allOf": [{"anyOf": [{"const": n} for n in range(60)]} for _ in range(6)]}),
     schema("after 0 tokens", ENDLESS, engine="torch"),
     unsure("pattern", {"type": "string", "pattern": "(a+)+b"}),
@@ -217,7 +219,7 @@ def url(engine: Engine, tiny_llama: Path, serving: Callable[[Any], AbstractConte
 
 
 class Streams:
-    """Good greedy streams, one after the other in each of several threads, until they are told to end."""
+    """Valid greedy streams, one after the other in each of several threads, until stopped."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -243,7 +245,9 @@ class Streams:
                 return
 
     def _read(self, number: int) -> str:
-        """The reply's letters, a token each; they are as many as were asked for, and the end was told."""
+        """The reply's letters, one per token. Checks that the stream has the requested number of tokens and a finish
+        reason.
+        """
         ask = {"model": MODEL, "messages": [turn("user", f"Number {number}")], "temperature": 0, "stream": True}
         text, ends = "", []
         with httpx.stream("POST", self._url + CHAT, json={**ask, "max_tokens": NUM_TOKENS}, timeout=60) as response:
@@ -274,7 +278,7 @@ def test_bad_requests_are_refused_by_name_while_good_streams_go_on(engine: Engin
 
 
 def fault_of(bad: Bad, answer: httpx.Response) -> str | None:
-    """What is wrong about the answer to a bad request."""
+    """What is wrong with the answer to a bad request; empty if nothing is."""
     error = answer.json().get("error", {}) if answer.status_code < 500 else {}
     if (answer.status_code, error.get("param")) != (bad.status, bad.param) or bad.words not in error["message"]:
         return f"{answer.status_code} {answer.text[:300]}; it should be {bad.status}, {bad.param}: {bad.words}"
@@ -317,5 +321,5 @@ def test_what_is_no_http_or_never_ends_disturbs_nobody(engine: Engine, url: str)
             with socket.create_connection((host, int(port)), timeout=0.2) as client:
                 client.sendall(request)
                 with pytest.raises(TimeoutError):
-                    client.recv(100)  # it is waited for, until the client goes away
+                    client.recv(100)  # the server waits for the rest until the client disconnects
     assert engine.health() == EngineHealth(True, 0, 0)

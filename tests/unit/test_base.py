@@ -1,4 +1,4 @@
-"""Base models by name, and what is known of one before it is loaded."""
+"""Base models by name, and what can be checked before loading one."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The best of several replies: chosen by the scores of the release's discriminator."""
+"""`best_of`: the reply with the highest score of the release's discriminator."""
 
 import asyncio
 from collections.abc import Callable, Iterator

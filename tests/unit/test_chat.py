@@ -1,4 +1,4 @@
-"""The one renderer: which tokens are supervised, in every kind of template; and the endpoint renders by it."""
+"""The renderer: which tokens are supervised, for every kind of template; and the endpoint renders with it too."""
 
 import json
 from collections.abc import AsyncGenerator, Callable
@@ -31,7 +31,7 @@ CHATML = (
 
 @dataclass(frozen=True)
 class Dialect:
-    """A tokenizer, and how its template writes a conversation, in words of our own."""
+    """A tokenizer, and an independent implementation of how its template writes a conversation."""
 
     tokenizer: Any
     begin: str
@@ -42,7 +42,7 @@ class Dialect:
     ends: tuple[str, ...]
 
     def by_hand(self, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
-        """Ids and mask, tokenised piece by piece: a reply is learned, what stands around it is not."""
+        """Token ids and mask, tokenised piece by piece: replies are supervised, the text around them is not."""
         ids: list[int] = []
         mask: list[bool] = []
         pieces = [(self.begin, False)]
@@ -180,7 +180,7 @@ def test_what_is_a_conversation_passes(messages: list[dict[str, str]]) -> None:
 
 
 class Listener(Engine):
-    """Keeps the prompts that it gets, and has nothing to say to them."""
+    """An engine that records its prompts and generates nothing."""
 
     max_positions, vocab_size, max_active = 10_000, 100_000, 1
 
@@ -229,7 +229,7 @@ def test_the_endpoint_reads_the_tokens_that_training_put_before_each_reply(
 ) -> None:
     tokenizer, engine = tokenizer_of(template), Listener()
     client = TestClient(create_app(engine, tokenizer, "m"))
-    # As `workflows.stages.prepare` makes a row of the corpus of a line.
+    # As `workflows.stages.prepare` converts a line to a row of the corpus.
     learned = encode_conversation(tokenizer, parse_conversation(json.dumps({"messages": talk}).encode()).messages)
     is_learned = learned.supervised
     starts = [place for place, now in enumerate(is_learned) if now and not (place and is_learned[place - 1])]
@@ -237,7 +237,7 @@ def test_the_endpoint_reads_the_tokens_that_training_put_before_each_reply(
     assert len(starts) == len(replies) > 0
     for start, reply in zip(starts, replies, strict=True):
         if reply == 0:
-            continue  # a conversation that the assistant opens: nobody asks an endpoint for that
+            continue  # a conversation that the assistant begins; no request to an endpoint looks like this
         asked = {"model": "m", "messages": talk[:reply]}
         assert client.post("/tokenize", json=asked).json()["tokens"] == learned.input_ids[:start]
         assert client.post("/v1/chat/completions", json=asked).status_code == 200

@@ -65,7 +65,7 @@ def test_an_endpoint_with_keys(
             talk = CliRunner().invoke(command, arguments, input="Hello\n/quit\n", env=environment)
             assert (talk.exit_code, talk.stderr) == (0, "")
             assert talk.stdout.startswith("Talking with tiny.")
-        # A key for another service is not sent to whoever answers here.
+        # The client must not send a key for another service to this server.
         silent = CliRunner().invoke(command, ["chat", url], env={"OPENAI_API_KEY": secret})
         assert silent.exit_code == 1
         assert "RAYCONTEUR_API_KEY" in silent.stderr
@@ -113,7 +113,7 @@ def test_a_broken_stream_is_an_error(answer: str, message: str) -> None:
 
 @pytest.fixture
 def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes input() return these lines; an exception is raised, and after the last the input ends."""
+    """Make input() return these lines and raise those that are exceptions; after the last, input ends."""
 
     def type_lines(*lines: str | BaseException) -> None:
         remaining = iter([*lines, EOFError()])

@@ -1,4 +1,4 @@
-"""What `make test-clients` builds on: scripted replies, and the files that name clients and verdicts."""
+"""The parts of `make test-clients`: scripted replies, and the files that list clients and results."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""Records to conversations: the layouts that people have, and why a record is none of them."""
+"""From records to conversations: common layouts, and the reasons for setting a record aside."""
 
 import json
 from typing import Any
@@ -290,7 +290,7 @@ WRONG = {"role": "assistant", "content": "Go away"}
     {"messages": [ASKED], "chosen": [SAID], "rejected": [WRONG]},
     {"chosen": [ASKED, SAID], "rejected": [ASKED, WRONG]},
     {"chosen": json.dumps([ASKED, SAID]), "rejected": str([ASKED, WRONG])},
-    # The Hub's most common one has the prompt three times.
+    # The most common one on the Hub contains the prompt three times.
     {"prompt": "Hi", "messages": [ASKED, SAID], "chosen": [ASKED, SAID], "rejected": [ASKED, WRONG]},
     {"chosen": SHAREGPT, "rejected": [turn("human", "Hi"), turn("gpt", "Go away")]},
     {"conversations": [turn("human", "Hi")], "chosen": turn("gpt", HELLO), "rejected": turn("gpt", "Go away")},
@@ -394,10 +394,11 @@ def test_mismatched_replies_answer_another_prompt() -> None:
 
     lines = [judged("a", "1"), judged("a", "2"), b"{broken", judged("b", "3"), judged("b", "1"), judged("c", "5")]
     found = [reply and reply["content"] for reply in mismatched_replies(lines)]
-    # Half of the six lines on, then further: not an own prompt's, not the own reply, not a broken line's.
+    # The rejected reply comes from half of the six lines ahead, or a later one if that has the same prompt, the
+    # same reply, or is broken.
     assert found == ["3", "1", None, "1", "2", "3"]
     assert mismatched_replies([judged("a", "1"), judged("a", "2")]) == [None, None]
-    assert mismatched_replies([judged("a", "1"), judged("b", [CALLS])])[0] is None  # no words to learn from
+    assert mismatched_replies([judged("a", "1"), judged("b", [CALLS])])[0] is None  # no reply to learn from
 
 
 WORDS = st.sampled_from([

@@ -1,4 +1,4 @@
-"""A user's mistake is one sentence; anything else leaves its traceback in a file that is named."""
+"""A user's mistake prints one sentence; any other error leaves its traceback in a file, and prints the path."""
 
 import errno
 import json
@@ -48,7 +48,7 @@ RETRIED = "\nFailed to apply UDF transform after 1/1 attempts (total backoff 0.0
 
 
 def raised(make: Callable[[], Any]) -> Exception:
-    """What `make` raises, with its traceback."""
+    """The exception that `make` raises, with its traceback."""
     try:
         make()
     except Exception as error:
@@ -73,19 +73,19 @@ def of_bug() -> Exception:
 
 
 def in_task(cause: Exception) -> Exception:
-    """As `ray.get` raises it, after its way through the object store."""
+    """The error as `ray.get` raises it, after the object store has pickled it."""
     text = "".join(traceback.format_exception(cause))
     return RayTaskError("task", text, cause, "ray::task", 1, "10.0.0.1").as_instanceof_cause()
 
 
 def in_constructor(cause: Exception) -> Exception:
-    """As Ray says it of an actor that failed in its `__init__`: as a text."""
+    """Ray's error for an actor that failed in `__init__`: it contains the cause only as text."""
     text = "".join(traceback.format_exception(cause))
     return ActorDiedError(RayTaskError("__init__", text, cause, "ray::A", 1, "10.0.0.1", "A()", "ab" * 16))
 
 
 def in_worker(cause: Exception) -> Exception:
-    """As Ray Train hands it on: without its traceback, but for a note."""
+    """The error as Ray Train passes it on: without its traceback, except for a note."""
     note_traceback(cause)
     found: Exception = pickle.loads(pickle.dumps(cause))
     assert found.__traceback__ is None
@@ -176,7 +176,7 @@ def test_a_mistake_is_read_from_the_text_of_a_traceback() -> None:
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Path]]:
-    """The traceback files that were left."""
+    """The traceback files that exist."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -185,7 +185,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
 
 @pytest.fixture
 def prepare_with(tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """The command `prepare` without a cluster, where the stage raises an error."""
+    """Runs the command `prepare` without a cluster; the stage raises an error."""
     file = tmp_path / "pipeline.yaml"
     file.write_text(yaml.safe_dump(tiny))
     monkeypatch.setattr(connection.Connection, "open", lambda self: None)
@@ -249,7 +249,7 @@ def test_a_users_mistake_in_a_stage_leaves_none(
     assert files() == []
 
 
-# In a process of its own: where Ray is connected already, it looks at no address.
+# In a new process: once connected, Ray does not look at the address.
 _OPEN_EACH = """
 import sys
 from workflows.cluster.connection import Connection
@@ -274,7 +274,7 @@ def test_what_is_no_address_of_a_cluster_is_the_users_mistake() -> None:
 
 
 class NoBoard:
-    """Where nobody looks at how far `prepare` is."""
+    """A board that nobody reads."""
 
     class add:
         @staticmethod

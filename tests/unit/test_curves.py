@@ -1,4 +1,4 @@
-"""A training's history as a page, as TensorBoard's events, and as an MLflow run."""
+"""A training's history as an HTML page, as TensorBoard events, and as an MLflow run."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from workflows.training.history import History
 
 @pytest.fixture
 def record() -> History:
-    """Four steps, the second one skipped for a loss that is no number, measured after the fourth."""
+    """Four steps: the second is skipped because its loss is NaN; the held-out loss is measured after the fourth."""
     found = History()
     for step in range(1, 5):
         broken = step == 2
@@ -54,7 +54,7 @@ def test_page_and_events_hold_every_curve(record: History, tmp_path: Path) -> No
 
 
 def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """The records of an event file: 8 bytes length, 4 checksum, the event, 4 checksum."""
+    """The records of an event file: 8 bytes of length, 4 of checksum, the event, 4 of checksum."""
     from tensorboardX.proto import event_pb2
 
     [file] = folder.iterdir()

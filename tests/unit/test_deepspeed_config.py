@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration: from plain fields, with what is passed through, and no two ways to say a thing."""
+"""DeepSpeed's configuration: made from our fields, plus the options passed through, none of which has a field."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def test_plain_fields_become_deepspeeds() -> None:
 
 
 def test_gradients_are_summed_in_float32() -> None:
-    """Over micro-batches and over workers; DeepSpeed refuses to at stage 0, where the engine does."""
+    """Over micro-batches and over workers. At stage 0, DeepSpeed refuses to, and our engine does it."""
     sums = [config(zero_stage=stage).get("data_types") for stage in range(4)]
     assert sums == [None, *[{"grad_accum_dtype": "fp32"}] * 3]
     assert {config(zero_stage=stage)["communication_data_type"] for stage in range(4)} == {"fp32"}

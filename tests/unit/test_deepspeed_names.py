@@ -1,4 +1,4 @@
-"""What is passed through to DeepSpeed: a name that it would ignore is refused, with the names that it knows."""
+"""Options passed through to DeepSpeed: a name that DeepSpeed would ignore is refused, and known names are listed."""
 
 from typing import Any
 
@@ -39,11 +39,11 @@ def test_ours_and_well_known_names_are_fine() -> None:
                 "wall_clock_breakdwn: DeepSpeed 0.* no such name; did you mean wall_clock_breakdown?",
             ],
         ),
-        # A section that DeepSpeed reads name by name, one that is a model of pydantic's, one two levels down.
+        # A section that DeepSpeed reads key by key, one that is a pydantic model, one two levels down.
         ({"activation_checkpointing": {"profle": True}}, ["activation_checkpointing.profle: .* mean profile?"]),
         ({"comms_logger": {"verbos": True}}, ["comms_logger.verbos: .* mean verbose?"]),
         ({"timers": {"throughput": {"sync": True}}}, ["timers.throughput.sync: .* It knows: enabled, synchronized"]),
-        # Values that it refuses, or ignores, and what it has no longer.
+        # Values that DeepSpeed refuses or ignores, and options that it has removed.
         ({"zero_optimization": {"reduce_bucket_size": "5e8"}}, ["zero_optimization.reduce_bucket_size: .*integer"]),
         ({"zero_optimization": {"reduce_bucket_size": "auto"}}, ["zero_optimization.reduce_bucket_size: `auto` is"]),
         ({"communication_data_type": "fp8"}, ["communication_data_type: DeepSpeed refuses it: Invalid"]),

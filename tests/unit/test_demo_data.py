@@ -1,4 +1,4 @@
-"""The demo's own data: as many conversations and facts as the README says, and questions that are held out."""
+"""The demo's data: the numbers of conversations and facts that the README states, and questions that are held out."""
 
 import json
 from pathlib import Path

@@ -39,7 +39,7 @@ TEXTS = [[n * 7 % 190 + 1 for n in range(600)], [3], [n * 11 % 190 + 1 for n in 
 
 
 def expected(model: Any, token_ids: list[int]) -> torch.Tensor:
-    """By the model's own base, without a cache."""
+    """Computed by the model's own base, without a cache."""
     with torch.inference_mode():
         base = getattr(model, model.base_model_prefix)
         states = base(torch.tensor([token_ids])).last_hidden_state[0].float()
@@ -65,7 +65,7 @@ def test_it_is_the_mean_of_the_last_states(kind: str, tmp_path: Path) -> None:
         engine.close()
     model = load_model(tmp_path, torch.float32)
     for vector, text in zip(found, TEXTS, strict=True):
-        # Mamba carries its state from piece to piece, which adds its terms in another order.
+        # Mamba carries its state between pieces, which changes the order of summation.
         assert torch.allclose(vector, expected(model, text), atol=1e-3 if kind == "mamba" else 1e-5)
 
 
@@ -133,7 +133,7 @@ def test_one_that_nobody_waits_for_is_dropped_and_a_closed_engine_says_so(tmp_pa
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A served app, its model, and OpenAI's client of it."""
+    """A served app, its model, and an OpenAI client for it."""
 
     engine: TorchEngine
     model: Any
@@ -164,7 +164,7 @@ def endpoint(
 
 def test_openais_client_reads_texts_and_tokens(endpoint: Endpoint) -> None:
     texts = ["Hello", "How much is a kettle?"]
-    found = endpoint.client.embeddings.create(model=MODEL, input=texts)  # asks for base64
+    found = endpoint.client.embeddings.create(model=MODEL, input=texts)  # requests base64
     assert [each.index for each in found.data] == [0, 1]
     ids = [endpoint.tokenizer(text)["input_ids"] for text in texts]
     assert found.usage.prompt_tokens == found.usage.total_tokens == sum(map(len, ids))

@@ -1,4 +1,4 @@
-"""Every engine against transformers' own generate, and the text of its tokens."""
+"""Every engine against transformers' `generate`, and the decoding of tokens to text."""
 
 import asyncio
 import functools
@@ -82,7 +82,7 @@ def token_ids(events: list[TokenEvent]) -> list[int]:
 
 
 def told_of(events: list[TokenEvent]) -> list[TokenEvent]:
-    """Without what was read for another request, which differs when one is there."""
+    """Without the tokens cached for another request, whose number varies."""
     return [event._replace(num_cached=None) for event in events]
 
 
@@ -209,10 +209,10 @@ def greedy(count: int, prompt_ids: list[int], logits: list[float], **fields: Any
 
 
 def test_penalties_and_biases_change_scores_as_said() -> None:
-    # Once for a token that the reply has; then for every time.
+    # The presence penalty counts once per token of the reply; the frequency penalty counts each time.
     assert greedy(4, [0], [2.0, 1.5, 0.85], presence_penalty=1.0) == [0, 1, 0, 0]
     assert greedy(5, [0], [2.0, 1.5, 0.85], frequency_penalty=0.6) == [0, 1, 0, 1, 2]
-    # The prompt counts, positive scores are divided and negative ones multiplied.
+    # The repetition penalty includes the prompt; it divides positive scores and multiplies negative ones.
     assert greedy(2, [0], [1.0, 0.6, -3.0], repetition_penalty=2.0) == [1, 0]
     assert greedy(2, [0, 1], [-1.0, -1.2, -1.9], repetition_penalty=2.0) == [2, 0]
     assert greedy(2, [0], [1.0, 0.6, -3.0], logit_bias={2: 5.0, 0: -100.0}) == [2, 2]
@@ -231,7 +231,7 @@ def test_penalties_are_the_samplers_in_every_engine(engine: Engine, release: Pat
 
 
 def by_hand(release: Path, request: GenerationRequest) -> list[int]:
-    """One token after the other, each from the whole text before it."""
+    """Token by token, each computed from the whole preceding text."""
     model, sampler, read = load_model(release, torch.float32), Sampler(request), list(request.prompt_ids)
     with torch.inference_mode():
         for _ in range(request.max_new_tokens):
@@ -276,7 +276,7 @@ def test_a_reply_follows_its_schema_and_its_neighbours_do_not_mind(engine: Engin
     assert told_of(beside) == told_of(alone)
     for reply in replies:
         if isinstance(engine, OpenVINOEngine) and reply[-1].finish_reason == "length":
-            # It allows white space without end, of which a model that has learned nothing makes use.
+            # JSON mode allows unlimited white space, which an untrained model generates.
             assert tokenizer.decode(token_ids(reply)).startswith("{")
             continue
         assert reply[-1].finish_reason == "stop"
@@ -301,7 +301,7 @@ def test_a_small_schema_leaves_no_choice(
 
 
 def texts_by(engine: Engine, tokenizer: Any, rules: dict[str, Any], count: int) -> list[str]:
-    """So many replies that follow a schema, each ended by itself."""
+    """Replies that follow a schema, each of which ended by itself."""
     ends = end_token_ids(tokenizer)
     grammar = Grammars(tokenizer, engine.vocab_size, ends).of(rules)
     requests = [
@@ -372,7 +372,9 @@ def test_likely_tokens_are_told(engine: Engine) -> None:
 
 
 def shown(tokenizer: Any, text: str, stops: list[str]) -> tuple[list[str], bool]:
-    """What each byte of `text` (a token each) lets a reader see, and whether a stop string was met."""
+    """The text that becomes visible with each byte of `text` (one token per byte), and whether a stop string was
+    found.
+    """
     reply = ReplyText(tokenizer, stops)
     pieces = [reply.push(token_id).said for token_id in tokenizer(text)["input_ids"]]
     return [*pieces, reply.finish(is_cut=False).said], reply.is_stopped
@@ -418,7 +420,7 @@ def test_stop_strings_split_over_tokens_never_leak(tokenizer: Any) -> None:
         ["o", "n", "e", *[""] * 10, ""],
         True,
     )
-    # Held back for a stop string that does not come.
+    # Held back for a stop string that is never completed.
     pieces, is_stopped = shown(tokenizer, "aab aaab", ["aaaa", "b c"])
     assert ("".join(pieces), is_stopped) == ("aab aaab", False)
     assert shown(tokenizer, "xaab", ["aab"])[1]

@@ -1,4 +1,4 @@
-"""Which engine a release is served with, and what a pipeline file may ask for."""
+"""Which engine serves a release, and what a pipeline file may request."""
 
 import importlib.machinery
 import importlib.util

@@ -1,4 +1,4 @@
-"""The errors of this project: one tree of what users did, whole after a trip between processes."""
+"""Our exception classes: one tree for users' mistakes, and every class survives pickling."""
 
 import ast
 import importlib
@@ -16,7 +16,7 @@ from models.errors import RayconteurError
 ROOT = Path(__file__).parents[2]
 BUILTIN = {"Exception", "ValueError", "RuntimeError", "OSError"}
 
-# Where a plain ValueError may be raised, and who makes of it what the user reads.
+# Where the code may raise a plain ValueError, and what turns it into the user's message.
 PLAIN = {
     "workflows/spec/": "pydantic, with the field",
     "models/training/deepspeed_config.py": "pydantic, with the field",
@@ -29,7 +29,7 @@ PLAIN = {
     "serve/engines/": "nobody: a request that serve/replies should not have made",
 }
 
-# What those are made of that take more than a text.
+# Arguments for the classes that take more than a text.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "ApiError": (429, "Too many requests.", "messages", "queue_full", {"Retry-After": "1"}),
     "EndpointError": ("401: a key is needed", 401),
@@ -42,9 +42,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 
 @cache
 def classes() -> dict[str, list[tuple[str, str]]]:
-    """All classes that we define, by name: in which modules, and the first one they derive from.
-
-    From the syntax: some modules import libraries that are not installed here.
+    """All classes that we define, by name: their modules, and their first base class. Read from the syntax tree,
+    because some modules import libraries that are not installed here.
     """
     found: dict[str, list[tuple[str, str]]] = {}
     for package in ("models", "serve", "workflows"):
@@ -69,7 +68,7 @@ EXCEPTIONS = [name for name in classes() if is_exception(name)]
 
 
 def drawn(name: str, depth: int = 0) -> list[str]:
-    """The tree of a class as the docstring draws it."""
+    """The tree of a class, as drawn in the docstring."""
     below = sorted(child for child in EXCEPTIONS if base_of(child) == name)
     return [f"{'    ' * depth}{name}", *(line for child in below for line in drawn(child, depth + 1))]
 
@@ -82,7 +81,7 @@ def test_the_docstring_draws_the_tree() -> None:
 
 
 def test_no_other_error_of_ours_is_a_value_error() -> None:
-    """Else the command line would keep a traceback of what a user did."""
+    """Otherwise the command line would write a traceback for a user's mistake."""
     assert [name for name in EXCEPTIONS if base_of(name) == "ValueError"] == ["RayconteurError"]
 
 
@@ -95,7 +94,7 @@ def test_a_plain_value_error_is_raised_only_where_somebody_words_it() -> None:
 
 @pytest.mark.parametrize("name", EXCEPTIONS)
 def test_an_error_survives_the_way_to_another_process(name: str) -> None:
-    [(module, _)] = classes()[name]  # one of this name
+    [(module, _)] = classes()[name]  # another class of this name
     kind = getattr(importlib.import_module(module), name)
     error = kind(*ARGUMENTS.get(name, ("data.sources: nothing found",)))
     error.add_note("from a worker")

@@ -1,4 +1,4 @@
-"""Files of conversations in all forms: the same conversations, recognised by content, numbered as a person counts."""
+"""Files of conversations in all formats: the same conversations, detected by content, with line numbers from 1."""
 
 import bz2
 import csv
@@ -92,7 +92,7 @@ FORMS = {
 
 @pytest.fixture
 def read(tmp_path: Path) -> Callable[..., list[Record]]:
-    """The records of a file with this content and a name that says nothing."""
+    """The records of a file with this content, whose name has no meaningful ending."""
 
     def of(content: bytes, limit: int | None = None) -> list[Record]:
         file = tmp_path / "talk.jsonl"
@@ -103,7 +103,7 @@ def read(tmp_path: Path) -> Callable[..., list[Record]]:
 
 
 def told(found: list[Record]) -> list[dict[str, Any]]:
-    """What records say; of CSV the cells that hold JSON."""
+    """The values of the records; for CSV, cells with JSON are parsed."""
     assert [record.unread for record in found] == [""] * len(found)
     said = [json.loads(record.text) for record in found]
     return [
@@ -165,7 +165,7 @@ def test_rows_of_csv_that_cannot_be_read_are_set_aside_and_the_next_are_read(
     read: Callable[..., list[Record]],
 ) -> None:
     rows = [b",question,answer", b"0,a,b", b"1,too,many,cells", b"2,c", b"3,d,e"]
-    # Far behind what a form is recognised by.
+    # Far beyond the bytes that decide the format.
     far = [b"4,x," + b"y" * 1000] * 1200
     found = read(b"\n".join([*rows, *far, b"5,caf\xe9,x", b"6,f,g"]))
     assert [(record.number, record.unread) for record in found if record.unread] == [

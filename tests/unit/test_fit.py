@@ -1,4 +1,4 @@
-"""The training loop on plain torch: it learns, it resumes where it was, and it stops when it diverges."""
+"""The training loop with plain torch: it learns, it resumes exactly, and it stops when training diverges."""
 
 import math
 import random
@@ -69,7 +69,7 @@ def train(
 
 
 def engine_of(folder: Path, dropout: float | None = None, **options: float) -> TorchEngine:
-    """On all weights, or on an adapter with dropout."""
+    """Training all weights, or an adapter with dropout."""
     model = load_model(folder, torch.float32, PACKED_ATTENTION)
     if dropout is not None:
         model = adapters.attach(model, 4, 8.0, dropout, "all-linear", base="random:tiny-llama")
@@ -141,7 +141,7 @@ def test_accumulating_small_batches_is_one_large_batch(tiny_llama: Path, sums: l
 
 
 def test_the_gradient_is_clipped(tiny_llama: Path, sums: list[Conversation]) -> None:
-    """AdamW's first moment after one step is a tenth of the gradient that it was given."""
+    """After one step, AdamW's first moment is a tenth of the gradient."""
     for clip in (0.0, 0.01):
         engine = engine_of(tiny_llama, gradient_clip=clip)
         [progress] = train(engine, sums, settings(1))
@@ -164,7 +164,7 @@ def test_the_learning_rate_climbs_and_falls_to_its_share() -> None:
 
 
 class Faulty(Sft):
-    """Fine-tuning in which the loss of batches with one row is multiplied, like a broken conversation's."""
+    """Fine-tuning in which the loss of batches with one row is multiplied, as a broken conversation would do."""
 
     def __init__(self, token: int, factor: float) -> None:
         self._token, self._factor = token, factor
@@ -177,7 +177,7 @@ class Faulty(Sft):
 def with_fault(
     folder: Path, rows: list[Conversation], factor: float, most: int, clip: float = 1.0
 ) -> tuple[TorchEngine, list[Conversation], FitSettings]:
-    """Row 7 is marked with a token that no other row has."""
+    """Mark row 7 with a token that no other row has."""
     model = load_model(folder, torch.float32, PACKED_ATTENTION)
     marked = [([250, *ids[1:]] if index == 7 else ids, mask) for index, (ids, mask) in enumerate(rows)]
     assert not any(250 in ids for index, (ids, _) in enumerate(marked) if index != 7)
@@ -190,7 +190,7 @@ def test_a_broken_step_leaves_no_trace(tiny_llama: Path, sums: list[Conversation
     engine, rows, wanted = with_fault(tiny_llama, sums, factor, most=100)
     plan = plan_of(rows, budget=150)
     broken = [step + 1 for step in range(24) if any(7 in part for part in plan.rows(step))]
-    first = next(step for step in broken if step > 8)  # a spike shows against the steps before it
+    first = next(step for step in broken if step > 8)  # a spike is detected relative to the steps before it
     weights: dict[int, torch.Tensor] = {}
     history: list[Progress] = []
 

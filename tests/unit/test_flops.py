@@ -1,4 +1,4 @@
-"""A step's operations, against a count by hand."""
+"""The operations of a step, compared with a count by hand."""
 
 from pathlib import Path
 

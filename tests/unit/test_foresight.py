@@ -1,4 +1,4 @@
-"""What would end a training is told before anything runs, by its field."""
+"""What would make training fail is reported before anything runs, with the field."""
 
 import json
 import re
@@ -23,7 +23,7 @@ TARGETS = "train.adapter.target_modules"
 
 @pytest.fixture
 def model(tiny_llama: Path, tmp_path: Path) -> Path:
-    """A copy to change."""
+    """A copy that a test may change."""
     return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
 
 
@@ -111,7 +111,7 @@ def test_a_scaling_of_positions_is_counted(spec_of: Build, model: Path) -> None:
 
 
 def test_tokens_without_an_embedding(spec_of: Build, model: Path) -> None:
-    """The tiny tokenizer has 256 bytes, and four control tokens that its template writes."""
+    """The tiny tokenizer has 256 byte tokens and four control tokens, which its template writes."""
     tokenizer = load_tokenizer(model)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
     tokenizer.save_pretrained(model)

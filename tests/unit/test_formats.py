@@ -1,4 +1,4 @@
-"""What a reply has to follow, by the fields of a request; and a compiler that takes too much."""
+"""The formats that a request can require of a reply; and a grammar compiler that uses too much time or memory."""
 
 import asyncio
 import contextlib
@@ -115,7 +115,7 @@ def test_no_format_is_none(formats: Formats) -> None:
 def test_what_cannot_be_followed_is_told_by_its_field(
     formats: Formats, fields: dict[str, Any], param: str, words: str
 ) -> None:
-    for _ in range(2):  # the second time it is known
+    for _ in range(2):  # cached from the second time on
         with pytest.raises(ApiError) as raised:
             asked(formats, **fields)
         assert raised.value.status == 400
@@ -220,7 +220,7 @@ def test_a_compiler_that_takes_too_long_holds_nobody_up(
             plain = {"model": "m", "messages": MESSAGES, "max_tokens": 5}
             others = [await client.post("/v1/chat/completions", json=plain) for _ in range(5)]
             others.append((await timed("b"))[0])
-            assert not slow.done()  # all that was answered before them
+            assert not slow.done()  # everything answered before them
             return await slow, others
 
     try:

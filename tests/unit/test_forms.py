@@ -1,4 +1,4 @@
-"""The forms of a release beside the plain folder: compressed tensors and GGUF, read back by transformers."""
+"""Additional formats of a release: compressed tensors and GGUF, read back with transformers."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ TEXTS = ["What does the lantern cost? 63 euros, or 1234.", "  spaced\n\nout\t", 
 
 
 def trained_tokenizer(splitting: Any) -> Any:
-    """A small byte-level BPE with merges, special tokens, and one that is no special one."""
+    """A small byte-level BPE tokenizer with merges, special tokens, and an added token that is not special."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = splitting
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -42,7 +42,7 @@ def trained_tokenizer(splitting: Any) -> Any:
 
 @pytest.fixture
 def loud(make_loud: Callable[[Path], Any], tiny_llama: Path, tmp_path: Path) -> Path:
-    """A Llama, with a head of its own, that says something."""
+    """A Llama with untied embeddings and scaled-up weights, so that it generates varied text."""
     folder = tmp_path / "loud"
     make_loud(tiny_llama).save_pretrained(folder)
     load_tokenizer(tiny_llama).save_pretrained(folder)
@@ -75,7 +75,7 @@ def test_compressed_tensors_are_the_rounded_weights(
         assert kept[f"{name}.weight_packed"].numel() * 32 == layer.weight.numel() * bits
         rounded = round_groups(layer.weight.float(), bits, group_size, symmetric=bits == 8)
         step = rounded.scale.float().expand_as(rounded.steps).flatten(1)
-        # Scales are kept in bfloat16, so a weight may be a step away from where the unrounded scale would put it.
+        # Scales are stored in bfloat16, so a weight may be a step away from its value with an unrounded scale.
         assert float(((found - rounded.matrix()).abs() / step).max()) < 1.6
         assert float(((found - layer.weight.float()).abs() / step).mean()) < 0.35
     config = json.loads((target / "config.json").read_text())["quantization_config"]
@@ -134,7 +134,10 @@ def test_a_gguf_file_has_the_tokenizer(tiny_llama: Path, tmp_path: Path) -> None
     fields = gguf.GGUFReader(tmp_path / GGUF_FILE).fields
     kinds = fields["tokenizer.ggml.token_type"].contents()
     assert kinds[:3] == [3, 3, 3]  # control
-    assert kinds[len(tokenizer) - 1 :] == [4, *[5] * 5]  # <think> is the user's, the rest of the embedding is unused
+    assert kinds[len(tokenizer) - 1 :] == [
+        4,
+        *[5] * 5,
+    ]  # <think> is user-defined, further rows are unused
     assert fields["tokenizer.ggml.pre"].contents() == "gpt-2"
     assert fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
     assert fields["tokenizer.ggml.add_bos_token"].contents() is False

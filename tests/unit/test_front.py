@@ -1,4 +1,4 @@
-"""The front before real replicas: whatever becomes of one, a client gets its reply or is told why not."""
+"""The front with real replicas: whatever happens to a replica, each client gets its reply or an error."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "tem
 
 
 class Replica:
-    """What an actor of Ray Serve holds, without Ray."""
+    """A replica as in Ray Serve's actor, without Ray."""
 
     def __init__(self, folder: Path) -> None:
         self.engine = TorchEngine(folder, precision="fp32", num_threads=1)
@@ -34,7 +34,7 @@ class Replica:
         self.num_leased = 0
 
     def kill(self) -> None:
-        """What clients see of a process that is killed: nothing but the end of their connections."""
+        """Close all connections, which is all that clients see of a killed process."""
         server = self.server._server
         loop = server.servers[0].get_loop()
         loop.call_soon_threadsafe(server.servers[0].close)
@@ -47,7 +47,7 @@ class Replica:
 
 
 class House:
-    """A front and its replicas; a lease goes to the first one that has not been taken away."""
+    """A front and its replicas; it leases the first replica that has not been removed."""
 
     def __init__(self, make: Callable[[], Replica]) -> None:
         self.replicas = [make(), make()]
@@ -78,7 +78,7 @@ class House:
         except BaseException:
             rest.cancel()
             raise
-        await asyncio.wait_for(rest, 10)  # it ends by itself when the request has been answered
+        await asyncio.wait_for(rest, 10)  # it ends by itself once the request is answered
 
     def close(self) -> None:
         self.call(self.front.close())
@@ -158,12 +158,12 @@ def test_a_client_sees_nothing_of_a_death_before_its_reply(house: House, stream:
 
 
 def _taken_away_in(house: House, seconds: float) -> None:
-    """As Ray does, some time later."""
+    """Remove the replica after some seconds, as Ray does."""
     threading.Timer(seconds, lambda: house.replicas.pop(0)).start()
 
 
 def _killed_at_work(house: House, replica: Replica) -> threading.Thread:
-    """It is killed as soon as it generates something, and no lease goes to it any more."""
+    """Kill it as soon as it generates something, and lease it no more."""
 
     def kill() -> None:
         while not replica.engine.health().num_active:
@@ -228,7 +228,7 @@ def test_a_client_that_leaves_frees_its_place(house: House, monkeypatch: pytest.
     ask(house, max_tokens=1)
     decoder = house.replicas[0].engine._decoder
     step = decoder.step
-    # A reply of 19 seconds at least: on a busy machine it could else be over before its first piece is looked at.
+    # A reply of at least 19 seconds: a shorter one could end before its first piece is read on a busy machine.
     monkeypatch.setattr(decoder, "step", lambda *given: (time.sleep(0.01), step(*given))[1])
     with httpx.stream(
         "POST", f"{house.url}/v1/chat/completions", json={**ASK, "stream": True, "max_tokens": 1900}, timeout=20

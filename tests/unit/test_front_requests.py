@@ -1,4 +1,4 @@
-"""What clients send to the front, well-formed and not, before a replica that is a stand-in."""
+"""Well-formed and malformed requests to the front, with a stand-in replica behind it."""
 
 import asyncio
 import gzip
@@ -30,7 +30,7 @@ PATH = "/v1/chat/completions"
 
 
 def stand_in() -> FastAPI:
-    """Answers with what it was sent; waits, fails and streams as it is told to."""
+    """A stand-in replica that echoes the request; the body tells it to wait, fail or stream."""
     app = FastAPI()
     app.state.seen = []
     app.state.left = threading.Event()
@@ -70,7 +70,7 @@ def stand_in() -> FastAPI:
 
 
 class Before:
-    """A front before the stand-in, in a loop of its own."""
+    """A front for the stand-in replica, in its own event loop."""
 
     def __init__(self, address: str, app: FastAPI) -> None:
         self.replica = app.state
@@ -97,7 +97,7 @@ class Before:
         yield Lease(self._address, "0" * 32)
 
     def raw(self, data: bytes, half_close: bool = False) -> bytes:
-        """All that comes back on a connection of its own, until the front closes it."""
+        """Everything received on a new connection until the front closes it."""
         with socket.create_connection(("127.0.0.1", self.front.port), timeout=20) as connection:
             connection.sendall(data)
             if half_close:
@@ -127,7 +127,7 @@ def before(serving: Callable[[Any], AbstractContextManager[str]]) -> Iterator[Be
 
 
 def parts_of(answer: bytes) -> tuple[int, dict[str, str], Any]:
-    """Status, headers and JSON of a raw answer."""
+    """Status, headers and JSON of a raw response."""
     head, _, body = answer.partition(b"\r\n\r\n")
     first, *lines = head.decode().split("\r\n")
     headers = {line.partition(": ")[0].lower(): line.partition(": ")[2] for line in lines}
@@ -191,7 +191,7 @@ def test_what_is_no_request_is_refused_in_json(
 
 
 def test_an_address_as_target_is_served_by_its_path(before: Before) -> None:
-    httpx.post(before.url + PATH, json={})  # so that a replica is known
+    httpx.post(before.url + PATH, json={})  # so that the front knows a replica
     answer = before.raw(b"GET http://other.example/v1/models?a=b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     assert parts_of(answer)[::2] == (200, {"path": "v1/models"})
 
@@ -212,7 +212,7 @@ def test_keys_are_asked_for_before_bodies(before: Before) -> None:
     post = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n"
     for wrong in (b"", b"Authorization: Bearer rk-wrong\r\n", b"Authorization: Basic abc\r\n"):
         with socket.create_connection(("127.0.0.1", before.front.port), timeout=5) as connection:
-            connection.sendall(post + wrong + b"\r\n")  # and nothing of the body
+            connection.sendall(post + wrong + b"\r\n")  # but not the body
             status, headers, body = parts_of(connection.recv(1 << 16))
         assert (status, body["error"]["code"]) == (401, "invalid_api_key")
         assert headers["www-authenticate"].startswith("Bearer ")
@@ -285,7 +285,7 @@ def test_head_is_answered_without_a_lease(before: Before, path: str) -> None:
         response = httpx.head(before.url + path)
         assert (response.status_code, response.content) == (200, b"")
         assert before.num_leased == 0
-        before.front._replicas[before._address] = None  # one is known then
+        before.front._replicas[before._address] = None  # from now on, the front knows one
     assert httpx.head(f"{before.url}/health").headers["content-length"] == str(len('{"path":"health"}'))
 
 

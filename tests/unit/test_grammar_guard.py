@@ -1,4 +1,4 @@
-"""Grammars that take too much time or memory, by a compiler that says so: none of them holds anybody up."""
+"""Grammars that take too much time or memory, with a stand-in compiler: none delays other requests."""
 
 import asyncio
 import os
@@ -96,13 +96,13 @@ def test_more_than_can_be_looked_at_wait_no_longer_than_that(guard: GrammarGuard
     took, verdicts = seconds_and(guard, *bad)
     assert took < 5
     assert {verdict.excess for verdict in verdicts} == {"time", "queue"}
-    assert seconds_and(guard, FINE + ' "d"')[1][0].excess is None  # and nothing of it is left
+    assert seconds_and(guard, FINE + ' "d"')[1][0].excess is None  # no process is left
 
 
 def test_the_same_one_asked_for_twice_is_tried_once(guard: GrammarGuard) -> None:
     took, verdicts = seconds_and(guard, *['start: "sleep 60 s"'] * 30)
     assert {verdict.excess for verdict in verdicts} == {"time"}
-    assert took < 4  # in turn they would take eight
+    assert took < 4  # one after the other, they would take eight
 
 
 def test_it_is_started_anew_when_it_is_gone_and_ends_when_it_is_closed(guard: GrammarGuard) -> None:

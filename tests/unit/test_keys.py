@@ -1,4 +1,4 @@
-"""API keys: what is kept of them, in a folder and on a real S3 server; how a replica follows; the command."""
+"""API keys: what a folder or a real S3 server stores of them, how replicas pick up changes, and the command."""
 
 import json
 import os
@@ -37,13 +37,13 @@ def file(tmp_path: Path) -> KeyFile:
 
 @pytest.fixture
 def path(file: KeyFile, tmp_path: Path) -> Path:
-    """Of the keys' file."""
+    """The path of the key file."""
     return tmp_path / "store" / "keys" / "keys.json"
 
 
 @pytest.fixture
 def follow() -> Iterator[Callable[..., KeyRing]]:
-    """Rings that read again at once, and are closed at the end."""
+    """Makes key rings that reread at once; closes them at the end."""
     rings: list[KeyRing] = []
 
     def opened(read: Callable[[], list[ApiKey] | None]) -> KeyRing:
@@ -204,7 +204,7 @@ def test_a_ring_that_could_never_read_does_not_begin() -> None:
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Callable[..., Result]:
-    """Runs `rayconteur keys VERB PIPELINE ...`."""
+    """Run `rayconteur keys VERB PIPELINE ...`."""
     pipeline = tmp_path / "pipeline.yaml"
     pipeline.write_text(PIPELINE.format(store=tmp_path / "store"))
 

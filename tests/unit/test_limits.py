@@ -1,4 +1,4 @@
-"""Token buckets, by a clock of the test's own."""
+"""Token buckets, with a simulated clock."""
 
 import asyncio
 import math
@@ -11,7 +11,7 @@ from serve.access.rate_limits import Limits, Taken
 
 @dataclass
 class Clocked:
-    """Limits, and the time that they go by."""
+    """Rate limits with a clock that tests set."""
 
     now: float = 0.0
     limits: Limits = field(init=False)

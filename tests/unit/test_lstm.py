@@ -1,4 +1,4 @@
-"""The LSTM as a causal language model: packed, padded, cached and saved it says the same."""
+"""The LSTM as a causal language model: packed, padded, cached or reloaded, it computes the same."""
 
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def test_noise_changes_what_is_said(lstm: LstmForCausalLM) -> None:
     )
     torch.testing.assert_close(first, again)
     assert (first - other).abs().max() > 0.01
-    assert not torch.equal(noisy(input_ids=row).logits, noisy(input_ids=row).logits)  # drawn anew each time
+    assert not torch.equal(noisy(input_ids=row).logits, noisy(input_ids=row).logits)  # sampled anew each time
 
 
 def test_a_state_is_repeated_for_several_replies_to_one_prompt(lstm: LstmForCausalLM) -> None:

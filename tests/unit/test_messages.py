@@ -1,4 +1,4 @@
-"""Messages to their normal form: every way of writing one, and what is refused, by place and key."""
+"""Messages in their normal form: every accepted spelling, and refusals that name the turn and the key."""
 
 import copy
 import json
@@ -305,7 +305,7 @@ ANSWERING = st.fixed_dictionaries({"role": st.sampled_from(["tool", "observation
 
 @st.composite
 def talks(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Turns in any order, each call answered."""
+    """Turns in any order; every tool call has its result."""
     turns: list[dict[str, Any]] = []
     for kind in draw(st.lists(st.sampled_from(["ask", "say", "call"]), min_size=1, max_size=5)):
         turns.append(draw(ASKING if kind == "ask" else SAYING if kind == "say" else CALLING))
@@ -331,12 +331,12 @@ def test_the_normal_form_is_its_own_and_loses_nothing(turns: list[dict[str, Any]
 
 
 def _bare(text: str) -> str:
-    """Without white space and marks, which the normal form may leave out."""
+    """The text without white space and delimiters, which the normal form may drop."""
     return "".join(text.replace("<think>", "").replace("</think>", "").split())
 
 
 def _written(turn: dict[str, Any]) -> str:
-    """What a turn says; a thought that is given twice is said once."""
+    """What a turn contains; reasoning that is given twice counts once."""
     content = turn["content"]
     parts = content if isinstance(content, list) else [content or ""]
     text = "".join(part if isinstance(part, str) else part["text"] for part in parts)

@@ -1,4 +1,4 @@
-"""Texts that become one token each: in the tokenizer, the embeddings, an adapter, a release."""
+"""`data.add_tokens`: strings that become one token each, in tokenizer, embeddings, adapter and release."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ WORDS = ["Brindlewick", "<tool>"]
 
 @pytest.fixture(params=["tied", "untied", "spare rows"])
 def base(request: pytest.FixtureRequest, tiny_llama: Path, tmp_path: Path) -> Path:
-    """A tiny model of 260 tokens: head and embedding one matrix or two, or with rows to spare."""
+    """A tiny model of 260 tokens: with tied or untied embeddings, or with unused rows."""
     config = AutoConfig.from_pretrained(tiny_llama)
     config.tie_word_embeddings = request.param != "untied"
     config.vocab_size = 320 if request.param == "spare rows" else 260
@@ -74,7 +74,7 @@ def test_a_token_that_is_there_already_gets_no_other(tiny_llama: Path) -> None:
 
 
 def test_new_rows_are_the_mean_of_the_old_ones(base: Path) -> None:
-    """Hewitt 2021: so no new token is likelier than the old ones are on the average."""
+    """Hewitt 2021: initialised with the mean, no new token is likelier than the average old one."""
     model = load_model(base, torch.float32)
     rows, head = (value.detach().clone() for value in (model.model.embed_tokens.weight, model.lm_head.weight))
     assert fit_embeddings(model, base, with_words(base)) == [260, 261]

@@ -1,4 +1,4 @@
-"""Ray Train's note of its checkpoints, where a full disk has cut it short."""
+"""Ray Train's checkpoint record, truncated by a full disk."""
 
 import json
 

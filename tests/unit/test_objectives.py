@@ -1,4 +1,4 @@
-"""Preference losses and distillation against the papers' equations, one sequence at a time, in float64."""
+"""Preference losses and distillation, compared with the papers' equations for one sequence at a time, in float64."""
 
 import math
 import random
@@ -24,7 +24,7 @@ SEQUENCES = ("input_ids", "other_input_ids")
 
 @pytest.fixture
 def rows() -> list[Row]:
-    """Three rows with everything in them that some objective reads; the last one's replies have a prompt each."""
+    """Three rows with all columns that any objective reads; in the last row, each reply has its own prompt."""
     draw = random.Random(0)
 
     def tokens(most: int) -> list[int]:
@@ -52,12 +52,12 @@ def rows() -> list[Row]:
 
 
 def shared(rows: list[Row]) -> int:
-    """Tokens of the first two rows' prompts."""
+    """Prompt lengths of the first two rows."""
     return sum(row["supervised"].index(True) for row in rows[:2])
 
 
 def plain_log_p(model: Any, ids: list[int], supervised: list[bool]) -> tuple[torch.Tensor, int]:
-    """log p of a reply, and its length, by transformers' own forward on this sequence alone."""
+    """log p of a reply, and its length, from transformers' own forward pass on this sequence alone."""
     logits = model(torch.tensor([ids])).logits[0].double()
     total, count = torch.zeros((), dtype=torch.float64), 0
     for position in range(1, len(ids)):
@@ -137,7 +137,7 @@ def gradients(model: Any, loss: torch.Tensor) -> list[torch.Tensor]:
 def check_same(model: Any, ours: torch.Tensor, theirs: torch.Tensor, packed: Any) -> None:
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-6, abs=1e-6)
     for mine, plain in zip(gradients(packed, ours), gradients(model, theirs), strict=True):
-        # Neither is exact: both forwards are float32.
+        # Neither is exact: both forward passes are float32.
         assert torch.linalg.vector_norm(mine - plain) <= 2e-5 * torch.linalg.vector_norm(plain) + 1e-6
 
 
@@ -193,7 +193,7 @@ def test_the_reference_point_of_kto_is_never_below_zero(tiny_llama: Path, rows: 
 def plain_distillation(
     model: Any, teacher: Any, rows: list[Row], k: int, temperature: float, plain_share: float
 ) -> torch.Tensor:
-    """From both models' whole distributions, position by position."""
+    """Computed from both models' full distributions, position by position."""
     total = torch.zeros((), dtype=torch.float64)
     for row in rows:
         ids = row["input_ids"]
@@ -228,7 +228,7 @@ def test_distillation_is_its_equation(
     model, packed = load_model(tiny_llama, torch.float32), load_model(tiny_llama, torch.float32, PACKED_ATTENTION)
     teacher, packed_teacher = make_loud(tiny_llama), make_loud(tiny_llama)
     packed_teacher.set_attn_implementation(PACKED_ATTENTION)
-    for loud in (teacher, packed_teacher):  # so loud that float32 does not know what the first 12 tokens leave over
+    for loud in (teacher, packed_teacher):  # else float32 rounds the rest after the top 12 tokens to 0
         loud.lm_head.weight.data *= 0.3
     assert not fused or (fuse_head(packed) and fuse_head(packed_teacher))
     taught = with_teacher(rows, packed_teacher, k)
@@ -283,7 +283,7 @@ def test_a_teachers_reply_takes_the_place_of_the_last_one(tiny_model: Path, make
     for prompt_length, reply_length in ((9, 4), (30, 2), (1, 7)):
         ids = [draw.randrange(3, 200) for _ in range(prompt_length + reply_length)]
         supervised = [False] * prompt_length + [True] * reply_length
-        supervised[: prompt_length // 3] = [True] * (prompt_length // 3)  # an earlier reply stays as it is
+        supervised[: prompt_length // 3] = [True] * (prompt_length // 3)  # earlier replies stay unchanged
         rows.append({"input_ids": [*ids, 5], "supervised": [*supervised, False]})
         prompts.append(ids[:prompt_length])
     alone = [

@@ -1,4 +1,4 @@
-"""Templates that look at what they write, open a turn unasked, or write objects in their own way."""
+"""Templates that depend on the text of messages, open a turn unasked, or write objects in their own format."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ def call(**arguments: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
 
 
-# as Gemma 4: a tool's result stands in the turn that called, and a turn without text is not ended
+# like Gemma 4: a tool's result is part of the calling turn, and a turn without text has no end token
 ANSWERS_WITHIN = (
     "{% macro shown(text) %}{% for part in text.split('~') %}{{ part }}{% endfor %}{% endmacro %}"
     "{% if tools %}{{ tools }}{% endif %}"
@@ -30,18 +30,18 @@ ANSWERS_WITHIN = (
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt and messages[-1].role != 'tool' %}<start>assistant\n{% endif %}"
 )
-# as Llama 3's first one: asked or not, the next turn is opened
+# like the first one of Llama 3: always opens the next turn
 OPENS_UNASKED = (
     "{% for m in messages %}<start>{{ m.role }}\n{{ m.content }}<end>{% endfor %}{{ '<start>assistant\n' }}"
 )
-# as LFM2: values as Python writes them; and the text beside a call is left out, as Llama 3.1's is
+# like LFM2: values in Python syntax; and, like Llama 3.1, it drops the text beside a call
 PYTHON = (
     "{% if tools %}{{ tools }}{% endif %}{% for m in messages %}<start>{{ m.role }}\n"
     "{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments | string }})"
     "{% else %}{{ m.content }}{% endfor %}<end>{% endfor %}"
     "{% if add_generation_prompt %}<start>assistant\n{% endif %}"
 )
-# as small models of Qwen3.5: thinking is closed before a reply, where nobody asks for it
+# like small models of Qwen3.5: an empty thinking block before a reply unless thinking is enabled
 CLOSES_THINKING = (
     "{% for m in messages %}<start>{{ m.role }}\n"
     "{% if m.role == 'assistant' and loop.last %}<think>\n{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}"
@@ -119,16 +119,16 @@ SAID = {"role": "assistant", "content": "It is 27."}
 
 
 @pytest.mark.parametrize(("body", "talk", "words"), [
-    # as GLM-4: roles that it does not know are left out
+    # like GLM-4: drops unknown roles
     ("{% if m.role != 'tool' %}{{ m.content }}{{ m.tool_calls or '' }}<end>{% endif %}",
      [ASKED, {**call(), "train": False}, RESULT, SAID], r"leaves out message 2 \(tool\)"),
     ("{{ m.content }}<end>", [ASKED, {**call(), "content": "price_of says so"}], "leaves tool calls of message 1"),
-    # as Mistral: the system's text stands before a question alone
+    # like Mistral: writes the system message only before a user message
     ("{% if m.role == 'user' and loop.last %}{{ messages[0].content }} {% endif %}"
      "{% if m.role != 'system' %}{{ m.content }}{{ m.tool_calls or '' }}<end>{% endif %}",
      [{"role": "system", "content": "27"}, ASKED, {**call(), "train": False}, RESULT, SAID],
      r"leaves out message 0 \(system\)"),
-    # as SmolLM3: a word in the system's text is a switch, and not written; later it is
+    # like SmolLM3: a word in the system message is a switch and not written; in later messages it is
     ("{{ m.content.replace('/think', '') if m.role == 'system' else m.content }}<end>",
      [{"role": "system", "content": "/think"}, {"role": "user", "content": "Hi"}, SAID,
       {"role": "user", "content": "What is /think?"}, SAID], r"leaves out message 0 \(system\)"),

@@ -1,6 +1,6 @@
-"""The OpenAPI document: right by its specification, and what the endpoint does, as schemathesis finds out.
+"""The OpenAPI document: valid, and true of the endpoint, checked with schemathesis.
 
-By hand, with more examples and its other phases, against an endpoint that runs:
+To run it manually against a live endpoint, with more examples and its other phases:
 
     schemathesis run http://127.0.0.1:8000/openapi.json --exclude-checks positive_data_acceptance -n 1000
 """
@@ -32,7 +32,7 @@ ROUTES = {
     "GET /ping": 1, "GET /version": 1, "GET /metrics": 1, "GET /": 1, "GET /load": 1, "GET /tokenizer_info": 1,
     "POST /v1/responses/input_tokens": 10,
 }  # fmt: skip
-"""with the number of examples"""
+"""the number of examples for each route"""
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,8 @@ def test_the_endpoint_does_what_the_document_says(document: Any, route: str, mod
     )  # fmt: skip
     def holds(case: schemathesis.Case) -> None:
         if mode == GenerationMode.POSITIVE and isinstance(case.body, dict) and case.body.get("messages"):
-            case.body["messages"] = TALK  # made up ones do not take turns
-        # Rules of one field about another are in no schema, so not all that is right by it can be done.
+            case.body["messages"] = TALK  # generated ones do not alternate roles
+        # The schema has no rules between fields, so the endpoint may refuse requests that are valid by it.
         answer = case.call_and_validate(excluded_checks=[positive_data_acceptance])
         statuses.append(answer.status_code)
 

@@ -1,4 +1,4 @@
-"""The OpenVINO export and what only its engine can get wrong."""
+"""The OpenVINO export, and the errors that only its engine can make."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ PROMPTS = [[71, 72, 220], [64], list(range(200)), [n * 7 % 200 for n in range(50
 
 @pytest.fixture(scope="module")
 def folder(make_loud: Callable[[Path], Any], tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GPT-2 (learned positions, matrices the other way round) that says something."""
+    """A GPT-2 (learned positions, transposed matrices) with scaled-up weights, so that it generates varied text."""
     folder: Path = tmp_path_factory.mktemp("release")
     make_loud(tiny_gpt2).save_pretrained(folder)
     load_tokenizer(tiny_gpt2).save_pretrained(folder)
@@ -109,7 +109,7 @@ def test_the_child_ends_with_its_engine(exported: Path) -> None:
 def test_what_does_not_fit_is_refused_and_what_just_fits_is_served(
     exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Room for few tokens: OpenVINO itself would drop a prompt that is larger, together with its neighbour.
+    # A cache for few tokens: OpenVINO itself would drop a larger prompt, together with the one beside it.
     monkeypatch.setattr(engine_module, "CACHE_BYTES", 10 * 32 * 4 * 256)
     engine = OpenVINOEngine(exported, precision="fp32", max_active=4, num_threads=1)
     most = engine.max_positions
@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused_and_what_just_fits_is_served(
     try:
         too_long = GenerationRequest([5] * most, 1, temperature=0)
         just = [GenerationRequest([n] * (most - 20), 20, temperature=0) for n in range(6)]
-        for _ in range(3):  # the same prompts again, when the cache is full of them
+        for _ in range(3):  # the same prompts again, with a full cache
             *replies, failure = asyncio.run(replies_to(engine, *just, too_long))
             assert [len(reply) for reply in replies] == [20] * 6
         assert isinstance(failure, ValueError)
@@ -179,7 +179,7 @@ def test_what_openvino_would_compute_wrongly_is_refused(config: Any, words: str)
     assert re.search(words, reason)
 
 
-# Heads share keys and values, where the architecture knows that.
+# With grouped-query attention, if the architecture has it.
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 99, "max_position_embeddings": 128, "pad_token_id": 0,
@@ -233,7 +233,7 @@ def test_rounded_weights_change_little_and_take_less(
 
 
 def test_int8_rows_keep_zero_and_both_ends() -> None:
-    """The dequantised matrix of a one-layer model, whichever way round it is stored."""
+    """The dequantised matrix of a one-layer model, in either orientation."""
     openvino = import_openvino()
     from openvino import opset13
 
@@ -256,12 +256,12 @@ def test_the_release_is_measured_and_refused_above_its_bound(
     probe, _ = release(tiny_gpt2, folder, tmp_path / "model", "fp32", rows, 0.01)
     targets: dict[Weights, Path] = {"fp32": tmp_path / "exact", "int4": tmp_path / "int4"}
     figures = release_for_openvino(tmp_path / "model", targets, "fp32", probe)
-    # OpenVINO chooses what it computes in: bfloat16 on processors that have units for it.
+    # OpenVINO chooses its compute precision: bfloat16 on processors that support it.
     is_exact = "BF16" not in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert figures["fp32"]["greedy_agreement"] >= (1.0 if is_exact else 0.95)
     assert abs(figures["fp32"]["perplexity_increase"]) < (1e-4 if is_exact else 5e-3)
     assert figures["fp32"]["perplexity"] == pytest.approx(probe.perplexity, rel=1e-4 if is_exact else 5e-3)
-    # Only the chosen one is held to the bound.
+    # The bound applies only to the chosen weights.
     assert figures["int4"]["perplexity_increase"] > 0.01
     assert figures["int4"]["size_mb"] < figures["fp32"]["size_mb"]
 

@@ -1,4 +1,4 @@
-"""Schemas as OpenVINO's pipeline follows them: JSON of the schema, and no white space that nobody asked for."""
+"""JSON schemas in OpenVINO's pipeline: replies are JSON of the schema, without extra white space."""
 
 import asyncio
 import json
@@ -70,9 +70,9 @@ def test_replies_are_json_of_the_schema_with_one_space(name: str, engine: OpenVI
 
     for text in asyncio.run(replies()):
         found = json.loads(text)
-        if name != "itself":  # in which the validator would look for ever
+        if name != "itself":  # for which the validator would not terminate
             jsonschema.validate(found, schema)
-        if name != "numbers":  # 1.50 is 1.5
+        if name != "numbers":  # 1.50 is read as 1.5
             assert text == json.dumps(found, ensure_ascii=False)
         else:
             assert text.count(" ") == 3

@@ -1,4 +1,4 @@
-"""What DeepSpeed's operator needs: found in the environment's own folder, and named where it is missing."""
+"""The tools that DeepSpeed's operator needs: found in the environment's folder, and named if missing."""
 
 import pytest
 

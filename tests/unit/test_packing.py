@@ -1,4 +1,4 @@
-"""Packing and batching change nothing but speed."""
+"""Packing and batching change only the speed."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ Conversation = tuple[list[int], list[bool]]
 PlainLoss = Callable[[Any, list[Conversation]], torch.Tensor]
 
 
-# In bfloat16 a weight's gradient, a number of 8 bits, is itself rounded by up to 0.4 %.
+# A gradient in bfloat16 has a mantissa of 8 bits, so it is itself rounded by up to 0.4 %.
 @pytest.mark.parametrize(("dtype", "of_loss", "of_gradients"), [
     (torch.float32, 1e-6, 1e-5), (torch.bfloat16, 1e-3, 1e-2),
 ])  # fmt: skip
@@ -72,7 +72,7 @@ def test_the_attention_is_torchs_own(lengths: tuple[int, ...], window: int | Non
     for one, other in zip(
         torch.autograd.grad(mine, inputs, upstream), torch.autograd.grad(plain, inputs, upstream), strict=True
     ):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)  # sums over blocks are kept in float32
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)  # sums over blocks are accumulated in float32
 
 
 def test_a_sliding_window_and_a_models_own_scale_are_kept(
@@ -142,7 +142,7 @@ def model_of(kind: str, tiny_llama: Path, tiny_gpt2: Path) -> Any:
 
 
 def check_the_same(model: Any, one: PackedBatch, other: PackedBatch, order: Sequence[int]) -> None:
-    """Log-probabilities and gradients of both; target number n of `other` is number order[n] of `one`."""
+    """Compare log-probabilities and gradients; target n of `other` is target order[n] of `one`."""
     found = []
     for batch, places in ((one, torch.tensor(order)), (other, slice(None))):
         model.zero_grad()
@@ -159,14 +159,14 @@ def test_what_is_read_once_changes_nothing(kind: str, tiny_llama: Path, tiny_gpt
     one_by_one = pack(
         [([*history, *reply], [False] * len(history) + supervised) for history, reply, supervised in EXCHANGES]
     )
-    with torch.inference_mode():  # what is kept of it must do for a gradient
+    with torch.inference_mode():  # what it caches must also work for a gradient
         log_probabilities(model, pack_replies(EXCHANGES))
     assert one_by_one.input_ids.shape[1] - pack_replies(EXCHANGES).input_ids.shape[1] == 6
     check_the_same(model, one_by_one, pack_replies(EXCHANGES), range(len(one_by_one.targets)))
 
 
 def row_of(lengths: Sequence[int], parents: Sequence[int], seed: int) -> dict[str, Any]:
-    """A row of the corpus in which every other token is learned."""
+    """A row of the corpus in which every other token is supervised."""
     draw, total = random.Random(seed), sum(lengths)
     return {
         "input_ids": [draw.randrange(40) for _ in range(total)],
@@ -203,13 +203,13 @@ def test_a_tree_is_its_conversations(name: str, kind: str, tiny_llama: Path, tin
 
 
 def places_without_history(row: dict[str, Any]) -> list[bool]:
-    """Of each beginning, whether its first token is supervised: nothing is before that."""
+    """For each root of the tree, whether its first token is supervised: it has no history."""
     tree = tree_of(row)
     return [marks[0] for marks, parent in zip(tree.supervised, tree.parents, strict=True) if parent < 0]
 
 
 def order_of(rows: Sequence[dict[str, Any]]) -> list[int]:
-    """For each target of the rows as trees, in their order, its number among those of their conversations."""
+    """For each target of the rows as trees, its index among the targets of the separate conversations."""
     number = {}
     for index, row in enumerate(rows):
         tree = tree_of(row)
@@ -291,7 +291,7 @@ def test_trees_sinks_and_capped_scores_by_hand(window: int | None, capped: bool,
     for one, other in zip(
         torch.autograd.grad(mine, inputs, upstream), torch.autograd.grad(plain, inputs, upstream), strict=True
     ):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)  # sums over blocks are kept in float32
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)  # sums over blocks are accumulated in float32
 
 
 def test_what_a_graphics_card_reads_is_whole_conversations() -> None:

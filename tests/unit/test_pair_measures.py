@@ -1,4 +1,4 @@
-"""Measures of generated replies, where the answer is known."""
+"""Measures of generated replies, for cases with a known result."""
 
 import math
 
@@ -32,7 +32,7 @@ def lstm(seed: int = 0) -> LstmForCausalLM:
 
 
 def exchanges(count: int, seed: int, low: int = 1, high: int = 10) -> list[Exchange]:
-    """Histories of three tokens with replies of four, from `low` to `high` - 1, and an end."""
+    """Histories of three tokens, and replies of four tokens from `low` to `high` - 1 and an end token."""
     draw = torch.Generator().manual_seed(seed)
     histories = torch.randint(1, 20, (count, 3), generator=draw).tolist()
     replies = torch.randint(low, high, (count, 4), generator=draw).tolist()
@@ -46,7 +46,7 @@ def test_a_fresh_discriminator_tells_what_differs_and_nothing_else(
     pairs = list(zip(exchanges(200, 0), exchanges(200, 1, low, high), strict=True))
     tests = list(zip(exchanges(400, 2), exchanges(400, 3, low, high), strict=True))
     assert least <= fresh_accuracy(lstm, pairs, tests, steps=60, learning_rate=0.01) <= most
-    assert length_accuracy(pairs, tests) == 0.5  # all are as long
+    assert length_accuracy(pairs, tests) == 0.5  # all lengths are equal
 
 
 def test_lengths_alone_tell_longer_from_shorter() -> None:
@@ -65,7 +65,7 @@ def test_distinct_counts_different_tokens_and_pairs() -> None:
 def test_replies_that_repeat_each_other_have_a_high_self_bleu() -> None:
     assert self_bleu([[1, 2, 3, 4, 5]] * 3) == pytest.approx(1.0)
     assert self_bleu([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10], [11, 12, 13, 14, 15]]) < 0.05
-    # Four of five tokens, three of four pairs, two of three and one of two longer ones are in the other.
+    # 4 of 5 tokens, 3 of 4 bigrams, 2 of 3 trigrams and 1 of 2 four-grams are in the other reply.
     assert self_bleu([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6]]) == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
     assert math.isnan(self_bleu([[1, 2]]))
 
@@ -84,7 +84,7 @@ def test_the_distance_of_gaussians_is_that_of_their_means_and_spreads() -> None:
     cloud = torch.randn(4000, 3, generator=draw, dtype=torch.float64)
     assert frechet_distance(cloud, cloud) == pytest.approx(0, abs=1e-6)
     assert frechet_distance(cloud, cloud + torch.tensor([3.0, 0.0, 4.0])) == pytest.approx(25, abs=1e-6)
-    # Of N(0, 1) and N(0, 9) in three dimensions: 3 (1 + 9 - 2 * 3)
+    # For N(0, 1) and N(0, 9) in three dimensions: 3 (1 + 9 - 2 * 3)
     wide = 3 * torch.randn(4000, 3, generator=draw, dtype=torch.float64)
     assert frechet_distance(cloud, wide) == pytest.approx(12, rel=0.05)
 
@@ -130,7 +130,7 @@ def test_replies_with_one_history_are_read_as_if_alone() -> None:
 
 @pytest.mark.parametrize(("shift", "least", "most"), [(0.0, 0.45, 0.55), (0.5, 0.74, 0.79), (5.0, 1.0, 1.0)])
 def test_a_linear_discriminator_is_as_right_as_the_best_one(shift: float, least: float, most: float) -> None:
-    # Of 30 figures five are shifted: the sum of them, a normal variable, tells best. 0.785 with a shift of 0.5.
+    # 5 of 30 features are shifted; the best discriminator uses their sum, which is normal: 0.785 with a shift of 0.5.
     draw = torch.Generator().manual_seed(0)
     reals, others = torch.randn(2, 1000, 30, generator=draw)
     reals[:, :5] += shift

@@ -1,4 +1,4 @@
-"""What is up to date, what runs and why, and what it will need; all without Ray."""
+"""Which stages are up to date, which run and why, and what they need; all without Ray."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def spec_with(tmp_path: Path) -> Callable[..., PipelineSpec]:
-    """A pipeline over one small file, with these sections."""
+    """A pipeline with one small data file and these sections."""
     file = tmp_path / "talk.jsonl"
     file.write_text('{"messages": []}\n')
 
@@ -44,7 +44,7 @@ def spec_with(tmp_path: Path) -> Callable[..., PipelineSpec]:
 
 
 def finish_all(spec: PipelineSpec, store: Store, **figures: Any) -> list[StageState]:
-    """Manifests of all stages, as a run would leave them."""
+    """Write the manifests of all stages, as a run would."""
     for state, minute in zip(examine(spec, store), range(60), strict=False):
         if state.artifact is None:
             keys = {done.stage.name: done.key for done in examine(spec, store)}
@@ -102,7 +102,7 @@ def test_the_reference_values_depend_on_what_they_are(spec_with: Callable[..., P
         "changed: train.learning_rate, train.objective.beta, train.seed",
     )
     assert found("dpo", precision="fp32")["reference"] == "changed: precision"
-    # Another kind of examples is another corpus; the same kind is the same one.
+    # Another kind of example needs another corpus; the same kind shares it.
     assert found("simpo")["prepare"] == ""
     assert found("kto")["prepare"] == "changed: examples"
     taught = {"name": "distill", "teacher": "random:tiny-llama", "top_k": 8}
@@ -288,7 +288,7 @@ def test_a_cluster_that_cannot_be_reached_is_a_failed_run(
 def test_the_plan_in_numbers(
     spec_with: Callable[..., PipelineSpec], store: Store, tmp_path: Path, tiny_llama: Path
 ) -> None:
-    (tmp_path / "talk.jsonl").write_bytes(b"x" * 46_000)  # 10 000 tokens of 4.6 bytes
+    (tmp_path / "talk.jsonl").write_bytes(b"x" * 46_000)  # 10,000 tokens of 4.6 bytes
     train = {"batch_tokens": 500, "gradient_accumulation": 2, "num_workers": 2, "epochs": 3, "adapter": None}
     spec = spec_with(
         train=train, evaluate={"num_workers": 4, "cpus_per_worker": 1.5}, cluster={"num_cpus": 4},
@@ -301,7 +301,7 @@ def test_the_plan_in_numbers(
     training = plan["training"]
     assert training["tokens_are_estimated"] is True
     assert training["tokens_per_epoch"] == pytest.approx(9500, abs=1)
-    assert training["steps"] == 5 * 3  # 9500 tokens at 500 x 2 x 2 a step
+    assert training["steps"] == 5 * 3  # 9,500 tokens at 500 x 2 x 2 per step
     assert training["tokens"] == pytest.approx(3 * 9500, abs=3)
     memory = estimate_training_memory(
         describe(tiny_llama), micro_batch_tokens=500, precision="bf16", adapter_rank=None, zero_stage=0, num_workers=2

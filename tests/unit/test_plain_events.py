@@ -1,4 +1,4 @@
-"""Most events are written without a model of pydantic: they are what it would have written."""
+"""Most stream events are written without pydantic; they are equal to what pydantic would write."""
 
 import json
 from types import SimpleNamespace

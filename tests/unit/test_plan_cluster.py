@@ -1,4 +1,4 @@
-"""plan against cluster files: a 7B model on the shipped ones, costs, and files that cannot be read."""
+"""`plan --cluster`: a 7B model on the shipped cluster files, costs, and unusable files."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ FULL = {"adapter": None, "gpus_per_worker": 1, "zero": {"stage": 3}}
 
 @pytest.fixture
 def planned(tmp_path):
-    """The plan of a 7B model's training on a cluster file of ours; of 10 million tokens."""
+    """The plan for training a 7B model on 10 million tokens, with one of our cluster files."""
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_7B))
 
     def plan(train, file="cluster.yaml", **more):
@@ -40,7 +40,7 @@ def test_7b_in_full_does_not_fit_on_four_gpus_of_24_gb_and_what_is_told_does(pla
     plan = planned({**FULL, "num_workers": 4}, file)
     row = plan["stages"]["train"]
     assert not row["fits"]
-    # 18 bytes a weight (arXiv:1910.02054, gradients in float32) over four workers are 30 GB before any activation
+    # 18 bytes per weight (arXiv:1910.02054, gradients in float32) over four workers are 30 GB without activations
     assert "about 61.1 GB of GPU memory" in row["why_not"]
     told = row["would_fit"][0]
     assert "--set train.adapter='{rank: 16}' --set train.batch_tokens=512" in told
@@ -56,7 +56,7 @@ def test_lora_of_it_fits_on_one(planned):
     row = plan["stages"]["train"]
     assert row["nodes"] == {"gpu-worker": 1}
     assert row["price_per_hour"] == 1.323
-    # 4 operations a token and frozen weight, at 40 % of 121 TFLOPS
+    # 4 operations per token and frozen weight, at 40 % of 121 TFLOPS
     assert row["hours"] == pytest.approx(4 * 6.74e9 * 1e7 / (0.4 * 121e12) / 3600, rel=0.01)
     assert row["price"] == pytest.approx(row["hours"] * 1.323)
     assert plan["stages"]["evaluate"]["nodes"] == {"gpu-worker": 1}

@@ -1,4 +1,4 @@
-"""`auto` is the faster number format of the machine that it is asked on."""
+"""`precision: auto` is the number format that is faster on this machine."""
 
 import time
 

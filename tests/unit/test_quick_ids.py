@@ -1,4 +1,4 @@
-"""fastokens is used where it encodes as the tokenizer does, and only there."""
+"""fastokens is used if it encodes like the tokenizer, and only then."""
 
 import random
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def test_ids_are_the_tokenizers_before_and_after_it_is_loaded(backend: Any, monk
     for seed in range(20):
         texts = some_texts(30, seed)
         assert quick.encode(texts) == [backend.encode(text, add_special_tokens=False).ids for text in texts]
-    assert 2 < len(asked) < 12  # some before, then now and then for comparison
+    assert 2 < len(asked) < 12  # some at the start, then now and then, to compare
 
 
 def test_it_is_not_used_where_it_encodes_differently(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What plan and training say of a base model whose conversations are not packed, or that cannot learn from any."""
+"""The notes of `plan` and `train` about base models that cannot pack conversations, or cannot be trained."""
 
 from pathlib import Path
 from typing import Any

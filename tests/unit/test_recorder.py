@@ -1,4 +1,4 @@
-"""What the recorder keeps of a search: records written, checkpoints deleted once they can neither win nor go on."""
+"""The recorder of a search writes records, and deletes checkpoints that can neither win nor be continued."""
 
 import tempfile
 from dataclasses import replace
@@ -15,7 +15,7 @@ from workflows.store import Store, StoreError
 
 
 class Told:
-    """A search's recorder, told of results as Tune tells it."""
+    """A search's recorder, called with results as Tune calls it."""
 
     def __init__(self, folder, is_population=False, metrics=("held_out_loss",)):
         self.store = Store(str(folder))
@@ -47,7 +47,7 @@ def told(tmp_path):
 def test_only_checkpoints_that_can_win_or_be_gone_on_from_stay(told):
     told.report(0, 10, 2.0)
     told.report(0, 20, 2.5)
-    assert told.on_disk == {"key0/checkpoint_10", "key0/checkpoint_20"}  # the best, and where it stands
+    assert told.on_disk == {"key0/checkpoint_10", "key0/checkpoint_20"}  # the best one, and the latest
     told.report(1, 10, 1.5)
     assert told.on_disk == {"key0/checkpoint_20", "key1/checkpoint_10"}
     told.report(0, 30, 1.9, done=True)
@@ -69,7 +69,7 @@ def test_a_trials_end_is_written_at_once_and_a_failure_with_its_reason(told):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """The traceback files that were left, by what is in them."""
+    """The traceback files and their contents."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -98,7 +98,7 @@ def test_a_bug_in_a_trial_leaves_a_file_that_is_named_once_for_all_that_fail_ali
 
 
 class Failed:
-    """A trial of Tune's whose process raised an error."""
+    """A trial of Tune whose process raised an error."""
 
     def __init__(self, error):
         self.config = {"train.seed": 0}
@@ -129,7 +129,7 @@ def test_an_error_in_a_trials_process_is_told_apart(told, files, error, words):
 
 def test_what_was_known_is_counted_and_not_said_twice(told):
     told.report(0, 10, 2.0, was_known=True)
-    told.report(0, 10, 2.0, was_known=True)  # its process was started again
+    told.report(0, 10, 2.0, was_known=True)  # its process was restarted
     told.report(0, 20, 1.8)
     [trial] = told.search.trials
     assert ([report.step for report in trial.reports], trial.reused) == ([10, 20], 1)

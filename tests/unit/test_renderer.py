@@ -1,4 +1,6 @@
-"""Every reply is learned after exactly what the endpoint reads before it, in templates that behave as families do."""
+"""Training puts the same tokens before a reply as the endpoint, for templates that behave like those of model
+families.
+"""
 
 import random
 from collections.abc import Callable
@@ -28,13 +30,13 @@ ASKS = "{% if add_generation_prompt %}<start>assistant\n{% endif %}"
 TOLD = "{% if tools %}<start>system\n{% for t in tools %}{{ t | tojson }}{% endfor %}<end>\n{% endif %}"
 
 TEMPLATES = {
-    # as Qwen2.5: every turn stays as it is
+    # like Qwen2.5: writes every turn the same wherever it is
     "plain": TOLD
     + "{% for m in messages %}<start>{{ m.role }}\n{{ m.content }}"
     + CALLS
     + "<end>\n{% endfor %}"
     + ASKS,
-    # as Qwen3: thinking is written after the last question alone, and an empty block into the last reply
+    # like Qwen3: writes thinking only after the last user message, and an empty block into the last reply
     "thinks": TOLD + "{% set ns = namespace(last=0) %}"
     "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
     "{% for m in messages %}<start>{{ m.role }}\n"
@@ -43,33 +45,33 @@ TEMPLATES = {
     + CALLS
     + "<end>\n{% endfor %}"
     + ASKS,
-    # as gpt-oss: the last reply ends in another token, calls in a third one
+    # like gpt-oss: the last reply ends with another token, calls with a third one
     "returns": TOLD
     + "{% for m in messages %}<start>{{ m.role }}\n{{ m.content }}"
     + CALLS
     + "{% if m.tool_calls %}<stop>{% elif loop.last and m.role == 'assistant' and not "
     "add_generation_prompt %}<return>"
     "{% else %}<end>{% endif %}{% endfor %}{% if add_generation_prompt %}<start>assistant\n{% endif %}",
-    # as Mistral v0.3: the system's text stands before the last question
+    # like Mistral v0.3: writes the system message before the last user message
     "moves": "{% set sys = messages[0].content if messages[0].role == 'system' else '' %}"
     "{% set rest = messages[1:] if sys else messages %}{% for m in rest %}{% if m.role == 'user' %}<start>"
     "{% if sys and loop.last %}{{ sys }}\n\n{% endif %}{{ m.content }}<end>"
     "{% else %} {{ m.content }}<stop>{% endif %}"
     "{% endfor %}",
-    # as Phi-3.5: the text ends in a token of its own
+    # like Phi-3.5: writes a final token after all turns
     "closes": "{% for m in messages %}<start>{{ m.role }}\n{{ m.content }}<end>\n{% endfor %}"
     "{% if add_generation_prompt %}<start>assistant\n{% else %}{{ eos_token }}{% endif %}",
-    # as GLM-4: a reply ends with the token by which the next turn begins
+    # like GLM-4: a reply ends with the token that begins the next turn
     "next": TOLD + "{% for m in messages %}{% if m.role == 'user' %}<user>\n{% elif m.role == 'tool' %}<tool>\n"
     "{% elif m.role == 'system' %}<start>\n{% else %}<bot>\n{% endif %}{{ m.content }}" + CALLS + "{% endfor %}"
     "{% if add_generation_prompt %}<bot>\n{% endif %}",
-    # as R1: the prompt opens the thinking, earlier replies are written without any
+    # like R1: the prompt opens the thinking, and earlier replies have none
     "opens": "{% for m in messages %}{% if m.role == 'assistant' %}<bot>{{ m.content.split('</think>')[-1] }}<end>"
     "{% else %}<start>{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<bot><think>\n{% endif %}",
-    # as Exaone 4: the loop counts, so nothing tells where a message begins
+    # like Exaone 4: loops over indices, so the start of a message cannot be detected
     "counts": "{% for i in range(messages | length) %}<start>{{ messages[i].role }}\n{{ messages[i].content }}<end>\n"
     "{% endfor %}" + ASKS,
-    # as GPT-2's: no control tokens at all but the end
+    # like GPT-2: the end token is the only control token
     "names": "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}"
     "{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
 }
@@ -199,7 +201,7 @@ def test_replies_share_what_is_before_them(tokenizer_of: Callable[[str], Any]) -
     encoded = encode_conversation(tokenizer, talk)
     once = len(tokenizer(renderer_of(tokenizer).text(renderer_of(tokenizer).prepared(talk), None))["input_ids"])
     assert len(encoded.piece_lengths) > 8
-    assert len(encoded.input_ids) < 2.5 * once  # read singly it would be 4.5 times
+    assert len(encoded.input_ids) < 2.5 * once  # as separate conversations, 4.5 times
 
 
 @pytest.mark.parametrize(("template", "ends"), [
@@ -248,7 +250,7 @@ def test_a_reply_that_is_not_learned_may_have_what_the_template_leaves_out(
     first = {"role": "assistant", "content": "b", "reasoning_content": "I think", "train": False}
     talk = [{"role": "user", "content": "a"}, first, {"role": "user", "content": "c"}]
     talk.append({"role": "assistant", "content": "d"})
-    found = [encode_conversation(tokenizer, talk) for _ in range(3)]  # the second one makes its kind known
+    found = [encode_conversation(tokenizer, talk) for _ in range(3)]  # the second one makes the kind known
     assert found[0] == found[1] == found[2]
     assert [tokenizer.decode(reply) for _, reply in replies_of(vars(found[0]))] == ["d<end>"]
 

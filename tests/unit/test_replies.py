@@ -1,4 +1,4 @@
-"""Thinking, words and calls of tools, told apart in replies as templates of all kinds write them."""
+"""Parsing replies into reasoning, content and tool calls, for templates of all kinds."""
 
 import json
 from pathlib import Path
@@ -28,14 +28,14 @@ RAIN = ("weather", {"city": "Øslo", "days": 3})
 HEAT = ("weather", {"city": "Rome <b>", "unit": "<think>"})
 CLOCK: tuple[str, dict[str, Any]] = ("time", {})
 
-# --- templates of our own that write as the large families do ------------------------------------------------------
+# --- our own templates, in the formats of the large families -------------------------------------------------------
 
 _TURN = "<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
 _TOLD = "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
 
 
 def template(thinks: str = "", calls: str = "", opens: str = "", before: str = "") -> str:
-    """Of turns with what is thought, said and called; `opens` ends a prompt."""
+    """A template for turns with reasoning, content and tool calls; `opens` ends a prompt."""
     return (
         f"{_TOLD}{before}{{% set ns = namespace(last=0) %}}"
         "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
@@ -47,7 +47,7 @@ def template(thinks: str = "", calls: str = "", opens: str = "", before: str = "
 
 
 def each(call: str, between: str = "", opening: str = "", closing: str = "") -> str:
-    """A call after the other."""
+    """Calls, one after the other."""
     inner = f"{{% for c in m.tool_calls %}}{{% if not loop.first %}}{between}{{% endif %}}{call}{{% endfor %}}"
     return f"{opening}{inner}{closing}"
 
@@ -122,7 +122,7 @@ CHANNELS = (
 
 @pytest.fixture(params=["tokens", "special tokens", "text"])
 def kind(request: pytest.FixtureRequest) -> str:
-    """What the marks around calls are to the tokenizer."""
+    """How the tokenizer encodes the delimiters of calls: as single tokens, as special tokens, or as text."""
     return str(request.param)
 
 
@@ -159,7 +159,7 @@ def turn(*calls: tuple[str, Any], text: str = "", thought: str = "") -> dict[str
 
 
 def written(tokenizer: Any, message: dict[str, Any]) -> list[int]:
-    """The tokens that a model generates for it, without the end."""
+    """The tokens that a model generates for a turn, without the end token."""
     renderer = renderer_of(tokenizer)
     reply = renderer.reply(renderer.prepared([ASKED, message]), 1, renderer.guarded_tools(TOOLS))
     ends = end_token_ids(tokenizer)
@@ -170,7 +170,9 @@ def read(
     form: ReplyForm, tokens: list[int], stops: tuple[str, ...] = (), is_cut: bool = False, prompt: Any = (),
     functions: Any = FUNCTIONS,
 ) -> tuple[str, str, list[tuple[str, Any]]]:  # fmt: skip
-    """What is thought, said and called in a reply, given token by token; what of a call is settled stays so."""
+    """Parse a reply token by token into reasoning, content and calls; checks that decided parts of a call never
+    change.
+    """
     reader = form.reader(functions, prompt)
     assert reader is not None
     text = ReplyText(form.tokenizer, stops, reader, form.marks)
@@ -194,7 +196,7 @@ def tokens_of(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-# --- what is read --------------------------------------------------------------------------------------------------
+# --- parsing -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -276,7 +278,7 @@ def test_a_text_is_not_held_back_for_a_call(tiny_llama: Path) -> None:
     for name in ("tags", "a list", "bare", "python", "tags after thinking"):
         form = learned_form(tokenizer_for(tiny_llama, name))
         text = ReplyText(form.tokenizer, (), form.reader(FUNCTIONS), form.marks)
-        # "{" may begin a bare call: what follows it tells.
+        # "{" may begin a bare call; what follows decides.
         for letter in "It [is] <5>, a} of course":
             shown = "".join(text.push(token).said for token in tokens_of(form.tokenizer, letter))
             assert shown.strip() == letter.strip(), name
@@ -393,7 +395,7 @@ def test_several_calls_are_turns_of_their_own_where_one_may_be_in_a_turn(tiny_ll
 
 
 def follows(grammar: Any, tokens: list[int], ends: frozenset[int]) -> bool:
-    """Whether a reply of these tokens may be, and may end there."""
+    """Whether the grammar allows these tokens, and an end after them."""
     state = grammar.start()
     for token in tokens:
         if not state.allowed()[token]:
@@ -430,7 +432,7 @@ def test_a_format_is_followed_after_thinking(tiny_llama: Path) -> None:
             assert not follows(grammar, written(tokenizer, turn(text='{"a": 2}', thought=thought)), ends)
     tokenizer = tokenizer_for(tiny_llama, "tags after thinking")
     grammars = Grammars(tokenizer, len(tokenizer), end_token_ids(tokenizer))
-    assert grammars.of(any_object).schema is not None  # what an engine follows that knows schemas alone
+    assert grammars.of(any_object).schema is not None  # for engines that support only schemas
     assert grammars.of(any_object, "within").schema is None
     assert not follows(grammars.of(any_object, "behind"), tokens_of(tokenizer, "<think></think>"), frozenset())
 

@@ -1,4 +1,4 @@
-"""A run as a page."""
+"""The HTML report of a run."""
 
 import json
 import re
@@ -41,7 +41,7 @@ FIGURES: dict[str, dict[str, Any]] = {
 
 
 class Page(HTMLParser):
-    """The words of every row of every table, and what the page asks a network for."""
+    """Collects the text of every table row, and the URLs that the page loads."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """A run of pipeline `shop` that came to its release, and one of another pipeline."""
+    """A finished run of the pipeline `shop`, and a run of another pipeline."""
     store = Store(str(tmp_path / "store"))
     for stage, figures in FIGURES.items():
         store.finish(Artifact(stage, f"{stage}-key", "shop", {}, {}, figures, {"torch": "2.13.0"}, "2026", 61.0))

@@ -1,4 +1,4 @@
-"""Responses: the items and events of replies as they are generated, as OpenAI's client reads them."""
+"""The Responses API: items and events of a reply while it is generated, read with OpenAI's client."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ FORMAT = {"type": "json_schema", "name": "x"}
 
 @dataclass
 class Written:
-    """A generation whose pieces are known."""
+    """A generation with known pieces."""
 
     written: Sequence[Piece | ApiError]
     tool_calls: list[ToolCall] = field(default_factory=list)
@@ -188,7 +188,7 @@ def test_a_failure_is_told_in_the_stream_or_before_it() -> None:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A served app and OpenAI's client of it."""
+    """A served app and an OpenAI client for it."""
 
     url: str
     client: openai.OpenAI
@@ -291,7 +291,7 @@ def test_what_it_answers_with_it_takes(endpoint: Endpoint) -> None:
 
 
 class Weather(pydantic.BaseModel):
-    """Looks the weather up."""
+    """Look up the weather."""
 
     city: Literal["Oslo", "Rome"]
     unit: Literal["C", "F"]

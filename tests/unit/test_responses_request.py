@@ -1,4 +1,4 @@
-"""Responses requests as chats: items to messages, faults by their own names."""
+"""Requests of the Responses API become chats: items become messages, errors name the request's own fields."""
 
 import json
 from typing import Any

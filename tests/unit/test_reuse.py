@@ -1,4 +1,4 @@
-"""A base model kept between trainings: what the next one gets is as good as new."""
+"""A base model that is reused between trainings: the next training gets it unchanged."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Few bits: what a rounded matrix stands for."""
+"""Quantisation to few bits: the values of a rounded matrix."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,9 +30,7 @@ def test_every_weight_is_within_half_a_step_of_its_group(matrix: torch.Tensor, b
     assert (rounded.steps.shape, rounded.scale.shape) == ((6, 4, 16), (6, 4, 1))
     groups = matrix.view(6, 4, 16)
     change = (rounded.matrix().view(6, 4, 16) - groups).abs() / rounded.scale.float()
-    assert float(change.max()) <= (
-        1.01 if symmetric else 0.51
-    )  # where the middle is 0, the upper end is a step short
+    assert float(change.max()) <= (1.01 if symmetric else 0.51)  # symmetric steps have one step less at the upper end
     if symmetric:
         assert set(rounded.zero.flatten().tolist()) == {2 ** (bits - 1)}
 
@@ -46,7 +44,7 @@ def test_what_lies_on_steps_stays_as_it_is(lowest: int, highest: int) -> None:
 
 def test_gptq_changes_what_a_layer_puts_out_less_than_plain_rounding() -> None:
     torch.manual_seed(0)
-    inputs = torch.randn(400, 16) @ torch.randn(16, 64) + 0.1 * torch.randn(400, 64)  # that go together
+    inputs = torch.randn(400, 16) @ torch.randn(16, 64) + 0.1 * torch.randn(400, 64)  # correlated
     weights = torch.randn(24, 64)
     plain = round_groups(weights, 4, 32).matrix()
     rounded = rounded_by_inputs(weights, inputs, 4, 32)
@@ -89,7 +87,7 @@ def test_groups_have_ranges_of_their_own(matrix: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("transposed", [True, False])
 def test_openvino_multiplies_what_was_rounded(matrix: torch.Tensor, transposed: bool) -> None:
-    """A layer and a head: the one in 4 bits, the other in 8, whichever way round they are stored."""
+    """A layer in 4 bits and a head in 8, in either orientation."""
     openvino = import_openvino()
     from openvino import opset13
 

@@ -1,4 +1,4 @@
-"""Models that are read a conversation a row: what is made of packed batches is what each conversation says alone."""
+"""Models that need one conversation per row: packed batches compute what each conversation gives alone."""
 
 import json
 from collections.abc import Callable
@@ -38,7 +38,7 @@ EXCHANGES = [([1, 2, 3], [4, 5], [True, True]), ([1, 2, 3], [6, 7, 8], [True, Fa
 
 @pytest.fixture(scope="module")
 def mamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model that keeps a state."""
+    """A folder with a recurrent model."""
     folder = tmp_path_factory.mktemp("mamba")
     torch.manual_seed(0)
     config = MambaConfig(
@@ -131,7 +131,7 @@ def test_what_nobody_asks_about_is_not_read() -> None:
 
 
 def test_longrope_conversations_are_read_with_their_like(plain_loss_sum: PlainLoss) -> None:
-    """Phi's factors are chosen by the longest conversation that is read."""
+    """The longest conversation of a batch decides Phi's rope factors."""
     config = Phi3Config(
         vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, initializer_range=0.5, pad_token_id=0, max_position_embeddings=256,
@@ -171,12 +171,14 @@ def test_what_was_found_out_is_kept_for_each_config(tmp_path: Path, monkeypatch:
         config.save_pretrained(tmp_path)
         for _ in range(2):
             assert reading_of(tmp_path) == Reading("packed")
-            packing_check._known.cache_clear()  # as another process
+            packing_check._known.cache_clear()  # like another process
     assert tried == ["llama", "gpt_bigcode"]
 
 
 def test_an_attention_that_leaves_something_out_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check can fail: an attention without window, sinks or cap, and one that sees the neighbour in the row."""
+    """The check fails for an attention without window, sinks or cap, and for one that sees other conversations of the
+    row.
+    """
     from transformers import AttentionInterface, Gemma2Config, GptOssConfig, MistralConfig
 
     from models.kernels.attention import packed_attention

@@ -1,4 +1,4 @@
-"""Base and tuned model side by side, against the plain computation."""
+"""Scores of the base and the tuned model, against a plain computation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ def base(tiny_model: Path, make_loud: Callable[[Path], Any], tmp_path: Path) -> 
 
 @pytest.fixture(params=["adapter", "all weights"])
 def checkpoint(request: pytest.FixtureRequest, base: Path, tmp_path: Path) -> tuple[Path, Any]:
-    """A checkpoint that says otherwise than the base model, and the same as one plain model."""
+    """A checkpoint that differs from its base model, and the same weights as one plain model."""
     folder = tmp_path / "checkpoint"
     model = AutoModelForCausalLM.from_pretrained(base)
     if request.param == "adapter":
@@ -57,7 +57,7 @@ def test_losses_and_replies_are_those_of_each_model_alone(
     plain = AutoModelForCausalLM.from_pretrained(base).eval()
     pair = BaseAndTuned(base, folder, torch.float32)
     tokenizer = load_tokenizer(base)
-    for _ in range(2):  # one after the other, and again: neither leaves the other in another state
+    for _ in range(2):  # one after the other, twice: neither changes the other's state
         losses = pair.loss_sums(pack(token_rows))
         replies = pair.replies([Talk(prompt) for prompt in PROMPTS], max_new_tokens=12)
         with torch.no_grad():
@@ -69,7 +69,7 @@ def test_losses_and_replies_are_those_of_each_model_alone(
 
 
 def reply_of(model: Any, tokenizer: Any, messages: Any) -> str:
-    """A greedy reply, token by token over the whole text each time."""
+    """A greedy reply; each token is computed from the whole preceding text."""
     prompt = encode_prompt(tokenizer, messages)
     ids = list(prompt)
     while len(ids) < len(prompt) + 12 and (ids == prompt or ids[-1] not in end_token_ids(tokenizer)):

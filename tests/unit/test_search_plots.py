@@ -1,4 +1,4 @@
-"""A search as plots, as a section of a run's page, as importances, and as TensorBoard's events."""
+"""A search as plots, as a section of the HTML report, as importances, and as TensorBoard events."""
 
 import math
 from pathlib import Path
@@ -35,7 +35,7 @@ def trial(number: int, state: str, losses: list[float], **more: Any) -> Trial:
 
 @pytest.fixture
 def search() -> Search:
-    """Trial 1 has won; 4 copied 1 after its second report; two failed, one of them before it reported."""
+    """Trial 1 has won; 4 copied 1 after its second report; two failed, one of them before its first report."""
     trials = [
         trial(0, "running", [2.5, 2.25]),
         trial(1, "finished", [2.0, 1.5, 1.25, 1.375]),
@@ -164,7 +164,7 @@ def test_tensorboard_gets_curves_and_values_of_each_trial(search: Search, tmp_pa
 
 
 def _read(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, Any], int | None]:
-    """Of the only event file in a folder its scalars, the trial's values, and how it ended."""
+    """The scalars, the trial's values and its status, from the only event file in a folder."""
     from tensorboardX.proto import event_pb2
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 

@@ -1,4 +1,4 @@
-"""A search on a terminal, and the command that prints it."""
+"""The table of a search on a terminal, and the command that prints it."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def trial(number: int, state: str, losses: list[float], **more: Any) -> Trial:
 
 @pytest.fixture
 def search() -> Search:
-    """Trial 1 leads; 0 is at work, 2 was stopped, 3 failed before its first report, 4 copied 1."""
+    """Trial 1 leads; 0 is running, 2 was stopped, 3 failed before its first report, 4 copied 1."""
     trials = [
         trial(0, "running", [2.5, 2.25]),
         trial(1, "finished", [2.0, 1.5, 1.25, 1.375]),
@@ -83,7 +83,7 @@ def test_the_headline_counts_by_state(search: Search) -> None:
 
 
 def test_time_left_is_what_the_trials_need_or_what_is_allowed(search: Search) -> None:
-    # Trial 0 needs 10 s for its last 20 steps; three come that take 35/3 s each as those that ended did; two at once.
+    # Trial 0 needs 10 s for its last 20 steps; three more take 35/3 s each, like the finished ones; two run at once.
     assert time_left(search) == pytest.approx((10 + 35) / 2)
     search.seconds_allowed = 75.0
     assert time_left(search) == 10.0
@@ -133,7 +133,7 @@ def test_the_text_has_every_trial_the_best_first_and_the_winner_in_full(search: 
 
 def test_with_two_metrics_the_front_is_marked(search: Search) -> None:
     search.metrics.append("peak_memory_gb")
-    # Trial 1 needs 7.75 GB, 4 7.25, 0 6.75, 2 6.0: the better the loss the more memory.
+    # Trial 1 needs 7.75 GB, 4 7.25, 0 6.75, 2 6.0: a better loss needs more memory.
     search.trials[4].reports[1].figures["peak_memory_gb"] = 8.0
     text = search_text(search)
     assert text.endswith("Pareto front of held out loss and peak memory gb: trials 1, 0, 2")
@@ -170,7 +170,9 @@ def test_elsewhere_show_prints_nothing(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.fixture
 def pipeline(tmp_path: Path, search: Search) -> Path:
-    """A pipeline file; its store has a run that completed the search, and one that was stopped in another."""
+    """A pipeline file; its store has a run that completed the search, and a run that was stopped during another
+    search.
+    """
     store = Store(str(tmp_path / "store"))
     file = tmp_path / "shop.yaml"
     data = f"store: {store.root}\ndata: {{sources: [{{path: talk.jsonl}}]}}\n"

@@ -1,4 +1,4 @@
-"""What was set aside, by reason."""
+"""The summary of lines that were set aside, by reason."""
 
 from workflows.corpus.set_aside import SetAside, kind_of, set_aside_text
 

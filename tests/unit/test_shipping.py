@@ -1,4 +1,4 @@
-"""What travels with a job, and what a cluster must have for it."""
+"""What a job uploads, and what the cluster must have installed."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ from workflows.stage import StageFailed
 
 @pytest.fixture
 def written(tmp_path):
-    """Writes a pipeline file and what stands beside it; the spec as `submit` reads it, and the folder."""
+    """Writes a pipeline file and files beside it; returns the spec as `submit` reads it, and the folder."""
     beside = tmp_path / "here"
     (beside / "data").mkdir(parents=True)
     (beside / "data" / "a.jsonl").write_text('{"messages": []}\n')
@@ -116,7 +116,7 @@ def test_what_a_cluster_lacks_is_what_is_installed_for_it():
 
 
 def answering(ray_version):
-    """A dashboard of some other Ray, as far as a job's client asks it first."""
+    """A dashboard of another Ray version, with the routes that a job client calls first."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self):

@@ -1,4 +1,4 @@
-"""What config.json says of a model's size: of all kinds of families, as they are published, without their weights."""
+"""A model's size from its config.json, for the published configs of many families, without weights."""
 
 import json
 from pathlib import Path
@@ -17,10 +17,10 @@ SCOUT = {
     "num_experts_per_tok": 1, "interleave_moe_layer_step": 1, "vocab_size": 202048,
     "max_position_embeddings": 10485760, "model_type": "llama4_text", "tie_word_embeddings": False,
 }  # fmt: skip
-# As published, but for what has nothing to do with sizes: (config.json, billions of parameters, of them active with
+# As published, without the keys that do not affect sizes: (config.json, billions of parameters, active ones with
 # embedding and head, layers, positions, tokens).
 FAMILIES: dict[str, tuple[dict[str, Any], float, float, int, int, int]] = {
-    # Gemma 3 4B leaves out whatever is a default of its class.
+    # Gemma 3 4B leaves out the defaults of its class.
     "gemma3": ({
         "model_type": "gemma3", "text_config": {
             "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,

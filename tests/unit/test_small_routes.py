@@ -1,4 +1,4 @@
-"""Routes that are not in OpenAI's API, and answers for those that are not served."""
+"""Routes beyond OpenAI's API, and the errors for routes that do not exist."""
 
 import asyncio
 import json
@@ -151,7 +151,7 @@ def test_a_failed_ping_is_open_to_anybody(
         assert httpx.get(f"{url}/version").status_code == 401
         assert httpx.post(f"{url}/v1/embeddings", json={"model": MODEL, "input": "a"}).status_code == 401
         engine.close()
-        for _ in range(100):  # health is looked at every now and then
+        for _ in range(100):  # the health of the engine is checked periodically
             if httpx.get(f"{url}/ping").status_code == 503:
                 return
             time.sleep(0.05)

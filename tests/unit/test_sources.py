@@ -1,4 +1,4 @@
-"""The files behind `data.sources`: folders, folders saved by `datasets`, datasets of the Hub from its cache."""
+"""The files of `data.sources`: folders, folders saved by `datasets`, datasets of the Hub from its cache."""
 
 import gzip
 import json
@@ -56,7 +56,7 @@ def test_a_saved_dataset_is_read_in_its_own_order(tmp_path: Path) -> None:
     (saved / "state.json").write_text(json.dumps(state))
     wanted = ["7", "8", "9", "4", "5", "6", "0", "1", "2", "3"]
     assert contents(found(saved)) == wanted
-    assert contents(found(tmp_path)) == wanted  # and inside of another folder
+    assert contents(found(tmp_path)) == wanted  # also inside another folder
     assert [record.number for record in records(found(saved)[0])] == [1, 2, 3]
 
 
@@ -106,7 +106,7 @@ def test_all_of_this_works_on_an_object_store(s3_uri: str, tmp_path: Path) -> No
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
-    """The Hub's cache on this machine with one dataset in it, and no Hub."""
+    """A local Hub cache with one dataset, and no connection to the Hub."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     hub_files._listing.cache_clear()

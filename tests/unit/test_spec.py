@@ -1,4 +1,4 @@
-"""The pipeline file: all mistakes at once, each with its place; overrides; the reference."""
+"""The pipeline file: all mistakes at once, each with its line; overrides; the reference of fields."""
 
 import subprocess
 import sys

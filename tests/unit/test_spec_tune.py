@@ -1,4 +1,4 @@
-"""The section `tune` and its space: what may be searched, and how mistakes are answered."""
+"""The section `tune` and its space: what can be searched, and the errors for mistakes."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""Which conversations are held out, and corpora so small that one side would be empty."""
+"""Which conversations are held out, also in corpora so small that one side would be empty."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_the_nearest_conversation_goes_to_the_empty_side(empty: str, full: str, 
     left = read(tmp_path, full)
     assert moved not in left
     assert sorted(map(json.dumps, [*left, moved])) == sorted(map(json.dumps, talks))
-    # With the share at which exactly one is held out, or all but one, it is the same one.
+    # At the share that holds out exactly one conversation, or all but one, it is the same one.
     shares = [number / 1000 for number in range(1, 1000)]
     sides = ([side_of(split_key(each, False), share) for each in talks] for share in shares)
     alone = next(row for row in sides if row.count(HELD_OUT) == (1 if empty == HELD_OUT else len(talks) - 1))

@@ -1,4 +1,4 @@
-"""The store on a local folder and on a real S3 server: whole artifacts or none, one worker at a time."""
+"""The store in a local folder and on a real S3 server: complete artifacts or none, one writer at a time."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def artifact(key: str = "k1", **changes: Any) -> Artifact:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A folder with folders in it."""
+    """A nested folder."""
     folder = tmp_path / "made"
     (folder / "inner" / "deep").mkdir(parents=True)
     (folder / "config").write_text("c")
@@ -271,7 +271,7 @@ def test_a_store_that_cannot_be_is_said(
 
 
 def test_a_store_that_is_away_for_a_while_is_waited_for(s3_uri: str, s3_server: S3Server) -> None:
-    """By a copy in another process as well."""
+    """Also with a copy of the store in another process."""
     store = Store(s3_uri)
     copy = pickle.loads(pickle.dumps(store.filesystem))
     pool = ThreadPoolExecutor()

@@ -1,4 +1,4 @@
-"""Streams of a replica by itself: when their headers come, and what is sent while there is nothing to say."""
+"""Streams of a replica without a front: when headers are sent, and the comments while there are no events."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from serve.protocol.errors import ApiError
 
 
 def slow(seconds: float, failure: ApiError | None = None) -> FastAPI:
-    """Streams two events, or fails, after so long."""
+    """An app that streams two events, or fails, after this many seconds."""
     app = FastAPI()
     errors.install(app)
     app.state.ended = []
@@ -94,7 +94,7 @@ def test_a_failure_of_typed_events_has_a_type_and_a_number() -> None:
 
 @pytest.mark.parametrize("read", [0.05, 0.3])
 def test_a_client_that_leaves_ends_the_events(serving: Serving, read: float) -> None:
-    streams.COMMENT_SECONDS = 30  # else it reads comments, and waits on
+    streams.COMMENT_SECONDS = 30  # otherwise the client reads comments and does not time out
     app = slow(30)
     with serving(app) as url:
         with pytest.raises(httpx.ReadTimeout):

@@ -1,5 +1,4 @@
-"""What clients send beyond the plainest request: what we answer with, hints, conversations as they come, vLLM's
-fields."""
+"""What clients send beyond the basics: hints, conversations of any shape, vLLM's fields; and how we answer."""
 
 import json
 import re
@@ -27,7 +26,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 CALLS = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]
 ANSWER = {"role": "tool", "tool_call_id": "c1", "content": "1"}
 SO = {"role": "assistant", "content": "So"}
-# A template with a place for tools, for nothing and for any order of roles.
+# A template that writes tools, and accepts empty messages and any order of roles.
 TEMPLATE = (
     "{% if tools %}<|start_header_id|>tools<|end_header_id|>\n\n{{ tools | tojson }}<|eot_id|>{% endif %}"
     "{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
@@ -152,7 +151,7 @@ HINTS: list[dict[str, Any]] = [
         "seed", "user", "metadata", "stream", "stream_options", "top_logprobs", "logprobs", "web_search_options",
         "min_p", "ignore_eos", "stop_token_ids", "chat_template_kwargs", "structured_outputs",
     )),
-    {"reasoning_effort": "low"},  # of a model that does not think
+    {"reasoning_effort": "low"},  # for a model without reasoning
     {"prediction": {"type": "content", "content": "x"}, "modalities": ["text"]},
     {"top_k": -1, "use_beam_search": False, "length_penalty": 1.0, "skip_special_tokens": True, "priority": 3},
     {"cache_salt": "s", "request_id": "r", "include_reasoning": True, "cache_prompt": True, "vllm_xargs": {}},

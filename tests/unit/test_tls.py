@@ -1,4 +1,4 @@
-"""The endpoint over TLS: certificates that are shown, renewed, wrong; and the fields that name them."""
+"""The endpoint over TLS: certificates that are served, renewed or wrong; and the fields that name them."""
 
 import asyncio
 import threading
@@ -29,7 +29,7 @@ PIPELINE = "name: shop\nbase_model: random:tiny-llama\ndata:\n  sources:\n    - 
 
 
 def make_certificate(folder: Path, name: str) -> tuple[str, str]:
-    """A certificate for `name` that has signed itself, and its key."""
+    """A self-signed certificate for `name`, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)

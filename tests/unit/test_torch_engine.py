@@ -1,4 +1,4 @@
-"""The torch engine's own: replies decoded together for any architecture, adapters mixed, one failure alone."""
+"""The torch engine: batched decoding for any architecture, mixed adapters, isolated failures."""
 
 import asyncio
 import dataclasses
@@ -62,7 +62,7 @@ IN_TURN = {
 
 
 def saved(config: Any, folder: Path) -> Path:
-    """A model with louder weights than a fresh one has, which says something else after another text."""
+    """A model with scaled-up weights, so that its output depends on the prompt."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for name, parameter in model.named_parameters():
@@ -162,7 +162,7 @@ def test_a_row_that_fails_costs_no_other(tiny_llama: Path, monkeypatch: pytest.M
         step = SlotDecoder.step
 
         def failing(self: SlotDecoder, rows: list[Any], token_ids: list[int]) -> torch.Tensor:
-            if any(row.length == 95 for row in rows):  # only the longest comes so far
+            if any(row.length == 95 for row in rows):  # only the longest reply gets here
                 raise RuntimeError("no memory for it")
             return step(self, rows, token_ids)
 
@@ -224,7 +224,7 @@ def test_a_long_prompt_is_read_in_pieces_between_the_tokens_of_others(
 def test_several_replies_to_one_prompt_read_it_once_or_twice(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first one may have begun before the others are there; a state cannot be taken from it then."""
+    """If the first request starts before the others arrive, they cannot share its state."""
     folder = saved({**TOGETHER, **IN_TURN}[name], tmp_path)
     engine = TorchEngine(folder, precision="fp32", num_threads=1, max_active=8)
     usual, read = engine._decoder.read, []

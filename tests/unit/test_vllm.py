@@ -1,4 +1,4 @@
-"""What is asked of vLLM, and what becomes of its answers: all that can be looked at without it.
+"""The requests that we send to vLLM, and how we handle its outputs; everything that can be tested without vLLM.
 
 tests/llm has vLLM itself.
 """
@@ -105,7 +105,7 @@ def test_greedy_is_greedy_in_vllms_terms(change: dict[str, Any]) -> None:
 
 
 class Client:
-    """Stands for vLLM's client where its process is beside the point: says the prompt again, a token at a time."""
+    """A stand-in for vLLM's client that repeats the prompt, one token at a time."""
 
     def __init__(self) -> None:
         self.model_config = SimpleNamespace(max_model_len=50, get_vocab_size=lambda: 100)
@@ -148,7 +148,7 @@ class Told(SimpleNamespace):
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Client:
-    """With as much of the package vllm as the engine takes from it."""
+    """A stand-in for the package vllm, with the parts that the engine imports."""
     taken = {
         "vllm": {"SamplingParams": SimpleNamespace},
         "vllm.inputs": {"tokens_input": lambda token_ids: token_ids},
@@ -168,7 +168,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Client:
 
 @pytest.fixture
 def engine(client: Client) -> Iterator[VLLMEngine]:
-    """Its client has a loop of its own, as in a replica."""
+    """Its client has its own event loop, as in a replica."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

@@ -1,4 +1,4 @@
-"""A replica that is stuck says so: its engine, the threads that make prompts, or what else requests need."""
+"""A stuck replica reports what is stuck: its engine, the threads that render prompts, or another part."""
 
 import asyncio
 import threading
@@ -18,7 +18,7 @@ from serve.front.leases import LeasedOnly, Leases, ReplicaServer
 
 
 class StandIn(Engine):
-    """Makes no tokens; is as healthy as it is told to be."""
+    """An engine that generates nothing; tests set its health."""
 
     max_positions, vocab_size, max_active = 100, 100, 4
 
@@ -39,7 +39,7 @@ class StandIn(Engine):
 
 
 class Watched:
-    """A stand-in that is watched, by a clock that is set by hand."""
+    """A watched stand-in engine with a simulated clock."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -48,7 +48,7 @@ class Watched:
         self.watch = Watch(self.engine, lambda: self.tokens, 100, stuck_seconds=60, clock=lambda: self.now)
 
     def after(self, seconds: float) -> str | None:
-        """The problem then; what answers at all has answered by then."""
+        """The problem reported after this many seconds; gives parts that respond the time to do so."""
         for more in (0, seconds, 0):
             threading.Event().wait(0.1)
             self.now += more

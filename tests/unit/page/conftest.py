@@ -1,6 +1,6 @@
-"""The chat page in headless Chromium, over a real endpoint.
+"""The chat page in headless Chromium, served by a real endpoint.
 
-Driven through Selenium: Playwright would bring a Node.js and 160 MB for the same.
+Uses Selenium, because Playwright would add Node.js and 160 MB.
 """
 
 import json
@@ -35,7 +35,7 @@ SWITCHES = (
 
 
 class Front:
-    """Before the endpoint: remembers what it was asked, and asks for a key where a test wants that."""
+    """Middleware before the endpoint that records requests, and requires a key if a test sets one."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -63,7 +63,7 @@ class Front:
 
 
 class Page:
-    """The page as somebody sees it who uses it."""
+    """The page as a user sees it."""
 
     def __init__(self, driver: webdriver.Chrome, url: str, front: Front) -> None:
         self.driver, self.url, self.front = driver, url, front
@@ -105,7 +105,7 @@ class Page:
         self.one("#input").send_keys(question + Keys.ENTER)
 
     def answer(self) -> str:
-        """The last one, when it is whole."""
+        """The last reply, once it is complete."""
         self.until(self.is_idle)
         answers: list[str] = self.texts(".answer .text")
         return answers[-1] if answers else ""
@@ -127,7 +127,7 @@ class Page:
 def talker(
     make_loud: Callable[[Path], Any], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[TorchEngine, Any]]:
-    """An engine with a model that says letters without end and one adapter by two names, and its tokenizer."""
+    """An engine whose model generates letters without end, with one adapter under two names; and its tokenizer."""
     model, tokenizer = make_loud(tiny_llama), load_tokenizer(tiny_llama)
     is_letter = [token in string.ascii_letters for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
     model.lm_head.weight.data *= model.lm_head.weight.new_tensor(is_letter)[:, None]
@@ -164,8 +164,9 @@ def page(
     talker: tuple[TorchEngine, Any],
     serving: Callable[[Any], AbstractContextManager[str]],
 ) -> Iterator[Page]:
-    """Opened, on a port of its own, and so with nothing kept in the browser. Replies have 30 letters unless told
-    otherwise."""
+    """The page, opened on a new port, so that the browser has stored nothing for it. Replies have 30 letters by
+    default.
+    """
     front = Front(create_app(*talker, MODEL, settings=ApiSettings(max_new_tokens=30)))
     with serving(front) as url:
         page = Page(driver, url, front)
@@ -173,6 +174,6 @@ def page(
         page.cdp("Emulation.setTouchEmulationEnabled", enabled=False)
         page.cdp("Emulation.setEmulatedMedia", features=[])
         page.open()
-        driver.get_log("browser")  # What is read is forgotten.
+        driver.get_log("browser")  # Reading the log clears it.
         yield page
         driver.get("about:blank")

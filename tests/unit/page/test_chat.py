@@ -1,4 +1,4 @@
-"""The chat page: what it asks the endpoint, and what it shows of the answers."""
+"""The chat page: the requests that it sends, and what it shows of the replies."""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""The chat page for everybody: by keyboard, by ear, on a phone, in the dark; and shut off from elsewhere."""
+"""The chat page's accessibility (keyboard, screen readers, phones, dark mode) and its content security policy."""
 
 import re
 from typing import Any
@@ -91,7 +91,7 @@ def test_dark_and_light_can_both_be_read(page: Any) -> None:
 
 
 def luminance(page: Any, selector: str, which: str) -> float:
-    """Relative, as WCAG 2.2 has it."""
+    """Relative luminance, as WCAG 2.2 defines it."""
     red, green, blue = map(float, re.findall(r"[\d.]+", page.one(selector).value_of_css_property(which))[:3])
     shares = [red / 255, green / 255, blue / 255]
     linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]

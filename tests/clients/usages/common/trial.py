@@ -1,9 +1,9 @@
-"""What usages are made of; only Python's own library, as each client's environment has no other.
+"""Define and run usages. Imports only the standard library, because each client has its own environment.
 
 @usage("streams a reply")
-def _(endpoint): ...                 # raises where the client does not get what its documentation says
+def _(endpoint): ...                 # raises if the client does not get what its documentation promises
 
-run_all()                            # python FILE URL [PART OF A NAME]: a JSON line for each usage
+run_all()                            # python FILE URL [PART OF A NAME]: prints a JSON line for each usage
 """
 
 import asyncio
@@ -23,18 +23,18 @@ MAX_SECONDS = 90
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask."""
+    """The endpoint under test."""
 
     root: str
     model: str = "smollm2"
     key: str = "any"
     engine: str = os.environ.get("ENGINE", "torch")
     folder: str = os.environ.get("MODEL_FOLDER", "")
-    """its model and tokenizer, in float32"""
+    """the folder of its model and tokenizer, in float32"""
 
     @property
     def url(self) -> str:
-        """What clients take as their base URL."""
+        """The base URL for clients."""
         return f"{self.root}/v1"
 
 
@@ -42,7 +42,7 @@ _USAGES: list[tuple[str, Callable[[Endpoint], Any]]] = []
 
 
 def usage(name: str) -> Callable[[Callable[[Endpoint], Any]], Callable[[Endpoint], Any]]:
-    """Marks one usage of this file's client, a function or a coroutine function."""
+    """Mark a function or coroutine function as a usage of this file's client."""
 
     def mark(function: Callable[[Endpoint], Any]) -> Callable[[Endpoint], Any]:
         _USAGES.append((name, function))
@@ -55,7 +55,7 @@ Kind = TypeVar("Kind", bound=Exception)
 
 
 def raised(kind: type[Kind], function: Callable[[], Any]) -> Kind:
-    """The error of that kind which the function must raise."""
+    """Call the function and return the error of this kind, which it must raise."""
     try:
         function()
     except kind as error:
@@ -64,7 +64,7 @@ def raised(kind: type[Kind], function: Callable[[], Any]) -> Kind:
 
 
 def says(error: BaseException) -> str:
-    """All that an error tells, with what it was raised from."""
+    """The text of an error and of all its causes."""
     told: list[str] = []
     current: BaseException | None = error
     while current is not None:
@@ -77,11 +77,11 @@ def says(error: BaseException) -> str:
 
 
 def run_all() -> None:
-    """Try each usage and print what became of it."""
+    """Run each usage and print its outcome."""
     endpoint = Endpoint(sys.argv[1])
     wanted = sys.argv[2] if len(sys.argv) > 2 else ""
     signal.signal(signal.SIGALRM, _late)
-    # One loop for all: clients keep connections between calls.
+    # One event loop for all, because clients keep connections between calls.
     loop = asyncio.Runner()
     for name, function in _USAGES:
         if wanted not in name:

@@ -1,4 +1,4 @@
-"""GuideLLM's benchmarks over HTTP: small ones, since it is its requests that are tried."""
+"""GuideLLM's benchmarks over HTTP; small ones, because only its requests are under test."""
 
 import json
 import subprocess
@@ -9,14 +9,14 @@ from pathlib import Path
 from trial import Endpoint, run_all, usage
 
 SYNTHETIC = "kind=synthetic_text,prompt_tokens=16,output_tokens=6"
-# Its first requests come while it counts nothing yet.
+# Its first requests come before it counts any.
 ENOUGH = "kind=max_requests,count=4"
 
 
 def run(
     endpoint: Endpoint, backend: str = "", profile: str = "synchronous", data: str = SYNTHETIC, limit: str = ENOUGH
 ) -> None:
-    """Must end with requests done and none failed; replies have as many tokens as were asked for."""
+    """Must complete requests without a failure; replies have the requested number of tokens."""
     report = Path(tempfile.mkdtemp()) / "report.json"
     command = [
         str(Path(sys.executable).parent / "guidellm"), "run",

@@ -1,4 +1,4 @@
-"""Haystack's generator for OpenAI's chats, in pipelines and agents."""
+"""Haystack's generator for OpenAI chats, in pipelines and agents."""
 
 from typing import Any, Literal
 

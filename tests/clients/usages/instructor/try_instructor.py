@@ -1,4 +1,4 @@
-"""Instructor over OpenAI's client, in the modes that servers of open models are used in."""
+"""Instructor over OpenAI's client, in the modes for servers of open models."""
 
 from collections.abc import Iterable
 from typing import Any, Literal

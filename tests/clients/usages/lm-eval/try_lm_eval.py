@@ -1,4 +1,4 @@
-"""EleutherAI's lm-evaluation-harness over HTTP, item by item against its own Hugging Face backend in float32."""
+"""EleutherAI's lm-evaluation-harness over HTTP, compared item by item with its Hugging Face backend in float32."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ import lm_eval
 from lm_eval.tasks import TaskManager
 from trial import Endpoint, run_all, usage
 
-# Of log-likelihoods of texts of a dozen tokens: float32 in sums of another order; bf16.
+# Tolerances for log-likelihoods of texts of a dozen tokens: float32 with another order of summation; bf16.
 MAX_APART = {"torch": 2e-3}
 OTHERS_APART = 1.5
 FACTS = [
@@ -43,7 +43,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 def write_tasks() -> None:
-    """As somebody has them who evaluates on data of their own: YAML, and a file of JSON lines."""
+    """Custom tasks as a user writes them: YAML, and a file of JSON lines."""
     lines = [json.dumps({"text": text, "choices": choices, "label": label}) for text, choices, label in FACTS]
     (FOLDER / "facts.jsonl").write_text("\n".join(lines) + "\n")
     for name, task in TASKS.items():
@@ -51,7 +51,7 @@ def write_tasks() -> None:
 
 
 def evaluated(model: str, task: str, arguments: dict[str, Any], **more: Any) -> list[Any]:
-    """What the model answered to each item."""
+    """The model's answer to each item."""
     found = lm_eval.simple_evaluate(
         model=model, model_args=arguments, tasks=[task], log_samples=True, bootstrap_iters=0,
         task_manager=TaskManager(include_path=str(FOLDER), include_defaults=False), **more,

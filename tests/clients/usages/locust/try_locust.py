@@ -1,9 +1,9 @@
-"""Locust, run as a library: users that chat and stream, without its own page."""
+"""Locust as a library: users that chat and stream, without its web page."""
 
 import json
 from typing import Any
 
-# First: it replaces sockets and threads by gevent's.
+# Imported first, because it replaces sockets and threads by gevent's.
 import locust  # isort: skip
 import gevent
 from locust.contrib.fasthttp import FastHttpUser
@@ -14,7 +14,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 
 def run(kind: Any, endpoint: Endpoint, num_users: int, seconds: float) -> Any:
-    """What was counted of users of that kind."""
+    """The statistics of users of this kind."""
     kind.host, kind.wait_time = endpoint.root, locust.constant(0.1)
     environment = Environment(user_classes=[kind])
     runner = environment.create_local_runner()

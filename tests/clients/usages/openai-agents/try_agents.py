@@ -1,4 +1,4 @@
-"""OpenAI's Agents SDK, on chats and on responses."""
+"""OpenAI's Agents SDK, with chat completions and with responses."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the files beside this one ask with."""
+"""Shared by the usages of OpenAI's client."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import openai
 from trial import Endpoint
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello, who are you?"}]
-# What a model that talks nonsense fills in soon, where it has to call.
+# A tool whose arguments an untrained model completes quickly.
 SWITCH: Any = {
     "type": "function",
     "function": {
@@ -19,7 +19,7 @@ SWITCH: Any = {
         },
     },
 }
-# The client's stream helper takes no reply that its limit has cut.
+# The client's stream helper raises for a reply that was cut at its limit.
 GREETING: list[Any] = [{"role": "user", "content": "Hello [[Good day to you!]]"}]
 ADD: Any = {
     "type": "function",

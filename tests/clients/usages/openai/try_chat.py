@@ -1,4 +1,4 @@
-"""Chats, whole and streamed; what was answered is sent back."""
+"""Chats, whole and streamed; replies are sent back as history."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Pydantic AI's agents, on its models for chats and for responses."""
+"""Pydantic AI's agents, with its models for chat completions and for responses."""
 
 from typing import Any
 
