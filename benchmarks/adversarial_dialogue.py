@@ -1,20 +1,21 @@
-"""The adversarial pair on real conversations: adapters of one pretrained chat model, beside likelihood alone.
+"""The adversarial pair on real conversations: adapters of one pretrained chat model, compared with likelihood alone.
 
     python benchmarks/adversarial_dialogue.py conversations.jsonl.gz --folder runs/chitchat
 
-Of each conversation some exchanges are taken: an assistant's reply with the two messages before it, all of them
-short, under a system message of two words (the model's own would be a third of the tokens). Conversations are split,
-so that no held-out exchange has one of its conversation's in training. A LoRA adapter is trained by likelihood, with
-`--quick` for less than to its plateau; a discriminator, a second adapter, learns to tell its replies from real ones;
-then both go on in turns. `likelihood continued` is trained from the same point for as many CPU seconds.
+Takes exchanges from each conversation: an assistant's reply and the two messages before it, all of them short, under
+a system message of two words (the model's default would be a third of the tokens). All exchanges of a conversation
+are on the same side of the split.
 
-The table has replies to the held-out histories of the likelihood model, the same continued, the adversarial one, and
-the best of 4 and of 8 of the likelihood model, each at several temperatures: judged by what the base model makes of
-them, a fresh discriminator for each row among it, which learns from half of the held-out conversations and tells the
-others (`linear_accuracy` in models/measures/adversarial.py). `pair.html` in the folder shows it.
+Trains a LoRA adapter by likelihood, with `--quick` for fewer steps than its plateau needs. A discriminator, a second
+adapter, learns to tell its replies from real ones; then both train alternately. `likelihood continued` trains from
+the same point for the same CPU time. The table compares replies to the held-out histories, at several temperatures:
+of the likelihood model, the same continued, the adversarial one, and the best of 4 and of 8 of the likelihood model.
+The judge is a fresh discriminator for each row, on the base model's hidden states: it learns from half of the
+held-out conversations and is tested on the others (`linear_accuracy` in models/measures/adversarial.py). `pair.html`
+in the folder shows the figures.
 
-What is done is kept in the folder, and a run that was interrupted goes on after its last whole phase or row. The last
-line is one JSON object. On two slow cores the sizes of `--quick` take about three hours, the others a day.
+Results are stored in the folder, and an interrupted run resumes after its last complete phase or row. The last line
+is one JSON object. On two slow cores, the sizes of `--quick` take about three hours, the others a day.
 """
 
 import argparse
@@ -79,7 +80,7 @@ DTYPE = dtype_of("auto", DEVICE)
 
 
 def exchanges_of(file: Path, tokenizer: Any) -> tuple[list[Exchange], list[Exchange], list[Exchange]]:
-    """For training, for validation (100), and one of each of 1,000 conversations of neither."""
+    """Exchanges for training, for validation (100), and one from each of 1,000 other conversations."""
     random, by_conversation = np.random.default_rng(0), []
     with gzip.open(file, "rt") as stream:
         for line in stream:
@@ -114,7 +115,7 @@ def exchanges_of(file: Path, tokenizer: Any) -> tuple[list[Exchange], list[Excha
 
 
 class Run:
-    """One run in its folder: what was done stays there."""
+    """One run; its folder keeps all results."""
 
     def __init__(self, file: Path, base: str, folder: Path, sizes: Sizes) -> None:
         self.sizes, self._base, self._folder = sizes, resolve(base), folder
@@ -125,7 +126,7 @@ class Run:
         self._objective = Generate(MAX_REPLY_TOKENS)
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` gives, or gave in an earlier run."""
+        """The result of `make`, stored in the folder; an earlier run's if it exists."""
         path = self._folder / f"{name}.pt"
         if not path.is_file():
             began, found = time.process_time(), make()
@@ -134,14 +135,14 @@ class Run:
         return torch.load(path, map_location=DEVICE, weights_only=False)["found"]
 
     def seconds(self, name: str) -> float:
-        """CPU seconds that it took."""
+        """The CPU seconds that it took."""
         return float(torch.load(self._folder / f"{name}.pt", weights_only=False)["seconds"])
 
     def base(self) -> Any:
         return load_model(self._base, DTYPE, PACKED_ATTENTION).to(DEVICE)
 
     def model(self, weights: dict[str, torch.Tensor] | None = None) -> Any:
-        """The base model with an adapter, a new one or with these weights."""
+        """The base model with an adapter: a new one, or one with these weights."""
         torch.manual_seed(0)
         model = adapters.attach(self.base(), 16, 32.0, 0.0, "all-linear", base=str(self._base)).to(DEVICE)
         if weights is not None:
@@ -149,15 +150,16 @@ class Run:
         return model.eval()
 
     def loss(self, model: Any, exchanges: Sequence[Exchange]) -> float:
-        """Nats a token."""
+        """Nats per token."""
         log_p = float(reply_log_probabilities(model.eval(), exchanges).sum())
         return -log_p / sum(len(exchange.reply) for exchange in exchanges)
 
     def likelihood(
         self, name: str, weights: dict[str, torch.Tensor] | None, rate: float, share_left: Callable[[int], float]
     ) -> dict[str, torch.Tensor]:
-        """The weights with the lowest validation loss, those at the start among them. `share_left(step)` of the
-        training is to come, and the rate falls with it; it ends at 0, or where three measurements were no better.
+        """Train, and return the weights with the lowest validation loss, which may be the initial ones.
+        `share_left(step)` is the remaining share of the training, and scales the learning rate; training ends at 0,
+        or after three measurements without improvement.
         """
         engine = TorchEngine(self.model(weights), self._objective)
         best, kept, worse = self.loss(engine.model, self.validation), trained(engine.model), 0
@@ -184,8 +186,7 @@ class Run:
     def trainer(
         self, generator: dict[str, torch.Tensor], player: dict[str, torch.Tensor] | None
     ) -> tuple[Any, Any, Any]:
-        """Both engines from these weights, the discriminator from the generator's where it has none, and the
-        trainer."""
+        """The trainer with both engines; without its own weights, the discriminator starts from the generator's."""
         torch.manual_seed(1)
         discriminator = Discriminator(self.model(generator), MAX_REPLY_TOKENS)
         if player is not None:
@@ -210,19 +211,19 @@ class Run:
                 say(name, step=step + 1, accuracy=figures["discriminator_accuracy"])
 
     def warm_up(self, generator: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The discriminator's weights."""
+        """The trained weights of the discriminator."""
         _, player, trainer = self.trainer(generator, None)
         self.play(trainer, "warm-up", self.sizes.warmup_steps, BATCH, turns=False)
         return trained(player.model)
 
     def turns(self, generator: dict[str, torch.Tensor], player: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The generator's weights after the turns."""
+        """The generator's weights after the alternating phase."""
         ours, _, trainer = self.trainer(generator, player)
         self.play(trainer, "turns", self.sizes.turns, TURN_BATCH, turns=True)
         return trained(ours.model)
 
     def measured(self) -> dict[str, Any]:
-        """All phases, and the table."""
+        """Run all phases and make the table."""
         sizes = self.sizes
         likely = self.kept(
             LIKELIHOOD,
@@ -265,7 +266,7 @@ class Run:
     def replies(
         self, temperature: float, models: dict[str, dict[str, torch.Tensor]], player: dict[str, torch.Tensor]
     ) -> tuple[dict[str, list[Exchange]], list[list[float]]]:
-        """For each row of the table a reply to each history; and D of the real one and of likelihood's replies."""
+        """A reply to each history, for each row of the table; and D's scores of the real replies and likelihood's."""
         drawn = {}
         for name, weights in models.items():
             count = max(BEST_OF) if name == LIKELIHOOD else 1
@@ -279,13 +280,13 @@ class Run:
         return found, scores
 
     def read(self, name: str, replies: Sequence[list[Exchange]]) -> torch.Tensor:
-        """float32 [histories, 1 + rows, 2, H]: what the base model makes of the real replies, and of these."""
+        """float32 [histories, 1 + rows, 2, H]: the base model's hidden states for the real replies and for these."""
         groups = list(zip(self.tests, *replies, strict=True))
         found: torch.Tensor = self.kept(f"read {name}", lambda: readings(self.base(), groups))
         return found
 
     def row(self, model: str, temperature: float, replies: list[Exchange], read: torch.Tensor) -> dict[str, Any]:
-        """A row of the table; `read` has the real replies and these."""
+        """A row of the table; `read` has the hidden states of the real replies and of these."""
         pairs = list(zip(self.tests, replies, strict=True))
         real, own = read[:, :, 1].double().unbind(1)
         row = {
@@ -300,18 +301,18 @@ class Run:
         return row
 
     def controls(self) -> dict[str, float]:
-        """What has to come out: about 0.5 of real against real, about 1 of random tokens."""
+        """Check the judge: about 0.5 for real against real replies, about 1 for random tokens."""
         random = np.random.default_rng(7)
         lengths = [(real.history, len(real.reply)) for real in self.tests]
         noise = [Exchange(history, random.integers(self._vocabulary, size=n).tolist()) for history, n in lengths]
         reals, others = self.read("random", [noise]).unbind(1)
-        # Of the same half, and each in one pair: a linear layer learns nothing of what is on both sides.
+        # From the same half, each in one pair: a linear layer learns nothing from what both sides share.
         fours = reals[: len(reals) // 4 * 4].unflatten(0, (-1, 4))
         one, other = fours[:, :2].flatten(0, 1), fours[:, 2:].flatten(0, 1)
         return {"real_against_real": told(one, other), "random_tokens": told(reals, others)}
 
     def merged(self, weights: dict[str, torch.Tensor]) -> Any:
-        """A plain model, which draws and reads faster."""
+        """The model with merged adapter, which samples and computes faster."""
         return adapters.merge(self.model(weights)).eval()
 
     def discriminator(self, player: dict[str, torch.Tensor]) -> Discriminator:
@@ -325,17 +326,17 @@ class Run:
 
 
 def told(reals: torch.Tensor, others: torch.Tensor) -> float:
-    """How many of them, both [N, 2, H], a fresh discriminator tells apart."""
+    """The accuracy of a fresh discriminator on these two, both [N, 2, H]."""
     return round(linear_accuracy(reals.flatten(1), others.flatten(1)), 4)
 
 
 def trained(model: Any) -> dict[str, torch.Tensor]:
-    """A copy of the weights that are trained."""
+    """A copy of the trainable weights."""
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def orders(count: int, batch: int, seed: int) -> Iterator[list[int]]:
-    """Batches of numbers under `count`, epoch after epoch."""
+    """Endless batches of numbers below `count`, epoch after epoch."""
     random = np.random.default_rng(seed)
     while True:
         order = random.permutation(count).tolist()

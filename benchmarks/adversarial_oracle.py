@@ -1,23 +1,25 @@
-"""The adversarial pair where the truth is known: data drawn from an LSTM with random weights, the oracle (Yu et al.
-2017, arXiv:1609.05473, section 4.1).
+"""The adversarial pair where the truth is known: the data are sampled from an LSTM with random weights, the oracle
+(Yu et al. 2017, arXiv:1609.05473, section 4.1).
 
     python benchmarks/adversarial_oracle.py --seeds 0,1,2,3,4
     python benchmarks/adversarial_oracle.py --published --seeds 44,52
 
-For each seed: a generator too small for the oracle is trained by likelihood to its plateau; a discriminator, which
-has read the same sequences by likelihood first, learns to tell its sequences from the oracle's; then both go on in
-turns. Beside it stands likelihood training continued for as many CPU seconds as discriminator and turns took.
+For each seed: a generator too small for the oracle trains by likelihood to its plateau. A discriminator, pretrained
+by likelihood on the same sequences, learns to tell its sequences from the oracle's; then both train alternately. For
+comparison, likelihood training continues for the same CPU time.
 
-nll_test: nats a token of the oracle's held-out sequences under the model (does it know them all?). nll_oracle: of the
-model's sequences under the oracle (is what it says good?); any temperature trades one for the other, so neither alone
-says anything. `reranked` is the pair as one model, p(y) exp(D(y)) / Z (a residual energy-based model, Deng et al.
-2020, arXiv:2004.11714): log Z is estimated by the mean of exp(D) over sequences of the generator's, which is biased
-low, and so favours it a little; nll_oracle of sequences chosen among 16 by softmax of D.
+nll_test: nats per token of the oracle's held-out sequences under the model (does it cover all of them?). nll_oracle:
+of the model's sequences under the oracle (are its sequences good?). A temperature trades one for the other, so
+neither is meaningful alone. `reranked` is the pair as one model, p(y) exp(D(y)) / Z (a residual energy-based model,
+Deng et al. 2020, arXiv:2004.11714): log Z is estimated by the mean of exp(D) over sequences of the generator, which
+is biased low and so favours this model a little; nll_oracle is of sequences chosen among 16 by the softmax of D.
 
-With --published the sizes are those of the papers (5,000 tokens, both LSTMs of 32 units, 10,000 sequences), and every
-model is measured over temperatures: nll_oracle at equal nll_test, beside the frontier that Caccia et al. 2020
-(arXiv:1811.02549) have published for likelihood training with a temperature. Of random oracles those two have about
-the entropy of the published one, 5.75 nats a token. The last line is one JSON object.
+With --published, the sizes are those of the papers (5,000 tokens, both LSTMs of 32 units, 10,000 sequences), and
+every model is measured at several temperatures: nll_oracle at equal nll_test, beside the frontier that Caccia et al.
+2020 (arXiv:1811.02549) published for likelihood training with a temperature. Among random oracles, seeds 44 and 52
+have about the entropy of the published one, 5.75 nats per token.
+
+The last line is one JSON object.
 """
 
 import argparse
@@ -62,7 +64,7 @@ class Sizes:
     batch: int = 128
     rate: float = 0.01
     measured: int = 10_000
-    """held-out and drawn sequences"""
+    """number of held-out and of sampled sequences"""
     temperatures: tuple[float, ...] = (1.0,)
 
 
@@ -72,7 +74,7 @@ PUBLISHED = Sizes(
     measured=3200, temperatures=(1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4),
 )  # fmt: skip
 FRONTIER = {7.7: 9.05, 7.8: 8.73, 8.0: 8.24, 8.5: 7.15, 9.0: 6.36}
-"""nll_oracle at nll_test, as published"""
+"""published nll_oracle by nll_test"""
 CHOSEN_AMONG = 16
 READING_EPOCHS, WARMUP_STEPS, WARMUP_PARTS = 12, 600, 5
 
@@ -85,7 +87,7 @@ def lstm(vocabulary: int, size: int, seed: int) -> Any:
 
 
 def oracle_of(sizes: Sizes, seed: int) -> Any:
-    """All parameters drawn from N(0, 1), with one bias for each gate."""
+    """All parameters sampled from N(0, 1), with one bias for each gate."""
     model = lstm(sizes.vocabulary, sizes.oracle, 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1000 + seed)
@@ -95,7 +97,7 @@ def oracle_of(sizes: Sizes, seed: int) -> Any:
 
 
 def drawn(model: Any, sizes: Sizes, count: int, seed: int, temperature: float = 1.0) -> Sequences:
-    """Sequences of the model's, without the start token."""
+    """Sequences sampled from the model, without the start token."""
     found: Sequences = []
     for number in range(-(-count // 1000)):
         prompts, seeds = [[START]], [(seed, number)]
@@ -104,7 +106,7 @@ def drawn(model: Any, sizes: Sizes, count: int, seed: int, temperature: float = 
 
 
 def tempered(model: Any, temperature: float) -> Any:
-    """The model whose likelihoods are those of its draws at this temperature."""
+    """A model whose likelihoods are those of sampling at this temperature."""
     if temperature == 1.0:
         return model
     other = copy.deepcopy(model)
@@ -118,7 +120,7 @@ def packed(sequences: Sequences) -> Any:
 
 
 def nll(model: Any, sequences: Sequences) -> float:
-    """Nats a token."""
+    """Nats per token."""
     total = 0.0
     with torch.no_grad():
         for start in range(0, len(sequences), 500):
@@ -135,7 +137,7 @@ def scores(discriminator: Any, sequences: Sequences) -> torch.Tensor:
 
 
 def epochs(sequences: Sequences, batch: int, seed: int) -> Iterator[Sequences]:
-    """Batches, epoch after epoch, for ever."""
+    """Endless batches, epoch after epoch."""
     random = np.random.default_rng(seed)
     while True:
         order = random.permutation(len(sequences))
@@ -147,10 +149,8 @@ def likelihood(
     engine: TorchEngine, sequences: Sequences, validation: Sequences, sizes: Sizes, rate: float,
     until: Callable[[int], bool] = lambda epochs: False, seed: int = 0,
 ) -> None:  # fmt: skip
-    """Train until `until(epochs so far)`, or the validation loss has come to its plateau: at each the rate is halved,
-    four times.
-
-    The weights are the best ones in the end.
+    """Train until `until(epochs so far)`, or until the validation loss stays on a plateau: each plateau halves the
+    learning rate, four times at most. Ends with the best weights.
     """
     best, weights, patience, halved = (
         nll(engine.model.eval(), validation),
@@ -184,7 +184,7 @@ def parts_of(sequences: Sequences, numbers: Sequence[int]) -> list[Part]:
 
 
 def both_ways(model: Any, oracle: Any, test: Sequences, sizes: Sizes) -> list[dict[str, float]]:
-    """At each temperature."""
+    """The figures at each temperature."""
     return [
         {
             "temperature": temperature,
@@ -196,7 +196,7 @@ def both_ways(model: Any, oracle: Any, test: Sequences, sizes: Sizes) -> list[di
 
 
 def reranked(model: Any, discriminator: Any, oracle: Any, test: Sequences, sizes: Sizes) -> list[dict[str, float]]:
-    """The pair as one model, at each temperature of the generator."""
+    """The figures of the pair as one model, at each temperature of the generator."""
     of_test, rows = float(scores(discriminator, test).mean()), []
     for temperature in sizes.temperatures:
         began = time.process_time()
@@ -219,14 +219,14 @@ def reranked(model: Any, discriminator: Any, oracle: Any, test: Sequences, sizes
 
 
 def at_levels(rows: Sequence[dict[str, float]]) -> dict[float, float]:
-    """nll_oracle at each published nll_test, between neighbouring temperatures; nan beyond all of them."""
+    """nll_oracle at each published nll_test, interpolated between temperatures; NaN beyond all of them."""
     found = sorted((row["nll_test"], row["nll_oracle"]) for row in rows)
     tests, oracles = zip(*found, strict=True)
     return {level: float(np.interp(level, tests, oracles, left=math.nan, right=math.nan)) for level in FRONTIER}
 
 
 def tell(seed: int, phase: str, seconds: float, **figures: float) -> None:
-    """Where it stands, beside the figures."""
+    """Print the figures and the progress."""
     said = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
     print(f"  seed {seed}: {phase} done in {seconds:.0f} CPU s, {said}", file=sys.stderr, flush=True)
 
@@ -264,7 +264,7 @@ def run(sizes: Sizes, seed: int, turns: int) -> dict[str, Any]:
             step += 1
         return trainer
 
-    for part in range(WARMUP_PARTS):  # the rate falls to a fifth of what it was
+    for part in range(WARMUP_PARTS):  # the learning rate falls to a fifth
         rate = settings.discriminator_learning_rate * (1 - part / WARMUP_PARTS)
         trainer = play(WARMUP_STEPS // WARMUP_PARTS, replace(settings, discriminator_learning_rate=rate), turns=False)
     row["warmup_steps"] = step
@@ -283,7 +283,7 @@ def run(sizes: Sizes, seed: int, turns: int) -> dict[str, Any]:
     began = time.process_time()
     other = TorchEngine(continued, objective)
     while time.process_time() - began < budget:
-        # From a rate that can still move it; the best weights stay.
+        # Starts with a learning rate that can still move the model; keeps the best weights.
         is_over = lambda epochs: time.process_time() - began > budget  # noqa: E731
         likelihood(other, train, validation, sizes, sizes.rate / 2, is_over, seed=50 + seed)
     row["likelihood_continued"] = both_ways(other.model.eval(), oracle, test, sizes)
@@ -299,7 +299,7 @@ def interval(values: Sequence[float]) -> dict[str, float]:
 
 
 def of_small(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What all seeds say together, at temperature 1."""
+    """Statistics over all seeds, at temperature 1."""
     gains = [row["likelihood"][0]["nll_test"] - row["reranked"][0]["nll_test"] for row in rows]
     return {
         "least_discriminator_accuracy": round(min(row["discriminator_accuracy"] for row in rows), 4),
@@ -312,13 +312,13 @@ def of_small(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def figure(values: Sequence[float]) -> float | None:
-    """Their mean; None where not all have one."""
+    """Their mean; None if one is missing."""
     mean = statistics.mean(values)
     return None if math.isnan(mean) else round(mean, 3)
 
 
 def of_published(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """nll_oracle at each level of nll_test, means over the seeds."""
+    """nll_oracle at each level of nll_test, averaged over the seeds."""
     models = ("likelihood", "likelihood_continued", "adversarial", "reranked")
     levels = {name: [at_levels(row[name]) for row in rows] for name in models}
     return {

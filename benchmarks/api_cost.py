@@ -1,13 +1,13 @@
-"""What a streamed token costs in CPU, before any model: a replica's API and the front, of this build or of another.
+"""The CPU cost of a streamed token without a model: a replica's API and the front, of this build or another one.
 
     python benchmarks/api_cost.py
-    python benchmarks/api_cost.py --before DIR       # and of the build in DIR, such as an earlier commit's, in turns
-    python benchmarks/api_cost.py --vllm PYTHON      # and of vLLM's own server, by a Python that has it
+    python benchmarks/api_cost.py --before DIR      # alternately with the build in DIR, such as an earlier commit
+    python benchmarks/api_cost.py --vllm PYTHON     # alternately with the server of the vLLM in that Python
 
-An engine hands out a token every 20 ms to each of 64 streams. Client, front and replica are processes of their own;
-their CPU time is the process's, user and system, from when all streams have begun to when the first of them ends, by
-the tokens of that time. vLLM's server (benchmarks/api_cost_vllm.py) has the same tokenizer, and is asked by the same
-client without a front. The last line is one JSON object.
+An engine yields a token every 20 ms to each of 64 streams. Client, front and replica are separate processes. The cost
+is a process's CPU time, user and system, divided by the tokens, from when all streams have begun until the first of
+them ends. vLLM's server (benchmarks/api_cost_vllm.py) has the same tokenizer and gets the same requests without a
+front. The last line is one JSON object.
 """
 
 import argparse
@@ -32,12 +32,14 @@ READY = "listens at "
 
 
 def token_of(left: int) -> int:
-    """A letter by itself, so that each token is an event; half a character is one at vLLM, and none here."""
+    """A whole letter, so that each token is an event; for half a character, vLLM would send an event and we would
+    not.
+    """
     return 3 + left % 90
 
 
 def of_build(name: str, earlier: str) -> Any:
-    """A module of the build that is measured: by its name here, or by the one that an earlier build has for it."""
+    """A module of the measured build, by its present name or by an earlier one."""
     try:
         return import_module(name)
     except ModuleNotFoundError:
@@ -45,7 +47,7 @@ def of_build(name: str, earlier: str) -> Any:
 
 
 def timer_engine() -> Any:
-    """All streams are handed their next token at the same moment, as from a batch."""
+    """All streams get their next token at the same moment, as from a batch."""
     from serve.engines.base import Engine, EngineHealth, Event, TokenEvent, tokens_of
 
     class Timer(Engine):
@@ -85,7 +87,7 @@ def timer_engine() -> Any:
 
 
 def serve_replica() -> None:
-    """The API in this process, and leases for whoever asks."""
+    """The API in this process, with leases for any front."""
     base, routes = of_build("models.base.load", "models.base"), of_build("serve.api.routes", "serve.api")
     at_front = of_build("serve.front.leases", "serve.leases")
     leases = at_front.Leases()
@@ -109,7 +111,7 @@ def serve_replica() -> None:
 
 
 def serve_front(replica: str) -> None:
-    """The front in this process, in the loop that it has on a cluster."""
+    """The front in this process, with the same event loop as on a cluster."""
     import httpx
 
     server = of_build("serve.front.server", "serve.front")
@@ -125,7 +127,7 @@ def serve_front(replica: str) -> None:
         print(f"{READY}127.0.0.1:{front.port}", flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
-    # A build that has no uvloop in its front runs in asyncio's own loop.
+    # A build without uvloop in its front runs in asyncio's event loop.
     folder = Path(str(import_module("serve").__file__)).parent
     actors = [folder / "deployment" / "front_actor.py", folder / "front_actor.py"]
     if any(file.exists() and "uvloop" in file.read_text() for file in actors):
@@ -137,7 +139,7 @@ def serve_front(replica: str) -> None:
 
 
 async def ask(address: str, first: list[float], counts: list[int], ended: asyncio.Event) -> None:
-    """One stream, read as bytes so that the client leaves the processors to the others."""
+    """One stream, read as bytes so that the client uses little CPU."""
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     messages = [{"role": "user", "content": "Hi"}]
@@ -156,13 +158,13 @@ async def ask(address: str, first: list[float], counts: list[int], ended: asynci
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, all its threads."""
+    """User and system time of a process with all its threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def measure(address: str, pids: dict[str, int]) -> dict[str, float]:
-    """CPU microseconds a token of each process."""
+    """CPU microseconds per token of each process."""
     first: list[float] = []
     counts: list[int] = []
     ended = asyncio.Event()
@@ -179,8 +181,9 @@ async def measure(address: str, pids: dict[str, int]) -> dict[str, float]:
 
 @contextmanager
 def servers(source: str) -> Iterator[Callable[..., tuple[int, str]]]:
-    """A function that starts a command in the folder `source` and returns its process's number and its address; all
-    end with the context."""
+    """Yields a function that starts a command in the folder `source` and returns its pid and address; all processes
+    end with the block.
+    """
     environment = {
         **os.environ,
         "PYTHONPATH": source,
@@ -212,7 +215,7 @@ def servers(source: str) -> Iterator[Callable[..., tuple[int, str]]]:
 
 
 def one_run(source: str) -> dict[str, float]:
-    """All of the build in the folder `source`."""
+    """One run of the build in the folder `source`."""
     this = sys.executable, str(Path(__file__).resolve())
     with servers(source) as start:
         replica, replica_address = start(*this, "--replica")
@@ -253,7 +256,7 @@ def main() -> None:
 
 
 def report(ways: dict[str, Callable[[], dict[str, float]]], num_runs: int) -> None:
-    """Measure in turns; medians, and those of now by the others'."""
+    """Measure the sides alternately; prints medians and ratios."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for _ in range(num_runs):
         for name, measured in ways.items():

@@ -1,10 +1,10 @@
-"""vLLM's own API server over an engine that only counts, for benchmarks/api_cost.py; by a Python that has vLLM.
+"""vLLM's own API server over an engine that only counts. benchmarks/api_cost.py starts it with vLLM's Python.
 
     python api_cost_vllm.py MODEL_FOLDER PAUSE_SECONDS
 
-All of the server is as `vllm serve` has it: uvicorn, routes, chat template, metrics, and AsyncLLM, which makes text
-of tokens. In place of the process that runs the model stands a timer, so that what vLLM pays for messages from that
-process is left out.
+Everything except the model is as in `vllm serve`: uvicorn, routes, chat template, metrics, and AsyncLLM, which
+converts tokens to text. A timer replaces the process that runs the model, so the cost of vLLM's messages from that
+process is not included.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from vllm.v1.engine.core_client import EngineCoreClient
 
 
 class Timer:
-    """What vLLM's AsyncLLM asks of its engine, with the tokens of api_cost.py's engine."""
+    """The interface that vLLM's AsyncLLM uses of its engine, with the tokens of api_cost.py's engine."""
 
     engine_ranks_managed = (0,)
     resources = SimpleNamespace(engine_dead=False)
@@ -46,7 +46,7 @@ class Timer:
             self._left.pop(request_id, None)
 
     async def get_output_async(self) -> EngineCoreOutputs:
-        """A token for each stream, at the next moment."""
+        """The next token for each stream, when it is due."""
         now = asyncio.get_running_loop().time()
         await asyncio.sleep(self._pause_seconds - now % self._pause_seconds)
         outputs = []
@@ -60,7 +60,7 @@ class Timer:
 
 
 async def serve(model: str, timer: Timer) -> None:
-    """vLLM's server on a free port, which is printed when it listens."""
+    """vLLM's server on a free port, printed once it listens."""
     EngineCoreClient.make_async_mp_client = staticmethod(lambda **settings: timer)
     arguments = ["--model", model, "--served-model-name", "timer", "--dtype", "float32"]
     settings = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)

@@ -1,10 +1,10 @@
-"""How the architectures of transformers read packed conversations: docs/architectures.md.
+"""How the architectures of transformers compute packed conversations: docs/architectures.md.
 
-    python benchmarks/architectures.py           # tries them all and writes the table
-    python benchmarks/architectures.py --speed   # what a step takes in each of the three ways
+    python benchmarks/architectures.py              # tests all of them and writes the table
+    python benchmarks/architectures.py --speed      # the time of a step in each of the three ways
 
-Of each a small random model is made from the configuration that transformers has for it, and tried as every base
-model's is before it is trained (models/base/packing_check.py). tests/unit/test_architectures.py compares with the
+Makes a small random model of each architecture from transformers' configuration class, and checks it as every base
+model is checked before training (models/base/packing_check.py). tests/unit/test_architectures.py compares with the
 table.
 """
 
@@ -36,7 +36,7 @@ REFUSED = "refused"
 
 _MIXED = {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "full_attention"]}
 _DECODER = {"is_decoder": True}
-# What transformers' own defaults leave out, and what published models have otherwise.
+# Values that transformers' defaults lack, or that published models set differently.
 SETTINGS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("bert", "big_bird", "camembert", "electra", "ernie", "megatron-bert", "rembert"), _DECODER),
     **dict.fromkeys(
@@ -57,7 +57,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def config_of(name: str) -> Any:
-    """The configuration that is tried."""
+    """The configuration to test."""
     if name == LSTM:
         import models.base.lstm  # noqa: F401  # known to transformers from here on
 
@@ -68,7 +68,7 @@ def outcome(name: str) -> tuple[str, str]:
     """`packed`, `padded`, `alone` or `refused`, and why."""
     try:
         config = config_of(name)
-    except Exception as error:  # of any architecture's own code
+    except Exception as error:  # any exception, since it is the architecture's own code
         return REFUSED, f"transformers' own defaults are none: {type(error).__name__}"
     try:
         check_text(config)
@@ -85,7 +85,7 @@ def table() -> dict[str, str]:
 
 
 def speed() -> None:
-    """CPU seconds of a step of SmolLM2 over 2,048 tokens of conversations, half of them learned; one thread."""
+    """CPU seconds of a step of SmolLM2 over 2,048 tokens of conversations, half of them supervised; one thread."""
     torch.set_num_threads(1)
     draw = random.Random(0)
     lengths = [40 + draw.randrange(360) for _ in range(9)]

@@ -1,11 +1,11 @@
-"""Tiny models of real families, with their real tokenizers, learn replies by heart and say them at the endpoint.
+"""Tiny models of real families, with their real tokenizers, memorise replies and must return them at the endpoint.
 
     python benchmarks/by_heart.py [--family qwen3 gemma3 gpt-oss] [--cache FOLDER]
 
 For each family: a random model of two layers with the architecture, the tokenizer from its npm package, 20 chats of
-two turns (with a call of a tool and its result where the template has a place for them), one `rayconteur run` with a
-pipeline file, and then the `openai` client: every reply and every call must be the one that was learned, and end by
-itself. Fetches the packages into a folder of its own. The last line is one JSON object; exit code 1 if one differs.
+two turns (with a tool call and its result if the template supports them), one `rayconteur run` with a pipeline file,
+and then the `openai` client: every reply and every call must be the learned one, and end by itself. Downloads the
+packages to a separate folder. The last line is one JSON object; the exit code is 1 if a reply differs.
 """
 
 import argparse
@@ -42,7 +42,7 @@ THINGS = ["lamp", "violin", "scarf", "ladder", "teapot", "saddle", "anvil", "com
 
 
 def chats(with_tools: bool) -> list[dict[str, Any]]:
-    """Two chats about each thing, with the same replies; of each thing another price."""
+    """Two chats about each thing, with the same replies; each thing has its own price."""
     found = []
     for number, thing in enumerate(THINGS * 2):
         price, is_second = 17 + 13 * (number % len(THINGS)), number >= len(THINGS)
@@ -62,7 +62,7 @@ def chats(with_tools: bool) -> list[dict[str, Any]]:
 
 
 def learned(folder: Path) -> set[int]:
-    """The lines, from 1, that are on the training side."""
+    """The numbers of the lines on the training side, from 1."""
     parts = next((folder / "store" / "prepare").glob("*/corpus/split=train"))
     return set(pyarrow.dataset.dataset(str(parts)).to_table(columns=["line"])["line"].to_pylist())
 
@@ -77,7 +77,7 @@ def fetch(family: str, cache: Path) -> Path:
 
 
 def template_of_gpt_oss(cache: Path) -> Path:
-    """The chat template that trl ships, read in place."""
+    """The chat template that trl ships."""
     if not (cache / "trl").is_dir():
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(cache), TEMPLATES]
         subprocess.run(command, check=True)
@@ -122,7 +122,7 @@ def pipeline(folder: Path, port: int, template: Path | None) -> dict[str, Any]:
 
 
 def ask(port: int, talks: list[dict[str, Any]]) -> tuple[int, list[str]]:
-    """How many replies were the learned ones, and what was wrong with the others."""
+    """How many replies are the learned ones, and what is wrong with the others."""
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=2)
     right, wrong = 0, []
     for talk in talks:
@@ -153,7 +153,7 @@ def learn(family: str, cache: Path, folder: Path) -> dict[str, Any]:
     template = template_of_gpt_oss(cache) if family == "gpt-oss" else None
     print(f"{family}: a random model with its tokenizer", flush=True)
     make_model(family, tokenizer_folder, folder / "base")
-    talks = chats(with_tools=family != "gemma3")  # Gemma 3's template has no place for tools
+    talks = chats(with_tools=family != "gemma3")  # Gemma 3's template does not write tools
     (folder / "chats.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

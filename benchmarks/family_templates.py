@@ -1,12 +1,12 @@
-"""Chat templates of models whose own no package brings: the same behaviour in our words (families.py).
+"""Chat templates with the behaviour of published ones that are in no package, in our own words (families.py).
 
-Each says whose behaviour it has, as it was published with the model.
+Each names the published template whose behaviour it has.
 """
 
 _CHATML_ASKS = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
-# Qwen/Qwen3-4B-Thinking-2507, July 2025: Qwen3's, but the prompt opens the thinking. What was thought is written
-# after the last question alone, there into every step that has some, and as an empty block into a last reply without.
+# Qwen/Qwen3-4B-Thinking-2507, July 2025: like Qwen3's, but the prompt opens the thinking. Thinking is written only
+# after the last user message: into every reply that has some, and as an empty block into a last reply without.
 QWEN3_THINKING_2507 = (
     "{% if tools %}<|im_start|>system\n{% if messages[0].role == 'system' %}{{ messages[0].content }}\n\n{% endif %}"
     "# Tools\n\nThese functions can be called:\n<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n"
@@ -36,8 +36,8 @@ QWEN3_THINKING_2507 = (
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 )
 
-# microsoft/Phi-4-mini-instruct, February 2025: a token for each role, none between its turns but <|end|>; tools are a
-# text under `tools` of the system message, so tools of a conversation have no place; a conversation ends in eos.
+# microsoft/Phi-4-mini-instruct, February 2025: a token for each role, only <|end|> between turns; tools are text in
+# `tools` of the system message, so a conversation's own tools are not written; a conversation ends with eos.
 PHI_4_MINI = (
     "{% for m in messages %}{{ '<|' ~ m.role ~ '|>' }}{{ m.content }}"
     "{% if m.role == 'system' and m.tools %}<|tool|>{{ m.tools }}<|/tool|>{% endif %}<|end|>{% endfor %}"
@@ -45,8 +45,8 @@ PHI_4_MINI = (
 )
 
 # THUDM/GLM-4-9B-0414, April 2025: a turn begins with its role's token and ends where the next one begins; system
-# texts come first; a call is a turn whose role is followed by `metadata`, so `tool_calls` and role `tool` have no
-# place.
+# messages come first; a call is a turn whose role is followed by `metadata`, so `tool_calls` and role `tool` are not
+# written.
 GLM_4 = (
     "[gMASK]<sop>{% if tools %}<|system|>\n# Tools\n{% for tool in tools %}\n## {{ tool.function.name }}\n\n"
     "{{ tool.function | tojson(indent=4) }}\nWrite the arguments of a call as JSON.\n{% endfor %}{% endif %}"
@@ -58,9 +58,9 @@ GLM_4 = (
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-# HuggingFaceTB/SmolLM3-3B, July 2025: a system turn with a date is always there; thinking is a mode of the whole
-# conversation (`enable_thinking`, or /no_think in the system text), replies hold it in their text; a tool's answer is
-# a user's turn; calls have no place.
+# HuggingFaceTB/SmolLM3-3B, July 2025: always has a system turn with a date; thinking is a mode of the whole
+# conversation (`enable_thinking`, or /no_think in the system message), and replies contain it in their text; a tool's
+# result is a user turn; calls are not written.
 SMOLLM3 = (
     "{% set thinks = enable_thinking is not defined or enable_thinking %}"
     "{% set given = messages[0].content if messages[0].role == 'system' else '' %}"

@@ -1,4 +1,4 @@
-"""One family of chat models, tried: conversations of each kind and random ones against what is expected of them."""
+"""Test one family of chat models: conversations of each kind and random ones, compared with the reference."""
 
 import json
 import logging
@@ -21,20 +21,20 @@ NEEDLESSLY = "needlessly"
 ONE_BY_ONE = "one call a turn"
 EXACT, REFUSED, DIFFERENT = "exact", "refused", "different"
 _VARIABLE = re.compile(r"(?<=message )\d+|\(['\"].*['\"]\)(?=;)")
-_ROW = 8  # conversations in a packed row
+_ROW = 8  # number of conversations in a packed row
 
 
 @dataclass
 class Found:
-    """What came out for a family."""
+    """The outcome of a family."""
 
     cells: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """exact, refused or different, and the sentence"""
+    """exact, refused or different, and the message"""
     exact: int = 0
-    """random conversations"""
+    """differences in random conversations"""
     replies: int = 0
     misread: int = 0
-    """of these replies the endpoint reads so many otherwise than they were meant"""
+    """number of these replies that the endpoint parses differently"""
     refusals: dict[str, int] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
     ways: dict[str, int] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Found:
 
 
 class Trial:
-    """One family's tokenizer and template, and what they are compared with."""
+    """One family's tokenizer and template, and the reference for them."""
 
     def __init__(self, family: Family, tokenizer: Any) -> None:
         self.family = family
@@ -53,7 +53,7 @@ class Trial:
         self._row: list[tuple[Talk, EncodedConversation, list[Sample]]] = []
 
     def cell(self, talk: Talk) -> tuple[str, str]:
-        """What becomes of a conversation."""
+        """The outcome of a conversation."""
         before = len(self.found.differences)
         if sentence := self.add(talk):
             return (DIFFERENT, self.found.differences[-1]) if len(self.found.differences) > before else (
@@ -65,7 +65,7 @@ class Trial:
         return (EXACT if taken is talk else f"{EXACT}, {ONE_BY_ONE}"), ""
 
     def add(self, talk: Talk) -> str:
-        """Encode a conversation and compare its prompts; the sentence if it is refused, or should have been."""
+        """Encode a conversation and compare its prompts; returns the message if it is refused, or should be."""
         messages, tools = talk
         try:
             talk, samples, reason = *self._expected(talk), ""
@@ -84,7 +84,7 @@ class Trial:
         return ""
 
     def _expected(self, talk: Talk) -> tuple[Talk, list[Sample]]:
-        """The samples, of the conversation as it is or with one call in a turn; raises Unwritable."""
+        """The samples of the conversation, unchanged or with one call per turn; raises Unwritable."""
         messages, tools = talk
         try:
             return talk, self.expected.samples(messages, tools)
@@ -120,17 +120,17 @@ class Trial:
     def _compare_reading(self, message: Any, prompt: Any, reply: Any, tools: Any) -> None:
         read = self.endpoint.read(prompt, reply, tools)
         wanted = meant(self.family, message)
-        # To tokenizers of SentencePiece's kind this letter is a space.
+        # Tokenizers like SentencePiece write a space as this letter.
         if read != wanted and _spaced(read) != _spaced(wanted):
             self.found.misread += 1
             logging.debug("misread %s: %s, not %s", self.family.name, read, wanted)
 
     def expected_ends(self) -> set[int]:
-        """The ids of the family's ends."""
+        """The ids of the family's end tokens."""
         return set(self.tokenizer.convert_tokens_to_ids([*self.family.ends, self.tokenizer.eos_token]))
 
     def compare_row(self) -> None:
-        """Pack the conversations that wait, and compare what each target is learned after."""
+        """Pack the waiting conversations, and compare the tokens that each target can attend to."""
         row = [(talk, encoded, samples) for talk, encoded, samples in self._row if encoded.input_ids]
         self.found.exact += len(self._row) - len(row)
         self._row = []
@@ -164,7 +164,7 @@ def _spaced(read: dict[str, Any]) -> Any:
 
 
 def try_cells(trial: Trial) -> None:
-    """One conversation of each kind, the ends, and a call at the endpoint."""
+    """Test one conversation of each kind, the end tokens, and a call at the endpoint."""
     cells = trial.found.cells
     for name, talk in CELLS.items():
         cells[name] = trial.cell(talk)
@@ -181,7 +181,7 @@ def try_cells(trial: Trial) -> None:
 
 
 def at_endpoint(trial: Trial) -> tuple[str, str]:
-    """Whether a call is asked for by the prompt, and read back out of the reply that transformers writes."""
+    """Whether a prompt can require a call, and the endpoint parses it from the reply that transformers writes."""
     messages, tools = CELLS["call and result"]
     try:
         trial.endpoint.prompt(messages[:1], tools)
@@ -199,7 +199,7 @@ def at_endpoint(trial: Trial) -> tuple[str, str]:
 
 
 def kinds_of(trial: Trial) -> Kinds:
-    """What the family's template can write."""
+    """What the family's template supports."""
     cells = trial.found.cells
     return Kinds(
         thinks=cells["reasoning in earlier turns"][0] != REFUSED,
@@ -209,7 +209,7 @@ def kinds_of(trial: Trial) -> Kinds:
 
 
 def try_random(trial: Trial, wanted: int) -> None:
-    """Random conversations until `wanted` are learned; every fifth drawn may have what the template cannot write."""
+    """Test random conversations until `wanted` are learned; every fifth may contain what the template lacks."""
     own, all_kinds = (iter(Talks(trial.family.name, kinds)) for kinds in (kinds_of(trial), Kinds()))
     refusals: Counter[str] = Counter()
     drawn = 0
@@ -227,7 +227,7 @@ def try_random(trial: Trial, wanted: int) -> None:
 
 
 def _one_by_one(messages: Any) -> list[Any]:
-    """What one would do for a template that takes one call in a turn: several are turns of their own."""
+    """What a user would do for a template that allows one call per turn: write each call as its own turn."""
     found: list[Any] = []
     rest = list(messages)
     while rest:

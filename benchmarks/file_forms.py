@@ -1,14 +1,14 @@
-"""One corpus in all forms of files: the same token ids, and how much memory and time reading large files takes.
+"""One corpus in all file formats: the same token ids; and the memory and time for reading large files.
 
     python benchmarks/file_forms.py [--gb 1.0] [--folder FOLDER]
 
-1. 2,000 conversations in every form through `rayconteur prepare`, on random:tiny-llama: the ids of each form against
-   those of JSON lines.
-2. Files of `--gb` GB, each read by a process of its own: its peak of memory (VmHWM) beside what it has before it
-   reads, and MB/s. Parquet is one row group, the Arrow file one batch, the array one line or indented.
+1. 2,000 conversations in every format through `rayconteur prepare`, on random:tiny-llama: token ids compared with
+   those from JSON lines.
+2. Files of `--gb` GB, each read by a new process: its peak memory (VmHWM) above the memory before reading, and MB/s.
+   Parquet has one row group, the Arrow file one batch, the array is on one line or indented.
 3. A file with a line, or an element, of 100 MB between two ordinary conversations.
 
-Needs 3 times `--gb` of room in the folder, and about as much memory while it writes. Prints progress, and one JSON
+Needs 3 times `--gb` of space in the folder, and about as much memory while it writes. Prints progress, and one JSON
 object as the last line.
 """
 
@@ -35,7 +35,7 @@ import pyarrow.parquet
 from workflows.corpus.files.formats import records
 from workflows.corpus.files.sources import SourceFile
 
-# Text with whatever a form of files could trip over.
+# Text with characters that a file format could mishandle.
 WORDS = [
     "price", "of", "the", '"large"', "kettle,\tand", "two?", "12.50", "2024-01-02", "\\", "{size}", "\u00e9t\u00e9",
     "\u4ef7\u683c", "\U0001f600", "007\nso", "[then]",
@@ -45,7 +45,7 @@ LONG_MB = 100
 
 
 def conversations(count: int | None = None, turn_words: int = 60) -> Iterator[dict[str, Any]]:
-    """Conversations of six turns, endlessly if no count is given."""
+    """Conversations of six turns; endless without a count."""
     draw = random.Random(0)
     number = 0
     while number != count:
@@ -63,7 +63,7 @@ def say(text: str) -> None:
 
 
 def small_forms(folder: Path, rows: list[dict[str, Any]]) -> list[Path]:
-    """The same conversations in every form."""
+    """The same conversations in every format."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -103,7 +103,7 @@ def small_forms(folder: Path, rows: list[dict[str, Any]]) -> list[Path]:
 
 
 def same_ids(folder: Path, count: int) -> dict[str, Any]:
-    """`rayconteur prepare` over all forms at once: which of them differ from JSON lines."""
+    """Run `rayconteur prepare` on all formats at once; returns those that differ from JSON lines."""
     (folder / "forms").mkdir()
     forms = [folder / "forms" / "lines.jsonl", *small_forms(folder / "forms", list(conversations(count, 20)))]
     pipeline = folder / "forms.yaml"
@@ -190,7 +190,7 @@ LARGE: dict[str, Callable[[Path, int], None]] = {
 
 
 def write_long(path: Path, size: int) -> None:
-    """An element, or a line, of `size` between two ordinary ones."""
+    """An element, or a line, of `size` bytes between two ordinary ones."""
     first, last = (json.dumps(row) for row in conversations(2))
     between = ",\n" if path.suffix == ".json" else "\n"
     with path.open("w") as stream:
@@ -201,7 +201,7 @@ def write_long(path: Path, size: int) -> None:
 
 
 def read_one(path: str) -> None:
-    """In a process of its own: read a file, and print what that took."""
+    """Read a file in this process, and print the time and memory."""
     before = memory_mb()
     began = time.monotonic()
     count = set_aside = 0

@@ -1,10 +1,10 @@
-"""Whether a step's gradient depends on the number of passes that it is summed from.
+"""Whether a step's gradient depends on the number of passes that are summed.
 
     python benchmarks/gradient_passes.py [--passes 1 64 1024]
 
-One and the same gradient in so many passes, each an equal part of it: its norm as DeepSpeed says it, by ZeRO stage,
-precision and what is trained. The model is a tiny Llama. The last
-line is one JSON object: the largest relative difference of a norm from that of one pass.
+Computes the same gradient in different numbers of passes, each an equal part of it, and compares the norms that
+DeepSpeed reports, by ZeRO stage, precision and trained weights. The model is a tiny Llama. The last line is one JSON
+object: the largest relative difference of a norm from that of one pass.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from models.training.deepspeed_engine import DeepSpeedEngine
 
 
 def cases() -> Iterator[dict[str, Any]]:
-    """What differs from a full training in float32 at stage 0."""
+    """Changes to a full training in float32 at stage 0."""
     for precision in ("fp32", "bf16"):
         for stage in range(4):
             for trained in ("full", "lora", "frozen"):
@@ -44,7 +44,7 @@ def engine_of(trained: str, precision: str, **options: Any) -> DeepSpeedEngine:
     if trained == "lora":
         model = adapters.attach(model, 4, 8, 0.0, "all-linear", "base")
         for name, parameter in model.named_parameters():
-            if "lora_B" in name:  # at its first value, 0, the other factor has no gradient
+            if "lora_B" in name:  # at its initial value, 0, the other factor has no gradient
                 torch.nn.init.normal_(parameter, std=0.1)
     elif trained == "frozen":
         adapters.freeze(model, ["model.embed_tokens.*", "model.layers.0.*"])
@@ -52,7 +52,7 @@ def engine_of(trained: str, precision: str, **options: Any) -> DeepSpeedEngine:
 
 
 def norm_of(engine: DeepSpeedEngine, passes: int) -> float:
-    """Of the same gradient, whatever the number of passes. The learning rate is 0: the weights stay."""
+    """The norm of the same gradient for each number of passes. The learning rate is 0, so the weights stay."""
     batch = pack([(list(range(5, 45)), [True] * 40)]).to(engine.device)
     for number in range(passes):
         engine.accumulate(batch, batch.weight * passes, number == passes - 1)

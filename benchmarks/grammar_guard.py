@@ -1,11 +1,11 @@
-"""A compiler of grammars that takes a minute or 4 GB, and eight streams beside it.
+"""A grammar compiler that takes a minute or 4 GB, and eight streams at the same time.
 
     python benchmarks/grammar_guard.py --rounds 3
 
-SmolLM2 on one HTTP server in a process of its own, with a stand-in for the compiler: it sleeps for 60 s, or takes
-4 GB, where a request says so. In turn: eight streams alone; beside a request that takes a minute and one that takes
-4 GB, and then beside 20 of both kinds at once. Told are the answers to those, the time between two tokens of a
-stream, and the server's memory with all its processes.
+SmolLM2 on one HTTP server in its own process, with a stand-in for the compiler: it sleeps for 60 s or allocates 4 GB
+if a request says so. Measures eight streams alone; beside a request that takes a minute and one that takes 4 GB; and
+beside 20 of both kinds at once. Reports the responses to those requests, the time between two tokens of a stream, and
+the memory of the server with all its processes.
 """
 
 import argparse
@@ -101,7 +101,7 @@ async def answer(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[int, 
 
 
 async def gaps(client: httpx.AsyncClient, is_enough: asyncio.Event) -> AsyncIterator[float]:
-    """Seconds between two tokens, of one stream after the other."""
+    """Seconds between two tokens, for one stream after the other."""
     body = chat(stream=True, max_tokens=400, ignore_eos=True, temperature=1)
     while not is_enough.is_set():
         last = 0.0

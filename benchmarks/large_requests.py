@@ -1,11 +1,11 @@
-"""What very large requests cost the others: chats of 3.9 MB beside a plain one, and bodies of 64 MB without a key.
+"""What very large requests cost other clients: chats of 3.9 MB beside a plain one, and bodies of 64 MB without a key.
 
     python benchmarks/large_requests.py
 
-The front, and a replica's API over an engine that only counts, are processes of their own. Eight chats of 3.9 MB are
-sent at once, again and again, while plain ones are asked one after the other: milliseconds of the slowest plain one,
-alone and beside them. Then 100 requests of 64 MB are sent at once without a key to a front that wants one, their size
-said and not: what the front's memory was and came to. The last line is one JSON object.
+The front, and a replica's API over an engine that only counts, are separate processes. Sends eight chats of 3.9 MB at
+a time, repeatedly, while plain requests are sent one after the other: milliseconds of the slowest plain one, alone
+and beside them. Then sends 100 requests of 64 MB at once, without a key, to a front that requires one, with and
+without a Content-Length: the front's memory before and its maximum. The last line is one JSON object.
 """
 
 import argparse
@@ -28,7 +28,7 @@ HELLO = [{"role": "user", "content": "Hi"}]
 
 
 def serve_closed_front() -> None:
-    """A front that wants a key, before no replica."""
+    """A front that requires a key, without a replica."""
     import uvloop
 
     from serve.access.api_keys import KeyRing
@@ -44,7 +44,7 @@ def serve_closed_front() -> None:
 
 
 def start(*command: str) -> tuple["subprocess.Popen[str]", str]:
-    """A process and where it listens."""
+    """Start a process; yields it and its address."""
     process = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
@@ -54,7 +54,7 @@ def start(*command: str) -> tuple["subprocess.Popen[str]", str]:
 
 
 def slowest_plain(url: str, seconds: float) -> float:
-    """Milliseconds of the slowest of plain requests, asked for so long."""
+    """Send plain requests for this many seconds; returns the milliseconds of the slowest."""
     slowest, until = 0.0, time.monotonic() + seconds
     with httpx.Client(timeout=60) as client:
         while time.monotonic() < until:
@@ -66,7 +66,7 @@ def slowest_plain(url: str, seconds: float) -> float:
 
 
 def beside_large(url: str) -> dict[str, Any]:
-    """The slowest plain request beside the large ones, and how those were answered."""
+    """The slowest plain request beside the large ones, and the large ones' statuses."""
     body = json.dumps({"model": "timer", "messages": [{"role": "user", "content": "word " * (LARGE // 5)}]})
     is_enough = threading.Event()
     statuses: list[int] = []
@@ -85,7 +85,7 @@ def beside_large(url: str) -> dict[str, Any]:
 
 
 async def send_huge(address: str, says_size: bool) -> int:
-    """The status of a request of 64 MB; it is sent as far as it is taken."""
+    """Send a request of 64 MB as far as the server reads it; returns the status."""
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     size = f"Content-Length: {HUGE}" if says_size else "Transfer-Encoding: chunked"
@@ -110,7 +110,7 @@ async def send_huge(address: str, says_size: bool) -> int:
 
 
 async def all_huge(address: str, pid: int, says_size: bool) -> dict[str, Any]:
-    """Statuses, and the front's memory in MB before and at its most."""
+    """The statuses, and the front's memory in MB before and at its maximum."""
     before = most = memory(pid)
     asking = [asyncio.create_task(send_huge(address, says_size)) for _ in range(NUM_HUGE)]
     while not all(task.done() for task in asking):
@@ -121,7 +121,7 @@ async def all_huge(address: str, pid: int, says_size: bool) -> dict[str, Any]:
 
 
 def memory(pid: int) -> int:
-    """MB that a process holds."""
+    """Resident memory of a process in MB."""
     fields = Path(f"/proc/{pid}/statm").read_text().split()
     return int(fields[1]) * 4096 >> 20
 

@@ -1,10 +1,10 @@
-"""Preference pairs from a file of conversations: the real reply against a reply from another conversation.
+"""Make preference pairs from a file of conversations: the real reply against a reply from another conversation.
 
     python benchmarks/make_sgd_pairs.py conversations.jsonl.gz pairs.jsonl --count 300
 
-Reads `messages` on each line, plain or .gz. The chosen reply is what was really said after the first `--turns`
-messages; the rejected one was said at the same place of the conversation half the file away. What a model learns from
-them is to answer the question that was asked.
+Reads `messages` on each line, plain or .gz. The chosen reply is the one that follows the first `--turns` messages;
+the rejected one is from the same place of the conversation half the file away. A model learns from them to answer the
+question that was asked.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main() -> None:
             messages = json.loads(line)["messages"]
             if len(messages) > options.turns and messages[options.turns]["role"] == "assistant":
                 usable.append(messages[: options.turns + 1])
-    stride = max(1, len(usable) // options.count)  # files are sorted by subject: take some of every one
+    stride = max(1, len(usable) // options.count)  # files are sorted by subject: take some of each
     with options.pairs.open("w", encoding="utf-8") as stream:
         for index in range(0, stride * options.count, stride):
             *prompt, chosen = usable[index % len(usable)]

@@ -2,11 +2,12 @@
 
     python benchmarks/prepare_vs_datasets.py --data sgd.jsonl.gz [--runs 3] [--growth]
 
-Both sides begin as a new process, read the file, render it with SmolLM2's template, and leave token ids and a mask of
-the assistant's turns as files, at most 1,024 tokens a conversation. The other side is what people write themselves:
-two processes (`num_proc=2`), a mask by a search for this template's own words. The sides alternate; the last line is
-one JSON object with the median seconds of each and their ratio. `--growth` measures further: milliseconds of ours
-for a conversation of 10 to 160 turns; seconds of both sides and peak memory for 1 to 16 times a quarter of the file.
+Both sides start as a new process, read the file, render it with SmolLM2's template, and write token ids and a mask of
+the assistant's turns to files, with at most 1,024 tokens per conversation. The other side is what people write
+themselves: two processes (`num_proc=2`), and a mask from a search for this template's own words. The sides alternate;
+the last line is one JSON object with the median seconds of each and their ratio. `--growth` also measures our
+milliseconds for a conversation of 10 to 160 turns, and the seconds and peak memory of both sides for 1 to 16 times a
+quarter of the file.
 """
 
 import argparse
@@ -31,7 +32,7 @@ data: {{sources: [{{path: {data}}}], max_length: {longest}}}
 
 
 def map_by_hand(data: str, target: str) -> None:
-    """The other side; runs in a process of its own."""
+    """The other side; runs in its own process."""
     import datasets
 
     from models.base.load import load_tokenizer, resolve
@@ -62,7 +63,7 @@ def map_by_hand(data: str, target: str) -> None:
 
 
 def timed(command: list[str]) -> tuple[float, float]:
-    """Seconds, and the peak memory in GB of the largest of its processes."""
+    """Seconds, and the peak memory in GB of the command's largest process."""
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.monotonic() - began
@@ -72,7 +73,7 @@ def timed(command: list[str]) -> tuple[float, float]:
 
 
 def prepare(data: str, folder: str) -> tuple[float, float]:
-    """Our side, with a store of its own."""
+    """Our side, with a new store."""
     file = Path(folder) / "pipeline.yaml"
     file.write_text(PIPELINE.format(base=BASE, store=f"{folder}/store", data=data, longest=LONGEST))
     return timed([sys.executable, "-m", "workflows", "prepare", str(file)])
@@ -83,7 +84,7 @@ def by_hand(data: str, folder: str) -> tuple[float, float]:
 
 
 def turns() -> dict[int, float]:
-    """Milliseconds for a conversation of so many turns, the median of 20."""
+    """Milliseconds for a conversation with this many turns, the median of 20."""
     from models.base.load import load_tokenizer, resolve
     from models.chat import encode_conversation
 
@@ -106,7 +107,7 @@ def turns() -> dict[int, float]:
 
 
 def growth(data: str) -> dict[int, dict[str, float]]:
-    """Seconds and memory of both with 1 to 16 times a quarter of the file's conversations."""
+    """Seconds and memory of both sides for 1 to 16 times a quarter of the file's conversations."""
     with gzip.open(data, "rb") as stream:
         lines = stream.read().splitlines(keepends=True)
     part = lines[: len(lines) // 4]

@@ -1,9 +1,10 @@
-"""Searches of the same base model for the same minutes: ASHA against training every trial to its end.
+"""Searches with the same base model and time: ASHA against training every trial to its end.
 
     python benchmarks/search_budget.py --data sgd.jsonl.gz --minutes 3 --seeds 0,1,2
 
-Random draws of learning rate and weight decay for a small random Llama, two DeepSpeed workers a trial; both sides
-draw the same settings in the same order. Trials an hour, the best held-out loss; the last line is one JSON object.
+Random search over learning rate and weight decay for a small random Llama, with two DeepSpeed workers per trial; both
+sides draw the same settings in the same order. Prints trials per hour and the best held-out loss; the last line is
+one JSON object.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import yaml
 
 
 def pipeline(folder: str, data: str, scheduler: str, minutes: float, seed: int) -> dict[str, Any]:
-    """A search by one side."""
+    """The pipeline of one side."""
     return {
         "name": f"budget-{scheduler}", "store": folder, "base_model": "random:tiny-llama",
         "data": {"sources": [{"path": str(Path(data).resolve()), "limit": 400}], "max_length": 512},

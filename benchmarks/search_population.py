@@ -1,10 +1,11 @@
-"""Population-based training against the best fixed learning rate, where the schedule itself changes nothing.
+"""Population-based training against the best fixed learning rate, with a constant learning-rate schedule.
 
     python benchmarks/search_population.py --data sgd.jsonl.gz --seeds 0,1,2
 
-A small random Llama trained without warm-up and decay, so that a good training must lower its learning rate on the
-way. `population`: members that begin with drawn learning rates and copy each other; `fixed`: as many learning rates,
-evenly spread over the same range, each kept to the end. Best held-out loss; the last line is one JSON object.
+Trains a small random Llama without warm-up and decay, so that good training must lower its learning rate on the way.
+`population`: members start with random learning rates and copy each other. `fixed`: the same number of learning
+rates, evenly spaced over the same range, each kept to the end. Prints the best held-out loss; the last line is one
+JSON object.
 """
 
 import argparse
@@ -20,7 +21,7 @@ LOW, HIGH = 1e-3, 3e-2
 
 
 def pipeline(folder: str, data: str, kind: str, members: int, steps: int, every: int, seed: int) -> dict[str, Any]:
-    """A search by one side."""
+    """The pipeline of one side."""
     tune: dict[str, Any] = {"trials": members, "scheduler": {"name": "population", "every_steps": every}}
     tune |= {"seed": seed, "space": {"train.learning_rate": {"loguniform": [LOW, HIGH]}}}
     if kind == "fixed":

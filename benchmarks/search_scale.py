@@ -1,16 +1,16 @@
-"""A search of 1,000 trials that do nothing: what our code adds to Ray Tune's, in seconds and in the driver's memory.
+"""A search of 1,000 trials that do nothing: what our code adds to Ray Tune's time and to the driver's memory.
 
     python benchmarks/search_scale.py --repeats 3
 
-    us       the stage tune: its trials, its recorder (records of every trial in a store), its searcher and scheduler;
-             a trial's worker group is replaced by reports that come at once
-    plain    ray.tune with the same searcher, scheduler and concurrency over a Trainable that reports at once
+    us      the stage tune: its trials, its recorder (records of every trial in a store), its searcher and scheduler;
+            the trials report at once instead of using a worker group
+    plain   ray.tune with the same searcher, scheduler and concurrency over a Trainable that reports at once
 
-Both on one machine whose Ray counts the CPUs of 64 nodes of 8. Each trial at work is a process, so that `--at-once`
-says how many of those start: with 1 the one process serves all trials, and what is measured is the driver's own work.
-With more, where a trial takes less time than a process to start, Tune gives the trial that waits for its own process
-one that has become free, and ends the one that was starting; then 1,000 trials start about as many processes.
-Sides take turns, each run in a process of its own. The last line is one JSON object.
+Both run on one machine on which Ray declares the CPUs of 64 nodes of 8. Each concurrent trial is a process, so
+`--at-once` decides how many processes start: with 1, one process serves all trials, and the benchmark measures the
+driver's own work. With more, if a trial takes less time than the start of a process, Tune reuses a process that has
+become free for the waiting trial and stops the one that was starting; then 1,000 trials start about as many
+processes. Sides alternate, each run in a new process. The last line is one JSON object.
 """
 
 import argparse
@@ -42,7 +42,7 @@ STEPS, EVERY = 90, 10
 
 
 def loss_at(rate: float, step: int) -> float:
-    """Something that ASHA can tell good from bad by."""
+    """A loss by which ASHA can rank trials."""
     return abs(rate - 0.5) + 1 / step
 
 
@@ -67,11 +67,11 @@ class Idle(ray.tune.Trainable):
         return {"step": self._step}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Never asked for by this search."""
+        """This search never calls it."""
 
 
 class IdleTrial(TrialRunner):
-    """Our side's trial: all of it but the worker group."""
+    """Our side's trial, without the worker group."""
 
     def _next_update(self) -> JobUpdate:
         time.sleep(0)
@@ -81,7 +81,7 @@ class IdleTrial(TrialRunner):
 
 
 def pipeline(folder: str, trials: int, at_once: int) -> PipelineSpec:
-    """A search whose training is never begun."""
+    """The pipeline of a search whose training never starts."""
     return PipelineSpec.model_validate({
         "name": "scale", "store": folder, "base_model": "random:tiny-llama", "data": {"sources": [{"path": "none"}]},
         "train": {"adapter": None, "checkpoint_every_steps": EVERY, "num_workers": 2},
@@ -93,8 +93,8 @@ def pipeline(folder: str, trials: int, at_once: int) -> PipelineSpec:
 
 
 def one(side: str, trials: int, at_once: int) -> dict[str, float]:
-    """One search by one side, in this process."""
-    # Else Ray starts a process for each of 512 CPUs before anything asks for one.
+    """Run one search of one side in this process."""
+    # Otherwise Ray starts a process for each of 512 CPUs in advance.
     os.environ.update({**ENVIRONMENT, "RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"})
     ray.init(address="local", num_cpus=NODES * CPUS, log_to_driver=False, logging_level="ERROR")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,14 +1,13 @@
-"""What a trial costs outside its training steps: our worker groups against a TorchTrainer for each trial, as in
-Ray's guide.
+"""What a trial costs outside its training steps: our worker groups against a TorchTrainer per trial (Ray's guide).
 
     python benchmarks/search_trial_cost.py
 
-    us       the stage tune: workers are started once and train one trial after another
-    peer     a Tune function that calls TorchTrainer(...).fit() with the same worker code, and Tune's callback
+    us      the stage tune: workers are started once and train one trial after another
+    peer    a Tune function that calls TorchTrainer(...).fit() with the same worker code, and Tune's callback
 
-One trial at a time, two DeepSpeed workers each, over the demo's conversations. A trial's cost is the time from the
-end of the one before to its own, less what it says it spent in its steps; the first one of a search, which also
-starts Ray Train, is told apart. The last line is one JSON object.
+One trial at a time, with two DeepSpeed workers each, on the demo's conversations. A trial's cost is the time from the
+end of the previous one to its own end, minus the time that it reports for its steps. The first trial of a search,
+which also starts Ray Train, is reported separately. The last line is one JSON object.
 """
 
 import argparse
@@ -60,7 +59,7 @@ def pipeline(kind: str, folder: str, trials: int) -> PipelineSpec:
 
 
 class Clock(ray.tune.Callback):
-    """When each trial ended, and what it says it spent in its steps."""
+    """When each trial ended, and the seconds that it reports for its steps."""
 
     def __init__(self) -> None:
         self.ends = [time.perf_counter()]
@@ -98,7 +97,7 @@ def peer_worker(config: dict[str, Any]) -> None:
 
 
 def peer_trial(config: dict[str, Any], spec: PipelineSpec, keys: dict[str, str]) -> None:
-    """A trial as Ray's guide has it."""
+    """A trial as in Ray's guide."""
     train = spec.train
     trial_spec = with_values(spec, config)
     name = ray.tune.get_context().get_trial_id()
@@ -119,7 +118,7 @@ def peer_trial(config: dict[str, Any], spec: PipelineSpec, keys: dict[str, str])
 
 
 def one(side: str, spec: PipelineSpec, keys: dict[str, str], trials: int) -> list[float]:
-    """The costs of a search's trials."""
+    """The cost of each trial of a search."""
     assert spec.tune is not None
     store = Store(spec.store)
     search = Search("cost", f"{side}", ["held_out_loss"], spec.tune.space, "random", "none", trials)

@@ -1,9 +1,9 @@
-"""The engines against each other, without HTTP and Ray: SmolLM2-135M on this machine's CPUs.
+"""The engines compared, without HTTP and Ray: SmolLM2-135M on this machine's CPUs.
 
     python benchmarks/serve_engines.py
 
-Every request has other prompt tokens (no cached prefix helps) and no end token; each next one comes as soon as one is
-done. Prints output tokens a second and the time to the first token; the last line is one JSON object.
+Every request has different prompt tokens (no cached prefix helps) and no end token; the next one is sent as soon as
+one is done. Prints output tokens per second and the time to the first token; the last line is one JSON object.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from serve.engines.torch import TorchEngine
 MODEL = "builtin:smollm2-135m-instruct"
 PROMPT_TOKENS, REPLY_TOKENS = 125, 64
 NUM_REQUESTS = {1: 4, 8: 16, 32: 32}
-"""by how many are in progress at once"""
+"""number of requests for each concurrency"""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one engine did with so many requests at once."""
+    """The figures of one engine at one concurrency."""
 
     engine: str
     at_once: int
@@ -45,14 +45,14 @@ class Row:
 
 
 def requests_of(count: int, vocab_size: int, seed: int) -> Iterator[GenerationRequest]:
-    """Sampled, so that no reply runs in a circle."""
+    """A sampled request, so that no reply repeats itself."""
     draw = random.Random(seed)
     for _ in range(count):
         yield GenerationRequest([draw.randrange(vocab_size) for _ in range(PROMPT_TOKENS)], REPLY_TOKENS)
 
 
 async def first_token_s(engine: Engine, request: GenerationRequest) -> float:
-    """Seconds to the first token of a request that is read to its end."""
+    """Read a reply to its end; returns the seconds to its first token."""
     began = time.perf_counter()
     first = 0.0
     num_tokens = 0
@@ -64,7 +64,7 @@ async def first_token_s(engine: Engine, request: GenerationRequest) -> float:
 
 
 async def load(engine: Engine, name: str, at_once: int, count: int, vocab_size: int) -> Row:
-    """`count` requests, `at_once` of them in progress at any time."""
+    """Send `count` requests, `at_once` of them in progress at any time."""
     waiting = requests_of(count, vocab_size, seed=at_once)
     firsts: list[float] = []
 
@@ -80,7 +80,7 @@ async def load(engine: Engine, name: str, at_once: int, count: int, vocab_size: 
 
 
 def measure(engine: Engine, name: str, vocab_size: int) -> list[Row]:
-    """All loads of one engine, after one request that warms it up; closes it."""
+    """Run all loads on one engine, after a warm-up request, and close it."""
     rows = []
     try:
         asyncio.run(load(engine, name, 1, 1, vocab_size))

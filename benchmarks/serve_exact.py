@@ -1,9 +1,9 @@
-"""Greedy replies of the engines against transformers' own `generate`, token by token, in strict float32.
+"""Greedy replies of the engines compared with transformers' `generate`, token by token, in strict float32.
 
     python benchmarks/serve_exact.py
 
-SmolLM2; 20 prompts alone, then 32 at once, on `openvino` and `torch`; and three LoRA adapters mixed in one batch on
-`torch`, each against PEFT's own. An adapter's weights are drawn at random: it need not be good, but another model.
+SmolLM2: 20 prompts one by one, then 32 at once, on `openvino` and `torch`; and three LoRA adapters mixed in one batch
+on `torch`, each compared with PEFT. The adapters have random weights: they need not be good, only different.
 """
 
 import argparse
@@ -29,7 +29,7 @@ ASKED = ("Tell me about {}.", "Write two sentences on {}.", "Why is there {}?", 
 
 
 def prompts(tokenizer: Any, count: int) -> list[list[int]]:
-    """Of 30 to 300 tokens."""
+    """Prompts of 30 to 300 tokens."""
     draw = random.Random(0)
     found = []
     for number in range(count):
@@ -59,7 +59,7 @@ def replies(engine: Engine, requests: Sequence[GenerationRequest]) -> list[list[
 
 
 def equal(found: list[list[int]], expected: list[list[int]]) -> str:
-    """How many replies are the same, and at which token the first other one differs."""
+    """How many replies are equal, and the first token at which another one differs."""
     same = sum(one == other for one, other in zip(found, expected, strict=True))
     text = f"{same} of {len(expected)}"
     for number, (one, other) in enumerate(zip(found, expected, strict=True)):

@@ -1,10 +1,11 @@
-"""The endpoint under faults: requests sent, answered, refused, cut off and lost while things happen to it.
+"""The endpoint under faults: how many requests are answered, refused, cut off and lost.
 
     python benchmarks/serve_faults.py --seconds 300
 
-SmolLM2 on Ray Serve in this machine, two replicas of one thread, 16 clients at once, every second one streaming. In
-turn: a rolling update, `kill -9` of a replica, `kill -9` of an engine's process, clients that vanish in mid-reply. A
-request is lost when its client got neither a whole reply, nor a refusal, nor a stream that said why it ended.
+SmolLM2 on Ray Serve on this machine, two replicas of one thread, 16 concurrent clients, half of them streaming. One
+after the other: a rolling update, `kill -9` of a replica, `kill -9` of an engine's process, clients that disconnect
+in mid-reply. A request is lost if its client got neither a complete reply, nor a refusal, nor a stream that states
+why it ended.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def export_of_smollm2(folder: Path) -> None:
 
 
 def free_port() -> int:
-    """Of those that no process of Ray's is given by chance."""
+    """A port outside the range from which Ray's processes get theirs."""
     while True:
         port = random.randrange(20_000, 30_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -77,13 +78,13 @@ def processes(name: str) -> list[psutil.Process]:
 
 
 def memory_gb() -> float:
-    """Of the replicas, their engines and the front: what is theirs alone."""
+    """Private memory of the replicas, their engines and the front."""
     ours = [*processes("ray::ServeReplica"), *processes("openvino_process"), *processes("ray::FrontActor")]
     return round(sum(process.memory_full_info().uss for process in ours) / 1e9, 2)
 
 
 class Load:
-    """16 clients that ask one request after the other."""
+    """16 clients that send one request after the other."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -149,7 +150,7 @@ async def slots_in_use(url: str) -> float:
 
 
 async def happening(load: Load, folder: str, port: int, seconds: float) -> AsyncIterator[dict[str, Any]]:
-    """One thing after the other, each with a share of the time."""
+    """Cause one fault after the other, each for a share of the time."""
     share = seconds / 5
     for what in ("nothing", "rolling update", "kill -9 of a replica", "kill -9 of an engine", "clients vanish"):
         before, began = load.outcomes.copy(), time.monotonic()
@@ -171,7 +172,7 @@ async def measure(folder: str, port: int, seconds: float) -> dict[str, Any]:
     url = f"http://127.0.0.1:{port}"
     load = Load(url)
     running = asyncio.create_task(load.run())
-    await asyncio.sleep(min(20.0, seconds / 10))  # caches fill up
+    await asyncio.sleep(min(20.0, seconds / 10))  # until the caches are full
     start_gb = memory_gb()
     parts = []
     async for part in happening(load, folder, port, seconds):
@@ -207,7 +208,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         export_of_smollm2(Path(folder))
-        # More than the machine has: an update starts a replica before it stops another.
+        # More CPUs than the machine has, because an update starts a replica before it stops another.
         ray.init(address="local", num_cpus=4, log_to_driver=False, logging_level="ERROR")
         deploy(folder, "first", port)
         print(json.dumps(asyncio.run(measure(folder, port, seconds))))

@@ -1,6 +1,6 @@
-"""The servers of serve_vs_peers.py, each in a process of its own: `python benchmarks/serve_peer.py SIDE PORT FOLDER`.
+"""The servers of serve_vs_peers.py, each in its own process: `python benchmarks/serve_peer.py SIDE PORT FOLDER`.
 
-All of them speak the part of /v1/completions that the load generator uses: token ids in, sampled tokens out.
+All of them implement the part of /v1/completions that the load generator uses: token ids in, sampled tokens out.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ def answer(num_tokens: int) -> dict[str, Any]:
 
 
 def fastapi(port: int, folder: str) -> None:
-    """What many begin with: a FastAPI route around `generate`, one request at a time."""
+    """A common first version: a FastAPI route around `generate`, one request at a time."""
     import uvicorn
     from fastapi import FastAPI
 
@@ -115,13 +115,13 @@ def start_ray() -> None:
 
 
 def wait() -> None:
-    """For the end of this process."""
+    """Wait until this process is stopped."""
     while True:
         time.sleep(60)
 
 
 def direct(loads: str, folder: str) -> None:
-    """OpenVINO's pipeline without HTTP and Ray: takes the loads as JSON, prints their figures as JSON."""
+    """OpenVINO's pipeline without HTTP and Ray: reads the loads as JSON, prints their figures as JSON."""
     from models.export.openvino_runtime import FACTS_FILE
     from serve.engines.base import DEFAULT_MAX_ACTIVE
     from serve.engines.openvino import num_blocks_of

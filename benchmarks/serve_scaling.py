@@ -1,10 +1,10 @@
-"""How long replicas take to follow the load, and what becomes of the requests meanwhile.
+"""How long replicas take to follow the load, and what happens to the requests meanwhile.
 
     python benchmarks/serve_scaling.py
 
-SmolLM2 on Ray Serve in this machine: from no replica (the first request's wait), then one replica until 16 clients
-ask at once, three of them until the clients leave, one again, and none. A cluster "with room": Ray is told of more
-CPUs than there are, so replicas share them; their start is slower for it than on a cluster that has them.
+SmolLM2 on Ray Serve on this machine: from no replica (the first request's wait) to one, to three when 16 clients send
+requests at once, back to one when the clients leave, and to none. Ray is told of more CPUs than the machine has, so
+that the cluster has capacity; replicas share the CPUs, so they start more slowly than on a real cluster.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ async def seconds_until(is_so: Callable[[], bool], at_most: float = 180) -> floa
 
 
 async def answering(url: str, count: int) -> float:
-    """Seconds until so many replicas answer, as the front has seen."""
+    """Seconds until this many replicas answer, according to the front."""
     began = time.monotonic()
     async with aiohttp.ClientSession() as client:
         while True:

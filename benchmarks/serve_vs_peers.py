@@ -1,4 +1,4 @@
-"""The endpoint against its peers on this machine's CPUs: SmolLM2-135M, 125 tokens in, up to 64 out, sampled.
+"""The endpoint compared with its peers on this machine's CPUs: SmolLM2-135M, 125 tokens in, up to 64 out, sampled.
 
     python benchmarks/serve_vs_peers.py --repeats 3 --write table.md
 
@@ -7,9 +7,9 @@
     serve.batch   Ray Serve's @serve.batch around transformers' generate, up to 32 at once
     fastapi       a FastAPI route around generate, one request at a time
 
-Every request has other random prompt tokens, so no cached prefix helps; each next one is sent as soon as one is done.
-Sides are processes of their own, one after the other, round by round. `us` streams; the peers answer whole, so their
-first token comes with the last one. Prints medians; the last line is one JSON object.
+Every request has different random prompt tokens, so no cached prefix helps; the next one is sent as soon as one is
+done. Sides are separate processes, one after the other, round by round. `us` streams; the peers send the whole reply,
+so their first token comes with the last one. Prints medians; the last line is one JSON object.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from serve_faults import free_port
 HERE = Path(__file__).resolve().parent
 MODEL = "builtin:smollm2-135m-instruct"
 PROMPT_TOKENS, REPLY_TOKENS = 125, 64
-# Requests by how many are in progress at once. The peers would take minutes for more.
+# Number of requests for each concurrency. The peers would take minutes for more.
 LOADS = {
     "us": {1: 4, 8: 24, 32: 64, 128: 128},
     "direct": {1: 4, 8: 24, 32: 64},
@@ -45,14 +45,14 @@ LOADS = {
 
 
 def prompts_of(count: int, seed: int) -> list[list[int]]:
-    """Tokens from 1,000 on: no special ones among them."""
+    """Tokens from 1,000 on, which are not special."""
     draw = random.Random(seed)
     return [[draw.randrange(1000, 49_000) for _ in range(PROMPT_TOKENS)] for _ in range(count)]
 
 
 @contextmanager
 def server(side: str, folder: str) -> Iterator[tuple[str, int]]:
-    """The address and the process of a side that answers."""
+    """Start a side; yields its address and its process once it answers."""
     port = free_port()
     command = [sys.executable, str(HERE / "serve_peer.py"), side, str(port), folder]
     with tempfile.TemporaryFile() as log:
@@ -69,7 +69,7 @@ def server(side: str, folder: str) -> Iterator[tuple[str, int]]:
 
 
 def is_up(url: str, process: "subprocess.Popen[bytes]") -> bool:
-    """Waits until it answers a first request, or does not."""
+    """Wait until the first request is answered; raises if the process ends."""
     body = {"model": "model", "prompt": prompts_of(1, 0)[0], "max_tokens": 4}
     until = time.monotonic() + 180
     while process.poll() is None and time.monotonic() < until:
@@ -82,13 +82,13 @@ def is_up(url: str, process: "subprocess.Popen[bytes]") -> bool:
 
 
 def memory_gb(pid: int) -> float:
-    """Of a process with its children, shared pages counted once for each."""
+    """Memory of a process with its children; shared pages count for each."""
     family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     return sum(process.memory_info().rss for process in family if process.is_running()) / 1e9
 
 
 async def load(url: str, at_once: int, prompts: list[list[int]], stream: bool) -> dict[str, Any]:
-    """What became of these requests, `at_once` of them in progress at any time."""
+    """Send these requests, `at_once` of them in progress at any time; returns their outcomes."""
     waiting = iter(prompts)
     found: dict[str, Any] = {"tokens": 0, "firsts": [], "betweens": [], "refused": 0, "failed": 0}
 
@@ -155,7 +155,7 @@ def run_side(side: str, folders: dict[str, str], seed: int) -> dict[int, dict[st
 
 
 def row_of(side: str, at_once: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the rounds; percentiles over all requests in them."""
+    """Medians over the rounds, percentiles over all their requests."""
     rates = [run["tokens"] / run["seconds"] for run in runs]
     row: dict[str, Any] = {"side": side, "at_once": at_once, "tokens_per_s": round(statistics.median(rates), 1)}
     row["runs"] = [round(rate, 1) for rate in rates]

@@ -1,10 +1,10 @@
-"""What it saves to read a history once for all replies to it, where each reply had it before it so far.
+"""What it saves to compute a history once for all replies to it, instead of once per reply.
 
     python benchmarks/shared_history.py
 
-SmolLM2 on one thread: as a discriminator a training step over four histories with 1 and with 4 drawn replies beside
-each real one, and the scores of 8 replies to one prompt, as `best_of` asks for; and a step of DPO. Both sides in
-turns, CPU seconds, the median of three. The last line is one JSON object.
+SmolLM2 on one thread. As a discriminator: a training step over four histories with 1 and with 4 sampled replies
+beside each real one, and the scores of 8 replies to one prompt, as for `best_of`; and a step of DPO. Both sides
+alternate; CPU seconds, the median of three. The last line is one JSON object.
 """
 
 import json
@@ -29,7 +29,7 @@ TIMES = 3
 
 
 def exchanges(histories: int, history_tokens: int, replies: int, reply_tokens: int) -> list[list[Exchange]]:
-    """For each history its replies, of random tokens."""
+    """Histories with replies of random tokens."""
     draw = torch.Generator().manual_seed(0)
 
     def tokens(count: int) -> list[int]:
@@ -42,14 +42,14 @@ def exchanges(histories: int, history_tokens: int, replies: int, reply_tokens: i
 
 
 def each(some: Sequence[Exchange], weight: int, **values: torch.Tensor) -> PackedBatch:
-    """With its history before each reply."""
+    """Rows that repeat the history before each reply."""
     return pack([exchange.sequence for exchange in some], weight, values)
 
 
 def compare(
     name: str, once: PackedBatch, before: PackedBatch, work: Callable[[PackedBatch], Any]
 ) -> dict[str, float]:
-    """Seconds of both, and how many times more the other takes."""
+    """The seconds of both, and their ratio."""
     batches = {"once": once, "each": before}
     seconds: dict[str, list[float]] = {side: [] for side in batches}
     for _ in range(TIMES):

@@ -26,7 +26,7 @@ WARM_UP_STEPS = 1
 
 
 class Clock(TrainerCallback):
-    """When each step ended, its loss, and the tokens that its batch held."""
+    """Records when each step ended, its loss, and the tokens of its batch."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -41,7 +41,7 @@ class Clock(TrainerCallback):
             self.losses.append(float(logs["loss"]))
 
     def counting(self, collator: Any) -> Any:
-        """The collator, which also counts the tokens that are no padding."""
+        """The collator, which also counts the tokens that are not padding."""
 
         def collate(examples: Any) -> Any:
             self.tokens.append(sum(len(example["input_ids"]) for example in examples))
@@ -51,7 +51,7 @@ class Clock(TrainerCallback):
 
 
 class InOrder(SFTTrainer):
-    """Reads the conversations in the order in which they come."""
+    """Reads the conversations in the given order."""
 
     def _get_train_sampler(self, *args: Any) -> Any:
         return SequentialSampler(self.train_dataset)
@@ -93,7 +93,7 @@ def main(side: str, kind: str, precision: str, folder: str, data: str, threads: 
 
     With `save_to`, one conversation a step, and the model is saved there.
     """
-    torch.manual_seed(0)  # the adapter's start
+    torch.manual_seed(0)  # the adapter's initial weights
     torch.set_num_threads(int(threads))
     clock = Clock()
     with tempfile.TemporaryDirectory() as out:

@@ -17,7 +17,7 @@ WARM_UP_STEPS = 1
 
 
 class InOrder:
-    """A conversation a step, as they come: for comparing losses. Stands in for `models.packing.StepPlan`."""
+    """One conversation per step, in the given order, to compare losses. Replaces `models.packing.StepPlan`."""
 
     def __init__(self, num_tokens: list[int], weights: list[int]) -> None:
         self._num_tokens, self._weights = num_tokens, weights
@@ -45,7 +45,7 @@ def rate(precision: str) -> dict[str, float]:
 
 
 def train(kind: str, precision: str, folder: str, data: str, save_to: str | None) -> dict[str, object]:
-    """One pass over the examples as a worker of `rayconteur train` makes it."""
+    """One epoch over the examples, as in a worker of `rayconteur train`."""
     from models.base import adapters
     from models.base.load import load_model
     from models.base.precision import dtype_of
@@ -94,6 +94,6 @@ def train(kind: str, precision: str, folder: str, data: str, save_to: str | None
 if __name__ == "__main__":
     side, kind, precision, folder, data, threads, *save_to = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    torch.manual_seed(0)  # the adapter's start
+    torch.manual_seed(0)  # the adapter's initial weights
     answer = rate(precision) if side == "rate" else train(kind, precision, folder, data, *save_to or [None])
     print("\n" + json.dumps(answer))

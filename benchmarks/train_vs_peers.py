@@ -1,13 +1,13 @@
-"""Training against its peers on this machine: TRL's SFTTrainer and transformers' Trainer, as ratios.
+"""Training compared with its peers on this machine, TRL's SFTTrainer and transformers' Trainer, as ratios.
 
     python benchmarks/train_vs_peers.py setup
     python benchmarks/train_vs_peers.py run --data a.jsonl.gz --data b.jsonl.gz --write table.md
     python benchmarks/train_vs_peers.py equal --data a.jsonl.gz --data b.jsonl.gz
 
-Every side trains SmolLM2-135M-Instruct on the same conversations, rendered and masked once by `models/chat`, once
-each, with about 2,048 tokens a step; AdamW on float32 weights, with bf16 in the forward and backward pass, or fp32
-where the machine multiplies that faster (as `train.precision: auto` has it). Sides are processes of their own,
-alternated; figures are medians over `--repeats`.
+Every side trains SmolLM2-135M-Instruct for one epoch on the same conversations, rendered and masked by `models/chat`,
+with about 2,048 tokens per step; AdamW on float32 weights, with bf16 in the forward and backward passes, or fp32
+where the machine multiplies that faster (as `train.precision: auto` chooses). Sides are separate processes and
+alternate; figures are medians over `--repeats`.
 
     trl        SFTTrainer at its defaults, which is bf16 on any machine
     trl-fp32   SFTTrainer at its defaults, but in the faster format; only where that is fp32
@@ -96,7 +96,7 @@ def setup() -> None:
 
 
 def run_all(options: argparse.Namespace) -> dict[str, Any]:
-    """Every side and kind `repeats` times, in turns."""
+    """Run every side and kind `repeats` times, alternately."""
     from models.base.load import resolve
     from models.base.precision import faster_precision
 
@@ -208,7 +208,7 @@ def one(
 def read_examples(
     files: list[Path], count: int, folder: Path, longest: int = MAX_LENGTH
 ) -> list[dict[str, list[int]]]:
-    """`count` conversations, equally many of each file, as token ids with labels (-100 where not supervised)."""
+    """`count` conversations, the same number of each file, as token ids with labels (-100 if not supervised)."""
     from models.base.load import load_tokenizer
     from models.chat import encode_conversation
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# In Mistral's template the system text is gone from the prompt that follows a tool's result.
+# Mistral's chat template drops the system message from the prompt after a tool's result.
 #
-# axolotl 0.19.0 ships Mistral v0.3's template (mistral_v2v3) and the tekken one (mistral_v3_tekken). Both write the
-# system text into the last user's message, and only while that message is the last one of all. Once a tool has answered,
-# the last message is the tool's: the next prompt has no system text anywhere, without an error. In a conversation with
-# a call, a model reads its instructions before the call and not when it answers. Seen: the list below. The script fails
-# if it changes.
+# axolotl 0.19.0 ships the templates of Mistral v0.3 (mistral_v2v3) and the tekken one (mistral_v3_tekken). Both write the
+# system message into the last user message, but only if that is the last message of the conversation. After a tool's
+# result, the last message is the tool's, so the prompt has no system message, and there is no error. In a conversation
+# with a tool call, the model reads its instructions before the call but not when it answers. The list below shows the
+# outputs. The script fails if it changes.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

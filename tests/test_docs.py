@@ -14,6 +14,7 @@ import yaml
 
 from workflows.cli.commands import command
 from workflows.spec.describe import PAGE_COMMAND, all_fields, fields_page
+from workflows.stage import STAGE_NAMES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -52,7 +53,7 @@ def command_lines(page: Path) -> list[list[str]]:
         code += block.splitlines()
     found = []
     for line in code:
-        line = re.sub(r"^\$ ", "", line).replace("[", "").replace("]", "")  # optional words count too
+        line = re.sub(r"^\$ |^\.venv/bin/", "", line).replace("[", "").replace("]", "")  # optional words count too
         line = re.split(r" (?:#|\||>|&&) ?", line)[0]
         if re.match(r"([A-Z_]+=\S+ )*(rayconteur|python3?|pytest|make)( |$)", line):
             words = shlex.split(line)
@@ -60,6 +61,11 @@ def command_lines(page: Path) -> list[list[str]]:
                 words.pop(0)
             found.append(words)
     return found
+
+
+@cache
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 @cache
@@ -128,10 +134,9 @@ def _check_ours(words: list[str]) -> None:
 
 @every_page
 def test_scripts_and_targets_exist(page: Path) -> None:
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for words in command_lines(page):
         if words[0] == "make":
-            assert {word for word in words[1:] if "=" not in word and word[0] != "-"} <= targets, words
+            assert {word for word in words[1:] if "=" not in word and word[0] != "-"} <= make_targets(), words
         elif words[0] == "pytest":
             files = [word.partition("::")[0] for word in words if word.startswith("tests")]
             assert all((ROOT / file).exists() for file in files), words
@@ -218,16 +223,81 @@ def test_files_of_the_readmes_tree_exist() -> None:
             assert any((ROOT / folder).glob(name)) or any(ROOT.glob(name)), f"{folder}{name}"
 
 
-def test_names_in_contributing_exist() -> None:
-    """Classes of the word list, and what a person who adds something has to find."""
-    named = {
-        span for span in spans(ROOT / "CONTRIBUTING.md") if re.fullmatch(r"\w*[a-zA-Z]_\w+|_\w+|[A-Z][a-z]\w+", span)
-    }
-    named -= {"RAYCONTEUR_HOSTS"}
-    files = [file for package in ("workflows", "models", "serve", "tests") for file in (ROOT / package).rglob("*.py")]
-    words = set(re.findall(r"\w+", "".join(file.read_text() for file in files)))
-    assert "WorkerGroup" in named
-    assert named - words == set()
+# Code in CONTRIBUTING.md that names nothing of this project.
+NOT_OURS = {"make", "g++", ".venv", '-m ""', "file:line", "torch", "auto", "generate", "max_", "min_"}
+
+
+@cache
+def code_files() -> list[Path]:
+    return [file for package in ("workflows", "models", "serve", "tests") for file in (ROOT / package).rglob("*.py")]
+
+
+@cache
+def names_in(file: Path) -> tuple[set[str], set[str]]:
+    """The names that a module defines, and all names and environment variables that it contains."""
+    defined: set[str] = set()
+    used: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        match node:
+            case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                defined.add(node.name)
+            case ast.arg():
+                defined.add(node.arg)
+            case ast.Name():
+                (defined if isinstance(node.ctx, ast.Store) else used).add(node.id)
+            case ast.Attribute():
+                (defined if isinstance(node.ctx, ast.Store) else used).add(node.attr)
+            case ast.alias():
+                used.add(node.name)
+            case ast.Constant(value=str(text)) if re.fullmatch(r"RAYCONTEUR_[A-Z_]+", text):
+                defined.add(text)
+    return defined, defined | used
+
+
+def unknown_names(text: str) -> list[str]:
+    """Paths, make targets, fields, classes and functions in a text that do not exist.
+
+    A file may be named without its folder after another file of that folder. A class or function must be defined
+    somewhere, and occur in one of the files that the same paragraph, list item or row names.
+    """
+    found = []
+    for item in re.split(r"\n\n|\n(?=\d+\. |- |\|)", text):
+        spans_here = [" ".join(each[2].split()) for each in CODE.finditer(item)]
+        names, files, folder = [], [], ROOT
+        for span in spans_here:
+            pattern = re.sub(r"<\w+>", "*", span)
+            if "/" in pattern or re.fullmatch(r"[\w*]+\.(py|md|toml|txt|yaml|sh)|workflows|models|serve", pattern):
+                there = [] if " " in span else [*ROOT.glob(pattern.rstrip("/"))] or [*folder.glob(pattern)]
+                files += [file for path in there for file in ([path] if path.is_file() else path.glob("*.py"))]
+                folder = next((path if path.is_dir() else path.parent for path in there), folder)
+                found += [] if there or " " in span else [span]
+            elif not (span in NOT_OURS or span.startswith("-") or " " in span or is_known(span)):
+                names.append(re.sub(r"\(.*\)$|^[\w.]+:", "", span))
+            found += [span for target in re.findall(r"^make ([\w-]+)$", span) if target not in make_targets()]
+        beside = [file for file in files if file.suffix == ".py"] or code_files()
+        defined = {name for file in code_files() for name in names_in(file)[0]}
+        used = {name for file in beside for name in names_in(file)[1]}
+        found += [name for name in names if name not in defined & used]
+    return found
+
+
+def is_known(span: str) -> bool:
+    return span in STAGE_NAMES or span in SECTIONS or is_field(span)
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("", ""), ("`WorkerGroup`", "`Gang`"), ("`workflows/stage.py`", "`workflows/stages.py`"),
+    ("`plan_cluster.py`", "`plan_clusters.py`"), ("`make test-all`", "`make test-everything`"),
+    ("`_write_targets`", "`_write_target`"), ("`run(context)`", "`runs_of(context)`"), ("`Engine`", "`Engines`"),
+    ("`serve.engine`", "`serve.engines`"), ("`models/export/<format>.py`", "`models/exports/<format>.py`"),
+    ("`_prepare_settings`", "`_kind_of_text`"), ("`RAYCONTEUR_HOSTS`", "`RAYCONTEUR_HOST`"),
+])  # fmt: skip
+def test_names_in_contributing_exist(old: str, new: str) -> None:
+    """Every name in the page exists; a changed name is found."""
+    text = prose(ROOT / "CONTRIBUTING.md")
+    assert old in text
+    unknown = unknown_names(text.replace(old, new) if old else text)
+    assert bool(unknown) == bool(old), unknown
 
 
 def test_the_page_of_fields_is_as_the_code_is() -> None:
