@@ -300,7 +300,7 @@ def test_names_in_contributing_exist(old: str, new: str) -> None:
     assert bool(unknown) == bool(old), unknown
 
 
-def test_the_page_of_fields_is_as_the_code_is() -> None:
+def test_the_page_of_fields_matches_the_spec() -> None:
     assert (ROOT / "docs" / "fields.md").read_text() == fields_page(), f"run `{PAGE_COMMAND}`"
 
 

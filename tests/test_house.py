@@ -82,7 +82,7 @@ def test_stages_import_no_other_stage() -> None:
         assert not {name for name in imported if name.startswith("workflows.stages.")}, stage
 
 
-def test_nothing_says_import_serve_and_rays_has_another_name() -> None:
+def test_import_serve_is_never_ambiguous() -> None:
     for folder in ("workflows", "models", "serve", "tests"):
         for file in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
@@ -113,7 +113,7 @@ def test_a_shipped_pipeline_parses_and_its_files_are_there(file: Path) -> None:
     assert spec.evaluate.questions is None or Path(spec.evaluate.questions).is_file()
 
 
-def test_the_pinned_packages_install_on_every_python_that_is_let_in() -> None:
+def test_the_pinned_packages_install_on_every_supported_python() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.partition("==")[0] for line in lines if "==" in line and not line.startswith("#")}
     asked = SpecifierSet(metadata("rayconteur")["Requires-Python"])

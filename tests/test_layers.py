@@ -155,7 +155,7 @@ def test_every_module_has_a_layer() -> None:
         rank(module)
 
 
-def test_no_modules_import_each_other() -> None:
+def test_no_two_modules_import_each_other() -> None:
     graph = {name: frozenset(imports(name) & files().keys()) for name in files()}
     assert circles(graph) == []
 

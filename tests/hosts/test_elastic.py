@@ -12,7 +12,7 @@ def at(workers, after):
     )
 
 
-def test_a_lost_machine_is_done_without_and_taken_back(hosts, sums_file, tiny):
+def test_training_continues_without_a_lost_machine_and_takes_it_back(hosts, sums_file, tiny):
     store, output, file = hosts.shared / "store", hosts.shared / "output", hosts.shared / "pipeline.yaml"
     tiny |= {"store": str(store), "cluster": {"address": "auto"}}
     tiny["train"] |= {"num_workers": [1, 3], "zero": {"stage": 2}, "epochs": 400, "checkpoint_every_steps": 50}

@@ -7,7 +7,7 @@ import yaml
 HEAD = "http://198.18.7.11:8265"
 
 
-def test_the_same_submit_goes_on_after_the_head_was_lost(bare_hosts, sums_file, tiny):
+def test_the_same_submit_resumes_after_the_head_is_lost(bare_hosts, sums_file, tiny):
     hosts = bare_hosts
     for host in ("h1", "h2", "h3"):
         hosts.start_ray(host)

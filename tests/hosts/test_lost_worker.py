@@ -45,7 +45,7 @@ def cut(hosts, host, output):
     return seconds
 
 
-def test_in_prepare(hosts, tiny):
+def test_a_worker_is_lost_in_prepare(hosts, tiny):
     lines = [{"messages": [{"role": "user", "content": f"{n}?" * 20}, {"role": "assistant", "content": str(n)}]}
              for n in range(60_000)]  # fmt: skip
     for part in range(6):
@@ -63,7 +63,7 @@ def test_in_prepare(hosts, tiny):
     print(f"prepare: 6,000 lines after the cut were there {stalled:.0f} s later; all lines once")
 
 
-def test_in_train(hosts, sums_file, tiny):
+def test_a_worker_is_lost_in_train(hosts, sums_file, tiny):
     output = hosts.shared / "output"
     train = {"num_workers": 2, "zero": {"stage": 2}, "epochs": 120, "checkpoint_every_steps": 20}
     file = pipeline(hosts, tiny, train=train)
@@ -79,7 +79,7 @@ def test_in_train(hosts, sums_file, tiny):
     print(f"train: beyond the step of the cut {stalled:.0f} s later, from step {figures['resumed_from_step']}")
 
 
-def test_in_tune(hosts, sums_file, tiny):
+def test_a_worker_is_lost_in_tune(hosts, sums_file, tiny):
     output = hosts.shared / "output"
     space = {"train.learning_rate": {"loguniform": [1e-4, 3e-2]}}
     search = {"space": space, "trials": 5, "scheduler": "none", "max_failures": 2}

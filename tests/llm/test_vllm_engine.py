@@ -56,7 +56,7 @@ def reference(release: Path) -> Any:
     engine.close()
 
 
-def test_greedy_tokens_are_those_of_generate_alone_and_in_company(
+def test_greedy_tokens_are_those_of_generate_alone_and_in_a_batch(
     engine: VLLMEngine, run: Callable[[Any], Any], release: Path
 ) -> None:
     model = load_model(release, torch.float32)
@@ -107,7 +107,7 @@ def test_a_field_does_what_it_does_in_the_torch_engine(
 
 
 @pytest.mark.parametrize(("top_k", "top_p", "temperature"), [(3, 1.0, 2.0), (0, 0.3, 2.0), (0, 1.0, 0.3)])
-def test_tokens_are_drawn_among_those_that_may_be(
+def test_tokens_are_sampled_among_the_allowed_ones(
     engine: VLLMEngine, release: Path, run: Callable[[Any], Any], top_k: int, top_p: float, temperature: float
 ) -> None:
     model = load_model(release, torch.float32)
@@ -139,7 +139,7 @@ def test_log_probabilities_are_the_models_own(
                 assert len(event.top_logprobs) == count
 
 
-def test_with_a_format_they_are_not_and_so_both_together_are_refused(
+def test_log_probabilities_with_a_format_are_refused(
     engine: VLLMEngine, release: Path, run: Callable[[Any], Any]
 ) -> None:
     tokenizer = load_tokenizer(release)

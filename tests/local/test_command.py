@@ -55,7 +55,7 @@ def said_by(*arguments):
     ).stdout
 
 
-def test_a_terminated_run_goes_on_and_a_finished_one_is_not_repeated(command, pipeline):
+def test_a_terminated_run_resumes_and_a_finished_one_is_not_repeated(command, pipeline):
     status, said = stopped(command, pipeline, signal.SIGTERM)
     assert status == 130
     assert said[-1] == {"event": "error", "text": "stopped; run the same command to resume"}
@@ -97,7 +97,7 @@ def test_a_killed_run_loses_nothing(command, pipeline, tmp_path):
     assert losses(tmp_path / "store") == pytest.approx(losses(tmp_path / "other"), abs=1e-4)
 
 
-def test_gpus_that_are_not_there_are_said_before_anything_is_done(command, tiny, tmp_path):
+def test_missing_gpus_are_reported_before_the_first_stage(command, tiny, tmp_path):
     file = tmp_path / "p.yaml"
     file.write_text(yaml.safe_dump({**tiny, "train": {**tiny["train"], "gpus_per_worker": 1, "precision": "bf16"}}))
     process = command.start("run", file)

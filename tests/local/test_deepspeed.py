@@ -215,7 +215,7 @@ def test_every_stage_learns_like_plain_torch_and_resumes(results, kind, stage):
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_offload_changes_where_states_lie_and_nothing_else(results, stage):
+def test_offload_changes_only_where_states_are_kept(results, stage):
     assert results["full"][f"{stage} offload"]["loss"] == pytest.approx(
         results["full"][f"{stage} bf16"]["whole"]["loss"], abs=1e-2
     )
@@ -244,7 +244,7 @@ def test_a_gradient_does_not_depend_on_its_number_of_passes(tmp_path, passes, nu
 
 
 @pytest.mark.slow
-def test_training_goes_on_with_fewer_or_more_workers(tmp_path):
+def test_training_continues_with_fewer_or_more_workers(tmp_path):
     """Two workers save; one or three continue: the same losses and gradients, for every stage."""
     for num_workers, mode in ((2, "first"), (1, "go on"), (3, "go on")):
         start(ANY_WORKERS, tmp_path, tmp_path, mode, num_workers=num_workers)
@@ -259,7 +259,7 @@ def test_training_goes_on_with_fewer_or_more_workers(tmp_path):
 
 
 @pytest.mark.slow
-def test_conversations_in_rows_of_their_own_are_learned_alike_by_all_workers(tmp_path):
+def test_unpacked_conversations_are_learned_alike_by_all_workers(tmp_path):
     """In stage 3, workers wait for each other in every call of the model."""
     for num_workers in (1, 2):
         start(IN_ROWS, tmp_path, tmp_path, num_workers=num_workers)

@@ -101,7 +101,9 @@ def served(cluster: None, folders: dict[str, str], free_port: Callable[[], int])
 
 
 @pytest.mark.parametrize("victim", ["replica", "engine"])
-def test_a_death_costs_no_request_and_cuts_no_stream_in_silence(served: Callable[..., Served], victim: str) -> None:
+def test_a_death_loses_no_request_and_open_streams_end_with_an_error(
+    served: Callable[..., Served], victim: str
+) -> None:
     endpoint = served("openvino", min_replicas=1, max_replicas=1)
     expected = endpoint.ask(max_tokens=30)
     open_stream = endpoint.stream()

@@ -47,7 +47,7 @@ def replicas() -> set[int]:
 
 
 @pytest.mark.slow
-def test_a_replica_that_hangs_says_so_and_is_replaced(url: str) -> None:
+def test_a_hanging_replica_reports_itself_and_is_replaced(url: str) -> None:
     chat, [hung] = f"{url}/v1/chat/completions", replicas()
     body = {**ASK, "max_tokens": 5}
     expected = httpx.post(chat, json=body, timeout=60).json()["choices"]

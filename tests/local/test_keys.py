@@ -61,7 +61,7 @@ def answers_of_both(url, secret, status):
     return time.monotonic() - began
 
 
-def test_two_replicas_know_the_same_keys_and_count_together(url, file, capsys):
+def test_two_replicas_share_keys_and_rate_limits(url, file, capsys):
     assert httpx.get(f"{url}/health").status_code == 200
     assert httpx.get(f"{url}/").status_code == 200
     assert ask(url, "rk-nobody's").status_code == 401

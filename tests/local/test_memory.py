@@ -20,7 +20,7 @@ def out_of_torchs_memory() -> BaseException:
 
 
 @pytest.mark.slow
-def test_auto_fits_and_says_what_it_chose(run, tiny, wider):
+def test_auto_fits_and_reports_its_choice(run, tiny, wider):
     """A step of 2 x 2,048 tokens is split into passes that fit into memory; the step's result is the same."""
     tiny["base_model"] = wider
     tiny["train"] |= {"batch_tokens": "auto", "gradient_accumulation": 2, "num_workers": 1, "epochs": 1}
@@ -36,7 +36,7 @@ def test_auto_fits_and_says_what_it_chose(run, tiny, wider):
     assert tight["training_loss"] == pytest.approx(roomy["training_loss"], abs=1e-4)
 
 
-def test_what_can_never_fit_is_said(run, tiny):
+def test_what_can_never_fit_is_reported(run, tiny):
     tiny["train"] |= {"batch_tokens": "auto", "num_workers": 1, "memory_gb_per_worker": 0.2}
     with pytest.raises(StageFailed, match=r"train\.batch_tokens: a worker would hold about .* may hold 0\.2 GB"):
         run("train", tiny)
@@ -47,7 +47,7 @@ def fails_for_memory():
     torch.empty(1 << 60)
 
 
-def test_running_out_of_memory_is_known_from_other_errors(cluster):
+def test_running_out_of_memory_is_distinguished_from_other_errors(cluster):
     assert is_out_of_memory(out_of_torchs_memory())
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(ray.exceptions.OutOfMemoryError("a node was running low on memory"))

@@ -12,7 +12,7 @@ from models.generation import greedy_replies
 
 
 @pytest.mark.parametrize("kind", ["lora", pytest.param("full", marks=pytest.mark.slow)])
-def test_a_release_encodes_and_says_them_as_one_token(run, tiny, tmp_path, kind):
+def test_a_release_encodes_and_generates_them_as_one_token(run, tiny, tmp_path, kind):
     file = tmp_path / "talks.jsonl"
     file.write_text(
         "".join(

@@ -50,7 +50,7 @@ def plays(store_folder):
     return False
 
 
-def test_killed_among_the_turns_two_workers_go_on_and_do_what_one_does(run, from_nothing, tmp_path):
+def test_killed_in_the_alternating_phase_two_workers_resume_and_match_one(run, from_nothing, tmp_path):
     alone = {**from_nothing, "store": str(tmp_path / "alone")}
     alone["train"] = {**alone["train"], "num_workers": 1, "gradient_accumulation": 2}
     done, store = run("train", alone)
@@ -80,7 +80,7 @@ def test_killed_among_the_turns_two_workers_go_on_and_do_what_one_does(run, from
 
 
 @pytest.mark.slow
-def test_adapters_of_both_players_stand_on_one_frozen_model(run, pipeline):
+def test_both_models_adapters_share_one_frozen_base(run, pipeline):
     pipeline["train"] |= {"adapter": {"rank": 4}, "zero": {"stage": 1}}
     pipeline["data"]["held_out_share"] = 0.3
     pipeline["evaluate"]["pair"] = {"fresh_steps": 20, "candidates": 4, "temperatures": [1.0]}
@@ -102,7 +102,7 @@ def test_adapters_of_both_players_stand_on_one_frozen_model(run, pipeline):
     assert "likelihood continued" in Path(store.path("evaluate", done["evaluate"].key, "pair.html")).read_text()
 
 
-def test_a_discriminator_that_cannot_tell_ends_it(run, from_nothing, capfd):
+def test_a_discriminator_that_cannot_discriminate_ends_the_training(run, from_nothing, capfd):
     from_nothing["train"]["objective"] |= {"min_accuracy": 1.0, "discriminator_learning_rate": 1e-9}
     from_nothing["train"] |= {"num_workers": 1}
     done, store = run("train", from_nothing)
@@ -111,7 +111,7 @@ def test_a_discriminator_that_cannot_tell_ends_it(run, from_nothing, capfd):
 
 
 @pytest.mark.slow
-def test_soft_replies_change_the_generator_and_leave_the_discriminator_its_turn(run, from_nothing):
+def test_soft_replies_change_only_the_generator(run, from_nothing):
     from_nothing["train"]["objective"] |= {"gradient": "gumbel"}
     from_nothing["train"] |= {"zero": {"stage": 2}}
     done, store = run("train", from_nothing)

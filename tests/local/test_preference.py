@@ -178,7 +178,7 @@ def test_the_gate_of_pairs_is_their_accuracy(gate, verdict):
     assert passed == said.startswith("passed")
 
 
-def test_data_that_do_not_suit_the_objective_are_named(run, tiny, paired, sums_file):
+def test_data_that_do_not_fit_the_objective_are_named(run, tiny, paired, sums_file):
     paired["data"]["sources"] = [{"path": str(sums_file)}]
     with pytest.raises(StageFailed, match=r"none of 120 lines can be used[^$]*120 x .*sums\.jsonl\.gz:1: not a pref"):
         run("evaluate", paired)

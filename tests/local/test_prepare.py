@@ -87,7 +87,7 @@ def test_the_split_is_the_conversations_own(run, tiny):
     assert {row["messages"] for row in rows_of(store, fewer["prepare"].key, "train")} <= train
 
 
-def test_a_file_that_breaks_off_is_named(run, tiny, sums_file):
+def test_a_truncated_file_is_named(run, tiny, sums_file):
     sums_file.write_bytes(sums_file.read_bytes()[:-200])
     with pytest.raises(StageFailed, match=r"sums\.jsonl\.gz:\d+: the file breaks off"):
         run("prepare", tiny)
@@ -99,7 +99,7 @@ def test_a_reply_that_must_not_be_cut_ends_the_stage_by_name(run, tiny):
         run("prepare", tiny)
 
 
-def test_files_without_a_line_are_told(run, tiny, sums_file):
+def test_files_without_lines_are_reported(run, tiny, sums_file):
     sums_file.write_bytes(b"")
     with pytest.raises(StageFailed, match=r"^data\.sources: no lines in "):
         run("prepare", tiny)
@@ -139,7 +139,7 @@ def test_the_same_conversations_in_all_forms_have_the_same_ids(run, tiny, tmp_pa
     assert [name for name, rows in zip(sources, told, strict=True) if rows != told[0]] == []
 
 
-def test_a_long_line_is_set_aside_and_costs_no_worker(run, tiny, tmp_path):
+def test_a_long_line_is_set_aside_without_losing_a_worker(run, tiny, tmp_path):
     long = tmp_path / "long.jsonl"
     lines = [json.dumps(record).encode() for record in sums(3)]
     long.write_bytes(b"\n".join([*lines[:2], b'{"messages": "' + b"x" * file_text.MAX_BYTES + b'"}', lines[2]]))

@@ -123,7 +123,7 @@ def test_a_process_in_which_nothing_happens_ends_itself():
 
 
 @pytest.mark.slow
-def test_a_worker_that_holds_the_others_up_is_named(run, pipeline, capfd):
+def test_a_slow_worker_is_named(run, pipeline, capfd):
     def slow_down(worker):
         until = time.monotonic() + 25
         while time.monotonic() < until and worker.is_running():
@@ -152,7 +152,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_said_and_the_same_command_goes_on_when_there_is_room(run, tiny, small_disk):
+def test_a_full_disk_is_reported_and_the_same_command_resumes_with_free_space(run, tiny, small_disk):
     tiny |= {"store": str(small_disk / "store")}
     tiny["train"] |= {"epochs": 30, "checkpoint_every_steps": 10, "max_failures": 0, "num_workers": 1}
     others = small_disk / "others"

@@ -165,7 +165,7 @@ def group(run, searched):
 
 
 @pytest.mark.slow
-def test_workers_go_on_from_any_checkpoint_after_a_failure_and_after_a_loss(group):
+def test_workers_resume_from_any_checkpoint_after_a_failure_or_loss(group):
     group, store, job = group
 
     def changed(**train):
@@ -223,7 +223,7 @@ def test_a_trial_that_never_fits_is_refused_with_the_numbers(run, searched):
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on_and_a_failing_trial_does_not_end_it(command, searched, tmp_path):
+def test_a_killed_search_resumes_and_a_failing_trial_does_not_end_it(command, searched, tmp_path):
     searched["cluster"] = {"num_cpus": 2}
     # One of the choices cannot be trained: it clips the gradient to a norm of NaN.
     searched["tune"] = {

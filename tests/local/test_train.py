@@ -76,7 +76,7 @@ def test_an_adapter_of_gpt2_in_bf16_opens_with_peft(run, tiny):
     assert all(bool(factor.abs().sum() > 0) for factor in factors)
 
 
-def test_a_mistake_that_only_the_model_shows_is_said_in_a_sentence(run, tiny):
+def test_a_mistake_that_only_the_model_reveals_is_one_sentence(run, tiny):
     tiny["train"]["adapter"] = {"target_modules": ["no_such_layer"]}
     with pytest.raises(StageFailed, match=r"train\.adapter\.target_modules: .*no_such_layer"):
         run("train", tiny)

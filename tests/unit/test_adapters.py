@@ -139,7 +139,7 @@ def test_a_saved_adapter_comes_back(tiny_model: Path, adapter: Path, token_rows:
         assert torch.equal(logits(model, token_rows), before)
 
 
-def test_a_merged_release_needs_no_peft_and_says_the_same(
+def test_a_merged_release_needs_no_peft_and_computes_the_same(
     tiny_model: Path, adapter: Path, token_rows: list[Conversation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unmerged = logits(adapters.load(load_model(tiny_model, torch.float32), adapter), token_rows)

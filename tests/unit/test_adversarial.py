@@ -110,7 +110,7 @@ def test_replies_are_drawn_from_the_models_distribution(kind: str, request: pyte
 
 
 @pytest.mark.parametrize("kind", ["tiny_llama", "tiny_gpt2", "lstm"])
-def test_what_is_drawn_for_a_prompt_depends_on_its_seed_alone(kind: str, request: pytest.FixtureRequest) -> None:
+def test_samples_for_a_prompt_depend_only_on_its_seed(kind: str, request: pytest.FixtureRequest) -> None:
     folder: Path | None = None if kind == "lstm" else request.getfixturevalue(kind)
     model = small_lstm() if folder is None else load_model(folder, torch.float32, PACKED_ATTENTION)
     model.train()
@@ -238,7 +238,7 @@ def likeness(generator: TorchEngine) -> float:
     return sum(some[0][0] == real.reply[0] for some, (_, real) in zip(replies, part, strict=True)) / 64
 
 
-def test_a_loss_that_is_no_number_ends_it_by_name(players: Callable[[], Players]) -> None:
+def test_a_loss_that_is_not_a_number_ends_training_with_its_name(players: Callable[[], Players]) -> None:
     trainer, _, discriminator = players()
     with torch.no_grad():
         discriminator.model.score.weight.fill_(math.inf)
@@ -246,7 +246,7 @@ def test_a_loss_that_is_no_number_ends_it_by_name(players: Callable[[], Players]
         trainer.step(3, [histories(3)], 16)
 
 
-def test_a_duel_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(
+def test_adversarial_training_resumes_exactly_from_a_checkpoint(
     players: Callable[[], Players], tmp_path: Path
 ) -> None:
     def play(trainer: AdversarialTrainer, steps: range) -> list[dict[str, float]]:
@@ -267,7 +267,7 @@ def test_a_duel_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(
     assert play(trainer, range(6, 9)) == undisturbed[6:]
 
 
-def test_how_histories_are_divided_into_micro_batches_changes_no_step(players: Callable[[], Players]) -> None:
+def test_the_division_of_histories_into_micro_batches_changes_no_step(players: Callable[[], Players]) -> None:
     together, apart = players()[0], players()[0]
     for step in range(5):
         part = histories(step)
@@ -278,7 +278,7 @@ def test_how_histories_are_divided_into_micro_batches_changes_no_step(players: C
     assert math.isfinite(two["loss"])
 
 
-def test_own_replies_stand_beside_the_last_real_one() -> None:
+def test_own_replies_are_rejected_and_the_last_real_one_is_chosen() -> None:
     model = small_lstm()
     rows = [
         {"input_ids": [1, 2, 3, 4, 5, 6, 7], "supervised": [True, True, False, False, True, True, True]},

@@ -284,7 +284,7 @@ def test_openais_client_raises_its_own_errors(endpoint: Endpoint) -> None:
     "body",
     [b"", b"{", b"[]", b'"hi"', b"\xff\xfe", b'{"a": "\\ud800"}', b"[" * 100_000, b'{"temperature": NaN}'],
 )
-def test_a_body_that_is_no_request_is_refused(endpoint: Endpoint, body: bytes) -> None:
+def test_a_body_that_is_not_a_request_is_refused(endpoint: Endpoint, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
     response = httpx.post(f"{endpoint.url}/v1/chat/completions", content=body, headers=headers)
     assert response.status_code == 400
@@ -369,7 +369,7 @@ def test_a_reply_follows_its_schema(endpoint: Endpoint) -> None:
     assert any_object.choices[0].message.content.startswith("{")
 
 
-def test_tools_are_called_where_they_have_to_be(
+def test_tools_are_called_if_required(
     open_endpoint: Callable[..., AbstractContextManager[Endpoint]], tool_templates: dict[str, str]
 ) -> None:
     weather = {"type": "function", "function": {"name": "weather"}}
@@ -409,7 +409,7 @@ _THINKS = (
 )
 
 
-def test_what_is_thought_comes_apart_from_what_is_said(
+def test_reasoning_is_separate_from_content(
     open_endpoint: Callable[..., AbstractContextManager[Endpoint]],
 ) -> None:
     with open_endpoint(False, _THINKS) as endpoint:
@@ -437,7 +437,7 @@ def test_what_is_thought_comes_apart_from_what_is_said(
         assert counts == [said.usage.prompt_tokens, whole.usage.prompt_tokens]
 
 
-def test_what_a_tool_may_be_without_is_there_where_the_template_needs_it(
+def test_optional_fields_of_a_tool_are_filled_in_for_templates_that_need_them(
     open_endpoint: Callable[..., AbstractContextManager[Endpoint]], tool_templates: dict[str, str]
 ) -> None:
     needs = tool_templates["tags"].replace(
@@ -497,7 +497,7 @@ def test_openais_client_reads_replies_into_models(
         assert streamed.function.parsed_arguments == call.function.parsed_arguments
 
 
-def test_texts_are_gone_on_with(endpoint: Endpoint) -> None:
+def test_prompts_are_completed(endpoint: Endpoint) -> None:
     ask = {"model": MODEL, "temperature": 0, "max_tokens": 8, "logprobs": 1}
     one = endpoint.client.completions.create(prompt="Once upon", **ask)
     assert one.choices[0].logprobs.tokens == list(one.choices[0].text)
@@ -541,7 +541,7 @@ def test_the_other_routes_refuse_by_name_too(endpoint: Endpoint, path: str, body
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
-def test_beyond_its_room_the_endpoint_says_come_again(
+def test_a_full_endpoint_answers_429(
     open_endpoint: Callable[..., AbstractContextManager[Endpoint]],
 ) -> None:
     with open_endpoint(False, max_queued_requests=2) as endpoint:
@@ -585,7 +585,7 @@ def metrics_of(endpoint: Endpoint) -> dict[str, float]:
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
 
-def test_requests_are_counted_and_logged_without_what_was_said(
+def test_requests_are_counted_and_logged_without_content(
     endpoint: Endpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "rayconteur.requests")

@@ -79,7 +79,7 @@ def headers_of(response: httpx.Response, kind: str) -> tuple[str | None, ...]:
     return tuple(response.headers.get(f"x-ratelimit-{name}-{kind}") for name in ("limit", "remaining", "reset"))
 
 
-def test_openais_client_is_let_in_with_a_key_and_told_why_without(endpoint: Endpoint) -> None:
+def test_openais_client_needs_a_key_and_gets_the_reason_without_one(endpoint: Endpoint) -> None:
     with endpoint.client(endpoint.key()) as client:
         assert [model.id for model in client.models.list()] == ["tiny"]
         assert client.chat.completions.create(**ASK).usage.completion_tokens == 10
@@ -113,7 +113,7 @@ def test_what_is_open_and_what_is_not(endpoint: Endpoint, path: str, status: int
 @pytest.mark.parametrize("form", [
     "", "{}", "Bearer", "Basic {}", "Bearer {}x", "Bearer x{}", "Bearer,{}", "Bearer \xff\xfe", "Bearer {} {}",
 ])  # fmt: skip
-def test_what_is_no_key(endpoint: Endpoint, form: str) -> None:
+def test_an_invalid_key_is_refused(endpoint: Endpoint, form: str) -> None:
     value = form.replace("{}", endpoint.key()).encode("latin-1")
     assert endpoint.http.get(f"{endpoint.url}/v1/models", headers={b"Authorization": value}).status_code == 401
 
@@ -124,7 +124,7 @@ def test_schemes_have_no_case(endpoint: Endpoint, form: str) -> None:
     assert endpoint.http.get(f"{endpoint.url}/v1/models", headers=headers).status_code == 200
 
 
-def test_a_revoked_key_is_worth_nothing(endpoint: Endpoint) -> None:
+def test_a_revoked_key_is_invalid(endpoint: Endpoint) -> None:
     secret = endpoint.key()
     assert endpoint.post(secret).status_code == 200
     endpoint.keys.pop()
@@ -150,7 +150,7 @@ def test_requests_a_minute(endpoint: Endpoint) -> None:
     assert endpoint.post(endpoint.key(requests_per_minute=1)).status_code == 200, "another key is not touched"
 
 
-def test_openais_client_waits_as_it_is_told(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openais_client_obeys_retry_after(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "clock", time.monotonic)
     secret = endpoint.key(requests_per_minute=40)
     wait_until(lambda: endpoint.post(secret, temperature=9).status_code == 429)
@@ -184,7 +184,7 @@ def test_tokens_a_minute_are_what_was_used(endpoint: Endpoint) -> None:
     assert spend(left, max_tokens=left - prompt) > 0
 
 
-def test_what_a_reply_may_come_to_is_held_while_it_is_generated(endpoint: Endpoint) -> None:
+def test_a_replys_maximum_is_reserved_while_it_is_generated(endpoint: Endpoint) -> None:
     secret = endpoint.key(tokens_per_minute=2000)
     url, headers = f"{endpoint.url}/v1/chat/completions", {"Authorization": f"Bearer {secret}"}
     with endpoint.http.stream(
@@ -208,7 +208,7 @@ def test_a_request_that_can_never_pass_is_not_tried_again(endpoint: Endpoint) ->
     assert headers_of(raised.value.response, "tokens")[1] == "50"
 
 
-def test_the_log_names_the_key_and_never_says_it(endpoint: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_names_the_key_but_not_its_secret(endpoint: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     secret = endpoint.key(requests_per_minute=1)
     name = endpoint.keys[-1].name
@@ -244,5 +244,5 @@ def test_pages_of_other_sites_are_let_in_nowhere(endpoint: Endpoint, path: str) 
 @pytest.mark.parametrize(("seconds", "text"), [
     (0.0, "0ms"), (0.0001, "1ms"), (0.25, "250ms"), (1, "1s"), (1.5, "1.5s"), (59.999, "1m0s"), (360, "6m0s"),
 ])  # fmt: skip
-def test_spans_are_written_as_openai_does(seconds: float, text: str) -> None:
+def test_spans_have_openais_form(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -310,7 +310,7 @@ UNFINISHED = [
 ]
 
 
-def test_what_is_no_http_or_never_ends_disturbs_nobody(engine: Engine, url: str) -> None:
+def test_invalid_or_endless_http_disturbs_nobody(engine: Engine, url: str) -> None:
     host, port = url.removeprefix("http://").split(":")
     with Streams(url):
         for request in NO_HTTP:

@@ -20,7 +20,7 @@ from models.training.memory import MemoryEstimate, estimate_training_memory
     ("./no/such/folder", "there is no folder no/such/folder; give a Hugging Face model folder"),
     ("no name at all", "neither a folder nor a Hub id"),
 ])  # fmt: skip
-def test_a_name_that_leads_nowhere_says_so(name: str, words: str) -> None:
+def test_a_name_that_resolves_to_nothing_is_reported(name: str, words: str) -> None:
     with pytest.raises(BaseModelError, match=f"^base_model: .*{words}"):
         resolve(name)
 
@@ -32,7 +32,7 @@ def test_a_folder_must_hold_a_model(tmp_path: Path, tiny_llama: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["random:tiny-llama", "random:tiny-gpt2"])
-def test_a_random_model_is_made_once_and_always_the_same(
+def test_a_random_model_is_made_once_and_is_reproducible(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []

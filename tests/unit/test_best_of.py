@@ -62,7 +62,7 @@ def post(url: str, **fields: Any) -> httpx.Response:
     return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20)
 
 
-def test_one_of_several_replies_is_taken_by_its_score(url: str, reranker: Reranker) -> None:
+def test_best_of_returns_the_reply_with_the_highest_score(url: str, reranker: Reranker) -> None:
     answer = post(url, best_of=4, best_of_by="argmax")
     if answer.status_code != 200:
         assert answer.status_code == 400
@@ -80,7 +80,7 @@ def test_one_of_several_replies_is_taken_by_its_score(url: str, reranker: Rerank
     assert post(url, n=4).json()["choices"][0]["best_of"] is None
 
 
-def test_what_best_of_cannot_be_beside_is_refused(url: str) -> None:
+def test_fields_that_conflict_with_best_of_are_refused(url: str) -> None:
     for fields, param, words in (
         ({"best_of": 3, "stream": True}, "best_of", "without stream"),
         ({"best_of": 3, "n": 2}, "best_of", "not both"),
@@ -107,14 +107,14 @@ def test_softmax_draws_by_the_scores_and_the_same_with_the_same_seed(reranker: R
     assert draw(None) in range(3)
 
 
-def test_replies_are_judged_as_far_as_the_discriminator_has_learned_to(reranker: Reranker) -> None:
+def test_replies_are_scored_up_to_the_discriminators_max_length(reranker: Reranker) -> None:
     long = [5, 6, 7, 8, 9, 10]
     one, same, shorter = reranker.scores([1, 2], [long, [*long, 11, 12], long[:-1]])
     assert one == pytest.approx(same, abs=1e-3)
     assert one != pytest.approx(shorter, abs=1e-3)
 
 
-def test_a_released_discriminator_says_what_its_checkpoint_did(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_released_discriminator_scores_like_its_checkpoint(tiny_llama: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     reader = adapters.attach(
         load_model(tiny_llama, torch.float32, PACKED_ATTENTION), 4, 8.0, 0.0, "all-linear", base="x"

@@ -121,7 +121,7 @@ def test_the_tokens_that_end_a_reply(dialect: Dialect) -> None:
     assert end_token_ids(dialect.tokenizer) == ends | {*dialect.tokenizer.end_ids_of_model}
 
 
-def test_a_template_may_end_a_reply_otherwise_than_the_tokenizer_ends_a_text(tiny_llama: Path) -> None:
+def test_a_template_may_end_a_reply_with_another_token_than_eos(tiny_llama: Path) -> None:
     tokenizer = load_tokenizer(tiny_llama)
     tokenizer.eos_token = "<|begin_of_text|>"
     assert end_token_ids(tokenizer) == {*tokenizer.convert_tokens_to_ids(["<|begin_of_text|>", "<|eot_id|>"])}
@@ -169,7 +169,7 @@ def test_a_template_that_opens_a_reply_in_another_way_is_refused(tiny_gpt2: Path
     ([*TALK[:1], *TALK[:1]], "messages 0 and 1 are both from 'user'"),
     ([*TALK[:1], {"role": "system", "content": "y"}], "message 1 is a system message; only the first"),
 ])  # fmt: skip
-def test_what_is_no_conversation_says_why(messages: Any, words: str) -> None:
+def test_an_invalid_conversation_has_its_reason(messages: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         check_messages(messages)
 
@@ -224,7 +224,7 @@ ODD = [
 
 @pytest.mark.parametrize("talk", [TALK, [{"role": "system", "content": " Be kind. "}, *TALK], TALK[1:], ODD])
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_the_endpoint_reads_the_tokens_that_training_put_before_each_reply(
+def test_the_endpoint_prompts_with_the_tokens_that_training_put_before_each_reply(
     tokenizer_of: Callable[[str], Any], template: str, talk: list[dict[str, str]]
 ) -> None:
     tokenizer, engine = tokenizer_of(template), Listener()

@@ -38,7 +38,7 @@ def test_a_reply_comes_in_pieces(url: str) -> None:
     assert model_names(url) == ["tiny"]
 
 
-def test_a_refusal_is_told_in_the_endpoints_words(url: str) -> None:
+def test_a_refusal_shows_the_endpoints_message(url: str) -> None:
     with pytest.raises(EndpointError, match="400: Unrecognized or unsupported request argument: function"):
         list(stream_reply(url, HELLO, function=[]))
     with pytest.raises(EndpointError, match="'other' does not exist"):
@@ -73,7 +73,7 @@ def test_an_endpoint_with_keys(
     ring.close()
 
 
-def test_nobody_there() -> None:
+def test_an_unreachable_endpoint_is_reported() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -163,7 +163,7 @@ def test_the_terminal_keeps_the_conversation(
     assert output.err == "error: It broke.\n"
 
 
-def test_the_terminal_talks_with_the_endpoint(
+def test_the_terminal_chats_with_the_endpoint(
     url: str, typed: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed("Hello", "Again")

@@ -20,7 +20,7 @@ REPLY = "<|im_start|>assistant\n"
     (SAID + REPLY + "a call" + "[[Yes.]]" + REPLY, "Yes."),
     ("<|im_start|>user\nHi<|im_end|>\n" + REPLY, None),
 ])  # fmt: skip
-def test_a_script_is_said_line_by_line(prompt: str, line: str | None) -> None:
+def test_a_script_is_replied_line_by_line(prompt: str, line: str | None) -> None:
     assert next_line(prompt) == line
 
 

@@ -320,7 +320,7 @@ def test_a_pair_may_have_a_history() -> None:
         assert (chosen.messages[-1]["content"], rejected.messages[-1]["content"]) == ("This.", "That.")
 
 
-def test_a_pair_may_be_of_calls_or_of_thoughts() -> None:
+def test_a_pair_may_have_calls_or_reasoning() -> None:
     other = {**CALLS, "tool_calls": [{"name": "price_of", "arguments": {"thing": "kite"}}]}
     chosen, rejected = parse_pair(line({"prompt": "Hi", "chosen": [CALLS], "rejected": other}))
     assert chosen.messages[-1] == CALLS
@@ -383,7 +383,7 @@ def test_a_bad_judged_reply_has_its_reason(record: dict[str, Any], reason: str) 
     ({"messages": [ASKED], "chosen": "x", "rejected": "y"}, "a preference pair"),
     ({"prompt": "Hi", "completion": "x", "label": True}, "a judged reply.*train.objective kto learns from it"),
 ])  # fmt: skip
-def test_a_conversation_it_is_not(record: dict[str, Any], reason: str) -> None:
+def test_what_is_not_a_conversation_is_refused(record: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_conversation(line(record))
 
@@ -424,7 +424,7 @@ HALF_KNOWN = st.fixed_dictionaries(
 
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(KEYS, VALUES, max_size=5) | HALF_KNOWN)
-def test_any_record_is_read_or_refused(record: dict[str, Any]) -> None:
+def test_any_record_is_accepted_or_refused(record: dict[str, Any]) -> None:
     for parse in (parse_conversation, parse_pair, parse_judged):
         try:
             found: Any = parse(line(record))
@@ -455,7 +455,7 @@ def test_what_stands_beside_a_conversation_is_not_dropped(key: str, more: dict[s
 @pytest.mark.parametrize(
     "prompt", ["Hi\nyou", [{"role": "user", "content": "Hi you"}], "\n\nHuman: Hi you\n\nAssistant:"]
 )
-def test_a_prompt_that_a_conversation_says_may_stand_beside_it(prompt: Any) -> None:
+def test_a_prompt_that_repeats_the_conversation_is_allowed(prompt: Any) -> None:
     talk = [{"role": "user", "content": "Hi you"}, {"role": "assistant", "content": "Hello."}]
     assert parse_conversation(json.dumps({"messages": talk, "prompt": prompt}).encode()).messages == talk
     pair = {"prompt": prompt, "chosen": talk, "rejected": [talk[0], {"role": "assistant", "content": "No."}]}

@@ -123,14 +123,14 @@ CRASHES = [
 
 
 @pytest.mark.parametrize(("error", "words"), MISTAKES)
-def test_a_users_mistake_is_known_wherever_it_comes_from(error: Exception, words: str) -> None:
+def test_a_users_mistake_is_recognised_wherever_it_is_raised(error: Exception, words: str) -> None:
     assert is_users_mistake(error)
     assert describe_error(error).startswith(words)
     assert len(describe_error(error)) <= len(words) + 40
 
 
 @pytest.mark.parametrize(("error", "words"), CRASHES)
-def test_anything_else_is_not_and_its_traceback_is_whole(error: Exception, words: str) -> None:
+def test_any_other_error_is_not_and_its_traceback_is_complete(error: Exception, words: str) -> None:
     assert not is_users_mistake(error)
     assert describe_error(error).startswith(words)
     assert "\x1b" not in full_traceback(error)
@@ -145,7 +145,7 @@ def test_what_wraps_a_mistake_for_the_user_is_the_sentence() -> None:
     assert describe_error(in_task(raised(wrap))) == describe_error(raised(wrap)) == "data.sources: nothing found"
 
 
-def test_of_several_workers_every_one_counts() -> None:
+def test_every_failed_worker_counts() -> None:
     assert is_users_mistake(of_train(MISTAKE, MISTAKE))
     error = of_train(MISTAKE, of_bug(), of_library())
     assert not is_users_mistake(error)
@@ -263,7 +263,7 @@ for address in sys.argv[1:]:
 """
 
 
-def test_what_is_no_address_of_a_cluster_is_the_users_mistake() -> None:
+def test_an_invalid_cluster_address_is_the_users_mistake() -> None:
     addresses = ["head", "10.0.0.1", "localhost:abc", "http://head:8265"]
     command = [sys.executable, "-c", _OPEN_EACH, *addresses]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()

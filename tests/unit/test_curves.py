@@ -85,7 +85,7 @@ def test_mlflow_gets_a_run(record: History, tmp_path: Path, monkeypatch: pytest.
     assert sorted((metric.step, metric.value) for metric in history) == [(1, 3.0), (3, 1.0), (4, 0.75)]
 
 
-def test_a_missing_mlflow_is_said_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_mlflow_is_reported_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def find_nothing(name: str) -> Any:
         return None
 

@@ -50,7 +50,7 @@ def test_ours_and_well_known_names_are_fine() -> None:
         ({"elasticity": {"enabled": True}}, ["elasticity: DeepSpeed refuses it: Elastic training has been removed"]),
     ],
 )  # fmt: skip
-def test_what_would_be_ignored_or_fail_is_told(extra: dict[str, Any], beginnings: list[str]) -> None:
+def test_options_that_would_be_ignored_or_fail_are_refused(extra: dict[str, Any], beginnings: list[str]) -> None:
     found = found_mistakes(config_with(extra), extra)
     assert len(found) == len(beginnings)
     for message, beginning in zip(found, beginnings, strict=True):

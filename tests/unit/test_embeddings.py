@@ -85,7 +85,7 @@ def test_it_is_the_adapters(tmp_path: Path) -> None:
     assert not torch.allclose(adapted, plain, atol=1e-2)
 
 
-def test_replies_go_on_beside_it_and_are_the_same(tmp_path: Path) -> None:
+def test_concurrent_replies_continue_and_are_unchanged(tmp_path: Path) -> None:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(CONFIGS["qwen2"], dtype=torch.float32).save_pretrained(tmp_path)
     engine = TorchEngine(tmp_path, precision="fp32", num_threads=1)
@@ -113,7 +113,7 @@ def test_replies_go_on_beside_it_and_are_the_same(tmp_path: Path) -> None:
         engine.close()
 
 
-def test_one_that_nobody_waits_for_is_dropped_and_a_closed_engine_says_so(tmp_path: Path) -> None:
+def test_an_abandoned_request_is_dropped_and_a_closed_engine_raises(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(CONFIGS["qwen2"], dtype=torch.float32).save_pretrained(tmp_path)
     engine = TorchEngine(tmp_path, precision="fp32", num_threads=1)
 
@@ -198,7 +198,7 @@ def test_base64_is_of_little_endian_floats(endpoint: Endpoint) -> None:
     ({"input": "a", "encoding_format": "int8"}, "encoding_format", "got 'int8'"),
     ({"input": "a", "dimension": 8}, "dimension", "Did you mean dimensions?"),
 ])  # fmt: skip
-def test_bad_requests_are_told(endpoint: Endpoint, params: dict[str, Any], param: str, words: str) -> None:
+def test_bad_requests_are_reported(endpoint: Endpoint, params: dict[str, Any], param: str, words: str) -> None:
     answer = httpx.post(f"{endpoint.url}/v1/embeddings", json={"model": MODEL, **params})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param

@@ -110,7 +110,7 @@ def test_an_end_token_stops_the_reply(engine: Engine) -> None:
     assert len(stopped) == token_ids(reply).index(end) + 1
 
 
-def test_a_seed_fixes_the_reply_whoever_else_is_served(engine: Engine) -> None:
+def test_a_seed_fixes_the_reply_whatever_else_is_served(engine: Engine) -> None:
     def request(seed: int | None) -> GenerationRequest:
         return GenerationRequest(PROMPTS[0], 20, temperature=2, top_p=0.95, seed=seed)
 
@@ -148,7 +148,7 @@ def test_cancel_ends_active_and_waiting_streams_without_a_reason(engine: Engine)
     asyncio.run(run())
 
 
-def test_a_failing_request_does_not_hurt_its_neighbours(engine: Engine) -> None:
+def test_a_failing_request_does_not_affect_concurrent_ones(engine: Engine) -> None:
     good = GenerationRequest(PROMPTS[0], 20, temperature=0)
     expected = asyncio.run(collect(engine, good))
     bad = GenerationRequest([10**6], 20)  # no such token
@@ -196,7 +196,7 @@ def drawn(**fields: Any) -> set[int]:
     return {sampler.draw(logits) for _ in range(300)}
 
 
-def test_top_k_keeps_so_many() -> None:
+def test_top_k_keeps_k_tokens() -> None:
     assert drawn(top_k=1) == {1}
     assert drawn(top_k=2) == {1, 3}
     assert drawn(top_k=3, top_p=0.7) == {1, 3}
@@ -208,7 +208,7 @@ def greedy(count: int, prompt_ids: list[int], logits: list[float], **fields: Any
     return [sampler.draw(torch.tensor(logits)) for _ in range(count)]
 
 
-def test_penalties_and_biases_change_scores_as_said() -> None:
+def test_penalties_and_biases_change_scores_as_documented() -> None:
     # The presence penalty counts once per token of the reply; the frequency penalty counts each time.
     assert greedy(4, [0], [2.0, 1.5, 0.85], presence_penalty=1.0) == [0, 1, 0, 0]
     assert greedy(5, [0], [2.0, 1.5, 0.85], frequency_penalty=0.6) == [0, 1, 0, 1, 2]
@@ -263,7 +263,7 @@ PERSON = {
 }
 
 
-def test_a_reply_follows_its_schema_and_its_neighbours_do_not_mind(engine: Engine, tokenizer: Any) -> None:
+def test_a_reply_follows_its_schema_and_concurrent_ones_are_unaffected(engine: Engine, tokenizer: Any) -> None:
     ends = end_token_ids(tokenizer)
     grammar = Grammars(tokenizer, engine.vocab_size, ends).of(PERSON)
     plain = GenerationRequest(PROMPTS[0], 20, temperature=0)
@@ -330,7 +330,7 @@ def test_rules_of_all_kinds_are_followed_and_notes_are_none(
         assert re.fullmatch(pattern, text), schema
 
 
-def test_what_is_followed_beside_a_pipeline_is_what_torch_says(engine: Engine, release: Path) -> None:
+def test_replies_decoded_beside_the_pipeline_match_torch(engine: Engine, release: Path) -> None:
     requests = [
         GenerationRequest(PROMPTS[0], 20, temperature=1.0, seed=3, logit_bias={40: 3.0}, num_logprobs=2),
         GenerationRequest(PROMPTS[3], 5, temperature=0, num_logprobs=1),
@@ -361,7 +361,7 @@ def test_without_an_engine_beside_it_what_cannot_be_followed_is_refused(
         engine.close()
 
 
-def test_likely_tokens_are_told(engine: Engine) -> None:
+def test_likely_tokens_are_reported(engine: Engine) -> None:
     request = GenerationRequest(PROMPTS[0], 10, temperature=1.5, seed=1, num_logprobs=3)
     for event in asyncio.run(collect(engine, request)):
         likely = [logprob for _, logprob in event.top_logprobs]

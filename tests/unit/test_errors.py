@@ -93,7 +93,7 @@ def test_a_plain_value_error_is_raised_only_where_somebody_words_it() -> None:
 
 
 @pytest.mark.parametrize("name", EXCEPTIONS)
-def test_an_error_survives_the_way_to_another_process(name: str) -> None:
+def test_an_error_survives_pickling(name: str) -> None:
     [(module, _)] = classes()[name]  # another class of this name
     kind = getattr(importlib.import_module(module), name)
     error = kind(*ARGUMENTS.get(name, ("data.sources: nothing found",)))

@@ -113,7 +113,7 @@ def told(found: list[Record]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_says_the_same(read: Callable[..., list[Record]], form: str) -> None:
+def test_every_format_computes_the_same(read: Callable[..., list[Record]], form: str) -> None:
     found = read(FORMS[form])
     assert told(found) == CONVERSATIONS
     numbers = [record.number for record in found]
@@ -132,9 +132,7 @@ def test_a_limit_ends_every_form(read: Callable[..., list[Record]], form: str) -
 
 
 @pytest.mark.parametrize("packing", ["gzip", "bzip2", "xz", "zstd", "lz4"])
-def test_a_packed_file_that_breaks_off_is_named_with_its_field(
-    read: Callable[..., list[Record]], packing: str
-) -> None:
+def test_a_truncated_compressed_file_is_named_with_its_field(read: Callable[..., list[Record]], packing: str) -> None:
     with pytest.raises(UnreadableFile, match=r"^data\.sources\.3\.path: .*talk\.jsonl:\d+: the file breaks off here"):
         read(FORMS[packing][:-20])
 
@@ -143,7 +141,7 @@ def test_a_packed_file_that_breaks_off_is_named_with_its_field(
     ("array, pretty", -150, 7), ("array on one line", -1, 8), ("objects, pretty, one after another", -3, 7),
     ("arrow stream", -900, r"\d"), ("parquet", -1, 1),
 ])  # fmt: skip
-def test_what_is_not_whole_is_named_where_it_ends(
+def test_truncated_files_are_named_with_their_last_line(
     read: Callable[..., list[Record]], form: str, kept: int, line: int | str
 ) -> None:
     with pytest.raises(UnreadableFile, match=rf"talk\.jsonl:{line}: the file breaks off here"):
@@ -176,7 +174,7 @@ def test_rows_of_csv_that_cannot_be_read_are_set_aside_and_the_next_are_read(
     assert json.loads(found[-1].text) == {"question": "f", "answer": "g"}
 
 
-def test_a_fault_in_an_array_is_its_elements_alone(read: Callable[..., list[Record]]) -> None:
+def test_an_error_in_an_array_affects_only_its_element(read: Callable[..., list[Record]]) -> None:
     elements = [
         b'{"a": 1}',
         b'{"a": tru}',
@@ -267,7 +265,7 @@ def test_json_lines_stay_so_where_the_first_are_broken(read: Callable[..., list[
     assert [record.text for record in read(content)] == content.splitlines(keepends=True)
 
 
-def test_values_of_tables_say_what_they_said(read: Callable[..., list[Record]]) -> None:
+def test_values_of_tables_keep_their_meaning(read: Callable[..., list[Record]]) -> None:
     when = datetime.datetime(2024, 5, 6, 7, 8, 9, 123456)
     struct = pa.struct([("role", pa.string()), ("name", pa.string()), ("weight", pa.int64())])
     columns = {

@@ -102,7 +102,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("dropout", [None, 0.2], ids=["all weights", "adapter with dropout"])
-def test_a_resumed_run_ends_where_an_undisturbed_one_does(
+def test_a_resumed_run_ends_like_an_undisturbed_one(
     tiny_llama: Path, sums: list[Conversation], tmp_path: Path, dropout: float | None
 ) -> None:
     torch.manual_seed(1)
@@ -208,7 +208,7 @@ def test_a_broken_step_leaves_no_trace(tiny_llama: Path, sums: list[Conversation
     assert applied[-1] < applied[0] - 1
 
 
-def test_a_gradient_that_is_no_number_is_not_applied(tiny_llama: Path, sums: list[Conversation]) -> None:
+def test_a_gradient_that_is_not_finite_is_not_applied(tiny_llama: Path, sums: list[Conversation]) -> None:
     engine = engine_of(tiny_llama)
     before = [p.detach().clone() for p in engine.model.parameters()]
     engine.accumulate(pack(sums), 1)
@@ -229,7 +229,7 @@ def test_too_many_broken_steps_end_training_and_name_their_rows(tiny_llama: Path
 
 
 @pytest.mark.parametrize("split", [2, 3])
-def test_a_cut_micro_batch_is_the_same_step(tiny_llama: Path, sums: list[Conversation], split: int) -> None:
+def test_a_split_micro_batch_gives_the_same_step(tiny_llama: Path, sums: list[Conversation], split: int) -> None:
     [whole] = train(engine_of(tiny_llama), sums, settings(1))
     history: list[Progress] = []
     fit(engine_of(tiny_llama), plan_of(sums), lambda numbers: pack([sums[n] for n in numbers]), settings(1),
@@ -238,7 +238,7 @@ def test_a_cut_micro_batch_is_the_same_step(tiny_llama: Path, sums: list[Convers
     assert history[0].gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-4)
 
 
-def test_a_machine_about_to_go_gets_a_checkpoint(
+def test_a_machine_about_to_be_preempted_saves_a_checkpoint(
     tiny_llama: Path, sums: list[Conversation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("models.training.fit._SECONDS_BETWEEN_NOTICES", 0.0)
@@ -257,7 +257,7 @@ def test_a_machine_about_to_go_gets_a_checkpoint(
 
 
 @pytest.mark.parametrize(("num_rows", "num_workers"), [(1, 1), (7, 1), (7, 3), (8, 8), (2, 5), (50, 4)])
-def test_held_out_batches_are_equally_many_and_cover_all(num_rows: int, num_workers: int) -> None:
+def test_workers_get_equal_numbers_of_held_out_batches_that_cover_all(num_rows: int, num_workers: int) -> None:
     rows = [{"input_ids": [n, 1, 2, 3], "supervised": [True] * 4, "num_tokens": 4} for n in range(num_rows)]
     shares = [list(held_out_batches(rows, 12, rank, num_workers, Sft().batch)) for rank in range(num_workers)]
     assert len({len(batches) for batches in shares}) == 1

@@ -51,7 +51,7 @@ def change(folder: Path, file: str, **values: Any) -> None:
         ({"new_tokens": ["Brindlewick"]}, {"adapter": None, "frozen": ["model.layers.*"]}),
     ],
 )
-def test_nothing_is_told_where_all_is_well(spec_of: Build, data: dict[str, Any], train: dict[str, Any]) -> None:
+def test_there_is_no_note_if_all_is_well(spec_of: Build, data: dict[str, Any], train: dict[str, Any]) -> None:
     assert troubles(spec_of(data, train)) == []
 
 
@@ -72,7 +72,7 @@ def test_nothing_is_told_where_all_is_well(spec_of: Build, data: dict[str, Any],
         ),
     ],
 )  # fmt: skip
-def test_what_would_fail_is_told_with_its_field(
+def test_what_would_fail_is_reported_with_its_field(
     spec_of: Build, data: dict[str, Any], train: dict[str, Any], words: str
 ) -> None:
     [told] = troubles(spec_of(data, train))
@@ -98,7 +98,7 @@ def test_a_chat_template_is_tried(
     assert re.search(words, found)
 
 
-def test_all_troubles_are_told_at_once(spec_of: Build) -> None:
+def test_all_problems_are_reported_at_once(spec_of: Build) -> None:
     train = {"adapter": {"target_modules": ["x"]}, "deepspeed": {"a": 1}}
     assert len(troubles(spec_of({"max_length": 4096}, train))) == 3
 
@@ -127,7 +127,7 @@ def test_tokens_without_an_embedding(spec_of: Build, model: Path) -> None:
     assert "<|start_header_id|>" in troubles(spec_of())[0], "its template writes it"
 
 
-def test_a_worker_looks_at_the_corpus_too(spec_of: Build, model: Path) -> None:
+def test_a_worker_checks_the_corpus_too(spec_of: Build, model: Path) -> None:
     class Split:
         def __init__(self, largest: int) -> None:
             self.largest_token = lambda: largest
@@ -138,7 +138,7 @@ def test_a_worker_looks_at_the_corpus_too(spec_of: Build, model: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["plan", "run --to train"])
-def test_the_command_tells_it_and_fails(model: Path, tmp_path: Path, ending: str) -> None:
+def test_the_command_reports_it_and_fails(model: Path, tmp_path: Path, ending: str) -> None:
     (tmp_path / "talk.jsonl").write_text('{"messages": []}\n')
     file = tmp_path / "talk.yaml"
     file.write_text(
@@ -151,7 +151,7 @@ def test_the_command_tells_it_and_fails(model: Path, tmp_path: Path, ending: str
     assert "data.max_length: 5000 is more than the 2048 positions" in done.output
 
 
-def test_a_broken_config_is_told_by_name(spec_of: Build, model: Path) -> None:
+def test_a_broken_config_is_named(spec_of: Build, model: Path) -> None:
     (model / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"^base_model: .*config\.json is not JSON"):
         troubles(spec_of())

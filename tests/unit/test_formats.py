@@ -112,7 +112,7 @@ def test_no_format_is_none(formats: Formats) -> None:
     ({"structured_outputs": {"grammar": "a ::= ("}}, "structured_outputs.grammar", "no grammar of GBNF"),
     ({"structured_outputs": {"choice": ["a" * 4000] * 20}}, "structured_outputs.choice", "65536 letters"),
 ])  # fmt: skip
-def test_what_cannot_be_followed_is_told_by_its_field(
+def test_unsupported_rules_are_refused_with_their_field(
     formats: Formats, fields: dict[str, Any], param: str, words: str
 ) -> None:
     for _ in range(2):  # cached from the second time on
@@ -123,7 +123,7 @@ def test_what_cannot_be_followed_is_told_by_its_field(
         assert words in raised.value.error.message
 
 
-def test_a_plain_text_goes_on_without_thinking_before_its_format(tokenizer: Any) -> None:
+def test_a_plain_completion_has_no_reasoning_before_its_format(tokenizer: Any) -> None:
     thinking = load_tokenizer(tokenizer.name_or_path)
     thinking.chat_template = (
         "{% for m in messages %}{{ m.role }}: "
@@ -162,7 +162,7 @@ def test_oneof_is_anyof_where_no_value_matches_two(several: list[Any], is_follow
     assert set(plain["properties"]["a"]) == {"anyOf" if is_followed else "oneOf"}
 
 
-def test_alternatives_without_end_are_compared_for_a_while(formats: Formats) -> None:
+def test_comparing_endless_alternatives_stops_after_a_while(formats: Formats) -> None:
     names = {f"p{number}": {"$ref": "#/$defs/a"} for number in range(40)}
     again = {"type": "object", "properties": names, "required": [*names]}
     schema = {"oneOf": [{"$ref": "#/$defs/a"}] * 40, "$defs": {"a": again}}
@@ -193,7 +193,7 @@ def test_names_of_properties_and_constants_are_no_notes() -> None:
     assert rules_of(schema) == {"properties": {"default": {"const": {"title": "x"}}}, "enum": [{"examples": 1}]}
 
 
-def test_a_compiler_that_takes_too_long_holds_nobody_up(
+def test_a_slow_compiler_delays_no_other_request(
     save_talker: Callable[..., Path],
     tmp_path: Path,
     serving: Callable[[Any], AbstractContextManager[str]],

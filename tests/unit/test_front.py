@@ -142,7 +142,7 @@ def test_a_replica_answers_nobody_without_a_lease(house: House) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("what_dies", ["the replica", "its engine"])
-def test_a_client_sees_nothing_of_a_death_before_its_reply(house: House, stream: bool, what_dies: str) -> None:
+def test_a_death_before_the_reply_is_invisible_to_the_client(house: House, stream: bool, what_dies: str) -> None:
     expected = ask(house).json()["choices"][0]["message"]["content"]
     first = house.replicas[0]
     if what_dies == "the replica":
@@ -176,7 +176,7 @@ def _killed_at_work(house: House, replica: Replica) -> threading.Thread:
     return thread
 
 
-def test_a_replica_that_dies_at_work_is_tried_elsewhere(house: House) -> None:
+def test_a_request_whose_replica_dies_is_retried_elsewhere(house: House) -> None:
     expected = ask(house, max_tokens=1000).json()["choices"][0]["message"]["content"]
     killer = _killed_at_work(house, house.replicas[0])
     response = ask(house, max_tokens=1000)
@@ -186,7 +186,7 @@ def test_a_replica_that_dies_at_work_is_tried_elsewhere(house: House) -> None:
 
 
 @pytest.mark.parametrize("what_dies", ["the replica", "its engine"])
-def test_a_stream_that_is_cut_off_says_so(house: House, what_dies: str) -> None:
+def test_a_stream_that_is_cut_off_ends_with_an_error(house: House, what_dies: str) -> None:
     first = house.replicas[0]
     with httpx.stream(
         "POST", f"{house.url}/v1/chat/completions", json={**ASK, "stream": True, "max_tokens": 1900}, timeout=20
@@ -201,7 +201,7 @@ def test_a_stream_that_is_cut_off_says_so(house: House, what_dies: str) -> None:
     assert error["error"]["code"] == ("replica_lost" if what_dies == "the replica" else "engine_lost")
 
 
-def test_what_kills_two_replicas_is_not_tried_on_a_third(house: House) -> None:
+def test_a_request_that_kills_two_replicas_is_not_retried(house: House) -> None:
     first, second = house.replicas
     killers = [_killed_at_work(house, replica) for replica in (first, second)]
     response = ask(house, max_tokens=1900)
@@ -212,7 +212,7 @@ def test_what_kills_two_replicas_is_not_tried_on_a_third(house: House) -> None:
     assert [first.num_leased, second.num_leased] == [1, 1]
 
 
-def test_a_full_house_and_an_idle_one(house: House) -> None:
+def test_the_front_passes_429_on_and_is_healthy_when_idle(house: House) -> None:
     house.refusal = ApiError(429, "busy", code="queue_full", headers={"Retry-After": "1"})
     response = ask(house)
     assert (response.status_code, response.headers["retry-after"]) == (429, "1")

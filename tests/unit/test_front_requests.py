@@ -154,7 +154,9 @@ JSON = b'{"messages": []}'
     ("gzip", gzip.compress(b" " * (60 << 20)), 413),
     ("", b" " * ((4 << 20) + 1), 413),
 ])  # fmt: skip
-def test_bodies_are_bounded_by_what_they_become(before: Before, encoding: str, body: bytes, status: int) -> None:
+def test_bodies_are_bounded_by_their_decompressed_size(
+    before: Before, encoding: str, body: bytes, status: int
+) -> None:
     response = before.post(body, headers={"Content-Encoding": encoding} if encoding else {})
     assert response.status_code == status
     if status == 200:
@@ -176,7 +178,7 @@ def test_bodies_are_bounded_by_what_they_become(before: Before, encoding: str, b
     (b"POST /v1/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "chunk"),
     (b"POST /v1/x HTTP/1.1\r\nHost: a\r\nConnection: close\r\nExpect: magic\r\n\r\n", 417, "Expect"),
 ])  # fmt: skip
-def test_what_is_no_request_is_refused_in_json(
+def test_an_invalid_request_is_refused_in_json(
     before: Before, data: bytes, status: int, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "rayconteur.requests"):
@@ -196,7 +198,7 @@ def test_an_address_as_target_is_served_by_its_path(before: Before) -> None:
     assert parts_of(answer)[::2] == (200, {"path": "v1/models"})
 
 
-def test_what_is_said_to_be_too_large_is_not_read(before: Before) -> None:
+def test_a_body_declared_too_large_is_not_read(before: Before) -> None:
     with socket.create_connection(("127.0.0.1", before.front.port), timeout=5) as connection:
         connection.sendall(before.head("Expect: 100-continue", length=64 << 20))
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413 ")
@@ -258,7 +260,7 @@ def test_many_large_bodies_without_a_key_are_never_held(before: Before) -> None:
     assert 'refused_total{status="401"} 8.0' in before.front._metrics.text({}).decode()
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(before: Before, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_body_is_not_waited_for(before: Before, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "_BODY_SECONDS", 0.1)
     with socket.create_connection(("127.0.0.1", before.front.port), timeout=5) as connection:
         connection.sendall(before.head(length=9) + b"{")
@@ -319,7 +321,7 @@ def test_a_half_closed_connection_gets_its_answer(before: Before, body: bytes) -
     assert early in (b"", b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
-def test_a_client_that_is_gone_is_told_from_one_that_waits(before: Before) -> None:
+def test_a_disconnected_client_is_distinguished_from_a_waiting_one(before: Before) -> None:
     body = b'{"wait": 15}'
     with socket.create_connection(("127.0.0.1", before.front.port), timeout=5) as connection:
         connection.sendall(before.head(length=len(body)) + body)
@@ -328,7 +330,7 @@ def test_a_client_that_is_gone_is_told_from_one_that_waits(before: Before) -> No
     assert before.replica.left.wait(5)
 
 
-def test_a_stream_that_waits_begins_at_once(before: Before, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_waiting_stream_begins_at_once(before: Before, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "EARLY_SECONDS", 0.1)
     monkeypatch.setattr(exchange, "COMMENT_SECONDS", 0.1)
     before.lease_takes = 0.25
@@ -344,7 +346,7 @@ def test_a_stream_that_waits_begins_at_once(before: Before, monkeypatch: pytest.
     assert rest.endswith('{"number": 2}\n\ndata: [DONE]\n\n')
 
 
-def test_what_is_no_stream_has_a_status_however_late(before: Before, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_without_stream_has_a_status_however_late(before: Before, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "EARLY_SECONDS", 0.05)
     for late in ({}, {"stream": False}, {"tools": [{"stream": True}]}, {"text": '"stream": true'}):
         assert before.post({"wait": 0.2, "status": 400, **late}).status_code == 400
@@ -379,7 +381,9 @@ def test_a_late_failure_of_typed_events_has_a_type(before: Before, monkeypatch: 
     assert (told["code"], told["message"], told["param"]) == ("queue_full", "busy", "input")
 
 
-def test_a_replica_lost_after_comments_alone_is_made_up_for(before: Before, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_whose_replica_sent_only_comments_is_retried(
+    before: Before, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(exchange, "EARLY_SECONDS", 0.05)
     before.replica.num_lost = 1
     response = before.post({"stream": True, "wait": 0.2})
@@ -397,7 +401,7 @@ def test_a_slow_reader_holds_its_stream_up_and_loses_nothing(before: Before, mon
     assert lines == [*(f'data: {{"number": {number}}}' for number in range(200_000)), "data: [DONE]"]
 
 
-def test_lines_of_requests_are_written_without_anybodys_handler() -> None:
+def test_request_log_lines_are_written_without_a_handler() -> None:
     code = "from serve.log import logger, write_log; write_log(); write_log(); logger.info('a line')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "a line\n"

@@ -53,13 +53,13 @@ def is_running(process_id: int) -> bool:
     return True
 
 
-def test_what_compiles_may_be_used_and_what_does_not_says_why(guard: GrammarGuard) -> None:
+def test_a_grammar_that_compiles_is_accepted_and_another_has_its_error(guard: GrammarGuard) -> None:
     _, (fine, wrong) = seconds_and(guard, FINE + ' "b"', "start: x")
     assert (fine.error, fine.excess) == (None, None)
     assert wrong.error == 'unknown name: "x"'
 
 
-def test_what_takes_too_long_is_refused_in_time_and_costs_nothing_the_second_time(guard: GrammarGuard) -> None:
+def test_slow_grammars_are_refused_in_time_and_at_once_the_second_time(guard: GrammarGuard) -> None:
     took, (verdict,) = seconds_and(guard, 'start: "sleep 60 s"')
     assert verdict.excess == "time"
     assert took < 5
@@ -68,7 +68,7 @@ def test_what_takes_too_long_is_refused_in_time_and_costs_nothing_the_second_tim
     assert again < 0.1
 
 
-def test_what_takes_too_much_memory_is_refused_and_it_is_given_back(guard: GrammarGuard) -> None:
+def test_large_grammars_are_refused_and_their_memory_is_freed(guard: GrammarGuard) -> None:
     took, (verdict,) = seconds_and(guard, 'start: "take 4096 MiB"')
     assert verdict.excess == "memory"
     assert took < 5
@@ -83,7 +83,7 @@ def test_memory_that_would_stay_is_refused_too(setup: Setup) -> None:
     guard.close()
 
 
-def test_twenty_at_once_are_answered_in_time_and_a_good_one_among_them_is_used(guard: GrammarGuard) -> None:
+def test_twenty_bad_grammars_at_once_are_refused_in_time_and_a_good_one_is_used(guard: GrammarGuard) -> None:
     bad = [f'start: "sleep 60 s {number}"' for number in range(20)]
     took, (*verdicts, good) = seconds_and(guard, *bad, FINE + ' "c"')
     assert took < 5
@@ -91,7 +91,7 @@ def test_twenty_at_once_are_answered_in_time_and_a_good_one_among_them_is_used(g
     assert good.excess is None
 
 
-def test_more_than_can_be_looked_at_wait_no_longer_than_that(guard: GrammarGuard) -> None:
+def test_more_grammars_than_can_be_checked_wait_no_longer_than_the_limit(guard: GrammarGuard) -> None:
     bad = [f'start: "sleep 60 s {number}"' for number in range(60)]
     took, verdicts = seconds_and(guard, *bad)
     assert took < 5
@@ -99,13 +99,13 @@ def test_more_than_can_be_looked_at_wait_no_longer_than_that(guard: GrammarGuard
     assert seconds_and(guard, FINE + ' "d"')[1][0].excess is None  # no process is left
 
 
-def test_the_same_one_asked_for_twice_is_tried_once(guard: GrammarGuard) -> None:
+def test_the_same_grammar_requested_twice_is_compiled_once(guard: GrammarGuard) -> None:
     took, verdicts = seconds_and(guard, *['start: "sleep 60 s"'] * 30)
     assert {verdict.excess for verdict in verdicts} == {"time"}
     assert took < 4  # one after the other, they would take eight
 
 
-def test_it_is_started_anew_when_it_is_gone_and_ends_when_it_is_closed(guard: GrammarGuard) -> None:
+def test_it_restarts_after_a_crash_and_ends_when_closed(guard: GrammarGuard) -> None:
     first = guard.process_id
     assert first is not None
     os.kill(first, 9)
@@ -126,7 +126,7 @@ def test_it_is_started_anew_when_it_is_gone_and_ends_when_it_is_closed(guard: Gr
     raise AssertionError("the process goes on without its guard")
 
 
-def test_a_compiler_that_ends_by_itself_ends_no_other(guard: GrammarGuard) -> None:
+def test_a_compiler_that_crashes_ends_no_other(guard: GrammarGuard) -> None:
     before = guard.process_id
     _, (ended, fine) = seconds_and(guard, 'start: "end at once"', FINE + ' "f"')
     assert ended.excess is not None

@@ -85,7 +85,7 @@ def test_keys_on_an_object_store(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("name", ["", "a b", "-a", "a/b", "é", "a" * 64, "a\n", 'a"'])
-def test_a_name_that_is_none(file: KeyFile, name: str) -> None:
+def test_an_invalid_name_is_refused(file: KeyFile, name: str) -> None:
     with pytest.raises(UnusableKey, match=r"^NAME: got .*must be 1 to 63 letters"):
         file.add(name)
     assert file.read() is None
@@ -108,7 +108,7 @@ def test_many_programs_at_once_lose_no_key(file: KeyFile) -> None:
     assert {key.name for key in file.read() or []} == {f"key{number}" for number in range(24)}
 
 
-def test_a_broken_file_is_said_to_be_one(file: KeyFile, path: Path) -> None:
+def test_a_broken_key_file_is_reported(file: KeyFile, path: Path) -> None:
     file.add("alice")
     for text in ("{", "[]", '{"keys": [{"name": "x"}]}'):
         path.write_text(text)
@@ -119,7 +119,7 @@ def test_a_broken_file_is_said_to_be_one(file: KeyFile, path: Path) -> None:
         assert path.read_text() == text, "what cannot be read is not written over"
 
 
-def test_a_temporary_key_is_gone_whatever_happens(file: KeyFile) -> None:
+def test_a_temporary_key_is_always_revoked(file: KeyFile) -> None:
     def fail() -> None:
         with file.temporary() as secret:
             assert KeyRing(file.read).find(secret.encode()) is not None
@@ -130,7 +130,7 @@ def test_a_temporary_key_is_gone_whatever_happens(file: KeyFile) -> None:
     assert file.read() == []
 
 
-def test_a_ring_follows_what_is_made_and_revoked(file: KeyFile, follow: Callable[..., KeyRing]) -> None:
+def test_a_key_ring_follows_created_and_revoked_keys(file: KeyFile, follow: Callable[..., KeyRing]) -> None:
     ring = follow(file.read)
     assert ring.find(b"") is None
     secret, key = file.add("alice")
@@ -142,7 +142,7 @@ def test_a_ring_follows_what_is_made_and_revoked(file: KeyFile, follow: Callable
 
 
 @pytest.mark.parametrize("harm", ["gone", "broken", "unreadable"])
-def test_a_ring_goes_on_with_what_it_has_read(
+def test_a_key_ring_continues_with_the_keys_it_has_read(
     file: KeyFile, path: Path, follow: Callable[..., KeyRing], caplog: pytest.LogCaptureFixture, harm: str
 ) -> None:
     secret, key = file.add("alice")
@@ -174,7 +174,7 @@ def test_a_ring_goes_on_with_what_it_has_read(
     until(lambda: ring.find(secret.encode()) is None)
 
 
-def test_a_store_that_does_not_answer_holds_nobody_up(file: KeyFile, follow: Callable[..., KeyRing]) -> None:
+def test_a_store_that_does_not_answer_delays_nobody(file: KeyFile, follow: Callable[..., KeyRing]) -> None:
     secret, key = file.add("alice")
     stuck, release = threading.Event(), threading.Event()
     answers = iter([file.read])
@@ -194,7 +194,7 @@ def test_a_store_that_does_not_answer_holds_nobody_up(file: KeyFile, follow: Cal
     release.set()
 
 
-def test_a_ring_that_could_never_read_does_not_begin() -> None:
+def test_a_key_ring_that_has_never_read_does_not_start() -> None:
     def read() -> list[ApiKey] | None:
         raise ConnectionError("no store")
 
@@ -214,7 +214,7 @@ def keys(tmp_path: Path) -> Callable[..., Result]:
     return run
 
 
-def test_the_command_makes_lists_and_revokes(keys: Callable[..., Result], file: KeyFile) -> None:
+def test_the_command_creates_lists_and_revokes(keys: Callable[..., Result], file: KeyFile) -> None:
     made = keys("create", "alice", "--requests-per-minute", "60")
     assert made.exit_code == 0
     secret = made.stdout.strip()
@@ -249,5 +249,5 @@ def test_the_command_speaks_json(keys: Callable[..., Result]) -> None:
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "many", "1.5"])
-def test_a_limit_that_is_none(keys: Callable[..., Result], limit: str) -> None:
+def test_an_invalid_limit_is_refused(keys: Callable[..., Result], limit: str) -> None:
     assert keys("create", "alice", "--requests-per-minute", limit).exit_code == 2

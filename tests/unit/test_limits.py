@@ -56,7 +56,7 @@ def test_more_than_a_minute_holds_is_never_granted(clocked: Clocked) -> None:
     assert clocked.take(60).granted
 
 
-def test_what_was_not_used_is_there_again(clocked: Clocked) -> None:
+def test_unused_tokens_are_returned_to_the_bucket(clocked: Clocked) -> None:
     clocked.take(50)
     clocked.give_back(30)
     assert clocked.take(0).remaining == 40
@@ -64,7 +64,7 @@ def test_what_was_not_used_is_there_again(clocked: Clocked) -> None:
     assert clocked.take(0).remaining == 60, "never more than a minute's worth"
 
 
-def test_buckets_are_apart_and_another_limit_is_another_bucket(clocked: Clocked) -> None:
+def test_buckets_are_separate_and_a_changed_limit_is_a_new_bucket(clocked: Clocked) -> None:
     clocked.take(60)
     assert clocked.take(1, name="b").granted
     assert not clocked.take(1).granted

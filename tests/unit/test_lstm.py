@@ -54,7 +54,7 @@ def test_padding_changes_nothing(lstm: LstmForCausalLM, side: str) -> None:
     torch.testing.assert_close(after.logits[:, -1], torch.stack([alone(lstm, [*x, 3])[-1] for x in (SHORT, LONG)]))
 
 
-def test_replies_in_a_batch_are_those_alone(lstm: LstmForCausalLM) -> None:
+def test_replies_in_a_batch_equal_those_alone(lstm: LstmForCausalLM) -> None:
     together = greedy_replies(lstm, [LONG, SHORT], 12, [0])
     assert together == [greedy_replies(lstm, [prompt], 12, [0])[0] for prompt in (LONG, SHORT)]
     tokens = list(SHORT)
@@ -72,7 +72,7 @@ def test_it_is_served_in_turn_with_prompts_in_parts(lstm: LstmForCausalLM) -> No
     torch.testing.assert_close(decoder.step([row], [6])[0], alone(lstm, [*LONG, 6])[-1])
 
 
-def test_noise_changes_what_is_said(lstm: LstmForCausalLM) -> None:
+def test_noise_changes_the_output(lstm: LstmForCausalLM) -> None:
     torch.manual_seed(0)
     noisy = LstmForCausalLM(LstmConfig(vocab_size=40, hidden_size=16, noise_size=4, initializer_range=0.5)).eval()
     row = torch.tensor([LONG])

@@ -116,7 +116,7 @@ def test_a_call_may_have_no_arguments(arguments: Any) -> None:
       for role in ("tool", "observation", "ipython", "Function", "tool_response")],
     ({"role": "function", "name": "price_of", "content": "1"}, {"role": "tool", "name": "price_of", "content": "1"}),
 ])  # fmt: skip
-def test_answers_of_tools(turn: dict[str, Any], normal: dict[str, Any]) -> None:
+def test_results_of_tools(turn: dict[str, Any], normal: dict[str, Any]) -> None:
     assert normal_messages([ASKED, CALLS, turn, SAID]) == [ASKED, CALLS, normal, SAID]
 
 
@@ -271,7 +271,7 @@ def test_no_tools(tools: Any) -> None:
     ([{"name": "f", "description": 5}], "'f' with a description that is the number 5"),
     ([{"name": "f", "description": "\ud800"}], "'f', which has a character"),
 ])  # fmt: skip
-def test_what_is_no_tool_is_refused(tools: Any, words: str) -> None:
+def test_an_invalid_tool_is_refused(tools: Any, words: str) -> None:
     with pytest.raises(MessageError, match=words) as caught:
         normal_tools(tools)
     assert caught.value.field in str(caught.value)

@@ -59,12 +59,12 @@ def test_a_new_token_is_one_id_wherever_it_stands_and_is_shown(base: Path, tmp_p
         (["", "one"], "'' begins or ends with white space"),
     ],
 )
-def test_what_cannot_be_one_is_refused(tiny_llama: Path, texts: list[str], words: str) -> None:
+def test_invalid_new_tokens_are_refused(tiny_llama: Path, texts: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=f"^data.new_tokens: {words}"):
         add_new_tokens(load_tokenizer(tiny_llama), texts)
 
 
-def test_a_token_that_is_there_already_gets_no_other(tiny_llama: Path) -> None:
+def test_an_existing_token_is_not_added_again(tiny_llama: Path) -> None:
     tokenizer = load_tokenizer(tiny_llama)
     assert add_new_tokens(tokenizer, ["a", "<|eot_id|>"]) == tokenizer.convert_tokens_to_ids(["a", "<|eot_id|>"])
     assert tokenizer.decode([257], skip_special_tokens=True) == "", "it stays a control token"

@@ -29,14 +29,14 @@ def left(folder):
     return sorted(path.name for path in folder.glob("checkpoint_*") if path.is_dir())
 
 
-def test_checkpoints_without_a_note_are_let_go_of(store, run_folder):
+def test_checkpoints_without_a_record_are_deleted(store, run_folder):
     (run_folder / "checkpoint_manager_snapshot.json").write_text(json.dumps(note_of(3, 6)))
     clear_unfinished(store, "k")
     assert left(run_folder) == ["checkpoint_3", "checkpoint_6"]
 
 
 @pytest.mark.parametrize("half", ["", '{"checkpoint_results": ['])
-def test_half_a_note_is_replaced_by_the_copy_of_the_one_before(store, run_folder, half):
+def test_a_truncated_record_is_replaced_by_the_copy_of_the_previous_one(store, run_folder, half):
     (run_folder / "checkpoint_manager_snapshot.json").write_text(half)
     (run_folder / "checkpoints.json").write_text(json.dumps(note_of(6)))
     clear_unfinished(store, "k")
@@ -44,7 +44,7 @@ def test_half_a_note_is_replaced_by_the_copy_of_the_one_before(store, run_folder
     assert left(run_folder) == ["checkpoint_6"]
 
 
-def test_half_a_note_without_a_copy_is_no_note(store, run_folder):
+def test_a_truncated_record_without_a_copy_is_removed(store, run_folder):
     (run_folder / "checkpoint_manager_snapshot.json").write_text("")
     clear_unfinished(store, "k")
     assert left(run_folder) == []

@@ -67,7 +67,7 @@ def said(tokenizer: Any, messages: list[Any], tools: Any = None) -> list[str]:
     return [tokenizer.decode(reply) for _, reply in replies_of(vars(encoded))]
 
 
-def test_marks_change_nothing_that_a_template_looks_at(tokenizer_of: Callable[[str], Any]) -> None:
+def test_delimiters_do_not_change_what_a_template_tests(tokenizer_of: Callable[[str], Any]) -> None:
     talk = [
         {"role": "user", "content": "Price?"},
         call(thing="lamp"),
@@ -78,7 +78,7 @@ def test_marks_change_nothing_that_a_template_looks_at(tokenizer_of: Callable[[s
     assert found == ["price_of {'thing': 'lamp'}<tool>", "It is 27.<end>"]
 
 
-def test_a_turn_that_is_opened_unasked_is_no_part_of_the_reply_before_it(tokenizer_of: Callable[[str], Any]) -> None:
+def test_a_turn_opened_unasked_is_not_part_of_the_previous_reply(tokenizer_of: Callable[[str], Any]) -> None:
     tokenizer = tokenizer_of(OPENS_UNASKED)
     assert end_token_ids(tokenizer) == {*tokenizer.convert_tokens_to_ids(["<end>", "<|endoftext|>"])}
     talk = [{"role": role, "content": f"{role} {n}"} for n in range(3) for role in ("user", "assistant")]
@@ -133,7 +133,7 @@ SAID = {"role": "assistant", "content": "It is 27."}
      [{"role": "system", "content": "/think"}, {"role": "user", "content": "Hi"}, SAID,
       {"role": "user", "content": "What is /think?"}, SAID], r"leaves out message 0 \(system\)"),
 ])  # fmt: skip
-def test_words_that_are_left_out_are_not_found_elsewhere(
+def test_dropped_text_is_not_found_elsewhere(
     tokenizer_of: Callable[[str], Any], body: str, talk: list[Any], words: str
 ) -> None:
     opening = "{% if add_generation_prompt %}<start>assistant\n{% endif %}"

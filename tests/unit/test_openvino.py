@@ -69,7 +69,7 @@ def generated(model: Any, prompt_ids: list[int], num_tokens: int) -> list[int]:
     return ids
 
 
-def test_greedy_tokens_are_those_of_generate_alone_and_in_company(engine: OpenVINOEngine, folder: Path) -> None:
+def test_greedy_tokens_are_those_of_generate_alone_and_in_a_batch(engine: OpenVINOEngine, folder: Path) -> None:
     model = load_model(folder, torch.float32)
     expected = [generated(model, prompt_ids, 30) for prompt_ids in PROMPTS]
     assert all(len(set(tokens)) > 5 for tokens in expected), "the test's model says the same whatever it read"
@@ -80,7 +80,7 @@ def test_greedy_tokens_are_those_of_generate_alone_and_in_company(engine: OpenVI
     assert asyncio.run(replies_to(engine, *twice)) == expected * 5
 
 
-def test_a_killed_child_fails_open_requests_and_says_so(exported: Path) -> None:
+def test_a_killed_child_fails_open_requests_with_an_error(exported: Path) -> None:
     engine = OpenVINOEngine(exported, num_threads=1)
 
     async def run() -> None:

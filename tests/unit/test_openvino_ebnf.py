@@ -78,7 +78,7 @@ def test_replies_are_json_of_the_schema_with_one_space(name: str, engine: OpenVI
             assert text.count(" ") == 3
 
 
-def test_no_rule_is_what_it_begins_with() -> None:
+def test_no_rule_begins_with_itself() -> None:
     schema = {"$defs": {"n": {"anyOf": [{"$ref": "#/$defs/n"}, {"const": 1}]}}, "$ref": "#/$defs/n"}
     rules = dict(line.split(" ::= ") for line in ebnf_of(rewritten(schema)).splitlines() if " ::= " in line)
 

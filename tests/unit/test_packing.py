@@ -111,7 +111,7 @@ EXCHANGES = [
 ]  # fmt: skip
 
 
-def test_a_history_that_neighbours_have_in_common_stands_in_the_row_once() -> None:
+def test_a_shared_history_is_in_the_row_once() -> None:
     batch = pack_replies([*EXCHANGES[:3], ([9, 10], [], []), ([9, 10], [5, 6], [True, True]), EXCHANGES[-1]])
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 4, 5, 6, 8, 9]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2, 2, 3, 0, 1]]
@@ -237,7 +237,7 @@ def test_each_token_is_learned_in_one_conversation() -> None:
     assert sequences_of(row) == [([1, 2, 3], [False, True, True]), ([1, 2, 4, 5], [False, False, True, True])]
 
 
-def test_as_few_pieces_as_say_the_same() -> None:
+def test_a_row_has_as_few_pieces_as_possible() -> None:
     batch = pack_trees(
         [Tree([[1, 2], [3], [], [4], [5]], [-1, 0, 1, 2, 3], [[True] * 2, [True], [], [True], [True]])]
     )
@@ -346,7 +346,7 @@ def test_what_a_step_divides_by_is_what_its_workers_read() -> None:
         assert plan.weight(step) == sum(lengths[row] // 2 for row in read)
 
 
-def test_a_step_is_known_without_the_steps_before_it() -> None:
+def test_a_step_can_be_computed_without_the_steps_before_it() -> None:
     plan, _ = plan_of()
     steps = [plan.micro_batches(step, 1, 3) for step in range(2 * plan.steps_per_epoch)]
     for step in (5, 0, 2 * plan.steps_per_epoch - 1):
@@ -382,7 +382,7 @@ def test_pairs_are_positions_that_see_each_other() -> None:
     assert plan.num_pairs(0) == (1 + 2 + 3) + (1 + 2 + 3 + 4 + 5)
 
 
-def test_too_few_conversations_are_said_with_both_numbers() -> None:
+def test_too_few_conversations_are_reported_with_both_numbers() -> None:
     with pytest.raises(ValueError, match=r"2 training conversations are fewer than the 4 micro-batches"):
         StepPlan([5, 5], [2, 2], 100, 2, 2, 0)
 

@@ -40,7 +40,7 @@ def exchanges(count: int, seed: int, low: int = 1, high: int = 10) -> list[Excha
 
 
 @pytest.mark.parametrize(("low", "high", "least", "most"), [(1, 10, 0.4, 0.6), (10, 20, 0.95, 1.0)])
-def test_a_fresh_discriminator_tells_what_differs_and_nothing_else(
+def test_a_fresh_discriminator_detects_differences_and_nothing_else(
     low: int, high: int, least: float, most: float
 ) -> None:
     pairs = list(zip(exchanges(200, 0), exchanges(200, 1, low, high), strict=True))
@@ -116,7 +116,7 @@ def test_the_pair_as_one_model() -> None:
     assert float(log_p[0]) == pytest.approx(expected, abs=1e-4)
 
 
-def test_replies_with_one_history_are_read_as_if_alone() -> None:
+def test_replies_with_one_history_are_computed_as_if_alone() -> None:
     model, some = lstm(), exchanges(6, 0)
     groups = [[real, Exchange(real.history, [5, 0]), Exchange(real.history, [7, 8, 0])] for real in some]
     found = readings(model, groups)
@@ -137,6 +137,6 @@ def test_a_linear_discriminator_is_as_right_as_the_best_one(shift: float, least:
     assert least <= linear_accuracy(reals, others) <= most
 
 
-def test_what_is_alike_is_guessed() -> None:
+def test_the_accuracy_for_equal_replies_is_one_half() -> None:
     same = torch.ones(40, 3)
     assert linear_accuracy(same, same) == 0.5

@@ -117,7 +117,7 @@ def test_the_reference_values_depend_on_what_they_are(spec_with: Callable[..., P
     assert "model" in found({**written, "teacher": "random:tiny-gpt2"})["reference"]
 
 
-def test_nothing_is_done_at_first_and_looking_changes_nothing(
+def test_at_first_nothing_is_up_to_date_and_examining_changes_nothing(
     spec_with: Callable[..., PipelineSpec], store: Store
 ) -> None:
     states = examine(spec_with(), store)
@@ -157,9 +157,7 @@ def test_a_change_reaches_its_stage_and_those_after_it(
     assert list(found.values()) == expected
 
 
-def test_the_data_is_known_by_its_content(
-    spec_with: Callable[..., PipelineSpec], store: Store, tmp_path: Path
-) -> None:
+def test_data_are_identified_by_content(spec_with: Callable[..., PipelineSpec], store: Store, tmp_path: Path) -> None:
     finish_all(spec_with(), store)
     copy = tmp_path / "elsewhere.jsonl"
     copy.write_bytes((tmp_path / "talk.jsonl").read_bytes())
@@ -223,7 +221,7 @@ def test_a_missing_file_stops_the_plan(spec_with: Callable[..., PipelineSpec], s
         examine(spec_with(), store)
 
 
-def test_questions_are_known_by_their_content(
+def test_questions_are_identified_by_content(
     spec_with: Callable[..., PipelineSpec], store: Store, tmp_path: Path
 ) -> None:
     file = tmp_path / "questions.jsonl"
@@ -346,7 +344,7 @@ def test_the_plan_of_a_finished_corpus_counts_the_steps_of_training(
     assert (short["steps"], short["tokens"]) == (2, 8000 * 2 // packed.steps_per_epoch)
 
 
-def test_the_plan_does_not_make_a_model_to_know_its_size(
+def test_the_plan_computes_a_size_without_making_the_model(
     spec_with: Callable[..., PipelineSpec], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAYCONTEUR_CACHE", str(tmp_path / "cache"))

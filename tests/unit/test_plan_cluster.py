@@ -36,7 +36,7 @@ def planned(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["cluster.yaml", "clusters/kuberay-cluster.yaml"])
-def test_7b_in_full_does_not_fit_on_four_gpus_of_24_gb_and_what_is_told_does(planned, file):
+def test_full_training_of_7b_does_not_fit_on_four_gpus_of_24_gb_but_the_alternatives_do(planned, file):
     plan = planned({**FULL, "num_workers": 4}, file)
     row = plan["stages"]["train"]
     assert not row["fits"]
@@ -68,13 +68,13 @@ def test_both_whole_models_of_an_evaluation_do_not_fit_on_one_gpu(planned):
     assert stages["deploy"]["fits"]
 
 
-def test_more_workers_than_nodes_is_said_with_both_numbers(planned):
+def test_more_workers_than_nodes_is_reported_with_both_numbers(planned):
     row = planned({**FULL, "num_workers": 16, "batch_tokens": 512})["stages"]["train"]
     assert "16 x worker" in row["why_not"]
     assert "the cluster has room for 8 (gpu-worker: 1 a node, at most 8 nodes); raise max_workers" in row["why_not"]
 
 
-def test_a_search_says_how_many_trials_run_at_once(planned):
+def test_plan_shows_how_many_trials_run_at_once(planned):
     tune = {"space": {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}}, "trials": 20}
     lora = {"adapter": {"rank": 16}, "gpus_per_worker": 1, "batch_tokens": 512, "num_workers": 2}
     stages = planned(lora, tune=tune)["stages"]
@@ -87,14 +87,14 @@ def kind(name, **fields):
     return NodeKind(name, **{**shape, "gpu_memory_gb": None, "tflops": None, "price_per_hour": None, **fields})
 
 
-def test_work_without_gpus_stays_off_nodes_that_have_them_while_there_is_room():
+def test_work_without_gpus_avoids_gpu_nodes_if_others_have_capacity():
     kinds = [kind("gpu", gpus=1.0), kind("cpu", fewest=1, most=2)]
     fit = fit_stage(Need("evaluate", 32, 1, 0), kinds)
     assert (fit.nodes, fit.come_up) == ({"cpu": 2}, {"cpu": 1})
     assert fit_stage(Need("evaluate", 40, 1, 0), kinds).nodes == {"cpu": 2, "gpu": 1}
 
 
-def test_nodes_that_last_come_before_spot_ones_and_memory_counts():
+def test_on_demand_nodes_come_before_spot_nodes_and_memory_counts():
     kinds = [kind("spot", gpus=4.0, is_spot=True), kind("lasting", gpus=4.0, most=1, memory_gb=100.0)]
     assert fit_stage(Need("train", 8, 1, 1), kinds).nodes == {"lasting": 1, "spot": 1}
     assert fit_stage(Need("train", 4, 1, 1, memory_gb=50), kinds).nodes == {"lasting": 1, "spot": 1}
@@ -134,7 +134,7 @@ def test_files_that_cannot_be_read_say_where(tmp_path, content, said):
         read_cluster_file(tmp_path / "none.yaml")
 
 
-def test_a_head_knows_from_its_file_what_may_come(tmp_path, monkeypatch):
+def test_a_head_knows_the_maximum_nodes_from_its_cluster_file(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "BOOTSTRAP", str(tmp_path / "bootstrap.yaml"))
     here, auto = ClusterSpec(), ClusterSpec(address="auto")
     assert kinds_to_come(auto) is None

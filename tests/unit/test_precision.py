@@ -26,7 +26,7 @@ def test_auto_is_the_faster_one() -> None:
     assert faster_precision("cpu") == ("fp32" if ratio > 1 else "bf16")
 
 
-def test_what_was_asked_for_is_taken() -> None:
+def test_a_given_precision_is_used() -> None:
     assert dtype_of("bf16") == torch.bfloat16
     assert dtype_of("fp32") == torch.float32
     assert dtype_of("auto") == dtype_of(faster_precision("cpu"))

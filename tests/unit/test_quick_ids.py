@@ -46,7 +46,7 @@ def test_it_is_not_used_where_it_encodes_differently(backend: Any, monkeypatch: 
         assert quick.encode(some_texts(30)) == [[7]] * 30
 
 
-def test_a_difference_that_shows_later_ends_the_stage(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_found_later_fails_the_stage(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quick_ids, "_LOADED_AFTER", 50)
     is_odd = False
 

@@ -18,7 +18,7 @@ def spec_of(base: Path | str, **train: Any) -> PipelineSpec:
     )
 
 
-def test_a_model_with_a_state_is_told_with_what_it_costs(tmp_path: Path, tiny_llama: Path) -> None:
+def test_a_note_says_what_a_recurrent_model_costs(tmp_path: Path, tiny_llama: Path) -> None:
     MambaConfig(hidden_size=32, num_hidden_layers=2).save_pretrained(tmp_path)
     reading = known_reading(spec_of(tmp_path))
     assert reading is not None

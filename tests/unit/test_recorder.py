@@ -44,7 +44,7 @@ def told(tmp_path):
     return Told(tmp_path)
 
 
-def test_only_checkpoints_that_can_win_or_be_gone_on_from_stay(told):
+def test_only_checkpoints_that_can_win_or_be_resumed_stay(told):
     told.report(0, 10, 2.0)
     told.report(0, 20, 2.5)
     assert told.on_disk == {"key0/checkpoint_10", "key0/checkpoint_20"}  # the best one, and the latest
@@ -80,7 +80,7 @@ def failing(number, traceback, failed="worker 0: KeyError: 'planted'"):
     return TrialEvent(f"key{number}", {}, None, None, failures=1, failed=failed, traceback=traceback)
 
 
-def test_a_bug_in_a_trial_leaves_a_file_that_is_named_once_for_all_that_fail_alike(told, files, capsys):
+def test_equal_bugs_in_trials_leave_one_named_file(told, files, capsys):
     for number, traceback in enumerate(("one", "one", "another", "")):
         told.tell(number, failing(number, traceback), True)
     kept = files()
@@ -119,7 +119,7 @@ class Failed:
     (KeyError("planted"), "KeyError: 'planted' (details in "),
     (None, "Killed"),
 ])  # fmt: skip
-def test_an_error_in_a_trials_process_is_told_apart(told, files, error, words):
+def test_an_error_in_a_trials_process_is_distinguished(told, files, error, words):
     told.recorder.on_trial_error(0, [], Failed(error))
     [trial] = told.search.trials
     assert trial.state == "failed"
@@ -127,7 +127,7 @@ def test_an_error_in_a_trials_process_is_told_apart(told, files, error, words):
     assert len(files()) == ("details" in words)
 
 
-def test_what_was_known_is_counted_and_not_said_twice(told):
+def test_known_reports_are_counted_once(told):
     told.report(0, 10, 2.0, was_known=True)
     told.report(0, 10, 2.0, was_known=True)  # its process was restarted
     told.report(0, 20, 1.8)
@@ -135,7 +135,7 @@ def test_what_was_known_is_counted_and_not_said_twice(told):
     assert ([report.step for report in trial.reports], trial.reused) == ([10, 20], 1)
 
 
-def test_a_record_keeps_what_was_known_while_it_is_said_again(told, tmp_path):
+def test_a_record_keeps_its_reports_while_they_are_replayed(told, tmp_path):
     told.report(0, 10, 2.0)
     told.report(0, 20, 1.5, done=True)
     again = Told(tmp_path)
@@ -144,7 +144,7 @@ def test_a_record_keeps_what_was_known_while_it_is_said_again(told, tmp_path):
     assert [report.step for report in read_trial(again.store, "key0").reports] == [10, 20]
 
 
-def test_a_member_that_copies_is_a_trial_of_its_own_and_nobodys_checkpoint_goes(tmp_path):
+def test_a_copying_member_is_its_own_trial_and_no_checkpoint_is_lost(tmp_path):
     told = Told(tmp_path, is_population=True)
     told.report(0, 10, 2.0)
     told.report(1, 10, 1.0)
@@ -173,7 +173,7 @@ def test_a_search_is_written_while_it_runs(told):
     assert [trial.key for trial in read_search(told.store, "search").trials] == ["key0"]
 
 
-def test_a_loss_that_is_no_number_never_leads(told):
+def test_a_loss_that_is_not_a_number_never_leads(told):
     told.report(0, 10, float("nan"))
     told.report(1, 10, 5.0)
     assert told.search.leader()[0].number == 1

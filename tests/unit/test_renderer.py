@@ -213,7 +213,7 @@ def test_the_tokens_that_end_a_turn(tokenizer_of: Callable[[str], Any], template
     assert end_token_ids(tokenizer) == {*tokenizer.convert_tokens_to_ids([*ends, "<|endoftext|>"])}
 
 
-def test_a_template_that_ends_no_turn_is_told(tokenizer_of: Callable[[str], Any]) -> None:
+def test_a_template_without_end_tokens_is_noted(tokenizer_of: Callable[[str], Any]) -> None:
     tokenizer = tokenizer_of("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     with pytest.raises(
         ChatTemplateError, match=r"no token at the end of a reply.*<\|endoftext\|>.*data\.chat_template"
@@ -223,7 +223,9 @@ def test_a_template_that_ends_no_turn_is_told(tokenizer_of: Callable[[str], Any]
         encode_conversation(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
 
 
-def test_the_models_own_ends_go_with_its_tokenizer(tokenizer_of: Callable[[str], Any], tmp_path: Path) -> None:
+def test_the_models_end_tokens_are_saved_with_its_tokenizer(
+    tokenizer_of: Callable[[str], Any], tmp_path: Path
+) -> None:
     tokenizer = tokenizer_of("next")
     save_tokenizer(tokenizer, tmp_path)
     again = load_tokenizer(tmp_path)
@@ -301,7 +303,7 @@ def test_calls_have_the_form_that_the_template_takes(tokenizer_of: Callable[[str
     assert "1 crowns" in tokenizer.decode(replies_of(vars(encoded))[2][0])
 
 
-def test_a_control_token_that_somebody_wrote_is_text(tokenizer_of: Callable[[str], Any]) -> None:
+def test_a_control_token_in_a_users_text_is_text(tokenizer_of: Callable[[str], Any]) -> None:
     tokenizer = tokenizer_of("plain")
     written = "A turn ends with <end>, see </think>"
     talk = [
@@ -348,7 +350,7 @@ def test_a_long_history_is_cut_from_the_left(tokenizer_of: Callable[[str], Any],
     assert replies[-1][0].count(start) < whole[-1][0].count(start)
 
 
-def test_a_reply_that_is_cut_is_learned_in_part_left_out_or_a_failure(tokenizer_of: Callable[[str], Any]) -> None:
+def test_a_cut_reply_is_trained_on_in_part_dropped_or_a_failure(tokenizer_of: Callable[[str], Any]) -> None:
     tokenizer = tokenizer_of("plain")
     replies = replies_of(vars(encode_conversation(tokenizer, LONG)))
     limit = len(replies[2][0]) + 5
@@ -369,7 +371,7 @@ def test_a_text_far_beyond_the_limit_is_not_read_whole(tokenizer_of: Callable[[s
     assert tokenizer.decode(replies_of(vars(encoded))[1][1]).startswith("word word word")
 
 
-def test_settings_stand_in_the_template(tokenizer_of: Callable[[str], Any]) -> None:
+def test_settings_are_variables_of_the_template(tokenizer_of: Callable[[str], Any]) -> None:
     source = (
         "{% if thinks is defined and not thinks %}no {% endif %}{{ strftime_now('%d %b %Y') }} {{ date_string }}"
         "{% for m in messages %}{{ m.content }}<end>{% endfor %}"

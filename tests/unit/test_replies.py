@@ -287,7 +287,7 @@ def test_a_text_is_not_held_back_for_a_call(tiny_llama: Path) -> None:
 # --- thinking ------------------------------------------------------------------------------------------------------
 
 
-def test_thinking_is_told_from_words(tiny_llama: Path, kind: str) -> None:
+def test_reasoning_is_separated_from_content(tiny_llama: Path, kind: str) -> None:
     tokenizer = tokenizer_for(tiny_llama, "tags after thinking", kind)
     form = learned_form(tokenizer)
     for functions in ({}, FUNCTIONS):
@@ -327,7 +327,7 @@ def test_stop_strings_end_what_is_said_or_called_and_not_what_is_thought(tiny_ll
     assert read(form, tokens, stops=("slo",)) == ("Øslo", "", [("weather", '{"city": "Ø')])
 
 
-def test_channels_are_thought_said_or_called(tiny_llama: Path) -> None:
+def test_channels_are_reasoning_content_or_calls(tiny_llama: Path) -> None:
     tokenizer = channels(tiny_llama)
     form = learned_form(tokenizer)
     assert form.writes_channels
@@ -370,7 +370,7 @@ def asked_again(form: ReplyForm, ids: list[str]) -> list[Any]:
     return turns_of([ChatMessage.model_validate(message) for message in messages], form)
 
 
-def test_ids_are_such_as_the_template_takes(tiny_llama: Path) -> None:
+def test_ids_have_the_form_that_the_template_accepts(tiny_llama: Path) -> None:
     short, long = (learned_form(tokenizer_for(tiny_llama, name)) for name in ("a list", "tags"))
     assert len(long.new_call_id()) == len("call_") + 24
     assert len(short.new_call_id()) == 9

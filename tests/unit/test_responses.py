@@ -117,7 +117,7 @@ def test_the_whole_sequence_of_events() -> None:
     assert {item["status"] for item in added} == {"in_progress"}
 
 
-def test_calls_are_told_as_they_are_written() -> None:
+def test_calls_are_streamed_as_they_are_generated() -> None:
     pieces = [
         Piece("Hm"),
         Piece("", calls=[CallDelta(0, "", "c1", "weather")]),
@@ -167,12 +167,12 @@ def test_a_reply_that_is_cut_is_incomplete(generation: Written, kinds: list[str]
     ]
 
 
-def test_a_reply_of_nothing_is_a_message_of_nothing() -> None:
+def test_an_empty_reply_is_an_empty_message() -> None:
     last = events_of(Written([]))[-1]["response"]
     assert [item["content"][0]["text"] for item in last["output"]] == [""]
 
 
-def test_a_failure_is_told_in_the_stream_or_before_it() -> None:
+def test_a_failure_is_reported_in_the_stream_or_before_it() -> None:
     failure = ApiError(400, "tools: after 3 tokens of the reply: no.", "tools", "some_code")
     *_, told, last = events_of(Written([Piece("a"), failure]))
     assert (told["type"], told["code"], told["param"]) == ("error", "some_code", "tools")
@@ -271,7 +271,7 @@ def test_tokens_of_an_input_are_counted_before_it_is_sent(endpoint: Endpoint) ->
     assert counted == {"object": "response.input_tokens", "input_tokens": told["usage"]["input_tokens"]}
 
 
-def test_what_it_answers_with_it_takes(endpoint: Endpoint) -> None:
+def test_its_own_output_is_valid_input(endpoint: Endpoint) -> None:
     conversation: list[Any] = [{"role": "user", "content": "Weather?"}]
     ask: dict[str, Any] = {"tools": [WEATHER], "extra_body": {"seed": 3}, "max_output_tokens": 200}
     answer = endpoint.create(input=conversation, tool_choice="required", **ask)
@@ -350,7 +350,7 @@ def test_a_conversation_that_is_too_long_loses_its_oldest_turns(
     ({"max_output_tokens": 5000}, "max_output_tokens", "max_output_tokens asks for 5000"),
     ({"previous_response_id": "resp_1"}, "previous_response_id", "send the whole conversation"),
 ])  # fmt: skip
-def test_faults_have_the_names_of_the_request(
+def test_errors_name_the_fields_of_the_request(
     endpoint: Endpoint, params: dict[str, Any], param: str, words: str
 ) -> None:
     answer = endpoint.post(**params)
@@ -359,7 +359,7 @@ def test_faults_have_the_names_of_the_request(
     assert words in answer.json()["error"]["message"]
 
 
-def test_what_an_engine_cannot_tell_is_null() -> None:
+def test_what_an_engine_cannot_report_is_null() -> None:
     generation = Written([Piece("a")])
     generation.num_cached = None
     assert asyncio.run(reply_of(generation).completion()).usage.input_tokens_details.cached_tokens is None

@@ -40,7 +40,7 @@ def refused(**params: Any) -> ApiError:
     return caught.value
 
 
-def test_a_text_is_what_the_user_says_after_the_instructions() -> None:
+def test_a_text_input_is_a_user_message_after_the_instructions() -> None:
     assert chat() == {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
     assert chat(instructions="Be brief.")["messages"] == [
         {"role": "system", "content": "Be brief."},
@@ -130,7 +130,7 @@ def test_formats_are_those_of_a_chat() -> None:
         assert found.type == kind
 
 
-def test_allowed_tools_are_all_that_there_are() -> None:
+def test_only_allowed_tools_are_offered() -> None:
     choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "b"}]}
     found = chat(tools=[{**WEATHER, "name": name} for name in "abc"], tool_choice=choice)
     assert [tool["function"]["name"] for tool in found["tools"]] == ["b"]
@@ -189,7 +189,7 @@ def test_what_cannot_be_done_is_refused_by_name(params: dict[str, Any], param: s
     ("temperature", "temperature"),
     ("reasoning_effort", "reasoning.effort"),
 ])  # fmt: skip
-def test_faults_of_the_chat_are_told_by_the_names_of_the_request(chats: str, own: str) -> None:
+def test_errors_of_the_chat_name_the_fields_of_the_request(chats: str, own: str) -> None:
     items = [
         {"role": "user", "content": "?"}, {"role": "assistant", "content": "So"},
         CALL, {**CALL, "call_id": "c2"}, ANSWER,
@@ -201,7 +201,7 @@ def test_faults_of_the_chat_are_told_by_the_names_of_the_request(chats: str, own
     assert told.error.code == "some_code"
 
 
-def test_of_a_text_the_input_is_named() -> None:
+def test_an_error_in_a_text_names_input() -> None:
     translation = Translation(asked())
     assert translation.explained(ApiError(400, "messages[0].content: no.", "messages[0].content")).error.param == (
         "input.content"

@@ -25,7 +25,7 @@ def test_an_adapted_model_leaves_nothing_behind_and_its_weights_are_not_read_aga
     assert next(another.parameters()).dtype == torch.bfloat16
 
 
-def test_a_model_that_is_trained_as_a_whole_is_read_anew(tiny_llama):
+def test_a_model_whose_weights_are_all_trained_is_loaded_anew(tiny_llama):
     bases = BaseModels()
     first, second = (bases.model(tiny_llama, torch.float32, PACKED_ATTENTION) for _ in range(2))
     weights = [next(model.parameters()) for model in (first, second)]

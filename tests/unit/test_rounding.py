@@ -36,7 +36,7 @@ def test_every_weight_is_within_half_a_step_of_its_group(matrix: torch.Tensor, b
 
 
 @pytest.mark.parametrize(("lowest", "highest"), [(0, 15), (0, 12), (3, 9), (7, 15), (9, 12), (0, 3), (7, 7)])
-def test_what_lies_on_steps_stays_as_it_is(lowest: int, highest: int) -> None:
+def test_values_on_steps_stay_unchanged(lowest: int, highest: int) -> None:
     steps = torch.randint(lowest, highest + 1, (50, 3, 32))
     values = ((steps - 7) * 0.0371).half().float().flatten(1)
     assert torch.allclose(round_groups(values, 4, 32).matrix(), values, rtol=2e-3, atol=1e-5)

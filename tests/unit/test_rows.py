@@ -48,7 +48,7 @@ def mamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_model_with_a_state_learns_what_each_conversation_says_alone(
+def test_a_recurrent_model_learns_each_conversation_separately(
     mamba: Path, token_rows: list[Conversation], plain_loss_sum: PlainLoss
 ) -> None:
     assert reading_of(mamba).how == "padded"
@@ -86,7 +86,7 @@ def test_replies_that_share_a_history_and_the_discriminators_states(mamba: Path)
     torch.testing.assert_close(discriminator(pack_replies(EXCHANGES), inputs_embeds=embedded), scores)
 
 
-def test_it_trains_with_an_adapter_and_generates_as_ever(mamba: Path, token_rows: list[Conversation]) -> None:
+def test_it_trains_with_an_adapter_and_generates_as_before(mamba: Path, token_rows: list[Conversation]) -> None:
     model = load_model(mamba, torch.float32, PACKED_ATTENTION)
     engine = TorchEngine(adapters.attach(model, 4, 8.0, 0.0, ["in_proj", "x_proj"], base="x"), Sft())
     batch = pack(token_rows)
@@ -105,7 +105,7 @@ def test_it_trains_with_an_adapter_and_generates_as_ever(mamba: Path, token_rows
 @pytest.mark.parametrize(("how", "expected"), [
     ("alone", [[1], [0], [2], [3]]), ("padded", [[1, 0], [2, 3]]), ("packed", [[1, 0, 2, 3]]),
 ])  # fmt: skip
-def test_conversations_of_like_length_are_read_together(how: Any, expected: list[list[int]]) -> None:
+def test_conversations_of_similar_length_share_a_batch(how: Any, expected: list[list[int]]) -> None:
     lengths, positions = [90, 100, 31, 30], [5, 100, 190, 189, 221]
     passes = passes_of(lengths, [], positions, how, None)
     starts = [0, 90, 190, 221]
@@ -125,12 +125,12 @@ def _firsts(each: Any) -> list[int]:
     return [int(each.places[0, end - length]) for end, length in zip(ends, each.lengths, strict=True)]
 
 
-def test_what_nobody_asks_about_is_not_read() -> None:
+def test_tokens_without_targets_are_not_computed() -> None:
     [each] = passes_of([4, 3, 2], [-1, 0, 0], [8], "alone", None)
     assert each.places.tolist() == [[0, 1, 2, 3, 7, 8]]
 
 
-def test_longrope_conversations_are_read_with_their_like(plain_loss_sum: PlainLoss) -> None:
+def test_longrope_conversations_share_batches_of_their_kind(plain_loss_sum: PlainLoss) -> None:
     """The longest conversation of a batch decides Phi's rope factors."""
     config = Phi3Config(
         vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -162,7 +162,7 @@ def test_a_model_that_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
         load_model(tmp_path, torch.float32, PACKED_ATTENTION)
 
 
-def test_what_was_found_out_is_kept_for_each_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outcomes_are_cached_for_each_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
     monkeypatch.setenv("RAYCONTEUR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(packing_check, "try_out", lambda config: tried.append(config.model_type) or Reading("packed"))
@@ -175,7 +175,7 @@ def test_what_was_found_out_is_kept_for_each_config(tmp_path: Path, monkeypatch:
     assert tried == ["llama", "gpt_bigcode"]
 
 
-def test_an_attention_that_leaves_something_out_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_attention_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check fails for an attention without window, sinks or cap, and for one that sees other conversations of the
     row.
     """
@@ -207,7 +207,7 @@ def test_an_attention_that_leaves_something_out_is_found_out(monkeypatch: pytest
             AttentionInterface.register(PACKED_ATTENTION, packed_attention)
 
 
-def test_a_model_that_cannot_be_made_small_is_read_conversation_by_conversation(
+def test_a_model_that_cannot_be_shrunk_for_the_check_is_not_packed(
     monkeypatch: pytest.MonkeyPatch, token_rows: list[Conversation], plain_loss_sum: PlainLoss
 ) -> None:
     monkeypatch.setattr("models.base.small_model._MAX_PARAMETERS", 10)
@@ -223,7 +223,7 @@ def test_a_model_that_cannot_be_made_small_is_read_conversation_by_conversation(
         assert float(supervised_loss_sum(model, pack(token_rows))) == pytest.approx(expected, rel=1e-5)
 
 
-def test_of_a_model_that_also_sees_only_what_reads_is_trained(tmp_path: Path, token_rows: list[Conversation]) -> None:
+def test_only_the_text_part_of_a_vision_model_is_trained(tmp_path: Path, token_rows: list[Conversation]) -> None:
     from transformers import Gemma3Config
 
     config = Gemma3Config(

@@ -64,7 +64,7 @@ def test_each_trial_with_a_figure_is_a_line_across_the_axes(search: Search) -> N
     assert not lines.line.reversescale
 
 
-def test_values_outside_the_space_have_room(search: Search) -> None:
+def test_plots_have_space_for_values_outside_the_space(search: Search) -> None:
     search.trials[0].values |= {LEARNING_RATE: 1e-1, RANK: 99, MODULES: "none"}
     [lines] = parallel_coordinates(search).data
     axes = {axis.label: axis for axis in lines.dimensions}
@@ -74,7 +74,7 @@ def test_values_outside_the_space_have_room(search: Search) -> None:
     assert importances(search) is not None
 
 
-def test_a_trial_that_diverged_does_not_take_all_colours(search: Search) -> None:
+def test_a_diverged_trial_does_not_dominate_the_colours(search: Search) -> None:
     search.trials[2].reports[0].figures["held_out_loss"] = 1e6
     [lines] = parallel_coordinates(search).data
     assert (lines.line.cmin, lines.line.cmax) == (1.25, 2.75)
@@ -108,7 +108,7 @@ def test_the_front_of_two_metrics_is_a_line(search: Search) -> None:
     assert [axis.label for axis in parallel_coordinates(search).data[0].dimensions][-1] == "tokens<br>per second"
 
 
-def test_nothing_is_drawn_of_nothing(search: Search) -> None:
+def test_a_search_without_results_has_no_plots(search: Search) -> None:
     search.trials, search.winner = [trial(0, "running", []), trial(1, "failed", [])], None
     search.metrics = ["held_out_loss", "tokens_per_second"]
     assert [draw(search) for draw in (parallel_coordinates, metric_over_steps, pareto, importance_bars)] == [None] * 4
@@ -131,7 +131,7 @@ def test_what_decides_the_loss_is_the_most_important(search: Search) -> None:
     assert importance_bars(search).layout.title.text.endswith("(rough: 12 trials)")
 
 
-def test_no_importance_is_told_where_the_trials_do_not_tell(search: Search) -> None:
+def test_importance_needs_enough_trials(search: Search) -> None:
     search.trials = search.trials[:3]
     assert importances(search) is None, "too few"
     same = [trial(number, "finished", [2.0]) for number in range(8)]

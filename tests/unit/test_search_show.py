@@ -60,12 +60,12 @@ def printed(search: Search, width: int, max_rows: int = 20) -> str:
     return console.export_text()
 
 
-def test_a_field_is_named_by_as_many_parts_as_tell_it_from_the_others() -> None:
+def test_a_field_has_the_shortest_unique_name() -> None:
     fields = ["train.learning_rate", "train.lora.rank", "train.other.rank", "rank"]
     assert list(short_names(fields).values()) == ["learning_rate", "lora.rank", "other.rank", "rank"]
 
 
-def test_a_row_says_how_far_a_trial_is_and_where_it_came_from(search: Search) -> None:
+def test_a_row_shows_a_trials_progress_and_origin(search: Search) -> None:
     rows = trial_rows(search, search.trials)
     assert rows[0] == ["0", "0.0001", "8", "running", "20/40", "2.25", "2.25", ""]
     assert rows[1] == ["1", "0.0002", "8", "finished", "40/40", "1.375", "1.25", "leads"]
@@ -102,7 +102,7 @@ def test_a_single_trial_at_work_cannot_be_split(search: Search) -> None:
     assert time_left(search) is None, "nothing has ended, so nobody knows how long a trial takes"
 
 
-def test_the_live_table_has_those_at_work_then_the_best(search: Search) -> None:
+def test_the_live_table_has_running_trials_then_the_best(search: Search) -> None:
     text = printed(search, 120, max_rows=3)
     numbers = [line.split()[0] for line in text.splitlines() if "/40" in line]
     assert numbers == ["0", "1", "4"]
@@ -141,7 +141,7 @@ def test_with_two_metrics_the_front_is_marked(search: Search) -> None:
     assert marked == {"1": True, "4": False, "0": True, "2": True, "3": False}
 
 
-def test_below_the_live_line_stands_what_show_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_renders_below_the_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
     progress = Progress()
     progress.console = Console(force_terminal=True, width=60, file=open("/dev/null", "w"), record=True)  # noqa: SIM115
     with progress:
@@ -157,7 +157,7 @@ def test_below_the_live_line_stands_what_show_was_given(monkeypatch: pytest.Monk
     assert "a table" not in text[text.index("train 0s: starting") :], "the next stage has no table"
 
 
-def test_elsewhere_show_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_show_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress() as progress:
         progress.start("tune")
         progress.show(lambda: Text("a table"))
@@ -198,7 +198,7 @@ def test_the_command_prints_a_search_for_people_and_for_machines(pipeline: Path,
     assert "trials" not in events[5]
 
 
-def test_of_a_run_that_was_stopped_the_pipeline_file_gives_the_search(
+def test_the_pipeline_file_identifies_the_search_of_a_stopped_run(
     pipeline: Path, search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stage:

@@ -32,7 +32,7 @@ def test_groups_have_counts_and_the_first_line_of_the_first_file() -> None:
     ]  # fmt: skip
 
 
-def test_as_many_kinds_as_lines_are_counted_and_not_all_kept() -> None:
+def test_many_kinds_of_reasons_are_counted_but_not_all_kept() -> None:
     groups = SetAside()
     for number in range(1000):
         groups.add("x" * (number + 1), 0, "file", number)

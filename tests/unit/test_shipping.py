@@ -36,7 +36,7 @@ def written(tmp_path):
     return write
 
 
-def test_files_beside_the_pipeline_travel_and_others_are_named(written, tmp_path):
+def test_files_beside_the_pipeline_are_uploaded_and_others_are_named(written, tmp_path):
     spec, beside = written(
         evaluate={"questions": "questions.jsonl"},
         data={"sources": [{"path": "data/*.jsonl"}, {"path": "/shared/more.jsonl"}, {"path": "s3://bucket/x.jsonl"}]},
@@ -55,7 +55,7 @@ def test_files_beside_the_pipeline_travel_and_others_are_named(written, tmp_path
     assert there.evaluate.questions.startswith(str(packed))
 
 
-def test_what_is_packed_runs_as_the_version_it_is(written, tmp_path):
+def test_a_packed_job_knows_its_version(written, tmp_path):
     packed = tmp_path / "packed"
     packed.mkdir()
     pack(*written(), packed)
@@ -98,13 +98,13 @@ def test_large_files_and_missing_ones_are_refused_by_field(written, tmp_path, mo
     ("serve", {"adapters": {"one": "s3://key:secret@b/one"}}, r"p\.yaml:\d+: serve\.adapters\.one: contains cred"),
     ("data", {"sources": [{"path": "s3://key:secret@b/x.jsonl"}]}, r"p\.yaml:\d+: data\.sources\.0\.path: contains"),
 ])  # fmt: skip
-def test_what_cannot_run_as_a_job_is_refused_where_it_stands(written, field, value, said):
+def test_what_cannot_run_as_a_job_is_refused_with_its_line(written, field, value, said):
     with pytest.raises(SpecError, match=said) as refused:
         written(**{field: value})
     assert "secret@" not in str(refused.value)
 
 
-def test_what_a_cluster_lacks_is_what_is_installed_for_it():
+def test_what_a_cluster_lacks_is_installed_for_the_job():
     here = dict(line.split("==") for line in pinned())
     assert {"torch", "transformers", "deepspeed", "click"} <= set(here)
     assert "ray" not in here

@@ -116,7 +116,7 @@ def test_an_architecture_unknown_to_transformers_is_estimated(family: str, tmp_p
         (None, r"cannot read .*config\.json: No such file"),
     ],
 )
-def test_a_config_that_says_no_sizes_is_named(config: Any, words: str, tmp_path: Path) -> None:
+def test_a_config_without_sizes_is_named(config: Any, words: str, tmp_path: Path) -> None:
     folder = tmp_path if config is None else folder_with(tmp_path, config)
     with pytest.raises(BaseModelError, match=f"^base_model: .*{words}"):
         describe(folder)

@@ -55,7 +55,7 @@ def test_tokens_are_their_text_again(client: httpx.Client, text: str) -> None:
     ({}, "tokens", "Missing"),
     ({"tokens": [1], "model": "other"}, "model", "does not exist"),
 ])  # fmt: skip
-def test_what_are_no_tokens_is_told(client: httpx.Client, body: object, param: str, words: str) -> None:
+def test_invalid_token_ids_are_reported(client: httpx.Client, body: object, param: str, words: str) -> None:
     answer = client.post("/detokenize", json=body)
     assert answer.status_code == (404 if param == "model" else 400)
     assert answer.json()["error"]["param"] == param
@@ -81,7 +81,7 @@ def test_what_runs_and_whether_it_does(client: httpx.Client) -> None:
     assert model["max_model_len"] == client.post("/tokenize", json={"prompt": ""}).json()["max_model_len"] == 200
 
 
-def test_what_lm_eval_asks_of_a_tokenizer(client: httpx.Client) -> None:
+def test_routes_that_lm_eval_calls_for_a_tokenizer(client: httpx.Client) -> None:
     told = client.get("/tokenizer_info").json()
     assert told["eos_token"] == "<|eot_id|>"
     assert told["bos_token"] == "<|begin_of_text|>"
@@ -105,7 +105,7 @@ def test_answers_name_their_release(client: httpx.Client, path: str, body: dict[
     assert {chunk["system_fingerprint"] for chunk in chunks} == {"3f2a"}
 
 
-def test_prompt_tokens_that_another_request_has_read_are_told(client: httpx.Client) -> None:
+def test_cached_prompt_tokens_are_reported(client: httpx.Client) -> None:
     ask = {"model": MODEL, "prompt": "x" * 100, "max_tokens": 4, "n": 2}
     several = client.post("/v1/completions", json=ask).json()["usage"]
     assert several["prompt_tokens_details"] == {"cached_tokens": 0}, "the first of both has read it"
@@ -114,7 +114,7 @@ def test_prompt_tokens_that_another_request_has_read_are_told(client: httpx.Clie
     assert used["input_tokens_details"] == {"cached_tokens": 0}
 
 
-def test_a_prompt_that_is_there_is_not_read_again(tiny_llama: Path) -> None:
+def test_a_cached_prompt_is_not_computed_again(tiny_llama: Path) -> None:
     engine = TorchEngine(tiny_llama, precision="fp32", num_threads=1)
 
     async def cached() -> int | None:

@@ -34,7 +34,7 @@ def contents(files: list[SourceFile]) -> list[str]:
     return [json.loads(record.text)["messages"][0]["content"] for file in files for record in records(file)]
 
 
-def test_data_of_a_folder_are_told_by_their_endings(tmp_path: Path) -> None:
+def test_data_files_of_a_folder_are_recognised_by_their_endings(tmp_path: Path) -> None:
     names = [
         "a.parquet", "b.csv.bz2", "c.json.xz", "d.jsonl.zst", "e.arrow", "inner/f.tsv", "inner/g.ndjson.gz",
         "README.md", "notes.txt", "dataset_infos.json", "inner/state.json", ".cache/h.json", "x.jsonl.part",
@@ -60,7 +60,7 @@ def test_a_saved_dataset_is_read_in_its_own_order(tmp_path: Path) -> None:
     assert [record.number for record in records(found(saved)[0])] == [1, 2, 3]
 
 
-def test_a_saved_dataset_with_splits_asks_for_one(tmp_path: Path) -> None:
+def test_a_saved_dataset_with_splits_requires_one(tmp_path: Path) -> None:
     one, other = (datasets.Dataset.from_list(rows) for rows in (ROWS[:3], ROWS[3:]))
     datasets.DatasetDict(train=one, test=other).save_to_disk(tmp_path / "saved")
     assert contents(found(tmp_path / "saved", split="test")) == [str(number) for number in range(3, 10)]
@@ -169,5 +169,5 @@ def test_what_the_hub_does_not_have_is_named(
         found(address, **options)
 
 
-def test_a_dataset_of_the_hub_is_no_path_of_this_machine() -> None:
+def test_a_dataset_of_the_hub_is_not_a_local_path() -> None:
     assert local_paths(spec_of("hf:shop/talks")) == {}

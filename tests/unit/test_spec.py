@@ -97,7 +97,7 @@ def test_a_file_without_an_end_is_refused(tmp_path: Path, text: str) -> None:
     assert "pipeline.yaml" in problem
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "pipeline.yaml"
     file.write_bytes(b"\xff\xfe\x00")
     assert "cannot be read" in problems_of(file)[0]
@@ -121,7 +121,7 @@ def test_numbers_as_people_write_them(tmp_path: Path, written: str, number: floa
 
 
 @pytest.mark.parametrize("word", ["yes", "no", "on", "off", "y", "2026-11-23"])
-def test_words_stay_words(tmp_path: Path, word: str) -> None:
+def test_strings_stay_strings(tmp_path: Path, word: str) -> None:
     assert read_spec(write(tmp_path, f"{GOOD}serve:\n  model_name: {word}\n")).serve.model_name == word
     assert read_spec(write(tmp_path, GOOD), [f"serve.model_name={word}"]).serve.model_name == word
 
@@ -160,7 +160,7 @@ def test_wrong_overrides_say_which(tmp_path: Path, override: str, words: str) ->
     assert words in problem
 
 
-def test_the_file_and_overrides_are_complained_about_together(tmp_path: Path) -> None:
+def test_mistakes_in_the_file_and_in_overrides_are_reported_together(tmp_path: Path) -> None:
     file = write(tmp_path, FIVE_MISTAKES)
     problems = problems_of(file, "train.seed=-1", "base_model=x/y")
     assert len(problems) == 5
@@ -182,7 +182,7 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
     assert (spec.base_model, spec.data.sources[0].path) == ("owner/name", "s3://bucket/x")
 
 
-def test_how_a_stage_runs_is_not_what_it_makes(tmp_path: Path) -> None:
+def test_settings_of_how_a_stage_runs_are_not_in_its_key(tmp_path: Path) -> None:
     spec = read_spec(write(tmp_path, GOOD))
     trained, evaluated = spec.train.result_fields(), spec.evaluate.result_fields()
     assert trained["learning_rate"] == 1e-4
@@ -346,7 +346,7 @@ FROM_NOTHING = {"base_model": "new", "train": {"adapter": None}}
     ({"train": {"objective": "adversarial"},
       "tune": {"space": {"train.seed": [1, 2]}, "trials": 2, "scheduler": "asha"}}, "the last checkpoint counts"),
 ])  # fmt: skip
-def test_what_a_new_model_and_a_pair_cannot_be_is_said(values: dict[str, Any], words: str) -> None:
+def test_invalid_new_models_and_pairs_are_reported(values: dict[str, Any], words: str) -> None:
     good = {"name": "pair", "base_model": "random:tiny-gpt2", "data": {"sources": [{"path": "a.jsonl"}]}}
     with pytest.raises(ValueError, match=words):
         PipelineSpec.model_validate({**good, **values})

@@ -52,7 +52,7 @@ def test_entries_of_the_space():
     ({"uniform": [0, 1], "int": [0, 1]}, "must be a list"),
     (3e-4, "must be a list"),
 ])  # fmt: skip
-def test_an_entry_that_means_nothing_is_said_so(entry, words):
+def test_an_invalid_entry_is_reported(entry, words):
     with pytest.raises(ValueError, match=words):
         parse(entry)
 
@@ -93,11 +93,11 @@ def test_values_are_checked_together(problems):
     ({"space": SPACE, "trials": 4, "scheduler": "asah"}, "did you mean asha?"),
     ({"space": {}, "trials": 4}, "tune.space"),
 ])  # fmt: skip
-def test_searches_that_cannot_be(problems, tune, words):
+def test_impossible_searches_are_refused(problems, tune, words):
     assert words in problems(tune)
 
 
-def test_a_space_that_is_right_has_no_problems_and_one_can_be_set_on_the_command_line(problems, tmp_path):
+def test_a_valid_space_has_no_problems_and_can_be_set_on_the_command_line(problems, tmp_path):
     assert problems({"space": SPACE, "trials": 4, "scheduler": {"name": "asha", "reduction_factor": 4}}) == ""
     override = "tune.space.train.learning_rate=[1e-3, 2e-3]"
     spec = read_spec(tmp_path / "pipeline.yaml", [override])
@@ -111,7 +111,7 @@ def test_a_trial_is_the_pipeline_with_its_values(tiny):
     assert (trial.train.zero.stage, trial.tune, spec.train.zero.stage) == (2, None, 0)
 
 
-def test_a_search_comes_before_training_and_a_change_of_its_budget_is_told(tiny, tmp_path):
+def test_a_search_precedes_training_and_a_changed_budget_is_shown(tiny, tmp_path):
     plain = PipelineSpec.model_validate(tiny)
     tuned = PipelineSpec.model_validate(tiny | {"tune": {"space": {"train.seed": [0, 1]}, "trials": 2}})
     store = Store(tiny["store"])
@@ -119,7 +119,7 @@ def test_a_search_comes_before_training_and_a_change_of_its_budget_is_told(tiny,
     assert "tune" not in [state.stage.name for state in examine(plain, store)]
 
 
-def test_room_for_trainings():
+def test_capacity_for_trainings():
     train = TrainSpec(num_workers=2, cpus_per_worker=1.0)
     assert trainings_at_once([{"CPU": 2.0}], train) == 1
     assert trainings_at_once([{"CPU": 3.0}, {"CPU": 3.0}], train) == 3  # one of them on both nodes

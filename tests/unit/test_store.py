@@ -63,7 +63,7 @@ def test_an_artifact_exists_with_its_manifest_and_not_before(store: Store, model
     assert Store(store.uri).find("train", "k1") == artifact(), "its address is enough for another program"
 
 
-def test_a_folder_comes_back_whole(store: Store, model: Path, tmp_path: Path) -> None:
+def test_a_folder_is_copied_completely(store: Store, model: Path, tmp_path: Path) -> None:
     store.add_folder(str(model), "train", "k1", "model")
     local = store.local_folder("train", "k1", "model")
     assert files_in(local) == files_in(model)
@@ -172,7 +172,7 @@ def test_on_s3_a_living_program_keeps_its_lease_and_a_second_waits(s3_uri: str) 
 
 
 @pytest.mark.usefixtures("short_leases")
-def test_on_s3_of_two_at_once_one_works_at_a_time(s3_uri: str) -> None:
+def test_on_s3_two_at_once_work_one_at_a_time(s3_uri: str) -> None:
     inside, most = [0], [0]
 
     def work() -> None:
@@ -191,7 +191,7 @@ def test_on_s3_of_two_at_once_one_works_at_a_time(s3_uri: str) -> None:
 
 
 @pytest.mark.usefixtures("short_leases")
-def test_on_s3_a_dead_lease_is_passed_over(s3_uri: str) -> None:
+def test_on_s3_a_dead_lease_is_taken_over(s3_uri: str) -> None:
     store = Store(s3_uri)
     lease = {"owner": "gone:1", "renewed": time.time()}
     store.write_json(f"{store.root}/train/k.lease", lease)
@@ -259,9 +259,7 @@ def test_the_fingerprint_of_a_large_file_follows_its_ends_and_time(tmp_path: Pat
     lambda folder, s3: "s3://testing:testing@bucket/x?wrong=1",
     lambda folder, s3: f"s3://testing:testing@no-such-bucket/x{s3.replace('&allow_bucket_creation=true', '')}",
 ], ids=["scheme", "file", "option", "bucket"])  # fmt: skip
-def test_a_store_that_cannot_be_is_said(
-    make: Callable[[Path, str], str], tmp_path: Path, s3_server: S3Server
-) -> None:
+def test_an_invalid_store_is_reported(make: Callable[[Path, str], str], tmp_path: Path, s3_server: S3Server) -> None:
     (tmp_path / "a file").touch()
     with pytest.raises(
         StoreError, match=r"^store: cannot open .*give a folder or a URI such as s3://bucket/path"

@@ -52,7 +52,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "COMMENT_SECONDS", 0.1)
 
 
-def test_a_stream_that_waits_begins_with_comments(serving: Serving) -> None:
+def test_a_waiting_stream_begins_with_comments(serving: Serving) -> None:
     app = slow(0.5)
     with serving(app) as url:
         response = httpx.post(url)
@@ -63,7 +63,7 @@ def test_a_stream_that_waits_begins_with_comments(serving: Serving) -> None:
     assert app.state.ended == ["events", "answer"]
 
 
-def test_one_that_does_not_wait_has_none(serving: Serving) -> None:
+def test_a_stream_that_does_not_wait_has_no_comments(serving: Serving) -> None:
     with serving(slow(0)) as url:
         assert httpx.post(url).text == "data: one\n\ndata: [DONE]\n\n"
 

@@ -139,7 +139,7 @@ MESSAGES: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_conversations_come_in_many_ways(endpoint: Endpoint, name: str) -> None:
+def test_conversations_have_many_forms(endpoint: Endpoint, name: str) -> None:
     endpoint.told(messages=MESSAGES[name])
 
 
@@ -167,7 +167,7 @@ def test_hints_change_nothing(endpoint: Endpoint, hints: dict[str, Any]) -> None
     assert endpoint.told(temperature=0, **hints)["choices"] == plain
 
 
-def test_ends_can_be_others(endpoint: Endpoint) -> None:
+def test_other_end_tokens_can_be_requested(endpoint: Endpoint) -> None:
     end = load_tokenizer(endpoint.release).convert_tokens_to_ids("<|eot_id|>")
     greedy: dict[str, Any] = {"temperature": 0, "max_tokens": 40}
     seeds = [endpoint.told(max_tokens=200, seed=seed) for seed in range(4)]
@@ -291,7 +291,7 @@ def test_what_contradicts_itself_is_refused(endpoint: Endpoint, fields: dict[str
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
-def test_tokens_are_told_by_their_ids(endpoint: Endpoint) -> None:
+def test_tokens_are_reported_by_their_ids(endpoint: Endpoint) -> None:
     for path, fields in (("/v1/chat/completions", {}), ("/v1/completions", {"prompt": "Hello"})):
         ask = {**fields, "max_tokens": 6, "temperature": 0, "return_token_ids": True, "n": 2, "ignore_eos": True}
         told = endpoint.told(path, **ask)
@@ -346,7 +346,7 @@ def test_min_p_leaves_the_likely_ones(endpoint: Endpoint) -> None:
     assert any(message != greedy for message in found[0.0])
 
 
-def test_the_last_message_is_gone_on_with(endpoint: Endpoint) -> None:
+def test_the_last_message_is_continued(endpoint: Endpoint) -> None:
     talk = [*HELLO, {"role": "assistant", "content": "So I say "}]
     ask: dict[str, Any] = {"continue_final_message": True, "add_generation_prompt": False, "temperature": 0}
     told = endpoint.told(messages=talk, **ask)
@@ -473,12 +473,12 @@ def test_the_drawn_token_is_among_the_likeliest(endpoint: Endpoint) -> None:
     assert {len(token["top_logprobs"]) for token in tokens} == {1, 2}
 
 
-def test_more_replies_than_there_can_be_are_refused_for_good(endpoint: Endpoint) -> None:
+def test_too_many_replies_are_refused_for_good(endpoint: Endpoint) -> None:
     answer = endpoint.ask("/v1/completions", prompt=["a"] * 64, n=16)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
 
 
-def test_far_too_long_texts_are_refused_by_their_letters(endpoint: Endpoint) -> None:
+def test_far_too_long_texts_are_refused_by_their_number_of_characters(endpoint: Endpoint) -> None:
     text = "x " * 1_000_000
     for path, body in (
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}),

@@ -103,7 +103,7 @@ def _until(is_so: Callable[[], bool]) -> None:
     ("no certificate", "certificate"), ("no key", "key"), ("not PEM", "certificate"), ("another's key", "key"),
     ("a password", "key"),
 ])  # fmt: skip
-def test_files_that_do_not_do_are_told_at_once(tmp_path: Path, verb: str, fault: str, field: str) -> None:
+def test_unusable_files_are_reported_at_once(tmp_path: Path, verb: str, fault: str, field: str) -> None:
     certificate, key = make_certificate(tmp_path, "shop.example")
     if fault == "no certificate":
         Path(certificate).unlink()
@@ -126,7 +126,7 @@ def test_files_that_do_not_do_are_told_at_once(tmp_path: Path, verb: str, fault:
     assert str(tmp_path) in done.stderr
 
 
-def test_good_files_are_let_in_and_do_not_travel(tmp_path: Path) -> None:
+def test_valid_files_are_accepted_and_not_uploaded(tmp_path: Path) -> None:
     make_certificate(tmp_path, "shop.example")
     file = tmp_path / "pipeline.yaml"
     file.write_text(f"{PIPELINE}  tls: {{certificate: shop.example.pem, key: shop.example.key}}\n")

@@ -94,7 +94,7 @@ def generated(model: Any, prompt_ids: list[int], count: int, **options: Any) -> 
 
 
 @pytest.mark.parametrize("name", [*TOGETHER, *IN_TURN])
-def test_every_architecture_says_what_generate_says(name: str, tmp_path: Path) -> None:
+def test_every_architecture_generates_like_transformers(name: str, tmp_path: Path) -> None:
     folder = saved((TOGETHER | IN_TURN)[name], tmp_path)
     engine = TorchEngine(folder, precision="fp32", num_threads=1)
     try:
@@ -145,7 +145,7 @@ def test_adapters_mixed_in_one_batch_are_each_pefts_own(
     assert len({tuple(reply) for reply in found}) == len({(r.adapter, tuple(r.prompt_ids)) for r in requests})
 
 
-def test_what_is_no_adapter_for_the_model_is_refused(tiny_llama: Path, tiny_gpt2: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_another_model_is_refused(tiny_llama: Path, tiny_gpt2: Path, tmp_path: Path) -> None:
     dora = adapted(tiny_llama, tmp_path / "dora", 1, target_modules=["q_proj"], use_dora=True)
     other = adapted(tiny_gpt2, tmp_path / "other", 1, target_modules=["c_attn"])
     (tmp_path / "none").mkdir()
@@ -154,7 +154,7 @@ def test_what_is_no_adapter_for_the_model_is_refused(tiny_llama: Path, tiny_gpt2
             TorchEngine(tiny_llama, precision="fp32", num_threads=1, adapters={"a": folder})
 
 
-def test_a_row_that_fails_costs_no_other(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_row_affects_no_other(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = TorchEngine(tiny_llama, precision="fp32", num_threads=1)
     requests = [GenerationRequest(prompt_ids, 24, temperature=0) for prompt_ids in PROMPTS]
     try:
@@ -221,7 +221,7 @@ def test_a_long_prompt_is_read_in_pieces_between_the_tokens_of_others(
 
 
 @pytest.mark.parametrize("name", ["qwen2", "mistral with a window", "mamba keeps a state"])
-def test_several_replies_to_one_prompt_read_it_once_or_twice(
+def test_several_replies_to_one_prompt_compute_it_once_or_twice(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the first request starts before the others arrive, they cannot share its state."""

@@ -55,7 +55,7 @@ def test_heads_that_gpus_cannot_share_are_refused(tiny_llama: Path, tiny_gpt2: P
     ({"r": 1024}, "its rank is 1024; vLLM serves 512 at most"),
     (None, "is no PEFT adapter"),
 ])  # fmt: skip
-def test_adapters_get_room_and_those_that_vllm_could_not_serve_are_refused(
+def test_adapters_get_capacity_and_those_that_vllm_cannot_serve_are_refused(
     tmp_path: Path, change: dict[str, Any] | None, words: str
 ) -> None:
     adapters = {}
@@ -194,7 +194,7 @@ def test_tokens_come_with_their_reasons_and_log_probabilities(engine: VLLMEngine
     assert asyncio.run(collect(engine, GenerationRequest([5], 1, num_logprobs=0))) == [told_of(5, "length", -2.0)]
 
 
-def test_who_waits_is_counted_and_given_up_replies_leave(engine: VLLMEngine, client: Client) -> None:
+def test_waiting_requests_are_counted_and_abandoned_ones_leave(engine: VLLMEngine, client: Client) -> None:
     async def run() -> None:
         requests = [GenerationRequest([n], 40) for n in range(4)]
         running = [asyncio.create_task(collect(engine, request)) for request in requests]
@@ -222,7 +222,7 @@ def test_who_waits_is_counted_and_given_up_replies_leave(engine: VLLMEngine, cli
     asyncio.run(run())
 
 
-def test_a_failure_in_vllm_ends_the_reply_with_its_words(engine: VLLMEngine, client: Client) -> None:
+def test_a_failure_in_vllm_ends_the_reply_with_its_message(engine: VLLMEngine, client: Client) -> None:
     client.failure = RuntimeError("the core is dead")
     with pytest.raises(EngineError, match="vLLM could not generate the next token: the core is dead"):
         asyncio.run(collect(engine, GenerationRequest([5], 9)))
@@ -258,7 +258,7 @@ def test_what_does_not_fit_is_refused(engine: VLLMEngine, request_: GenerationRe
         asyncio.run(collect(engine, request_))
 
 
-def test_what_vllm_would_change_without_a_word_is_refused(engine: VLLMEngine) -> None:
+def test_what_vllm_would_change_silently_is_refused(engine: VLLMEngine) -> None:
     grammar: Any = SimpleNamespace(lark="start: 'a'", schema=None)
     cases = {
         "temperature": GenerationRequest([5], 1, temperature=0.009),

@@ -57,7 +57,7 @@ class Watched:
         return self.watch.problem()
 
 
-def test_an_engine_at_rest_or_at_work_is_well() -> None:
+def test_an_idle_or_busy_engine_is_healthy() -> None:
     watched = Watched()
     assert watched.after(1000) is None
     watched.engine.state = EngineHealth(True, 3, 5)
@@ -66,7 +66,7 @@ def test_an_engine_at_rest_or_at_work_is_well() -> None:
         assert watched.after(90) is None
 
 
-def test_an_engine_that_makes_nothing_is_stuck_after_the_longest_reply() -> None:
+def test_an_engine_that_generates_nothing_is_stuck_after_the_maximum_reply_time() -> None:
     watched = Watched()
     watched.engine.state = EngineHealth(True, 1, 0)
     assert watched.after(50) is None
@@ -76,7 +76,7 @@ def test_an_engine_that_makes_nothing_is_stuck_after_the_longest_reply() -> None
     assert watched.after(1) is None
 
 
-def test_an_engine_that_has_stopped_or_does_not_even_say_how_it_is() -> None:
+def test_an_engine_that_has_stopped_or_does_not_report_its_health() -> None:
     watched = Watched()
     watched.engine.state = EngineHealth(False, 0, 0)
     assert watched.watch.problem() == "the engine has stopped"
@@ -89,7 +89,7 @@ def test_an_engine_that_has_stopped_or_does_not_even_say_how_it_is() -> None:
     assert watched.after(0) is None
 
 
-def test_threads_that_do_not_come_to_anything_are_stuck() -> None:
+def test_threads_without_progress_are_stuck() -> None:
     watched, go_on = Watched(), threading.Event()
     with ThreadPoolExecutor(2) as pool:
         watched.watch.add("the pool", lambda: pool.submit(int))

@@ -58,7 +58,7 @@ def test_stop_ends_the_reply_here_and_at_the_engine(page: Any, talker: tuple[Tor
     assert page.front.asked[-1]["messages"][1] == {"role": "assistant", "content": answer}
 
 
-def test_regenerate_asks_the_same_again(page: Any) -> None:
+def test_regenerate_sends_the_same_request_again(page: Any) -> None:
     first = page.ask("Hello")
     page.one(".again").click()
     assert page.answer() != first
@@ -112,7 +112,7 @@ def test_a_setting_that_is_wrong_is_shown_and_nothing_is_sent(page: Any) -> None
     assert page.one("#input").get_attribute("value") == "Hello"
 
 
-def test_the_picker_has_models_and_their_adapters(page: Any) -> None:
+def test_the_model_picker_lists_models_and_adapters(page: Any) -> None:
     options = page.script("return [...document.querySelectorAll('#model option')].map(each => each.value)")
     assert options[:2] == [MODEL, ADAPTER]
     assert page.one("#model optgroup").get_attribute("label") == f"Adapters of {MODEL}"
