@@ -51,7 +51,7 @@ from models.measures.adversarial import (
 )
 from models.objectives.adversarial import Discriminate, Generate
 from models.packing import pack
-from models.training.adversarial import AdversarialTrainer, DuelSettings
+from models.training.adversarial import AdversarialSettings, AdversarialTrainer
 from models.training.engine import TorchEngine
 from workflows.scorecard.adversarial_plot import pair_page
 
@@ -193,7 +193,7 @@ class Run:
             discriminator.load_state_dict(player, strict=False)
         ours = TorchEngine(self.model(generator), self._objective)
         theirs = TorchEngine(discriminator, Discriminate(), weight_decay=0.01)
-        settings = DuelSettings(
+        settings = AdversarialSettings(
             1 if player is None else TURN_REPLIES, MAX_REPLY_TOKENS, TURN_RATE, PLAYER_RATE, replay_steps=8
         )
         return ours, theirs, AdversarialTrainer(ours, theirs, settings, self._ends, self._objective, self._copied)

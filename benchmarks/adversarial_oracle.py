@@ -46,7 +46,7 @@ from models.kernels.attention import PACKED_ATTENTION
 from models.kernels.loss import log_probabilities
 from models.objectives.adversarial import Discriminate, Generate
 from models.packing import pack
-from models.training.adversarial import AdversarialTrainer, DuelSettings, Part
+from models.training.adversarial import AdversarialSettings, AdversarialTrainer, Part
 from models.training.engine import TorchEngine
 
 START = 0
@@ -251,12 +251,12 @@ def run(sizes: Sizes, seed: int, turns: int) -> dict[str, Any]:
     likelihood(reader, train, validation, sizes, 0.005, lambda epochs: epochs >= READING_EPOCHS, seed=7 + seed)
     row["reader_nll_test"] = nll(reader.model.eval(), test)
     discriminator = TorchEngine(Discriminator(reader.model.train()), Discriminate(), weight_decay=0.01)
-    settings = DuelSettings(
+    settings = AdversarialSettings(
         num_replies=1, max_reply_tokens=sizes.length, learning_rate=1e-3, discriminator_learning_rate=3e-3, seed=seed
     )
     step, batches = 0, epochs(train, sizes.batch, 1 + seed)
 
-    def play(steps: int, settings: DuelSettings, turns: bool) -> AdversarialTrainer:
+    def play(steps: int, settings: AdversarialSettings, turns: bool) -> AdversarialTrainer:
         nonlocal step
         trainer = AdversarialTrainer(generator, discriminator, settings, [sizes.vocabulary], objective)
         for _ in range(steps):

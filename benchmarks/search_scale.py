@@ -27,11 +27,11 @@ from typing import Any
 import ray
 import ray.tune
 
+from models.training.report import Report
 from workflows.progress import Progress
 from workflows.search.job_queue import JobUpdate
 from workflows.search.recorder import SearchRecorder
 from workflows.search.records import Search
-from workflows.search.report import Report
 from workflows.search.trial import Shared, TrialRunner
 from workflows.search.tuner import ENVIRONMENT, tuner_of
 from workflows.spec import PipelineSpec
@@ -105,7 +105,7 @@ def one(side: str, trials: int, at_once: int) -> dict[str, float]:
             "scale", "key", ["held_out_loss"], spec.tune.space, "random", "asha", trials, at_once=at_once
         )  # fmt: skip
         shared = Shared(
-            (spec.model_copy(update={"tune": None})).model_dump(), store.uri, {"prepare": "none"},
+            spec.model_copy(update={"tune": None}), store.uri, {"prepare": "none"},
             store.path("tune", "key"), search.metrics, is_population=False, max_failures=0,
         )  # fmt: skip
         recorder = SearchRecorder(search, store, Progress(), is_population=False)

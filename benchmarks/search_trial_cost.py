@@ -24,6 +24,7 @@ import ray.train.torch
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from models.training.report import Report
 from workflows.cluster import connection as cluster
 from workflows.cluster.capacity import worker_resources
 from workflows.cluster.workers import worker_environment
@@ -37,7 +38,8 @@ from workflows.spec import PipelineSpec
 from workflows.spec.read import read_spec
 from workflows.spec.space import with_values
 from workflows.store import Store
-from workflows.training.worker import Job, TrainWorker
+from workflows.training.reporter import Callbacks
+from workflows.training.worker import TrainWorker, WorkerSettings
 
 DEMO = Path(__file__).resolve().parents[1] / "workflows" / "pipelines" / "demo.yaml"
 STEPS, EVERY = 6, 6
@@ -86,14 +88,15 @@ def peer_worker(config: dict[str, Any]) -> None:
     """One worker of one trial."""
     store = Store(config["store"])
 
-    def on_checkpoint(metrics: dict[str, Any], write: Any) -> None:
+    def on_checkpoint(report: Report, write: Any) -> None:
         with tempfile.TemporaryDirectory() as name:
             write(Path(name))
+            metrics = {"step": report.step, "num_steps": report.num_steps, **report.figures}
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(name))
 
     spec = PipelineSpec.model_validate(config["spec"])
-    job = Job(spec, store, config["keys"], store.path("peer", config["name"]))
-    TrainWorker().train(job, on_checkpoint, post=lambda **values: None)
+    settings = WorkerSettings(spec, store, config["keys"], store.path("peer", config["name"]))
+    TrainWorker().train(settings, Callbacks(on_checkpoint))
 
 
 def peer_trial(config: dict[str, Any], spec: PipelineSpec, keys: dict[str, str]) -> None:
@@ -128,7 +131,7 @@ def one(side: str, spec: PipelineSpec, keys: dict[str, str], trials: int) -> lis
     callbacks: list[Any] = [clock]
     if side == "us":
         folder = store.path("tune", "us")
-        shared = Shared(plain.model_dump(), store.uri, keys, folder, search.metrics, False, 0)
+        shared = Shared(plain, store.uri, keys, folder, search.metrics, False, 0)
         trainable = ray.tune.with_parameters(TrialRunner, shared=shared)
         callbacks.append(SearchRecorder(search, store, Progress(), is_population=False))
     else:

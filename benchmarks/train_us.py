@@ -54,7 +54,8 @@ def train(kind: str, precision: str, folder: str, data: str, save_to: str | None
     from models.packing import StepPlan
     from models.training.deepspeed_config import DeepSpeedSettings
     from models.training.deepspeed_engine import DeepSpeedEngine
-    from models.training.fit import FitCallbacks, FitSettings, Progress, fit
+    from models.training.fit import FitCallbacks, FitSettings, fit
+    from models.training.report import Progress
 
     rendezvous = Path(tempfile.mkdtemp()) / "rendezvous"
     torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)

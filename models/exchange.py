@@ -1,6 +1,6 @@
 """A prompt and one reply to it, in tokens: what an adversarial training works on, and packed batches of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ def packed(
     return pack_replies([(each.history, each.reply, [True] * len(each.reply)) for each in exchanges], weight, values)
 
 
-def exchange_of(row: dict[str, Any], max_reply_tokens: int, choose: Callable[[int], int]) -> Exchange:
+def exchange_of(row: Mapping[str, Any], max_reply_tokens: int, choose: Callable[[int], int]) -> Exchange:
     """One reply of a conversation with what is before it; `choose(n)` says which of n. What is too long is cut, as
     the generator's replies are.
     """

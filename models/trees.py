@@ -4,7 +4,7 @@ tree = tree_of(row)              # for models.packing.pack_trees: what replies h
 for input_ids, supervised in sequences_of(row): ...          # the same as whole conversations
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ class Tree(NamedTuple):
     """for each piece which of its tokens are learned"""
 
 
-def tree_of(row: dict[str, Any]) -> Tree:
+def tree_of(row: Mapping[str, Any]) -> Tree:
     """A row of the corpus: `input_ids` and `supervised`, cut by `piece_lengths` with their `piece_parents`; one piece
     where there are none.
     """
@@ -35,7 +35,7 @@ def tree_of(row: dict[str, Any]) -> Tree:
     return Tree([ids[cut] for cut in cuts], list(row["piece_parents"]), [supervised[cut] for cut in cuts])
 
 
-def sequences_of(row: dict[str, Any]) -> list[tuple[list[int], list[bool]]]:
+def sequences_of(row: Mapping[str, Any]) -> list[tuple[list[int], list[bool]]]:
     """The same row as whole conversations, (input_ids, supervised) of each way from a beginning to an end. A token
     that several have in common is supervised in the first of them alone.
     """
@@ -52,7 +52,7 @@ def sequences_of(row: dict[str, Any]) -> list[tuple[list[int], list[bool]]]:
     return found
 
 
-def replies_of(row: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
+def replies_of(row: Mapping[str, Any]) -> list[tuple[list[int], list[int]]]:
     """The learned parts of a row, each with the tokens before it, in order; never the row's first token."""
     found = []
     for ids, supervised in sequences_of(row):

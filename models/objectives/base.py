@@ -1,6 +1,6 @@
 """What a training minimises, as the loop sees it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -27,5 +27,5 @@ class Objective(Loss, Protocol):
     per_example: bool
     """whether a row weighs 1 in the mean loss, or as much as it has targets"""
 
-    def batch(self, rows: Sequence[dict[str, Any]]) -> PackedBatch:
+    def batch(self, rows: Sequence[Mapping[str, Any]]) -> PackedBatch:
         """Rows of the corpus as one packed batch."""

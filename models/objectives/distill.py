@@ -13,7 +13,7 @@ At another T the tokens outside the K are softened as one outcome, not each by i
 likely than 1e-6. Renormalising the K instead would leave the student free to put any mass outside them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,9 @@ from models.trees import COLUMNS, replies_of, tree_of
 _LEAST_REST = 1e-6
 
 
-def teacher_values(model: Any, rows: Sequence[dict[str, Any]], top_k: int, vocabulary: int) -> dict[str, list[Any]]:
+def teacher_values(
+    model: Any, rows: Sequence[Mapping[str, Any]], top_k: int, vocabulary: int
+) -> dict[str, list[Any]]:
     """The teacher's `top_k` likeliest tokens at every target of every row, by column; flat, [targets x K].
 
     `vocabulary`: the student's; a teacher may have more (unused) rows in its head.
@@ -44,7 +46,7 @@ def teacher_values(model: Any, rows: Sequence[dict[str, Any]], top_k: int, vocab
 
 
 def teacher_replies(
-    model: Any, rows: Sequence[dict[str, Any]], max_reply_tokens: int, end_tokens: Sequence[int]
+    model: Any, rows: Sequence[Mapping[str, Any]], max_reply_tokens: int, end_tokens: Sequence[int]
 ) -> dict[str, list[Any]]:
     """The rows with their last reply replaced by the teacher's greedy one, which alone is supervised, by column.
 
@@ -74,7 +76,7 @@ class Distill:
     def __init__(self, temperature: float = 1.0, plain_share: float = 0.5, top_k: int = 32) -> None:
         self.temperature, self.plain_share, self.top_k = temperature, plain_share, top_k
 
-    def batch(self, rows: Sequence[dict[str, Any]]) -> PackedBatch:
+    def batch(self, rows: Sequence[Mapping[str, Any]]) -> PackedBatch:
         """`teacher_tokens` and `teacher_log_probabilities` of a row are flat: [targets x K]."""
         tokens = np.concatenate([np.asarray(row["teacher_tokens"], dtype=np.int64) for row in rows])
         log_q = np.concatenate([np.asarray(row["teacher_log_probabilities"], dtype=np.float32) for row in rows])

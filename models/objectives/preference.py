@@ -10,7 +10,7 @@ once (models/packing.py). Columns that begin with `other_` belong to the second 
 Shape suffixes: E examples in a batch; 2E sequences.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ def sequence_log_probabilities(model: Any, batch: PackedBatch) -> torch.Tensor:
     return tokens.new_zeros(batch.num_sequences).index_add(0, batch.target_sequences, tokens)
 
 
-def pack_both(rows: Sequence[dict[str, Any]], values: dict[str, torch.Tensor] | None = None) -> PackedBatch:
+def pack_both(rows: Sequence[Mapping[str, Any]], values: dict[str, torch.Tensor] | None = None) -> PackedBatch:
     """Both sequences of every row in one packed batch, weighing as much as it has rows; a prompt is read once."""
     sequences = []
     for row in rows:
@@ -42,13 +42,13 @@ def pack_both(rows: Sequence[dict[str, Any]], values: dict[str, torch.Tensor] | 
     return pack_replies(sequences, weight=len(rows), values=values)
 
 
-def reference_values(model: Any, rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+def reference_values(model: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """log p_ref of both sequences of every row, by column."""
     found = sequence_log_probabilities(model, pack_both(rows).to(model.device)).view(-1, 2)
     return dict(zip(_REFERENCE, found.T.tolist(), strict=True))
 
 
-def _with_reference(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def _with_reference(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
     return {"reference": torch.tensor([[row[name] for name in _REFERENCE] for row in rows], dtype=torch.float32)}
 
 
@@ -77,7 +77,7 @@ class Dpo:
     def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0) -> None:
         self.beta, self.label_smoothing = beta, label_smoothing
 
-    def batch(self, rows: Sequence[dict[str, Any]]) -> PackedBatch:
+    def batch(self, rows: Sequence[Mapping[str, Any]]) -> PackedBatch:
         return pack_both(rows, _with_reference(rows))
 
     def loss_sum(self, model: Any, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
@@ -99,7 +99,7 @@ class Simpo:
     def __init__(self, beta: float = 2.0, gamma: float = 1.0) -> None:
         self.beta, self.gamma = beta, gamma
 
-    def batch(self, rows: Sequence[dict[str, Any]]) -> PackedBatch:
+    def batch(self, rows: Sequence[Mapping[str, Any]]) -> PackedBatch:
         return pack_both(rows)
 
     def loss_sum(self, model: Any, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
@@ -121,7 +121,7 @@ class Orpo:
     def __init__(self, weight: float = 0.1) -> None:
         self.weight = weight
 
-    def batch(self, rows: Sequence[dict[str, Any]]) -> PackedBatch:
+    def batch(self, rows: Sequence[Mapping[str, Any]]) -> PackedBatch:
         return pack_both(rows)
 
     def loss_sum(self, model: Any, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
@@ -148,7 +148,7 @@ class Kto:
         self.beta = beta
         self.desirable_weight, self.undesirable_weight = desirable_weight, undesirable_weight
 
-    def batch(self, rows: Sequence[dict[str, Any]]) -> PackedBatch:
+    def batch(self, rows: Sequence[Mapping[str, Any]]) -> PackedBatch:
         desirable = torch.tensor([row["desirable"] for row in rows])
         return pack_both(rows, {**_with_reference(rows), "desirable": desirable})
 

@@ -3,7 +3,7 @@
 L = - sum over supervised t of log p(x_t | x_<t)        (Radford et al. 2018, eq. 1, at the assistant's tokens alone)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ class Sft:
     columns: tuple[str, ...] = COLUMNS
     per_example = False
 
-    def batch(self, rows: Sequence[dict[str, Any]]) -> PackedBatch:
+    def batch(self, rows: Sequence[Mapping[str, Any]]) -> PackedBatch:
         return pack_trees([tree_of(row) for row in rows])
 
     def loss_sum(self, model: Any, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:

@@ -3,7 +3,7 @@ preference loss, Dpo's. In it the model itself is the discriminator: it scores a
 log p_start(y|h)).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models.exchange import Exchange, exchange_of
@@ -13,7 +13,7 @@ from models.objectives.preference import reference_values
 
 def own_pairs(
     model: Any,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
     max_reply_tokens: int,
     end_tokens: Sequence[int],
     seeds: Sequence[Sequence[int]],

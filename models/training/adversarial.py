@@ -26,6 +26,7 @@ from models.kernels.loss import log_probabilities
 from models.objectives.adversarial import Discriminate, Generate, whiten
 from models.objectives.gumbel import SoftBatch
 from models.packing import PackedBatch
+from models.training.accumulation import accumulate_means
 from models.training.engine import Sums, TrainingEngine
 from models.training.snapshot import copied
 
@@ -41,7 +42,7 @@ _SOFT = 1
 
 
 @dataclass(frozen=True)
-class DuelSettings:
+class AdversarialSettings:
     """How both play; the weights of the generator's loss are `Generate`'s."""
 
     num_replies: int
@@ -63,7 +64,7 @@ class AdversarialTrainer:
         self,
         generator: TrainingEngine,
         discriminator: TrainingEngine,
-        settings: DuelSettings,
+        settings: AdversarialSettings,
         end_tokens: Sequence[int],
         objective: Generate,
         copy_of: Callable[[Any], Any] = copy.deepcopy,
@@ -143,7 +144,7 @@ class AdversarialTrainer:
                 continue
             pairs = _pairs(part, replies)
             batches.append(self._discriminate.batch_of([*pairs, *self._replayed(number, part[0][0], len(pairs))]))
-        sums = accumulated(self._discriminator, batches, num_pairs)
+        sums = accumulate_means(self._discriminator, batches, num_pairs)
         _check_finite(sums["loss"], number, "discriminator", "discriminator_learning_rate")
         self._discriminator.update(self._settings.discriminator_learning_rate)
         return {f"discriminator_{name}": value for name, value in sums.items()}
@@ -167,7 +168,7 @@ class AdversarialTrainer:
             else:
                 advantages = whiten(self._scores(ours).view(len(part), -1))
                 batches.append(self._objective.batch_of(reals, replies, advantages, start))
-        sums = accumulated(self._generator, batches, num_histories)
+        sums = accumulate_means(self._generator, batches, num_histories)
         _check_finite(sums["loss"], number, "generator", "learning_rate")
         self._generator.update(self._settings.learning_rate)
         return sums
@@ -234,18 +235,3 @@ def _check_finite(loss: float, number: int, player: str, field: str) -> None:
             f"train: the {player}'s loss is {loss} at step {number + 1}; lower train.objective.{field}, or "
             "train.gradient_clip"
         )
-
-
-def accumulated(engine: TrainingEngine, batches: Sequence[Any], weight: float) -> Sums:
-    """Forward and backward of this worker's batches; the step's means over all workers."""
-    sums: Sums = {}
-    for index, batch in enumerate(batches):
-        used = batch or batches[0]
-        assert used is not None, "a worker's first micro-batch is never empty"
-        found = engine.accumulate(
-            used.to(engine.device), math.inf if batch is None else weight, index == len(batches) - 1
-        )
-        for name, value in found.items():
-            sums[name] = sums.get(name, 0.0) + (0.0 if batch is None else value)
-    totals = engine.total(list(sums.values()))
-    return {name: total / weight for name, total in zip(sums, totals, strict=True)}

@@ -8,21 +8,20 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from models.errors import RayconteurError
 from models.packing import PackedBatch, StepPlan
+from models.training.accumulation import accumulate, added
 from models.training.engine import Sums, TrainingEngine
+from models.training.report import Progress, Report
 
 _SPIKE_WINDOW = 32
 _LEAST_BEFORE_SPIKE = 8
 _SECONDS_BETWEEN_NOTICES = 5.0
-
-# Of a checkpoint's metrics: how long each worker computed its share of the held-out loss, without the others.
-SECONDS_EACH = "seconds_each"
 
 
 @dataclass(frozen=True)
@@ -41,34 +40,14 @@ class FitSettings:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """One optimizer step, over all workers; the loss in nats per supervised token or per example."""
-
-    step: int
-    num_steps: int
-    loss: float
-    learning_rate: float
-    gradient_norm: float | None
-    """before clipping; None where it was not computed"""
-    skipped: bool
-    """whether the step was not applied, because its loss or gradient was no finite number or its loss a spike"""
-    num_tokens: int
-    """tokens read since the start of training, all workers together"""
-    tokens_per_second: float
-    """since this process began to train"""
-    figures: dict[str, float] = field(default_factory=dict)
-    """what else the objective says of the step"""
-
-
-@dataclass(frozen=True)
 class FitCallbacks:
     """What the loop calls, on all workers."""
 
     on_step: Callable[[Progress], None]
     """after every step"""
-    on_checkpoint: Callable[[int, dict[str, Any]], None]
-    """with the step and its metrics, the held-out loss among them: every `checkpoint_every_steps` steps, at the end,
-    and once when `leaving`"""
+    on_checkpoint: Callable[[Report, list[float]], None]
+    """with a report, which has the held-out loss, and how many seconds each worker took for its share of that: every
+    `checkpoint_every_steps` steps, at the end, and once when `leaving`"""
     leaving: Callable[[], bool] = lambda: False
     """whether a machine is about to be removed; called every few seconds, on all workers at the same step"""
     is_over: Callable[[], bool] = lambda: False
@@ -114,7 +93,7 @@ def fit(
         progress = loop.step(step, batches)
         callbacks.on_step(progress)
         if loop.is_checkpoint_due(progress.step, callbacks.leaving):
-            callbacks.on_checkpoint(progress.step, loop.checkpoint_metrics(progress, held_out))
+            callbacks.on_checkpoint(*loop.report(progress, held_out))
             if callbacks.is_over():
                 return
 
@@ -175,39 +154,30 @@ class _Loop:
             return due or self._has_left
         return due
 
-    def checkpoint_metrics(self, progress: Progress, held_out: Sequence[PackedBatch]) -> dict[str, Any]:
-        """The step's figures and the held-out ones."""
-        means, seconds = measure(self._engine, held_out)
-        return {
-            "step": progress.step,
+    def report(self, progress: Progress, held_out: Sequence[PackedBatch]) -> tuple[Report, list[float]]:
+        """The step's figures and the held-out ones, and how many seconds each worker took for these."""
+        means, seconds_each = measure(self._engine, held_out)
+        figures = {
             "loss": progress.loss,
             "tokens_per_second": progress.tokens_per_second,
             "num_tokens": progress.num_tokens,
             "skipped_steps": len(self._worst),
-            **{f"held_out_{name}": value for name, value in means.items()},
-            SECONDS_EACH: seconds,
+            **held_out_figures(means),
         }
+        return Report(progress.step, progress.num_steps, figures), seconds_each
 
 
 def _accumulate(
     engine: TrainingEngine, batches: Sequence[PackedBatch | None], num_parts: int, weight: int, split_into: int
 ) -> tuple[list[float], Sums]:
-    """This worker's share of a step: the loss of each of the step's micro-batches (0 for others'), and its figures.
-
-    None stands for an empty micro-batch: the worker goes through its first one again, to no effect.
-    """
-    parts, sums = [0.0] * num_parts, Sums()
-    for index, batch in enumerate(batches):
-        used, share = (batch, weight) if batch else (batches[0], math.inf)
-        assert used is not None, "a worker's first micro-batch is never empty"
-        found = engine.accumulate(used.to(engine.device), share, index == len(batches) - 1)
-        if batch is None:
-            found = dict.fromkeys(found, 0.0)
-        else:
-            parts[engine.rank + index // split_into * engine.num_workers] += found["loss"]
-        _add(sums, found)
-    del sums["loss"]
-    return parts, sums
+    """This worker's share of a step: the loss of each of its micro-batches (0 for others'), and its figures."""
+    parts, found = [0.0] * num_parts, accumulate(engine, batches, weight)
+    for index, sums in enumerate(found):
+        if batches[index] is not None:
+            parts[engine.rank + index // split_into * engine.num_workers] += sums["loss"]
+    figures = added(found)
+    del figures["loss"]
+    return parts, figures
 
 
 def _why_not_apply(loss: float, losses: Sequence[float], settings: FitSettings) -> str:
@@ -244,10 +214,8 @@ def measure(engine: TrainingEngine, batches: Sequence[PackedBatch]) -> tuple[Sum
 
     Every worker must bring equally many (ZeRO-3 counts; there they wait for each other, and take the same time).
     """
-    sums: Sums = {}
     began = time.monotonic()
-    for batch in batches:
-        _add(sums, engine.measure(batch.to(engine.device)))
+    sums = added([engine.measure(batch.to(engine.device)) for batch in batches])
     seconds = [0.0] * engine.num_workers
     seconds[engine.rank] = time.monotonic() - began
     totals = engine.total([*sums.values(), float(sum(batch.weight for batch in batches)), *seconds])
@@ -255,9 +223,9 @@ def measure(engine: TrainingEngine, batches: Sequence[PackedBatch]) -> tuple[Sum
     return {name: total / weight for name, total in zip(sums, totals, strict=False)}, totals[len(sums) + 1 :]
 
 
-def _add(sums: Sums, more: Sums) -> None:
-    for name, value in more.items():
-        sums[name] = sums.get(name, 0.0) + value
+def held_out_figures(means: Sums) -> dict[str, float]:
+    """What `measure` found, by the names that reports and histories have for it."""
+    return {f"held_out_{name}": value for name, value in means.items()}
 
 
 def _read_ahead(
@@ -281,11 +249,11 @@ def _read_ahead(
 
 
 def held_out_batches(
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
     batch_tokens: int,
     rank: int,
     num_workers: int,
-    batch: Callable[[Sequence[dict[str, Any]]], PackedBatch],
+    batch: Callable[[Sequence[Mapping[str, Any]]], PackedBatch],
 ) -> Iterator[PackedBatch]:
     """Worker `rank`'s share of the held-out rows, as many batches as every other worker's.
 

@@ -10,7 +10,7 @@ from workflows.stage import StageFailed
 from workflows.stages import train
 
 
-def work_with_bugs(config):
+def work_with_bugs(payload):
     """A training worker that fails: worker 0 with a KeyError, the other with a library's ValueError."""
     import torch
 
@@ -20,7 +20,7 @@ def work_with_bugs(config):
         return int("planted") if torch.distributed.get_rank() else {}["planted"]
 
     TrainWorker.train = fail
-    return work(config)
+    return work(payload)
 
 
 work = train._work

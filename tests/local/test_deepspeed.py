@@ -21,7 +21,8 @@ from models.chat import encode_conversation
 from models.training.deepspeed_config import DeepSpeedSettings
 from models.training.deepspeed_engine import DeepSpeedEngine
 from models.training.engine import TorchEngine
-from models.training.fit import FitCallbacks, FitSettings, Progress, fit
+from models.training.fit import FitCallbacks, FitSettings, fit
+from models.training.report import Progress
 from models.base.new_tokens import fit_rows
 from models.objectives.sft import Sft
 from models.packing import StepPlan, pack
@@ -53,9 +54,9 @@ def make(kind, stage, precision, **options):
 
 def train(engine, end, before=(), state=None):
     # As a worker does; the state after the third step goes into `state`.
-    steps, saved, mine = list(before), lambda step, metrics: None, getattr(engine, "rows", rows)
+    steps, saved, mine = list(before), lambda report, seconds: None, getattr(engine, "rows", rows)
     if state is not None:
-        saved = lambda step, metrics: engine.snapshot()(state) if step == 3 else None
+        saved = lambda report, seconds: engine.snapshot()(state) if report.step == 3 else None
     fit(engine, plan, lambda numbers: pack([mine[n] for n in numbers]), FitSettings(end, 3e-3, 0.0, 1.0, 3),
         [pack(mine[:3])], FitCallbacks(steps.append, saved), before=before)
     return steps

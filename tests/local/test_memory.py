@@ -8,7 +8,7 @@ import torch
 from workflows.cluster.board import Board
 from workflows.stage import StageFailed
 from workflows.store import Store
-from workflows.training.recovery import Recovery, decisions, is_out_of_memory
+from workflows.training.recovery import Decisions, Recovery, decisions, is_out_of_memory
 
 
 def out_of_torchs_memory() -> BaseException:
@@ -62,7 +62,8 @@ def test_out_of_memory_halves_the_micro_batch_for_all_later_starts(cluster, tmp_
     folder = store.path("train", "key", "run")
     told = Recovery(store.uri, folder, board)
     told.after_exception(None, {0: RuntimeError("shapes do not match")})
-    assert decisions(store, folder) == {}
+    assert decisions(store, folder) == Decisions()
     for expected in (2, 4):
         told.after_exception(None, {0: RuntimeError("lost"), 1: out_of_torchs_memory()})
-        assert decisions(store, folder) == {"cut": expected}
+        assert decisions(store, folder) == Decisions(cut=expected)
+        assert store.read_json(f"{folder}/settled.json") == {"cut": expected}

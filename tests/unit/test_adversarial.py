@@ -20,7 +20,7 @@ from models.objectives.adversarial import Discriminate, Generate, whiten
 from models.objectives.gumbel import SoftBatch, soft_replies
 from models.objectives.spin import own_pairs
 from models.packing import pack
-from models.training.adversarial import AdversarialTrainer, DuelSettings, Part
+from models.training.adversarial import AdversarialSettings, AdversarialTrainer, Part
 from models.training.engine import TorchEngine
 
 END = 0
@@ -143,7 +143,7 @@ def new_players(gradient: str = "policy") -> Players:
     generator = TorchEngine(small_lstm(0), objective)
     torch.manual_seed(5)
     discriminator = TorchEngine(Discriminator(small_lstm(1)), Discriminate())
-    settings = DuelSettings(
+    settings = AdversarialSettings(
         num_replies=4, max_reply_tokens=4, learning_rate=0.02, discriminator_learning_rate=0.02, gradient=gradient,
         replay_steps=4,
     )  # fmt: skip

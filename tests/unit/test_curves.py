@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from models.training.fit import Progress
+from models.training.report import Progress
 from workflows.training.curves import check_mlflow, curves_of, log_to_mlflow, write_curves
 from workflows.training.history import History
 

@@ -20,13 +20,13 @@ from models.training.engine import TorchEngine
 from models.training.fit import (
     FitCallbacks,
     FitSettings,
-    Progress,
     TrainingDiverged,
     fit,
     held_out_batches,
     learning_rate_at,
     measure,
 )
+from models.training.report import Progress, Report
 
 Conversation = tuple[list[int], list[bool]]
 
@@ -58,7 +58,7 @@ def train(
     wanted: FitSettings,
     plan: StepPlan | None = None,
     before: Sequence[Progress] = (),
-    on_checkpoint: Callable[[int, dict[str, Any]], None] = lambda step, metrics: None,
+    on_checkpoint: Callable[[Report, list[float]], None] = lambda report, seconds: None,
 ) -> list[Progress]:
     history: list[Progress] = []
     fit(
@@ -77,14 +77,16 @@ def engine_of(folder: Path, dropout: float | None = None, **options: float) -> T
 
 
 def test_the_loss_falls(tiny_llama: Path, sums: list[Conversation]) -> None:
-    checkpoints: dict[int, dict[str, Any]] = {}
-    history = train(engine_of(tiny_llama), sums, settings(40, every=15), on_checkpoint=checkpoints.__setitem__)
+    reports: list[Report] = []
+    history = train(
+        engine_of(tiny_llama), sums, settings(40, every=15), on_checkpoint=lambda report, _: reports.append(report)
+    )
     assert [progress.step for progress in history] == list(range(1, 41))
     assert history[0].loss == pytest.approx(5.56, abs=0.2), "ln 260: nothing is known yet"
     assert history[-1].loss < 2
-    assert list(checkpoints) == [15, 30, 40]
-    assert checkpoints[40]["held_out_loss"] < checkpoints[15]["held_out_loss"]
-    assert checkpoints[40]["loss"] == history[-1].loss
+    assert [(report.step, report.num_steps) for report in reports] == [(15, 40), (30, 40), (40, 40)]
+    assert reports[-1].figures["held_out_loss"] < reports[0].figures["held_out_loss"]
+    assert reports[-1].figures["loss"] == history[-1].loss
     assert history[-1].num_tokens == sum(plan_of(sums).num_tokens(step) for step in range(40))
 
 
@@ -112,7 +114,7 @@ def test_a_resumed_run_ends_like_an_undisturbed_one(
     torch.manual_seed(1)
     killed = engine_of(tiny_llama, dropout)
 
-    def save_and_die(step: int, metrics: dict[str, Any]) -> None:
+    def save_and_die(report: Report, seconds: list[float]) -> None:
         killed.snapshot()(tmp_path)
         raise Killed
 
@@ -251,7 +253,7 @@ def test_a_machine_about_to_be_preempted_saves_a_checkpoint(
 
     fit(
         engine_of(tiny_llama), plan_of(sums), lambda numbers: pack([sums[n] for n in numbers]), settings(6),
-        [pack(sums[:3])], FitCallbacks(lambda _: None, lambda step, _: saved.append(step), leaving),
+        [pack(sums[:3])], FitCallbacks(lambda _: None, lambda report, _: saved.append(report.step), leaving),
     )  # fmt: skip
     assert saved == [3, 6], "once for the notice, once at the end"
 

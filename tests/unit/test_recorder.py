@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from models.training.report import Report
 from workflows.progress import Progress
 from workflows.search.recorder import SearchRecorder
 from workflows.search.records import Origin, Search, read_search, read_trial, trial_folder
-from workflows.search.report import Report
 from workflows.search.trial import RESULT, TrialEvent
 from workflows.store import Store, StoreError
 

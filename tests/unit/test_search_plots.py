@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from models.training.report import Report
 from workflows.runs.page import write_report
 from workflows.search.importance import importances
 from workflows.search.plots import importance_bars, metric_over_steps, parallel_coordinates, pareto
 from workflows.search.records import Origin, Search, Trial, Winner, write_search
-from workflows.search.report import Report
 from workflows.search.tensorboard import write_events
 from workflows.store import Store
 

@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from rich.console import Console
 from rich.text import Text
 
+from models.training.report import Report
 from workflows.cli.trials import trials as command
 from workflows.progress import Progress
 from workflows.search.records import Origin, Search, Trial, Winner, write_search
-from workflows.search.report import Report
 from workflows.search.table import (
     headline,
     search_summary,

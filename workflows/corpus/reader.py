@@ -1,14 +1,15 @@
 """The corpus as a worker reads it: memory-mapped, in the order of its sources, reference values beside their rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.compute
 import pyarrow.parquet
 
 from models.files import cache_folder
+from workflows.corpus.rows import CorpusRow
 from workflows.store import Store
 
 _PLACE = ["source", "line"]
@@ -24,10 +25,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.parts[0])
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        return {name: value for part in self.parts for name, value in part[number].items()}
+    def __getitem__(self, number: int) -> CorpusRow:
+        return cast(CorpusRow, {name: value for part in self.parts for name, value in part[number].items()})
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[CorpusRow]:
         return (self[number] for number in range(len(self)))
 
     def largest_token(self) -> int:
@@ -42,7 +43,7 @@ class Examples:
         return values
 
 
-def open_examples(store: Store, keys: dict[str, str], split: str, columns: Sequence[str]) -> Examples:
+def open_examples(store: Store, keys: Mapping[str, str], split: str, columns: Sequence[str]) -> Examples:
     """A split of the corpus and, where `keys` (by stage) has one, of its reference values: `columns` and the counts.
 
     The values belong to their rows by (source, line).
@@ -56,6 +57,14 @@ def open_examples(store: Store, keys: dict[str, str], split: str, columns: Seque
         mine, theirs = (np.asarray(part.with_format("numpy")[name][:]) for part in (corpus, values))
         assert np.array_equal(mine, theirs), f"prepare and reference have other rows: {name}"
     return Examples((corpus, values))
+
+
+def corpus_files(store: Store, key: str, split: str) -> Any:
+    """A split of the corpus as a `pyarrow.dataset.Dataset` where it lies, for those who read a part of it alone."""
+    import pyarrow.dataset
+
+    path = store.path("prepare", key, "corpus", f"split={split}")
+    return pyarrow.dataset.dataset(path, filesystem=store.filesystem, format="parquet")
 
 
 def open_split(store: Store, stage: str, key: str, name: str, split: str, columns: Sequence[str]) -> Any:

@@ -17,14 +17,11 @@ _OPEN, _CLOSE = "\u27e6", "\u27e7"
 
 def show_conversations(spec: PipelineSpec, store: Store, key: str, count: int, json_lines: bool) -> None:
     """Print training conversations as the model reads them, what it learns from marked."""
-    import pyarrow.dataset
-
     from workflows.corpus.chat_tokenizer import chat_tokenizer
+    from workflows.corpus.reader import corpus_files
 
     tokenizer = chat_tokenizer(with_base(spec, store, key))
-    path = store.path("prepare", key, "corpus", "split=train")
-    parts = pyarrow.dataset.dataset(path, filesystem=store.filesystem, format="parquet")
-    for row in parts.head(count).to_pylist():
+    for row in corpus_files(store, key, "train").head(count).to_pylist():
         texts = [_spans(tokenizer, *sequence) for sequence in _sequences(row)]
         if json_lines:
             event: dict[str, Any] = {"event": "conversation", "source": row["source"], "line": row["line"]}

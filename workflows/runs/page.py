@@ -3,7 +3,6 @@
 rayconteur report PIPELINE
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from workflows.search.table import headings, headline, ranked, trial_rows, winne
 from workflows.stage import STAGE_NAMES
 from workflows.store import Artifact, Store
 from workflows.training.curves import curves_figure
+from workflows.training.history import History
 
 _TEMPLATE = "page.html.j2"
 _MAX_OPEN_TRIALS = 30
@@ -113,8 +113,8 @@ def _search(search: Search) -> dict[str, Any]:
 def _curves(store: Store, artifact: Artifact) -> str:
     """All curves of the training."""
     with store.filesystem.open_input_stream(store.path("train", artifact.key, "history.jsonl")) as stream:
-        lines = [json.loads(line) for line in stream.read().decode().splitlines()]
-    return _drawn(curves_figure(lines))
+        history = History(stream.read().decode())
+    return _drawn(curves_figure(history.lines))
 
 
 def _drawn(figure: Any) -> str:

@@ -6,9 +6,11 @@ importances(search)    # {"train.learning_rate": 0.8, "train.lora.rank": 0.2}
 import json
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workflows.search.records import Search, badness
+from workflows.spec.space import Choice, Dimension, dimension_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -37,17 +39,20 @@ def importances(search: Search) -> dict[str, float] | None:
     varied = {field: values for field, values in found.items() if any(value != values[0] for value in values)}
     if not varied:
         return None
-    return _evaluate(search.space, varied, [value for _, value in measured])
+    dimensions = {field: dimension_of(search.space[field]) for field in varied}
+    return _evaluate(dimensions, varied, [value for _, value in measured])
 
 
-def _evaluate(space: dict[str, Any], varied: dict[str, list[Any]], badnesses: list[float]) -> dict[str, float] | None:
+def _evaluate(
+    dimensions: Mapping[str, Dimension], varied: Mapping[str, Sequence[object]], badnesses: Sequence[float]
+) -> dict[str, float] | None:
     import optuna
 
-    distributions = {field: _distribution(space[field], values) for field, values in varied.items()}
+    distributions = {field: _distribution(dimensions[field], values) for field, values in varied.items()}
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it says on stderr that a study was made
     study = optuna.create_study()
     for index, value in enumerate(badnesses):
-        parameters = {field: _parameter(space[field], values[index]) for field, values in varied.items()}
+        parameters = {field: _parameter(dimensions[field], values[index]) for field, values in varied.items()}
         study.add_trial(optuna.trial.create_trial(value=value, params=parameters, distributions=distributions))
     share = max(_BEST_SHARE, min(_MAX_BEST_SHARE, _MIN_BEST / len(badnesses)))
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
@@ -60,19 +65,19 @@ def _evaluate(space: dict[str, Any], varied: dict[str, list[Any]], badnesses: li
     return {field: value / total for field, value in sorted(shares.items(), key=lambda pair: -pair[1])}
 
 
-def _distribution(entry: Any, values: list[Any]) -> "BaseDistribution":
-    """What optuna calls an entry of the space, made wide enough for values that a population has moved outside."""
+def _distribution(dimension: Dimension, values: Sequence[Any]) -> "BaseDistribution":
+    """What optuna calls a dimension, made wide enough for values that a population has moved outside."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    if isinstance(entry, list):
-        return CategoricalDistribution(list(dict.fromkeys(_parameter(entry, value) for value in [*entry, *values])))
-    [(kind, bounds)] = entry.items()
-    low, high = min(*bounds, *values), max(*bounds, *values)
-    if kind in ("int", "logint"):
-        return IntDistribution(int(low), int(high), log=kind == "logint")
-    return FloatDistribution(low, high, log=kind == "loguniform")
+    if isinstance(dimension, Choice):
+        known = dict.fromkeys(_parameter(dimension, value) for value in [*dimension.values, *values])
+        return CategoricalDistribution(list(known))
+    low, high = min(dimension.low, *values), max(dimension.high, *values)
+    if dimension.is_whole:
+        return IntDistribution(int(low), int(high), log=dimension.is_log)
+    return FloatDistribution(low, high, log=dimension.is_log)
 
 
-def _parameter(entry: Any, value: Any) -> Any:
+def _parameter(dimension: Dimension, value: Any) -> Any:
     """A choice as its text: it may be a list, and true is not 1."""
-    return json.dumps(value) if isinstance(entry, list) else value
+    return json.dumps(value) if isinstance(dimension, Choice) else value

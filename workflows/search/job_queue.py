@@ -5,19 +5,20 @@ It imports next to nothing: its process is there at once, and takes little memor
 
 import asyncio
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import ray
 
-from workflows.search.report import Report
+from models.training.report import Report
 
 
 @dataclass(frozen=True)
 class TrainingJob:
     """A job for a worker group, as the job queue has it."""
 
-    spec: dict[str, Any]
+    spec: Mapping[str, object]
+    """a pipeline, dumped: the job queue's process does not import the classes of a spec"""
     folder: str
     """where on the store its checkpoints go"""
     checkpoint: str | None = None

@@ -4,13 +4,15 @@ parallel_coordinates(search).show()
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from models.training.report import Report
 from workflows.search.importance import importances
 from workflows.search.records import FAILED, HIGHER_IS_BETTER, STOPPED, Search, Trial, badness
-from workflows.search.report import Report
 from workflows.search.table import best_value, fields_of, plain, ranked, short_names, value_word
+from workflows.spec.space import Choice, Dimension, Range, dimension_of
 
 _COLOURS = ["#08306b", "#2b7bba", "#c6ced8"]  # dark is good; what is not fades
 _GOLD, _RED, _GREY = "#e0a100", "#c62828", "#7a828e"
@@ -33,49 +35,62 @@ def parallel_coordinates(search: Search) -> Any | None:
             "reversescale": metric in HIGHER_IS_BETTER, "colorbar": {"title": {"text": plain(metric)}}}  # fmt: skip
     # plotly would write each range's ends above and below it, over the labels; the ticks have them.
     ends = {"color": "rgba(0, 0, 0, 0)"}
-    lines = plotly.graph_objects.Parcoords(line=line, dimensions=_axes(search, trials), rangefont=ends)
+    lines = plotly.graph_objects.Parcoords(
+        line=line, dimensions=[asdict(axis) for axis in _axes(search, trials)], rangefont=ends
+    )
     figure = plotly.graph_objects.Figure(lines)
     return _laid_out(figure, "values and best figures of each trial", 440, margin={"l": 60, "t": 110, "b": 40})
 
 
-def _axes(search: Search, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Axis:
+    """Where each trial stands on an axis, and what is written beside it; None is plotly's own choice."""
+
+    label: str
+    values: Sequence[float]
+    range: Sequence[float] | None = None
+    tickvals: Sequence[float] | None = None
+    ticktext: Sequence[str] | None = None
+
+
+def _axes(search: Search, trials: Sequence[Trial]) -> list[_Axis]:
     """An axis for the trial's number, for each field and each metric that all of these trials have."""
-    axes: list[dict[str, Any]] = [{"label": "trial", "values": [trial.number for trial in trials]}]
+    axes = [_Axis("trial", [trial.number for trial in trials])]
     for field, name in short_names(fields_of(search)).items():
         if all(field in trial.values for trial in trials):
-            axis = _axis(search.space.get(field), [trial.values[field] for trial in trials])
-            axes.append({"label": _in_lines(plain(name)), **axis})
+            dimension = dimension_of(search.space[field]) if field in search.space else Choice(())
+            axes.append(_axis(_in_lines(plain(name)), dimension, [trial.values[field] for trial in trials]))
     for metric in search.metrics:
         values = [value for trial in trials if (value := best_value(search, trial, metric)) is not None]
         if len(values) == len(trials):
-            axis = _log_axis(values) if _span_decades(values) else {"values": values}
-            axes.append({"label": _in_lines(plain(metric)), **axis})
+            label = _in_lines(plain(metric))
+            axes.append(_log_axis(label, values) if _span_decades(values) else _Axis(label, values))
     return axes
 
 
-def _axis(entry: Any, values: Sequence[Any]) -> dict[str, Any]:
+def _axis(label: str, dimension: Dimension, values: Sequence[Any]) -> _Axis:
     """A field's axis: as the space has it, and wide enough for values outside."""
-    if isinstance(entry, dict):
-        [(kind, bounds)] = entry.items()
-        if kind in ("loguniform", "logint"):
-            return _log_axis(values, bounds)
-        return {"values": list(values), "range": [min(*bounds, *values), max(*bounds, *values)]}
-    words = list(dict.fromkeys(value_word(value) for value in [*(entry or []), *values]))
+    if isinstance(dimension, Range):
+        low, high = dimension.low, dimension.high
+        if dimension.is_log:
+            return _log_axis(label, values, (low, high))
+        return _Axis(label, list(values), [min(low, *values), max(high, *values)])
+    words = list(dict.fromkeys(value_word(value) for value in [*dimension.values, *values]))
     places = [words.index(value_word(value)) for value in values]
-    ticks = list(range(len(words)))
-    return {"values": places, "range": [-0.2, len(words) - 0.8], "tickvals": ticks, "ticktext": words}
+    return _Axis(label, places, [-0.2, len(words) - 0.8], list(range(len(words))), words)
 
 
-def _log_axis(values: Sequence[float], bounds: Sequence[float] = ()) -> dict[str, Any]:
+def _log_axis(label: str, values: Sequence[float], bounds: Sequence[float] = ()) -> _Axis:
     low, high = min(*values, *bounds, math.inf), max(*values, *bounds, 0)
     ticks = [low, *_round_numbers(low, high), high]
     logs = [math.log10(tick) for tick in ticks]
-    return {
-        "values": [math.log10(value) for value in values],
-        "range": [logs[0], logs[-1]],
-        "tickvals": logs,
-        "ticktext": [value_word(float(tick)) for tick in ticks],
-    }
+    return _Axis(
+        label,
+        [math.log10(value) for value in values],
+        [logs[0], logs[-1]],
+        logs,
+        [value_word(float(tick)) for tick in ticks],
+    )
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
@@ -189,7 +204,7 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("%{", "% {")
 
 
-def _add_marks(figure: Any, points: Sequence[tuple[float, float]], name: str, marker: dict[str, Any]) -> None:
+def _add_marks(figure: Any, points: Sequence[tuple[float, float]], name: str, marker: Mapping[str, object]) -> None:
     x, y = [point[0] for point in points], [point[1] for point in points]
     if not points:  # only its line in the legend
         x, y = [None], [None]  # type: ignore[list-item]
@@ -226,7 +241,7 @@ def pareto(search: Search) -> Any | None:
 
 
 def _add_trials(
-    figure: Any, search: Search, pairs: Sequence[tuple[Trial, Report]], name: str, style: dict[str, Any]
+    figure: Any, search: Search, pairs: Sequence[tuple[Trial, Report]], name: str, style: Mapping[str, object]
 ) -> None:
     x, y = ([report.figures[metric] for _, report in pairs] for metric in search.metrics[:2])
     hovers = [_hover(search, trial).replace("%{x}: %{y:.4g}", "%{x:.4g}, %{y:.4g}") for trial, _ in pairs]

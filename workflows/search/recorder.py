@@ -5,11 +5,13 @@ It alone writes the trials' records and deletes their checkpoints. A trial's end
 
 import math
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray.tune
 
+from models.training.report import Report
 from workflows.cluster.errors import describe_error, full_traceback, is_users_mistake, write_traceback
 from workflows.progress import Progress
 from workflows.search.records import (
@@ -23,9 +25,8 @@ from workflows.search.records import (
     write_search,
     write_trial,
 )
-from workflows.search.report import Report
 from workflows.search.table import search_summary, search_table
-from workflows.search.trial import RESULT, TrialEvent, values_of
+from workflows.search.trial import TrialEvent, event_of, values_of
 from workflows.store import Store
 
 _SECONDS_BETWEEN_WRITES = 1.0
@@ -54,15 +55,15 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
         self._began = time.monotonic()
         self._wrote = self._wrote_search = self._showed = 0.0
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Nothing: Tune writes itself down, to be restored, which is not how a search goes on here."""
         return {}
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+        self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, object], **_: Any
     ) -> None:
         """A report, or a trial's failure."""
-        line: TrialEvent = result[RESULT]
+        line = event_of(result)
         mine = self._trial(int(str(trial)), line)
         mine.failures = max(mine.failures, line.failures)
         if line.failed:

@@ -6,11 +6,14 @@
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import cache
+from typing import TypeVar
 
-from workflows.search.report import Report
+from pydantic import TypeAdapter
+
+from models.training.report import Report
 from workflows.store import Store
 
 TRIALS = "trials"
@@ -24,8 +27,12 @@ given up, with a reason"""
 HIGHER_IS_BETTER = {"held_out_accuracy", "held_out_margin"}
 """of the figures that may be a search's metric; of all others lower is better"""
 
-Values = dict[str, Any]
+Values = dict[str, object]
 """a trial's settings: dotted field of the pipeline file -> value"""
+
+
+Kept = TypeVar("Kept", "Trial", "Search")
+"""what the store keeps of a search"""
 
 
 @dataclass
@@ -86,7 +93,7 @@ class Search:
     key: str
     metrics: list[str]
     """the first one decides who wins"""
-    space: dict[str, Any]
+    space: Mapping[str, object]
     """dotted field -> what the pipeline file says of it"""
     searcher: str
     scheduler: str
@@ -145,7 +152,7 @@ def trial_folder(store: Store, key: str) -> str:
 def read_trial(store: Store, key: str) -> Trial | None:
     """What is known of a trial with these settings, from this search or another; None if nothing is."""
     content = store.read_json(store.path(TRIALS, key, TRIAL_FILE))
-    return None if content is None else _trial(content)
+    return None if content is None else _reader(Trial).validate_python(content)
 
 
 def write_trial(store: Store, trial: Trial) -> None:
@@ -156,11 +163,7 @@ def write_trial(store: Store, trial: Trial) -> None:
 def read_search(store: Store, key: str) -> Search | None:
     """A search, finished or not; None if it was never begun."""
     content = store.read_json(store.path("tune", key, SEARCH_FILE))
-    if content is None:
-        return None
-    content["trials"] = [_trial(trial) for trial in content["trials"]]
-    content["winner"] = Winner(**content["winner"]) if content["winner"] else None
-    return Search(**content)
+    return None if content is None else _reader(Search).validate_python(content)
 
 
 def write_search(store: Store, search: Search) -> None:
@@ -168,7 +171,7 @@ def write_search(store: Store, search: Search) -> None:
     store.write_json(store.path("tune", search.key, SEARCH_FILE), asdict(search))
 
 
-def _trial(content: dict[str, Any]) -> Trial:
-    content["reports"] = [Report(**report) for report in content["reports"]]
-    content["origin"] = Origin(**content["origin"]) if content["origin"] else None
-    return Trial(**content)
+@cache
+def _reader(kind: type[Kept]) -> TypeAdapter[Kept]:
+    """Reads what this build or another one has written: unknown keys are ignored, missing ones get defaults."""
+    return TypeAdapter(kind)

@@ -174,10 +174,10 @@ def _seconds_left(trial: Trial) -> float | None:
     return last.figures["seconds"] / (last.step - begun) * (last.num_steps - last.step)
 
 
-def search_summary(search: Search) -> dict[str, Any]:
+def search_summary(search: Search) -> dict[str, float]:
     """Figures for one line of progress."""
     counts = Counter(trial.state for trial in search.trials)
-    figures: dict[str, Any] = {"trials_done": len(search.trials) - counts[RUNNING]}
+    figures: dict[str, float] = {"trials_done": len(search.trials) - counts[RUNNING]}
     figures |= {state: counts[state] for state in (RUNNING, STOPPED, FAILED)}
     leader = search.leader()
     if leader:

@@ -7,12 +7,14 @@ again first.
 
 import itertools
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ray.tune
 
 from models.base import load as base
+from models.training.report import Report
 from workflows.search.job_queue import JobUpdate
 from workflows.search.records import (
     FAILED,
@@ -24,7 +26,6 @@ from workflows.search.records import (
     read_trial,
     trial_folder,
 )
-from workflows.search.report import Report
 from workflows.spec import PipelineSpec
 from workflows.spec.space import with_values
 from workflows.store import Store, content_key
@@ -40,7 +41,8 @@ TOGETHER = "values"
 class Shared:
     """What all trials of a search have in common."""
 
-    spec: dict[str, Any]
+    spec: PipelineSpec
+    """without its section `tune`"""
     store: str
     keys: dict[str, str]
     """the artifacts that they read, by stage"""
@@ -69,8 +71,34 @@ class TrialEvent:
 RESULT = "line"
 """where in a result of Tune's the TrialEvent is"""
 
+_SAVED = "saved"
+"""where in a checkpoint of Tune's is what a trial needs to go on"""
 
-def values_of(config: dict[str, Any]) -> Values:
+
+@dataclass(frozen=True)
+class _Saved:
+    """Where a member of a population stands."""
+
+    key: str
+    number: int
+    origin: Origin | None
+    step: int
+    checkpoint: str | None
+    """where on the store it goes on from"""
+
+
+TuneResult = dict[str, float | TrialEvent]
+"""what Tune asks of a trial's step, flat: `step`, each metric, `done`, and the event"""
+
+
+def event_of(result: Mapping[str, object]) -> TrialEvent:
+    """The event in a result of Tune's."""
+    event = result[RESULT]
+    assert isinstance(event, TrialEvent)
+    return event
+
+
+def values_of(config: Mapping[str, Any]) -> Values:
     """The settings in a configuration of Tune's."""
     return dict(config.get(TOGETHER, config))
 
@@ -80,7 +108,7 @@ def key_of(spec: PipelineSpec, keys: dict[str, str], origin: Origin | None = Non
 
     Two members of a population may copy the same one and draw the same settings: then their numbers tell them apart.
     """
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "train": spec.train.result_fields(),
         "base_model": base.identity(spec.base_model),
         "inputs": keys,
@@ -93,25 +121,24 @@ def key_of(spec: PipelineSpec, keys: dict[str, str], origin: Origin | None = Non
 class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
     """Trains one trial after another."""
 
-    def setup(self, config: dict[str, Any], shared: Shared | None = None) -> None:
+    def setup(self, config: Mapping[str, Any], shared: Shared | None = None) -> None:
         """Called by Tune in a new process."""
         assert shared is not None
         self._shared = shared
-        self._spec = PipelineSpec.model_validate(shared.spec)
+        self._spec = shared.spec
         self._store = Store(shared.store)
         self._group: WorkerGroup | None = None
-        self._begin(config)
+        self._begin(values_of(config))
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset_config(self, new_config: Mapping[str, Any]) -> bool:
         """Called by Tune in place of a new process."""
-        self._begin(new_config)
+        self._begin(values_of(new_config))
         return True
 
     def _begin(
-        self, config: dict[str, Any], origin: Origin | None = None, step: int = 0, checkpoint: str | None = None
+        self, values: Values, origin: Origin | None = None, step: int = 0, checkpoint: str | None = None
     ) -> None:
         """Another trial, from its start, or after a step from a checkpoint on the store."""
-        values = values_of(config)
         self._trial_spec = with_values(self._spec, values)
         key = key_of(self._trial_spec, self._shared.keys, origin, int(self.trial_name))
         known = read_trial(self._store, key) or Trial(0, key, values)
@@ -125,7 +152,7 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         self._checkpoint = checkpoint
         self._is_at_work = False
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> TuneResult:
         """The next report, as Tune asks for it."""
         if self._to_say:
             return self._result(self._to_say.pop(0), was_known=True)
@@ -154,12 +181,11 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
             self._is_at_work = True
         while True:
             update = self._group.next_update()
-            if (
-                update.report is None or update.report.step > self._said
-            ):  # else it was trained again for want of a checkpoint
+            # A report that was known is trained again for want of a checkpoint.
+            if update.report is None or update.report.step > self._said:
                 return update
 
-    def _result(self, report: Report, failures: int = 0, was_known: bool = False) -> dict[str, Any]:
+    def _result(self, report: Report, failures: int = 0, was_known: bool = False) -> TuneResult:
         self._said = report.step
         if report.checkpoint is not None:
             self._checkpoint = f"{trial_folder(self._store, self._trial.key)}/{report.checkpoint}"
@@ -167,7 +193,7 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         metrics = {metric: report.figures[metric] for metric in self._shared.metrics}
         return {"step": report.step, **metrics, RESULT: line, "done": report.step >= report.num_steps}
 
-    def _failure(self, reason: str, failures: int, traceback: str = "") -> dict[str, Any]:
+    def _failure(self, reason: str, failures: int, traceback: str = "") -> TuneResult:
         """The end of a trial that failed: for Tune a result worse than any, since an error would cost the workers."""
         line = TrialEvent(
             self._trial.key,
@@ -181,25 +207,19 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         worst = {m: float("-inf") if m in HIGHER_IS_BETTER else float("inf") for m in self._shared.metrics}
         return {"step": self._said + 1, **worst, RESULT: line, "done": True}
 
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, object]:
         """For Tune, which saves a population's members to stop them or to have them copied: where it stands."""
-        origin = self._trial.origin
-        return {
-            "key": self._trial.key,
-            "number": int(self.trial_name),
-            "origin": asdict(origin) if origin else None,
-            "step": self._said,
-            "checkpoint": self._checkpoint,
-        }
+        saved = _Saved(self._trial.key, int(self.trial_name), self._trial.origin, self._said, self._checkpoint)
+        return {_SAVED: saved}
 
-    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+    def load_checkpoint(self, checkpoint: Mapping[str, object] | None) -> None:
         """Go on from there; where another member was saved there, as a copy of it."""
         assert checkpoint is not None
-        if checkpoint["number"] == int(self.trial_name):
-            origin = Origin(**checkpoint["origin"]) if checkpoint["origin"] else None
-        else:
-            origin = Origin(checkpoint["key"], checkpoint["number"], checkpoint["step"])
-        self._begin(self._trial.values, origin, checkpoint["step"], checkpoint["checkpoint"])
+        saved = checkpoint[_SAVED]
+        assert isinstance(saved, _Saved)
+        is_own = saved.number == int(self.trial_name)
+        origin = saved.origin if is_own else Origin(saved.key, saved.number, saved.step)
+        self._begin(self._trial.values, origin, saved.step, saved.checkpoint)
 
     def cleanup(self) -> None:
         """Called by Tune before this process ends."""

@@ -3,8 +3,8 @@
 import itertools
 import random
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import ray.tune
@@ -21,7 +21,7 @@ from workflows.search.records import (
     Search,
     Values,
 )
-from workflows.search.trial import RESULT, TOGETHER
+from workflows.search.trial import TOGETHER, event_of
 from workflows.spec import AshaSpec, GridSpec, MedianSpec, PipelineSpec, PopulationSpec, TpeSpec, TuneSpec
 from workflows.spec.space import Choice, Dimension, parse
 
@@ -71,7 +71,7 @@ def tuner_of(
     if isinstance(tune.scheduler, PopulationSpec):
         # All members are alive, and those that have no workers wait: what limits them is a resource.
         resources, limit = {HEAD_NODE: _seat(search.at_once)}, None
-    space: dict[str, Any] = {field: _domain(dimension) for field, dimension in dimensions.items()}
+    space: dict[str, object] = {field: _domain(dimension) for field, dimension in dimensions.items()}
     samples = -1 if search.wanted is None else search.wanted
     searcher: Any
     if isinstance(tune.searcher, TpeSpec):
@@ -120,8 +120,10 @@ def _tpe(tune: TuneSpec, dimensions: dict[str, Dimension], directions: list[str]
     class Tpe(OptunaSearch):  # type: ignore[misc]
         """Told of a failed trial that it failed, and not of a result worse than any."""
 
-        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            if result is not None and result[RESULT].failed:
+        def on_trial_complete(
+            self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False
+        ) -> None:
+            if result is not None and event_of(result).failed:
                 result, error = None, True
             super().on_trial_complete(trial_id, result, error)
 
@@ -176,16 +178,17 @@ def _scheduler(spec: PipelineSpec, dimensions: dict[str, Dimension], most_steps:
     class Population(PopulationBasedTraining):  # type: ignore[misc]
         """Draws the same at the same step, so that an interrupted search goes on with the copies that it made."""
 
-        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> Any:
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, object]) -> Any:
             random.seed(f"{seed} {result['step']}")
             np.random.seed(random.getrandbits(32))
             return super().on_trial_result(tune_controller, trial, result)
 
     seed = spec.tune.seed
 
-    def inside(config: dict[str, Any]) -> dict[str, Any]:
+    def inside(config: Values) -> Values:
         """A perturbed value may be outside of its range."""
-        return config | {field: dimension.nearest(config[field]) for field, dimension in dimensions.items()}
+        drawn = cast(dict[str, float], config)
+        return config | {field: dimension.nearest(drawn[field]) for field, dimension in dimensions.items()}
 
     changes = {
         field: list(dimension.values) if isinstance(dimension, Choice) else _domain(dimension)

@@ -1,8 +1,8 @@
 """The best trial of a search, trained again to be sure that its figures hold."""
 
+from models.training.report import Report
 from workflows.cluster.errors import StageCrashed
 from workflows.search.records import Search, Trial, Winner, trial_folder
-from workflows.search.report import Report
 from workflows.search.trial import Shared
 from workflows.search.worker_group import WorkerGroup, WorkerGroupLost, job_of
 from workflows.spec import PipelineSpec

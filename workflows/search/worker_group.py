@@ -14,6 +14,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,13 @@ import ray.train
 from ray.train import UserCallback
 
 from models.errors import RayconteurError
+from models.training.report import Report
 from models.training.snapshot import Write
 from workflows.cluster.errors import describe_error, full_traceback, is_users_mistake, note_traceback
 from workflows.search.job_queue import Assignment, JobQueue, JobUpdate, TrainingJob
-from workflows.search.report import Report
 from workflows.spec import PipelineSpec
 from workflows.store import Store
-from workflows.training.recovery import decide, decisions, failure_text, failure_traceback, is_out_of_memory
+from workflows.training.recovery import failure_text, failure_traceback, halve_micro_batches
 from workflows.training.trainer import torch_trainer
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class JobLeft(Exception):
 
 
 class _AfterLoss(UserCallback):  # type: ignore[misc]
-    """Tells the job queue of lost workers; where memory ran out, micro-batches are cut into twice as many parts."""
+    """Tells the job queue of lost workers, and halves micro-batches where memory ran out."""
 
     def __init__(self, store_uri: str, queue: Any) -> None:
         self._store_uri = store_uri
@@ -57,9 +58,8 @@ class _AfterLoss(UserCallback):  # type: ignore[misc]
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         reason, traceback = failure_text(worker_exceptions), failure_traceback(worker_exceptions)
         folder = ray.get(self._queue.lose.remote(reason, traceback))
-        if folder is not None and any(is_out_of_memory(error) for error in worker_exceptions.values()):
-            store = Store(self._store_uri)
-            decide(store, folder, cut=2 * decisions(store, folder).get("cut", 1))
+        if folder is not None:
+            halve_micro_batches(Store(self._store_uri), folder, worker_exceptions)
 
 
 class WorkerGroup:
@@ -70,10 +70,10 @@ class WorkerGroup:
     ) -> None:
         """Start them; `folder` on the store is for what Ray Train keeps, and what their jobs share."""
         self._queue: Any = JobQueue.remote(max_failures)  # type: ignore[attr-defined]
+        payload = _Payload(store.uri, keys, folder, self._queue)
         trainer = torch_trainer(
             spec.train,
-            _work,
-            {"store": store.uri, "keys": keys, "folder": folder, "queue": self._queue},
+            lambda: _work(payload),
             spec.train.min_workers,
             store,
             f"{folder}/gangs",
@@ -113,16 +113,28 @@ class WorkerGroup:
                 ray.get(self._queue.break_off.remote(describe_error(error), traceback))
 
 
-def _work(config: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class _Payload:
+    """What a worker is started with."""
+
+    store: str
+    keys: dict[str, str]
+    """the artifacts that it reads, by stage"""
+    folder: str
+    """the search's, on the store"""
+    queue: Any
+    """the job queue's handle"""
+
+
+def _work(payload: _Payload) -> None:
     """What one worker does in its life: jobs, until there are no more."""
     from workflows.training.worker import TrainWorker
 
-    store, queue, worker = Store(config["store"]), config["queue"], TrainWorker()
-    done = 0
+    queue, worker, done = payload.queue, TrainWorker(), 0
     while (assignment := ray.get(queue.take.remote(done))) is not None:
         done = assignment.number
         try:
-            _do(worker, store, config["keys"], config["folder"], queue, assignment)
+            _do(worker, payload, assignment)
         except JobLeft:
             continue
         except RayconteurError as error:  # of the spec or the data, and on all workers alike
@@ -133,39 +145,45 @@ def _work(config: dict[str, Any]) -> None:
             raise
 
 
-def _do(
-    worker: "TrainWorker", store: Store, keys: dict[str, str], folder: str, queue: Any, assignment: Assignment
-) -> None:
-    import torch
+def _do(worker: "TrainWorker", payload: _Payload, assignment: Assignment) -> None:
+    from workflows.training.reporter import Callbacks
+    from workflows.training.worker import WorkerSettings
 
-    from workflows.training.worker import Job
-
-    job, reports = assignment.job, assignment.reports
+    store, job = Store(payload.store), assignment.job
     spec = PipelineSpec.model_validate(job.spec)
-    is_first = ray.train.get_context().get_world_rank() == 0
-
-    def on_checkpoint(metrics: dict[str, Any], write: Write) -> None:
-        nonlocal reports
-        reports += 1
-        step, num_steps, name = int(metrics.pop("step")), int(metrics.pop("num_steps")), None
-        is_last = job.only_measure or step == num_steps
-        if not job.only_measure:
-            name = f"checkpoint_{step:06d}_{job.mark}{assignment.attempt}"
-            _keep(store, f"{job.folder}/{name}", write)
-            torch.distributed.barrier()  # whole, from here on
-        if is_first:
-            figures = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-            report = Report(step, num_steps, figures, name)
-            ray.get(queue.report.remote(assignment.number, report, is_last))
-        if not is_last and not ray.get(queue.may_go_on.remote(assignment.number, reports)):
-            raise JobLeft
-
+    on_checkpoint = _Checkpoints(store, payload.queue, assignment).keep
     with _local(store, job.checkpoint) as resume_from:
-        work = Job(
-            spec, store, keys, job.folder,
-            resume_from=resume_from, search_folder=folder, only_measure=job.only_measure,
+        settings = WorkerSettings(
+            spec, store, payload.keys, job.folder,
+            resume_from=resume_from, search_folder=payload.folder, only_measure=job.only_measure,
         )  # fmt: skip
-        worker.train(work, on_checkpoint, post=lambda **values: None)
+        worker.train(settings, Callbacks(on_checkpoint))
+
+
+class _Checkpoints:
+    """What a worker does at each checkpoint of a job."""
+
+    def __init__(self, store: Store, queue: Any, assignment: Assignment) -> None:
+        self._store, self._queue, self._assignment = store, queue, assignment
+        self._reports = assignment.reports
+        self._is_first = ray.train.get_context().get_world_rank() == 0
+
+    def keep(self, report: Report, write: Write) -> None:
+        """Write the checkpoint, report it, and wait until Tune asks for more; raises JobLeft where it does not."""
+        import torch
+
+        job, number = self._assignment.job, self._assignment.number
+        self._reports += 1
+        is_last = job.only_measure or report.step == report.num_steps
+        if not job.only_measure:
+            report.checkpoint = f"checkpoint_{report.step:06d}_{job.mark}{self._assignment.attempt}"
+            _keep(self._store, f"{job.folder}/{report.checkpoint}", write)
+            torch.distributed.barrier()  # whole, from here on
+        if self._is_first:
+            figures = {name: float(value) for name, value in report.figures.items()}
+            ray.get(self._queue.report.remote(number, replace(report, figures=figures), is_last))
+        if not is_last and not ray.get(self._queue.may_go_on.remote(number, self._reports)):
+            raise JobLeft
 
 
 def _keep(store: Store, path: str, write: Write) -> None:
@@ -191,5 +209,5 @@ def _local(store: Store, path: str | None) -> Iterator[Path | None]:
 
 
 def job_of(spec: PipelineSpec, **fields: Any) -> TrainingJob:
-    """An job for a training of `spec`."""
+    """A job for a training of `spec`."""
     return TrainingJob(spec=spec.model_dump(), **fields)

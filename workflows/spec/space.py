@@ -75,7 +75,7 @@ def parse(entry: Any) -> Dimension:
             raise ValueError(f"got {entry!r}; a list of choices holds one or more plain values, such as [8, 16, 32]")
         if len({repr(value) for value in entry}) < len(entry):
             raise ValueError(f"got {entry!r}; it contains a choice twice, list each once")
-        return Choice(tuple(entry))
+        return dimension_of(entry)
     kind, bounds = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else ("", [])
     if kind not in _KINDS:
         near = nearest(str(kind), _KINDS)
@@ -94,7 +94,15 @@ def parse(entry: Any) -> Dimension:
         raise ValueError(f"got {bounds!r}; low must be below high, and both finite")
     if is_log and low <= 0:
         raise ValueError(f"got {bounds!r}; {kind} needs a low above 0")
-    return Range(low, high, is_log, is_whole)
+    return dimension_of(entry)
+
+
+def dimension_of(entry: Any) -> Dimension:
+    """An entry that `parse` has checked before, such as one of a search on the store."""
+    if isinstance(entry, list):
+        return Choice(tuple(entry))
+    [(kind, (low, high))] = entry.items()
+    return Range(low, high, is_log=kind.startswith("log"), is_whole=kind.endswith("int"))
 
 
 def trials_wanted(tune: TuneSpec) -> int | None:

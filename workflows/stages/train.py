@@ -13,6 +13,7 @@ While it runs, `run/` holds the last and the best checkpoint: the same command g
 import contextlib
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import ray.train
 from models.errors import RayconteurError
 from models.training.deepspeed_operator import check_build_tools
 from models.training.engine import MODEL_FOLDER
+from models.training.report import Report
 from models.training.snapshot import Write
 from workflows.cluster.board import watching
 from workflows.cluster.errors import StageCrashed, describe_error, is_users_mistake, note_traceback
@@ -34,9 +36,10 @@ from workflows.stage import CONTINUED, DISCRIMINATOR, Context, StageFailed
 from workflows.store import Store
 from workflows.training.curves import check_mlflow, log_to_mlflow, write_curves
 from workflows.training.history import HISTORY, History
-from workflows.training.recovery import Recovery, clear_unfinished, failure_text
+from workflows.training.recovery import Recovery, clear_unfinished, decisions, failure_text
+from workflows.training.reporter import Callbacks
 from workflows.training.trainer import torch_trainer
-from workflows.training.worker import Job, TrainWorker
+from workflows.training.worker import TrainWorker, WorkerSettings
 
 _ELASTIC_START_SECONDS = "10"
 
@@ -56,17 +59,12 @@ def run(context: Context) -> dict[str, Any]:
     elastic = isinstance(train.num_workers, list)
     if elastic:  # Ray counts on a lost machine for a while, and would wait a minute for workers on it
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _ELASTIC_START_SECONDS)
+    keys = {name: artifact.key for name, artifact in context.inputs.items()}
     with watching(context.progress, "steps") as board:
+        payload = _Payload(spec, store.uri, keys, f"{folder}/run", board)
         trainer = torch_trainer(
             train,
-            _work,
-            {
-                "spec": spec.model_dump(),
-                "store": store.uri,
-                "keys": {name: artifact.key for name, artifact in context.inputs.items()},
-                "run_folder": f"{folder}/run",
-                "board": board,
-            },
+            lambda: _work(payload),
             (train.min_workers, train.max_workers) if elastic else train.min_workers,
             store,
             folder,
@@ -92,7 +90,8 @@ def run(context: Context) -> dict[str, Any]:
         best, figures = result.checkpoint, result.metrics
     _keep_models(context, best.path)
     _keep_history(context, f"{result.checkpoint.path}/{HISTORY}")
-    return _shown(result.metrics, figures)
+    precision = decisions(store, f"{folder}/run").precision or train.precision
+    return _shown(result.metrics | {"precision": precision}, figures)
 
 
 def _shown(last: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
@@ -161,12 +160,24 @@ def _reason(error: BaseException) -> str:
     return f"train: {failure_text(failures) or describe_error(error)}"
 
 
-def _work(config: dict[str, Any]) -> str | None:
+@dataclass(frozen=True)
+class _Payload:
+    """What a worker is started with."""
+
+    spec: PipelineSpec
+    store: str
+    keys: dict[str, str]
+    """the artifacts that it reads, by stage"""
+    run_folder: str
+    board: Any
+    """the display's handle"""
+
+
+def _work(payload: _Payload) -> str | None:
     """What one worker does, from its start to the end of training; returns what is wrong with the spec, if so."""
     # A mistake in the spec shows on every worker alike: said once, and not tried again like a lost worker.
     try:
-        spec, store = PipelineSpec.model_validate(config["spec"]), Store(config["store"])
-        _train(spec, store, config["keys"], config["run_folder"], config["board"])
+        _train(payload)
     except RayconteurError as error:
         return str(error)
     except Exception as error:
@@ -175,8 +186,10 @@ def _work(config: dict[str, Any]) -> str | None:
     return None
 
 
-def _train(spec: PipelineSpec, store: Store, keys: dict[str, str], run_folder: str, board: Any) -> None:
-    def on_checkpoint(metrics: dict[str, Any], write: Write) -> None:
+def _train(payload: _Payload) -> None:
+    store, run_folder, board = Store(payload.store), payload.run_folder, payload.board
+
+    def on_checkpoint(report: Report, write: Write) -> None:
         def upload(local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
             """On a thread of Ray's, while training goes on."""
             write(Path(local.path))
@@ -184,18 +197,20 @@ def _train(spec: PipelineSpec, store: Store, keys: dict[str, str], run_folder: s
             return ray.train.Checkpoint(f"{run_folder}/{name}", filesystem=store.filesystem)
 
         ray.train.report(
-            metrics,
+            {"step": report.step, "num_steps": report.num_steps, **report.figures},
             checkpoint=ray.train.Checkpoint.from_directory(tempfile.mkdtemp(prefix="rayconteur-")),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=upload,
             delete_local_checkpoint_after_upload=True,
         )
 
+    callbacks = Callbacks(
+        on_checkpoint,
+        post=lambda **values: board.post.remote(**values),
+        leaving=lambda: ray.train.get_preemption_info() is not None,
+    )
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else contextlib.nullcontext() as folder:
-        TrainWorker().train(
-            Job(spec, store, keys, run_folder, resume_from=Path(folder) if folder else None),
-            on_checkpoint,
-            post=lambda **values: board.post.remote(**values),
-            leaving=lambda: ray.train.get_preemption_info() is not None,
-        )
+        resume_from = Path(folder) if folder else None
+        settings = WorkerSettings(payload.spec, store, payload.keys, run_folder, resume_from=resume_from)
+        TrainWorker().train(settings, callbacks)

@@ -71,7 +71,7 @@ def run(context: Context) -> dict[str, Any]:
     )
     earlier = _earlier(store, search)
     shared = Shared(
-        spec=(spec.model_copy(update={"tune": None})).model_dump(),
+        spec=spec.model_copy(update={"tune": None}),
         store=store.uri,
         keys=keys,
         folder=folder,

@@ -10,7 +10,7 @@ The phase is read from the history alone, so that a training goes on in the one 
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,24 @@ import numpy as np
 import torch
 
 from models.base.discriminator import Discriminator
+from models.chat import end_token_ids
 from models.exchange import exchange_of
 from models.objectives.adversarial import Discriminate, Generate
-from models.packing import PackedBatch, StepPlan
-from models.training.adversarial import AdversarialTrainer, DuelSettings, Part
+from models.packing import StepPlan
+from models.training.adversarial import AdversarialSettings, AdversarialTrainer, Part
 from models.training.deepspeed_engine import DeepSpeedEngine
 from models.training.engine import MODEL_FOLDER
-from models.training.fit import SECONDS_EACH, measure
-from models.training.fit import Progress as StepProgress
-from models.training.snapshot import Write
-from workflows.spec import AdversarialSpec, PipelineSpec
+from models.training.fit import held_out_figures, measure
+from models.training.report import Progress, Report
+from models.training.snapshot import Write, model_writer
+from workflows.corpus.chat_tokenizer import chat_tokenizer
+from workflows.spec import AdversarialSpec
 from workflows.stage import CONTINUED, DISCRIMINATOR
+from workflows.training.control import continued
+from workflows.training.data import TrainingData
+from workflows.training.history import HistoryLine
 from workflows.training.reporter import Reporter
+from workflows.training.trained_models import TrainedModels
 
 PLAYER_LOSS = "discriminator_loss"
 _HELD_OUT_PLAYER_LOSS = "held_out_discriminator_loss"
@@ -47,37 +53,29 @@ class AdversarialPhases:
 
     def __init__(
         self,
-        spec: PipelineSpec,
-        objective: Generate,
+        models: TrainedModels,
+        data: TrainingData,
         generator: DeepSpeedEngine,
         reports: Reporter,
-        rows: Any,
-        held_out: Sequence[dict[str, Any]],
-        measured: Sequence[PackedBatch],
         likelihood_steps: int,
-        *,
-        end_tokens: Sequence[int],
         resume_from: Path | None,
-        make_reader: Callable[[], Any],
-        make_generator: Callable[[], Any],
-        on_deepspeed: Callable[[Any, Any], DeepSpeedEngine],
-        continue_likelihood: Callable[[dict[str, Any], float], tuple[Write, float]],
     ) -> None:
-        """`held_out` rows, and this worker's share of them as batches; the functions make models, and engines."""
+        """`likelihood_steps`: the most of the first phase; `resume_from`: a checkpoint on this machine."""
+        spec = models.spec
         assert isinstance(spec.train.objective, AdversarialSpec)
-        self._train, self._settings = spec.train, spec.train.objective
-        self._objective, self._generator, self._reports = objective, generator, reports
-        self._rows, self._held_out, self._measured = rows, held_out, measured
-        self._likelihood_steps, self._ends, self._resume_from = likelihood_steps, end_tokens, resume_from
-        self._make_reader, self._make_generator, self._on_deepspeed = make_reader, make_generator, on_deepspeed
-        self._continue_likelihood = continue_likelihood
+        assert isinstance(data.objective, Generate)
+        self._train, self._settings, self._objective = spec.train, spec.train.objective, data.objective
+        self._models, self._data = models, data
+        self._generator, self._reports = generator, reports
+        self._likelihood_steps, self._resume_from = likelihood_steps, resume_from
+        self._ends = sorted(end_token_ids(chat_tokenizer(spec)))
         self._discriminator: DeepSpeedEngine | None = None
 
     @property
     def is_likelihood(self) -> bool:
         """Whether the first phase goes on."""
         lines = self._reports.record.lines
-        if any(PLAYER_LOSS in line for line in lines[-1:]):
+        if any(PLAYER_LOSS in line.figures for line in lines[-1:]):
             return False
         return len(lines) < self._likelihood_steps and not _is_level(lines, "held_out_loss")
 
@@ -100,11 +98,11 @@ class AdversarialPhases:
             parts, num_histories = self._parts(plan, step)
             figures = trainer.step(step, parts, num_histories, train_generator=is_warm)
             num_tokens += plan.num_tokens(step)
-            before = int(lines[-1]["num_tokens"]) if lines else 0
+            before = lines[-1].num_tokens if lines else 0
             rates = self._settings.learning_rate if is_warm else self._settings.discriminator_learning_rate
             rate = num_tokens / (time.monotonic() - began)
             self._reports.step(
-                StepProgress(
+                Progress(
                     step + 1, self.num_steps, figures.pop("loss", math.nan), rates, None, False,
                     before + plan.num_tokens(step), rate, figures,
                 )
@@ -125,15 +123,28 @@ class AdversarialPhases:
         """
         lines = self._reports.record.lines
         steps = self._counts()[0]
-        seconds = lines[-1]["seconds"] - (lines[steps - 1]["seconds"] if steps else 0.0)
-        write_model, loss = self._continue_likelihood(trainer.state()["start"], seconds)
-        lines[-1][_CONTINUED_LOSS] = loss
+        seconds = _seconds(lines[-1]) - (_seconds(lines[steps - 1]) if steps else 0.0)
+        write_model, loss = self._continued(trainer.state()["start"], seconds)
+        lines[-1].figures[_CONTINUED_LOSS] = loss
 
         def write(folder: Path) -> None:
             if self._generator.rank == 0:
                 write_model(folder / CONTINUED / MODEL_FOLDER)
 
         self._reports.snapshots = [*self._reports.snapshots, lambda: write]
+
+    def _continued(self, start: Mapping[str, torch.Tensor], seconds: float) -> tuple[Write, float]:
+        """Likelihood training from these weights, for as long; returns what writes its best model, and its loss."""
+        model = self._models.model()
+        model.load_state_dict(start, strict=False)
+        engine = self._models.engine(model, self._objective)
+        try:
+            weights, loss = continued(
+                engine, self._data, self._train.learning_rate / 2, seconds, self._reports.continued
+            )
+        finally:
+            engine.close()
+        return model_writer(model, weights), loss
 
     def close(self) -> None:
         """Let go of the discriminator."""
@@ -144,19 +155,19 @@ class AdversarialPhases:
         """The second player, and the game as the checkpoint has it."""
         train, settings = self._train, self._settings
         torch.manual_seed(train.seed + 1)  # the same on all workers: its start
-        reader, knows = self._make_reader(), self._generator.model.state_dict()
+        reader, knows = self._models.model(discriminates=True), self._generator.model.state_dict()
         if {name: weight.shape for name, weight in reader.state_dict().items()} == {
             n: w.shape for n, w in knows.items()
         }:
             reader.load_state_dict(knows)  # it begins with what likelihood training has learned
-        discriminator = self._discriminator = self._on_deepspeed(
+        discriminator = self._discriminator = self._models.engine(
             Discriminator(reader, settings.max_reply_tokens), Discriminate()
         )
         torch.manual_seed(train.seed + 1_000_000 + self._generator.rank)  # dropout
         trainer = AdversarialTrainer(
             self._generator,
             discriminator,
-            DuelSettings(
+            AdversarialSettings(
                 settings.num_replies, settings.max_reply_tokens, settings.learning_rate,
                 settings.discriminator_learning_rate, settings.gradient, settings.replay_steps, train.seed,
             ),
@@ -181,18 +192,20 @@ class AdversarialPhases:
             return write
 
         self._reports.snapshots = [self._generator.snapshot, snapshot_of_player]
-        # A history is read once, and once for each pair that is replayed beside it.
-        tokens = max(1, train.pass_tokens // (1 + settings.num_replies))
-        lengths = self._rows.column("num_tokens")
-        plan = StepPlan(
+        return trainer, self._plan()
+
+    def _plan(self) -> StepPlan:
+        """The histories of every step; one is read once, and once for each pair that is replayed beside it."""
+        train, lengths = self._train, self._data.num_tokens
+        tokens = max(1, train.pass_tokens // (1 + self._settings.num_replies))
+        return StepPlan(
             lengths, [1] * len(lengths), tokens, train.max_workers,
             gradient_accumulation=train.passes, seed=train.seed + 1,
         )  # fmt: skip
-        return trainer, plan
 
     def _copied(self, model: Any) -> Any:
         """The generator as it is now, for one that does not change."""
-        copy = self._make_generator().to(self._generator.device).eval()
+        copy = self._models.model().to(self._generator.device).eval()
         copy.load_state_dict(model.state_dict())
         return copy.requires_grad_(False) if self._train.adapter is None else copy
 
@@ -204,7 +217,7 @@ class AdversarialPhases:
         def part(numbers: list[int]) -> Part:
             seeds = [[self._train.seed, step, number] for number in numbers]
             return [
-                (number, exchange_of(self._rows[number], most, np.random.default_rng(seed).integers))
+                (number, exchange_of(self._data.rows[number], most, np.random.default_rng(seed).integers))
                 for number, seed in zip(numbers, seeds, strict=True)
             ]
 
@@ -213,47 +226,47 @@ class AdversarialPhases:
     def _held_out_parts(self) -> Iterator[Part]:
         """This worker's share of the held-out histories, each with its last reply."""
         most, engine = self._settings.max_reply_tokens, self._generator
-        numbered = list(enumerate(self._held_out))[engine.rank :: engine.num_workers]
+        numbered = list(enumerate(self._data.held_out))[engine.rank :: engine.num_workers]
         for start in range(0, len(numbered), _MEASURED_AT_ONCE):
             some = numbered[start : start + _MEASURED_AT_ONCE]
             yield [(number, exchange_of(row, most, lambda n: n - 1)) for number, row in some]
 
     def _checkpoint(self, trainer: AdversarialTrainer, plays: bool, rate: float) -> None:
         lines = self._reports.record.lines
-        means, seconds = measure(self._generator, self._measured)
-        found: dict[str, Any] = {f"held_out_{name}": value for name, value in means.items()}
+        last = lines[-1]
+        means, seconds_each = measure(self._generator, self._data.measured)
         judged = trainer.measure(list(self._held_out_parts()))
-        found |= {"held_out_accuracy": judged["accuracy"], _HELD_OUT_PLAYER_LOSS: judged["loss"]}
-        if _CONTINUED_LOSS in lines[-1]:
-            found[_CONTINUED_LOSS] = lines[-1][_CONTINUED_LOSS]
-        lines[-1].update(found)  # what the phase is known by
-        loss = lines[-1]["loss"] if lines[-1]["loss"] is not None else lines[-1][PLAYER_LOSS]
+        accuracy = judged["accuracy"]
+        found = held_out_figures(means) | {"held_out_accuracy": accuracy, _HELD_OUT_PLAYER_LOSS: judged["loss"]}
+        if (continued_loss := last.figures.get(_CONTINUED_LOSS)) is not None:
+            found[_CONTINUED_LOSS] = continued_loss
+        last.figures.update(found)  # what the phase is known by
         if not plays and self._is_warm() and not self._may_play():
             self._reports.note(
-                f"the discriminator's accuracy on held-out pairs is {found['held_out_accuracy']:.1%}, below "
+                f"the discriminator's accuracy on held-out pairs is {accuracy:.1%}, below "
                 f"train.objective.min_accuracy ({self._settings.min_accuracy:.1%}): the turns are skipped, and the "
                 "generator keeps its weights from likelihood training"
             )
-        metrics = {"step": len(lines), "loss": loss, "tokens_per_second": rate, "num_tokens": lines[-1]["num_tokens"]}
-        self._reports.checkpoint(
-            self.num_steps,
-            {**metrics, "skipped_steps": sum(line["skipped"] for line in lines), **found, SECONDS_EACH: seconds},
-        )
+        loss = last.figures[PLAYER_LOSS] if last.loss is None else last.loss
+        assert loss is not None
+        figures = {"loss": loss, "tokens_per_second": rate, "num_tokens": last.num_tokens}
+        figures |= {"skipped_steps": sum(line.skipped for line in lines), **found}
+        self._reports.checkpoint(Report(len(lines), self.num_steps, figures), seconds_each)
 
     def _counts(self) -> tuple[int, int, int]:
         """Steps of each phase so far."""
         lines = self._reports.record.lines
         turns = sum(_is_turn(line) for line in lines)
-        warmup = sum(PLAYER_LOSS in line for line in lines) - turns
+        warmup = sum(PLAYER_LOSS in line.figures for line in lines) - turns
         return len(lines) - warmup - turns, warmup, turns
 
     def _is_warm(self) -> bool:
         """Whether the warm-up is over; it ends at a checkpoint."""
-        lines = [line for line in self._reports.record.lines if PLAYER_LOSS in line]
+        lines = [line for line in self._reports.record.lines if PLAYER_LOSS in line.figures]
         warmup = [line for line in lines if not _is_turn(line)]
         if len(lines) > len(warmup):
             return True
-        has_accuracy = bool(warmup) and "held_out_accuracy" in warmup[-1]
+        has_accuracy = bool(warmup) and "held_out_accuracy" in warmup[-1].figures
         return has_accuracy and (
             len(warmup) >= self._settings.warmup_steps or _is_level(warmup, _HELD_OUT_PLAYER_LOSS)
         )
@@ -262,15 +275,21 @@ class AdversarialPhases:
         """Whether there are turns: not before the discriminator was found good enough, if it is warm."""
         if not self._is_warm():
             return True
-        warmup = [line for line in self._reports.record.lines if PLAYER_LOSS in line and not _is_turn(line)]
-        return float(warmup[-1]["held_out_accuracy"]) >= self._settings.min_accuracy
+        lines = self._reports.record.lines
+        warmup = [line for line in lines if PLAYER_LOSS in line.figures and not _is_turn(line)]
+        accuracy = warmup[-1].figures["held_out_accuracy"]
+        return accuracy is not None and accuracy >= self._settings.min_accuracy
 
 
-def _is_turn(line: dict[str, Any]) -> bool:
-    return "gan" in line
+def _seconds(line: HistoryLine) -> float:
+    return line.figures.get("seconds") or 0.0
 
 
-def _is_level(lines: Sequence[dict[str, Any]], name: str) -> bool:
+def _is_turn(line: HistoryLine) -> bool:
+    return "gan" in line.figures
+
+
+def _is_level(lines: Sequence[HistoryLine], name: str) -> bool:
     """Whether the last two measurements of a loss were no lower than all before them."""
-    values = [line[name] for line in lines if line.get(name) is not None]
+    values = [value for line in lines if (value := line.figures.get(name)) is not None]
     return len(values) > 2 and min(values[-2:]) > min(values[:-2]) - _LESS_LOSS

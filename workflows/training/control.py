@@ -2,44 +2,45 @@
 as long as they took on the same workers."""
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from models.packing import PackedBatch, StepPlan
-from models.training.adversarial import accumulated
+from models.training.accumulation import accumulate_means
 from models.training.deepspeed_engine import DeepSpeedEngine
 from models.training.fit import measure
+from workflows.training.data import TrainingData
+
+if TYPE_CHECKING:
+    import torch
 
 _STEPS_BETWEEN = 20
 
 
 def continued(
     engine: DeepSpeedEngine,
-    plan: StepPlan,
-    read: Callable[[Sequence[int]], PackedBatch],
-    held_out: Sequence[PackedBatch],
+    data: TrainingData,
     learning_rate: float,
     seconds: float,
-    split: int,
     alive: Callable[[float], None],
-) -> tuple[dict[str, Any], float]:
-    """Train for so many seconds, from a rate that falls to 0 as they pass; all workers call it together.
+) -> tuple[dict[str, "torch.Tensor"], float]:
+    """Train for this many seconds, from a rate that falls to 0 as they pass; all workers call it together.
 
     Returns the weights (worker 0's; empty on others) with the lowest held-out loss, and that loss: those at the start
     are among them. `alive(share)` is called after every step with the share of the time that has passed.
     """
     seconds = max(1e-9, engine.total([seconds])[0] / engine.num_workers)
-    best, weights = measure(engine, held_out)[0]["loss"], engine.weights()
+    best, weights = measure(engine, data.measured)[0]["loss"], engine.weights()
     began, step, passed = time.monotonic(), 0, 0.0
     while passed < 1.0:
-        rows = plan.micro_batches(step, engine.rank, engine.num_workers, split)
-        accumulated(engine, [read(numbers) if numbers else None for numbers in rows], plan.weight(step))
+        rows = data.plan.micro_batches(step, engine.rank, engine.num_workers, data.micro_batch_parts)
+        batches = [data.read(numbers) if numbers else None for numbers in rows]
+        accumulate_means(engine, batches, data.plan.weight(step))
         engine.update(learning_rate * (1 - passed))
         step += 1
         passed = engine.total([time.monotonic() - began])[0] / engine.num_workers / seconds
         alive(min(1.0, passed))
         if step % _STEPS_BETWEEN == 0 or passed >= 1.0:
-            loss = measure(engine, held_out)[0]["loss"]
+            loss = measure(engine, data.measured)[0]["loss"]
             if loss < best:
                 best, weights = loss, engine.weights()
     return weights, best

@@ -2,10 +2,12 @@
 
 import importlib.util
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from models.errors import RayconteurError
+from workflows.training.history import HistoryLine
 
 _TRACKING_URI = "MLFLOW_TRACKING_URI"
 _TITLES = {
@@ -22,30 +24,31 @@ _NO_CURVES = {"step", "num_steps", "time", "num_tokens", "skipped", "seconds"}
 _PANEL_PIXELS = 260
 
 
-def write_curves(name: str, lines: list[dict[str, Any]], folder: Path) -> None:
+def write_curves(name: str, lines: Sequence[HistoryLine], folder: Path) -> None:
     """`curves.html`, readable without a network, and `tensorboard/` into `folder`; `lines` are the history's."""
     _write_page(name, lines, folder / "curves.html")
     _write_events(lines, folder / "tensorboard")
 
 
-def curves_of(lines: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
+def curves_of(lines: Sequence[HistoryLine]) -> dict[str, tuple[list[int], list[float]]]:
     """Every figure of the history that was measured at least once: its steps and values, the usual ones first."""
-    names = list(dict.fromkeys([*_TITLES, *(name for line in lines for name in line)]))
+    figures = [(line.step, line.to_json()) for line in lines]
+    names = list(dict.fromkeys([*_TITLES, *(name for _, found in figures for name in found)]))
     curves = {}
     for name in names:
-        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        points = [(step, value) for step, found in figures if (value := found.get(name)) is not None]
         if name not in _NO_CURVES and points:
             curves[name] = ([step for step, _ in points], [value for _, value in points])
     return curves
 
 
-def _write_page(name: str, lines: list[dict[str, Any]], file: Path) -> None:
+def _write_page(name: str, lines: Sequence[HistoryLine], file: Path) -> None:
     figure = curves_figure(lines)
     figure.update_layout(title=f"Training of {name}")
     figure.write_html(file, include_plotlyjs=True)
 
 
-def curves_figure(lines: list[dict[str, Any]]) -> Any:
+def curves_figure(lines: Sequence[HistoryLine]) -> Any:
     """All curves of a history as one plotly figure."""
     import plotly.graph_objects
     from plotly.subplots import make_subplots
@@ -71,7 +74,7 @@ def curves_figure(lines: list[dict[str, Any]]) -> Any:
             )
             figure.add_trace(held_out, **place)
             figure.layout.annotations[index].text = "training loss, and held-out loss (dots), nats"
-        skipped = [line["step"] for line in lines if line.get("skipped")]
+        skipped = [line.step for line in lines if line.skipped]
         for step in skipped if panel == loss else []:
             figure.add_vline(x=step, line_dash="dot", line_color="firebrick", annotation_text="skipped", **place)
     figure.update_xaxes(title_text="step")
@@ -79,12 +82,12 @@ def curves_figure(lines: list[dict[str, Any]]) -> Any:
     return figure
 
 
-def _write_events(lines: list[dict[str, Any]], folder: Path) -> None:
+def _write_events(lines: Sequence[HistoryLine], folder: Path) -> None:
     from tensorboardX import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:
         for name, (steps, values) in curves_of(lines).items():
-            times = {line["step"]: line["time"] for line in lines}
+            times = {line.step: line.time for line in lines}
             for step, value in zip(steps, values, strict=True):
                 writer.add_scalar(f"train/{name}", value, step, walltime=times[step])
 
@@ -98,7 +101,7 @@ def check_mlflow() -> None:
         )
 
 
-def log_to_mlflow(name: str, key: str, settings: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+def log_to_mlflow(name: str, key: str, settings: Mapping[str, object], lines: Sequence[HistoryLine]) -> None:
     """Where MLflow's variable is set: a run in the experiment `name`, with all settings and every step's figures."""
     if not os.environ.get(_TRACKING_URI):
         return
@@ -109,7 +112,7 @@ def log_to_mlflow(name: str, key: str, settings: dict[str, Any], lines: list[dic
     experiment = client.get_experiment_by_name(name)
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
     run = client.create_run(experiment_id, start_time=_milliseconds(lines[0]), run_name=key)
-    times = {line["step"]: _milliseconds(line) for line in lines}
+    times = {line.step: _milliseconds(line) for line in lines}
     metrics = [
         Metric(curve, value, times[step], step)
         for curve, (steps, values) in curves_of(lines).items()
@@ -121,12 +124,12 @@ def log_to_mlflow(name: str, key: str, settings: dict[str, Any], lines: list[dic
     client.set_terminated(run.info.run_id, end_time=_milliseconds(lines[-1]))
 
 
-def _milliseconds(line: dict[str, Any]) -> int:
-    return int(line["time"] * 1000)
+def _milliseconds(line: HistoryLine) -> int:
+    return int(line.time * 1000)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
     for name, value in values.items():
         found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return found

@@ -7,6 +7,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray.exceptions
@@ -93,12 +94,10 @@ class Recovery(UserCallback):  # type: ignore[misc]
             store.write_json(f"{self._run_folder}/{_KEPT_NOTE}", note)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Where memory ran out, cut micro-batches into twice as many parts; a step still reads the same."""
+        """Show what was lost, and halve micro-batches where memory ran out."""
         self._board.add.remote(lost_workers=len(worker_exceptions))
         self._board.post.remote(note=f"train: {failure_text(worker_exceptions)}")
-        if any(is_out_of_memory(error) for error in worker_exceptions.values()):
-            store = Store(self._store_uri)
-            decide(store, self._run_folder, cut=2 * decisions(store, self._run_folder).get("cut", 1))
+        halve_micro_batches(Store(self._store_uri), self._run_folder, worker_exceptions)
 
 
 def checkpoint_note(store: Store, run_folder: str, name: str = _NOTE) -> dict[str, Any] | None:
@@ -140,11 +139,31 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(cause, _OUT_OF_MEMORY) or any(words in str(cause) for words in _SAY_OUT_OF_MEMORY)
 
 
-def decisions(store: Store, run_folder: str) -> dict[str, Any]:
-    """What this run has found out for all its later starts: `precision`, and `cut`, the parts of a micro-batch."""
-    return store.read_json(f"{run_folder}/{_SETTLED}") or {}
+@dataclass(frozen=True)
+class Decisions:
+    """What a training has found out for all its later starts; None: not yet."""
+
+    precision: str | None = None
+    cut: int | None = None
+    """parts that each micro-batch is split into"""
 
 
-def decide(store: Store, run_folder: str, **values: Any) -> None:
-    """Add to it."""
-    store.write_json(f"{run_folder}/{_SETTLED}", {**decisions(store, run_folder), **values})
+def decisions(store: Store, run_folder: str) -> Decisions:
+    """Those of this training so far."""
+    return Decisions(**(store.read_json(f"{run_folder}/{_SETTLED}") or {}))
+
+
+def decide(store: Store, run_folder: str, made: Decisions) -> None:
+    """Add those that are made."""
+    known = {**asdict(decisions(store, run_folder)), **_made(made)}
+    store.write_json(f"{run_folder}/{_SETTLED}", _made(Decisions(**known)))
+
+
+def _made(those: Decisions) -> dict[str, Any]:
+    return {name: value for name, value in asdict(those).items() if value is not None}
+
+
+def halve_micro_batches(store: Store, run_folder: str, worker_exceptions: dict[int, Exception]) -> None:
+    """Where memory ran out, cut micro-batches into twice as many parts; a step still reads the same."""
+    if any(is_out_of_memory(error) for error in worker_exceptions.values()):
+        decide(store, run_folder, Decisions(cut=2 * (decisions(store, run_folder).cut or 1)))

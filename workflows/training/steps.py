@@ -27,9 +27,7 @@ def num_steps(train: TrainSpec, steps_per_epoch: int) -> int:
 
 def steps_per_epoch(train: TrainSpec, store: Store, key: str) -> int:
     """Steps over the corpus `key`, packed as training will pack it; of the corpus only the lengths are read."""
-    import pyarrow.dataset
+    from workflows.corpus.reader import corpus_files
 
-    path = store.path("prepare", key, "corpus", "split=train")
-    parts = pyarrow.dataset.dataset(path, filesystem=store.filesystem, format="parquet")
-    lengths = parts.to_table(columns=["num_tokens"])["num_tokens"].to_numpy()
+    lengths = corpus_files(store, key, "train").to_table(columns=["num_tokens"])["num_tokens"].to_numpy()
     return step_plan(train, lengths, lengths).steps_per_epoch

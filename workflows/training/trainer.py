@@ -17,14 +17,13 @@ _RESIZE_SECONDS = 30.0
 
 def torch_trainer(
     train: TrainSpec,
-    work: Callable[[dict[str, Any]], Any],
-    config: dict[str, Any],
+    work: Callable[[], object],
     num_workers: int | tuple[int, int],
     store: Store,
     folder: str,
     **run: Any,
 ) -> Any:
-    """A `ray.train.torch.TorchTrainer` whose workers call `work(config)`.
+    """A `ray.train.torch.TorchTrainer` whose workers call `work()`.
 
     Two numbers of workers are the least and the most. What Ray Train keeps goes to `folder` on the store; `run` are
     further fields of its RunConfig.
@@ -33,7 +32,6 @@ def torch_trainer(
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.hang_minutes * 60)
     return ray.train.torch.TorchTrainer(
         work,
-        train_loop_config=config,
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if train.gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers,

@@ -1,0 +1,61 @@
+"""The models of a training: made from the base model with what is trained of it, and put on DeepSpeed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from models.base import adapters
+from models.base.load import resolve
+from models.base.new_tokens import fit_embeddings
+from models.base.precision import dtype_of
+from models.base.reuse import BaseModels
+from models.kernels.attention import PACKED_ATTENTION
+from models.kernels.liger import use_liger
+from models.objectives.base import Loss
+from models.training.deepspeed_engine import DeepSpeedEngine
+from models.training.deepspeed_operator import check_build_tools, check_file_offload
+from workflows.corpus.chat_tokenizer import chat_tokenizer
+from workflows.corpus.new_model import discriminator_base
+from workflows.spec import PipelineSpec
+from workflows.training.foresight import deepspeed_settings
+
+
+@dataclass(frozen=True)
+class TrainedModels:
+    """Makes models and engines as `train` says."""
+
+    bases: BaseModels
+    """what is kept for the next training of this process"""
+    spec: PipelineSpec
+    precision: str
+    """`bf16` or `fp32`"""
+
+    def model(self, discriminates: bool = False) -> Any:
+        """The base model with what is trained of it; what an adapter leaves as it is, all models here share."""
+        spec, train = self.spec, self.spec.train
+        model = self.bases.model(
+            discriminator_base(spec) if discriminates else resolve(spec.base_model),
+            dtype_of(self.precision),
+            PACKED_ATTENTION,
+            quantize=train.adapter.quantize if train.adapter else None,
+            stays=train.adapter is not None and train.zero.stage < 3,
+        )
+        if train.gpus_per_worker:
+            use_liger(model)
+        new = fit_embeddings(model, resolve(spec.base_model), chat_tokenizer(spec)) if spec.data.new_tokens else []
+        if train.adapter is not None:
+            fields = train.adapter.model_dump(exclude={"quantize"})
+            model = adapters.attach(model, **fields, base=spec.base_model, new_tokens=new)
+        adapters.freeze(model, train.frozen, has_new_tokens=bool(new))
+        return model
+
+    def check_tools(self) -> None:
+        """Raise RayconteurError, before a model is loaded, where DeepSpeed lacks a tool on this machine."""
+        if not self.spec.train.gpus_per_worker:
+            check_build_tools()
+        if self.spec.train.zero.offload == "nvme":
+            check_file_offload()
+
+    def engine(self, model: Any, objective: Loss) -> DeepSpeedEngine:
+        """An engine that trains `model`."""
+        train = self.spec.train
+        return DeepSpeedEngine(model, objective, deepspeed_settings(train, self.precision), train.weight_decay)
