@@ -30,6 +30,7 @@ from workflows.corpus.layouts import (
     reply_in,
     turns_in,
 )
+from workflows.corpus.raw import RawObject
 from workflows.corpus.turns import turns_of
 
 _NO_FIELDS: Mapping[str, str] = {}
@@ -146,20 +147,20 @@ _JUDGED = "a judged reply (`completion` and `label`)"
 _FOR = {_PAIR: "dpo, orpo or simpo", _JUDGED: "kto"}
 
 
-def _judged_layout(record: dict[str, Any]) -> str | None:
+def _judged_layout(record: RawObject) -> str | None:
     if "chosen" in record and "rejected" in record:
         return _PAIR
     return _JUDGED if "completion" in record and "label" in record else None
 
 
-def _label_of(record: dict[str, Any]) -> bool | None:
+def _label_of(record: RawObject) -> bool | None:
     label = record["label"]
     if isinstance(label, str) and label.strip().lower() in ("true", "false"):  # of a CSV file
         return label.strip().lower() == "true"
     return label if isinstance(label, bool) else None
 
 
-def _as_pair(record: dict[str, Any]) -> dict[str, Any]:
+def _as_pair(record: RawObject) -> RawObject:
     """OpenAI's and ms-swift's ways of writing a pair, in ours."""
     given = record.get("input")
     if "preferred_output" in record and "non_preferred_output" in record and isinstance(given, dict):
@@ -168,16 +169,15 @@ def _as_pair(record: dict[str, Any]) -> dict[str, Any]:
         asked = {key: value for key, value in given.items() if key != "messages"}
         chosen, rejected = record["preferred_output"], record["non_preferred_output"]
         return {**rest, **asked, "prompt": given.get("messages"), "chosen": chosen, "rejected": rejected}
-    if "rejected_response" in record and "rejected" not in record and isinstance(record.get("messages"), list):
+    messages = record.get("messages")
+    if "rejected_response" in record and "rejected" not in record and isinstance(messages, list):
         rest = {key: value for key, value in record.items() if key not in ("messages", "rejected_response")}
-        *prompt, chosen = record["messages"] or [None]
+        *prompt, chosen = messages or [None]
         return {**rest, "prompt": prompt, "chosen": [chosen], "rejected": record["rejected_response"]}
     return record
 
 
-def _with_prompt(
-    record: dict[str, Any], name: str | None, fields: Mapping[str, str], same_role: SameRole
-) -> Conversation:
+def _with_prompt(record: RawObject, name: str | None, fields: Mapping[str, str], same_role: SameRole) -> Conversation:
     """The reply in the key `name` (None: at the end of the conversation) after its prompt, wherever that stands."""
     listed = list_name(record, fields)
     if name is None:
@@ -198,7 +198,7 @@ def _with_prompt(
     return found
 
 
-def _unknown(record: dict[str, Any], fields: Mapping[str, str]) -> list[Any]:
+def _unknown(record: RawObject, fields: Mapping[str, str]) -> list[Any]:
     """The turns after all, or why there are none."""
     listed = next((name for name in LISTS if name in record), None)
     if listed is not None:
@@ -215,7 +215,7 @@ def _unknown(record: dict[str, Any], fields: Mapping[str, str]) -> list[Any]:
     )
 
 
-def _record_of(line: bytes) -> dict[str, Any]:
+def _record_of(line: bytes) -> RawObject:
     try:
         # As text: of bytes, json guesses the encoding, and takes half of UTF-16 for characters of UTF-8.
         record = json.loads(line.decode().removeprefix("\ufeff"))
@@ -230,9 +230,9 @@ def _record_of(line: bytes) -> dict[str, Any]:
     return record
 
 
-def _stripped(message: Message) -> dict[str, Any]:
+def _stripped(message: Message) -> dict[str, object]:
     return {key: value.strip() if isinstance(value, str) else value for key, value in message.items()}
 
 
-def _keys(record: dict[str, Any]) -> str:
+def _keys(record: RawObject) -> str:
     return ", ".join(sorted(map(str, record))[:8]) or "no keys"

@@ -8,6 +8,7 @@ from models.chat import Conversation, EncodedConversation, Message, common_promp
 from models.chat.renderer import renderer_of
 from workflows.corpus.conversations import parse_conversation, parse_judged, parse_pair
 from workflows.corpus.errors import UnusableLine
+from workflows.corpus.rows import CorpusRow
 from workflows.corpus.split import side_of, split_key
 from workflows.spec import DataSpec
 
@@ -24,7 +25,7 @@ class Encoding:
     def __post_init__(self) -> None:
         renderer_of(self.tokenizer).encoder.expect_many()
 
-    def row(self, text: bytes, mismatched: str) -> dict[str, Any]:
+    def row(self, text: bytes, mismatched: str) -> CorpusRow:
         """A row of the corpus; raises RayconteurError where nothing can be learned from the line, and
         `models.chat.ReplyCut` where `data.cut_replies` says that the stage fails.
         """
@@ -33,14 +34,10 @@ class Encoding:
         messages = json.dumps(conversation.messages, ensure_ascii=False)
         tools = None if conversation.tools is None else json.dumps(conversation.tools, ensure_ascii=False)
         key = messages if other is None else split_key(conversation.messages, is_pair=True)
-        row: dict[str, Any] = {}
-        for which, each in zip(("", "other_"), encoded, strict=False):
-            row |= {f"{which}input_ids": each.input_ids, f"{which}supervised": each.supervised}
         first = encoded[0]
-        if first.piece_lengths:
-            row |= {"piece_lengths": first.piece_lengths, "piece_parents": first.piece_parents}
-        return {
-            **row,
+        row: CorpusRow = {
+            "input_ids": first.input_ids,
+            "supervised": first.supervised,
             "desirable": desirable,
             "num_tokens": sum(len(each.input_ids) for each in encoded) - (common_prompt(*encoded) if other else 0),
             "num_targets": sum(sum(each.supervised[1:]) for each in encoded),
@@ -49,6 +46,11 @@ class Encoding:
             "tools": tools,
             "split": side_of(key, self.data.held_out_share),
         }
+        if other is not None:
+            row["other_input_ids"], row["other_supervised"] = encoded[1].input_ids, encoded[1].supervised
+        if first.piece_lengths:
+            row["piece_lengths"], row["piece_parents"] = first.piece_lengths, first.piece_parents
+        return row
 
     def _read(self, text: bytes, mismatched: str) -> tuple[Conversation, Conversation | None, bool | None]:
         fields, same_role = self.data.names, self.data.same_role

@@ -13,6 +13,7 @@ from models.chat.form import Conversation, Message, is_blank, kind_of
 from models.chat.messages import SameRole, joined_messages, normal_messages, normal_tools
 from models.chat.turn import role_of, squashed
 from workflows.corpus.errors import UnusableLine
+from workflows.corpus.raw import RawObject
 from workflows.corpus.turns import turns_of, written_turns, written_value
 from workflows.spec.data import FieldName
 
@@ -41,7 +42,7 @@ _COUNTING = frozenset((*_OUTER, "history", "input"))
 _SPELLED = {squashed(key): key for key in _COUNTING if key != "weight"}
 
 
-def renamed(record: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
+def renamed(record: RawObject, fields: Mapping[str, str]) -> RawObject:
     """The record under our names: what `data.fields` maps wins over what has our name or another of its kind."""
     if not fields:
         return record
@@ -59,7 +60,7 @@ def _kin(name: str) -> tuple[str, ...]:
     return {"messages": LISTS, "system": _SYSTEMS, "tools": ("tools", "functions")}.get(name, (name,))
 
 
-def turns_in(record: dict[str, Any], fields: Mapping[str, str]) -> list[Any] | None:
+def turns_in(record: RawObject, fields: Mapping[str, str]) -> list[Any] | None:
     """The whole conversation of a record; None where it has none; raises UnusableLine where it may be another."""
     name = list_name(record, fields)
     if name is not None:
@@ -78,7 +79,7 @@ def turns_in(record: dict[str, Any], fields: Mapping[str, str]) -> list[Any] | N
     return None if prompt is None else answered(prompt, turns, reply or "tool_calls")
 
 
-def prompt_in(record: dict[str, Any], fields: Mapping[str, str]) -> list[Any] | None:
+def prompt_in(record: RawObject, fields: Mapping[str, str]) -> list[Any] | None:
     """What a reply answers: `history`, and a prompt as text or as turns; None where there is none."""
     name = _the_one(record, PROMPTS, "prompt", "prompt")
     if name is None:
@@ -92,7 +93,7 @@ def prompt_in(record: dict[str, Any], fields: Mapping[str, str]) -> list[Any] | 
     return said if _is_empty(history) else turns_of(history, "history", fields) + said
 
 
-def reply_in(record: dict[str, Any], name: str | None, fields: Mapping[str, str]) -> list[Any]:
+def reply_in(record: RawObject, name: str | None, fields: Mapping[str, str]) -> list[Any]:
     """The turns of the reply in the key `name`, with what stands beside it; None: it comes as calls alone."""
     reply = _texts_or_turns(record[name] if name else None, name or "tool_calls", "assistant", fields)
     added = {key: record[key] for key in _OF_REPLY if record.get(key) and not _is_switch(record[key])}
@@ -110,7 +111,7 @@ def is_whole(reply: list[Any]) -> bool:
     return role_of(reply[0]) in ("system", "developer", "user")
 
 
-def check_prompt_is_in(record: dict[str, Any], name: str, turns: list[Any]) -> None:
+def check_prompt_is_in(record: RawObject, name: str, turns: list[Any]) -> None:
     """Raise UnusableLine if a prompt stands beside a whole conversation that does not say it."""
     said = ""
     for key in _STRONG_PROMPTS:
@@ -146,7 +147,7 @@ def answered(prompt: list[Any] | None, reply: list[Any], name: str) -> list[Any]
     return [*prompt, *reply]
 
 
-def conversation_of(record: dict[str, Any], turns: list[Any], same_role: SameRole) -> Conversation:
+def conversation_of(record: RawObject, turns: list[Any], same_role: SameRole) -> Conversation:
     """The turns in normal form, with the system text and the tools that stand beside them."""
     messages = normal_messages(turns, same_role)
     if len(record) > 1:
@@ -157,7 +158,7 @@ def conversation_of(record: dict[str, Any], turns: list[Any], same_role: SameRol
     return Conversation(_with_system(record, messages, same_role), _tools(record))
 
 
-def list_name(record: dict[str, Any], fields: Mapping[str, str]) -> str | None:
+def list_name(record: RawObject, fields: Mapping[str, str]) -> str | None:
     """The key that holds a list of turns; raises UnusableLine where several hold different ones."""
     if "messages" in record and len(record) == 1:
         return "messages"
@@ -192,7 +193,7 @@ def _are_alike(one: list[Any], other: list[Any]) -> bool:
         return one == other
 
 
-def _the_one(record: dict[str, Any], names: tuple[str, ...], ours: str, what: str) -> str | None:
+def _the_one(record: RawObject, names: tuple[str, ...], ours: str, what: str) -> str | None:
     """The only one of `names` that a record has; an empty one if there is no other."""
     found = [name for name in names if not _is_empty(record.get(name))]
     if len(found) > 1 and ours == "prompt" and "input" in found:
@@ -241,7 +242,7 @@ def _is_switch(value: Any) -> bool:
     return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in _SWITCHES)
 
 
-def _check_beside(record: dict[str, Any], name: str, turns: list[Any]) -> None:
+def _check_beside(record: RawObject, name: str, turns: list[Any]) -> None:
     """Raise UnusableLine for what stands beside a whole conversation and may belong to one of its turns."""
     said = [str(value) for turn in turns if isinstance(turn, dict) for value in turn.values()]
     for key in (*_OF_REPLY, "history"):
@@ -260,7 +261,7 @@ def _check_beside(record: dict[str, Any], name: str, turns: list[Any]) -> None:
         )
 
 
-def _check_spelling(record: dict[str, Any]) -> None:
+def _check_spelling(record: RawObject) -> None:
     for key, value in record.items():
         meant = _meant(key)
         if meant is not None and key not in _COUNTING and not _is_empty(value):
@@ -273,7 +274,7 @@ def _meant(key: str) -> str | None:
     return _SPELLED.get(squashed(key))
 
 
-def _check_outer(record: dict[str, Any], messages: list[Message]) -> None:
+def _check_outer(record: RawObject, messages: list[Message]) -> None:
     for key, words in _REFUSED.items():
         value = record.get(key)
         if isinstance(value, str) and any(value.strip() in message["content"] for message in messages):
@@ -288,7 +289,7 @@ def _check_outer(record: dict[str, Any], messages: list[Message]) -> None:
         )
 
 
-def _with_system(record: dict[str, Any], messages: list[Message], same_role: SameRole) -> list[Message]:
+def _with_system(record: RawObject, messages: list[Message], same_role: SameRole) -> list[Message]:
     found = [(name, record[name]) for name in _SYSTEMS if not _is_empty(record.get(name))]
     if not found:
         return messages
@@ -312,7 +313,7 @@ def _with_system(record: dict[str, Any], messages: list[Message], same_role: Sam
     return [joined, *messages[1:]]
 
 
-def _tools(record: dict[str, Any]) -> list[dict[str, Any]] | None:
+def _tools(record: RawObject) -> list[dict[str, Any]] | None:
     tools, functions = (normal_tools(_listed(record.get(key))) for key in ("tools", "functions"))
     if tools and functions and tools != functions:
         raise UnusableLine("`tools` and `functions` of the record are different; leave one out")

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from models.base.load import resolve
 from models.chat.messages import SameRole
@@ -36,19 +35,18 @@ def make_base(context: Context, files: list[SourceFile]) -> None:
     import ray  # at the top it would be loaded by every command that reads a pipeline
 
     spec = context.spec
-    settings = spec.new_model.model_dump()
     task = ray.remote(_make).options(num_cpus=1)
     reading = _Reading(spec.train.objective.examples, spec.data.names, spec.data.same_role)
-    found: int = ray.get(task.remote(context.store.uri, context.key, files, reading, settings))
+    found: int = ray.get(task.remote(context.store.uri, context.key, files, reading, spec.new_model))
     context.progress.note(f"prepare: trained a tokenizer of {found:,} tokens; a new model starts with random weights")
 
 
-def _make(store_uri: str, key: str, files: list[SourceFile], reading: _Reading, settings: dict[str, Any]) -> int:
+def _make(store_uri: str, key: str, files: list[SourceFile], reading: _Reading, new: NewModelSpec) -> int:
     """The number of tokens that the vocabulary came to, those for bytes alone where nothing can be read."""
     from models.base.new_model import learn_tokenizer, make_new_model
 
     with tempfile.TemporaryDirectory() as name:
-        sizes = NewModelSpec.model_validate(settings).model_dump()
+        sizes = new.model_dump()
         size = sizes.pop("discriminator_hidden_size")
         tokenizer = learn_tokenizer(_texts(files, reading), sizes.pop("vocabulary"))
         make_new_model(tokenizer, Path(name), **sizes)
@@ -101,7 +99,7 @@ CHAT_TEMPLATE = "chat_template.jinja"
 
 def with_base(spec: PipelineSpec, store: Store, prepared: str) -> PipelineSpec:
     """`spec` as stages after `prepare` read it: a new model and a chat template are what it has left in the store."""
-    changed: dict[str, Any] = {}
+    changed: dict[str, object] = {}
     if spec.base_model == NEW_MODEL:
         changed = {"base_model": store.address("prepare", prepared, NEW_BASE), "new_model": NewModelSpec()}
     if spec.data.chat_template is not None:

@@ -8,6 +8,7 @@ import click
 
 from models.trees import tree_of
 from workflows.corpus.new_model import with_base
+from workflows.corpus.rows import CorpusRow
 from workflows.spec import PipelineSpec
 from workflows.store import Store
 
@@ -24,7 +25,7 @@ def show_conversations(spec: PipelineSpec, store: Store, key: str, count: int, j
     for row in corpus_files(store, key, "train").head(count).to_pylist():
         texts = [_spans(tokenizer, *sequence) for sequence in _sequences(row)]
         if json_lines:
-            event: dict[str, Any] = {"event": "conversation", "source": row["source"], "line": row["line"]}
+            event: dict[str, object] = {"event": "conversation", "source": row["source"], "line": row["line"]}
             for name, _, spans in texts:
                 event[name] = [{"supervised": supervised, "text": text} for supervised, text in spans]
             click.echo(json.dumps(event))
@@ -37,13 +38,14 @@ def show_conversations(spec: PipelineSpec, store: Store, key: str, count: int, j
             click.echo("".join(_marked(text) if supervised else text for supervised, text in spans))
 
 
-def _sequences(row: dict[str, Any]) -> list[tuple[str, str, list[int], list[bool]]]:
+def _sequences(row: CorpusRow) -> list[tuple[str, str, list[int], list[bool]]]:
     """The token sequences of a row with their names: in a tree each piece, in a pair both replies."""
-    if row["other_input_ids"] is not None:
+    other, other_supervised = row["other_input_ids"], row["other_supervised"]
+    if other is not None and other_supervised is not None:
         first, second = _titles(row["desirable"])
         return [
             ("spans", first, row["input_ids"], row["supervised"]),
-            ("other_spans", second, row["other_input_ids"], row["other_supervised"]),
+            ("other_spans", second, other, other_supervised),
         ]
     tree = tree_of(row)
     if len(tree.pieces) == 1:

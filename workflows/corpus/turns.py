@@ -8,9 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from models.chat.form import is_blank, kind_of, read_json
+from models.chat.form import Message, is_blank, kind_of, read_json
 from models.chat.turn import SPEAKERS
 from workflows.corpus.errors import UnusableLine
+from workflows.corpus.raw import RawObject
 
 FIELDS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "train")
 _SPEAKERS = ("role", "from", "speaker", "sender", "author")
@@ -71,9 +72,11 @@ def written_turns(text: str) -> list[Any] | None:
     return None
 
 
-def _hh_turns(text: str) -> list[dict[str, Any]]:
+def _hh_turns(text: str) -> list[Message]:
     _, *pieces = _HH_TURN.split(text)
-    turns = [{"role": role, "content": said.strip()} for role, said in zip(pieces[::2], pieces[1::2], strict=True)]
+    turns: list[Message] = [
+        {"role": role, "content": said.strip()} for role, said in zip(pieces[::2], pieces[1::2], strict=True)
+    ]
     if turns[-1]["role"] == "Assistant" and not turns[-1]["content"]:
         turns.pop()  # a prompt that ends where the reply begins
     return turns
@@ -100,14 +103,14 @@ def _read(text: str, name: str) -> Any:
         raise UnusableLine(f"`{name}` is a text, and {error}; it must be a list of turns") from None
 
 
-def _rows_of(value: dict[str, Any], name: str) -> Any:
+def _rows_of(value: RawObject, name: str) -> list[RawObject]:
     """A table's way of writing turns, {"role": [...], "content": [...]}, as one object a turn."""
-    sizes = {len(column) if isinstance(column, list) else -1 for column in value.values()}
-    if len(sizes) != 1 or -1 in sizes:
+    columns = [column for column in value.values() if isinstance(column, list)]
+    if len(columns) < len(value) or len({len(column) for column in columns}) != 1:
         raise UnusableLine(
             f"`{name}` is not a list of turns but an object with {', '.join(map(str, list(value)[:8]))}"
         )
-    return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _is_turn(turn: Any) -> bool:
@@ -141,13 +144,13 @@ def _turns_at(turn: Any, index: int, name: str, renames: list[tuple[str, str]]) 
     return [_spoken(turn, index, name)]
 
 
-def _question_and_answer(question: Any, answer: Any) -> list[dict[str, Any]]:
+def _question_and_answer(question: object, answer: object) -> list[RawObject]:
     """Of a pair with one empty side the other one remains: who begins, or has the last word."""
-    sides = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    sides: list[RawObject] = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return [side for side in sides if side["content"] not in (None, "")]
 
 
-def _spoken(turn: dict[str, Any], index: int, name: str) -> dict[str, Any]:
+def _spoken(turn: RawObject, index: int, name: str) -> RawObject:
     """The turn with its speaker as `role` and its text as `content`."""
     speakers = [key for key in _SPEAKERS if turn.get(key) is not None]
     if not speakers:
@@ -156,7 +159,7 @@ def _spoken(turn: dict[str, Any], index: int, name: str) -> dict[str, Any]:
             "data.fields, as in {role: your_key, content: your_other_key}"
         )
     texts = [key for key in _TEXTS if turn.get(key) is not None]
-    said = [turn[key] for key in texts if not (isinstance(turn[key], str) and is_blank(turn[key]))]
+    said = [value for key in texts if not (isinstance(value := turn[key], str) and is_blank(value))]
     if any(other != said[0] for other in said[1:]):
         raise UnusableLine(
             f"turn {index} of `{name}` has different texts in {' and '.join(f'`{key}`' for key in texts)}; say which "
@@ -173,10 +176,10 @@ def _spoken(turn: dict[str, Any], index: int, name: str) -> dict[str, Any]:
     return made | {key: value for key, value in turn.items() if key not in _OTHER and key not in made}
 
 
-def _rest_is_unknown(turn: dict[str, Any]) -> bool:
+def _rest_is_unknown(turn: RawObject) -> bool:
     """Whether it says something else than calls, which need no text."""
     return not any(turn.get(key) for key in ("tool_calls", "function_call", "content"))
 
 
-def _keys(turn: dict[str, Any]) -> str:
+def _keys(turn: RawObject) -> str:
     return ", ".join(map(str, list(turn)[:8]))

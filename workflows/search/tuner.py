@@ -4,6 +4,7 @@ import itertools
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -66,35 +67,22 @@ def tuner_of(
 
     dimensions = {field: parse(entry) for field, entry in tune.space.items()}
     directions = ["max" if metric in HIGHER_IS_BETTER else "min" for metric in tune.metric]
-    limit: int | None = search.at_once
-    resources = {"memory": 1.0}  # its workers' own request says what a trial really needs
-    if isinstance(tune.scheduler, PopulationSpec):
-        # All members are alive, and those that have no workers wait: what limits them is a resource.
-        resources, limit = {HEAD_NODE: _seat(search.at_once)}, None
-    space: dict[str, object] = {field: _domain(dimension) for field, dimension in dimensions.items()}
-    samples = -1 if search.wanted is None else search.wanted
-    searcher: Any
-    if isinstance(tune.searcher, TpeSpec):
-        searcher = _tpe(tune, dimensions, directions, earlier[: search.wanted])
-        space = {}
-    else:
-        searcher = BasicVariantGenerator(max_concurrent=limit or 0, random_state=tune.seed)
-        limit = None
-    if isinstance(tune.searcher, GridSpec):
-        combined = itertools.product(*(dimension.ends for dimension in dimensions.values()))
-        cut = [dict(zip(dimensions, values, strict=True)) for values in itertools.islice(combined, search.wanted)]
-        space, samples = {TOGETHER: ray.tune.grid_search(cut)}, 1
+    is_population = isinstance(tune.scheduler, PopulationSpec)
+    # All members of a population are alive, and those that have no workers wait: what limits them is a resource.
+    # A trial's memory is a word: its workers' own request says what it really needs.
+    resources = {HEAD_NODE: _seat(search.at_once)} if is_population else {"memory": 1.0}
+    drawing = _drawing(tune, dimensions, directions, search, earlier, None if is_population else search.at_once)
     single = len(tune.metric) == 1
     return ray.tune.Tuner(
         ray.tune.with_resources(trainable, ray.tune.PlacementGroupFactory([resources])),
-        param_space=space,
+        param_space=drawing.space,
         tune_config=ray.tune.TuneConfig(
             metric=tune.metric[0] if single else None,
             mode=directions[0] if single else None,
-            search_alg=searcher,
+            search_alg=drawing.searcher,
             scheduler=_scheduler(spec, dimensions, most_steps),
-            num_samples=samples,
-            max_concurrent_trials=limit,
+            num_samples=drawing.samples,
+            max_concurrent_trials=drawing.limit,
             time_budget_s=search.seconds_allowed,
             reuse_actors=True,
             trial_name_creator=number_of,
@@ -102,6 +90,39 @@ def tuner_of(
         ),
         run_config=run_config,
     )
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """How a search's trials get their settings."""
+
+    searcher: Any
+    space: Mapping[str, object]
+    """for Tune's own searchers; others know theirs"""
+    samples: int
+    """-1: until time is over"""
+    limit: int | None
+    """trials at the same time, where Tune and not the searcher keeps it"""
+
+
+def _drawing(
+    tune: TuneSpec,
+    dimensions: dict[str, Dimension],
+    directions: list[str],
+    search: Search,
+    earlier: Sequence[Values],
+    limit: int | None,
+) -> _Drawing:
+    samples = -1 if search.wanted is None else search.wanted
+    if isinstance(tune.searcher, TpeSpec):
+        return _Drawing(_tpe(tune, dimensions, directions, earlier[: search.wanted]), {}, samples, limit)
+    searcher = BasicVariantGenerator(max_concurrent=limit or 0, random_state=tune.seed)
+    if isinstance(tune.searcher, GridSpec):
+        combined = itertools.product(*(dimension.ends for dimension in dimensions.values()))
+        cut = [dict(zip(dimensions, values, strict=True)) for values in itertools.islice(combined, search.wanted)]
+        return _Drawing(searcher, {TOGETHER: ray.tune.grid_search(cut)}, 1, None)
+    space = {field: _domain(dimension) for field, dimension in dimensions.items()}
+    return _Drawing(searcher, space, samples, None)
 
 
 def _domain(dimension: Dimension) -> Any:

@@ -7,7 +7,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import ray.exceptions
@@ -150,17 +150,16 @@ class Decisions:
 
 def decisions(store: Store, run_folder: str) -> Decisions:
     """Those of this training so far."""
-    return Decisions(**(store.read_json(f"{run_folder}/{_SETTLED}") or {}))
+    content = store.read_json(f"{run_folder}/{_SETTLED}") or {}
+    return Decisions(content.get("precision"), content.get("cut"))
 
 
 def decide(store: Store, run_folder: str, made: Decisions) -> None:
     """Add those that are made."""
-    known = {**asdict(decisions(store, run_folder)), **_made(made)}
-    store.write_json(f"{run_folder}/{_SETTLED}", _made(Decisions(**known)))
-
-
-def _made(those: Decisions) -> dict[str, Any]:
-    return {name: value for name, value in asdict(those).items() if value is not None}
+    before = decisions(store, run_folder)
+    known = {"precision": made.precision or before.precision, "cut": made.cut or before.cut}
+    content = {name: value for name, value in known.items() if value is not None}
+    store.write_json(f"{run_folder}/{_SETTLED}", content)
 
 
 def halve_micro_batches(store: Store, run_folder: str, worker_exceptions: dict[int, Exception]) -> None:

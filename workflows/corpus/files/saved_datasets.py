@@ -1,7 +1,7 @@
 """Folders that `datasets` writes with `save_to_disk`: which of their files hold the data, and in which order."""
 
 import json
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from models.errors import RayconteurError
 
@@ -9,6 +9,16 @@ STATE = "state.json"
 """in the folder of a Dataset: its data files in order"""
 SPLITS = "dataset_dict.json"
 """in the folder of a DatasetDict: the names of its splits, each a folder of a Dataset"""
+
+
+class _Saved(TypedDict, total=False):
+    """What `datasets` writes into these two files, as far as it is used here."""
+
+    splits: list[str]
+    _split: str | None
+    _data_files: list[dict[str, str]]
+    _indices_data_files: object
+    """a mapping of rows, which old versions wrote"""
 
 
 class WrongSource(RayconteurError):
@@ -40,7 +50,7 @@ def saved_files(filesystem: Any, folder: str, split: str | None) -> list[str]:
     return [f"{folder}/{each['filename']}" for each in state["_data_files"]]
 
 
-def _read(filesystem: Any, path: str) -> dict[str, Any]:
+def _read(filesystem: Any, path: str) -> _Saved:
     with filesystem.open_input_stream(path) as stream:
         text = stream.read()
     try:
@@ -51,4 +61,4 @@ def _read(filesystem: Any, path: str) -> dict[str, Any]:
         raise WrongSource(
             f"path: {path} is not what `datasets` writes; save the dataset again, or name its data files"
         )
-    return content
+    return cast(_Saved, content)

@@ -8,7 +8,7 @@ import datetime
 import decimal
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -106,7 +106,7 @@ def _is_plain(kind: Any) -> bool:
 def _struct(fields: list[Any]) -> _Convert:
     conversions = {field.name: _conversion(field.type) for field in fields}
 
-    def convert(row: dict[str, Any]) -> dict[str, Any]:
+    def convert(row: Mapping[str, Any]) -> dict[str, object]:
         found = {}
         for name, value in row.items():
             if value is not None:
@@ -126,7 +126,7 @@ def _list(change: _Convert | None) -> _Convert | None:
 
 
 def _map(change: _Convert | None) -> _Convert:
-    def convert(values: dict[Any, Any]) -> dict[str, Any]:
+    def convert(values: Mapping[object, Any]) -> dict[str, object]:
         return {
             str(key): value if value is None or change is None else change(value) for key, value in values.items()
         }
