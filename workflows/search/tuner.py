@@ -193,9 +193,12 @@ def _scheduler(spec: PipelineSpec, dimensions: dict[str, Dimension], most_steps:
         return MedianStoppingRule(
             time_attr="step", grace_period=scheduler.grace_steps or every, min_samples_required=scheduler.min_trials
         )
-    if not isinstance(scheduler, PopulationSpec):
-        return None
+    if isinstance(scheduler, PopulationSpec):
+        return _population(scheduler, spec.tune.seed, dimensions, scheduler.every_steps or every)
+    return None
 
+
+def _population(scheduler: PopulationSpec, seed: int, dimensions: dict[str, Dimension], every: int) -> Any:
     class Population(PopulationBasedTraining):  # type: ignore[misc]
         """Draws the same at the same step, so that an interrupted search goes on with the copies that it made."""
 
@@ -203,8 +206,6 @@ def _scheduler(spec: PipelineSpec, dimensions: dict[str, Dimension], most_steps:
             random.seed(f"{seed} {result['step']}")
             np.random.seed(random.getrandbits(32))
             return super().on_trial_result(tune_controller, trial, result)
-
-    seed = spec.tune.seed
 
     def inside(config: Values) -> Values:
         """A perturbed value may be outside of its range."""
@@ -217,7 +218,7 @@ def _scheduler(spec: PipelineSpec, dimensions: dict[str, Dimension], most_steps:
     }
     return Population(
         time_attr="step",
-        perturbation_interval=scheduler.every_steps or every,
+        perturbation_interval=every,
         hyperparam_mutations=changes,
         quantile_fraction=scheduler.quantile,
         resample_probability=scheduler.resample_probability,
