@@ -24,7 +24,8 @@ LAYERS = {
         "corpus endpoint",
         "cluster stage",
         "spec",
-        "store progress",
+        "store progress figures",
+        "record",
     ],
     "serve": [
         "deployment",

@@ -6,20 +6,27 @@ with Progress(json_lines=False) as progress:
     progress.finish("train", {"held_out_loss": 1.2})
 """
 
+import io
 import json
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
+
+from workflows.record import JsonObject
 
 # Without a terminal, one line of progress at most this often.
 _PLAIN_EVERY_S = 5.0
+
+# A table is no narrower than its words: a name is copied from it whole.
+_WIDEST = 100_000
 
 
 def duration(seconds: float) -> str:
@@ -36,6 +43,20 @@ def figure(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def table_text(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], right: Container[int] = (), indent: int = 0
+) -> str:
+    """Rows of words under their headings, a line each; columns whose number is in `right` end at their right edge."""
+    table = Table(box=None, pad_edge=False, header_style="")
+    for number, heading in enumerate(headings):
+        table.add_column(Text(heading), justify="right" if number in right else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    text = io.StringIO()
+    Console(file=text, width=_WIDEST).print(table)
+    return "\n".join(" " * indent + line.rstrip() for line in text.getvalue().splitlines())
 
 
 class Progress:
@@ -81,7 +102,7 @@ class Progress:
         done: float,
         total: float | None,
         unit: str,
-        figures: dict[str, Any] | None = None,
+        figures: JsonObject | None = None,
         seconds_left: float | None = None,
     ) -> None:
         """Show the progress of the stage with current figures; estimates `seconds_left` if it is not given."""
@@ -110,7 +131,7 @@ class Progress:
         """Show this below the stage's live line, rendered again at every refresh; only on a terminal."""
         self._below = make
 
-    def finish(self, stage: str, figures: dict[str, Any], word: str = "done", seconds: float | None = None) -> None:
+    def finish(self, stage: str, figures: JsonObject, word: str = "done", seconds: float | None = None) -> None:
         """End a stage, or show that it is up to date; `seconds` defaults to the time since its start."""
         self._stop_live()
         if self.json_lines:
@@ -133,14 +154,14 @@ class Progress:
         else:
             self._print(text, markup=False)
 
-    def result(self, name: str, content: dict[str, Any], text: str) -> None:
+    def result(self, name: str, content: JsonObject, text: str) -> None:
         """Print a result: `text` for people, `content` for machines."""
         if self.json_lines:
             self._event(name, **content, text=text)
         else:
             self._print(text, markup=False)
 
-    def _line(self, done: float, total: float | None, unit: str, figures: dict[str, Any], left: float | None) -> str:
+    def _line(self, done: float, total: float | None, unit: str, figures: JsonObject, left: float | None) -> str:
         parts = [f"{figure(int(done))}/{figure(int(total))} {unit}" if total else f"{figure(int(done))} {unit}"]
         if total:
             parts.append(f"{min(1.0, done / total):.0%}")

@@ -6,11 +6,14 @@
 Requests come through Ray Serve's own proxies, because Kubernetes probes those for a node's health.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from workflows.endpoint.application import application, chosen_engine
+from workflows.figures import OptimizeFigures
+from workflows.record import JsonObject
 from workflows.spec import PipelineSpec
 from workflows.stage import StageFailed, check_gate
 from workflows.store import Store
@@ -25,7 +28,7 @@ class Served(BaseModel):
     """the store, as in the pipeline file"""
     release: str
     """the key of a finished `optimize`"""
-    serve: dict[str, Any] = {}
+    serve: JsonObject = {}
     """fields of `serve` to override from the run that made the release"""
     force: bool = False
     """serve a release whose scorecard did not pass"""
@@ -35,7 +38,7 @@ def endpoint(args: Served) -> Any:
     """Build the application; raises StageFailed for a release that does not exist or did not pass."""
     store = Store(args.store)
     release = store.find("optimize", args.release)
-    made_by = [run["spec"] for run in store.runs() if run["stages"].get("optimize", {}).get("key") == args.release]
+    made_by = [run.spec for run in store.runs() if run.key_of("optimize") == args.release]
     if release is None or not made_by:
         known = ", ".join(artifact.key for artifact in store.all_of("optimize")) or "none"
         raise StageFailed(f"args.release: the store has no release {args.release!r}; it has: {known}")
@@ -43,6 +46,8 @@ def endpoint(args: Served) -> Any:
     if not args.force:
         where = f"args.release: {args.release} has not passed"
         check_gate(cards[-1] if cards else None, where, "set force: true to serve it anyway")
-    spec = PipelineSpec.model_validate({**made_by[-1], "serve": {**made_by[-1]["serve"], **args.serve}})
-    engine, _ = chosen_engine(spec.serve, release)
+    serve = made_by[-1]["serve"]
+    assert isinstance(serve, Mapping)
+    spec = PipelineSpec.model_validate({**made_by[-1], "serve": {**serve, **args.serve}})
+    engine, _ = chosen_engine(spec.serve, OptimizeFigures.from_json(release.figures).openvino)
     return application(spec, store, release, engine, behind_proxy=True)

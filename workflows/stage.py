@@ -1,13 +1,14 @@
 """The interface of a stage: what it receives, what it declares, and how it fails."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from models.errors import RayconteurError
 
 if TYPE_CHECKING:  # the command line takes the names from here, and answers `--help` at once
     from workflows.progress import Progress
+    from workflows.record import JsonObject
     from workflows.spec import PipelineSpec
     from workflows.store import Artifact, Store
 
@@ -25,9 +26,11 @@ class GateFailed(StageFailed):
 
 def check_gate(scorecard: "Artifact | None", where: str, fix: str) -> None:
     """Raise GateFailed unless the model has a scorecard that passed; `fix` is how to continue anyway."""
-    if scorecard is None or not scorecard.figures["passed"]:
-        why = scorecard.figures["verdict"] if scorecard else "it was never evaluated"
-        raise GateFailed(f"{where}: {why}; {fix}")
+    from workflows.figures import EvaluateFigures
+
+    figures = None if scorecard is None else EvaluateFigures.from_json(scorecard.figures)
+    if figures is None or not figures.passed:
+        raise GateFailed(f"{where}: {figures.verdict if figures else 'it was never evaluated'}; {fix}")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class Context:
     progress: "Progress"
 
 
+Keys = Mapping[str, str]
+"""of artifacts, by their stages"""
+
+
 @dataclass(frozen=True)
 class Stage:
     """A stage of the pipeline.
@@ -50,15 +57,25 @@ class Stage:
     """
 
     name: str
-    version: int
-    """incremented when the meaning of the stage's output changes"""
+    version: int | None
+    """incremented when the meaning of the stage's output changes; None where the key is not made of it"""
     inputs: tuple[str, ...]
     """the stages whose artifacts it reads, if the pipeline has them"""
-    settings: "Callable[[PipelineSpec], dict[str, Any]]"
+    settings: "Callable[[PipelineSpec], JsonObject]"
     """the part of the spec, and of the files that it names, that determines the output"""
     summary: str
     is_needed: "Callable[[PipelineSpec], bool]" = lambda spec: True
     """whether a pipeline has this stage"""
+    also_reads: tuple[str, ...] = ()
+    """further stages whose artifacts it reads; its key leaves them out, since the keys of its inputs have theirs"""
+    key: "Callable[[PipelineSpec, Keys], str] | None" = None
+    """its key, from those of its inputs, where it is not made of its name, settings and inputs"""
+    find: "Callable[[PipelineSpec, Store, Keys], Artifact | None] | None" = None
+    """its artifact, if that is up to date; None where each artifact of its key is"""
+    detail: "Callable[[Context], str] | None" = None
+    """what the display says of it as it starts, where that is not `summary` and the reason"""
+    not_found: str = ""
+    """why it will run, where `find` found none"""
 
 
 DISCRIMINATOR = "discriminator"
@@ -66,6 +83,3 @@ DISCRIMINATOR = "discriminator"
 
 CONTINUED = "continued"
 """the folder of the control, a generator trained by likelihood alone, in the artifact of `train`"""
-
-SHIPPED = "shipped"
-"""the figure of a release that includes a discriminator"""

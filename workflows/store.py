@@ -2,7 +2,7 @@
 
 <store>/<stage>/<key>/manifest.json     written last: without it the artifact does not exist
 <store>/<stage>/<key>/...               the stage's files
-<store>/runs/<run>.json                 one record for each `rayconteur run`
+<store>/runs/<run>.json                 a RunRecord for each `rayconteur run`
 
 store = Store("s3://bucket/rayconteur")
 artifact = store.find("prepare", key)
@@ -17,10 +17,10 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 
 from models.errors import RayconteurError
 from models.files import local_copy, open_uri
+from workflows.record import JsonObject, Record, optional
 
 # Stores without file locks use a lease, renewed this often, and taken over after this long without a renewal.
 _LEASE_RENEWAL_S = 10.0
@@ -49,14 +50,51 @@ class Artifact:
     pipeline: str
     inputs: dict[str, str]
     """stage -> key of the artifacts that it was made from"""
-    settings: dict[str, Any]
+    settings: JsonObject
     """everything that went into the key: the resolved section of the spec, fingerprints of files, the version"""
-    figures: dict[str, Any]
-    """what the stage measured"""
+    figures: JsonObject
+    """what the stage measured; workflows/figures.py has each stage's type"""
     versions: dict[str, str] = field(default_factory=dict)
     started: str = ""
     """UTC, ISO 8601"""
     seconds: float = 0.0
+
+
+RunStatus = Literal["up to date", "running", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEntry(Record):
+    """A stage in a run's record: its artifact, and how long that took to make."""
+
+    key: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(Record):
+    """A `rayconteur run`, at work or ended."""
+
+    run: str
+    pipeline: str
+    to: str
+    """the last stage asked for"""
+    status: RunStatus
+    started: str
+    """UTC, ISO 8601"""
+    ended: str | None = None
+    host: str = ""
+    process: int = 0
+    spec: JsonObject = field(default_factory=dict)
+    """the pipeline file, resolved"""
+    stages: Mapping[str, StageEntry] = field(default_factory=dict)
+    """those that are done"""
+    error: str | None = optional()
+
+    def key_of(self, stage: str) -> str | None:
+        """The key of a stage's artifact; None if the run did not come to it."""
+        entry = self.stages.get(stage)
+        return entry.key if entry else None
 
 
 def without_secrets(text: str) -> str:
@@ -64,7 +102,7 @@ def without_secrets(text: str) -> str:
     return re.sub(r"(?<=://)[^/@\s\"']+@", "", text)
 
 
-def content_key(content: dict[str, Any]) -> str:
+def content_key(content: JsonObject) -> str:
     """16 hexadecimal digits that change when anything in `content` does."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -158,7 +196,7 @@ class Store:
         """Whether there is a folder at this path of `self.filesystem`."""
         return bool(self.filesystem.get_file_info(path).type == pa.fs.FileType.Directory)
 
-    def write_json(self, path: str, content: dict[str, Any]) -> None:
+    def write_json(self, path: str, content: JsonObject) -> None:
         """Write a whole file or none."""
         self.write_file(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
 
@@ -173,19 +211,20 @@ class Store:
         Path(unfinished).write_bytes(data)
         os.replace(unfinished, path)
 
-    def read_json(self, path: str) -> dict[str, Any] | None:
+    def read_json(self, path: str) -> Any | None:
         """What `write_json` wrote, or None."""
         text = self._read(path)
         return json.loads(text) if text is not None else None
 
-    def write_run(self, record: dict[str, Any]) -> None:
+    def write_run(self, record: RunRecord) -> None:
         """Write or replace the record of a run, named by its `run`."""
-        self.write_json(f"{self.root}/runs/{record['run']}.json", record)
+        self.write_json(f"{self.root}/runs/{record.run}.json", record.to_json())
 
-    def runs(self) -> list[dict[str, Any]]:
+    def runs(self) -> list[RunRecord]:
         """The records of all runs, oldest first."""
         texts = [self._read(info.path) for info in self._list(f"{self.root}/runs") if info.extension == "json"]
-        return sorted((json.loads(text) for text in texts if text), key=lambda record: str(record["started"]))
+        records = [RunRecord.from_json(json.loads(text)) for text in texts if text]
+        return sorted(records, key=lambda record: record.started)
 
     @contextlib.contextmanager
     def lock(self, stage: str, key: str, on_wait: Callable[[str], None]) -> Iterator[None]:

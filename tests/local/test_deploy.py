@@ -7,10 +7,8 @@ import openai
 import pytest
 
 from workflows.endpoint.status import living_endpoint
-from workflows.progress import Progress
 from workflows.spec import PipelineSpec
 from workflows.stage import GateFailed, StageFailed, check_gate
-from workflows.stages.deploy import deploy
 
 
 def test_from_conversations_to_an_endpoint_and_a_refusal(run, tiny, free_port):
@@ -31,18 +29,17 @@ def test_from_conversations_to_an_endpoint_and_a_refusal(run, tiny, free_port):
         assert form["tokens_per_second"] > 0
     spec = PipelineSpec.model_validate(tiny)
     assert living_endpoint(spec, store, done["optimize"].key) is None
-    with Progress() as progress:
-        endpoint = deploy(spec, store, done, progress)
+    endpoint = run("deploy", tiny)[0]["deploy"]
     assert endpoint.figures["engine"] == "openvino"
     try:
         assert living_endpoint(spec, store, done["optimize"].key) == endpoint
         _ask(endpoint.figures["url"])
-        with socket.socket() as other, Progress() as progress:
+        with socket.socket() as other:
             other.bind(("127.0.0.1", 0))
             other.listen()
             tiny["serve"]["port"] = other.getsockname()[1]
             with pytest.raises(StageFailed, match=r"serve.port: cannot listen .* --set serve.port="):
-                deploy(PipelineSpec.model_validate(tiny), store, done, progress)
+                run("deploy", tiny)
         assert living_endpoint(spec, store, done["optimize"].key) == endpoint
     finally:
         ray_serve.shutdown()

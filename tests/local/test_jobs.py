@@ -13,6 +13,7 @@ import pytest
 import yaml
 from openai import OpenAI
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+from stored import EVALUATED, OPTIMIZED, run_record
 
 from workflows.cluster.connection import ENVIRONMENT
 from workflows.cluster.ray_private import show_token
@@ -145,9 +146,9 @@ def test_the_manifest_of_a_rayservice_serves_a_release_that_passed(address, free
     """Sends the config to the dashboard, as KubeRay's operator does; replicas copy the release from the store."""
     store, port = Store(s3_uri), free_port()
     store.add_folder(str(tiny_llama), "optimize", "r1", "model")
-    for stage, key, figures in (("optimize", "r1", {"openvino": "too small"}), ("evaluate", "e1", {"passed": False})):
-        store.finish(Artifact(stage, key, "tiny", {"train": "t1"}, {}, {"verdict": "no better", **figures}))
-    store.write_run({"run": "1", "started": "1", "spec": tiny, "stages": {"optimize": {"key": "r1"}}})
+    for stage, key, figures in (("optimize", "r1", OPTIMIZED), ("evaluate", "e1", {**EVALUATED, "passed": False})):
+        store.finish(Artifact(stage, key, "tiny", {"train": "t1"}, {}, {**figures, "verdict": "no better"}))
+    store.write_run(run_record(pipeline="tiny", spec=tiny, stages={"optimize": {"key": "r1", "seconds": 1.0}}))
     manifest = yaml.safe_load((Path(__file__).parents[2] / "clusters" / "kuberay-service.yaml").read_text())
     config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
     [application] = config["applications"]
@@ -167,7 +168,7 @@ def test_the_manifest_of_a_rayservice_serves_a_release_that_passed(address, free
     try:
         assert "the store has no release 'r0'; it has: r1" in applied(release="r0")["message"]
         assert "r1 has not passed: no better" in applied(release="r1")["message"]
-        store.finish(Artifact("evaluate", "e1", "tiny", {"train": "t1"}, {}, {"passed": True}))
+        store.finish(Artifact("evaluate", "e1", "tiny", {"train": "t1"}, {}, EVALUATED))
         assert applied()["status"] == "RUNNING"
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
         said = {"model": "tiny", "messages": [{"role": "user", "content": "1+1?"}], "max_tokens": 8}

@@ -172,4 +172,4 @@ def test_a_full_disk_is_reported_and_the_same_command_resumes_with_free_space(ru
     others.unlink()
     done, store = run("train", tiny)
     assert done["train"].figures["resumed_from_step"] >= 10
-    assert store.runs()[-1]["status"] == "finished"
+    assert store.runs()[-1].status == "finished"

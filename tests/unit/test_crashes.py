@@ -303,7 +303,7 @@ def test_a_librarys_error_over_a_line_sets_it_aside_and_leaves_a_file(
     pq.write_to_dataset(encoded, store.path("prepare", "key", "corpus"), partition_cols=["split"])
     context = Context(PipelineSpec.model_validate(tiny), store, "key", {}, Progress())
     figures = prepare._statistics(context, ["talks.jsonl"])
-    assert figures["quarantined"] == 3
+    assert figures.quarantined == 3
     kept = Path(store.path("prepare", "key", "quarantine.jsonl")).read_text().splitlines()
     words = "ValueError: invalid literal for int() with base 10: 'planted'"
     assert [json.loads(line)["reason"] for line in kept] == ["not JSON", words, words]

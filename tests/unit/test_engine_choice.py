@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from stored import OPTIMIZED
 
 from workflows.endpoint.application import chosen_engine
+from workflows.figures import OptimizeFigures, Part
 from workflows.spec import PipelineSpec
 from workflows.stage import StageFailed
-from workflows.store import Artifact
 
 
 def spec_with(**sections: Any) -> PipelineSpec:
@@ -18,8 +19,8 @@ def spec_with(**sections: Any) -> PipelineSpec:
     return PipelineSpec.model_validate({"name": "x", "base_model": "random:tiny-llama", "data": data, **sections})
 
 
-def release_with(openvino: str) -> Artifact:
-    return Artifact("optimize", "key", "x", {}, {}, {"openvino": openvino})
+def release_with(openvino: str) -> Part:
+    return OptimizeFigures.from_json({**OPTIMIZED, "openvino": openvino}).openvino
 
 
 @pytest.mark.parametrize(("serve", "openvino", "engine", "reason"), [

@@ -9,6 +9,7 @@ import gguf
 import pytest
 import torch
 from safetensors.torch import load_file
+from stored import OPTIMIZED
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -20,6 +21,7 @@ from models.export.gguf import refusal as gguf_refusal
 from models.export.release import release, release_as_gguf, release_for_vllm
 from models.export.rounding import round_groups
 from serve.engines.torch import TorchEngine
+from workflows.figures import OptimizeFigures
 from workflows.release.speed import measure
 from workflows.release.table import forms_text
 
@@ -187,7 +189,8 @@ def test_each_form_is_measured_and_refused_above_the_bound(
         assert forms[form]["perplexity"] > probe.perplexity
         assert forms[form]["load_s"] >= 0
     forms["model"] |= {"load_s": 1.0, "tokens_per_second": 20.0}
-    text = forms_text({"checkpoint_perplexity": 12.5, "forms": [{"form": n, **f} for n, f in forms.items()]})
+    table = [{"form": name, **figures} for name, figures in forms.items()]
+    text = forms_text(OptimizeFigures.from_json({**OPTIMIZED, "checkpoint_perplexity": 12.5, "forms": table}))
     assert text.splitlines()[1].split()[:3] == ["checkpoint", "fp32", "12.5000"]
     assert text.splitlines()[2].endswith("1.0      20.0")
 

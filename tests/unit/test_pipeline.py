@@ -7,14 +7,16 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+from stored import EVALUATED, OPTIMIZED, PREPARED
 
 from models.base.sizes import describe
 from models.packing import StepPlan
 from models.training.memory import estimate_training_memory
 from workflows.corpus.files.sources import source_files
+from workflows.endpoint import status
 from workflows.progress import Progress
 from workflows.runs.order import STAGES
-from workflows.runs.plan import plan_of, plan_text
+from workflows.runs.plan import TrainingPlan, plan_of, plan_text
 from workflows.runs.run import run_stages
 from workflows.runs.state import StageState, examine
 from workflows.spec import PipelineSpec
@@ -22,7 +24,7 @@ from workflows.stage import GateFailed, StageFailed
 from workflows.store import Artifact, Store
 
 NAMES = ["prepare", "train", "evaluate", "optimize"]
-FIGURES = {"tokens": 8000, "passed": True, "verdict": "passed"}
+FIGURES = {**PREPARED, **EVALUATED, **OPTIMIZED}
 
 
 @pytest.fixture
@@ -45,27 +47,27 @@ def spec_with(tmp_path: Path) -> Callable[..., PipelineSpec]:
 
 def finish_all(spec: PipelineSpec, store: Store, **figures: Any) -> list[StageState]:
     """Write the manifests of all stages, as a run would."""
-    for state, minute in zip(examine(spec, store), range(60), strict=False):
+    for state, minute in zip(examine(spec, store, "optimize"), range(60), strict=False):
         if state.artifact is None:
-            keys = {done.stage.name: done.key for done in examine(spec, store)}
+            keys = {done.stage.name: done.key for done in examine(spec, store, "optimize")}
             inputs = {name: keys[name] for name in state.stage.inputs if name in keys}
             started = f"2026-01-01T00:{minute:02d}:00+00:00"
             artifact = Artifact(
                 state.stage.name, state.key, spec.name, inputs, state.settings, {**FIGURES, **figures}, {}, started
             )
             store.finish(artifact)
-    return examine(spec, store)
+    return examine(spec, store, "optimize")
 
 
 def reasons(spec: PipelineSpec, store: Store) -> dict[str, str]:
-    return {state.stage.name: state.reason for state in examine(spec, store)}
+    return {state.stage.name: state.reason for state in examine(spec, store, "optimize")}
 
 
 def test_the_stages_come_after_what_they_read() -> None:
     order = [stage.name for stage in STAGES]
-    assert order == ["prepare", "reference", "tune", *NAMES[1:]]
+    assert order == ["prepare", "reference", "tune", *NAMES[1:], "deploy"]
     for index, stage in enumerate(STAGES):
-        assert set(stage.inputs) <= set(order[:index])
+        assert {*stage.inputs, *stage.also_reads} <= set(order[:index])
 
 
 @pytest.mark.parametrize(("objective", "has_it"), [
@@ -77,11 +79,12 @@ def test_only_some_objectives_have_a_reference(
     spec_with: Callable[..., PipelineSpec], store: Store, objective: Any, has_it: bool
 ) -> None:
     spec = spec_with(train={"objective": objective})
-    names = [state.stage.name for state in examine(spec, store)]
+    names = [state.stage.name for state in examine(spec, store, "optimize")]
     assert names == (["prepare", "reference", *NAMES[1:]] if has_it else NAMES)
-    plan = plan_of(spec, store, examine(spec, store), endpoint_lives=False)
-    assert [row["stage"] for row in plan["stages"]] == [*names, "deploy"]
-    assert ("reference" in plan["resources"]["asked"]) == has_it
+    plan = plan_of(spec, store, examine(spec, store))
+    assert [row.stage for row in plan.stages] == [*names, "deploy"]
+    assert plan.resources is not None
+    assert ("reference" in plan.resources.asked) == has_it
     assert ("reference will run: " in plan_text(plan)) == has_it
     with Progress() as progress:
         if not has_it:
@@ -121,10 +124,11 @@ def test_at_first_nothing_is_up_to_date_and_examining_changes_nothing(
     spec_with: Callable[..., PipelineSpec], store: Store
 ) -> None:
     states = examine(spec_with(), store)
-    assert [state.artifact for state in states] == [None] * 4
+    assert [state.artifact for state in states] == [None] * 5
     assert states[0].reason == "not done yet"
     assert states[1].reason == "prepare will run"
     assert states[2].reason == "prepare and train will run"
+    assert states[4].reason == "no endpoint of this release answers"
     assert list(Path(store.root).iterdir()) == []
 
 
@@ -244,7 +248,7 @@ def test_an_up_to_date_run_asks_for_no_cluster_and_writes_nothing(
 ) -> None:
     finish_all(spec_with(), store)
     with Progress(json_lines=True) as progress:
-        done = run_stages(spec_with(), store, progress, "deploy", connected)
+        done = run_stages(spec_with(), store, progress, "optimize", connected)
         assert list(done) == NAMES
         assert list(run_stages(spec_with(), store, progress, "train", connected)) == NAMES[:2]
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -254,19 +258,53 @@ def test_an_up_to_date_run_asks_for_no_cluster_and_writes_nothing(
     assert store.runs() == []
 
 
-def test_a_failed_gate_stops_what_comes_after_it(spec_with: Callable[..., PipelineSpec], store: Store) -> None:
+def endpoint_of(spec: PipelineSpec, store: Store, monkeypatch: pytest.MonkeyPatch) -> Artifact:
+    """A deployment of the finished pipeline; its endpoint answers."""
+    release = examine(spec, store, "optimize")[-1].key
+    figures = {"url": "http://127.0.0.1:8000", "model": "tiny"}
+    deployed = Artifact("deploy", status.deployment_key(spec, release), spec.name, {"optimize": release}, {}, figures)
+    store.finish(deployed)
+    monkeypatch.setattr(status, "_served_release", lambda url, serve: release)
+    return deployed
+
+
+def test_a_deployment_is_up_to_date_while_its_endpoint_answers(
+    spec_with: Callable[..., PipelineSpec], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish_all(spec_with(), store)
+    deployed = endpoint_of(spec_with(), store, monkeypatch)
+    state = examine(spec_with(), store)[-1]
+    assert (state.artifact, state.key, state.reason) == (deployed, deployed.key, "")
+    assert (state.settings, [*state.inputs]) == (
+        {"serve": spec_with().serve.result_fields()},
+        ["evaluate", "optimize"],
+    )
+    with Progress(json_lines=True) as progress:
+        assert run_stages(spec_with(), store, progress, "deploy", connected)["deploy"] == deployed
+    assert store.runs() == []
+    assert examine(spec_with(serve={"max_replicas": 7}), store)[-1].artifact is None
+    monkeypatch.setattr(status, "_served_release", lambda url, serve: None)
+    gone = examine(spec_with(), store)[-1]
+    assert (gone.artifact, gone.key) == (None, deployed.key)
+
+
+def test_a_failed_gate_stops_what_comes_after_it(
+    spec_with: Callable[..., PipelineSpec], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     finish_all(spec_with(), store, passed=False, verdict="failed: not better")
+    endpoint_of(spec_with(), store, monkeypatch)
     with Progress(json_lines=True) as progress:
         for last in ("optimize", "deploy"):
             with pytest.raises(GateFailed, match="evaluate: failed: not better; use --force"):
                 run_stages(spec_with(), store, progress, last, connected)
         assert list(run_stages(spec_with(), store, progress, "evaluate", connected)) == NAMES[:3]
-        assert list(run_stages(spec_with(), store, progress, "deploy", connected, force=True)) == NAMES
-    assert sorted((record["to"], record["status"]) for record in store.runs()) == [
+        forced = run_stages(spec_with(), store, progress, "deploy", connected, force=True)
+        assert list(forced) == [*NAMES, "deploy"]
+    assert sorted((record.to, record.status) for record in store.runs()) == [
         ("deploy", "failed"),
         ("optimize", "failed"),
     ]
-    assert all("not better" in record["error"] and record["ended"] for record in store.runs())
+    assert all("not better" in (record.error or "") and record.ended for record in store.runs())
 
 
 def test_a_cluster_that_cannot_be_reached_is_a_failed_run(
@@ -274,13 +312,13 @@ def test_a_cluster_that_cannot_be_reached_is_a_failed_run(
 ) -> None:
     def connect(stages: Sequence[str]) -> None:
         [record] = store.runs()
-        assert (record["status"], record["ended"]) == ("running", None)
+        assert (record.status, record.ended) == ("running", None)
         raise StageFailed("cluster.address: nobody there")
 
     with Progress(json_lines=True) as progress, pytest.raises(StageFailed, match="nobody there"):
         run_stages(spec_with(), store, progress, "train", connect)
     [record] = store.runs()
-    assert (record["status"], record["error"]) == ("failed", "cluster.address: nobody there")
+    assert (record.status, record.error) == ("failed", "cluster.address: nobody there")
 
 
 def test_the_plan_in_numbers(
@@ -292,21 +330,20 @@ def test_the_plan_in_numbers(
         train=train, evaluate={"num_workers": 4, "cpus_per_worker": 1.5}, cluster={"num_cpus": 4},
         serve={"min_replicas": 0, "gpus_per_replica": 64},
     )  # fmt: skip
-    plan = plan_of(spec, store, examine(spec, store), endpoint_lives=False)
-    assert [(row["stage"], row["up_to_date"]) for row in plan["stages"]] == [
-        (name, False) for name in [*NAMES, "deploy"]
-    ]
-    training = plan["training"]
-    assert training["tokens_are_estimated"] is True
-    assert training["tokens_per_epoch"] == pytest.approx(9500, abs=1)
-    assert training["steps"] == 5 * 3  # 9,500 tokens at 500 x 2 x 2 per step
-    assert training["tokens"] == pytest.approx(3 * 9500, abs=3)
+    plan = plan_of(spec, store, examine(spec, store))
+    assert [(row.stage, row.up_to_date) for row in plan.stages] == [(name, False) for name in [*NAMES, "deploy"]]
+    training = plan.training
+    assert training.tokens_are_estimated is True
+    assert training.tokens_per_epoch == pytest.approx(9500, abs=1)
+    assert training.steps == 5 * 3  # 9,500 tokens at 500 x 2 x 2 per step
+    assert training.tokens == pytest.approx(3 * 9500, abs=3)
     memory = estimate_training_memory(
         describe(tiny_llama), micro_batch_tokens=500, precision="bf16", adapter_rank=None, zero_stage=0, num_workers=2
     )
-    assert training["memory_gb_per_worker"] == round(memory.total_gb, 1)
-    assert plan["resources"]["there"]["cpus"] == 4
-    assert plan["resources"]["asked"] == {
+    assert training.memory_gb_per_worker == round(memory.total_gb, 1)
+    assert plan.resources is not None
+    assert plan.resources.there.cpus == 4
+    assert plan.resources.to_json()["asked"] == {
         "train": {"workers": 2, "cpus": 2.0, "gpus": 0.0, "fits": True},
         "evaluate": {"workers": 4, "cpus": 6.0, "gpus": 0.0, "fits": False},
         "deploy": {"workers": 1, "cpus": 1.0, "gpus": 64.0, "fits": False},
@@ -318,37 +355,37 @@ def test_the_plan_in_numbers(
 
 
 def test_the_plan_of_a_finished_corpus_counts_the_steps_of_training(
-    spec_with: Callable[..., PipelineSpec], store: Store
+    spec_with: Callable[..., PipelineSpec], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = {"batch_tokens": 500, "gradient_accumulation": 2, "num_workers": 2, "epochs": 3}
     states = finish_all(spec_with(train=train), store)
+    endpoint_of(spec_with(train=train), store, monkeypatch)
     lengths = [100] * 70 + [200] * 5
     shard = Path(store.path("prepare", states[0].key, "corpus", "split=train", "part.parquet"))
     shard.parent.mkdir(parents=True)
     pyarrow.parquet.write_table(pyarrow.table({"num_tokens": lengths}), shard)
 
-    def training(**changes: Any) -> dict[str, Any]:
+    def training(**changes: Any) -> TrainingPlan:
         spec = spec_with(train={**train, **changes})
-        plan = plan_of(spec, store, examine(spec, store), endpoint_lives=True)
-        assert [row["up_to_date"] for row in plan["stages"]] == [True, *[not changes] * 3, True]
-        assert f"training: {plan['training']['tokens']:,} tokens in" in plan_text(plan)
-        found: dict[str, Any] = plan["training"]
-        return found
+        plan = plan_of(spec, store, examine(spec, store))
+        assert [row.up_to_date for row in plan.stages] == [True, *[not changes] * 4]
+        assert f"training: {plan.training.tokens:,} tokens in" in plan_text(plan)
+        return plan.training
 
     packed = StepPlan(lengths, lengths, 500, num_workers=2, gradient_accumulation=2, seed=0)
     whole = training()
-    assert whole["tokens_are_estimated"] is False
-    assert (whole["tokens_per_epoch"], whole["steps"]) == (8000, 3 * packed.steps_per_epoch)
-    assert whole["tokens"] == 3 * 8000
+    assert whole.tokens_are_estimated is False
+    assert (whole.tokens_per_epoch, whole.steps) == (8000, 3 * packed.steps_per_epoch)
+    assert whole.tokens == 3 * 8000
     short = training(max_steps=2, checkpoint_every_steps=2)
-    assert (short["steps"], short["tokens"]) == (2, 8000 * 2 // packed.steps_per_epoch)
+    assert (short.steps, short.tokens) == (2, 8000 * 2 // packed.steps_per_epoch)
 
 
 def test_the_plan_computes_a_size_without_making_the_model(
     spec_with: Callable[..., PipelineSpec], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAYCONTEUR_CACHE", str(tmp_path / "cache"))
-    plan = plan_of(spec_with(), store, examine(spec_with(), store), endpoint_lives=False)
-    assert plan["training"]["memory_gb_per_worker"] is None
+    plan = plan_of(spec_with(), store, examine(spec_with(), store))
+    assert plan.training.memory_gb_per_worker is None
     assert "memory unknown until the base model is here" in plan_text(plan)
     assert not (tmp_path / "cache").exists()

@@ -38,53 +38,53 @@ def planned(tmp_path):
 @pytest.mark.parametrize("file", ["cluster.yaml", "clusters/kuberay-cluster.yaml"])
 def test_full_training_of_7b_does_not_fit_on_four_gpus_of_24_gb_but_the_alternatives_do(planned, file):
     plan = planned({**FULL, "num_workers": 4}, file)
-    row = plan["stages"]["train"]
-    assert not row["fits"]
+    row = plan.stages["train"]
+    assert not row.fits
     # 18 bytes per weight (arXiv:1910.02054, gradients in float32) over four workers are 30 GB without activations
-    assert "about 61.1 GB of GPU memory" in row["why_not"]
-    told = row["would_fit"][0]
+    assert "about 61.1 GB of GPU memory" in row.why_not
+    told = row.would_fit[0]
     assert "--set train.adapter='{rank: 16}' --set train.batch_tokens=512" in told
     smaller = {**FULL, "num_workers": 4, "adapter": {"rank": 16}, "batch_tokens": 512}
-    better = planned(smaller, file)["stages"]["train"]
-    assert better["fits"]
-    assert list(better["nodes"].values()) == [4] == list(better["come_up"].values())
+    better = planned(smaller, file).stages["train"]
+    assert better.fits
+    assert list(better.nodes.values()) == [4] == list(better.come_up.values())
     assert any("DOES NOT FIT" in line for line in lines_on(plan))
 
 
 def test_lora_of_it_fits_on_one(planned):
     plan = planned({"adapter": {"rank": 16}, "gpus_per_worker": 1, "batch_tokens": 512})
-    row = plan["stages"]["train"]
-    assert row["nodes"] == {"gpu-worker": 1}
-    assert row["price_per_hour"] == 1.323
-    # 4 operations per token and frozen weight, at 40 % of 121 TFLOPS
-    assert row["hours"] == pytest.approx(4 * 6.74e9 * 1e7 / (0.4 * 121e12) / 3600, rel=0.01)
-    assert row["price"] == pytest.approx(row["hours"] * 1.323)
-    assert plan["stages"]["evaluate"]["nodes"] == {"gpu-worker": 1}
+    row = plan.stages["train"]
+    assert row.nodes == {"gpu-worker": 1}
+    assert row.price_per_hour == 1.323
+    # 4 operations a token and frozen weight, at 40 % of 121 TFLOPS
+    assert row.hours == pytest.approx(4 * 6.74e9 * 1e7 / (0.4 * 121e12) / 3600, rel=0.01)
+    assert row.price == pytest.approx(row.hours * 1.323)
+    assert plan.stages["evaluate"].nodes == {"gpu-worker": 1}
 
 
 def test_both_whole_models_of_an_evaluation_do_not_fit_on_one_gpu(planned):
-    stages = planned({**FULL, "num_workers": 8, "batch_tokens": 512})["stages"]
-    assert "about 27.0 GB of GPU memory" in stages["evaluate"]["why_not"]
-    assert stages["deploy"]["fits"]
+    stages = planned({**FULL, "num_workers": 8, "batch_tokens": 512}).stages
+    assert "about 27.0 GB of GPU memory" in stages["evaluate"].why_not
+    assert stages["deploy"].fits
 
 
 def test_more_workers_than_nodes_is_reported_with_both_numbers(planned):
-    row = planned({**FULL, "num_workers": 16, "batch_tokens": 512})["stages"]["train"]
-    assert "16 x worker" in row["why_not"]
-    assert "the cluster has room for 8 (gpu-worker: 1 a node, at most 8 nodes); raise max_workers" in row["why_not"]
+    row = planned({**FULL, "num_workers": 16, "batch_tokens": 512}).stages["train"]
+    assert "16 x worker" in row.why_not
+    assert "the cluster has room for 8 (gpu-worker: 1 a node, at most 8 nodes); raise max_workers" in row.why_not
 
 
 def test_plan_shows_how_many_trials_run_at_once(planned):
     tune = {"space": {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}}, "trials": 20}
     lora = {"adapter": {"rank": 16}, "gpus_per_worker": 1, "batch_tokens": 512, "num_workers": 2}
-    stages = planned(lora, tune=tune)["stages"]
+    stages = planned(lora, tune=tune).stages
     assert "train" not in stages
-    assert stages["tune"]["trials_at_once"] == 4
+    assert stages["tune"].trials_at_once == 4
 
 
 def kind(name, **fields):
     shape = {"cpus": 16.0, "gpus": 0.0, "fewest": 0, "most": 4, "is_spot": False, "memory_gb": None}
-    return NodeKind(name, **{**shape, "gpu_memory_gb": None, "tflops": None, "price_per_hour": None, **fields})
+    return NodeKind(name=name, **{**shape, "gpu_memory_gb": None, "tflops": None, "price_per_hour": None, **fields})
 
 
 def test_work_without_gpus_avoids_gpu_nodes_if_others_have_capacity():

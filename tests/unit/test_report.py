@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from stored import COMPARED, EVALUATED, run_record
 
 from workflows.cli.commands import command
 from workflows.runs.page import write_report
@@ -17,7 +19,6 @@ HISTORY = [
     {"step": 1, "num_steps": 2, "loss": 3.0, "learning_rate": 1e-3, "time": 1.0, "held_out_loss": 2.75},
     {"step": 2, "num_steps": 2, "loss": 2.5, "learning_rate": 1e-4, "time": 2.0, "held_out_loss": 2.25},
 ]
-COMPARED = {"perplexity": 5.3321, "perplexity_increase": 0.0016, "greedy_agreement": 0.9728}
 FORMS = [
     {"form": "model", "weights": "bf16", "size_mb": 272.6, "load_s": 1.04, "tokens_per_second": 9.3, **COMPARED},
     {
@@ -35,7 +36,7 @@ QUESTION = {"question": "What is <b>it</b>?", "facts": [["63"]], "base": "Who kn
 FIGURES: dict[str, dict[str, Any]] = {
     "prepare": {"conversations": 284},
     "train": {"steps": 2, "held_out_loss": 2.25},
-    "evaluate": {"passed": True, "verdict": "passed: lower by 0.5"},
+    "evaluate": EVALUATED,
     "optimize": {"openvino": "exported", "checkpoint_perplexity": 5.3239, "held_out_tokens": 624, "forms": FORMS},
 }
 
@@ -81,17 +82,17 @@ def store(tmp_path: Path) -> Store:
     )
     for number, pipeline in enumerate(["shop", "other"]):
         stages = {stage: {"key": f"{stage}-key", "seconds": 61.0} for stage in FIGURES}
-        store.write_run({
-            "run": f"run-{number}", "pipeline": pipeline, "to": "deploy", "status": "finished", "host": "here",
-            "process": 1, "started": f"2026-01-0{number + 1}", "ended": "2026-01-03", "spec": {"name": pipeline},
-            "stages": stages,
-        })  # fmt: skip
+        record = run_record(
+            run=f"run-{number}", pipeline=pipeline, started=f"2026-01-0{number + 1}", ended="2026-01-03",
+            spec={"name": pipeline}, stages=stages,
+        )  # fmt: skip
+        store.write_run(record)
     return store
 
 
 def test_the_page_has_the_forms_the_figures_and_the_curves(store: Store, tmp_path: Path) -> None:
     file, record = write_report(store, "shop", None, str(tmp_path / "page.html"))
-    assert record["run"] == "run-0"
+    assert record.run == "run-0"
     text = file.read_text()
     page = Page(text)
     assert [row for row in page.rows if row[0] in ("checkpoint", "Hugging Face folder", "OpenVINO")] == [
@@ -110,17 +111,12 @@ def test_the_page_has_the_forms_the_figures_and_the_curves(store: Store, tmp_pat
 
 
 def test_a_run_that_failed_early_has_a_page(store: Store, tmp_path: Path) -> None:
-    record = {
-        **store.runs()[0],
-        "run": "broken",
-        "started": "2026-02",
-        "status": "failed",
-        "error": "train: no",
-    }
-    record["stages"] = {"prepare": record["stages"]["prepare"]}
-    store.write_run(record)
+    stages = {"prepare": store.runs()[0].stages["prepare"]}
+    store.write_run(
+        replace(store.runs()[0], run="broken", started="2026-02", status="failed", error="train: no", stages=stages)
+    )
     file, found = write_report(store, "shop", None, str(tmp_path / "page.html"))
-    assert found["run"] == "broken"
+    assert found.run == "broken"
     text = file.read_text()
     assert "train: no" in text
     assert "forms" not in text.partition("<body>")[2]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stored import run_record
 
 from models.training.report import Report
 from workflows.runs.page import write_report
@@ -192,11 +193,7 @@ def test_the_page_of_a_run_has_its_search(search: Search, tmp_path: Path, count:
     search.trials += [trial(number, "stopped", [2.0 + number / 100]) for number in range(6, count)]
     store = Store(str(tmp_path / "store"))
     write_search(store, search)
-    store.write_run({
-        "run": "run-0", "pipeline": "shop", "to": "tune", "status": "finished", "host": "here", "process": 1,
-        "started": "2026-01-01", "ended": "2026-01-02", "spec": {},
-        "stages": {"tune": {"key": "abc", "seconds": 9.0}},
-    })  # fmt: skip
+    store.write_run(run_record(to="tune", stages={"tune": {"key": "abc", "seconds": 9.0}}))
     file, _ = write_report(store, "shop", None, str(tmp_path / "page.html"))
     text = file.read_text()
     assert "winner: trial 1 at step 30, held out loss reported 1.2500, measured again 1.2600" in text

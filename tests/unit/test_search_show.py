@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 from rich.text import Text
+from stored import run_record
 
 from models.training.report import Report
 from workflows.cli.trials import trials as command
@@ -180,10 +181,7 @@ def pipeline(tmp_path: Path, search: Search) -> Path:
     write_search(store, search)
     spec = json.loads(read_spec(str(file)).model_dump_json())
     for number, stages in enumerate([{"tune": {"key": search.key, "seconds": 1.0}}, {}]):
-        store.write_run({
-            "run": f"run-{number}", "pipeline": "shop", "started": f"2026-0{number + 1}", "stages": stages,
-            "spec": spec,
-        })  # fmt: skip
+        store.write_run(run_record(run=f"run-{number}", started=f"2026-0{number + 1}", stages=stages, spec=spec))
     return file
 
 
@@ -210,7 +208,7 @@ def test_the_pipeline_file_identifies_the_search_of_a_stopped_run(
 
     done = CliRunner().invoke(command, [str(pipeline)])
     assert "data.sources.0.path: nothing found" in done.output or "no section tune" in done.output
-    monkeypatch.setattr("workflows.runs.state.examine", lambda spec, store: [State()])
+    monkeypatch.setattr("workflows.runs.state.examine", lambda spec, store, last: [State()])
     done = CliRunner().invoke(command, [str(pipeline)])
     assert done.exit_code == 1
     assert "the search of run run-1 has not begun" in done.output

@@ -22,11 +22,11 @@ def test_groups_have_counts_and_the_first_line_of_the_first_file() -> None:
     for order, line in ((1, 2), (0, 7), (0, 5), (1, 1)):
         groups.add(f"unknown role 'r{line}'", order, f"file{order}", line)
     groups.add("not JSON", 0, "file0", 1)
-    first, second = groups.as_dicts()
-    assert first == {
+    first, second = groups.groups()
+    assert first.to_json() == {
         "reason": "unknown role '…'", "count": 4, "file": "file0", "line": 5, "example": "unknown role 'r5'",
     }  # fmt: skip
-    assert second["count"] == 1
+    assert second.count == 1
     assert set_aside_text([first, second], most=1).splitlines() == [
         "  4 x file0:5: unknown role 'r5'", "  1 more for 1 other reasons",
     ]  # fmt: skip
@@ -36,7 +36,7 @@ def test_many_kinds_of_reasons_are_counted_but_not_all_kept() -> None:
     groups = SetAside()
     for number in range(1000):
         groups.add("x" * (number + 1), 0, "file", number)
-    found = groups.as_dicts()
+    found = groups.groups()
     assert len(found) == 201
-    assert found[0]["reason"] == "other reasons"
-    assert sum(group["count"] for group in found) == 1000
+    assert found[0].reason == "other reasons"
+    assert sum(group.count for group in found) == 1000

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from s3_server import S3Server
+from stored import run_record
 
 from models.files import open_uri
 from workflows import store as store_module
@@ -88,10 +89,10 @@ def test_what_an_unfinished_attempt_left_is_cleared(store: Store, model: Path) -
 
 def test_runs_are_listed_oldest_first(store: Store) -> None:
     assert store.runs() == []
-    store.write_run({"run": "b", "started": "2026-02-01"})
-    store.write_run({"run": "a", "started": "2026-01-01"})
-    store.write_run({"run": "a", "started": "2026-01-01", "status": "finished"})
-    assert [(run["run"], run.get("status")) for run in store.runs()] == [("a", "finished"), ("b", None)]
+    store.write_run(run_record(run="b", started="2026-02-01", status="stopped"))
+    store.write_run(run_record(run="a", started="2026-01-01", status="running"))
+    store.write_run(run_record(run="a", started="2026-01-01"))
+    assert [(run.run, run.status) for run in store.runs()] == [("a", "finished"), ("b", "stopped")]
 
 
 def test_a_reader_sees_whole_files_only(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def plan(
     pipeline: str, overrides: tuple[str, ...], insecure: bool, json_lines: bool, cluster_file: str | None
 ) -> None:
     """Show what a run would do and what it needs. Changes nothing; exits with 1 if the run would fail."""
-    from workflows.endpoint.status import check_certificate, living_endpoint
+    from workflows.endpoint.status import check_certificate
     from workflows.runs.plan import plan_of, plan_text
     from workflows.runs.state import examine
 
@@ -66,17 +66,16 @@ def plan(
     if not cluster_file:  # with one, the certificate is a file of another machine
         check_certificate(spec.serve)
     states = examine(spec, store)
-    endpoint = living_endpoint(spec, store, states[-1].key) is not None
     if spec.cluster.address is None or cluster_file:
-        result = plan_of(spec, store, states, endpoint, cluster_file)
+        result = plan_of(spec, store, states, cluster_file)
     else:
         from workflows.cluster.connection import Connection
 
         with Connection(spec.cluster) as connection:
             connection.open()
-            result = plan_of(spec, store, states, endpoint)
-    click.echo(json.dumps(result) if json_lines else plan_text(result))
-    if result["troubles"]:
+            result = plan_of(spec, store, states)
+    click.echo(json.dumps(result.to_json()) if json_lines else plan_text(result))
+    if result.troubles:
         raise SystemExit(1)
 
 
@@ -91,7 +90,7 @@ def prepare(pipeline: str, overrides: tuple[str, ...], json_lines: bool, show: i
         from workflows.runs.state import examine
 
         spec, store = open_pipeline(pipeline, overrides)
-        show_conversations(spec, store, examine(spec, store)[0].key, show, json_lines)
+        show_conversations(spec, store, examine(spec, store, "prepare")[0].key, show, json_lines)
 
 
 @command.command()
@@ -146,7 +145,7 @@ def runs(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
     records = store.runs()
     if json_lines:
         for record in records:
-            click.echo(json.dumps(record))
+            click.echo(json.dumps(record.to_json()))
     else:
         click.echo(runs_text(records))
 
@@ -163,7 +162,7 @@ def report(
 
     spec, store = open_pipeline(pipeline, overrides)
     file, record = write_report(store, spec.name, run_name, output)
-    click.echo(json.dumps({"event": "report", "run": record["run"], "file": str(file)}) if json_lines else str(file))
+    click.echo(json.dumps({"event": "report", "run": record.run, "file": str(file)}) if json_lines else str(file))
 
 
 @command.command()

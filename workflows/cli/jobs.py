@@ -69,16 +69,11 @@ def jobs(address: str, json_lines: bool) -> None:
         for job in found:
             click.echo(json.dumps(asdict(job)))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from workflows.progress import table_text
 
-    table = Table(box=None, pad_edge=False)
-    for title in ("job", "pipeline", "to", "status", "started", "ended"):
-        table.add_column(title, no_wrap=True)
-    for job in found:
-        table.add_row(job.id, job.pipeline, job.to, job.status.lower(), job.started, job.ended or "")
-    width = None if sys.stdout.isatty() else 200
-    Console(highlight=False, width=width).print(table if found else "no jobs yet")
+    headings = ("job", "pipeline", "to", "status", "started", "ended")
+    rows = [(job.id, job.pipeline, job.to, job.status.lower(), job.started, job.ended or "") for job in found]
+    click.echo(table_text(headings, rows) if found else "no jobs yet")
 
 
 @click.command()

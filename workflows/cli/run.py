@@ -43,7 +43,8 @@ def run_to(
         try:
             done = run_stages(spec, store, progress, last, connection.open, force)
             if last == "deploy":
-                _serve(spec, store, done, progress, connection, exit_after_reply)
+                is_new = "deploy" in connection.stages
+                _serve(spec, store, done["deploy"], progress, is_new, exit_after_reply)
             elif not connection.is_open:
                 progress.note("nothing to do")
         finally:
@@ -57,6 +58,8 @@ class _LazyConnection:
         self._spec = spec
         self._store = store
         self._connection: Any = None
+        self.stages: Sequence[str] = ()
+        """those that it was opened for"""
 
     @property
     def is_open(self) -> bool:
@@ -74,7 +77,7 @@ class _LazyConnection:
         from workflows.cluster.connection import Connection
         from workflows.cluster.workers import check_fits
 
-        self._connection = Connection(self._spec.cluster)
+        self.stages, self._connection = stages, Connection(self._spec.cluster)
         self._connection.open()
         if self._spec.cluster.address is not None:
             from workflows.cluster.reach import check_reach
@@ -90,29 +93,24 @@ class _LazyConnection:
 def _serve(
     spec: "PipelineSpec",
     store: "Store",
-    done: "dict[str, Artifact]",
+    deployed: "Artifact",
     progress: "Progress",
-    connection: _LazyConnection,
+    is_new: bool,
     exit_after_reply: bool,
 ) -> None:
-    from workflows.endpoint.status import curl_line, living_endpoint, own_key, someone_may_ask, trust_of
-    from workflows.stages.deploy import deploy
+    """Show the endpoint and, if this run has started it, keep it until Ctrl-C."""
+    from workflows.endpoint.status import curl_line, own_key, someone_may_ask, trust_of
+    from workflows.figures import DeployFigures
 
-    endpoint = living_endpoint(spec, store, done["optimize"].key)
-    already = endpoint is not None
-    if endpoint is None:
-        connection.open(["deploy"])
-        endpoint = deploy(spec, store, done, progress)
-    else:
-        progress.finish("deploy", endpoint.figures, word="up to date")
-    url = str(endpoint.figures["url"])
-    progress.result("endpoint", endpoint.figures, f"chat page: {url}/\n{curl_line(endpoint)}")
+    endpoint = DeployFigures.from_json(deployed.figures)
+    text = f"chat page: {endpoint.url}/\n{curl_line(endpoint, spec.serve)}"
+    progress.result("endpoint", endpoint.to_json(), text)
     if not someone_may_ask(spec, store):
         progress.note("there is no API key yet; create one with `rayconteur keys create PIPELINE NAME`")
     if exit_after_reply:
         with own_key(spec, store) as key:
-            ask_once(url, str(endpoint.figures["model"]), key, progress, trust_of(spec.serve))
-    elif already:
+            ask_once(endpoint.url, endpoint.model, key, progress, trust_of(spec.serve))
+    elif not is_new:
         progress.note("nothing to do")
     elif spec.cluster.address is None:
         progress.note("serving until Ctrl-C")

@@ -5,7 +5,7 @@ Imports neither Ray nor torch.
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,7 +15,7 @@ from workflows.cli.options import open_pipeline, options
 if TYPE_CHECKING:
     from workflows.search.records import Search
     from workflows.spec import PipelineSpec
-    from workflows.store import Store
+    from workflows.store import RunRecord, Store
 
 _DECIDE_THE_SEARCH = ("base_model", "data", "train", "tune")
 
@@ -44,29 +44,26 @@ def find_search(spec: "PipelineSpec", store: "Store", run_name: str | None) -> "
     from workflows.search.records import read_search
 
     record = find_run("trials", store, spec.name, run_name)
-    stage = record["stages"].get("tune")
-    key = stage["key"] if stage else _key_in_progress(spec, store, record)
+    key = record.key_of("tune") or _key_in_progress(spec, store, record)
     search = read_search(store, key)
     if search is None:
-        raise RayconteurError(
-            f"trials: the search of run {record['run']} has not begun; start it with rayconteur tune"
-        )
+        raise RayconteurError(f"trials: the search of run {record.run} has not begun; start it with rayconteur tune")
     return search
 
 
-def _key_in_progress(spec: "PipelineSpec", store: "Store", record: dict[str, Any]) -> str:
+def _key_in_progress(spec: "PipelineSpec", store: "Store", record: "RunRecord") -> str:
     """The key of an unfinished search, from the pipeline file: a run's record only has the key of a finished one."""
     from workflows.runs.state import examine
     from workflows.store import without_secrets
 
     now = json.loads(without_secrets(spec.model_dump_json()))
-    changed = [name for name in _DECIDE_THE_SEARCH if now.get(name) != record["spec"].get(name)]
+    changed = [name for name in _DECIDE_THE_SEARCH if now.get(name) != record.spec.get(name)]
     if changed:
         raise RayconteurError(
-            f"trials: run {record['run']} did not complete a search, and {', '.join(changed)} of the pipeline file "
+            f"trials: run {record.run} did not complete a search, and {', '.join(changed)} of the pipeline file "
             "differs from what it ran with; give the same --set, or name another run with --run"
         )
-    state = next((state for state in examine(spec, store) if state.stage.name == "tune"), None)
+    state = next((state for state in examine(spec, store, "tune") if state.stage.name == "tune"), None)
     if state is None:
         raise RayconteurError(f"trials: pipeline {spec.name} has no section tune, so its runs have no search")
     return state.key

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import RayconteurError
+from workflows.record import JsonObject, Record
 from workflows.spec.section import Section
 
 _Positive = Annotated[float, Field(gt=0.0)] | None
@@ -42,8 +43,8 @@ class Note(Section):
         return {**self.model_dump(), "memory_gb": self.memory_gb or memory_gb}
 
 
-@dataclass(frozen=True)
-class NodeKind:
+@dataclass(frozen=True, kw_only=True)
+class NodeKind(Record):
     """A group of identical nodes."""
 
     name: str
@@ -205,9 +206,9 @@ def _of_ray_up(content: _RayUp) -> list[NodeKind]:
     return kinds
 
 
-def _of_kuberay(file: str, content: dict[str, Any]) -> list[NodeKind]:
+def _of_kuberay(file: str, content: JsonObject) -> list[NodeKind]:
     annotations = _checked(_Metadata, content.get("metadata") or {}, file, "metadata").annotations
-    path = _INSIDE[content["kind"]]
+    path = _INSIDE[str(content["kind"])]
     inside: Any = content
     for name in path:
         inside = inside.get(name) if isinstance(inside, dict) else None

@@ -2,14 +2,14 @@
 
 groups = SetAside()
 groups.add(reason, file, line)
-groups.as_dicts()       # [{"reason", "count", "file", "line", "example"}], the most frequent first
-set_aside_text(groups.as_dicts())
+set_aside_text(groups.groups())
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+from workflows.figures import SetAsideGroup
 
 # Reasons quote values and count characters; what is left is the kind of mistake.
 _QUOTED = re.compile(r"""(?<!\w)'(?:[^'\\]|\\.)*'(?!\w)|"(?:[^"\\]|\\.)*\"""")
@@ -48,24 +48,20 @@ class SetAside:
         group.count += 1
         group.example = min(group.example, found)
 
-    def as_dicts(self) -> list[dict[str, Any]]:
-        """The groups, largest first, as plain data."""
-        groups = sorted(self._groups.items(), key=lambda item: (-item[1].count, item[1].example))
-        return [
-            {"reason": kind, "count": group.count, "file": group.example[2], "line": group.example[1],
-             "example": group.example[3]}
-            for kind, group in groups
-        ]  # fmt: skip
+    def groups(self) -> tuple[SetAsideGroup, ...]:
+        """The groups, largest first."""
+        found = []
+        for kind, group in sorted(self._groups.items(), key=lambda item: (-item[1].count, item[1].example)):
+            _, line, file, example = group.example
+            found.append(SetAsideGroup(reason=kind, count=group.count, file=file, line=line, example=example))
+        return tuple(found)
 
 
-def set_aside_text(groups: Sequence[dict[str, Any]], most: int = _MAX_SHOWN) -> str:
+def set_aside_text(groups: Sequence[SetAsideGroup], most: int = _MAX_SHOWN) -> str:
     """A line for each of the largest groups: its count, and its first line with the whole reason."""
-    lines = [
-        f"  {group['count']:,} x {group['file']}:{group['line']}: {_short(group['example'])}"
-        for group in groups[:most]
-    ]
+    lines = [f"  {group.count:,} x {group.file}:{group.line}: {_short(group.example)}" for group in groups[:most]]
     if rest := groups[most:]:
-        lines.append(f"  {sum(group['count'] for group in rest):,} more for {len(rest)} other reasons")
+        lines.append(f"  {sum(group.count for group in rest):,} more for {len(rest)} other reasons")
     return "\n".join(lines)
 
 

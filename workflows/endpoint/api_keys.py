@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from models.errors import RayconteurError, nearest
 from serve.access.api_keys import NAME_PATTERN, ApiKey, make_key
+from workflows.progress import table_text
 from workflows.store import Store, StoreError
 
 
@@ -105,14 +106,8 @@ def keys_text(keys: list[ApiKey]) -> str:
     """A table of keys."""
     if not keys:
         return "no keys yet"
-    width = max(4, *(len(key.name) for key in keys))
-    lines = [f"{'name':<{width}}  {'made':<25}  {'requests/minute':>15}  tokens/minute"]
-    lines += [
-        f"{key.name:<{width}}  {key.created:<25}  {_limit(key.requests_per_minute):>15}  "
-        f"{_limit(key.tokens_per_minute):>13}"
-        for key in keys
-    ]
-    return "\n".join(lines)
+    rows = [(key.name, key.created, _limit(key.requests_per_minute), _limit(key.tokens_per_minute)) for key in keys]
+    return table_text(("name", "made", "requests/minute", "tokens/minute"), rows, right=(2, 3))
 
 
 def _limit(per_minute: int | None) -> str:

@@ -6,8 +6,9 @@ from typing import Any
 
 from serve.access.api_keys import ApiKey
 from workflows.endpoint.api_keys import KeyFile
+from workflows.figures import OptimizeFigures, Part
 from workflows.spec import PipelineSpec, ServeSpec
-from workflows.stage import DISCRIMINATOR, SHIPPED, StageFailed
+from workflows.stage import DISCRIMINATOR, StageFailed
 from workflows.store import Artifact, Store
 
 # The folder of a release that each engine loads.
@@ -21,8 +22,10 @@ def model_name(spec: PipelineSpec) -> str:
     return spec.serve.model_name or spec.name
 
 
-def chosen_engine(serve: ServeSpec, release: Artifact) -> tuple[str, str]:
-    """The engine to use, and why; raises StageFailed for an engine that is not installed."""
+def chosen_engine(serve: ServeSpec, openvino: Part) -> tuple[str, str]:
+    """The engine to use for a release with or without an OpenVINO export, and why; raises StageFailed for an engine
+    that is not installed.
+    """
     has_vllm = _has_vllm()
     if serve.engine == "vllm" and not has_vllm:
         raise StageFailed(f"serve.engine: {_VLLM_MISSING}, or use torch")
@@ -32,10 +35,9 @@ def chosen_engine(serve: ServeSpec, release: Artifact) -> tuple[str, str]:
         return ("vllm", "replicas have GPUs") if has_vllm else ("torch", f"replicas have GPUs, but {_VLLM_MISSING}")
     if serve.adapters:
         return "torch", "it computes serve.adapters in one batch"
-    export = release.figures["openvino"]
-    if export == "exported":
+    if openvino.is_there:
         return "openvino", "on CPUs, and the release has an OpenVINO export"
-    return "torch", f"the release has no OpenVINO export: {export}"
+    return "torch", f"the release has no OpenVINO export: {openvino.why_not}"
 
 
 def _has_vllm() -> bool:
@@ -57,7 +59,8 @@ def application(
     from serve.deployment.settings import EngineSettings, Scaling, ServedRelease
 
     serve = spec.serve
-    has_discriminator = release.figures.get(DISCRIMINATOR) == SHIPPED
+    discriminator = OptimizeFigures.from_json(release.figures).discriminator
+    has_discriminator = discriminator is not None and discriminator.is_there
     folder, adapters = _served_models(spec, store, release, engine)
     return build(
         ServedRelease(

@@ -4,12 +4,12 @@ import contextlib
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 
 from workflows.endpoint.api_keys import KeyFile
 from workflows.endpoint.application import model_name
+from workflows.figures import DeployFigures
 from workflows.spec import PipelineSpec, ServeSpec
 from workflows.stage import StageFailed
 from workflows.store import Artifact, Store, content_key
@@ -66,7 +66,9 @@ def deployment_key(spec: PipelineSpec, release: str) -> str:
 def living_endpoint(spec: PipelineSpec, store: Store, release: str) -> Artifact | None:
     """The deployment of this release with these settings, if its endpoint answers; otherwise None."""
     url = url_of(spec.serve)
-    deployed = [artifact for artifact in store.all_of("deploy") if artifact.figures["url"] == url]
+    deployed = [
+        artifact for artifact in store.all_of("deploy") if DeployFigures.from_json(artifact.figures).url == url
+    ]
     if not deployed or deployed[-1].key != deployment_key(spec, release):
         return None
     return deployed[-1] if _served_release(url, spec.serve) == release else None
@@ -94,12 +96,9 @@ def own_key(spec: PipelineSpec, store: Store) -> Iterator[str | None]:
         yield key
 
 
-def curl_line(artifact: Artifact) -> str:
+def curl_line(endpoint: DeployFigures, serve: ServeSpec) -> str:
     """A curl command that sends the endpoint a request."""
-    figures: dict[str, Any] = artifact.figures
-    body = f'{{"model": "{figures["model"]}", "messages": [{{"role": "user", "content": "Hello!"}}], "stream": true}}'
-    has_keys = artifact.settings["serve"]["keys"] == "required"
-    key = ' -H "Authorization: Bearer $RAYCONTEUR_API_KEY"' if has_keys else ""
-    tls = artifact.settings["serve"].get("tls")
-    trust = f" --cacert {tls['certificate']}" if tls else ""
-    return f"curl -N{trust} {figures['url']}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
+    body = f'{{"model": "{endpoint.model}", "messages": [{{"role": "user", "content": "Hello!"}}], "stream": true}}'
+    key = ' -H "Authorization: Bearer $RAYCONTEUR_API_KEY"' if serve.keys == "required" else ""
+    trust = f" --cacert {serve.tls.certificate}" if serve.tls else ""
+    return f"curl -N{trust} {endpoint.url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"

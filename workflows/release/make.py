@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from models.errors import RayconteurError
 from models.trees import COLUMNS, sequences_of
 from workflows.corpus.new_model import discriminator_base
+from workflows.figures import Form, FormFigures, OptimizeFigures, Part
+from workflows.record import JsonObject
 from workflows.spec import PipelineSpec
 from workflows.stage import DISCRIMINATOR
 from workflows.store import Store
@@ -27,11 +29,11 @@ _MAX_PROMPT_TOKENS = 128
 _ROUNDED = "rounded"
 
 # What an export in few bits is compared with, and not kept.
-_YARDSTICK = "openvino bf16"
+_YARDSTICK = Form.OPENVINO_BF16
 
 
-def make_release(raw_spec: dict[str, Any], store_uri: str, checkpoint: str, corpus: str, key: str) -> dict[str, Any]:
-    """The figures: `forms`, a row for each; `openvino` is "exported", or says why there is none."""
+def make_release(raw_spec: JsonObject, store_uri: str, checkpoint: str, corpus: str, key: str) -> OptimizeFigures:
+    """Write the release of the training `checkpoint`, and compare its forms on the conversations of `corpus`."""
     from models.base.discriminator import release_discriminator
     from models.base.load import resolve
     from models.export.release import release, round_to_steps
@@ -53,7 +55,7 @@ def make_release(raw_spec: dict[str, Any], store_uri: str, checkpoint: str, corp
             read("held_out", _PROBE_CONVERSATIONS),
             spec.optimize.max_perplexity_increase,
         )
-        forms = {"model": figures}
+        forms = {Form.MODEL: figures}
         if spec.optimize.weights == "int4":
             round_to_steps(folder / "model", folder / _ROUNDED, read("train", _CALIBRATION_CONVERSATIONS))
         openvino = _export(spec, folder, probe, forms)
@@ -67,25 +69,25 @@ def make_release(raw_spec: dict[str, Any], store_uri: str, checkpoint: str, corp
         for form in forms:
             if form != _YARDSTICK:
                 store.add_folder(str(folder / form), "optimize", key, form)
-    return {
-        "openvino": openvino,
-        "checkpoint_perplexity": round(probe.perplexity, 4),
-        "held_out_tokens": len(probe.batch.targets),
-        "forms": [{"form": form, "kept": form != _YARDSTICK, **row} for form, row in forms.items()],
-    }
+    return OptimizeFigures(
+        openvino=openvino,
+        checkpoint_perplexity=round(probe.perplexity, 4),
+        held_out_tokens=len(probe.batch.targets),
+        forms=tuple(FormFigures(form=form, kept=form != _YARDSTICK, **row) for form, row in forms.items()),
+    )
 
 
-def _export(spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[str, "Figures"]) -> str:
-    """Add the OpenVINO export to `forms`; "exported", or why there is none."""
+def _export(spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[Form, "Figures"]) -> Part:
+    """Add the OpenVINO export to `forms`, if there is one."""
     from models.export.openvino_export import folder_refusal
 
     weights = spec.optimize.weights
     if not spec.serve.may_use_openvino:
-        return "serve.engine and serve.gpus_per_replica do not use it"
+        return Part("serve.engine and serve.gpus_per_replica do not use it")
     refusal = folder_refusal(folder / "model")
     if refusal is None:
         forms |= _exports(spec, folder, probe)
-        return "exported"
+        return Part()
     if spec.serve.engine == "openvino":
         raise RayconteurError(f"serve.engine: openvino cannot serve this model: {refusal}; use auto or torch")
     if spec.optimize.is_rounded and not spec.optimize.targets:
@@ -93,10 +95,10 @@ def _export(spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[str, "
             f"optimize.weights: {weights} needs an OpenVINO export or a target, and there is none: {refusal}; "
             "take bf16"
         )
-    return refusal
+    return Part(refusal)
 
 
-def _exports(spec: PipelineSpec, folder: Path, probe: "Probe") -> dict[str, "Figures"]:
+def _exports(spec: PipelineSpec, folder: Path, probe: "Probe") -> dict[Form, "Figures"]:
     """The OpenVINO export, after the one that it is compared with where it has few bits."""
     from models.export.release import release_for_openvino
 
@@ -108,31 +110,33 @@ def _exports(spec: PipelineSpec, folder: Path, probe: "Probe") -> dict[str, "Fig
     else:
         found = release_for_openvino(model, {"bf16": yardstick}, weights, probe)
         found |= release_for_openvino(folder / _ROUNDED, {weights: folder / "openvino"}, weights, probe)
-    return {"openvino" if name == weights else _YARDSTICK: figures for name, figures in found.items()}
+    return {Form.OPENVINO if name == weights else _YARDSTICK: figures for name, figures in found.items()}
 
 
-def _write_targets(spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[str, "Figures"]) -> None:
+def _write_targets(spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[Form, "Figures"]) -> None:
     from models.export.release import release_as_gguf, release_for_vllm
 
     weights = spec.optimize.weights
     model = folder / (_ROUNDED if weights == "int4" else "model")
     if "vllm" in spec.optimize.targets:
-        forms["vllm"] = release_for_vllm(model, folder / "vllm", weights, probe)
+        forms[Form.VLLM] = release_for_vllm(model, folder / "vllm", weights, probe)
     if "gguf" in spec.optimize.targets:
-        forms["gguf"] = release_as_gguf(model, folder / "gguf", weights, spec.name, probe)
+        forms[Form.GGUF] = release_as_gguf(model, folder / "gguf", weights, spec.name, probe)
 
 
 def _speeds(
-    spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[str, "Figures"]
-) -> dict[str, dict[str, float]]:
+    spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[Form, "Figures"]
+) -> dict[Form, dict[str, float]]:
     """Of the forms that an engine of ours loads."""
     from serve.engines.openvino import OpenVINOEngine
     from serve.engines.torch import TorchEngine
     from workflows.release.speed import measure
 
     threads = max(1, int(spec.optimize_cpus))
-    engines: dict[str, Callable[[], Engine]] = {"model": lambda: TorchEngine(folder / "model", num_threads=threads)}
-    for form in (_YARDSTICK, "openvino"):
+    engines: dict[Form, Callable[[], Engine]] = {
+        Form.MODEL: lambda: TorchEngine(folder / "model", num_threads=threads)
+    }
+    for form in (_YARDSTICK, Form.OPENVINO):
         if form in forms:
             engines[form] = lambda form=form: OpenVINOEngine(folder / form, num_threads=threads)  # type: ignore[misc]
     input_ids, supervised = probe.conversations[0]

@@ -8,27 +8,32 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, aclosing, closing
+from typing import TypeVar
 
 from serve.engines.base import Engine, GenerationRequest
+
+_Name = TypeVar("_Name", bound=str)
 
 _ROUNDS = 3
 _REPLY_TOKENS = 24
 
 
-def measure(engines: Mapping[str, Callable[[], Engine]], prompt_ids: Sequence[int]) -> dict[str, dict[str, float]]:
+def measure(
+    engines: Mapping[_Name, Callable[[], Engine]], prompt_ids: Sequence[int]
+) -> dict[_Name, dict[str, float]]:
     """For each engine `load_s`, from nothing to ready, and `tokens_per_second` of one greedy reply after its first.
 
     All are loaded before the first reply, and take turns, so that what else the machine does meets all of them; the
     rate is the median of three replies.
     """
-    found: dict[str, dict[str, float]] = {}
+    found: dict[_Name, dict[str, float]] = {}
     with ExitStack() as open_engines:
-        loaded: dict[str, Engine] = {}
+        loaded: dict[_Name, Engine] = {}
         for name, load in engines.items():
             began = time.monotonic()
             loaded[name] = open_engines.enter_context(closing(load()))
             found[name] = {"load_s": round(time.monotonic() - began, 2)}
-        rates: dict[str, list[float]] = {name: [] for name in loaded}
+        rates: dict[_Name, list[float]] = {name: [] for name in loaded}
         for _ in range(_ROUNDS):
             for name, engine in loaded.items():
                 rates[name].append(asyncio.run(_tokens_per_second(engine, list(prompt_ids))))

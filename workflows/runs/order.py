@@ -3,19 +3,19 @@
 prepare -> (reference ->) (tune ->) train -> evaluate -> optimize -> deploy
 """
 
-from typing import Any
-
 import pyarrow as pa
 
 from models.base import load as base
 from models.files import open_uri
 from workflows.corpus.files.sources import source_files
+from workflows.figures import OptimizeFigures
+from workflows.record import JsonObject
 from workflows.spec import NEW_MODEL, AdversarialSpec, DistillRepliesSpec, DistillSpec, PipelineSpec, SpinSpec
-from workflows.stage import STAGE_NAMES, Stage, StageFailed
-from workflows.store import fingerprint, without_secrets
+from workflows.stage import STAGE_NAMES, Context, Keys, Stage, StageFailed
+from workflows.store import Artifact, Store, fingerprint, without_secrets
 
 
-def _prepare_settings(spec: PipelineSpec) -> dict[str, Any]:
+def _prepare_settings(spec: PipelineSpec) -> JsonObject:
     files = [[file.fingerprint, file.limit] for file in source_files(spec)]
     section = {**spec.data.result_fields(), "sources": files}
     if spec.data.chat_template is not None:
@@ -24,17 +24,17 @@ def _prepare_settings(spec: PipelineSpec) -> dict[str, Any]:
     return {"data": section, "base_model": _base(spec), "examples": examples}
 
 
-def _base(spec: PipelineSpec) -> Any:
+def _base(spec: PipelineSpec) -> object:
     """What decides the base model's weights and tokens; of a new one also the data, which `prepare` depends on."""
     if spec.base_model == NEW_MODEL:
         return {NEW_MODEL: spec.new_model.result_fields()}
     return base.identity(spec.base_model)
 
 
-def _reference_settings(spec: PipelineSpec) -> dict[str, Any]:
+def _reference_settings(spec: PipelineSpec) -> JsonObject:
     """Nothing of what training does with the values: a change of beta computes none again."""
     objective = spec.train.objective
-    settings: dict[str, Any] = {"computes": objective.reference, "precision": spec.train.precision}
+    settings: dict[str, object] = {"computes": objective.reference, "precision": spec.train.precision}
     if isinstance(objective, DistillSpec):
         return {**settings, "model": base.identity(objective.teacher), "top_k": objective.top_k}
     if isinstance(objective, DistillRepliesSpec):
@@ -45,16 +45,16 @@ def _reference_settings(spec: PipelineSpec) -> dict[str, Any]:
     return {**settings, "model": _base(spec)}
 
 
-def _tune_settings(spec: PipelineSpec) -> dict[str, Any]:
+def _tune_settings(spec: PipelineSpec) -> JsonObject:
     assert spec.tune is not None
     return {"tune": spec.tune.result_fields(), **_train_settings(spec)}
 
 
-def _train_settings(spec: PipelineSpec) -> dict[str, Any]:
+def _train_settings(spec: PipelineSpec) -> JsonObject:
     return {"train": spec.train.result_fields(), "base_model": _base(spec)}
 
 
-def _evaluate_settings(spec: PipelineSpec) -> dict[str, Any]:
+def _evaluate_settings(spec: PipelineSpec) -> JsonObject:
     section = spec.evaluate.result_fields()
     if not isinstance(spec.train.objective, AdversarialSpec):
         del section["pair"]
@@ -71,8 +71,33 @@ def _fingerprint_of(field: str, uri: str) -> str:
         raise StageFailed(f"{field}: cannot read {without_secrets(uri)}: {error}") from error
 
 
-def _optimize_settings(spec: PipelineSpec) -> dict[str, Any]:
+def _optimize_settings(spec: PipelineSpec) -> JsonObject:
     return {"optimize": spec.optimize.result_fields(), "for_openvino": spec.serve.may_use_openvino}
+
+
+def _deploy_settings(spec: PipelineSpec) -> JsonObject:
+    return {"serve": spec.serve.result_fields()}
+
+
+def _deploy_key(spec: PipelineSpec, inputs: Keys) -> str:
+    from workflows.endpoint.status import deployment_key
+
+    return deployment_key(spec, inputs["optimize"])
+
+
+def _living_endpoint(spec: PipelineSpec, store: Store, inputs: Keys) -> Artifact | None:
+    from workflows.endpoint.status import living_endpoint
+
+    return living_endpoint(spec, store, inputs["optimize"])
+
+
+def _deploy_detail(context: Context) -> str:
+    from workflows.endpoint.application import chosen_engine
+    from workflows.endpoint.status import url_of
+
+    release, serve = context.inputs["optimize"], context.spec.serve
+    engine, reason = chosen_engine(serve, OptimizeFigures.from_json(release.figures).openvino)
+    return f"release {release.key} to {url_of(serve)} (Ray Serve); engine {engine}: {reason}"
 
 
 STAGES = (
@@ -87,7 +112,12 @@ STAGES = (
     ),
     Stage("train", 1, ("prepare", "reference", "tune"), _train_settings, "fine-tune (Ray Train, DeepSpeed)"),
     Stage("evaluate", 1, ("prepare", "train"), _evaluate_settings, "compare tuned and base model (Ray Data)"),
-    Stage("optimize", 3, ("train",), _optimize_settings, "checkpoint to release"),
+    Stage("optimize", 3, ("train",), _optimize_settings, "checkpoint to release", also_reads=("prepare",)),
+    Stage(
+        "deploy", None, ("evaluate", "optimize"), _deploy_settings, "release to endpoint (Ray Serve)",
+        key=_deploy_key, find=_living_endpoint, detail=_deploy_detail,
+        not_found="no endpoint of this release answers",
+    ),
 )  # fmt: skip
 
-assert (*(stage.name for stage in STAGES), "deploy") == STAGE_NAMES  # the last keeps no artifact but an endpoint
+assert tuple(stage.name for stage in STAGES) == STAGE_NAMES

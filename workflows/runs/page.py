@@ -3,18 +3,21 @@
 rayconteur report PIPELINE
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from workflows.figures import OptimizeFigures
 from workflows.progress import duration, figure
+from workflows.record import JsonObject
 from workflows.release.table import HEADINGS, forms_table
 from workflows.runs.records import find_run, status_of
 from workflows.search.records import Search, read_search
 from workflows.search.table import headings, headline, ranked, trial_rows, winner_line, winner_values
 from workflows.stage import STAGE_NAMES
-from workflows.store import Artifact, Store
+from workflows.store import Artifact, RunRecord, Store
 from workflows.training.curves import curves_figure
 from workflows.training.history import History
 
@@ -22,23 +25,24 @@ _TEMPLATE = "page.html.j2"
 _MAX_OPEN_TRIALS = 30
 
 
-def write_report(store: Store, pipeline: str, run: str | None, output: str | None) -> tuple[Path, dict[str, Any]]:
+def write_report(store: Store, pipeline: str, run: str | None, output: str | None) -> tuple[Path, RunRecord]:
     """Write the page of a run, the pipeline's last one if `run` is None; its file, and the run's record.
 
     Raises RayconteurError where there is no such run.
     """
     record = find_run("report", store, pipeline, run)
-    file = Path(output or f"{record['run']}.html").resolve()
+    file = Path(output or f"{record.run}.html").resolve()
     file.write_text(_page(store, record), encoding="utf-8")
     return file, record
 
 
-def _page(store: Store, record: dict[str, Any]) -> str:
+def _page(store: Store, record: RunRecord) -> str:
     import jinja2
 
     artifacts = _artifacts(store, record)
     optimize, evaluate = artifacts.get("optimize"), artifacts.get("evaluate")
-    search = read_search(store, record["stages"]["tune"]["key"]) if "tune" in record["stages"] else None
+    tune, release = record.key_of("tune"), optimize and OptimizeFigures.from_json(optimize.figures)
+    search = read_search(store, tune) if tune else None
     is_drawn = search is not None or "train" in artifacts
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
@@ -47,67 +51,82 @@ def _page(store: Store, record: dict[str, Any]) -> str:
     return environment.get_template(_TEMPLATE).render(
         record=record,
         status=status_of(record),
-        took=duration(sum(entry["seconds"] for entry in record["stages"].values())),
+        took=duration(sum(entry.seconds for entry in record.stages.values())),
         stages=[_stage(artifact) for artifact in artifacts.values()],
         headings=HEADINGS,
-        forms=forms_table(optimize.figures) if optimize else [],
-        optimize=optimize.figures if optimize else {},
+        forms=forms_table(release) if release else [],
+        optimize=release,
         scorecard=_read_scorecard(store, evaluate) if evaluate else None,
         plotly=_plotly() if is_drawn else "",
         search=_search(search) if search else None,
         curves=_curves(store, artifacts["train"]) if "train" in artifacts else "",
-        spec=yaml.safe_dump(record["spec"], sort_keys=False, allow_unicode=True),
+        spec=yaml.safe_dump(record.spec, sort_keys=False, allow_unicode=True),
         versions=next((artifact.versions for artifact in reversed(list(artifacts.values()))), {}),
     )
 
 
-def _artifacts(store: Store, record: dict[str, Any]) -> dict[str, Artifact]:
+def _artifacts(store: Store, record: RunRecord) -> dict[str, Artifact]:
     """What the run's stages left, in their order, and the endpoint made of its release."""
-    found = {name: store.find(name, entry["key"]) for name, entry in record["stages"].items()}
-    release = record["stages"].get("optimize", {}).get("key")
+    found = {name: store.find(name, entry.key) for name, entry in record.stages.items()}
+    release = record.key_of("optimize")
     endpoints = [artifact for artifact in store.all_of("deploy") if artifact.inputs.get("optimize") == release]
     if release and endpoints:
         found["deploy"] = endpoints[-1]
     return {name: artifact for name in STAGE_NAMES if (artifact := found.get(name)) is not None}
 
 
-def _stage(artifact: Artifact) -> dict[str, Any]:
-    """A stage as the page shows it; numbers as a person reads them, no lists."""
-    shown: dict[str, str] = {
+@dataclass(frozen=True)
+class _StageRow:
+    """A stage as the page shows it."""
+
+    name: str
+    key: str
+    took: str
+    figures: dict[str, str]
+    """numbers as a person reads them, no lists"""
+
+
+def _stage(artifact: Artifact) -> _StageRow:
+    shown = {
         name.replace("_", " "): figure(value)
         for name, value in artifact.figures.items()
         if not isinstance(value, list | dict)
     }
-    return {
-        "name": artifact.stage,
-        "key": artifact.key,
-        "started": artifact.started,
-        "took": duration(artifact.seconds),
-        "figures": shown,
-    }
+    return _StageRow(artifact.stage, artifact.key, duration(artifact.seconds), shown)
 
 
-def _read_scorecard(store: Store, artifact: Artifact) -> dict[str, Any]:
-    found = store.read_json(store.path("evaluate", artifact.key, "scorecard.json"))
-    return found or artifact.figures | {"questions": [], "replies": []}
+def _read_scorecard(store: Store, artifact: Artifact) -> JsonObject:
+    found: JsonObject | None = store.read_json(store.path("evaluate", artifact.key, "scorecard.json"))
+    return found or {**artifact.figures, "questions": [], "replies": []}
 
 
-def _search(search: Search) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _SearchPart:
+    how: str
+    headline: str
+    winner: str
+    values: dict[str, str]
+    plots: list[str]
+    headings: list[str]
+    trials: list[list[str]]
+    is_long: bool
+
+
+def _search(search: Search) -> _SearchPart:
     """A search as the page shows it."""
     from workflows.search.plots import importance_bars, metric_over_steps, parallel_coordinates, pareto
 
     figures = [draw(search) for draw in (parallel_coordinates, metric_over_steps, importance_bars, pareto)]
-    return {
-        "key": search.key,
-        "how": f"{search.searcher}, {search.scheduler}",
-        "headline": headline(search),
-        "winner": winner_line(search),
-        "values": winner_values(search),
-        "plots": [_drawn(figure) for figure in figures if figure is not None],
-        "headings": headings(search),
-        "trials": trial_rows(search, ranked(search)),
-        "is_long": len(search.trials) > _MAX_OPEN_TRIALS,
-    }
+    return _SearchPart(
+        how=f"{search.searcher}, {search.scheduler}",
+        headline=headline(search),
+        winner=winner_line(search),
+        values=winner_values(search),
+        plots=[_drawn(figure) for figure in figures if figure is not None],
+        headings=headings(search),
+        trials=trial_rows(search, ranked(search)),
+        is_long=len(search.trials) > _MAX_OPEN_TRIALS,
+    )
 
 
 def _curves(store: Store, artifact: Artifact) -> str:

@@ -1,12 +1,15 @@
 """plan: what a run would do, what it asks for and what is there; changes nothing."""
 
 import os
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from workflows.cluster.capacity import Resources, nodes_of_cluster, trials_at_once, why_none_fits
 from workflows.cluster.cluster_file import read_cluster_file
 from workflows.corpus.files.sources import PACKED, source_files
-from workflows.runs.plan_cluster import lines_on, plan_on, training_memory_gb
+from workflows.figures import PrepareFigures
+from workflows.record import Record, optional
+from workflows.runs.plan_cluster import ClusterPlan, lines_on, plan_on, training_memory_gb
 from workflows.runs.state import StageState
 from workflows.spec import PipelineSpec
 from workflows.spec.space import trials_wanted
@@ -20,32 +23,106 @@ _BYTES_PER_TOKEN = 4.6
 _PACKED_FACTOR = 4.0
 
 
-def plan_of(
-    spec: PipelineSpec,
-    store: Store,
-    states: list[StageState],
-    endpoint_lives: bool,
-    cluster_file: str | None = None,
-) -> dict[str, Any]:
-    """The plan as plain data; on a cluster that is not there yet if its file is given."""
-    stages = [_row(state.stage.name, state.artifact is not None, state.reason) for state in states]
-    stages.append(_row("deploy", endpoint_lives, "no endpoint of this release answers"))
+@dataclass(frozen=True, kw_only=True)
+class StageRow(Record):
+    """Whether a stage will run, and why."""
+
+    stage: str
+    up_to_date: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class There(Record):
+    """What the cluster or this machine has."""
+
+    cpus: float
+    gpus: float
+    memory_gb: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchAsks(Record):
+    """What each trial of a search asks for."""
+
+    workers: int
+    cpus: float
+    gpus: float
+    trials: int | None
+    at_once: int
+    fits: bool
+    why_not: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageAsks(Record):
+    """What a stage asks for."""
+
+    workers: int
+    most_workers: int | None = optional()
+    """where it takes more, if there are more"""
+    cpus: float
+    gpus: float
+    fits: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourcesPlan(Record):
+    """What is there, and what each stage asks for."""
+
+    there: There
+    asked: Mapping[str, SearchAsks | StageAsks]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan(Record):
+    """A training, or a trial of a search, in numbers."""
+
+    tokens_per_epoch: int
+    tokens_are_estimated: bool
+    steps: int
+    pair_steps: int
+    tokens: int
+    memory_gb_per_worker: float | None
+    """None until the base model is on this machine"""
+    is_of_a_trial: bool
+    conversations_are: str | None
+    """how the model reads conversations, where it does not read them packed"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Record):
+    """What a run would do and need."""
+
+    pipeline: str
+    stages: tuple[StageRow, ...]
+    cluster: ClusterPlan | None = optional()
+    """on a cluster that is not there yet, if its file is given"""
+    resources: ResourcesPlan | None = optional()
+    """else"""
+    training: TrainingPlan
+    troubles: tuple[str, ...]
+    """why the run would fail"""
+
+
+def plan_of(spec: PipelineSpec, store: Store, states: list[StageState], cluster_file: str | None = None) -> Plan:
+    """The plan; on a cluster that is not there yet if its file is given."""
     training = _training(spec, store, states[0])
-    where = (
-        {"cluster": plan_on(spec, read_cluster_file(cluster_file), training["tokens"])}
-        if cluster_file
-        else {"resources": _resources(spec)}
-    )
     will_train = any(state.stage.name in ("tune", "train") and state.artifact is None for state in states)
-    found = troubles(spec) if will_train else []
-    return {"pipeline": spec.name, "stages": stages, **where, "training": training, "troubles": found}
+    return Plan(
+        pipeline=spec.name,
+        stages=tuple(
+            StageRow(stage=state.stage.name, up_to_date=state.artifact is not None, reason=state.reason)
+            for state in states
+        ),
+        cluster=plan_on(spec, read_cluster_file(cluster_file), training.tokens) if cluster_file else None,
+        resources=None if cluster_file else _resources(spec),
+        training=training,
+        troubles=tuple(troubles(spec)) if will_train else (),
+    )
 
 
-def _row(stage: str, up_to_date: bool, reason: str) -> dict[str, Any]:
-    return {"stage": stage, "up_to_date": up_to_date, "reason": "" if up_to_date else reason}
-
-
-def _resources(spec: PipelineSpec) -> dict[str, Any]:
+def _resources(spec: PipelineSpec) -> ResourcesPlan:
     train, evaluate, serve = spec.train, spec.evaluate, spec.serve
     most = {"train": train.max_workers, "reference": train.min_workers}
     asked = {
@@ -56,47 +133,57 @@ def _resources(spec: PipelineSpec) -> dict[str, Any]:
     if spec.train.objective.reference != "none":
         asked = {"reference": asked["train"], **asked}
     there = _there(spec)
-    rows: dict[str, Any] = {}
+    rows: dict[str, SearchAsks | StageAsks] = {}
     if spec.tune is not None:
         del asked["train"]  # it takes the winner's checkpoint
-        nodes = _nodes(spec, there)
-        rows["tune"] = {
-            "workers": train.min_workers,
-            "cpus": train.min_workers * train.cpus_per_worker,
-            "gpus": float(train.min_workers * train.gpus_per_worker),
-            "trials": trials_wanted(spec.tune),
-            "at_once": trials_at_once(spec, nodes),
-            "fits": not why_none_fits(nodes, train),
-            "why_not": why_none_fits(nodes, train),
-        }
+        rows["tune"] = _search(spec, _nodes(spec, there))
     for stage, (workers, cpus, gpus) in asked.items():
-        fits = workers * cpus <= there["cpus"] and workers * gpus <= there["gpus"]
-        up_to = {"most_workers": most[stage]} if most.get(stage, workers) != workers else {}
-        rows[stage] = {"workers": workers, **up_to, "cpus": workers * cpus, "gpus": workers * gpus, "fits": fits}
-    return {"there": there, "asked": rows}
+        rows[stage] = StageAsks(
+            workers=workers,
+            most_workers=most[stage] if most.get(stage, workers) != workers else None,
+            cpus=workers * cpus,
+            gpus=workers * gpus,
+            fits=workers * cpus <= there.cpus and workers * gpus <= there.gpus,
+        )
+    return ResourcesPlan(there=there, asked=rows)
 
 
-def _there(spec: PipelineSpec) -> dict[str, Any]:
+def _search(spec: PipelineSpec, nodes: list[Resources]) -> SearchAsks:
+    train = spec.train
+    assert spec.tune is not None
+    why_not = why_none_fits(nodes, train)
+    return SearchAsks(
+        workers=train.min_workers,
+        cpus=train.min_workers * train.cpus_per_worker,
+        gpus=float(train.min_workers * train.gpus_per_worker),
+        trials=trials_wanted(spec.tune),
+        at_once=trials_at_once(spec, nodes),
+        fits=not why_not,
+        why_not=why_not,
+    )
+
+
+def _there(spec: PipelineSpec) -> There:
     if spec.cluster.address is not None:
         import ray
 
         have = ray.cluster_resources()
-        return {"cpus": have.get("CPU", 0.0), "gpus": have.get("GPU", 0.0), "memory_gb": have.get("memory", 0) / 1e9}
+        return There(cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0), memory_gb=have.get("memory", 0) / 1e9)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     gpus = len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])
-    return {"cpus": spec.cluster.num_cpus or os.cpu_count() or 1, "gpus": gpus, "memory_gb": round(memory, 1)}
+    return There(cpus=spec.cluster.num_cpus or os.cpu_count() or 1, gpus=gpus, memory_gb=round(memory, 1))
 
 
-def _nodes(spec: PipelineSpec, there: dict[str, Any]) -> list[Resources]:
+def _nodes(spec: PipelineSpec, there: There) -> list[Resources]:
     if spec.cluster.address is not None:
         return nodes_of_cluster(spec.cluster)
-    return [{"CPU": there["cpus"], "GPU": there["gpus"], "memory": there["memory_gb"] * 1e9}]
+    return [{"CPU": there.cpus, "GPU": there.gpus, "memory": there.memory_gb * 1e9}]
 
 
-def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> dict[str, Any]:
+def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> TrainingPlan:
     train, corpus = spec.train, prepare.artifact
     if corpus is not None:
-        tokens = corpus.figures["tokens"]
+        tokens = PrepareFigures.from_json(corpus.figures).tokens
         in_epoch = steps_per_epoch(train, store, prepare.key)
     else:
         tokens = _estimated_tokens(spec)
@@ -105,17 +192,17 @@ def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> dict[str
     steps = num_steps(train, in_epoch)
     memory = training_memory_gb(spec.base_model, train)
     reading = known_reading(spec)
-    return {
-        "tokens_per_epoch": tokens,
+    return TrainingPlan(
+        tokens_per_epoch=tokens,
         # A teacher's replies have other lengths than those that they replace.
-        "tokens_are_estimated": corpus is None or train.objective.reference == "replies",
-        "steps": steps,
-        "pair_steps": train.pair_steps,
-        "tokens": int(tokens * steps / in_epoch),
-        "memory_gb_per_worker": None if memory is None else round(memory, 1),
-        "is_of_a_trial": spec.tune is not None,
-        "conversations_are": reading_text(reading) if reading and reading.how != "packed" else None,
-    }
+        tokens_are_estimated=corpus is None or train.objective.reference == "replies",
+        steps=steps,
+        pair_steps=train.pair_steps,
+        tokens=int(tokens * steps / in_epoch),
+        memory_gb_per_worker=None if memory is None else round(memory, 1),
+        is_of_a_trial=spec.tune is not None,
+        conversations_are=reading_text(reading) if reading and reading.how != "packed" else None,
+    )
 
 
 def _estimated_tokens(spec: PipelineSpec) -> int:
@@ -126,46 +213,48 @@ def _estimated_tokens(spec: PipelineSpec) -> int:
     return max(1, int(total * (1 - spec.data.held_out_share)))
 
 
-def plan_text(plan: dict[str, Any]) -> str:
+def plan_text(plan: Plan) -> str:
     """The plan as a person reads it."""
-    lines = [f"pipeline {plan['pipeline']}"]
-    for row in plan["stages"]:
-        word = "up to date" if row["up_to_date"] else f"will run: {row['reason']}"
-        lines.append(f"  {row['stage']:<9} {word}")
-    if "cluster" in plan:
-        lines += lines_on(plan["cluster"])
-    else:
-        lines += _resource_lines(plan["resources"])
-    training = plan["training"]
-    about = "about " if training["tokens_are_estimated"] else ""
-    memory = training["memory_gb_per_worker"]
-    what = "a trial" if training["is_of_a_trial"] else "training"
-    pair = (
-        f" of likelihood training, then up to {training['pair_steps']:,} of the pair, as long again for the control"
-        if training["pair_steps"]
-        else ""
-    )
-    lines.append(
-        f"{what}: {about}{training['tokens']:,} tokens in {about}{training['steps']:,} steps{pair}, "
-        + (f"about {memory:g} GB a worker" if memory else "memory unknown until the base model is here")
-    )
-    if training["conversations_are"] is not None:
-        lines.append(f"  {training['conversations_are']}")
-    lines += [f"WILL FAIL: {trouble}" for trouble in plan["troubles"]]
+    lines = [f"pipeline {plan.pipeline}"]
+    for row in plan.stages:
+        word = "up to date" if row.up_to_date else f"will run: {row.reason}"
+        lines.append(f"  {row.stage:<9} {word}")
+    lines += lines_on(plan.cluster) if plan.cluster else []
+    lines += _resource_lines(plan.resources) if plan.resources else []
+    lines += _training_lines(plan.training)
+    lines += [f"WILL FAIL: {trouble}" for trouble in plan.troubles]
     return "\n".join(lines)
 
 
-def _resource_lines(resources: dict[str, Any]) -> list[str]:
-    there = resources["there"]
-    lines = [f"there: {there['cpus']:g} CPUs, {there['gpus']:g} GPUs, {there['memory_gb']:g} GB of memory"]
-    for stage, row in resources["asked"].items():
-        verdict = "fits" if row["fits"] else "DOES NOT FIT"
-        gpus = f", {row['gpus']:g} GPUs" if row["gpus"] else ""
-        more = f" (up to {row['most_workers']})" if "most_workers" in row else ""
-        if "at_once" in row:
-            trials = f"{row['trials']} trials, " if row["trials"] else ""
-            more = f" a trial; {trials}{row['at_once']} at once"
-        lines.append(f"  {stage:<9} needs {row['workers']} x worker{more}: {row['cpus']:g} CPUs{gpus}: {verdict}")
-        if row.get("why_not"):
-            lines.append(f"            {row['why_not']}")
+def _training_lines(training: TrainingPlan) -> list[str]:
+    about = "about " if training.tokens_are_estimated else ""
+    memory = training.memory_gb_per_worker
+    what = "a trial" if training.is_of_a_trial else "training"
+    pair = (
+        f" of likelihood training, then up to {training.pair_steps:,} of the pair, as long again for the control"
+        if training.pair_steps
+        else ""
+    )
+    line = f"{what}: {about}{training.tokens:,} tokens in {about}{training.steps:,} steps{pair}, " + (
+        f"about {memory:g} GB a worker" if memory else "memory unknown until the base model is here"
+    )
+    return [line, *([] if training.conversations_are is None else [f"  {training.conversations_are}"])]
+
+
+def _resource_lines(resources: ResourcesPlan) -> list[str]:
+    there = resources.there
+    lines = [f"there: {there.cpus:g} CPUs, {there.gpus:g} GPUs, {there.memory_gb:g} GB of memory"]
+    for stage, row in resources.asked.items():
+        verdict = "fits" if row.fits else "DOES NOT FIT"
+        gpus = f", {row.gpus:g} GPUs" if row.gpus else ""
+        lines.append(f"  {stage:<9} needs {row.workers} x worker{_more(row)}: {row.cpus:g} CPUs{gpus}: {verdict}")
+        if isinstance(row, SearchAsks) and row.why_not:
+            lines.append(f"            {row.why_not}")
     return lines
+
+
+def _more(row: SearchAsks | StageAsks) -> str:
+    if isinstance(row, SearchAsks):
+        trials = f"{row.trials} trials, " if row.trials else ""
+        return f" a trial; {trials}{row.at_once} at once"
+    return f" (up to {row.most_workers})" if row.most_workers else ""

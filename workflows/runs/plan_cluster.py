@@ -1,18 +1,53 @@
 """plan against a cluster file: for every stage its nodes, what comes up, what it costs; or what would fit instead."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from models.base.sizes import known_sizes
 from models.training.memory import estimate_training_memory
 from workflows.cluster.cluster_file import NodeKind
 from workflows.cluster.fit import UTILISATION, Fit, Need, fit_stage, hours, in_all
+from workflows.record import Record, optional
 from workflows.spec import AdapterSpec, PipelineSpec, TrainSpec, ZeroSpec
 
 # A group of ZeRO that is larger is not proposed; nor fewer tokens at a time.
 _MAX_PROPOSED = 1024
 _FEW_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRow(Record):
+    """How a stage fits on the nodes of a cluster."""
+
+    workers: int
+    each: str
+    """what a worker asks for, in words"""
+    fits: bool
+    nodes: Mapping[str, int]
+    """of each kind, those that it takes"""
+    come_up: Mapping[str, int]
+    """of them, those that the cluster starts for it"""
+    price_per_hour: float | None
+    why_not: str
+    would_fit: tuple[str, ...]
+    """what would fit instead, in words"""
+    hours: float | None = optional()
+    """of a training, where the GPUs' rate is known"""
+    price: float | None = None
+    trials_at_once: int | None = optional()
+
+    def to_json(self) -> dict[str, object]:
+        """Hours and price are there together."""
+        plain = super().to_json()
+        return plain if self.hours is not None else {name: plain[name] for name in plain if name != "price"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterPlan(Record):
+    """How every stage fits on a cluster."""
+
+    nodes: tuple[NodeKind, ...]
+    stages: Mapping[str, FitRow]
 
 
 def training_memory_gb(base_model: str, train: TrainSpec) -> float | None:
@@ -32,8 +67,8 @@ def training_memory_gb(base_model: str, train: TrainSpec) -> float | None:
     ).total_gb
 
 
-def plan_on(spec: PipelineSpec, kinds: Sequence[NodeKind], tokens: int) -> dict[str, Any]:
-    """How every stage fits, as plain data; `tokens` are those of one training."""
+def plan_on(spec: PipelineSpec, kinds: Sequence[NodeKind], tokens: int) -> ClusterPlan:
+    """How every stage fits; `tokens` are those of one training."""
     evaluate, serve = spec.evaluate, spec.serve
     training = _need("tune" if spec.tune else "train", spec, spec.train)
     needs = [training]
@@ -50,10 +85,11 @@ def plan_on(spec: PipelineSpec, kinds: Sequence[NodeKind], tokens: int) -> dict[
     rows, fit = {stage: _row(fit) for stage, fit in fits.items()}, fits[training.stage]
     took = hours(_operations(spec, tokens), fit, kinds) if known_sizes(spec.base_model) else None
     if took is not None:
-        rows[training.stage] |= {"hours": took, "price": fit.price_per_hour and fit.price_per_hour * took}
+        price = fit.price_per_hour and fit.price_per_hour * took
+        rows[training.stage] = replace(rows[training.stage], hours=took, price=price)
     if spec.tune:
-        rows["tune"]["trials_at_once"] = in_all(kinds, training) // training.workers
-    return {"nodes": [asdict(kind) for kind in kinds], "stages": rows}
+        rows["tune"] = replace(rows["tune"], trials_at_once=in_all(kinds, training) // training.workers)
+    return ClusterPlan(nodes=tuple(kinds), stages=rows)
 
 
 def _inference(stage: str, workers: int, cpus: float, gpus: float, weights_gb: float) -> Need:
@@ -81,7 +117,7 @@ def _need(stage: str, spec: PipelineSpec, train: TrainSpec) -> Need:
 def _others(spec: PipelineSpec) -> Iterator[tuple[str, Need]]:
     """Other ways to train the same, from the least change on."""
     train = spec.train
-    ways: list[dict[str, Any]] = [{}]
+    ways: list[dict[str, object]] = [{}]
     count = 2
     while count <= _MAX_PROPOSED:
         if count != train.min_workers or train.zero.stage < 3:
@@ -96,7 +132,7 @@ def _others(spec: PipelineSpec) -> Iterator[tuple[str, Need]]:
         yield f"{need.workers} workers of about {need.gpu_memory_gb or need.memory_gb:.1f} GB each: {words}", need
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     """As `--set` takes it."""
     if isinstance(value, ZeroSpec):
         return f"'{{stage: {value.stage}}}'"
@@ -111,48 +147,48 @@ def _operations(spec: PipelineSpec, tokens: int) -> float:
     return float((6 if spec.train.adapter is None else 4) * sizes["active_parameters"] * tokens)
 
 
-def _row(fit: Fit) -> dict[str, Any]:
-    need = fit.need
-    return {
-        "workers": need.workers,
-        "each": need.each(),
-        "fits": not fit.why_not,
-        "nodes": fit.nodes,
-        "come_up": fit.come_up,
-        "price_per_hour": fit.price_per_hour,
-        "why_not": fit.why_not,
-        "would_fit": fit.would,
-    }
+def _row(fit: Fit) -> FitRow:
+    return FitRow(
+        workers=fit.need.workers,
+        each=fit.need.each(),
+        fits=not fit.why_not,
+        nodes=fit.nodes,
+        come_up=fit.come_up,
+        price_per_hour=fit.price_per_hour,
+        why_not=fit.why_not,
+        would_fit=tuple(fit.would),
+    )
 
 
-def lines_on(plan: dict[str, Any]) -> list[str]:
+def lines_on(plan: ClusterPlan) -> list[str]:
     """The same as a person reads it."""
-    lines = ["nodes:"]
-    for kind in plan["nodes"]:
-        gpus = f", {kind['gpus']:g} x GPU" if kind["gpus"] else ""
-        if kind["gpus"]:
-            gpus += f" of {kind['gpu_memory_gb']:g} GB" if kind["gpu_memory_gb"] else " of unknown memory"
-        spot = ", spot" if kind["is_spot"] else ""
-        price = f", ${kind['price_per_hour']:g} an hour" if kind["price_per_hour"] else ""
-        lines.append(
-            f"  {kind['name']:<16} {kind['fewest']} to {kind['most']}: {kind['cpus']:g} CPUs{gpus}{spot}{price}"
-        )
-    for stage, row in plan["stages"].items():
-        if not row["fits"]:
-            lines.append(f"  {stage:<9} DOES NOT FIT: {row['why_not']}")
-            lines += [f"            would fit: {words}" for words in row["would_fit"][:4]]
-            continue
-        nodes = ", ".join(f"{count} x {name}" for name, count in row["nodes"].items())
-        new = ", ".join(f"{count} x {name}" for name, count in row["come_up"].items())
-        price = f"; ${row['price_per_hour']:.2f} an hour" if row["price_per_hour"] else ""
-        lines.append(
-            f"  {stage:<9} {row['workers']} x worker of {row['each']}: fits on {nodes}"
-            + (f", of which {new} start" if new else "")
-            + price
-        )
-        if row.get("hours") is not None:
-            cost = f", about ${row['price']:,.2f}" if row["price"] else ""
-            lines.append(f"            about {row['hours']:.1f} hours{cost}, at {UTILISATION:.0%} of the GPUs' rate")
-        if row.get("trials_at_once"):
-            lines.append(f"            {row['trials_at_once']} concurrent trials once all nodes are up")
+    lines = ["nodes:", *map(_node_line, plan.nodes)]
+    for stage, row in plan.stages.items():
+        lines += _fit_lines(stage, row)
+    return lines
+
+
+def _node_line(kind: NodeKind) -> str:
+    gpus = f", {kind.gpus:g} x GPU" if kind.gpus else ""
+    if kind.gpus:
+        gpus += f" of {kind.gpu_memory_gb:g} GB" if kind.gpu_memory_gb else " of unknown memory"
+    spot = ", spot" if kind.is_spot else ""
+    price = f", ${kind.price_per_hour:g} an hour" if kind.price_per_hour else ""
+    return f"  {kind.name:<16} {kind.fewest} to {kind.most}: {kind.cpus:g} CPUs{gpus}{spot}{price}"
+
+
+def _fit_lines(stage: str, row: FitRow) -> list[str]:
+    if not row.fits:
+        others = [f"            would fit: {words}" for words in row.would_fit[:4]]
+        return [f"  {stage:<9} DOES NOT FIT: {row.why_not}", *others]
+    nodes = ", ".join(f"{count} x {name}" for name, count in row.nodes.items())
+    new = ", ".join(f"{count} x {name}" for name, count in row.come_up.items())
+    price = f"; ${row.price_per_hour:.2f} an hour" if row.price_per_hour else ""
+    starts = f", of which {new} start" if new else ""
+    lines = [f"  {stage:<9} {row.workers} x worker of {row.each}: fits on {nodes}{starts}{price}"]
+    if row.hours is not None:
+        cost = f", about ${row.price:,.2f}" if row.price else ""
+        lines.append(f"            about {row.hours:.1f} hours{cost}, at {UTILISATION:.0%} of the GPUs' rate")
+    if row.trials_at_once:
+        lines.append(f"            {row.trials_at_once} concurrent trials once all nodes are up")
     return lines

@@ -1,4 +1,4 @@
-"""The order of the stages, what each one depends on, and the loop that runs what is not up to date.
+"""The loop that runs what is not up to date, and the record of it.
 
     prepare -> (reference ->) (tune ->) train -> evaluate -> optimize -> deploy
 
@@ -13,16 +13,18 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from workflows.corpus.new_model import with_base
 from workflows.progress import Progress
+from workflows.record import Record
 from workflows.runs.state import StageState, examine
 from workflows.spec import PipelineSpec
-from workflows.stage import STAGE_NAMES, Context, Stage, StageFailed, check_gate
-from workflows.store import Artifact, Store, without_secrets
+from workflows.stage import Context, Stage, StageFailed, check_gate
+from workflows.store import Artifact, RunRecord, RunStatus, StageEntry, Store, without_secrets
 
 
 def run_stages(
@@ -39,53 +41,82 @@ def run_stages(
     Returns the artifacts by stage. Raises StageFailed; GateFailed after an evaluation that did not pass, unless
     `force`, if a stage after it was asked for.
     """
-    states = examine(spec, store)
-    wanted = STAGE_NAMES[: STAGE_NAMES.index(last) + 1]
-    if last != "deploy" and last not in (state.stage.name for state in states):
+    states = examine(spec, store, last)
+    if last not in (state.stage.name for state in states):
         raise StageFailed(
             "tune: the pipeline file has no such section, so there is nothing to search"
             if last == "tune"
             else f"train.objective: {spec.train.objective.name} needs no {last} values; there is no such stage"
         )
-    not_done = [state.stage.name for state in states if state.artifact is None]
-    to_run = [name for name in (*not_done, "deploy") if name in wanted]
+    to_run = [state.stage.name for state in states if state.artifact is None]
     if {"reference", "tune", "train"} & {*to_run}:
         from workflows.training.readings import known_reading
 
         known_reading(spec)  # before the corpus is made for a model that cannot learn from it
-    record = _run_record(spec, last)
     done: dict[str, Artifact] = {}
-    try:
+
+    def bring_up_to_date(state: StageState) -> None:
+        if state.artifact is None:
+            connect(to_run)
+            done[state.stage.name] = _run_stage(state, spec, store, progress, done)
+        else:
+            progress.finish(state.stage.name, state.artifact.figures, word="up to date")
+            done[state.stage.name] = state.artifact
+
+    with _recorded(spec, store, last) as run:
         for state in states:
-            if state.stage.name not in wanted:
+            if state.stage.name == "deploy":  # an endpoint ends with its cluster: no record has it
                 break
-            artifact = state.artifact
-            if artifact is None:
-                if record["status"] != "running":
-                    record["status"] = "running"
-                    store.write_run(record)
-                connect(to_run)
-                artifact = _run_stage(state, spec, store, progress, done)
-            else:
-                progress.finish(state.stage.name, artifact.figures, word="up to date")
-            done[state.stage.name] = artifact
-            record["stages"][state.stage.name] = {"key": artifact.key, "seconds": artifact.seconds}
+            if state.artifact is None:
+                run.begin()
+            bring_up_to_date(state)
+            run.add(done[state.stage.name])
             if state.stage.name == "evaluate" != last and not force:
-                check_gate(artifact, "evaluate", "use --force to deploy it anyway")
-        ran = record["status"] == "running"
-        record["status"] = "finished"
-    except BaseException as error:
-        ran = True
-        record["status"] = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-        record["error"] = str(error)
-        raise
-    finally:
-        if ran:
-            record["ended"] = _now()
-            # What went wrong is told, also where a store that is full or away takes no record of it.
-            with contextlib.suppress(OSError) if record["status"] != "finished" else contextlib.nullcontext():
-                store.write_run(record)
+                check_gate(done["evaluate"], "evaluate", "use --force to deploy it anyway")
+    if last == "deploy":
+        bring_up_to_date(states[-1])
     return done
+
+
+class _Run:
+    """A run's record, written when the first stage runs and when the run ends; not where all is up to date."""
+
+    def __init__(self, record: RunRecord, store: Store) -> None:
+        self._record, self._store = record, store
+
+    def begin(self) -> None:
+        """A stage runs."""
+        if self._record.status != "running":
+            self._record = replace(self._record, status="running")
+            self._store.write_run(self._record)
+
+    def add(self, artifact: Artifact) -> None:
+        """A stage is done."""
+        entry = StageEntry(key=artifact.key, seconds=artifact.seconds)
+        self._record = replace(self._record, stages={**self._record.stages, artifact.stage: entry})
+
+    def finish(self) -> None:
+        """All stages are done."""
+        if self._record.status == "running":
+            self._store.write_run(replace(self._record, status="finished", ended=_now()))
+
+    def fail(self, error: BaseException) -> None:
+        """The run ends with this error."""
+        status: RunStatus = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        # What went wrong is told, also where a store that is full or away takes no record of it.
+        with contextlib.suppress(OSError):
+            self._store.write_run(replace(self._record, status=status, error=str(error), ended=_now()))
+
+
+@contextlib.contextmanager
+def _recorded(spec: PipelineSpec, store: Store, last: str) -> Iterator[_Run]:
+    run = _Run(_new_record(spec, last), store)
+    try:
+        yield run
+    except BaseException as error:
+        run.fail(error)
+        raise
+    run.finish()
 
 
 def _run_stage(
@@ -93,26 +124,25 @@ def _run_stage(
 ) -> Artifact:
     stage = state.stage
     with store.lock(stage.name, state.key, progress.note):
-        finished = store.find(stage.name, state.key)
+        finished = state.find(spec, store)
         if finished is not None:  # by another run, while this one waited
             progress.finish(stage.name, finished.figures, word="up to date")
             return finished
-        progress.start(stage.name, f"{stage.summary}; {state.reason}")
-        started, began = _now(), time.monotonic()
-        inputs = {name: done[name] for name in stage.inputs if name in done}
         context = Context(
             with_base(spec, store, done["prepare"].key) if "prepare" in done else spec,
             store,
             state.key,
-            inputs,
+            {name: done[name] for name in (*stage.inputs, *stage.also_reads) if name in done},
             progress,
         )
-        figures = _run_module(stage, context)
+        started, began = _now(), time.monotonic()
+        progress.start(stage.name, stage.detail(context) if stage.detail else f"{stage.summary}; {state.reason}")
+        figures = _run_module(stage, context).to_json()
         artifact = Artifact(
             stage=stage.name,
             key=state.key,
             pipeline=spec.name,
-            inputs={name: artifact.key for name, artifact in inputs.items()},
+            inputs={**state.inputs},
             settings=state.settings,
             figures=figures,
             versions=_versions(),
@@ -130,7 +160,7 @@ def _module_of(stage: Stage) -> Any:
     return importlib.import_module(f"workflows.stages.{stage.name}")
 
 
-def _run_module(stage: Stage, context: Context) -> dict[str, Any]:
+def _run_module(stage: Stage, context: Context) -> Record:
     from ray.data import DataContext
     from ray.exceptions import RayError
 
@@ -139,7 +169,7 @@ def _run_module(stage: Stage, context: Context) -> dict[str, Any]:
     # Else Ray Data's words alone reach the driver: what a function of a batch raised is lost on the way.
     DataContext.get_current().raise_original_map_exception = True
     try:
-        figures: dict[str, Any] = _module_of(stage).run(context)
+        figures: Record = _module_of(stage).run(context)
     except RayError as error:
         text = describe_error(error)
         if is_users_mistake(error):
@@ -148,20 +178,18 @@ def _run_module(stage: Stage, context: Context) -> dict[str, Any]:
     return figures
 
 
-def _run_record(spec: PipelineSpec, last: str) -> dict[str, Any]:
+def _new_record(spec: PipelineSpec, last: str) -> RunRecord:
     now = _now()
-    return {
-        "run": f"{now[:19].replace(':', '').replace('-', '')}-{uuid.uuid4().hex[:4]}",
-        "pipeline": spec.name,
-        "to": last,
-        "status": "up to date",
-        "started": now,
-        "ended": None,
-        "host": socket.gethostname(),
-        "process": os.getpid(),
-        "spec": json.loads(without_secrets(spec.model_dump_json())),
-        "stages": {},
-    }
+    return RunRecord(
+        run=f"{now[:19].replace(':', '').replace('-', '')}-{uuid.uuid4().hex[:4]}",
+        pipeline=spec.name,
+        to=last,
+        status="up to date",
+        started=now,
+        host=socket.gethostname(),
+        process=os.getpid(),
+        spec=json.loads(without_secrets(spec.model_dump_json())),
+    )
 
 
 def _now() -> str:

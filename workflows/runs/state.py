@@ -1,11 +1,12 @@
 """What of a pipeline is up to date, and what will run and why."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from workflows.record import JsonObject
 from workflows.runs.order import STAGES
 from workflows.spec import PipelineSpec
-from workflows.stage import Stage
+from workflows.stage import STAGE_NAMES, Keys, Stage
 from workflows.store import Artifact, Store, content_key
 
 
@@ -15,32 +16,42 @@ class StageState:
 
     stage: Stage
     key: str
-    settings: dict[str, Any]
+    settings: JsonObject
+    inputs: Keys
     artifact: Artifact | None
     reason: str
 
+    def find(self, spec: PipelineSpec, store: Store) -> Artifact | None:
+        """Its artifact as it is now, if that is up to date."""
+        return _find(self.stage, self.key, self.inputs, spec, store)
 
-def examine(spec: PipelineSpec, store: Store) -> list[StageState]:
-    """What is up to date and what will run and why; changes nothing."""
+
+def examine(spec: PipelineSpec, store: Store, last: str = "deploy") -> list[StageState]:
+    """What is up to date and what will run and why, up to the stage `last`; changes nothing."""
     states: list[StageState] = []
     keys: dict[str, str] = {}
-    for stage in STAGES:
+    for stage in STAGES[: STAGE_NAMES.index(last) + 1]:
         if not stage.is_needed(spec):
             continue
         inputs = {name: keys[name] for name in stage.inputs if name in keys}
-        settings = {"version": stage.version, **stage.settings(spec)}
-        key = content_key({"stage": stage.name, "inputs": inputs, **settings})
+        settings = {**({} if stage.version is None else {"version": stage.version}), **stage.settings(spec)}
+        made_of = {"stage": stage.name, "inputs": inputs, **settings}
+        key = stage.key(spec, inputs) if stage.key else content_key(made_of)
         keys[stage.name] = key
-        artifact = store.find(stage.name, key)
-        reason = "" if artifact else _why(stage, settings, inputs, spec, store, states)
-        states.append(StageState(stage, key, settings, artifact, reason))
+        artifact = _find(stage, key, inputs, spec, store)
+        reason = "" if artifact else stage.not_found or _why(stage, settings, inputs, spec, store, states)
+        states.append(StageState(stage, key, settings, inputs, artifact, reason))
     return states
+
+
+def _find(stage: Stage, key: str, inputs: Keys, spec: PipelineSpec, store: Store) -> Artifact | None:
+    return stage.find(spec, store, inputs) if stage.find else store.find(stage.name, key)
 
 
 def _why(
     stage: Stage,
-    settings: dict[str, Any],
-    inputs: dict[str, str],
+    settings: JsonObject,
+    inputs: Keys,
     spec: PipelineSpec,
     store: Store,
     before: list[StageState],
@@ -56,8 +67,8 @@ def _why(
     return f"changed: {', '.join(changed)}" if changed else "not done yet"
 
 
-def _differences(old: Any, new: Any, path: str) -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
+def _differences(old: object, new: object, path: str) -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
         found = []
         for name in {*old, *new}:
             found += _differences(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))

@@ -6,32 +6,27 @@ Leaves in the store a manifest with the endpoint's address; the
 endpoint is up to date while `/health` there names this release.
 """
 
-import time
-from datetime import UTC, datetime
-
 from workflows.cluster.errors import StageCrashed, describe_error, mistake_in
 from workflows.endpoint.application import application, chosen_engine, key_reader, model_name
-from workflows.endpoint.status import check_certificate, deployment_key, url_of
-from workflows.progress import Progress
-from workflows.spec import PipelineSpec, ServeSpec
-from workflows.stage import StageFailed
-from workflows.store import Artifact, Store
+from workflows.endpoint.status import check_certificate, url_of
+from workflows.figures import DeployFigures, OptimizeFigures
+from workflows.spec import ServeSpec
+from workflows.stage import Context, StageFailed
 
 
-def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress: Progress) -> Artifact:
-    """Start or update the endpoint on the connected cluster and wait until it answers; its artifact."""
+def run(context: Context) -> DeployFigures:
+    """Start or update the endpoint on the connected cluster and wait until it answers."""
     import ray
 
     from serve.deployment.front_actor import FrontSettings, run_endpoint
     from serve.front.server import Endpoint
     from workflows.cluster.workers import check_fits
 
-    serve, release, url = spec.serve, done["optimize"], url_of(spec.serve)
+    spec, store, release = context.spec, context.store, context.inputs["optimize"]
+    serve = spec.serve
     check_certificate(serve)
-    check_fits(spec, ["deploy"], progress)
-    engine, reason = chosen_engine(serve, release)
-    progress.start("deploy", f"release {release.key} to {url} (Ray Serve); engine {engine}: {reason}")
-    started, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    check_fits(spec, ["deploy"], context.progress)
+    engine, reason = chosen_engine(serve, OptimizeFigures.from_json(release.figures).openvino)
     app = application(spec, store, release, engine, surge=_has_room_for_one_more(serve))
     endpoint = Endpoint(model_name(spec), release.key)
     shown = FrontSettings(
@@ -48,19 +43,7 @@ def deploy(spec: PipelineSpec, store: Store, done: dict[str, Artifact], progress
             f"serve.port: cannot listen on {serve.host}:{serve.port}: {error}; "
             f"free it or take another, as in --set serve.port={min(serve.port + 1, 65535)}"
         ) from None
-    artifact = Artifact(
-        stage="deploy",
-        key=deployment_key(spec, release.key),
-        pipeline=spec.name,
-        inputs={name: done[name].key for name in ("evaluate", "optimize")},
-        settings={"serve": serve.result_fields()},
-        figures={"url": url, "model": model_name(spec), "engine": engine, "engine_because": reason},
-        started=started,
-        seconds=round(time.monotonic() - began, 3),
-    )
-    store.finish(artifact)
-    progress.finish("deploy", {})
-    return artifact
+    return DeployFigures(url=url_of(serve), model=model_name(spec), engine=engine, engine_because=reason)
 
 
 def _not_started(name: str, error: Exception) -> Exception:

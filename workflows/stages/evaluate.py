@@ -19,6 +19,7 @@ import ray.data
 from models.chat import Message
 from workflows.cluster.board import watching
 from workflows.cluster.workers import check_fits, worker_environment
+from workflows.figures import EvaluateFigures, PrepareFigures
 from workflows.scorecard.adversarial import measure_pair
 from workflows.scorecard.adversarial_plot import pair_page
 from workflows.scorecard.questions import read_questions
@@ -31,7 +32,7 @@ from workflows.store import Store
 _SCORED_AT_ONCE = 16
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(context: Context) -> EvaluateFigures:
     """Score and reply with both models on the cluster's workers; returns the scorecard's figures."""
     evaluate = context.spec.evaluate
     check_fits(context.spec, ["evaluate"], context.progress)
@@ -41,7 +42,8 @@ def run(context: Context) -> dict[str, Any]:
     prompts = [_held_out_prompt(row) for row in _first_rows(context.store, path, evaluate.num_replies)]
     asked = [*({"messages": [{"role": "user", "content": q["question"]}], **q} for q in questions), *prompts]
     scored = ray.data.read_parquet(path, filesystem=context.store.filesystem).select_columns(SCORED_SCHEMA.names[1:])
-    num_rows = context.inputs["prepare"].figures["held_out_conversations"] + len(asked)
+    corpus = PrepareFigures.from_json(context.inputs["prepare"].figures)
+    num_rows = corpus.held_out_conversations + len(asked)
     rows = scored.map_batches(_as_scored, batch_format="pyarrow")
     if asked:
         rows = rows.union(ray.data.from_arrow(_as_prompts(asked)))
@@ -80,7 +82,7 @@ def run(context: Context) -> dict[str, Any]:
     figures = {name: value for name, value in scorecard.items() if not isinstance(value, list | dict)}
     pair = scorecard.get("pair", {})
     names = ("loss", "reranked_loss", "continued_loss", "verdict", "turns_verdict")
-    return figures | {f"pair_{name}": pair[name] for name in names if name in pair}
+    return EvaluateFigures.from_json(figures | {f"pair_{name}": pair[name] for name in names if name in pair})
 
 
 def _first_rows(store: Store, path: str, count: int) -> list[dict[str, Any]]:

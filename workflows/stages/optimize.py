@@ -8,18 +8,19 @@ file for llama.cpp. Of an adversarial pair also `discriminator/`, with which the
 replies. Each is measured against the checkpoint, and refused where its perplexity is too high.
 """
 
-from typing import Any
+from dataclasses import replace
 
 import ray
 
 from workflows.cluster.workers import worker_environment
+from workflows.figures import OptimizeFigures, Part, TrainFigures
 from workflows.release.make import make_release
 from workflows.release.table import forms_text
 from workflows.spec import AdversarialSpec
-from workflows.stage import DISCRIMINATOR, SHIPPED, Context
+from workflows.stage import Context
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(context: Context) -> OptimizeFigures:
     """Merge, convert and measure in one task on the cluster."""
     store, spec = context.store, context.spec
     store.clear("optimize", context.key)
@@ -27,18 +28,19 @@ def run(context: Context) -> dict[str, Any]:
         num_cpus=spec.optimize_cpus,
         runtime_env={"env_vars": worker_environment(spec.optimize_cpus, gpus=0)},
     )
-    corpus = context.inputs["train"].inputs["prepare"]
-    trained = context.inputs["train"]
-    figures: dict[str, Any] = ray.get(task.remote(spec.model_dump(), store.uri, trained.key, corpus, context.key))
+    corpus, trained = context.inputs["prepare"].key, context.inputs["train"]
+    figures: OptimizeFigures = ray.get(task.remote(spec.model_dump(), store.uri, trained.key, corpus, context.key))
     if isinstance(objective := spec.train.objective, AdversarialSpec):
-        accuracy = trained.figures["held_out_accuracy"]
-        is_kept = accuracy >= objective.min_accuracy
-        figures[DISCRIMINATOR] = (
-            SHIPPED
-            if is_kept
-            else f"left out: its accuracy on held-out pairs is {accuracy:.1%}, below train.objective.min_accuracy "
-            f"({objective.min_accuracy:.1%})"
-        )
-        context.progress.note(f"optimize: the discriminator, for best_of: {figures[DISCRIMINATOR]}")
-    context.progress.result("release", figures, forms_text(figures))
+        accuracy = TrainFigures.from_json(trained.figures).held_out["accuracy"]
+        figures = replace(figures, discriminator=_discriminator(accuracy, objective.min_accuracy))
+        word = figures.to_json()["discriminator"]
+        context.progress.note(f"optimize: the discriminator, for best_of: {word}")
+    context.progress.result("release", figures.to_json(), forms_text(figures))
     return figures
+
+
+def _discriminator(accuracy: float, least: float) -> Part:
+    """Whether the endpoint may use it."""
+    if accuracy >= least:
+        return Part()
+    return Part(f"its accuracy on held-out pairs is {accuracy:.1%}, below train.objective.min_accuracy ({least:.1%})")

@@ -16,7 +16,8 @@ reply is supervised, the prompt counts once in `num_tokens`, as it is read once,
 import functools
 import itertools
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ from workflows.corpus.files.text import Record
 from workflows.corpus.new_model import CHAT_TEMPLATE, make_base, with_base
 from workflows.corpus.set_aside import SetAside, set_aside_text
 from workflows.corpus.split import HELD_OUT, QUARANTINE, TRAIN, fill_empty_side
+from workflows.figures import PrepareFigures
 from workflows.spec import NEW_MODEL, PipelineSpec
 from workflows.stage import Context, StageFailed
 
@@ -55,6 +57,9 @@ _MANY_CUT = 0.05
 # Between a reason and the traceback behind it.
 _TRACEBACK = "\0traceback\0"
 _MAX_TRACEBACKS = 5
+# Of the figures, those that are counted over the rows.
+_COUNTS = ("conversations", "held_out_conversations", "quarantined", "tokens", "supervised_tokens", "held_out_tokens",
+           "truncated", "longest")  # fmt: skip
 _Reading = tuple[dict[str, str], SameRole]  # data.fields, data.same_role
 
 _SCHEMA = pa.schema(
@@ -79,7 +84,7 @@ _SCHEMA = pa.schema(
 )
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(context: Context) -> PrepareFigures:
     """Read, render, split and write all conversations, streaming; returns the corpus statistics."""
     spec, store, examples = context.spec, context.store, context.spec.train.objective.examples
     store.clear("prepare", context.key)
@@ -257,13 +262,10 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, kind.value_type), mask=is_null)
 
 
-def _statistics(context: Context, paths: list[str]) -> dict[str, Any]:
+def _statistics(context: Context, paths: list[str]) -> PrepareFigures:
     """Counts over the written shards, a batch at a time; also writes quarantine.jsonl."""
     store = context.store
-    figures: dict[str, Any] = dict.fromkeys(
-        ("conversations", "held_out_conversations", "quarantined", "tokens", "supervised_tokens", "held_out_tokens",
-         "truncated", "longest"), 0
-    )  # fmt: skip
+    counts = Counter(dict.fromkeys(_COUNTS, 0))
     path = store.path("prepare", context.key, "corpus")
     if store.filesystem.get_file_info(path).type == pa.fs.FileType.NotFound:  # nothing was written
         raise StageFailed(f"data.sources: no lines in {', '.join(paths)}")
@@ -271,7 +273,7 @@ def _statistics(context: Context, paths: list[str]) -> dict[str, Any]:
     columns = ["split", "num_tokens", "num_targets", "truncated"]
     for batch in parts.to_batches(columns=columns):
         for row in batch.to_pylist():
-            _count(figures, row)
+            _count(counts, row)
     groups = SetAside()
     crashes: dict[str, str] = {}
     bad = parts.to_batches(
@@ -289,59 +291,58 @@ def _statistics(context: Context, paths: list[str]) -> dict[str, Any]:
     for reason, traceback in crashes.items():
         file = write_traceback(traceback)
         context.progress.note(f"prepare: lines are set aside for {reason} (details in {file})", traceback=file)
-    figures["set_aside"] = groups.as_dicts()
-    return figures
+    return PrepareFigures(**counts, set_aside=groups.groups())
 
 
-def _count(figures: dict[str, Any], row: dict[str, Any]) -> None:
+def _count(counts: Counter[str], row: Mapping[str, Any]) -> None:
     if row["split"] == QUARANTINE:
-        figures["quarantined"] += 1
+        counts["quarantined"] += 1
         return
     held_out = row["split"] == HELD_OUT
-    figures["held_out_conversations" if held_out else "conversations"] += 1
-    figures["held_out_tokens" if held_out else "tokens"] += row["num_tokens"]
-    figures["supervised_tokens"] += 0 if held_out else row["num_targets"]
-    figures["truncated"] += row["truncated"]
-    figures["longest"] = max(figures["longest"], row["num_tokens"])
+    counts["held_out_conversations" if held_out else "conversations"] += 1
+    counts["held_out_tokens" if held_out else "tokens"] += row["num_tokens"]
+    counts["supervised_tokens"] += 0 if held_out else row["num_targets"]
+    counts["truncated"] += row["truncated"]
+    counts["longest"] = max(counts["longest"], row["num_tokens"])
 
 
-def _check(context: Context, figures: dict[str, Any], paths: list[str]) -> None:
+def _check(context: Context, figures: PrepareFigures, paths: list[str]) -> None:
     """Raise StageFailed if the corpus cannot be trained on."""
     data = context.spec.data
-    good = figures["conversations"] + figures["held_out_conversations"]
-    bad = figures["quarantined"]
+    good = figures.conversations + figures.held_out_conversations
+    bad = figures.quarantined
     listing = context.store.path("prepare", context.key, "quarantine.jsonl")
     if good + bad == 0:
         raise StageFailed(f"data.sources: no lines in {', '.join(paths)}")
     if good == 0:
         raise StageFailed(
             f"data.sources: none of {bad} lines can be used, by reason, with the first line of each:\n"
-            f"{set_aside_text(figures['set_aside'])}\nall of them: {listing}"
+            f"{set_aside_text(figures.set_aside)}\nall of them: {listing}"
         )
     if bad > data.max_bad_share * (good + bad):
         raise StageFailed(
             f"data.max_bad_share: {bad} of {good + bad} lines ({bad / (good + bad):.1%}) cannot be used, more than "
             f"{data.max_bad_share:.1%}; by reason, with the first line of each:\n"
-            f"{set_aside_text(figures['set_aside'])}\nall of them: {listing}"
+            f"{set_aside_text(figures.set_aside)}\nall of them: {listing}"
         )
-    if figures["truncated"] > _MANY_CUT * good:
+    if figures.truncated > _MANY_CUT * good:
         context.progress.note(
-            f"prepare: {figures['truncated']:,} of {good:,} conversations ({figures['truncated'] / good:.0%}) are "
+            f"prepare: {figures.truncated:,} of {good:,} conversations ({figures.truncated / good:.0%}) are "
             f"longer than data.max_length, {data.max_length} tokens, and are cut; raise it or set data.truncate: left"
         )
     if bad:
         context.progress.result(
             "set_aside",
-            {"groups": figures["set_aside"], "listing": listing},
-            f"set aside, by reason, with the first line of each:\n{set_aside_text(figures['set_aside'])}",
+            {"groups": [group.to_json() for group in figures.set_aside], "listing": listing},
+            f"set aside, by reason, with the first line of each:\n{set_aside_text(figures.set_aside)}",
         )
 
 
-def _with_both_sides(context: Context, figures: dict[str, Any], paths: list[str]) -> dict[str, Any]:
+def _with_both_sides(context: Context, figures: PrepareFigures, paths: list[str]) -> PrepareFigures:
     """Of few conversations chance may leave one side without any: the nearest one is moved there. Raises StageFailed
     where there is but one.
     """
-    counts = {TRAIN: figures["conversations"], HELD_OUT: figures["held_out_conversations"]}
+    counts = {TRAIN: figures.conversations, HELD_OUT: figures.held_out_conversations}
     empty = next((side for side, count in counts.items() if count == 0), None)
     if empty is None:
         return figures

@@ -20,6 +20,7 @@ import ray.data
 from models.trees import COLUMNS
 from workflows.cluster.board import watching
 from workflows.cluster.workers import check_fits, worker_environment
+from workflows.figures import PrepareFigures, ReferenceFigures
 from workflows.spec import DistillRepliesSpec, DistillSpec, PipelineSpec, SpinSpec, TeacherSpec
 from workflows.spec.train import AUTO_TOKENS
 from workflows.stage import Context, StageFailed
@@ -59,14 +60,14 @@ _SCHEMAS["own_replies"] = [
 ]
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(context: Context) -> ReferenceFigures:
     """Compute the values of all rows on the cluster's workers; returns how many there are."""
     spec, store, train = context.spec, context.store, context.spec.train
     check_fits(spec, ["reference"], context.progress)
     _check_model(spec)
     store.clear("reference", context.key)
-    corpus = context.inputs["prepare"].figures
-    num_rows = corpus["conversations"] + corpus["held_out_conversations"]
+    corpus = PrepareFigures.from_json(context.inputs["prepare"].figures)
+    num_rows = corpus.conversations + corpus.held_out_conversations
     computes = train.objective.reference
     with watching(context.progress, "conversations", total=num_rows) as board:
         # Reading and writing ask for no CPU, as the workers may take all of the cluster's. (`read_parquet` asks for
@@ -96,7 +97,7 @@ def run(context: Context) -> dict[str, Any]:
                 ray_remote_args={"num_cpus": 0},
             )
         )
-    return {"conversations": num_rows}
+    return ReferenceFigures(conversations=num_rows)
 
 
 def _row_groups(context: Context) -> list[dict[str, Any]]:

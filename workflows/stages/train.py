@@ -13,6 +13,7 @@ While it runs, `run/` holds the last and the best checkpoint: the same command g
 import contextlib
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from models.training.snapshot import Write
 from workflows.cluster.board import watching
 from workflows.cluster.errors import StageCrashed, describe_error, is_users_mistake, note_traceback
 from workflows.cluster.workers import check_fits
+from workflows.figures import TrainFigures, held_out_of
 from workflows.search.records import read_search, trial_folder
 from workflows.spec import AdversarialSpec, PipelineSpec
 from workflows.stage import CONTINUED, DISCRIMINATOR, Context, StageFailed
@@ -44,7 +46,7 @@ from workflows.training.worker import TrainWorker, WorkerSettings
 _ELASTIC_START_SECONDS = "10"
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(context: Context) -> TrainFigures:
     """Train on the corpus, from the last checkpoint if there is one; returns what was measured."""
     if "tune" in context.inputs:
         return _take_winner(context)
@@ -91,24 +93,27 @@ def run(context: Context) -> dict[str, Any]:
     _keep_models(context, best.path)
     _keep_history(context, f"{result.checkpoint.path}/{HISTORY}")
     precision = decisions(store, f"{folder}/run").precision or train.precision
-    return _shown(result.metrics | {"precision": precision}, figures)
+    return _figures(result.metrics | {"precision": precision}, figures)
 
 
-def _shown(last: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
+def _figures(last: Mapping[str, Any], best: Mapping[str, Any]) -> TrainFigures:
     """The artifact's figures, from what the last and the best checkpoint reported."""
-    names = ("tokens_per_second", "resumed_from_step", "batch_tokens", "precision", "skipped_steps")
-    return {
-        "steps": last["step"],
-        "best_step": best["step"],
-        **{name: value for name, value in best.items() if name.startswith("held_out_")},
-        "training_loss": last["loss"],
-        "tokens": last["num_tokens"],
-        **{name: last[name] for name in names if name in last},
-        "peak_memory_gb_per_worker": last["peak_memory_gb"],
-    }
+    return TrainFigures(
+        steps=last["step"],
+        best_step=best["step"],
+        held_out=held_out_of(best),
+        training_loss=last["loss"],
+        tokens=last["num_tokens"],
+        tokens_per_second=last.get("tokens_per_second"),
+        resumed_from_step=last.get("resumed_from_step"),
+        batch_tokens=last.get("batch_tokens"),
+        precision=last.get("precision"),
+        skipped_steps=last.get("skipped_steps"),
+        peak_memory_gb_per_worker=last["peak_memory_gb"],
+    )
 
 
-def _take_winner(context: Context) -> dict[str, Any]:
+def _take_winner(context: Context) -> TrainFigures:
     """The checkpoint of the search's winner is this stage's: nothing is trained again."""
     store = context.store
     search = read_search(store, context.inputs["tune"].key)
@@ -122,7 +127,7 @@ def _take_winner(context: Context) -> dict[str, Any]:
     _keep_history(context, f"{folder}/{HISTORY}")
     figures = {"step": report.step, **report.figures}
     context.progress.note(f"train: the checkpoint of trial {winner.trial} at step {winner.step}")
-    return _shown(figures, figures)
+    return _figures(figures, figures)
 
 
 def _keep_models(context: Context, checkpoint: str) -> None:

@@ -14,13 +14,13 @@ import os
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import ray.tune
 
 from models.training.deepspeed_operator import check_build_tools
 from workflows.cluster.capacity import need_of_trial, nodes_of_cluster, trials_at_once, why_none_fits
 from workflows.cluster.errors import StageCrashed, describe_error, is_users_mistake
+from workflows.figures import TuneFigures
 from workflows.search.recorder import SearchRecorder
 from workflows.search.records import (
     FAILED,
@@ -43,7 +43,7 @@ from workflows.store import Store, content_key
 from workflows.training.steps import num_steps, steps_per_epoch
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(context: Context) -> TuneFigures:
     """Search, and measure the winner once more; returns what was found."""
     spec, store = context.spec, context.store
     assert spec.tune is not None
@@ -141,24 +141,25 @@ def _earlier(store: Store, search: Search) -> list[Values]:
     return [trial.values for trial in sorted(longest.trials, key=lambda trial: trial.number)] if longest else []
 
 
-def _figures(search: Search) -> dict[str, Any]:
+def _figures(search: Search) -> TuneFigures:
     winner, found = search.winner, search.leader()
     assert winner is not None
     assert found is not None
     trial, report = found
     states = Counter(trial.state for trial in search.trials)
-    figures: dict[str, Any] = {
-        "trials": len({trial.number for trial in search.trials}),
-        **{state: states[state] for state in (FINISHED, STOPPED, FAILED)},
-        "winner": trial.number,
-        "step": report.step,
-        **trial.values,
-        search.metrics[0]: report.figures[search.metrics[0]],
-        "remeasured": winner.remeasured,
-    }
-    if len(search.metrics) > 1:
-        figures["front"] = [trial.number for trial, _ in search.front()]
-    return figures
+    return TuneFigures(
+        trials=len({trial.number for trial in search.trials}),
+        finished=states[FINISHED],
+        stopped=states[STOPPED],
+        failed=states[FAILED],
+        winner=trial.number,
+        step=report.step,
+        values=trial.values,
+        metric=search.metrics[0],
+        reported=report.figures[search.metrics[0]],
+        remeasured=winner.remeasured,
+        front=tuple(trial.number for trial, _ in search.front()) if len(search.metrics) > 1 else None,
+    )
 
 
 def tidy(context: Context) -> None:

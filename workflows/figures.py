@@ -1,0 +1,239 @@
+"""What each stage measures: the figures in its artifact, which later stages, the page and `--json` read.
+
+figures = PrepareFigures.from_json(artifact.figures)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+from workflows.record import JsonObject, Record, optional
+
+_HELD_OUT = "held_out_"
+_LEFT_OUT = "left out: "
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetAsideGroup(Record):
+    """Lines that `prepare` could not use for one kind of reason."""
+
+    reason: str
+    """the kind: without what differs from line to line"""
+    count: int
+    file: str
+    """of the first of them, as `line` and `example`"""
+    line: int
+    example: str
+    """the whole reason"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareFigures(Record):
+    """Counts of the corpus; `quarantined` are lines, all others are of conversations that can be used."""
+
+    conversations: int
+    """to train on"""
+    held_out_conversations: int
+    quarantined: int
+    tokens: int
+    """of conversations to train on, as `supervised_tokens`"""
+    supervised_tokens: int
+    held_out_tokens: int
+    truncated: int
+    longest: int
+    """in tokens"""
+    set_aside: tuple[SetAsideGroup, ...] = ()
+    """the largest group first"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceFigures(Record):
+    """How much has reference values."""
+
+    conversations: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneFigures(Record):
+    """How a search ended."""
+
+    trials: int
+    finished: int
+    stopped: int
+    failed: int
+    winner: int
+    """number of the trial"""
+    step: int
+    """of its best checkpoint"""
+    values: JsonObject
+    """the winner's settings by their dotted fields; JSON has them beside the figures"""
+    metric: str
+    """that decides who wins; the key of `reported` in JSON"""
+    reported: float
+    remeasured: float
+    """the same, measured once more from the checkpoint"""
+    front: tuple[int, ...] | None = optional()
+    """with two metrics, the trials that no other one beats in both"""
+
+    def to_json(self) -> dict[str, object]:
+        """Values and metric stand under their own names."""
+        plain: dict[str, object] = {}
+        for name, value in super().to_json().items():
+            if name == "values":
+                plain |= self.values
+            elif name == "reported":
+                plain[self.metric] = value
+            elif name != "metric":
+                plain[name] = value
+        return plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFigures(Record):
+    """What the last and the best checkpoint reported."""
+
+    steps: int
+    best_step: int
+    held_out: Mapping[str, float]
+    """of the best checkpoint: `loss`, and what else the objective measures; JSON has them as held_out_<name>"""
+    training_loss: float
+    tokens: float
+    """trained on"""
+    tokens_per_second: float | None = optional()
+    resumed_from_step: float | None = optional()
+    batch_tokens: float | None = optional()
+    precision: str | None = optional()
+    skipped_steps: float | None = optional()
+    peak_memory_gb_per_worker: float
+
+    def to_json(self) -> dict[str, object]:
+        """Each held-out figure stands under its own name."""
+        plain: dict[str, object] = {}
+        for name, value in super().to_json().items():
+            held_out = {f"{_HELD_OUT}{key}": value for key, value in self.held_out.items()}
+            plain |= held_out if name == "held_out" else {name: value}
+        return plain
+
+    @classmethod
+    def from_json(cls, content: JsonObject) -> Self:
+        """The reverse."""
+        return super().from_json({**content, "held_out": held_out_of(content)})
+
+
+def held_out_of(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a training's figures that are measured on held-out conversations, by their short names."""
+    return {name.removeprefix(_HELD_OUT): value for name, value in figures.items() if name.startswith(_HELD_OUT)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateFigures(Record):
+    """The scorecard's figures; losses and perplexities are of the same held-out tokens."""
+
+    base_loss: float
+    tuned_loss: float
+    loss_reduction: float
+    base_perplexity: float
+    tuned_perplexity: float
+    scored_tokens: int
+    preference_accuracy: float | None = optional()
+    """of pairs of replies, as the two after it"""
+    reward_margin: float | None = optional()
+    scored_pairs: int | None = optional()
+    base_fact_share: float | None = optional()
+    """of questions with facts, as the one after it"""
+    tuned_fact_share: float | None = optional()
+    passed: bool
+    verdict: str
+    pair_loss: float | None = optional()
+    """of an adversarial pair, as those after it"""
+    pair_reranked_loss: float | None = optional()
+    pair_continued_loss: float | None = optional()
+    pair_verdict: str | None = optional()
+    pair_turns_verdict: str | None = optional()
+
+
+class Form(StrEnum):
+    """The forms that a release can have."""
+
+    MODEL = "model"
+    OPENVINO = "openvino"
+    OPENVINO_BF16 = "openvino bf16"
+    """what an export in few bits is compared with; not kept"""
+    VLLM = "vllm"
+    GGUF = "gguf"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormFigures(Record):
+    """A form of a release, compared with the unmerged float32 checkpoint."""
+
+    form: Form
+    kept: bool = True
+    weights: str
+    size_mb: float
+    perplexity: float
+    perplexity_increase: float
+    """0.01 is 1 %"""
+    greedy_agreement: float
+    """share of supervised tokens at which both put the same token first"""
+    largest_logit_change: float | None = optional()
+    load_s: float
+    tokens_per_second: float | None = optional()
+    """of one greedy reply; None where none of our engines loads the form"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Whether a release has a part that not every release has."""
+
+    why_not: str = ""
+    """empty where it has it"""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the release has it."""
+        return not self.why_not
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizeFigures(Record):
+    """The release in its forms."""
+
+    openvino: Part
+    """JSON has "exported", or why there is no export"""
+    checkpoint_perplexity: float
+    held_out_tokens: int
+    """that the forms are compared on"""
+    forms: tuple[FormFigures, ...]
+    discriminator: Part | None = optional()
+    """of an adversarial pair; JSON has "shipped", or why it is left out"""
+
+    def to_json(self) -> dict[str, object]:
+        """Parts as a word or a reason."""
+        plain = super().to_json() | {"openvino": self.openvino.why_not or "exported"}
+        if self.discriminator is not None:
+            why_not = self.discriminator.why_not
+            plain["discriminator"] = f"{_LEFT_OUT}{why_not}" if why_not else "shipped"
+        return plain
+
+    @classmethod
+    def from_json(cls, content: JsonObject) -> Self:
+        """The reverse."""
+        word, of_pair = str(content["openvino"]), content.get("discriminator")
+        openvino = Part("" if word == "exported" else word)
+        discriminator = Part("" if of_pair == "shipped" else str(of_pair).removeprefix(_LEFT_OUT))
+        return super().from_json(
+            {**content, "openvino": openvino, "discriminator": None if of_pair is None else discriminator}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeployFigures(Record):
+    """An endpoint: where it is, and what answers there."""
+
+    url: str
+    model: str
+    """what clients put into `model`"""
+    engine: str | None = optional()
+    engine_because: str | None = optional()

@@ -1,0 +1,60 @@
+"""Records: what the store keeps and `--json` prints, as types.
+
+@dataclass(frozen=True, kw_only=True)
+class Speed(Record):
+    load_s: float
+    tokens_per_second: float | None = optional()
+
+Speed.from_json({"load_s": 2, "a newer key": 1}).to_json()      # {"load_s": 2.0}
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any, Self
+
+from pydantic import TypeAdapter
+
+JsonObject = Mapping[str, object]
+"""a JSON object that is handed on whole: the settings that a key is made of, stored figures, a spec as plain data"""
+
+_OPTIONAL = "is left out of JSON where it is None"
+
+
+def optional() -> Any:
+    """A field of a record that JSON has only where there is a value; any other None is written as null."""
+    return field(default=None, metadata={_OPTIONAL: True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Values that are written as a JSON object, a key for each field."""
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data: dicts, lists, strings, numbers."""
+        values = {each.name: getattr(self, each.name) for each in fields(self) if not _is_missing(self, each)}
+        return {name: _plain(value) for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls, content: JsonObject) -> Self:
+        """What `to_json` wrote, in this or another build: unknown keys are ignored, missing ones have defaults."""
+        kind: Any = cls
+        record: Self = _reader(kind).validate_python(content)
+        return record
+
+
+def _is_missing(record: Record, each: Any) -> bool:
+    return _OPTIONAL in each.metadata and getattr(record, each.name) is None
+
+
+@cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
