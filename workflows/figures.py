@@ -6,9 +6,11 @@ figures = PrepareFigures.from_json(artifact.figures)
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
+from typing import Self, TypeVar
 
 from workflows.record import JsonObject, Record, optional
+
+Value = TypeVar("Value")
 
 _HELD_OUT = "held_out_"
 _LEFT_OUT = "left out: "
@@ -121,7 +123,7 @@ class TrainFigures(Record):
         return super().from_json({**content, "held_out": held_out_of(content)})
 
 
-def held_out_of(figures: Mapping[str, Any]) -> dict[str, Any]:
+def held_out_of(figures: Mapping[str, Value]) -> dict[str, Value]:
     """Those of a training's figures that are measured on held-out conversations, by their short names."""
     return {name.removeprefix(_HELD_OUT): value for name, value in figures.items() if name.startswith(_HELD_OUT)}
 

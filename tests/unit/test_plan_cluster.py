@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workflows.cluster import capacity as room
+from workflows.cluster import capacity
 from workflows.cluster.capacity import kinds_to_come, nodes_of_cluster
 from workflows.cluster.cluster_file import ClusterFileError, NodeKind, read_cluster_file
 from workflows.cluster.fit import Need, fit_stage, hours
@@ -71,7 +71,9 @@ def test_both_whole_models_of_an_evaluation_do_not_fit_on_one_gpu(planned):
 def test_more_workers_than_nodes_is_reported_with_both_numbers(planned):
     row = planned({**FULL, "num_workers": 16, "batch_tokens": 512}).stages["train"]
     assert "16 x worker" in row.why_not
-    assert "the cluster has room for 8 (gpu-worker: 1 a node, at most 8 nodes); raise max_workers" in row.why_not
+    assert (
+        "the cluster has the capacity for 8 (gpu-worker: 1 a node, at most 8 nodes); raise max_workers" in row.why_not
+    )
 
 
 def test_plan_shows_how_many_trials_run_at_once(planned):
@@ -135,7 +137,7 @@ def test_files_that_cannot_be_read_say_where(tmp_path, content, said):
 
 
 def test_a_head_knows_the_maximum_nodes_from_its_cluster_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "BOOTSTRAP", str(tmp_path / "bootstrap.yaml"))
+    monkeypatch.setattr(capacity, "BOOTSTRAP", str(tmp_path / "bootstrap.yaml"))
     here, auto = ClusterSpec(), ClusterSpec(address="auto")
     assert kinds_to_come(auto) is None
     (tmp_path / "bootstrap.yaml").write_text((ROOT / "cluster.yaml").read_text())

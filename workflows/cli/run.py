@@ -66,7 +66,7 @@ class _LazyConnection:
         return self._connection is not None
 
     def open(self, stages: Sequence[str]) -> None:
-        """Connect, and check that the cluster has room for these stages; raises ClusterError."""
+        """Connect, and check that the cluster has the capacity for these stages; raises ClusterError."""
         if self._connection is not None:
             return
         if {"tune", "train"} & {*stages}:

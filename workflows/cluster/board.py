@@ -18,7 +18,7 @@ class Board:
 
     def __init__(self) -> None:
         self._counters: dict[str, float] = {}
-        self._latest: dict[str, Any] = {}
+        self._latest: dict[str, object] = {}
         self._notes: list[str] = []
 
     def add(self, **counters: float) -> None:
@@ -26,12 +26,12 @@ class Board:
         for name, value in counters.items():
             self._counters[name] = self._counters.get(name, 0) + value
 
-    def post(self, note: str = "", **values: Any) -> None:
+    def post(self, note: str = "", **values: object) -> None:
         """Replace current values; `note` is a line that stays on the display."""
         self._latest.update(values)
         self._notes += [note] if note else []
 
-    def read(self) -> tuple[dict[str, Any], list[str]]:
+    def read(self) -> tuple[dict[str, object], list[str]]:
         """Counters and current values together, and the notes since the last call."""
         notes, self._notes = self._notes, []
         return {**self._counters, **self._latest}, notes

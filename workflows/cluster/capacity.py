@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from workflows.cluster.cluster_file import NodeKind, read_cluster_file
 from workflows.spec import ClusterSpec, PipelineSpec, TrainSpec
@@ -23,6 +23,15 @@ Resources = dict[str, float]
 """resources of a node or a worker, by Ray's names: CPU, GPU, memory (bytes)"""
 
 
+@dataclass(frozen=True)
+class RayNode:
+    """A node of a cluster, as Ray knows it."""
+
+    id: str
+    address: str
+    resources: Resources
+
+
 def worker_resources(train: TrainSpec) -> Resources:
     """What one worker of a training requests."""
     asked = {"CPU": train.cpus_per_worker, "GPU": float(train.gpus_per_worker)}
@@ -31,11 +40,12 @@ def worker_resources(train: TrainSpec) -> Resources:
     return {name: amount for name, amount in asked.items() if amount}
 
 
-def living_nodes() -> list[dict[str, Any]]:
+def living_nodes() -> list[RayNode]:
     """Ray's record of every live node of the connected cluster."""
     import ray
 
-    return [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return [RayNode(node["NodeID"], node["NodeManagerAddress"], node["Resources"]) for node in nodes]
 
 
 def nodes_of_cluster(cluster: ClusterSpec) -> list[Resources]:
@@ -44,7 +54,7 @@ def nodes_of_cluster(cluster: ClusterSpec) -> list[Resources]:
         return [{"CPU": cluster.scales_to.cpus, "GPU": cluster.scales_to.gpus, "memory": _UNKNOWN}]
     kinds = kinds_to_come(cluster)
     if not kinds:
-        return [node["Resources"] for node in living_nodes()]
+        return [node.resources for node in living_nodes()]
     return [
         {"CPU": kind.cpus, "GPU": kind.gpus, "memory": kind.memory_gb * 1e9 if kind.memory_gb else _UNKNOWN}
         for kind in kinds

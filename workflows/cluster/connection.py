@@ -10,7 +10,6 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -48,7 +47,7 @@ class Connection:
         divert_library_output()
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        options: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if self._cluster.address is None:
             # Explicit, so that RAY_ADDRESS in the environment does not send a local run to a cluster.
             options |= {"address": "local", "num_cpus": self._cluster.num_cpus}

@@ -112,6 +112,7 @@ def _why_not(need: Need, kinds: Sequence[NodeKind]) -> str:
         return f"{asks}, and no nodes of the cluster have GPUs; add a group that has them, or request none"
     if need.gpus and all(kind.gpu_memory_gb and not workers_on(kind, need) for kind in suited):
         have = "; ".join(f"{kind.name}: {kind.gpus:g} GPUs of {kind.gpu_memory_gb:g} GB" for kind in suited)
-        return f"{asks}, and no node has room for one ({have})"
+        return f"{asks}, and no node has the capacity for one ({have})"
     have = "; ".join(f"{kind.name}: {workers_on(kind, need)} a node, at most {kind.most} nodes" for kind in suited)
-    return f"{asks}, and the cluster has room for {in_all(kinds, need)} ({have}); raise max_workers, or request less"
+    there = f"the cluster has the capacity for {in_all(kinds, need)} ({have})"
+    return f"{asks}, and {there}; raise max_workers, or request less"

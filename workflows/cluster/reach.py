@@ -6,12 +6,11 @@ check_reach(spec, store)
 import glob
 import uuid
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from workflows.cluster.capacity import living_nodes
+from workflows.cluster.capacity import RayNode, living_nodes
 from workflows.cluster.errors import ClusterError
 from workflows.spec import PipelineSpec
 from workflows.spec.paths import local_paths
@@ -25,7 +24,7 @@ def check_reach(spec: PipelineSpec, store: Store) -> None:
     store, this machine writes a temporary file there.
     """
     nodes = living_nodes()
-    machines = sorted({node["NodeManagerAddress"] for node in nodes})
+    machines = sorted({node.address for node in nodes})
     paths = local_paths(spec)
     marker = Path(store.root) / f"seen-by-all-{uuid.uuid4().hex}"
     if store.is_local:
@@ -50,13 +49,13 @@ def check_reach(spec: PipelineSpec, store: Store) -> None:
         raise ClusterError("\n".join(problems))
 
 
-def _missing(nodes: list[dict[str, Any]], paths: list[str]) -> dict[str, list[str]]:
+def _missing(nodes: list[RayNode], paths: list[str]) -> dict[str, list[str]]:
     """The paths that each machine does not have."""
     asked = {}
     for node in nodes:
-        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        here = NodeAffinitySchedulingStrategy(node.id, soft=False)
         task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(_unseen)
-        asked[node["NodeManagerAddress"]] = task.remote(paths)
+        asked[node.address] = task.remote(paths)
     ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_WITHIN_S)
     answers = {}
     for machine, answer in asked.items():

@@ -28,6 +28,8 @@ class CorpusRow(TypedDict, total=False):
     tools: str | None
     """as JSON"""
     split: str
+    reason: str
+    """why a line is set aside"""
     reference_log_probability: float
     """of its reply by the base model, in nats; as the one after it a reference value, from the stage `reference`"""
     other_reference_log_probability: float

@@ -15,7 +15,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from workflows.cluster.connection import token_refused
 from workflows.cluster.errors import ClusterError
 from workflows.cluster.ray_private import show_token
 from workflows.jobs.package import about, missing, pack, pinned, supported_ray
+from workflows.record import JsonObject, Record
 from workflows.spec import PipelineSpec
 from workflows.store import content_key, without_secrets
 
@@ -74,6 +75,17 @@ class Job:
     @property
     def is_over(self) -> bool:
         return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterPython(Record):
+    """The Python that jobs get on a cluster; what `_PROBE` prints."""
+
+    python: str
+    """its version"""
+    executable: str
+    packages: Mapping[str, str]
+    """name -> version"""
 
 
 class Jobs:
@@ -203,15 +215,15 @@ class Jobs:
             )
         return at_work
 
-    def _environment(self, say: Callable[[str], None]) -> dict[str, Any]:
+    def _environment(self, say: Callable[[str], None]) -> JsonObject:
         """The packages that the cluster must install for a job; empty if its Python has all. Raises ClusterError."""
         there = self._probe()
-        if not SpecifierSet(about()["Requires-Python"]).contains(there["python"]):
-            raise ClusterError(_not_supported(self.address, f"Python {there['python']}"))
-        packages: dict[str, str] = {canonicalize_name(name): version for name, version in there["packages"].items()}
+        if not SpecifierSet(about()["Requires-Python"]).contains(there.python):
+            raise ClusterError(_not_supported(self.address, f"Python {there.python}"))
+        packages: dict[str, str] = {canonicalize_name(name): version for name, version in there.packages.items()}
         if packages.get("ray") != self._ray_version:
             raise ClusterError(
-                f"`python` on the head of the cluster at {self.address} is {there['executable']}, with Ray "
+                f"`python` on the head of the cluster at {self.address} is {there.executable}, with Ray "
                 f"{packages.get('ray', 'missing')}, but the cluster runs Ray {self._ray_version}, from an "
                 "environment that is not on the PATH; start Ray with that environment's bin folder first on the PATH"
             )
@@ -224,7 +236,7 @@ class Jobs:
         )
         return {"pip": {"packages": pinned(), "pip_check": False}, "config": {"setup_timeout_seconds": 3600}}
 
-    def _probe(self) -> dict[str, Any]:
+    def _probe(self) -> ClusterPython:
         job_id = self._asked("submit_job", entrypoint=f'python -c "{_PROBE}"',
                              submission_id=f"probe-{uuid.uuid4().hex[:8]}")  # fmt: skip
         until = time.monotonic() + _PROBE_TIMEOUT_S
@@ -237,8 +249,7 @@ class Jobs:
                 f"the cluster at {self.address} cannot run jobs: a test job ended with {status}: {log[-500:]}"
             )
         self._asked("delete_job", job_id)
-        answer: dict[str, Any] = json.loads(found[-1])
-        return answer
+        return ClusterPython.from_json(json.loads(found[-1]))
 
     def _lines(self, job_id: str) -> Iterator[str]:
         """The lines of a job's output. Pings the cluster while the job writes nothing, because a machine that loses

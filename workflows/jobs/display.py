@@ -4,6 +4,7 @@ display = JobDisplay(progress)
 for line in lines: display.take(line)
 """
 
+import contextlib
 import json
 from typing import Any
 
@@ -59,8 +60,6 @@ class JobDisplay:
 def _event(line: str) -> dict[str, Any] | None:
     if not line.startswith('{"event"'):
         return None
-    try:
-        found: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return None
-    return found
+    with contextlib.suppress(ValueError):
+        return dict(json.loads(line))
+    return None

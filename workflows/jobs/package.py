@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from workflows.corpus.files.sources import files_at
+from workflows.record import JsonObject
 from workflows.spec import PipelineSpec
 from workflows.spec.paths import local_paths, with_paths
 from workflows.stage import StageFailed
@@ -29,7 +30,7 @@ from workflows.store import fingerprint
 MAX_SHIPPED = 64 << 20
 
 
-def pack(spec: PipelineSpec, beside: Path, folder: Path) -> dict[str, Any]:
+def pack(spec: PipelineSpec, beside: Path, folder: Path) -> JsonObject:
     """Write what a job needs into `folder`: this project's packages, the pipeline file, and the files that it names
     in the folder `beside`. Returns what identifies the run: the pipeline and fingerprints of the files.
     """

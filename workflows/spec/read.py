@@ -148,7 +148,7 @@ def _line_number(where: str) -> int:
     return int(tail) if tail.isdigit() else 0
 
 
-def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[Location, int]]:
+def _parse(text: str, file: str) -> tuple[dict[str, object], dict[Location, int]]:
     """The file's values, and the line (from 1) of each of them."""
     lines: dict[Location, int] = {(): 1}
     problems: list[SpecProblem] = []
@@ -187,7 +187,7 @@ def _construct(
     if not isinstance(node, yaml.MappingNode):
         return loader.construct_object(node, deep=True)
     loader.flatten_mapping(node)
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for key_node, value_node in node.value:
         key = str(key_node.value)
         inner = (*at, key)
@@ -202,7 +202,7 @@ def _construct(
     return values
 
 
-def _apply_override(values: dict[str, Any], where: dict[Location, str], override: str) -> None:
+def _apply_override(values: dict[str, object], where: dict[Location, str], override: str) -> None:
     """Set one `dotted.field=value` in the raw values; the value is parsed as YAML."""
     label = f"--set {override}"
     name, equals, text = override.partition("=")

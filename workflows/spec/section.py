@@ -4,12 +4,13 @@ from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 Precision = Literal["auto", "bf16", "fp32"]
 PositiveInt = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
-HOW: dict[str, Any] = {"affects_result": False}
+HOW: JsonDict = {"affects_result": False}
 """marks a field that changes how a stage runs but not its result: an artifact's key leaves it out"""
 
 
@@ -25,9 +26,9 @@ class Section(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, strict=False
     )
 
-    def result_fields(self) -> dict[str, Any]:
+    def result_fields(self) -> dict[str, object]:
         """The values that change a stage's result, as plain data: the section's part of an artifact's key."""
-        values: dict[str, Any] = {}
+        values: dict[str, object] = {}
         for name, field in type(self).model_fields.items():
             extra = field.json_schema_extra
             if isinstance(extra, dict) and extra.get("affects_result") is False:

@@ -21,6 +21,9 @@ from workflows.spec.section import HOW
 from workflows.spec.train import TrainSpec
 from workflows.spec.tune import TuneSpec
 
+Values = dict[str, object]
+"""the settings of a trial: dotted field of the pipeline file -> value"""
+
 _KINDS = ("uniform", "loguniform", "int", "logint")
 _COMBINATIONS = 256
 # Fields that all trials share, because they decide the corpus, its reference values, or the workers.
@@ -113,7 +116,7 @@ def trials_wanted(tune: TuneSpec) -> int | None:
     return min(whole, tune.trials or whole)
 
 
-def with_values(spec: PipelineSpec, values: dict[str, Any]) -> PipelineSpec:
+def with_values(spec: PipelineSpec, values: Values) -> PipelineSpec:
     """The pipeline of one trial: these values in their dotted fields, and no section `tune`.
 
     Raises pydantic's ValidationError.
@@ -152,7 +155,7 @@ def field_problem(spec: PipelineSpec, field: str) -> str:
     return ""
 
 
-def combinations(spec: PipelineSpec) -> Iterator[dict[str, Any]]:
+def combinations(spec: PipelineSpec) -> Iterator[Values]:
     """Combinations of ends and choices: all of them, or a random sample."""
     assert spec.tune is not None
     ends = {field: parse(entry).ends for field, entry in spec.tune.space.items()}
@@ -213,7 +216,7 @@ def _holds_whole_numbers(spec: PipelineSpec, field: str) -> bool:
     return error is not None and error["type"] in ("int_from_float", "int_type")
 
 
-def _error_of(spec: PipelineSpec, values: dict[str, Any]) -> Any:
+def _error_of(spec: PipelineSpec, values: Values) -> Any:
     """pydantic's first error for these values; None if they are allowed."""
     try:
         with_values(spec, values)

@@ -143,7 +143,7 @@ class TrainSpec(Section):
 
     num_workers: Annotated[int | list[int], AfterValidator(_min_and_max)] = 1
     """Number of training processes, each with its own share of the data. `[1, 4]` uses as many as the cluster has
-    room for, at least 1 and at most 4; a step processes the data of 4 workers, however many run."""
+    the capacity for, at least 1 and at most 4; a step processes the data of 4 workers, however many run."""
 
     cpus_per_worker: Annotated[float, Field(gt=0.0, le=4096.0)] = Field(default=1.0, json_schema_extra=HOW)
     """CPU cores and threads per worker."""

@@ -136,8 +136,8 @@ class TuneSpec(Section):
     """Random seed of the search."""
 
     max_concurrent: Annotated[int, Field(ge=1, le=100_000)] | None = Field(default=None, json_schema_extra=HOW)
-    """Maximum number of concurrent trials. Left out, as many as the cluster's nodes have room for; on a cluster that
-    adds nodes on demand, set how many those nodes have room for."""
+    """Maximum number of concurrent trials. Left out, as many as the cluster's nodes have the capacity for; on a
+    cluster that adds nodes on demand, set how many those nodes have the capacity for."""
 
     max_failures: Annotated[int, Field(ge=0, le=1000)] = Field(default=2, json_schema_extra=HOW)
     """How often a trial that lost its workers continues from its last checkpoint before it counts as failed."""

@@ -27,7 +27,7 @@ def run(context: Context) -> DeployFigures:
     check_certificate(serve)
     check_fits(spec, ["deploy"], context.progress)
     engine, reason = chosen_engine(serve, OptimizeFigures.from_json(release.figures).openvino)
-    app = application(spec, store, release, engine, surge=_has_room_for_one_more(serve))
+    app = application(spec, store, release, engine, surge=_can_start_one_more(serve))
     endpoint = Endpoint(model_name(spec), release.key)
     shown = FrontSettings(
         origins=tuple(serve.cors_origins),
@@ -58,7 +58,7 @@ def _not_started(name: str, error: Exception) -> Exception:
     return crash
 
 
-def _has_room_for_one_more(serve: ServeSpec) -> bool:
+def _can_start_one_more(serve: ServeSpec) -> bool:
     """Whether an update can start a new replica beside the old ones."""
     import ray
 

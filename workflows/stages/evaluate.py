@@ -19,6 +19,7 @@ import ray.data
 from models.chat import Message
 from workflows.cluster.board import watching
 from workflows.cluster.workers import check_fits, worker_environment
+from workflows.corpus.rows import CorpusRow
 from workflows.figures import EvaluateFigures, PrepareFigures
 from workflows.scorecard.adversarial import measure_pair
 from workflows.scorecard.adversarial_plot import pair_page
@@ -85,15 +86,15 @@ def run(context: Context) -> EvaluateFigures:
     return EvaluateFigures.from_json(figures | {f"pair_{name}": pair[name] for name in names if name in pair})
 
 
-def _first_rows(store: Store, path: str, count: int) -> list[dict[str, Any]]:
+def _first_rows(store: Store, path: str, count: int) -> list[CorpusRow]:
     import pyarrow.dataset
 
     parts = pyarrow.dataset.dataset(path, filesystem=store.filesystem, format="parquet")
-    rows: list[dict[str, Any]] = parts.head(count, columns=["messages", "tools"]).to_pylist()
+    rows: list[CorpusRow] = parts.head(count, columns=["messages", "tools"]).to_pylist()
     return rows
 
 
-def _held_out_prompt(row: dict[str, Any]) -> dict[str, Any]:
+def _held_out_prompt(row: CorpusRow) -> dict[str, Any]:
     """A held-out conversation up to its last assistant turn, and that turn as what was really said."""
     messages: list[Message] = json.loads(row["messages"])
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")

@@ -40,6 +40,7 @@ from workflows.corpus.files.formats import records
 from workflows.corpus.files.sources import PACKED, SourceFile, source_files
 from workflows.corpus.files.text import Record
 from workflows.corpus.new_model import CHAT_TEMPLATE, make_base, with_base
+from workflows.corpus.rows import CorpusRow
 from workflows.corpus.set_aside import SetAside, set_aside_text
 from workflows.corpus.split import HELD_OUT, QUARANTINE, TRAIN, fill_empty_side
 from workflows.figures import PrepareFigures
@@ -61,6 +62,10 @@ _MAX_TRACEBACKS = 5
 _COUNTS = ("conversations", "held_out_conversations", "quarantined", "tokens", "supervised_tokens", "held_out_tokens",
            "truncated", "longest")  # fmt: skip
 _Reading = tuple[dict[str, str], SameRole]  # data.fields, data.same_role
+
+_Lines = dict[str, list[Any]]
+"""conversations of a file by column: source, line, text, unread, mismatched"""
+
 
 _SCHEMA = pa.schema(
     [
@@ -167,7 +172,7 @@ def _set_block_size(files: list[SourceFile]) -> None:
     ray.data.DataContext.get_current().target_max_block_size = block
 
 
-def _read_lines(batch: dict[str, Any], judged: _Reading | None, board: Any) -> Iterator[dict[str, Any]]:
+def _read_lines(batch: Mapping[str, np.ndarray], judged: _Reading | None, board: Any) -> Iterator[_Lines]:
     """The conversations of a file, in blocks of (source, line, text, unread, mismatched)."""
     source, limit = int(batch["source"][0]), int(batch["limit"][0])
     uri, path, field = (str(batch[name][0]) for name in ("uri", "path", "field"))
@@ -187,7 +192,7 @@ def _read_lines(batch: dict[str, Any], judged: _Reading | None, board: Any) -> I
         yield _lines_block(source, block, judged, before)
 
 
-def _lines_block(source: int, block: list[Record], judged: _Reading | None, before: list[Record]) -> dict[str, Any]:
+def _lines_block(source: int, block: list[Record], judged: _Reading | None, before: list[Record]) -> _Lines:
     """`judged`: how lines are read where they are judged replies. `before`: more lines that mismatched replies may
     come from, for the last block, which may be a short one.
     """
@@ -219,11 +224,11 @@ def _encode_lines(
     columns = (batch[name].to_pylist() for name in ("source", "line", "text", "unread", "mismatched"))
     rows = []
     for source, line, text, unread, mismatched in zip(*columns, strict=True):
-        row: dict[str, Any] = {"source": source, "line": line, "num_tokens": 0, "num_targets": 0, "truncated": False}
+        row: CorpusRow = {"source": source, "line": line, "num_tokens": 0, "num_targets": 0, "truncated": False}
         try:
             if unread:
                 raise UnusableLine(unread)
-            row |= encoding.row(text, mismatched)
+            row.update(encoding.row(text, mismatched))
         except ReplyCut as error:
             raise StageFailed(
                 f"data.cut_replies: {paths[source]}:{line}: {error}; raise data.max_length, or set data.cut_replies "
@@ -231,7 +236,7 @@ def _encode_lines(
             ) from None
         except ValueError as error:
             excerpt = text[:_EXCERPT_CHARACTERS].decode(errors="replace").strip()
-            row |= {"split": QUARANTINE, "reason": _reason(error), "messages": excerpt}
+            row.update({"split": QUARANTINE, "reason": _reason(error), "messages": excerpt})
         rows.append(row)
     good = sum(row["split"] != QUARANTINE for row in rows)
     tokens = sum(row["num_tokens"] for row in rows)
@@ -294,7 +299,7 @@ def _statistics(context: Context, paths: list[str]) -> PrepareFigures:
     return PrepareFigures(**counts, set_aside=groups.groups())
 
 
-def _count(counts: Counter[str], row: Mapping[str, Any]) -> None:
+def _count(counts: Counter[str], row: CorpusRow) -> None:
     if row["split"] == QUARANTINE:
         counts["quarantined"] += 1
         return

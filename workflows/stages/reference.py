@@ -9,9 +9,10 @@ dpo needs of both). Leaves in the store: `values/split=train` and
 `values/split=held_out` (Parquet: source, line, and the values), which training reads beside the corpus.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
@@ -20,14 +21,15 @@ import ray.data
 from models.trees import COLUMNS
 from workflows.cluster.board import watching
 from workflows.cluster.workers import check_fits, worker_environment
+from workflows.corpus.rows import CorpusRow
 from workflows.figures import PrepareFigures, ReferenceFigures
+from workflows.record import JsonObject
 from workflows.spec import DistillRepliesSpec, DistillSpec, PipelineSpec, SpinSpec, TeacherSpec
 from workflows.spec.train import AUTO_TOKENS
 from workflows.stage import Context, StageFailed
 from workflows.store import Store
 
 _ROWS_AT_ONCE = 64
-_PLACE = ("source", "line", "split")
 _NEEDED = {
     "log_probabilities": ["input_ids", "supervised", "other_input_ids", "other_supervised"],
     "top_tokens": [*COLUMNS],
@@ -100,10 +102,10 @@ def run(context: Context) -> ReferenceFigures:
     return ReferenceFigures(conversations=num_rows)
 
 
-def _row_groups(context: Context) -> list[dict[str, Any]]:
+def _row_groups(context: Context) -> list[dict[str, str | int]]:
     """The pieces in which Parquet files can be read, of both splits."""
     filesystem = context.store.filesystem
-    found = []
+    found: list[dict[str, str | int]] = []
     for split in ("train", "held_out"):
         path = context.store.path("prepare", context.inputs["prepare"].key, "corpus", f"split={split}")
         parts = pyarrow.dataset.dataset(path, filesystem=filesystem, format="parquet")
@@ -113,7 +115,7 @@ def _row_groups(context: Context) -> list[dict[str, Any]]:
     return found
 
 
-def _read_rows(batch: dict[str, Any], store: str, columns: list[str]) -> Iterator[pa.Table]:
+def _read_rows(batch: Mapping[str, np.ndarray], store: str, columns: list[str]) -> Iterator[pa.Table]:
     path, index, split = str(batch["path"][0]), int(batch["row_group"][0]), str(batch["split"][0])
     with pyarrow.parquet.ParquetFile(path, filesystem=Store(store).filesystem) as file:
         for part in file.iter_batches(_ROWS_AT_ONCE, row_groups=[index], columns=["source", "line", *columns]):
@@ -147,7 +149,7 @@ def _check_model(spec: PipelineSpec) -> None:
 class ReferenceModel:
     """One worker: the base model or the teacher in memory."""
 
-    def __init__(self, spec: dict[str, Any], board: Any) -> None:
+    def __init__(self, spec: JsonObject, board: Any) -> None:
         import torch
 
         from models.base.load import load_model, resolve
@@ -188,11 +190,15 @@ class ReferenceModel:
             ]
         )
         for rows in _micro_batches(batch.to_pylist(), self._micro_batch_tokens):
-            columns = {name: [row[name] for row in rows] for name in _PLACE}
-            yield pa.table({**columns, **self._values(rows)}, schema=schema)
+            place = {
+                "source": [row["source"] for row in rows],
+                "line": [row["line"] for row in rows],
+                "split": [row["split"] for row in rows],
+            }
+            yield pa.table({**place, **self._values(rows)}, schema=schema)
             self._board.add.remote(done=len(rows), tokens=sum(row["num_tokens"] for row in rows))
 
-    def _values(self, rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    def _values(self, rows: list[CorpusRow]) -> dict[str, list[Any]]:
         import torch
 
         from models.objectives.distill import teacher_replies, teacher_values
@@ -211,9 +217,9 @@ class ReferenceModel:
             return reference_values(self._model, rows)
 
 
-def _micro_batches(rows: list[dict[str, Any]], max_tokens: int) -> Iterator[list[dict[str, Any]]]:
+def _micro_batches(rows: list[CorpusRow], max_tokens: int) -> Iterator[list[CorpusRow]]:
     """Rows in their order, at most so many tokens together; a longer row stands alone."""
-    taken: list[dict[str, Any]] = []
+    taken: list[CorpusRow] = []
     tokens = 0
     for row in rows:
         if taken and tokens + row["num_tokens"] > max_tokens:
