@@ -10,58 +10,57 @@ from family_talks import CELLS
 COLUMNS = [*CELLS, "tools at the endpoint", "ends where it should"]
 _HEAD = """# Families of chat models
 
-How the chat models that people fine-tune come through training and serving: each with its tokenizer and chat
-template as published, on conversations of each kind and on random ones. Every reply must be learned after exactly the
-token ids that the endpoint reads before it, and be the reply and the token that ends it. What is expected comes from
-transformers' own `apply_chat_template`, for the messages before a reply and with it, and from a list of the tokens
-that end each family's replies; conversations are packed as in a training step and read off the packed rows.
+Training and serving tested with the chat models that people fine-tune: each with its published tokenizer and chat
+template, on conversations of each kind and on random ones. In training, each reply must follow exactly the token ids
+that the endpoint puts before it, and consist of the reply and its end token. The reference is transformers'
+`apply_chat_template`, for the messages before a reply and with it, and a list of each family's end tokens.
+Conversations are packed as in a training step and read back from the packed rows.
 
     python benchmarks/families.py --write docs/families.md
 
-- **exact**: the same token ids, for every reply of the conversation. Where a template writes an earlier turn
-  otherwise once later ones follow (thinking is dropped, the last turn has another end, the system's text moves), each
-  reply has its own history; what they have in common is read once (`docs/training.md`).
-- **exact, one call a turn**: the template takes one call in a turn, so several become turns of their own, each with
-  its answer behind it, in training as at the endpoint.
-- **refused**: an error with a sentence, whose number stands behind; the sentences are below. The template has no
-  place for it, so the model was never trained on it either: nothing is dropped unsaid.
-- **tools at the endpoint**: a call that is written as the template writes it is read back as a call, its arguments as
-  they were.
-- **ends where it should**: the tokens at which the endpoint ends a reply are those of the model's
-  `generation_config.json`, of its tokenizer and of its template, and no reply has one within it.
-- **random**: conversations of one to five rounds with any of: a system text, one later in the conversation, role
-  `developer`, reasoning, calls with and without words or a list of tools, several in one turn and several turns of
-  them, a first message of the assistant's, replies that are not learned; texts of odd words, names of control tokens,
-  white space of all kinds, emoji, other scripts. So many were learned exactly; behind it how many of their replies
-  the endpoint reads otherwise than they were meant.
+- **exact**: the same token ids, for every reply of the conversation. If a template changes an earlier turn once later
+  ones follow (it drops thinking, ends the last turn differently, moves the system message), each reply has its own
+  history; the common part is computed once (`docs/training.md`).
+- **exact, one call a turn**: the template allows one call per turn, so several calls become several turns, each
+  followed by its result, in training as at the endpoint.
+- **refused**: an error; the number refers to the message below. The template does not write this, so the model was
+  not trained on it either. Nothing is dropped silently.
+- **tools at the endpoint**: the endpoint parses a call in the template's format as a call, with unchanged arguments.
+- **ends where it should**: the endpoint ends a reply at the end tokens of the model's `generation_config.json`, its
+  tokenizer and its template, and no reply contains one.
+- **random**: conversations of one to five rounds with any of: a system message, a second one later, role
+  `developer`, reasoning, calls with and without text or a list of tools, several calls in one turn, several turns of
+  calls, a first message by the assistant, replies that are not supervised; unusual words, names of control tokens,
+  all kinds of white space, emoji, other scripts. The number of exact ones, and how many of their replies the endpoint
+  parses differently.
 """
 
 _DESIGN = """
 ## What differs from transformers by design
 
-- White space around a message's text is left out, in training and at the endpoint: tokenizers merge it with the
-  template's own, and the first token that is learned would be another than the first that is generated.
-- The name of a control token in what people wrote is text (`data.control_tokens`). transformers has
-  `sanitize_control_tokens=True` for this, which leaves the name in place for the template: so Qwen3's cuts a reply at
-  a `</think>` that the user asked it to write. Here the template does not see it.
-- A template that opens thinking in the prompt, but writes earlier replies without any (DeepSeek R1), gets what was
-  thought, `</think>` and an empty line before the reply.
-- A template that refuses system texts (Gemma 2) gets them before the first question, an empty line between them.
-- Where no token ends a reply but the next turn's first one does (GLM), a reply is learned with that token.
-- What a template writes of a reply must have all that was said in it; words that it drops are an error.
-- Days in templates (`strftime_now`) are the 31st of January 2026 in this trial, as by `data.template_date`.
+- White space around a message's text is removed, in training and at the endpoint: tokenizers merge it with the
+  template's own, so the first supervised token would differ from the first generated one.
+- The name of a control token in a message is plain text (`data.control_tokens`). transformers has
+  `sanitize_control_tokens=True` for this, which leaves the name visible to the template: Qwen3's, for example, cuts a
+  reply at a `</think>` that the user asked for. Here the template does not see it.
+- If a template opens thinking in the prompt but writes earlier replies without it (DeepSeek R1), the reasoning,
+  `</think>` and an empty line come before the reply.
+- If a template refuses system messages (Gemma 2), they come before the first user message, after it an empty line.
+- If a reply ends only with the first token of the next turn (GLM), it is trained with that token.
+- A template must write the whole text of a reply; text that it drops is an error.
+- The date in templates (`strftime_now`) is the 31st of January 2026 in this test, as set by `data.template_date`.
 
-## What the endpoint reads otherwise
+## What the endpoint parses differently
 
-A reply of words and calls is one text, and some templates write it so that two replies have the same text. What a
-model generates is then read as one of them:
+A reply with text and calls is one string, and some templates write two different replies as the same string. The
+endpoint then parses a generated string as one of them:
 
-- LFM2.5 writes texts of arguments between single quotes without escaping them, as Python would need it.
-- Qwen3.5 and GLM-4.5 write them without any quotes, between tags: a text that holds the closing tag ends there, and
-  white space at its end is not told from the template's own.
-- SentencePiece's tokenizers (Llama 2, Mistral, Gemma) have one token for a space and for the letter \u2581; that is
-  not counted here.
-- gpt-oss writes words beside a call as thinking, and they come back as `reasoning_content`; not counted either.
+- LFM2.5 writes string arguments between single quotes without the escapes that Python requires.
+- Qwen3.5 and GLM-4.5 write them without quotes, between tags: a string that contains the closing tag ends there, and
+  white space at its end cannot be distinguished from the template's own.
+- SentencePiece tokenizers (Llama 2, Mistral, Gemma) have one token for a space and for the letter \u2581; this is not
+  counted here.
+- gpt-oss writes text beside a call as thinking, and it is parsed as `reasoning_content`; not counted either.
 """
 
 
@@ -88,12 +87,12 @@ def page(families: list[Family], results: dict[str, Any]) -> str:
     )
     parts = [
         _HEAD, "", *table, "", "## Sentences", "", *refused, "", "## Random conversations that are refused", "",
-        "Drawn beside the exact ones: the sentence of each, and how many. `needlessly` stands before what "
-        "transformers would write all the same: SmolLM3's template takes `/think` out of a system text.",
+        "Sampled in addition to the exact ones: each message, and its number. `needlessly` marks what transformers "
+        "would write nevertheless: SmolLM3's template takes `/think` out of a system message.",
         "", *_refusals(families, results),
         _DESIGN, "## Sources", "",
-        "Read where npm and pip put them; nothing of them is in this repository. `near` says that the family's own "
-        "tokenizer is in no package, and the nearest one was taken, with the family's control tokens added.", "",
+        "Installed by npm and pip; this repository contains none of them. `near` means that the family's own "
+        "tokenizer is in no package, and the nearest one was used, with the family's control tokens added.", "",
         f"With {versions}.", "", "| family | tokenizer and template | |", "|---|---|---|", *sources, "",
     ]  # fmt: skip
     return "\n".join(parts)

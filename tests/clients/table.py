@@ -18,22 +18,22 @@ Results = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
 
 _HEAD = """# Clients
 
-Usages of each client's own documentation, in our own words, at this endpoint; `make test-clients` tries them and
-writes this page. Versions stand in [clients.toml](../tests/clients/clients.toml), each client in an environment of
-its own. The endpoints have SmolLM2-135M behind the front and API that `deploy` starts, without Ray:
+Usages from each client's documentation, in our own words, tested against this endpoint; `make test-clients` runs them
+and writes this page. [clients.toml](../tests/clients/clients.toml) has the versions; each client has its own
+environment. The endpoints serve SmolLM2-135M behind the front and API that `deploy` starts, without Ray:
 
 | | |
 |---|---|
-| `torch` | float32, the first two of 30 layers, to be done soon; a chat template that has a place for tools |
+| `torch` | float32, only the first two of 30 layers, for speed; a chat template that writes tools |
 | `openvino` | bf16, all layers, the same template |
-| `demo` | bf16, all layers, with the template that the demo ships: it has no place for tools |
+| `demo` | bf16, all layers, with the demo's own template, which does not write tools |
 
-SmolLM2 has learned no tools. Where a loop needs a call of its own accord, the conversation prescribes what is said
-(`[[add({"a": 2, "b": 3}) => It is 5.]]`, [scripted.py](../tests/clients/scripted.py)): the tokens are that text's,
-all else (prompt, reading of calls, API, front, client) is real, but no engine and no grammar takes part in that
-reply. Replies without such a script are the model's, those to required calls and formats among them.
+SmolLM2 was not trained on tools. If a loop needs a voluntary call, the conversation scripts the reply
+(`[[add({"a": 2, "b": 3}) => It is 5.]]`, [scripted.py](../tests/clients/scripted.py)): the tokens are those of the
+script, everything else (prompt, parsing of calls, API, front, client) is real, but no engine and no grammar takes
+part in that reply. The model generates all other replies, including required calls and formats.
 
-A share counts the usages that were tried at that endpoint; an empty cell was not tried.
+Shares refer to the usages that ran at that endpoint; an empty cell means that the usage did not run there.
 """
 
 

@@ -8,7 +8,7 @@ class EndpointError extends Error {
   }
 }
 
-// What the browser keeps for this endpoint: several may stand under one address, each at a path of its own.
+// What the browser stores for this endpoint; several endpoints may share one address, each at its own path.
 const kept = {
   name: (name) => `rayconteur ${location.pathname} ${name}`,
   get(name) {
