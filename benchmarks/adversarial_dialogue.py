@@ -53,6 +53,7 @@ from models.objectives.adversarial import Discriminate, Generate
 from models.packing import pack
 from models.training.adversarial import AdversarialSettings, AdversarialTrainer
 from models.training.engine import TorchEngine
+from workflows.scorecard.adversarial import Controls, Diversity, RepliesFigures
 from workflows.scorecard.adversarial_plot import pair_page
 
 MAX_WORDS, MAX_REPLY_TOKENS = 20, 32
@@ -358,7 +359,11 @@ def main() -> None:
     run = Run(arguments.file, arguments.base_model, arguments.folder, QUICK if arguments.quick else FULL)
     say("begins", training=len(run.training), held_out=len(run.tests))
     found = run.measured()
-    (arguments.folder / "pair.html").write_text(pair_page("the adversarial pair on conversations", found))
+    rows = [RepliesFigures(**row) for row in found["replies"]]
+    page = pair_page(
+        "the adversarial pair on conversations", rows, Diversity(**found["real"]), Controls(**found["controls"])
+    )
+    (arguments.folder / "pair.html").write_text(page)
     print(json.dumps(found))
 
 

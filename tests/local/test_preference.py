@@ -8,7 +8,7 @@ import re
 import pyarrow.dataset
 import pytest
 
-from workflows.scorecard.scorecard import gate_verdict
+from workflows.scorecard.scorecard import Scorecard, gate_verdict
 from workflows.spec import GateSpec
 from workflows.stage import StageFailed
 
@@ -172,7 +172,10 @@ def test_workers_that_take_every_cpu_do_not_starve_the_reading(run, paired):
     ({"min_loss_reduction": 0.0}, r"failed: the tuned held-out loss .*min_loss_reduction"),
 ])  # fmt: skip
 def test_the_gate_of_pairs_is_their_accuracy(gate, verdict):
-    scorecard = {"loss_reduction": -0.5, "base_loss": 2.0, "tuned_loss": 2.5, "preference_accuracy": 0.6}
+    scorecard = Scorecard(
+        loss_reduction=-0.5, base_loss=2.0, tuned_loss=2.5, preference_accuracy=0.6, base_perplexity=7.39,
+        tuned_perplexity=12.18, scored_tokens=100, passed=False, verdict="",
+    )  # fmt: skip
     passed, said = gate_verdict(scorecard, GateSpec(**gate))
     assert re.match(verdict, said)
     assert passed == said.startswith("passed")

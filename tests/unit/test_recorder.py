@@ -179,3 +179,16 @@ def test_a_loss_that_is_not_a_number_never_leads(told):
     assert told.search.leader()[0].number == 1
     assert told.recorder._leader[0].number == 1
     assert "key0/checkpoint_10" in told.on_disk
+
+
+def test_records_of_another_build_are_read(told):
+    told.report(0, 10, 2.0, done=True)
+    told.recorder.close()
+    for path in ("trials/key0/trial.json", "tune/search/search.json"):
+        content = told.store.read_json(f"{told.store.root}/{path}")
+        for trial in content.get("trials", [content]):
+            del trial["reused"]
+            trial["of a newer build"] = 1
+        told.store.write_json(f"{told.store.root}/{path}", content)
+    assert read_trial(told.store, "key0") == told.search.trials[0]
+    assert read_search(told.store, "search").trials == told.search.trials

@@ -7,6 +7,9 @@ replies stand beside those of likelihood training that went on for as long, over
 """
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,7 +19,8 @@ from models.trees import COLUMNS
 from workflows.cluster.board import watching
 from workflows.cluster.workers import worker_environment
 from workflows.corpus.new_model import discriminator_base
-from workflows.spec import AdversarialSpec, PipelineSpec
+from workflows.record import Record, optional
+from workflows.spec import AdversarialSpec, PairSpec, PipelineSpec
 from workflows.stage import CONTINUED, DISCRIMINATOR, Context
 from workflows.store import Store
 
@@ -25,9 +29,73 @@ _LEAST_HISTORIES = 16
 _SEED = 2_000_003
 GENERATOR, LIKELIHOOD = "generator", "likelihood continued"
 Replies = list[list[Exchange]]
+Scores = list[list[float]]
+"""logits of the discriminator, of each history's replies"""
 
 
-def measure_pair(context: Context) -> dict[str, Any] | None:
+@dataclass(frozen=True, kw_only=True)
+class Diversity(Record):
+    """How different replies are from each other."""
+
+    distinct_1: float
+    """share of tokens that are distinct; as the one after it, of pairs of tokens"""
+    distinct_2: float
+    self_bleu: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepliesFigures(Record):
+    """How well one model's replies at one temperature pass for real ones."""
+
+    model: str
+    temperature: float
+    fresh_accuracy: float
+    """of a discriminator that has never been trained against"""
+    length_accuracy: float
+    """of one that sees lengths alone"""
+    frechet_distance: float
+    distinct_1: float
+    distinct_2: float
+    self_bleu: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Controls(Record):
+    """What a fresh discriminator must come to: about 0.5, and about 1."""
+
+    real_against_real: float
+    random_tokens: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Losses(Record):
+    """Held-out losses of the last replies, in nats a token."""
+
+    loss: float
+    reranked_loss: float
+    """with the discriminator among `candidates` replies"""
+    candidates: int
+    discriminator_accuracy: float
+    verdict: str
+    """whether the discriminator lowers the loss"""
+    continued_loss: float | None = optional()
+    """of likelihood training that went on for as long"""
+    turns_verdict: str | None = optional()
+    """whether the turns do"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialScorecard(_Losses):
+    """The scorecard's part `pair`."""
+
+    histories: int
+    replies: tuple[RepliesFigures, ...]
+    controls: Controls
+    real: Diversity
+    """of the real replies"""
+
+
+def measure_pair(context: Context) -> AdversarialScorecard | None:
     """The scorecard's part `pair`; None where there are too few held-out conversations."""
     evaluate, trained = context.spec.evaluate, context.inputs["train"]
     task = ray.remote(_measure).options(
@@ -37,8 +105,8 @@ def measure_pair(context: Context) -> dict[str, Any] | None:
     )
     corpus = context.inputs["prepare"].key
     with watching(context.progress, "measures of the pair") as board:
-        found: dict[str, Any] | None = ray.get(
-            task.remote(context.spec.model_dump(), context.store.uri, corpus, trained.key, board)
+        found: AdversarialScorecard | None = ray.get(
+            task.remote(context.spec, context.store.uri, corpus, trained.key, board)
         )
     if found is None:
         context.progress.note(
@@ -49,79 +117,97 @@ def measure_pair(context: Context) -> dict[str, Any] | None:
 
 
 def _measure(
-    raw_spec: dict[str, Any], store_uri: str, corpus: str, checkpoint: str, board: Any
-) -> dict[str, Any] | None:
+    spec: PipelineSpec, store_uri: str, corpus: str, checkpoint: str, board: Any
+) -> AdversarialScorecard | None:
     import torch
 
-    from models.exchange import exchange_of
-    from models.measures.adversarial import (
-        best_of,
-        diversity,
-        reply_log_probabilities,
-        reranked_log_probabilities,
-        scores_of,
-    )
-    from workflows.corpus.reader import open_split
+    from models.measures.adversarial import diversity
 
-    spec, store = PipelineSpec.model_validate(raw_spec), Store(store_uri)
-    objective, settings = spec.train.objective, spec.evaluate.pair
-    assert isinstance(objective, AdversarialSpec)
     torch.set_num_threads(max(1, int(spec.evaluate.cpus_per_worker)))
-    rows = open_split(store, "prepare", corpus, "corpus", "held_out", [*COLUMNS])
-    rows = rows.take(min(settings.histories, len(rows)))
-    if len(rows) < _LEAST_HISTORIES:
+    store, settings = Store(store_uri), spec.evaluate.pair
+    reals = _real_replies(spec, store, corpus)
+    if len(reals) < _LEAST_HISTORIES:
         return None
-    reals = [exchange_of(row, objective.max_reply_tokens, lambda n: n - 1) for row in rows]
     players = Players(spec, store, checkpoint, reals, board)
     models = 2 if players.continued is None else 3
     board.post.remote(total=models * len(settings.temperatures) + 2)
-    n = settings.best_of
-    drawn = players.drawn(max(n, settings.candidates), 1.0)
-    scores = scores_of(players.discriminator, [[real, *own] for real, own in zip(reals, drawn, strict=True)])
-    candidates = [some[: 1 + settings.candidates] for some in scores]
-    log_p, reranked = reranked_log_probabilities(players.generator, reals, candidates)
-    tokens = sum(len(real.reply) for real in reals)
-    found: dict[str, Any] = {
-        "histories": len(reals),
-        "loss": round(-float(log_p.sum()) / tokens, 4),
-        "reranked_loss": round(-float(reranked.sum()) / tokens, 4),
-        "candidates": settings.candidates,
-        "discriminator_accuracy": round(sum(some[0] > some[1] for some in scores) / len(scores), 4),
-    }
-    found["verdict"] = (
-        f"the discriminator lowers the held-out loss by {found['loss'] - found['reranked_loss']:.4f} nats a token"
-        if _is_positive(reranked - log_p)
-        else "no gain: the discriminator does not lower the held-out loss by more than chance"
+    drawn = players.drawn(max(settings.best_of, settings.candidates), 1.0)
+    scores = players.scores([[real, *own] for real, own in zip(reals, drawn, strict=True)])
+    losses = _losses(players, scores, settings.candidates)
+    return AdversarialScorecard(
+        **vars(losses),
+        histories=len(reals),
+        replies=tuple(_replies(players, settings, drawn, scores)),
+        controls=Controls(**players.judges.controls(players.vocabulary)),
+        real=Diversity(**diversity([real.reply for real in reals])),
     )
+
+
+def _real_replies(spec: PipelineSpec, store: Store, corpus: str) -> list[Exchange]:
+    """The last replies of held-out conversations, with what is before them."""
+    from models.exchange import exchange_of
+    from workflows.corpus.reader import open_split
+
+    assert isinstance(spec.train.objective, AdversarialSpec)
+    most = spec.train.objective.max_reply_tokens
+    rows = open_split(store, "prepare", corpus, "corpus", "held_out", [*COLUMNS])
+    rows = rows.take(min(spec.evaluate.pair.histories, len(rows)))
+    return [exchange_of(row, most, lambda n: n - 1) for row in rows]
+
+
+def _losses(players: "Players", scores: Scores, candidates: int) -> _Losses:
+    """`scores` are of the real reply to each history, and of drawn ones."""
+    from models.measures.adversarial import reply_log_probabilities, reranked_log_probabilities
+
+    reals = players.reals
+    tokens = sum(len(real.reply) for real in reals)
+
+    def loss_of(log_p: Any) -> float:
+        return round(-float(log_p.sum()) / tokens, 4)
+
+    log_p, reranked = reranked_log_probabilities(
+        players.generator, reals, [some[: 1 + candidates] for some in scores]
+    )
+    loss, reranked_loss, continued_loss, turns_verdict = loss_of(log_p), loss_of(reranked), None, None
     if players.continued is not None:
         others = reply_log_probabilities(players.continued, reals)
-        found["continued_loss"] = round(-float(others.sum()) / tokens, 4)
-        found["turns_verdict"] = (
-            f"the turns lower the held-out loss by {found['continued_loss'] - found['loss']:.4f} nats a token more "
-            "than likelihood training did in the same time"
+        continued_loss = loss_of(others)
+        turns_verdict = (
+            f"the turns lower the held-out loss by {continued_loss - loss:.4f} nats a token more than likelihood "
+            "training did in the same time"
             if _is_positive(log_p - others)
             else "no gain from the turns: likelihood training in the same time reaches a held-out loss as low, "
             "within chance, or lower"
         )
-    found["replies"] = []
+    return _Losses(
+        loss=loss,
+        reranked_loss=reranked_loss,
+        candidates=candidates,
+        discriminator_accuracy=round(sum(some[0] > some[1] for some in scores) / len(scores), 4),
+        verdict=f"the discriminator lowers the held-out loss by {loss - reranked_loss:.4f} nats a token"
+        if _is_positive(reranked - log_p)
+        else "no gain: the discriminator does not lower the held-out loss by more than chance",
+        continued_loss=continued_loss,
+        turns_verdict=turns_verdict,
+    )
 
-    def add(model: str, temperature: float, own: list[Exchange]) -> None:
-        found["replies"].append({"model": model, "temperature": temperature, **players.judges.of(own)})
 
+def _replies(players: "Players", settings: PairSpec, drawn: Replies, scores: Scores) -> Iterator[RepliesFigures]:
+    """Each model's replies at each temperature; those at 1 are drawn, and scored after the real ones."""
+    from models.measures.adversarial import best_of
+
+    n = settings.best_of
     for temperature in settings.temperatures:
         if temperature == 1.0:
             own, by = [some[:n] for some in drawn], [some[1 : n + 1] for some in scores]
         else:
             own = players.drawn(n, temperature)
-            by = scores_of(players.discriminator, own)
-        add(GENERATOR, temperature, [some[0] for some in own])
-        add(f"best of {n}", temperature, best_of(own, by, _SEED))
+            by = players.scores(own)
+        found = {GENERATOR: [some[0] for some in own], f"best of {n}": best_of(own, by, _SEED)}
         if players.continued is not None:
-            likely = players.drawn(1, temperature, players.continued)
-            add(LIKELIHOOD, temperature, [some[0] for some in likely])
-    found["controls"] = players.judges.controls(players.vocabulary)
-    found["real"] = diversity([real.reply for real in reals])
-    return found
+            found[LIKELIHOOD] = [some[0] for some in players.drawn(1, temperature, players.continued)]
+        for model, replies in found.items():
+            yield RepliesFigures(model=model, temperature=temperature, **players.judges.of(replies))
 
 
 def _is_positive(gains: Any) -> bool:
@@ -135,85 +221,98 @@ class Players:
     def __init__(self, spec: PipelineSpec, store: Store, checkpoint: str, reals: list[Exchange], board: Any) -> None:
         from models.base import adapters
         from models.base.discriminator import open_discriminator
-        from models.base.load import load_model, load_tokenizer, resolve
-        from models.base.new_tokens import fit_embeddings
+        from models.base.load import load_tokenizer, resolve
         from models.base.precision import dtype_of
         from models.chat import end_token_ids
-        from models.kernels.attention import PACKED_ATTENTION
         from models.measures.adversarial import FreshDiscriminators
 
         assert isinstance(spec.train.objective, AdversarialSpec)
-        device = "cuda" if spec.evaluate.gpus_per_worker else "cpu"
-        dtype = dtype_of(spec.train.precision, device)
-        base, folder = resolve(spec.base_model), store.local_folder("train", checkpoint, "model")
-        player = store.local_folder("train", checkpoint, DISCRIMINATOR)
-        self._objective = spec.train.objective
-
-        def load(name: Any) -> Any:
-            return load_model(name, dtype, PACKED_ATTENTION).to(device)
-
-        tokenizer = load_tokenizer(folder)
-
-        def fresh(name: Any) -> tuple[Any, list[int]]:
-            model = load(name)
-            return model, fit_embeddings(model, base, tokenizer)
-
-        def reader() -> Any:
-            adapter = spec.train.adapter
-            model, new = fresh(discriminator_base(spec))
-            if adapter is None:
-                return model
-            fields = adapter.model_dump(exclude={"quantize"})
-            return adapters.attach(model, **fields, base=spec.base_model, new_tokens=new).to(device)
-
-        self._reals = reals
-        steps, rate = spec.evaluate.pair.fresh_steps, spec.train.objective.discriminator_learning_rate
-        judge = fresh(base)[0]
+        self.reals = reals
+        self._spec, self._objective = spec, spec.train.objective
+        self._device = "cuda" if spec.evaluate.gpus_per_worker else "cpu"
+        self._dtype = dtype_of(spec.train.precision, self._device)
+        self._base, folder = resolve(spec.base_model), store.local_folder("train", checkpoint, "model")
+        self._tokenizer, self._is_adapter = load_tokenizer(folder), adapters.is_adapter(folder)
+        steps, rate = spec.evaluate.pair.fresh_steps, self._objective.discriminator_learning_rate
         self.judges = FreshDiscriminators(
-            reals, judge, reader, steps, rate, on_step=lambda: board.add.remote(done=1 / steps)
-        )
-        is_adapter = adapters.is_adapter(folder)
-
-        def opened(folder: Any) -> Any:
-            return (adapters.load(load(base), folder) if is_adapter else load(folder)).eval()
-
-        self.generator = opened(folder)
+            reals, self._fresh(self._base)[0], self._reader, steps, rate,
+            on_step=lambda: board.add.remote(done=1 / steps),
+        )  # fmt: skip
+        self.generator = self._opened(folder)
         self.continued = None
         if store.is_folder(store.path("train", checkpoint, CONTINUED)):
-            self.continued = opened(store.local_folder("train", checkpoint, CONTINUED))
-        self.discriminator = open_discriminator(player, discriminator_base(spec)).to(device)
-        self._ends, self.vocabulary = sorted(end_token_ids(tokenizer)), len(tokenizer)
+            self.continued = self._opened(store.local_folder("train", checkpoint, CONTINUED))
+        player = store.local_folder("train", checkpoint, DISCRIMINATOR)
+        self._discriminator = open_discriminator(player, discriminator_base(spec)).to(self._device)
+        self._ends, self.vocabulary = sorted(end_token_ids(self._tokenizer)), len(self._tokenizer)
 
     def drawn(self, count: int, temperature: float, model: Any = None) -> Replies:
         """`count` replies to each history, of the generator's unless another model is given."""
         from models.measures.adversarial import drawn_to
 
         most = self._objective.max_reply_tokens
-        return drawn_to(self._reals, model or self.generator, count, most, self._ends, temperature, _SEED)
+        return drawn_to(self.reals, model or self.generator, count, most, self._ends, temperature, _SEED)
+
+    def scores(self, groups: Replies) -> Scores:
+        """The discriminator's score of each reply; a group has those to one history."""
+        from models.measures.adversarial import scores_of
+
+        return scores_of(self._discriminator, groups)
+
+    def _load(self, folder: Path) -> Any:
+        from models.base.load import load_model
+        from models.kernels.attention import PACKED_ATTENTION
+
+        return load_model(folder, self._dtype, PACKED_ATTENTION).to(self._device)
+
+    def _opened(self, folder: Path) -> Any:
+        """A trained model, as an adapter on the base model or whole."""
+        from models.base import adapters
+
+        model = adapters.load(self._load(self._base), folder) if self._is_adapter else self._load(folder)
+        return model.eval()
+
+    def _fresh(self, folder: Path) -> tuple[Any, list[int]]:
+        """A model before training, and the tokens that are new to it."""
+        from models.base.new_tokens import fit_embeddings
+
+        model = self._load(folder)
+        return model, fit_embeddings(model, self._base, self._tokenizer)
+
+    def _reader(self) -> Any:
+        """What a fresh discriminator begins as."""
+        from models.base import adapters
+
+        adapter = self._spec.train.adapter
+        model, new = self._fresh(discriminator_base(self._spec))
+        if adapter is None:
+            return model
+        fields = adapter.model_dump(exclude={"quantize"})
+        return adapters.attach(model, **fields, base=self._spec.base_model, new_tokens=new).to(self._device)
 
 
-def pair_text(found: dict[str, Any]) -> list[str]:
+def pair_text(pair: AdversarialScorecard) -> list[str]:
     """Lines of the scorecard as a person reads it."""
-    continued = f", likelihood continued {found['continued_loss']:.4f}" if "continued_loss" in found else ""
+    continued = "" if pair.continued_loss is None else f", likelihood continued {pair.continued_loss:.4f}"
     lines = [
-        f"  pair: held-out loss of the last replies {found['loss']:.4f}, reranked {found['reranked_loss']:.4f}"
-        f"{continued} ({found['histories']} histories, {found['candidates']} candidates each)",
-        f"  its discriminator tells {found['discriminator_accuracy']:.1%} right",
+        f"  pair: held-out loss of the last replies {pair.loss:.4f}, reranked {pair.reranked_loss:.4f}"
+        f"{continued} ({pair.histories} histories, {pair.candidates} candidates each)",
+        f"  its discriminator tells {pair.discriminator_accuracy:.1%} right",
         "  replies                    told by a fresh discriminator, by length   Fréchet   distinct-1 -2   self-BLEU",
     ]
     lines += [
-        f"    {row['model']:<20} {row['temperature']:<4g} {row['fresh_accuracy']:>8.2f} "
-        f"{row['length_accuracy']:>21.2f}{row['frechet_distance']:>17.3f} {_diversity(row)}"
-        for row in found["replies"]
+        f"    {row.model:<20} {row.temperature:<4g} {row.fresh_accuracy:>8.2f} "
+        f"{row.length_accuracy:>21.2f}{row.frechet_distance:>17.3f} {_diversity(row)}"
+        for row in pair.replies
     ]
-    lines.append(f"    real replies {'':>59} {_diversity(found['real'])}")
-    controls = found["controls"]
+    lines.append(f"    real replies {'':>59} {_diversity(pair.real)}")
+    controls = pair.controls
     lines.append(
-        f"    controls: real against real {controls['real_against_real']:.2f}, random tokens "
-        f"{controls['random_tokens']:.2f}"
+        f"    controls: real against real {controls.real_against_real:.2f}, random tokens "
+        f"{controls.random_tokens:.2f}"
     )
-    return [*lines, *(f"  {found[name]}" for name in ("verdict", "turns_verdict") if name in found)]
+    return [*lines, *(f"  {verdict}" for verdict in (pair.verdict, pair.turns_verdict) if verdict)]
 
 
-def _diversity(row: dict[str, float]) -> str:
-    return f"{row['distinct_1']:>9.3f} {row['distinct_2']:.3f} {row['self_bleu']:>9.3f}"
+def _diversity(row: Diversity | RepliesFigures) -> str:
+    return f"{row.distinct_1:>9.3f} {row.distinct_2:.3f} {row.self_bleu:>9.3f}"

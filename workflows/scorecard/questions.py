@@ -1,14 +1,36 @@
 """Questions that a model is asked, with the facts that its replies must have."""
 
 import json
-from typing import Any
+from dataclasses import dataclass
 
-from models.chat import check_messages
+from models.chat import Message, check_messages
 from models.files import open_uri
 from workflows.stage import StageFailed
 
 
-def read_questions(uri: str) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Question:
+    """A question with its facts."""
+
+    text: str
+    facts: list[list[str]]
+    """for each fact the spellings that count"""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What both models are asked."""
+
+    messages: list[Message]
+    tools: str | None = None
+    """as JSON"""
+    question: Question | None = None
+    """None: it is a held-out conversation up to its last reply"""
+    reference: str = ""
+    """of a held-out conversation, that reply"""
+
+
+def read_questions(uri: str) -> list[Question]:
     """The questions with their facts; raises StageFailed with file and line."""
     filesystem, path = open_uri(uri)
     with filesystem.open_input_stream(path) as stream:
@@ -26,19 +48,15 @@ def read_questions(uri: str) -> list[dict[str, Any]]:
     return questions
 
 
-def _question(record: Any) -> dict[str, Any]:
+def _question(record: object) -> Question:
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     question, facts = record.get("question"), record.get("facts")
     check_messages([{"role": "user", "content": question}])
-    spelled = (
-        isinstance(facts, list)
-        and facts
-        and all(
-            isinstance(fact, list) and fact and all(isinstance(word, str) and word.strip() for word in fact)
-            for fact in facts
-        )
-    )
-    if not spelled:
+    if not isinstance(facts, list) or not facts or not all(map(_is_fact, facts)):
         raise ValueError('`facts` must be a list of facts, each a list of spellings, as in [["45 days"]]')
-    return {"question": question, "facts": facts}
+    return Question(str(question), facts)
+
+
+def _is_fact(fact: object) -> bool:
+    return isinstance(fact, list) and fact != [] and all(isinstance(word, str) and word.strip() for word in fact)

@@ -1,103 +1,170 @@
 """The scorecard: tuned against base in figures, and whether that passes the gate."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from workflows.scorecard.adversarial import pair_text
+from workflows.figures import EvaluateFigures
+from workflows.record import JsonObject, Record, optional
+from workflows.scorecard.adversarial import AdversarialScorecard, pair_text
+from workflows.scorecard.questions import Prompt
+from workflows.scorecard.worker import ScoreRow
 from workflows.spec import GateSpec
 from workflows.stage import StageFailed
 
 
-def scorecard_of(results: list[dict[str, Any]], asked: list[dict[str, Any]], gate: GateSpec) -> dict[str, Any]:
-    from models.measures.base_and_tuned import count_facts
+@dataclass(frozen=True, kw_only=True)
+class AskedQuestion(Record):
+    """A question, the replies of both models, and how many facts each of them has."""
 
+    question: str
+    facts: list[list[str]]
+    base: str
+    tuned: str
+    base_facts: int
+    tuned_facts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedReply(Record):
+    """A held-out conversation up to its last reply: that one, and the replies of both models."""
+
+    messages: Sequence[JsonObject]
+    reference: str
+    base: str
+    tuned: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorecard(EvaluateFigures):
+    """scorecard.json: the figures, and what they were made of."""
+
+    questions: tuple[AskedQuestion, ...] = ()
+    replies: tuple[ComparedReply, ...] = ()
+    pair: AdversarialScorecard | None = optional()
+    """of an adversarial pair"""
+
+    @property
+    def figures(self) -> EvaluateFigures:
+        """Those that the artifact has."""
+        pair = {} if self.pair is None else self.pair.to_json()
+        names = ("loss", "reranked_loss", "continued_loss", "verdict", "turns_verdict")
+        return EvaluateFigures.from_json(
+            {**self.to_json(), **{f"pair_{name}": pair[name] for name in names if name in pair}}
+        )
+
+
+def scorecard_of(results: Sequence[ScoreRow], asked: Sequence[Prompt], gate: GateSpec) -> Scorecard:
+    """All of it, from what the workers found."""
     scored = [row for row in results if row["question"] < 0]
     targets = sum(row["targets"] for row in scored)
     if not targets:
         raise StageFailed("evaluate: no held-out reply is a desirable one; raise data.held_out_share or add data")
-    base, tuned = (sum(row[name] for row in scored) / targets for name in ("base_loss", "tuned_loss"))
-    scorecard: dict[str, Any] = {
-        "base_loss": round(base, 4),
-        "tuned_loss": round(tuned, 4),
-        "loss_reduction": round(base - tuned, 4),
-        "base_perplexity": round(math.exp(base), 3),
-        "tuned_perplexity": round(math.exp(tuned), 3),
-        "scored_tokens": targets,
-    }
+    base, tuned = (
+        sum(row["base_loss"] for row in scored) / targets,
+        sum(row["tuned_loss"] for row in scored) / targets,
+    )
     margins = [margin for row in scored for margin in row["margins"] or []]
-    if margins:
-        scorecard["preference_accuracy"] = round(sum(margin > 0 for margin in margins) / len(margins), 4)
-        scorecard["reward_margin"] = round(sum(margins) / len(margins), 4)
-        scorecard["scored_pairs"] = len(margins)
     said = {row["question"]: row for row in results if row["question"] >= 0}
-    questions, replies = [], []
-    for index, item in enumerate(asked):
-        pair = {"base": said[index]["base_reply"], "tuned": said[index]["tuned_reply"]}
-        if "facts" in item:
-            right = {f"{name}_facts": count_facts(reply, item["facts"]) for name, reply in pair.items()}
-            questions.append({"question": item["question"], "facts": item["facts"], **pair, **right})
-        else:
-            replies.append({"messages": item["messages"], "reference": item["reference"], **pair})
-    if questions:
-        asked_for = sum(len(item["facts"]) for item in questions)
-        for name in ("base", "tuned"):
-            share = sum(item[f"{name}_facts"] for item in questions) / asked_for
-            scorecard[f"{name}_fact_share"] = round(share, 4)
+    questions = [_asked(prompt, said[index]) for index, prompt in enumerate(asked) if prompt.question]
+    num_facts = sum(len(item.facts) for item in questions)
+    scorecard = Scorecard(
+        base_loss=round(base, 4),
+        tuned_loss=round(tuned, 4),
+        loss_reduction=round(base - tuned, 4),
+        base_perplexity=round(math.exp(base), 3),
+        tuned_perplexity=round(math.exp(tuned), 3),
+        scored_tokens=targets,
+        preference_accuracy=round(sum(margin > 0 for margin in margins) / len(margins), 4) if margins else None,
+        reward_margin=round(sum(margins) / len(margins), 4) if margins else None,
+        scored_pairs=len(margins) or None,
+        base_fact_share=round(sum(item.base_facts for item in questions) / num_facts, 4) if questions else None,
+        tuned_fact_share=round(sum(item.tuned_facts for item in questions) / num_facts, 4) if questions else None,
+        passed=False,
+        verdict="",
+        questions=tuple(questions),
+        replies=tuple(_compared(prompt, said[index]) for index, prompt in enumerate(asked) if not prompt.question),
+    )
     passed, verdict = gate_verdict(scorecard, gate)
-    return {**scorecard, "passed": passed, "verdict": verdict, "questions": questions, "replies": replies}
+    return replace(scorecard, passed=passed, verdict=verdict)
 
 
-def gate_verdict(scorecard: dict[str, Any], gate: GateSpec) -> tuple[bool, str]:
-    reduction = scorecard["loss_reduction"]
-    accuracy = scorecard.get("preference_accuracy")
+def _asked(prompt: Prompt, said: ScoreRow) -> AskedQuestion:
+    from models.measures.base_and_tuned import count_facts
+
+    question, base, tuned = prompt.question, said["base_reply"], said["tuned_reply"]
+    assert question is not None
+    return AskedQuestion(
+        question=question.text,
+        facts=question.facts,
+        base=base,
+        tuned=tuned,
+        base_facts=count_facts(base, question.facts),
+        tuned_facts=count_facts(tuned, question.facts),
+    )
+
+
+def _compared(prompt: Prompt, said: ScoreRow) -> ComparedReply:
+    return ComparedReply(
+        messages=prompt.messages, reference=prompt.reference, base=said["base_reply"], tuned=said["tuned_reply"]
+    )
+
+
+def gate_verdict(scorecard: EvaluateFigures, gate: GateSpec) -> tuple[bool, str]:
+    reduction = scorecard.loss_reduction
+    accuracy = scorecard.preference_accuracy
     least = gate.min_loss_reduction
     if least is None and accuracy is None:
         least = 0.0
     if least is not None and not reduction > least:
         return False, (
-            f"failed: the tuned held-out loss {scorecard['tuned_loss']:.4f} is not below the base's "
-            f"{scorecard['base_loss']:.4f} by more than {least:g} nats (evaluate.gate.min_loss_reduction)"
+            f"failed: the tuned held-out loss {scorecard.tuned_loss:.4f} is not below the base's "
+            f"{scorecard.base_loss:.4f} by more than {least:g} nats (evaluate.gate.min_loss_reduction)"
         )
     if accuracy is not None and not accuracy > gate.min_preference_accuracy:
         return False, (
             f"failed: the chosen reply favoured in {accuracy:.1%} of the held-out pairs, more than "
             f"{gate.min_preference_accuracy:.1%} asked for (evaluate.gate.min_preference_accuracy)"
         )
-    share = scorecard.get("tuned_fact_share", 1.0)
-    if share < gate.min_fact_share:
+    share = scorecard.tuned_fact_share
+    if share is not None and share < gate.min_fact_share:
         return False, f"failed: {share:.0%} of the facts right, {gate.min_fact_share:.0%} asked for (evaluate.gate)"
     if accuracy is not None:
         return True, f"passed: the chosen reply favoured in {accuracy:.1%} of the held-out pairs"
     return True, f"passed: held-out loss lower by {reduction:.4f} nats a token"
 
 
-def scorecard_text(scorecard: dict[str, Any]) -> str:
+def scorecard_text(scorecard: Scorecard) -> str:
     """The scorecard as a person reads it."""
-    lines = []
-    for item in scorecard["questions"]:
-        of = len(item["facts"])
-        lines.append(f"  question  {item['question']}")
-        lines += [
-            f"    {name:<6} [{item[f'{name}_facts']}/{of}]  {_one_line(item[name])}" for name in ("base", "tuned")
-        ]
-    for item in scorecard["replies"]:
-        lines.append(f"  held out  {_one_line(item['messages'][-1]['content'])}")
-        lines += [f"    {name:<9} {_one_line(item[name])}" for name in ("base", "tuned", "reference")]
-    lines.append(
-        f"  held-out loss: base {scorecard['base_loss']:.4f}, tuned {scorecard['tuned_loss']:.4f} "
-        f"(perplexity {scorecard['base_perplexity']:.2f} -> {scorecard['tuned_perplexity']:.2f}, "
-        f"{scorecard['scored_tokens']:,} tokens)"
-    )
-    if "preference_accuracy" in scorecard:
+    lines = [
+        *(line for item in scorecard.questions for line in _question_lines(item)),
+        *(line for item in scorecard.replies for line in _reply_lines(item)),
+        f"  held-out loss: base {scorecard.base_loss:.4f}, tuned {scorecard.tuned_loss:.4f} "
+        f"(perplexity {scorecard.base_perplexity:.2f} -> {scorecard.tuned_perplexity:.2f}, "
+        f"{scorecard.scored_tokens:,} tokens)",
+    ]
+    if scorecard.preference_accuracy is not None:
         lines.append(
-            f"  held-out preference accuracy: {scorecard['preference_accuracy']:.2f} "
-            f"({scorecard['scored_pairs']:,} pairs, mean reward margin {scorecard['reward_margin']:.3f} nats)"
+            f"  held-out preference accuracy: {scorecard.preference_accuracy:.2f} "
+            f"({scorecard.scored_pairs:,} pairs, mean reward margin {scorecard.reward_margin:.3f} nats)"
         )
-    if "tuned_fact_share" in scorecard:
-        shares = [f"{name} {scorecard[f'{name}_fact_share']:.2f}" for name in ("base", "tuned")]
-        lines.append(f"  share of facts right: {', '.join(shares)}")
-    lines += pair_text(scorecard["pair"]) if "pair" in scorecard else []
-    return "\n".join([*lines, f"  {scorecard['verdict']}"])
+    if scorecard.tuned_fact_share is not None:
+        shares = f"base {scorecard.base_fact_share:.2f}, tuned {scorecard.tuned_fact_share:.2f}"
+        lines.append(f"  share of facts right: {shares}")
+    lines += pair_text(scorecard.pair) if scorecard.pair is not None else []
+    return "\n".join([*lines, f"  {scorecard.verdict}"])
+
+
+def _question_lines(item: AskedQuestion) -> list[str]:
+    of, sides = len(item.facts), (("base", item.base_facts, item.base), ("tuned", item.tuned_facts, item.tuned))
+    replies = [f"    {name:<6} [{right}/{of}]  {_one_line(reply)}" for name, right, reply in sides]
+    return [f"  question  {item.question}", *replies]
+
+
+def _reply_lines(item: ComparedReply) -> list[str]:
+    sides = (("base", item.base), ("tuned", item.tuned), ("reference", item.reference))
+    asked = f"  held out  {_one_line(str(item.messages[-1]['content']))}"
+    return [asked, *(f"    {name:<9} {_one_line(reply)}" for name, reply in sides)]
 
 
 def _one_line(text: str) -> str:

@@ -1,11 +1,13 @@
 """A worker that scores conversations and asks questions, with the base model and the tuned one."""
 
 import json
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import pyarrow as pa
 
 from models.chat import Conversation
+from workflows.corpus.rows import CorpusRow
 from workflows.store import Store
 
 SCORED_SCHEMA = pa.schema(
@@ -24,36 +26,63 @@ SCORED_SCHEMA = pa.schema(
 )
 
 
+class ScoredRow(CorpusRow, total=False):
+    """A conversation that is scored, or one that is asked."""
+
+    question: int
+    """place among what is asked; -1 for a conversation that is scored"""
+
+
+class ScoreRow(TypedDict, total=False):
+    """What a worker found of several conversations that were scored, or of one that was asked."""
+
+    question: int
+    """as above"""
+    base_loss: float
+    """in nats, summed over `targets` tokens"""
+    tuned_loss: float
+    targets: int
+    margins: list[float] | None
+    """of pairs, each one's reward margin"""
+    base_reply: str
+    tuned_reply: str
+
+
+@dataclass(frozen=True)
+class ScoringSettings:
+    """What a worker is started with."""
+
+    store: str
+    checkpoint: str
+    """key of the artifact of `train`"""
+    base_model: str
+    precision: str
+    threads: float
+    gpus: float
+    max_new_tokens: int
+
+
 class ScoringWorker:
     """One worker: both models in memory, scoring conversations and replying to prompts."""
 
-    def __init__(
-        self,
-        store: str,
-        checkpoint: str,
-        base_model: str,
-        precision: str,
-        threads: float,
-        gpus: float,
-        max_new_tokens: int,
-        board: Any,
-    ) -> None:
+    def __init__(self, settings: ScoringSettings, board: Any) -> None:
         import torch
 
         from models.base.load import resolve
         from models.base.precision import dtype_of
         from models.measures.base_and_tuned import BaseAndTuned
 
-        torch.set_num_threads(max(1, int(threads)))
-        folder = Store(store).local_folder("train", checkpoint, "model")
-        device = "cuda" if gpus else "cpu"
-        self._pair = BaseAndTuned(resolve(base_model), folder, dtype_of(precision, device), device)
-        self._max_new_tokens = max_new_tokens
+        torch.set_num_threads(max(1, int(settings.threads)))
+        folder = Store(settings.store).local_folder("train", settings.checkpoint, "model")
+        device = "cuda" if settings.gpus else "cpu"
+        dtype = dtype_of(settings.precision, device)
+        self._pair = BaseAndTuned(resolve(settings.base_model), folder, dtype, device)
+        self._max_new_tokens = settings.max_new_tokens
         self._board = board
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Rows of base and tuned: loss sums with their targets, or replies."""
-        rows = batch.to_pylist()
+        rows: list[ScoredRow] = batch.to_pylist()
         scored = [row for row in rows if row["question"] < 0 and row["desirable"] is not False]
         asked = [row for row in rows if row["question"] >= 0]
         results = [self._score(scored)] if scored else []
@@ -70,7 +99,7 @@ class ScoringWorker:
         self._board.add.remote(done=len(rows))
         return pa.Table.from_pylist(results, schema=_RESULT_SCHEMA)
 
-    def _score(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def _score(self, rows: list[ScoredRow]) -> ScoreRow:
         from models.objectives.preference import pack_both
         from models.packing import pack_trees
         from models.trees import tree_of

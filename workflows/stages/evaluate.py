@@ -10,7 +10,7 @@ reply than that of the rejected one, in nats. Of judged replies (KTO) only the d
 """
 
 import json
-from typing import Any
+from dataclasses import replace
 
 import pyarrow as pa
 import ray
@@ -19,16 +19,16 @@ import ray.data
 from models.chat import Message
 from workflows.cluster.board import watching
 from workflows.cluster.workers import check_fits, worker_environment
+from workflows.corpus.reader import corpus_files
 from workflows.corpus.rows import CorpusRow
 from workflows.figures import EvaluateFigures, PrepareFigures
-from workflows.scorecard.adversarial import measure_pair
+from workflows.scorecard.adversarial import AdversarialScorecard, measure_pair
 from workflows.scorecard.adversarial_plot import pair_page
-from workflows.scorecard.questions import read_questions
+from workflows.scorecard.questions import Prompt, read_questions
 from workflows.scorecard.scorecard import scorecard_of, scorecard_text
-from workflows.scorecard.worker import SCORED_SCHEMA, ScoringWorker
+from workflows.scorecard.worker import SCORED_SCHEMA, ScoringSettings, ScoringWorker
 from workflows.spec import AdversarialSpec
 from workflows.stage import Context
-from workflows.store import Store
 
 _SCORED_AT_ONCE = 16
 
@@ -40,8 +40,11 @@ def run(context: Context) -> EvaluateFigures:
     corpus_key = context.inputs["prepare"].key
     path = context.store.path("prepare", corpus_key, "corpus", "split=held_out")
     questions = read_questions(evaluate.questions) if evaluate.questions else []
-    prompts = [_held_out_prompt(row) for row in _first_rows(context.store, path, evaluate.num_replies)]
-    asked = [*({"messages": [{"role": "user", "content": q["question"]}], **q} for q in questions), *prompts]
+    first = corpus_files(context.store, corpus_key, "held_out").head(
+        evaluate.num_replies, columns=["messages", "tools"]
+    )
+    prompts = [_held_out_prompt(row) for row in first.to_pylist()]
+    asked = [*(Prompt([{"role": "user", "content": each.text}], question=each) for each in questions), *prompts]
     scored = ray.data.read_parquet(path, filesystem=context.store.filesystem).select_columns(SCORED_SCHEMA.names[1:])
     corpus = PrepareFigures.from_json(context.inputs["prepare"].figures)
     num_rows = corpus.held_out_conversations + len(asked)
@@ -53,16 +56,7 @@ def run(context: Context) -> EvaluateFigures:
     with watching(context.progress, "conversations", total=num_rows) as board:
         results = rows.map_batches(
             ScoringWorker,
-            fn_constructor_kwargs={
-                "store": context.store.uri,
-                "checkpoint": context.inputs["train"].key,
-                "base_model": context.spec.base_model,
-                "precision": context.spec.train.precision,
-                "threads": evaluate.cpus_per_worker,
-                "gpus": evaluate.gpus_per_worker,
-                "max_new_tokens": evaluate.max_new_tokens,
-                "board": board,
-            },
+            fn_constructor_kwargs={"settings": _settings(context), "board": board},
             batch_size=_SCORED_AT_ONCE,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=evaluate.num_workers),
@@ -71,34 +65,41 @@ def run(context: Context) -> EvaluateFigures:
             runtime_env={"env_vars": worker_environment(evaluate.cpus_per_worker, evaluate.gpus_per_worker)},
         ).take_all()
     scorecard = scorecard_of(results, asked, evaluate.gate)
-    if isinstance(context.spec.train.objective, AdversarialSpec) and (pair := measure_pair(context)) is not None:
-        scorecard["pair"] = pair
-    context.store.write_json(context.store.path("evaluate", context.key, "scorecard.json"), scorecard)
-    if "pair" in scorecard:
-        page = context.store.path("evaluate", context.key, "pair.html")
-        with context.store.filesystem.open_output_stream(page) as stream:
-            stream.write(pair_page(context.spec.name, scorecard["pair"]).encode())
-        context.progress.note(f"quality against diversity: {page}")
-    context.progress.result("scorecard", scorecard, scorecard_text(scorecard))
-    figures = {name: value for name, value in scorecard.items() if not isinstance(value, list | dict)}
-    pair = scorecard.get("pair", {})
-    names = ("loss", "reranked_loss", "continued_loss", "verdict", "turns_verdict")
-    return EvaluateFigures.from_json(figures | {f"pair_{name}": pair[name] for name in names if name in pair})
+    if isinstance(context.spec.train.objective, AdversarialSpec):
+        scorecard = replace(scorecard, pair=measure_pair(context))
+    content = scorecard.to_json()
+    context.store.write_json(context.store.path("evaluate", context.key, "scorecard.json"), content)
+    if scorecard.pair is not None:
+        _write_page(context, scorecard.pair)
+    context.progress.result("scorecard", content, scorecard_text(scorecard))
+    return scorecard.figures
 
 
-def _first_rows(store: Store, path: str, count: int) -> list[CorpusRow]:
-    import pyarrow.dataset
+def _settings(context: Context) -> ScoringSettings:
+    evaluate = context.spec.evaluate
+    return ScoringSettings(
+        store=context.store.uri,
+        checkpoint=context.inputs["train"].key,
+        base_model=context.spec.base_model,
+        precision=context.spec.train.precision,
+        threads=evaluate.cpus_per_worker,
+        gpus=evaluate.gpus_per_worker,
+        max_new_tokens=evaluate.max_new_tokens,
+    )
 
-    parts = pyarrow.dataset.dataset(path, filesystem=store.filesystem, format="parquet")
-    rows: list[CorpusRow] = parts.head(count, columns=["messages", "tools"]).to_pylist()
-    return rows
+
+def _write_page(context: Context, pair: AdversarialScorecard) -> None:
+    page = context.store.path("evaluate", context.key, "pair.html")
+    with context.store.filesystem.open_output_stream(page) as stream:
+        stream.write(pair_page(context.spec.name, pair.replies, pair.real, pair.controls).encode())
+    context.progress.note(f"quality against diversity: {page}")
 
 
-def _held_out_prompt(row: CorpusRow) -> dict[str, Any]:
+def _held_out_prompt(row: CorpusRow) -> Prompt:
     """A held-out conversation up to its last assistant turn, and that turn as what was really said."""
     messages: list[Message] = json.loads(row["messages"])
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    return {"messages": messages[: max(last, 1)], "tools": row["tools"], "reference": _said(messages[last])}
+    return Prompt(messages[: max(last, 1)], row["tools"], reference=_said(messages[last]))
 
 
 def _said(message: Message) -> str:
@@ -115,9 +116,9 @@ def _as_scored(table: pa.Table) -> pa.Table:
     return marked.select(SCORED_SCHEMA.names).cast(SCORED_SCHEMA)
 
 
-def _as_prompts(asked: list[dict[str, Any]]) -> pa.Table:
+def _as_prompts(asked: list[Prompt]) -> pa.Table:
     rows = [
-        {"question": index, "messages": json.dumps(item["messages"]), "tools": item.get("tools")}
-        for index, item in enumerate(asked)
+        {"question": index, "messages": json.dumps(prompt.messages), "tools": prompt.tools}
+        for index, prompt in enumerate(asked)
     ]
     return pa.Table.from_pylist(rows, schema=SCORED_SCHEMA)

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset
 import pyarrow.parquet
 import ray.data
 
 from models.trees import COLUMNS
 from workflows.cluster.board import watching
 from workflows.cluster.workers import check_fits, worker_environment
+from workflows.corpus.reader import corpus_files
 from workflows.corpus.rows import CorpusRow
 from workflows.figures import PrepareFigures, ReferenceFigures
 from workflows.record import JsonObject
@@ -104,12 +104,10 @@ def run(context: Context) -> ReferenceFigures:
 
 def _row_groups(context: Context) -> list[dict[str, str | int]]:
     """The pieces in which Parquet files can be read, of both splits."""
-    filesystem = context.store.filesystem
     found: list[dict[str, str | int]] = []
     for split in ("train", "held_out"):
-        path = context.store.path("prepare", context.inputs["prepare"].key, "corpus", f"split={split}")
-        parts = pyarrow.dataset.dataset(path, filesystem=filesystem, format="parquet")
-        for fragment in parts.get_fragments():
+        files = corpus_files(context.store, context.inputs["prepare"].key, split)
+        for fragment in files.get_fragments():
             for index in range(fragment.num_row_groups):
                 found.append({"split": split, "path": fragment.path, "row_group": index})
     return found

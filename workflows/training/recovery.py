@@ -16,6 +16,7 @@ import torch
 from ray.train import UserCallback
 
 from workflows.cluster.errors import describe_error, full_traceback, is_users_mistake, root_cause
+from workflows.record import JsonObject
 from workflows.store import Store
 
 _SETTLED = "settled.json"
@@ -100,7 +101,7 @@ class Recovery(UserCallback):  # type: ignore[misc]
         halve_micro_batches(Store(self._store_uri), self._run_folder, worker_exceptions)
 
 
-def checkpoint_note(store: Store, run_folder: str, name: str = _NOTE) -> dict[str, Any] | None:
+def checkpoint_note(store: Store, run_folder: str, name: str = _NOTE) -> JsonObject | None:
     """Ray Train's note of the checkpoints in this folder that are whole; None if there is none, or half of one."""
     try:
         return store.read_json(f"{run_folder}/{name}")

@@ -1,0 +1,85 @@
+"""The scorecard: made of what workers found, written and read, in words, and as an adversarial pair's page."""
+
+import json
+
+import pytest
+
+from workflows.scorecard.adversarial import AdversarialScorecard, Controls, Diversity, RepliesFigures
+from workflows.scorecard.adversarial_plot import pair_page
+from workflows.scorecard.questions import Prompt, Question
+from workflows.scorecard.scorecard import Scorecard, scorecard_of, scorecard_text
+from workflows.scorecard.worker import ScoreRow
+from workflows.spec import GateSpec
+
+ASKED = [
+    Prompt([{"role": "user", "content": "When?"}], question=Question("When?", [["45 days"], ["Monday", "Mon"]])),
+    Prompt([{"role": "user", "content": "Hello"}], reference="Good day."),
+]
+SCORED: list[ScoreRow] = [
+    {"question": -1, "base_loss": 30.0, "tuned_loss": 20.0, "targets": 10, "margins": None},
+    {"question": -1, "base_loss": 10.0, "tuned_loss": 10.0, "targets": 10, "margins": None},
+    {"question": 0, "base_reply": "Never.", "tuned_reply": "In 45 days, on Mon."},
+    {"question": 1, "base_reply": "Eh?", "tuned_reply": "Good day!"},
+]
+PAIR = AdversarialScorecard(
+    histories=20,
+    loss=2.0,
+    reranked_loss=1.9,
+    candidates=4,
+    discriminator_accuracy=0.75,
+    verdict="the discriminator lowers it",
+    continued_loss=2.1,
+    turns_verdict="the turns lower it",
+    replies=(
+        RepliesFigures(
+            model="generator", temperature=1.0, fresh_accuracy=0.7, length_accuracy=0.5, frechet_distance=1.5,
+            distinct_1=0.1, distinct_2=0.2, self_bleu=0.3,
+        ),
+    ),
+    controls=Controls(real_against_real=0.5, random_tokens=1.0),
+    real=Diversity(distinct_1=0.4, distinct_2=0.5, self_bleu=0.6),
+)  # fmt: skip
+
+
+@pytest.fixture
+def scorecard() -> Scorecard:
+    return scorecard_of(SCORED, ASKED, GateSpec(min_fact_share=1.0))
+
+
+def test_losses_are_means_over_all_tokens_and_facts_are_counted(scorecard: Scorecard) -> None:
+    assert (scorecard.base_loss, scorecard.tuned_loss, scorecard.loss_reduction) == (2.0, 1.5, 0.5)
+    assert (scorecard.scored_tokens, scorecard.scored_pairs) == (20, None)
+    assert (scorecard.base_fact_share, scorecard.tuned_fact_share) == (0.0, 1.0)
+    assert scorecard.passed
+    assert scorecard.verdict == "passed: held-out loss lower by 0.5000 nats a token"
+    words = scorecard_text(scorecard)
+    assert "tuned  [2/2]  In 45 days, on Mon." in words
+    assert "reference Good day." in words
+
+
+def test_pairs_have_their_margins() -> None:
+    rows: list[ScoreRow] = [
+        {"question": -1, "base_loss": 1.0, "tuned_loss": 2.0, "targets": 1, "margins": [0.5, -0.25, 1.0]}
+    ]
+    found = scorecard_of(rows, [], GateSpec())
+    assert (found.preference_accuracy, found.reward_margin, found.scored_pairs) == (0.6667, 0.4167, 3)
+    assert found.passed, "the gate of pairs is their accuracy"
+
+
+@pytest.mark.parametrize("pair", [None, PAIR], ids=["one model", "a pair"])
+def test_json_has_what_was_measured_and_is_read_back(scorecard: Scorecard, pair: AdversarialScorecard | None) -> None:
+    whole = Scorecard(**{**vars(scorecard), "pair": pair})
+    content = json.loads(json.dumps(whole.to_json()))
+    assert Scorecard.from_json(content).to_json() == whole.to_json()
+    assert ("pair" in content) == (pair is not None)
+    assert "preference_accuracy" not in content
+    assert content["questions"][0]["tuned_facts"] == 2
+    figures = whole.figures.to_json()
+    assert not {"questions", "replies", "pair"} & set(figures)
+    assert figures.get("pair_reranked_loss") == (None if pair is None else 1.9)
+
+
+def test_a_page_has_a_line_for_each_model() -> None:
+    page = pair_page("shop", PAIR.replies, PAIR.real, PAIR.controls)
+    assert "Replies of shop" in page
+    assert "generator" in page
