@@ -131,11 +131,11 @@ class Progress:
         """Show this below the stage's live line, rendered again at every refresh; only on a terminal."""
         self._below = make
 
-    def finish(self, stage: str, figures: JsonObject, word: str = "done", seconds: float | None = None) -> None:
+    def finish(self, stage: str, figures: JsonObject, up_to_date: bool = False, seconds: float | None = None) -> None:
         """End a stage, or show that it is up to date; `seconds` defaults to the time since its start."""
         self._stop_live()
         if self.json_lines:
-            self._event(word.replace(" ", "_"), stage=stage, figures=figures)
+            self._event("up_to_date" if up_to_date else "done", stage=stage, figures=figures)
             return
         shown = ", ".join(
             f"{name.replace('_', ' ')} {figure(value)}"
@@ -143,8 +143,8 @@ class Progress:
             if isinstance(value, int | float) and not isinstance(value, bool)
         )
         seconds = time.monotonic() - self._began if seconds is None else seconds
-        took = f" in {duration(seconds)}" if word == "done" else ""
-        self._print(f"[bold]{stage:<9}[/] [green]{word}{took}[/]{': ' if shown else ''}", end="")
+        word = "up to date" if up_to_date else f"done in {duration(seconds)}"
+        self._print(f"[bold]{stage:<9}[/] [green]{word}[/]{': ' if shown else ''}", end="")
         self._print(shown, markup=False)
 
     def note(self, text: str, **fields: Any) -> None:

@@ -50,7 +50,7 @@ class JobDisplay:
             left = event.pop("seconds_left", None)
             self._progress.update(event.pop("done"), event.pop("total"), event.pop("unit"), event, left)
         elif kind in ("done", "up_to_date"):
-            self._progress.finish(stage, event["figures"], kind.replace("_", " "), at - self._started)
+            self._progress.finish(stage, event["figures"], kind == "up_to_date", at - self._started)
         elif kind == "note":
             self._progress.note(str(text))
         else:

@@ -60,7 +60,7 @@ def run_stages(
             connect(to_run)
             done[state.stage.name] = _run_stage(state, spec, store, progress, done)
         else:
-            progress.finish(state.stage.name, state.artifact.figures, word="up to date")
+            progress.finish(state.stage.name, state.artifact.figures, up_to_date=True)
             done[state.stage.name] = state.artifact
 
     with _recorded(spec, store, last) as run:
@@ -126,7 +126,7 @@ def _run_stage(
     with store.lock(stage.name, state.key, progress.note):
         finished = state.find(spec, store)
         if finished is not None:  # by another run, while this one waited
-            progress.finish(stage.name, finished.figures, word="up to date")
+            progress.finish(stage.name, finished.figures, up_to_date=True)
             return finished
         context = Context(
             with_base(spec, store, done["prepare"].key) if "prepare" in done else spec,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from workflows.progress import duration, figure
+from workflows.progress import duration, figure, table_text
 from workflows.search.records import FAILED, FINISHED, RUNNING, STOPPED, Search, Trial, badness
 
 if TYPE_CHECKING:
@@ -245,14 +245,9 @@ def search_text(search: Search) -> str:
     """The whole search: every trial, the best first, why some failed, who won, and the front of two metrics."""
     lines = [f"search {search.key} of {search.pipeline}: {search.searcher}, {search.scheduler}", headline(search), ""]
     trials = ranked(search)
-    rows = [headings(search), *trial_rows(search, trials)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    numbers = [_are_numbers(column[1:]) for column in zip(*rows, strict=True)]
-    for row in rows:
-        words = zip(row, widths, numbers, strict=True)
-        cells = (word.rjust(width) if number else word.ljust(width) for word, width, number in words)
-        lines.append("  ".join(cells).rstrip())
-    lines += ["", *_outcome(search)]
+    rows = trial_rows(search, trials)
+    numbers = [number for number, column in enumerate(zip(*rows, strict=True)) if _are_numbers(column)]
+    lines += [table_text(headings(search), rows, right=numbers), "", *_outcome(search)]
     return "\n".join(lines).rstrip()
 
 
