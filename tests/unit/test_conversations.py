@@ -146,17 +146,18 @@ def test_tools_stand_beside(record: dict[str, Any], tools: dict[str, Any]) -> No
     (b"null", "not a JSON object"),
     (b"{}", "unknown layout.*found no keys"),
     (b'{"text": "x", "prompt": "y"}', r"unknown layout.*found prompt, text.*data.fields, as in \{prompt: your_key"),
-    (b'{"text": "x", "id": 5}', "`text` is one text and no conversation; write `prompt` and `completion`, or"),
+    (b'{"text": "x", "id": 5}', "`text` does not show which part is the reply; write `prompt` and `completion`, or"),
     (b'{"instruction": "x"}', "unknown layout.*found instruction"),
     (b'{"output": "x"}', "unknown layout.*found output"),
     (b'{"messages": []}', "`messages` is not a non-empty list"),
-    (b'{"messages": null}', "`messages` is not a list of turns but null"),
+    (b'{"messages": null}', "`messages` must be a list of turns, and is null"),
     (b'{"messages": "Hi there"}', "`messages` is a text, and not JSON .*; it must be a list of turns"),
     (b'{"messages": [{"role": "robot", "content": "x"}]}', "message 0 has the unknown role 'robot'"),
-    (b'{"conversations": {}}', "`conversations` is not a list of turns"),
-    (b'{"messages": {"role": ["user"], "content": ["a", "b"]}}', "a list of turns but an object with role, content"),
+    (b'{"conversations": {}}', "`conversations` must be a list of turns"),
+    (b'{"messages": {"role": ["user"], "content": ["a", "b"]}}',
+     "must be a list of turns, and is an object with role, content"),
     (b'{"conversations": []}', "not a non-empty list"),
-    (b'{"dialog": ["Hi", "Hello"]}', "turn 0 of `dialog` is a text without a speaker; write turns as"),
+    (b'{"dialog": ["Hi", "Hello"]}', "turn 0 of `dialog` is text without a speaker; write turns as"),
     (b'{"messages": [5]}', "turn 0 of `messages` is the number 5, not an object"),
     (b'{"messages": [{"who": "x", "says": "y"}]}', "turn 0 of `messages` has no role.*found who, says; map"),
     (b'{"messages": [{"role": "user", "says": "y"}]}', r"turn 0 of `messages` has no text.*as in \{content:"),
@@ -179,19 +180,20 @@ def test_a_bad_line_has_its_reason(text: bytes, reason: str) -> None:
 
 @pytest.mark.parametrize(("record", "reason"), [
     ({"question": "x", "answer": "y", "solution": "z"},
-     r"`answer` and `solution` may each be the reply; say which in data.fields, as in \{completion: answer\}"),
-    ({"prompt": "x", "question": "y", "answer": "z"}, r"`prompt` and `question` may each.*\{prompt: prompt\}"),
-    ({"messages": TALK, "chat": [ASKED, AGAIN]}, r"`messages` and `chat` may each.*\{messages: messages\}"),
-    ({"messages": [ASKED], "response": "x"}, r"`response` stands beside.*\{prompt: messages, completion: resp"),
-    ({"messages": TALK, "history": [["a", "b"]]}, "`history` stands beside `messages`"),
-    ({"messages": TALK, "reasoning_content": "Hm"}, "`reasoning_content` stands beside `messages`"),
-    ({"messages": TALK, "tool_calls": CALLS["tool_calls"]}, "`tool_calls` stands beside `messages`"),
-    ({"messages": TALK, "images": ["a.png"]}, "`images` of the record is not empty: only text can be learned"),
+     r"`answer` and `solution` could be the reply; choose one in data.fields, as in \{completion: answer\}"),
+    ({"prompt": "x", "question": "y", "answer": "z"}, r"`prompt` and `question` could be.*\{prompt: prompt\}"),
+    ({"messages": TALK, "chat": [ASKED, AGAIN]}, r"`messages` and `chat` could both.*\{messages: messages\}"),
+    ({"messages": [ASKED], "response": "x"}, r"`response` is beside.*\{prompt: messages, completion: resp"),
+    ({"messages": TALK, "history": [["a", "b"]]}, "`history` is beside `messages`"),
+    ({"messages": TALK, "reasoning_content": "Hm"}, "`reasoning_content` is beside `messages`"),
+    ({"messages": TALK, "tool_calls": CALLS["tool_calls"]}, "`tool_calls` is beside `messages`"),
+    ({"messages": TALK, "images": ["a.png"]}, "`images` of the record is not empty: training uses only text"),
     ({"prompt": "Hi", "completion": HELLO, "audio": {"path": "a"}}, "`audio` of the record"),
     ({"question": "Hi", "choices": ["a"], "answer": "b"}, "`choices` of the record.*write it into the prompt"),
     ({"instruction": "Hi", "context": "Long.", "response": "x"}, r"`context` of the record.*\{input: context\}"),
     ({"messages": TALK, "documents": [{"text": "x"}]}, "`documents` of the record"),
-    ({"messages": TALK, "chat_template_kwargs": {"enable_thinking": False}}, "say it in data.chat_template_kwargs"),
+    ({"messages": TALK, "chat_template_kwargs": {"enable_thinking": False}},
+     "set it for all lines, in data.chat_template_kwargs"),
     ({"messages": TALK, "weight": 0}, "`weight` of the record is the number 0"),
     ({"messages": TALK, "weight": 0.5}, "`weight` of the record is the number 0.5; it must be 1"),
     ({"messages": TALK, "system": 5}, r"`system` of the record: message 0 \(system\) has `content` that is the num"),
@@ -200,8 +202,8 @@ def test_a_bad_line_has_its_reason(text: bytes, reason: str) -> None:
     ({"messages": TALK, "tools": [{"type": "web_search"}]}, r"`tools\[0\]` is of type 'web_search'"),
     ({"messages": TALK, "tools": [TOOL], "functions": [{"name": "f"}]}, "`tools` and `functions`.*different"),
     ({"query": "Hi", "response": "x", "history": "Hm"}, "`history` is a text"),
-    ({"prompt": "Hi", "completion": [CALLS, FOUND, SAID], "reasoning": "Hm"}, "`reasoning` stands beside `compl"),
-    ({"prompt": [ASKED, SAID], "completion": "x"}, "`completion` has no question to answer: its prompt ends"),
+    ({"prompt": "Hi", "completion": [CALLS, FOUND, SAID], "reasoning": "Hm"}, "`reasoning` is beside `compl"),
+    ({"prompt": [ASKED, SAID], "completion": "x"}, "`completion` has no user turn to reply to: its prompt ends"),
 ])  # fmt: skip
 def test_what_cannot_be_used_is_refused_by_its_key(record: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
@@ -249,7 +251,7 @@ def test_data_fields_reach_every_key() -> None:
     judged = {"q": "Hi", "reply": HELLO, "kto_tag": "False"}
     fields = {"prompt": "q", "completion": "reply", "label": "kto_tag"}
     assert parse_judged(line(judged), fields) == (Conversation(TALK), False)
-    with pytest.raises(ValueError, match=r"data\.fields has the unknown name 'texts'; known are messages"):
+    with pytest.raises(ValueError, match=r"data\.fields has the unknown name 'texts'; known here: messages"):
         parse_conversation(line(record), {"texts": "a"})
 
 
@@ -270,7 +272,7 @@ def test_two_turns_of_one_role_are_merged_or_refused() -> None:
     assert parse_conversation(record) == Conversation([joined, SAID])
     with pytest.raises(ValueError, match="messages 0 and 1 are both from 'user'"):
         parse_conversation(record, same_role="refuse")
-    with pytest.raises(ValueError, match="`system` of the record and message 0 are both system texts"):
+    with pytest.raises(ValueError, match="`system` of the record and message 0 are different system messages"):
         parse_conversation(line({"system": "x", "messages": [SYSTEM, *TALK]}), same_role="refuse")
     pair = line({"prompt": [ASKED, AGAIN], "chosen": "x", "rejected": "y"})
     assert parse_pair(pair)[0].messages[0] == joined
@@ -338,15 +340,16 @@ def test_a_pair_may_have_calls_or_reasoning() -> None:
     ({"prompt": "Hi", "chosen": [], "rejected": "x"}, "`chosen` is neither text nor a list of messages"),
     ({"prompt": "Hi", "chosen": "x", "rejected": " "}, r"message 1 \(assistant\) has no text"),
     ({"prompt": "Hi", "chosen": "x", "rejected": "x "}, "`chosen` and `rejected` are the same reply"),
-    ({"prompt": [ASKED, SAID], "chosen": "x", "rejected": "y"}, "`chosen` has no question to answer: its prompt"),
+    ({"prompt": [ASKED, SAID], "chosen": "x", "rejected": "y"}, "`chosen` has no user turn to reply to: its prompt"),
     ({"prompt": [], "chosen": "x", "rejected": "y"}, "`prompt` is neither text nor a list of messages"),
-    ({"prompt": "Hi", "reasoning": "Hm", "chosen": "x", "rejected": "y"}, "`reasoning` stands beside `chosen`"),
+    ({"prompt": "Hi", "reasoning": "Hm", "chosen": "x", "rejected": "y"}, "`reasoning` is beside `chosen`"),
     ({"prompt": "Hi", "images": ["a"], "chosen": "x", "rejected": "y"}, "`images` of the record"),
-    ({"prompt": "Hi", "chosen": [{**SAID, "weight": 0}], "rejected": "y"}, "`chosen` ends in a reply that is excl"),
-    ({"prompt": "Hi", "question": "Ho", "chosen": "x", "rejected": "y"}, "may each be the prompt; say which in"),
+    ({"prompt": "Hi", "chosen": [{**SAID, "weight": 0}], "rejected": "y"}, "`chosen` ends with a reply that is excl"),
+    ({"prompt": "Hi", "question": "Ho", "chosen": "x", "rejected": "y"}, "could be the prompt; choose one in"),
     ({"chosen": [ASKED, SAID], "rejected": [{**ASKED, "content": "Ho"}, WRONG]}, "differ in message 0, before the"),
     ({"chosen": [ASKED, SAID], "rejected": [ASKED, SAID, ASKED, WRONG]}, "differ in message 1|ends with message 1"),
-    ({"chosen": [ASKED], "rejected": [{**ASKED, "content": "Ho"}]}, "`chosen` does not end in an assistant's reply"),
+    ({"chosen": [ASKED], "rejected": [{**ASKED, "content": "Ho"}]},
+     "`chosen` does not end with an assistant's reply"),
 ])  # fmt: skip
 def test_a_bad_pair_has_its_reason(record: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
@@ -369,9 +372,9 @@ def test_the_layouts_of_judged_replies(record: dict[str, Any], label: bool) -> N
 
 @pytest.mark.parametrize(("record", "reason"), [
     ({"prompt": "Hi", "completion": "x", "label": 1}, "`label` is 1; it must be true or false"),
-    ({"prompt": "Hi", "completion": "x"}, "not a judged reply.*train.objective kto.*found completion, prompt"),
-    ({"prompt": "Hi", "chosen": "x", "rejected": "y"}, "not a judged reply.*found chosen, prompt, rejected"),
-    ({"messages": [ASKED], "label": True}, "`messages` does not end in an assistant's reply to somebody"),
+    ({"prompt": "Hi", "completion": "x"}, "not a labelled reply.*train.objective kto.*found completion, prompt"),
+    ({"prompt": "Hi", "chosen": "x", "rejected": "y"}, "not a labelled reply.*found chosen, prompt, rejected"),
+    ({"messages": [ASKED], "label": True}, "`messages` does not end with an assistant's reply to another turn"),
 ])  # fmt: skip
 def test_a_bad_judged_reply_has_its_reason(record: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
@@ -381,7 +384,7 @@ def test_a_bad_judged_reply_has_its_reason(record: dict[str, Any], reason: str) 
 @pytest.mark.parametrize(("record", "reason"), [
     ({"prompt": "Hi", "chosen": "x", "rejected": "y"}, "a preference pair.*train.objective dpo, orpo or simpo"),
     ({"messages": [ASKED], "chosen": "x", "rejected": "y"}, "a preference pair"),
-    ({"prompt": "Hi", "completion": "x", "label": True}, "a judged reply.*train.objective kto learns from it"),
+    ({"prompt": "Hi", "completion": "x", "label": True}, "a labelled reply.*train.objective kto uses it"),
 ])  # fmt: skip
 def test_what_is_not_a_conversation_is_refused(record: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
@@ -460,7 +463,7 @@ def test_a_prompt_that_repeats_the_conversation_is_allowed(prompt: Any) -> None:
     assert parse_conversation(json.dumps({"messages": talk, "prompt": prompt}).encode()).messages == talk
     pair = {"prompt": prompt, "chosen": talk, "rejected": [talk[0], {"role": "assistant", "content": "No."}]}
     assert parse_pair(json.dumps(pair).encode())[0].messages == talk
-    with pytest.raises(ValueError, match="`prompt` stands beside `chosen`"):
+    with pytest.raises(ValueError, match="`prompt` is beside `chosen`"):
         parse_pair(json.dumps({**pair, "prompt": "Something else"}).encode())
 
 

@@ -167,8 +167,8 @@ def test_rows_of_csv_that_cannot_be_read_are_set_aside_and_the_next_are_read(
     far = [b"4,x," + b"y" * 1000] * 1200
     found = read(b"\n".join([*rows, *far, b"5,caf\xe9,x", b"6,f,g"]))
     assert [(record.number, record.unread) for record in found if record.unread] == [
-        (3, "the row has 4 cells, the header 3; quote cells that hold the separator"),
-        (4, "the row has 2 cells, the header 3; quote cells that hold the separator"),
+        (3, "the row has 4 cells, the header 3; quote cells that contain the separator"),
+        (4, "the row has 2 cells, the header 3; quote cells that contain the separator"),
         (1206, "not UTF-8: 'utf-8' codec can't decode byte 0xe9 in position 5: invalid continuation byte"),
     ]
     assert json.loads(found[-1].text) == {"question": "f", "answer": "g"}
@@ -235,12 +235,12 @@ def test_a_long_conversation_is_set_aside_and_the_next_is_read(
     (b"PK\x03\x04\x14\0\x06\0", "is a zip archive"),
     (b"%PDF-1.7\n%\xe2\xe3", "is a PDF"),
     (b"SQLite format 3\0\x10", "is an SQLite database"),
-    (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is none of the files that are read"),
+    (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "has no supported format"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a Git LFS pointer"),
-    (b"<!DOCTYPE html>\n<html>", "is a page of HTML or XML"),
-    (gzip.compress(FORMS["parquet"]), "is Parquet inside of a packed file"),
+    (b"<!DOCTYPE html>\n<html>", "is an HTML or XML page"),
+    (gzip.compress(FORMS["parquet"]), "is Parquet inside a compressed file"),
     (b"question;answer\nWie sp\xe4t?;Drei\n", r"byte 0xe4 at 22 is not UTF-8: .*iconv"),
-    (b"Just some words\nand more of them\n", "is none of the files"),
+    (b"Just some words\nand more of them\n", "has no supported format"),
     (b"\xff\xfe{\0\0\xd8x\0", "as utf-16 it cannot be decoded"),
     (b"a,b,a\n1,2,3\n", "has two columns called 'a'"),
 ])  # fmt: skip
@@ -248,7 +248,7 @@ def test_other_files_are_refused_by_name(read: Callable[..., list[Record]], cont
     with pytest.raises(UnreadableFile, match=rf"^data\.sources\.3\.path: .*talk\.jsonl .*{what}") as raised:
         read(content)
     if "columns" not in what:
-        assert "read are JSON lines, a JSON array" in str(raised.value)
+        assert "supported: JSON lines, a JSON array" in str(raised.value)
         assert "begins with b'" in str(raised.value)
 
 

@@ -157,7 +157,7 @@ def test_splits_of_the_hub_are_those_of_the_readme(hub: Callable[[dict[str, str]
     ("hf:shop/talks", {"split": "dev"}, r"split: hf:shop/talks has the splits train, test, got 'dev'"),
     ("hf:shop/talks/none", {}, r"path: hf:shop/talks/none has no folder or file 'none'; it has data, notes"),
     ("hf:shop/talks/notes", {}, r"path: hf:shop/talks/notes: .*name a folder of the dataset with data files"),
-    ("hf:shop/other", {}, r"path: the Hub did not give hf:shop/other: Cannot resolve revision"),
+    ("hf:shop/other", {}, r"path: cannot get hf:shop/other from the Hub: Cannot resolve revision"),
     ("hf:talks", {}, r"path: got 'hf:talks'; a dataset of the Hub is hf:owner/name"),
     ("hf:shop/talks/data/test-0.jsonl", {"split": "x"}, r"split: got 'x', but .* is a file"),
 ])  # fmt: skip

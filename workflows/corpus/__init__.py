@@ -1,1 +1,1 @@
-"""Conversations to token rows and back."""
+"""From conversations to rows of tokens, and back."""

@@ -1,4 +1,4 @@
-"""The base model's tokenizer as `data` changes it: chat template, its variables, its date, new tokens."""
+"""The base model's tokenizer with the changes of `data`: chat template, its variables and date, new tokens."""
 
 import functools
 from typing import Any
@@ -11,13 +11,13 @@ from workflows.spec import DataSpec, PipelineSpec
 
 
 def chat_tokenizer(spec: PipelineSpec) -> Any:
-    """The tokenizer of every stage before the release; raises ChatTemplateError with the field's name."""
+    """The tokenizer for every stage before the release; raises ChatTemplateError with the field's name."""
     return _tokenizer(spec.base_model, spec.data.model_dump_json())
 
 
 @functools.lru_cache(maxsize=2)
 def _tokenizer(base_model: str, section: str) -> Any:
-    """Once for all blocks of a corpus, and all trainings, that a process gets."""
+    """Cached, so that a process loads it once for all its blocks and trainings."""
     data = DataSpec.model_validate_json(section)
     tokenizer = load_tokenizer(resolve(base_model))
     if data.new_tokens:
@@ -35,7 +35,7 @@ def _tokenizer(base_model: str, section: str) -> Any:
 
 
 def read_template(uri: str) -> str:
-    """The text of a template file, on any filesystem."""
+    """Read a template file from any filesystem."""
     try:
         filesystem, path = open_uri(uri)
         with filesystem.open_input_stream(path) as stream:
@@ -46,16 +46,16 @@ def read_template(uri: str) -> str:
 
 
 def template_notes(spec: PipelineSpec, tokenizer: Any) -> list[str]:
-    """What a user would not guess of the template in use."""
+    """Notes on properties of the chat template that a user may not expect."""
     notes = []
     if str(tokenizer.chat_template).endswith(DEFAULT_CHAT_TEMPLATE):
         notes.append(
-            f"{spec.base_model} has no chat template; conversations are written with speakers' names, as in "
-            "'User: ...', 'Assistant: ...'; data.chat_template gives another one"
+            f"{spec.base_model} has no chat template; conversations get speaker names, as in "
+            "'User: ...', 'Assistant: ...'; to use another one, set data.chat_template"
         )
     if writes_today(tokenizer) and spec.data.template_date is None:
         notes.append(
-            "the chat template writes the current date: training reads today's, the endpoint that of each day; "
-            "data.template_date fixes one for both"
+            "the chat template writes the current date: training uses today's, the endpoint that of each day; "
+            "set data.template_date to fix one for both"
         )
     return notes

@@ -1,11 +1,11 @@
-"""Records of a file to conversations in one form: the layouts that people have, recognised line by line.
+"""Convert records of a file to conversations in one form; detects common layouts line by line.
 
 conversation = parse_conversation(line)
 chosen, rejected = parse_pair(line)
 conversation, desirable = parse_judged(line)
 
-`fields` (data.fields) says what keys are called in the file, `same_role` (data.same_role) what becomes of two turns
-of one role in a row. What a line says is used or refused; docs/data.md lists both.
+`fields` (data.fields) maps our key names to the file's, `same_role` (data.same_role) decides about consecutive turns
+of one role. Everything in a line is used or refused; docs/data.md lists both.
 """
 
 import functools
@@ -39,7 +39,7 @@ Found = TypeVar("Found")
 
 
 def _as_value_error(parse: Callable[Given, Found]) -> Callable[Given, Found]:
-    """A record of a thousand levels is its own fault, and no end of the worker that reads it."""
+    """Turn the RecursionError for a deeply nested record into its reason, so that it does not end the worker."""
 
     @functools.wraps(parse)
     def parse_or_refuse(*args: Given.args, **kwargs: Given.kwargs) -> Found:
@@ -55,21 +55,19 @@ def _as_value_error(parse: Callable[Given, Found]) -> Callable[Given, Found]:
 def parse_conversation(
     line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
 ) -> Conversation:
-    """The conversation of one line of a file; raises RayconteurError with the reason if it has none."""
+    """The conversation in one line of a file; raises RayconteurError with the reason if there is none."""
     record = renamed(_record_of(line), fields)
     judged = _judged_layout(record)
     if judged == _JUDGED and _label_of(record) is None:
-        judged = None  # another kind of label
+        judged = None  # a label of another kind
     if judged and not any(record.get(name) for name in LISTS):
-        raise UnusableLine(f"{judged}, and no conversation; train.objective {_FOR[judged]} learns from it")
+        raise UnusableLine(f"{judged}, not a conversation; train.objective {_FOR[judged]} uses it")
     turns = turns_in(record, fields)
     if turns is None:
         turns = _unknown(record, fields)
     found = conversation_of(record, turns, same_role)
     if judged and found.messages[-1]["role"] != "assistant":
-        raise UnusableLine(
-            f"{judged}, and no conversation with a reply; train.objective {_FOR[judged]} learns from it"
-        )
+        raise UnusableLine(f"{judged}, not a conversation with a reply; train.objective {_FOR[judged]} uses it")
     return found
 
 
@@ -77,14 +75,16 @@ def parse_conversation(
 def parse_pair(
     line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
 ) -> tuple[Conversation, Conversation]:
-    """The same prompt with its chosen and with its rejected reply; raises RayconteurError with the reason.
+    """The prompt with its chosen and with its rejected reply; raises RayconteurError with the reason if there is no
+    pair.
 
-    Known layouts: `chosen` and `rejected`, each a text, a message or a list of messages. They answer a prompt (as in
-    a conversation) or a list of messages; or they are whole conversations that differ in the last message alone.
+    Supported layouts: `chosen` and `rejected`, each a text, a message or a list of messages. They reply to a prompt
+    (as in a conversation) or a list of messages; or they are whole conversations that differ only in the last
+    message.
     """
     record = _as_pair(renamed(_record_of(line), fields))
     if _judged_layout(record) != _PAIR:
-        raise UnusableLine(f"not {_PAIR}, which this train.objective learns from; found {_keys(record)}")
+        raise UnusableLine(f"not {_PAIR}, which this train.objective needs; found {_keys(record)}")
     first, second = (_with_prompt(record, name, fields, same_role) for name in ("chosen", "rejected"))
     chosen, rejected = first.messages, second.messages
     for index, (one, other) in enumerate(zip(chosen[:-1], rejected[:-1], strict=False)):
@@ -103,14 +103,14 @@ def parse_pair(
 def parse_judged(
     line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
 ) -> tuple[Conversation, bool]:
-    """A conversation that ends in a reply, and whether it is desirable; raises RayconteurError with the reason.
+    """A conversation that ends in a reply, and whether that is desirable; raises RayconteurError with the reason.
 
-    Known layouts: `label` (true or false) beside `completion` (a text, a message or a list of messages) and its
-    prompt, as in a pair; or beside a whole conversation.
+    Supported layouts: `label` (true or false) with `completion` (a text, a message or a list of messages) and its
+    prompt, as in a pair; or with a whole conversation.
     """
     record = renamed(_record_of(line), fields)
     if _judged_layout(record) != _JUDGED and not ("label" in record and any(record.get(name) for name in LISTS)):
-        raise UnusableLine(f"not {_JUDGED}, which train.objective kto learns from; found {_keys(record)}")
+        raise UnusableLine(f"not {_JUDGED}, which train.objective kto needs; found {_keys(record)}")
     label = _label_of(record)
     if label is None:
         raise UnusableLine(f"`label` is {record['label']!r}; it must be true or false")
@@ -121,10 +121,10 @@ def parse_judged(
 def mismatched_replies(
     lines: list[bytes], fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
 ) -> list[Message | None]:
-    """For each line of judged replies a reply to another prompt; None where the lines hold none.
+    """For each line with a labelled reply, a reply to another prompt; None if the lines have none.
 
-    It is that of the first line from half way around on (lines about one prompt often stand together) whose prompt
-    and reply are both other ones, and whose reply is all in words.
+    It is the reply of the first line, starting half the lines away and wrapping around (lines with the same prompt
+    are often adjacent), that has another prompt and another reply, and whose reply is text alone.
     """
     parsed: list[list[Message] | None] = []
     for line in lines:
@@ -143,7 +143,7 @@ def mismatched_replies(
 
 
 _PAIR = "a preference pair (`chosen` and `rejected`)"
-_JUDGED = "a judged reply (`completion` and `label`)"
+_JUDGED = "a labelled reply (`completion` and `label`)"
 _FOR = {_PAIR: "dpo, orpo or simpo", _JUDGED: "kto"}
 
 
@@ -161,7 +161,7 @@ def _label_of(record: RawObject) -> bool | None:
 
 
 def _as_pair(record: RawObject) -> RawObject:
-    """OpenAI's and ms-swift's ways of writing a pair, in ours."""
+    """Convert OpenAI's and ms-swift's layouts of a pair to ours."""
     given = record.get("input")
     if "preferred_output" in record and "non_preferred_output" in record and isinstance(given, dict):
         used = ("input", "preferred_output", "non_preferred_output")
@@ -178,7 +178,7 @@ def _as_pair(record: RawObject) -> RawObject:
 
 
 def _with_prompt(record: RawObject, name: str | None, fields: Mapping[str, str], same_role: SameRole) -> Conversation:
-    """The reply in the key `name` (None: at the end of the conversation) after its prompt, wherever that stands."""
+    """The reply in the key `name` (None: at the end of the conversation) after its prompt, in any layout."""
     listed = list_name(record, fields)
     if name is None:
         turns = turns_of(record[listed], listed, fields) if listed else []
@@ -192,36 +192,36 @@ def _with_prompt(record: RawObject, name: str | None, fields: Mapping[str, str],
     found = conversation_of(record, turns, same_role)
     last = found.messages[-1]
     if last["role"] != "assistant" or len(found.messages) == 1:
-        raise UnusableLine(f"`{name or listed}` does not end in an assistant's reply to somebody")
+        raise UnusableLine(f"`{name or listed}` does not end with an assistant's reply to another turn")
     if last.get("train") is False:
-        raise UnusableLine(f"`{name or listed}` ends in a reply that is excluded from training (`weight`, `train`)")
+        raise UnusableLine(f"`{name or listed}` ends with a reply that is excluded from training (`weight`, `train`)")
     return found
 
 
 def _unknown(record: RawObject, fields: Mapping[str, str]) -> list[Any]:
-    """The turns after all, or why there are none."""
+    """The turns of a record without known keys; raises UnusableLine with the reason."""
     listed = next((name for name in LISTS if name in record), None)
     if listed is not None:
         return turns_of(record[listed], listed, fields)
     if "text" in record and not any(name in record for name in (*PROMPTS, *REPLIES)):
         raise UnusableLine(
-            "unknown layout: `text` is one text and no conversation; write `prompt` and `completion`, or `messages`, "
-            f"so that the reply is known; found {_keys(record)}"
+            "unknown layout: `text` does not show which part is the reply; write `prompt` and `completion`, or "
+            f"`messages`; found {_keys(record)}"
         )
     raise UnusableLine(
-        f"unknown layout: no list of messages (`messages`, `conversations`, ...), and not both a prompt "
-        f"(`prompt`, `instruction`, ...) and its reply (`completion`, `output`, ...); found {_keys(record)}; name "
-        "your keys in data.fields, as in {prompt: your_key, completion: your_other_key}"
+        f"unknown layout: neither a list of messages (`messages`, `conversations`, ...) nor both a prompt "
+        f"(`prompt`, `instruction`, ...) and a reply (`completion`, `output`, ...); found {_keys(record)}; "
+        "map your keys in data.fields, as in {prompt: your_key, completion: your_other_key}"
     )
 
 
 def _record_of(line: bytes) -> RawObject:
     try:
-        # As text: of bytes, json guesses the encoding, and takes half of UTF-16 for characters of UTF-8.
+        # Decoded first: given bytes, json guesses the encoding, and reads truncated UTF-16 as UTF-8.
         record = json.loads(line.decode().removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
         raise UnusableLine(f"not UTF-8: {error}") from None
-    except ValueError as error:  # also of a number that is too long for Python
+    except ValueError as error:  # also for a number that is too long for Python
         raise UnusableLine(f"not JSON: {error}") from None
     if isinstance(record, list):
         raise UnusableLine("a JSON array; write one conversation as an object on each line")

@@ -1,4 +1,4 @@
-"""A record of a file to a row of the corpus: what it says, its tokens, and its side of the split."""
+"""Convert a record of a file to a row of the corpus: its messages, its tokens, its side of the split."""
 
 import json
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from workflows.spec import DataSpec
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the lines of a corpus become rows."""
+    """The settings that decide how lines become rows."""
 
     tokenizer: Any
     data: DataSpec
     examples: str
-    """`conversations`, `pairs` or `judged`, by the objective"""
+    """the objective's kind of example: `conversations`, `pairs` or `judged`"""
 
     def __post_init__(self) -> None:
         renderer_of(self.tokenizer).encoder.expect_many()
 
     def row(self, text: bytes, mismatched: str) -> CorpusRow:
-        """A row of the corpus; raises RayconteurError where nothing can be learned from the line, and
-        `models.chat.ReplyCut` where `data.cut_replies` says that the stage fails.
+        """A row of the corpus; raises RayconteurError if nothing can be learned from the line, and
+        `models.chat.ReplyCut` if `data.cut_replies` is `fail` and a reply is cut.
         """
         conversation, other, desirable = self._read(text, mismatched)
         encoded = [self._encoded(each, other is not None) for each in (conversation, other) if each is not None]
@@ -62,19 +62,19 @@ class Encoding:
         judged, desirable = parse_judged(text, fields, same_role)
         judged = self._thought(judged)
         if not mismatched:
-            raise UnusableLine("no other prompt and reply near this line, which KTO's reference point needs")
+            raise UnusableLine("KTO's reference point needs another prompt and reply near this line; there is none")
         reply: Message = {"role": "assistant", "content": mismatched}
         return judged, Conversation([*judged.messages[:-1], reply], judged.tools), desirable
 
     def _thought(self, conversation: Conversation) -> Conversation:
-        """With the reasoning of its replies where `data.reasoning` wants it."""
+        """The message with its reasoning handled as `data.reasoning` states."""
         if self.data.reasoning == "template":
             return conversation
         messages = [_without_reasoning(message, self.data.reasoning) for message in conversation.messages]
         return Conversation(messages, conversation.tools)
 
     def _encoded(self, conversation: Conversation, last_reply_only: bool) -> EncodedConversation:
-        """Its tokens within `data.max_length`; raises UnusableLine if no reply is among them."""
+        """The tokens within `data.max_length`; raises UnusableLine if they contain no reply."""
         data = self.data
         found = encode_conversation(
             self.tokenizer, conversation.messages, last_reply_only, conversation.tools,

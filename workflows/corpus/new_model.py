@@ -1,6 +1,6 @@
-"""`base_model: new`: its tokenizer, learned from the conversations, and its random weights.
+"""`base_model: new`: a tokenizer trained on the conversations, and random weights.
 
-Part of the stage `prepare`, which leaves both in `base/` of its artifact.
+A part of the stage `prepare`, which stores both in `base/` of its artifact.
 """
 
 import tempfile
@@ -17,13 +17,13 @@ from workflows.spec import NEW_MODEL, NewModelSpec, PipelineSpec
 from workflows.stage import DISCRIMINATOR, Context
 from workflows.store import Store
 
-# A tokenizer learns little more from more of them.
+# More conversations hardly improve a tokenizer.
 _MAX_LINES = 200_000
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """What the lines are, and how they are read."""
+    """The kind of the lines, and how to read them."""
 
     examples: str
     fields: dict[str, str]
@@ -31,8 +31,8 @@ class _Reading:
 
 
 def make_base(context: Context, files: list[SourceFile]) -> None:
-    """Learn the tokenizer and make the model, in one task on the cluster."""
-    import ray  # at the top it would be loaded by every command that reads a pipeline
+    """Train the tokenizer and make the model, in one task on the cluster."""
+    import ray  # not at the top, so that commands that only read a pipeline do not import it
 
     spec = context.spec
     task = ray.remote(_make).options(num_cpus=1)
@@ -42,7 +42,7 @@ def make_base(context: Context, files: list[SourceFile]) -> None:
 
 
 def _make(store_uri: str, key: str, files: list[SourceFile], reading: _Reading, new: NewModelSpec) -> int:
-    """The number of tokens that the vocabulary came to, those for bytes alone where nothing can be read."""
+    """The size of the vocabulary; only byte tokens if no line can be read."""
     from models.base.new_model import learn_tokenizer, make_new_model
 
     with tempfile.TemporaryDirectory() as name:
@@ -57,13 +57,13 @@ def _make(store_uri: str, key: str, files: list[SourceFile], reading: _Reading, 
 
 
 def _texts(files: list[SourceFile], reading: _Reading) -> Iterator[str]:
-    """What is said in the first lines of each file; lines that cannot be read are `prepare`'s to set aside."""
+    """The texts of the first lines of each file; skips unusable lines, which `prepare` sets aside."""
     most = max(1, _MAX_LINES // len(files))
     for file in files:
         try:
             for record in records(replace(file, limit=min(most, file.limit or most))):
                 yield from [] if record.unread else _said(record.text, reading)
-        except UnreadableFile:  # prepare's to tell
+        except UnreadableFile:  # `prepare` reports it
             continue
 
 
@@ -84,21 +84,21 @@ def _said(line: bytes, reading: _Reading) -> list[str]:
 
 
 def discriminator_base(spec: PipelineSpec) -> Path:
-    """The folder that a discriminator begins with: the base model, or what `new_model` says of it."""
+    """The initial model of a discriminator: the base model, or the one that `new_model` describes."""
     base = resolve(spec.base_model)
     own = base / DISCRIMINATOR
     return own if own.is_dir() else base
 
 
 NEW_BASE = "base"
-"""where in prepare's artifact a new model's first weights and its tokenizer are"""
+"""the folder of a new model's initial weights and its tokenizer in prepare's artifact"""
 
 CHAT_TEMPLATE = "chat_template.jinja"
-"""where in prepare's artifact the template of `data.chat_template` is"""
+"""the file of `data.chat_template`'s template in prepare's artifact"""
 
 
 def with_base(spec: PipelineSpec, store: Store, prepared: str) -> PipelineSpec:
-    """`spec` as stages after `prepare` read it: a new model and a chat template are what it has left in the store."""
+    """`spec` for the stages after `prepare`: a new model and a chat template are those in prepare's artifact."""
     changed: dict[str, object] = {}
     if spec.base_model == NEW_MODEL:
         changed = {"base_model": store.address("prepare", prepared, NEW_BASE), "new_model": NewModelSpec()}

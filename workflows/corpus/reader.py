@@ -1,4 +1,4 @@
-"""The corpus as a worker reads it: memory-mapped, in the order of its sources, reference values beside their rows."""
+"""Read the corpus in a worker: memory-mapped, in the order of the sources, with the rows' reference values."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,11 @@ _PLACE = ["source", "line"]
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows of one split; of each are read the columns asked for, wherever they stand."""
+    """The rows of one split, with columns from several datasets."""
 
     parts: tuple[Any, ...]
-    """memory-mapped `datasets.Dataset`s in the same order of rows; what several have is read from the last"""
+    """memory-mapped `datasets.Dataset`s with the same order of rows; of equal columns, the last is read
+    """
 
     def __len__(self) -> int:
         return len(self.parts[0])
@@ -44,9 +45,9 @@ class Examples:
 
 
 def open_examples(store: Store, keys: Mapping[str, str], split: str, columns: Sequence[str]) -> Examples:
-    """A split of the corpus and, where `keys` (by stage) has one, of its reference values: `columns` and the counts.
+    """A split of the corpus, with its reference values if `keys` (by stage) has them: `columns` and the counts.
 
-    The values belong to their rows by (source, line).
+    Values and rows are matched by (source, line).
     """
     wanted = [*columns, "num_tokens", "num_targets"]
     corpus = open_split(store, "prepare", keys["prepare"], "corpus", split, wanted)
@@ -55,7 +56,7 @@ def open_examples(store: Store, keys: Mapping[str, str], split: str, columns: Se
     values = open_split(store, "reference", keys["reference"], "values", split, wanted)
     for name in _PLACE:
         mine, theirs = (np.asarray(part.with_format("numpy")[name][:]) for part in (corpus, values))
-        assert np.array_equal(mine, theirs), f"prepare and reference have other rows: {name}"
+        assert np.array_equal(mine, theirs), f"prepare and reference have different rows: {name}"
     return Examples((corpus, values))
 
 
@@ -70,7 +71,7 @@ def corpus_files(store: Store, key: str, split: str) -> Any:
 def open_split(store: Store, stage: str, key: str, name: str, split: str, columns: Sequence[str]) -> Any:
     """Parquet files of an artifact as a `datasets.Dataset` on this machine, sorted by (source, line).
 
-    It has these two columns, and those of `columns` that are in the files.
+    It has these two columns, and those of `columns` that the files have.
     """
     import datasets
 

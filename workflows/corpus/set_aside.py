@@ -1,4 +1,4 @@
-"""Lines that `prepare` has set aside, grouped by reason.
+"""Group the lines that `prepare` has set aside by reason.
 
 groups = SetAside()
 groups.add(reason, file, line)
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from workflows.figures import SetAsideGroup
 
-# Reasons quote values and count characters; what is left is the kind of mistake.
+# Reasons contain quoted values and numbers; without them, the kind of mistake is left.
 _QUOTED = re.compile(r"""(?<!\w)'(?:[^'\\]|\\.)*'(?!\w)|"(?:[^"\\]|\\.)*\"""")
 _NUMBER = re.compile(r"\b(?:0x[0-9a-fA-F]+|\d[\d,]*(?:\.\d+)?)\b")
 _MAX_GROUPS = 200
@@ -21,7 +21,7 @@ _MAX_CHARACTERS = 300
 
 
 def kind_of(reason: str) -> str:
-    """A reason without what differs from line to line: quoted values become '…', numbers N."""
+    """A reason without the parts that differ between lines: quoted values become '…', numbers N."""
     return _NUMBER.sub("N", _QUOTED.sub("'…'", reason))
 
 
@@ -29,17 +29,17 @@ def kind_of(reason: str) -> str:
 class _Group:
     count: int
     example: tuple[int, int, str, str]
-    """(order of the file, line, file, reason): the first in the order of the sources"""
+    """(order of the file, line, file, reason); the minimum is the first in the order of the sources"""
 
 
 @dataclass
 class SetAside:
-    """Counts by kind of reason, with the first line of each; the first 200 kinds apart, the rest as one."""
+    """Counts by kind of reason, with the first line of each; 200 kinds separately, further ones together."""
 
     _groups: dict[str, _Group] = field(default_factory=dict)
 
     def add(self, reason: str, order: int, file: str, line: int) -> None:
-        """One more line; `order` says where its file stands among the sources."""
+        """Add a line; `order` is the position of its file among the sources."""
         kind = kind_of(reason)
         if kind not in self._groups and len(self._groups) >= _MAX_GROUPS:
             kind = _OTHERS

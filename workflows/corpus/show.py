@@ -1,4 +1,4 @@
-"""Conversations of the corpus for people: their tokens as text, the supervised part marked."""
+"""Print conversations of the corpus: their tokens as text, with the supervised part marked."""
 
 import json
 import sys
@@ -12,12 +12,12 @@ from workflows.corpus.rows import CorpusRow
 from workflows.spec import PipelineSpec
 from workflows.store import Store
 
-# Around the supervised part where there is no colour.
+# Marks the supervised part if there is no colour.
 _OPEN, _CLOSE = "\u27e6", "\u27e7"
 
 
 def show_conversations(spec: PipelineSpec, store: Store, key: str, count: int, json_lines: bool) -> None:
-    """Print training conversations as the model reads them, what it learns from marked."""
+    """Print training conversations as the model reads them, with supervised text marked."""
     from workflows.corpus.chat_tokenizer import chat_tokenizer
     from workflows.corpus.reader import corpus_files
 
@@ -39,7 +39,7 @@ def show_conversations(spec: PipelineSpec, store: Store, key: str, count: int, j
 
 
 def _sequences(row: CorpusRow) -> list[tuple[str, str, list[int], list[bool]]]:
-    """The token sequences of a row with their names: in a tree each piece, in a pair both replies."""
+    """The token sequences of a row with their names: each piece of a tree, both replies of a pair."""
     other, other_supervised = row["other_input_ids"], row["other_supervised"]
     if other is not None and other_supervised is not None:
         first, second = _titles(row["desirable"])
@@ -58,7 +58,7 @@ def _sequences(row: CorpusRow) -> list[tuple[str, str, list[int], list[bool]]]:
 
 
 def _titles(desirable: bool | None) -> tuple[str, str]:
-    """What a row's two sequences are."""
+    """The names of a row's two sequences."""
     if desirable is None:
         return "chosen", "rejected"
     return "desirable" if desirable else "undesirable", "with a reply to another prompt"
@@ -67,7 +67,7 @@ def _titles(desirable: bool | None) -> tuple[str, str]:
 def _spans(
     tokenizer: Any, name: str, title: str, input_ids: list[int], supervised: list[bool]
 ) -> tuple[str, str, list[tuple[bool, str]]]:
-    """A sequence as texts that are learned or not."""
+    """A sequence as texts, each supervised or not."""
     spans: list[tuple[bool, str]] = []
     start = 0
     for index in range(1, len(input_ids) + 1):

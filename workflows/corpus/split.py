@@ -1,4 +1,4 @@
-"""Which conversations are held out: by their text alone, so that the same one is on the same side in every corpus."""
+"""Decide which conversations are held out by their text, so that the same one has the same side in every corpus."""
 
 import hashlib
 import json
@@ -13,20 +13,20 @@ TRAIN, HELD_OUT, QUARANTINE = "train", "held_out", "quarantine"
 
 
 def split_key(messages: list[Any], is_pair: bool) -> str:
-    """The text that decides the side: of pairs and judged replies the prompt, so that its replies stay together."""
+    """The text that decides the side: for pairs and labelled replies the prompt, so its replies stay together."""
     return json.dumps(messages[:-1] if is_pair else messages, ensure_ascii=False)
 
 
 def side_of(key: str, held_out_share: float) -> str:
-    """The side of a conversation with that key."""
+    """The side of a conversation with this key."""
     return HELD_OUT if _falls(key) < held_out_share else TRAIN
 
 
 def fill_empty_side(filesystem: Any, corpus: str, empty: str, is_pair: bool) -> int:
     """Move the conversations whose key is nearest to the share from the other side to the `empty` one.
 
-    `corpus` is a folder of Parquet files by side (`split=...`). Returns how many were moved: 0 where all have the
-    same key, and then nothing is changed.
+    `corpus` is a folder of Parquet files by side (`split=...`). Returns the number of moved conversations: 0, without
+    a change, if all have the same key.
     """
     other = TRAIN if empty == HELD_OUT else HELD_OUT
     folder = f"{corpus}/split={other}"
@@ -58,5 +58,5 @@ def fill_empty_side(filesystem: Any, corpus: str, empty: str, is_pair: bool) -> 
 
 
 def _falls(content: str) -> float:
-    """A number in [0, 1) that belongs to this text."""
+    """A number in [0, 1), computed from the text's hash."""
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") / 2**64

@@ -1,4 +1,4 @@
-"""A list of turns, in any of the notations that files have, to messages with `role` and `content`.
+"""Convert a list of turns in any common notation to messages with `role` and `content`.
 
 turns = turns_of([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}], "conversations")
 """
@@ -19,7 +19,7 @@ _TEXTS = ("content", "value", "text", "utterance", "message")
 _SPEAKER_SET = frozenset(_SPEAKERS)
 _SHAREGPT = {"from", "value"}
 _OTHER = frozenset(_SPEAKERS + _TEXTS) - {"role", "content"}
-# A turn that holds a question and its answer.
+# Keys of a turn that contains a question and its answer.
 _PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("question", "answer"),
           ("query", "response"), ("prompt", "response"), ("user", "bot"))  # fmt: skip
 _HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
@@ -28,18 +28,18 @@ _NO_FIELDS: Mapping[str, str] = {}
 
 
 def turns_of(value: Any, name: str, fields: Mapping[str, str] = _NO_FIELDS) -> list[Any]:
-    """The messages in the key `name` of a record, not checked yet; raises UnusableLine if it holds no list of turns.
+    """The messages in the key `name` of a record, not yet checked; raises UnusableLine if it has no list of turns.
 
-    Turns are objects with a speaker and a text under the names that people use; pairs of a question and its answer;
-    or one object with a list of speakers and a list of texts. Any of it may be a text of JSON, or of Python, as
-    CSV files have it. `fields` maps our names of a turn's keys (`FIELDS`) to the file's.
+    Turns are objects with a speaker and a text under common names; pairs of a question and its answer; or one object
+    with a list of speakers and a list of texts. All of these may be JSON or Python text, as in CSV files. `fields`
+    maps our names of a turn's keys (`FIELDS`) to the file's.
     """
     if isinstance(value, str):
         value = _read(value, name)
     if isinstance(value, dict):
         value = _rows_of(value, name)
     if not isinstance(value, list):
-        raise UnusableLine(f"`{name}` is not a list of turns but {kind_of(value)}")
+        raise UnusableLine(f"`{name}` must be a list of turns, and is {kind_of(value)}")
     renames = [(ours, fields[ours]) for ours in FIELDS if ours in fields]
     turns: list[Any] = []
     for index, turn in enumerate(value):
@@ -55,12 +55,12 @@ def turns_of(value: Any, name: str, fields: Mapping[str, str] = _NO_FIELDS) -> l
 
 
 def is_turns(value: Any) -> bool:
-    """Whether it is a list of turns, and not a text that happens to be one of data."""
+    """Whether it is a list of turns, and not another list."""
     return isinstance(value, list) and value != [] and all(map(_is_turn, value))
 
 
 def written_turns(text: str) -> list[Any] | None:
-    """The turns that a text writes as a whole: a list of them in JSON, or in the way of the HH-RLHF data."""
+    """The turns in a text: a JSON list, or the format of the HH-RLHF data."""
     if _LIST_OF_OBJECTS.match(text):
         try:
             found = _read(text, "")
@@ -78,13 +78,13 @@ def _hh_turns(text: str) -> list[Message]:
         {"role": role, "content": said.strip()} for role, said in zip(pieces[::2], pieces[1::2], strict=True)
     ]
     if turns[-1]["role"] == "Assistant" and not turns[-1]["content"]:
-        turns.pop()  # a prompt that ends where the reply begins
+        turns.pop()  # a prompt that ends with the opening of the reply
     return turns
 
 
 def written_value(text: str) -> Any:
-    """The value that a text writes in JSON, or in Python, as pandas writes a list into a CSV file; raises ValueError
-    with what it is instead.
+    """The value of a text in JSON or in Python syntax, as pandas writes a list to a CSV file; raises ValueError with
+    the reason if it is neither.
     """
     try:
         return read_json(text)
@@ -104,11 +104,11 @@ def _read(text: str, name: str) -> Any:
 
 
 def _rows_of(value: RawObject, name: str) -> list[RawObject]:
-    """A table's way of writing turns, {"role": [...], "content": [...]}, as one object a turn."""
+    """Convert a table's turns, {"role": [...], "content": [...]}, to one object per turn."""
     columns = [column for column in value.values() if isinstance(column, list)]
     if len(columns) < len(value) or len({len(column) for column in columns}) != 1:
         raise UnusableLine(
-            f"`{name}` is not a list of turns but an object with {', '.join(map(str, list(value)[:8]))}"
+            f"`{name}` must be a list of turns, and is an object with {', '.join(map(str, list(value)[:8]))}"
         )
     return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
 
@@ -124,7 +124,7 @@ def _turns_at(turn: Any, index: int, name: str, renames: list[tuple[str, str]]) 
         return _question_and_answer(*turn)
     if isinstance(turn, str):
         raise UnusableLine(
-            f"turn {index} of `{name}` is a text without a speaker; write turns as "
+            f"turn {index} of `{name}` is text without a speaker; write turns as "
             '{"role": "user", "content": ...} and {"role": "assistant", "content": ...}'
         )
     if not isinstance(turn, dict):
@@ -145,13 +145,13 @@ def _turns_at(turn: Any, index: int, name: str, renames: list[tuple[str, str]]) 
 
 
 def _question_and_answer(question: object, answer: object) -> list[RawObject]:
-    """Of a pair with one empty side the other one remains: who begins, or has the last word."""
+    """The turns of a pair; an empty side is left out, as the first or last turn may be alone."""
     sides: list[RawObject] = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return [side for side in sides if side["content"] not in (None, "")]
 
 
 def _spoken(turn: RawObject, index: int, name: str) -> RawObject:
-    """The turn with its speaker as `role` and its text as `content`."""
+    """A turn with its speaker as `role` and its text as `content`."""
     speakers = [key for key in _SPEAKERS if turn.get(key) is not None]
     if not speakers:
         raise UnusableLine(
@@ -162,8 +162,8 @@ def _spoken(turn: RawObject, index: int, name: str) -> RawObject:
     said = [value for key in texts if not (isinstance(value := turn[key], str) and is_blank(value))]
     if any(other != said[0] for other in said[1:]):
         raise UnusableLine(
-            f"turn {index} of `{name}` has different texts in {' and '.join(f'`{key}`' for key in texts)}; say which "
-            f"counts in data.fields, as in {{content: {texts[0]}}}"
+            f"turn {index} of `{name}` has different texts in {' and '.join(f'`{key}`' for key in texts)}; "
+            f"choose one in data.fields, as in {{content: {texts[0]}}}"
         )
     if not texts and _rest_is_unknown(turn):
         raise UnusableLine(
@@ -177,7 +177,7 @@ def _spoken(turn: RawObject, index: int, name: str) -> RawObject:
 
 
 def _rest_is_unknown(turn: RawObject) -> bool:
-    """Whether it says something else than calls, which need no text."""
+    """Whether the turn needs a text; calls need none."""
     return not any(turn.get(key) for key in ("tool_calls", "function_call", "content"))
 
 

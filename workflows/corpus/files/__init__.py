@@ -1,1 +1,1 @@
-"""The files behind `data.sources`, and the records in them."""
+"""The files of `data.sources`, and the records in them."""

@@ -1,10 +1,10 @@
-"""Files of conversations in the forms that people have, each conversation as one JSON object.
+"""Read files of conversations in all supported formats, each conversation as one JSON object.
 
 for number, text, unread in records(file):      # file: workflows.corpus.files.sources.SourceFile
 
-A form is recognised by a file's content, never by its name. Everything is read as a stream, in memory that does not
-grow with the file. `number` is what a person finds a conversation by: the line of JSON lines and CSV, the element of
-a JSON array and the row of a table, counted from 1.
+A file's content decides its format, never its name. Everything is read as a stream, in memory that does not grow with
+the file. `number` locates a conversation: the line in JSON lines and CSV, the element of a JSON array, the row of a
+table, counted from 1.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from workflows.corpus.files.text import Recoded, Record, Refused, cells, delimit
 
 FORMS = (
     "JSON lines, a JSON array, JSON objects one after another, CSV and TSV with a header, Parquet, Arrow (files and "
-    "streams); text in UTF-8, UTF-16 or UTF-32; packed by gzip, zstd, bzip2, xz or lz4"
+    "streams); text in UTF-8, UTF-16 or UTF-32; compressed with gzip, zstd, bzip2, xz or lz4"
 )
 _HEAD_BYTES = 1 << 20
 _READ_BYTES = 1 << 20
@@ -41,14 +41,14 @@ _MARKS = (
     (b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )  # fmt: skip
-# Files that people give by mistake, and what to do with them.
+# Files that users give by mistake, and what to do with them.
 _FOREIGN = (
-    (b"version https://git-lfs", "a Git LFS pointer in the place of the file; fetch it with `git lfs pull`"),
-    (b"PAR1", "Parquet inside of a packed file; unpack it, Parquet is packed inside already"),
+    (b"version https://git-lfs", "a Git LFS pointer instead of the file; fetch it with `git lfs pull`"),
+    (b"PAR1", "Parquet inside a compressed file; decompress it, Parquet is compressed internally"),
     (b"PARE", "encrypted Parquet; decrypt it"),
-    (b"PK\x03\x04", "a zip archive (.xlsx is one too); unpack it, or save the table as CSV"),
-    (b"7z\xbc\xaf", "a 7z archive; unpack it"),
-    (b"Rar!", "a RAR archive; unpack it"),
+    (b"PK\x03\x04", "a zip archive (or .xlsx); extract it, or save the table as CSV"),
+    (b"7z\xbc\xaf", "a 7z archive; extract it"),
+    (b"Rar!", "a RAR archive; extract it"),
     (b"%PDF", "a PDF; extract the conversations"),
     (b"SQLite format 3", "an SQLite database; export the table as CSV or JSON lines"),
     (b"ORC", "ORC; write it as Parquet"),
@@ -57,17 +57,17 @@ _FOREIGN = (
     (b"\x89HDF", "HDF5; write it as Parquet"),
     (b"\x80\x04", "a Python pickle, which can run code; write it as JSON lines"),
     (b"\x80\x05", "a Python pickle, which can run code; write it as JSON lines"),
-    (b"<", "a page of HTML or XML, such as a login page in place of a download; give the data"),
+    (b"<", "an HTML or XML page, such as a login page instead of a download; give the data"),
 )
 
 
 class UnreadableFile(RayconteurError):
-    """A file that cannot be read, or not to its end; the text names the field, the file and the fix."""
+    """A file that cannot be read, or not to its end; the text has the field, the file and the fix."""
 
 
 @dataclass(frozen=True)
 class _Form:
-    """What a file is: its packing, its encoding, and how conversations stand in it."""
+    """A file's format: compression, encoding, and how it contains conversations."""
 
     kind: str
     packing: str = ""
@@ -76,9 +76,9 @@ class _Form:
 
 
 def records(file: SourceFile) -> Iterator[Record]:
-    """Every conversation of a file, up to its limit, as the bytes of one JSON object.
+    """Every conversation of a file, up to its limit, as the bytes of a JSON object.
 
-    What cannot be one has the reason in `unread`, and the beginning of the text. Raises UnreadableFile.
+    For one that cannot be read, `unread` is the reason, and the text its beginning. Raises UnreadableFile.
     """
     number = 0
     try:
@@ -91,7 +91,7 @@ def records(file: SourceFile) -> Iterator[Record]:
         raise UnreadableFile(f"{file.field}: {file.path} {error}") from None
     except (OSError, EOFError, lzma.LZMAError, UnicodeError, pa.ArrowException) as error:
         raise UnreadableFile(
-            f"{file.field}: {file.path}:{number + 1}: the file breaks off here: {error}; repair it"
+            f"{file.field}: {file.path}:{number + 1}: the file breaks off here: {error}; repair the file"
         ) from error
 
 
@@ -102,7 +102,7 @@ def _read(filesystem: Any, path: str, form: _Form, limit: int | None) -> Iterato
         found = arrow_file(filesystem, path)
     else:
         found = _from_stream(filesystem, path, form, limit)
-    # A limit of JSON lines counts empty lines too, as an editor does.
+    # For JSON lines, the limit includes empty lines, as in an editor.
     return found if form.kind == "lines" else itertools.islice(found, limit)
 
 
@@ -133,7 +133,7 @@ def _decoded(stream: io.BufferedReader, encoding: str) -> io.BufferedReader:
 
 
 def _form_of(filesystem: Any, path: str) -> _Form:
-    """What the file is, by its first bytes; raises Refused."""
+    """Detect the format from the first bytes; raises Refused."""
     with filesystem.open_input_file(path) as raw:
         head = raw.read(16)
         packing = next((name for magic, name in _PACKED if head.startswith(magic)), "")
@@ -151,7 +151,7 @@ def _form_of(filesystem: Any, path: str) -> _Form:
 
 
 def _beginning(stream: io.BufferedReader) -> bytes:
-    """As much as can be read: where a file breaks off is for its reader to say."""
+    """Read what is there: the reader reports where a truncated file ends."""
     head = b""
     with contextlib.suppress(OSError, EOFError, lzma.LZMAError):
         while len(head) < _HEAD_BYTES and (piece := stream.read1(_HEAD_BYTES - len(head))):
@@ -160,7 +160,7 @@ def _beginning(stream: io.BufferedReader) -> bytes:
 
 
 def _encoding_of(head: bytes) -> str:
-    """The encoding by its mark, or by where the zero bytes of the first character stand; empty for UTF-8."""
+    """The encoding, from its byte order mark or from the zero bytes of the first character; empty for UTF-8."""
     for mark, encoding in _MARKS:
         if head.startswith(mark):
             return encoding
@@ -176,20 +176,20 @@ def _as_utf8(head: bytes, encoding: str) -> bytes:
     if not encoding or encoding == "utf-8-sig":
         return head[3:] if encoding else head
     try:
-        # Fewer characters than were read, so that none is cut in two unless the file is.
+        # Fewer bytes than were read, so that only a truncated file has an incomplete character.
         return Recoded(io.BytesIO(head), encoding).read(_HEAD_BYTES) or b""
     except UnicodeError as error:
         raise Refused(f"{_refusal(head)}; as {encoding} it cannot be decoded: {error}") from None
 
 
 def _kind_of_text(text: bytes, is_whole: bool) -> str | None:
-    """`lines`, `values` (a JSON array, or objects over several lines each), the delimiter of a table, or None."""
+    """`lines`, `values` (a JSON array, or objects over several lines), the delimiter of a table, or None."""
     start = text.lstrip()
     if not start or start.startswith((b"{", b"[")):
         return "values" if start and _spans_lines(start) else "lines"
     lines = [line for line in start.split(b"\n")[: 64 if is_whole else -1] if line.strip()]
     if any(line.lstrip().startswith(b"{") and _is_json(line) for line in lines[:16]):
-        return "lines"  # after some that are broken, which are set aside
+        return "lines"  # after broken lines, which are set aside
     if any(start.startswith(magic) for magic, _ in _FOREIGN):
         return None
     try:
@@ -199,21 +199,21 @@ def _kind_of_text(text: bytes, is_whole: bool) -> str | None:
 
 
 def _spans_lines(start: bytes) -> bool:
-    """Whether JSON that begins so is an array of conversations or goes over several lines, and is not JSON lines."""
+    """Whether JSON with this beginning is an array of conversations or objects over several lines, not JSON lines."""
     first, newline, rest = start.partition(b"\n")
     follows = rest.lstrip()[:1]
     if _is_json(first):
         return start.startswith(b"[") and follows != b"["
     if start.startswith(b"["):
         return not newline or follows != b"[" or first.strip() == b"["
-    # An object that json.dumps(indent=...) wrote. A broken first line of JSON lines is followed by another object.
+    # An object written by json.dumps(indent=...). In JSON lines, another object follows a broken first line.
     return (newline != b"" and follows in (b'"', b"}")) or _first_value_spans_lines(start)
 
 
 def _first_value_spans_lines(start: bytes) -> bool:
     try:
         first = next(json_values(io.BytesIO(start)), None)
-    except EOFError:  # it does not end in what was read
+    except EOFError:  # it continues beyond the bytes read
         return False
     return first is not None and b"\n" in first.text and _is_json(first.text)
 
@@ -229,15 +229,15 @@ def _is_json(text: bytes) -> bool:
 def _refusal(head: bytes) -> str:
     what = next((f"is {words}" for magic, words in _FOREIGN if head.lstrip().startswith(magic)), "")
     if head[257:262] == b"ustar":
-        what = "is a tar archive; unpack it"
+        what = "is a tar archive; extract it"
     if not what:
-        what = "is none of the files that are read"
+        what = "has no supported format"
         try:
             head[:-4].decode()
         except UnicodeDecodeError as error:
             if b"\0" not in head:
                 what += (
                     f" (byte {head[error.start]:#04x} at {error.start:,} is not UTF-8: convert text with "
-                    "`iconv -f WINDOWS-1252 -t UTF-8`, or from whatever it is in)"
+                    "`iconv -f WINDOWS-1252 -t UTF-8`, or from its actual encoding)"
                 )
-    return f"{what}; it begins with {head[:16]!r}; read are {FORMS}"
+    return f"{what}; it begins with {head[:16]!r}; supported: {FORMS}"

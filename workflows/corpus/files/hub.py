@@ -3,8 +3,8 @@
 files = hub_files("hf:owner/name@main/data", split="train")
 filesystem, path = located(source, path)        # downloads a file of the Hub on first use
 
-Which file belongs to which split is decided by `datasets`, from the names of the files and the dataset's README.
-A file is downloaded by the machine that reads it, into the Hub's cache ($HF_HOME), once.
+`datasets` decides which file belongs to which split, from the names of the files and the dataset's README. The
+machine that reads a file downloads it once, into the Hub's cache ($HF_HOME).
 """
 
 import functools
@@ -22,7 +22,7 @@ from workflows.corpus.files.saved_datasets import WrongSource
 
 _PREFIX = "hf:"
 _NAME = r"[A-Za-z0-9][\w.-]*"
-# Revisions with slashes are those that the Hub makes itself, such as the Parquet form of a dataset.
+# Only revisions that the Hub itself makes have slashes, such as the Parquet version of a dataset.
 _ADDRESS = re.compile(
     rf"hf:(?P<repository>{_NAME}/{_NAME})(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(?P<inside>.+))?"
 )
@@ -44,7 +44,7 @@ def is_hub(path: str) -> bool:
 
 
 def hub_files(path: str, split: str | None) -> list[HubFile]:
-    """The files of a dataset, or of a folder in it, that make up `split`; downloads its README alone.
+    """The files of a dataset, or of a folder in it, that make up `split`; downloads only its README.
 
     Raises WrongSource.
     """
@@ -61,7 +61,7 @@ def hub_files(path: str, split: str | None) -> list[HubFile]:
 
 
 def located(source: str, path: str) -> tuple[Any, str]:
-    """The filesystem and the path on it of a source's file; one of the Hub is downloaded if it is not here yet."""
+    """The filesystem of a source's file and its path there; downloads a file of the Hub if it is not cached."""
     if not is_hub(path):
         return open_uri(source)[0], path
     from huggingface_hub import hf_hub_download
@@ -71,9 +71,9 @@ def located(source: str, path: str) -> tuple[Any, str]:
 
 
 def names_of_split(names: list[str], card: bytes, folder: str | None, split: str | None, what: str) -> list[str]:
-    """Those of `names` that make up a split, as `datasets` decides it.
+    """Those of `names` that make up a split, decided by `datasets`.
 
-    It is asked about empty files of the same names: it looks at names and at the README (`card`) alone.
+    Gives `datasets` empty files with the same names: it looks only at names and at the README (`card`).
     """
     import datasets
 
@@ -87,7 +87,7 @@ def names_of_split(names: list[str], card: bytes, folder: str | None, split: str
         (root / "README.md").write_bytes(card)
         card_log = logging.getLogger("huggingface_hub.repocard")
         before = card_log.level
-        card_log.setLevel(logging.ERROR)  # it warns of a README without settings
+        card_log.setLevel(logging.ERROR)  # it warns about a README without settings
         try:
             builder = datasets.load_dataset_builder(str(root), data_dir=folder, cache_dir=f"{temporary}/cache")
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -117,9 +117,9 @@ def _parsed(path: str) -> tuple[str, str | None, str]:
     return found["repository"], found["revision"], found["inside"] or ""
 
 
-@functools.lru_cache(maxsize=64)  # a branch that moves does so between two commands, not in one
+@functools.lru_cache(maxsize=64)  # so that a moving branch cannot change during a command
 def _listing(repository: str, revision: str | None, path: str) -> tuple[str, dict[str, int], bytes]:
-    """The commit that a revision is, the sizes of its files by name, and its README; offline from the Hub's cache."""
+    """A revision's commit, the sizes of its files by name, and its README; offline, from the Hub's cache."""
     from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -133,14 +133,14 @@ def _listing(repository: str, revision: str | None, path: str) -> tuple[str, dic
         try:
             tree = get_cached_repo_tree(repository, repo_type="dataset", revision=commit)
             sizes = {file.path: int(file.size) for file in tree}
-        except CachedRepoTreeNotFoundError:  # a cache that another program has filled
+        except CachedRepoTreeNotFoundError:  # a cache filled by another program
             files = [file for file in folder.rglob("*") if file.is_file()]
             sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
-    except Exception as error:  # of a dozen kinds, from httpx's to the Hub's own
+    except Exception as error:  # of many types, from httpx's to the Hub's own
         words = " ".join(str(error).split())
         raise WrongSource(
-            f"path: the Hub did not give {path}: {words}; check the name, and log in (`hf auth login` or HF_TOKEN) "
-            "where the dataset asks for it"
+            f"path: cannot get {path} from the Hub: {words}; check the name, and log in (`hf auth login` or "
+            "HF_TOKEN) if the dataset requires it"
         ) from error
     readme = folder / "README.md"
     return commit, dict(sorted(sizes.items())), readme.read_bytes() if readme.is_file() else b""

@@ -1,4 +1,4 @@
-"""Folders that `datasets` writes with `save_to_disk`: which of their files hold the data, and in which order."""
+"""Folders written by `save_to_disk` of `datasets`: which files contain the data, and in which order."""
 
 import json
 from typing import Any, TypedDict, cast
@@ -22,7 +22,7 @@ class _Saved(TypedDict, total=False):
 
 
 class WrongSource(RayconteurError):
-    """A source that cannot be read as asked; the text begins with the wrong field's name in the source."""
+    """A source that cannot be read as requested; the text begins with the source's wrong field."""
 
 
 def splits_of(filesystem: Any, folder: str) -> list[str]:
@@ -31,9 +31,9 @@ def splits_of(filesystem: Any, folder: str) -> list[str]:
 
 
 def saved_files(filesystem: Any, folder: str, split: str | None) -> list[str]:
-    """The data files of a saved Dataset, in its order; raises WrongSource if it is another split than `split`.
+    """The data files of a saved Dataset, in its order; raises WrongSource if it is not the split `split`.
 
-    Files that `datasets` has cached beside them (`cache-*.arrow`) are not among these.
+    Leaves out files that `datasets` caches beside them (`cache-*.arrow`).
     """
     state = _read(filesystem, f"{folder}/{STATE}")
     if split is not None and split != state.get("_split"):
@@ -44,7 +44,7 @@ def saved_files(filesystem: Any, folder: str, split: str | None) -> list[str]:
         )
     if state.get("_indices_data_files"):
         raise WrongSource(
-            f"path: {folder} was saved with a mapping of its rows by an old version of datasets; load it with "
+            f"path: {folder} was saved with an index of its rows by an old version of datasets; load it with "
             "`datasets.load_from_disk` and save it again with a current one"
         )
     return [f"{folder}/{each['filename']}" for each in state["_data_files"]]
@@ -59,6 +59,6 @@ def _read(filesystem: Any, path: str) -> _Saved:
         raise WrongSource(f"path: {path} is not JSON: {error}; save the dataset again") from None
     if not isinstance(content, dict) or not ("_data_files" in content or "splits" in content):
         raise WrongSource(
-            f"path: {path} is not what `datasets` writes; save the dataset again, or name its data files"
+            f"path: {path} is not in the form that `datasets` writes; save the dataset again, or name its data files"
         )
     return cast(_Saved, content)

@@ -1,9 +1,8 @@
-"""The files behind `data.sources`: paths, folders, globs, URIs, folders saved by `datasets`, datasets of the Hub.
+"""Find the files of `data.sources`: paths, folders, globs, URIs, folders saved by `datasets`, datasets of the Hub.
 
 files = find_files(spec)
 
-Which endings count matters for folders alone: what a file holds is read from its content
-(workflows/corpus/files/formats.py).
+Endings matter only for files in folders: a file's content decides its format (workflows/corpus/files/formats.py).
 """
 
 import fnmatch
@@ -24,32 +23,32 @@ from workflows.store import fingerprint, without_secrets
 _PLAIN = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow", ".feather", ".csv", ".tsv")
 PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4")
 _ENDINGS = tuple(plain + packed for plain in _PLAIN for packed in ("", *PACKED))
-# Notes that `datasets` and the Hub keep beside the data.
+# Metadata files that `datasets` and the Hub store beside the data.
 _NOT_DATA = (STATE, SPLITS, "dataset_info.json", "dataset_infos.json")
 
 
 class SourceError(RayconteurError):
-    """A source that cannot be found or listed; the text names its field."""
+    """A source that cannot be found or listed; the text has its field."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of conversations, on any filesystem, with how many of its lines to read."""
+    """A file of conversations, on any filesystem, with the number of lines to read."""
 
     source: str
-    """what `data.sources` says: it opens the filesystem, with its credentials and options"""
+    """the path in `data.sources`, which opens the filesystem with its credentials and options"""
     path: str
-    """the file on that filesystem; of a dataset of the Hub, `hf:owner/name@commit/file`"""
+    """the file on that filesystem; for a dataset of the Hub, `hf:owner/name@commit/file`"""
     limit: int | None
     fingerprint: str
     size: int = 0
-    """bytes, packed as they are"""
+    """size in bytes, compressed or not"""
     field: str = "data.sources"
-    """the dotted field that names it, for messages"""
+    """the dotted field, for messages"""
 
 
 def find_files(spec: PipelineSpec) -> list[SourceFile]:
-    """The files behind `data.sources`, in order; raises SourceError for a source without files."""
+    """The files of `data.sources`, in order; raises SourceError for a source without files."""
     files = []
     for index, source in enumerate(spec.data.sources):
         field = f"data.sources.{index}"
@@ -88,10 +87,7 @@ def _files_of(source: Source, field: str) -> list[SourceFile]:
 
 
 def files_at(filesystem: Any, path: str, split: str | None = None) -> list[str]:
-    """The files of conversations that a file, folder or glob names, in order.
-
-    Raises WrongSource.
-    """
+    """The data files of a file, folder or glob, in order. Raises WrongSource."""
     if any(sign in path for sign in "*?["):
         _refuse_split(split, path, "a glob")
         return _matching(filesystem, path)
@@ -114,7 +110,7 @@ def _matching(filesystem: Any, path: str) -> list[str]:
 
 
 def _inside(filesystem: Any, folder: str, split: str | None) -> list[str]:
-    """The data files in a folder: of a folder saved by `datasets` those that it lists, in its order."""
+    """The data files in a folder; for a folder saved by `datasets`, those that it lists, in its order."""
     infos = filesystem.get_file_info(pa.fs.FileSelector(folder, recursive=True))
     names = sorted(info.path for info in infos if info.type == pa.fs.FileType.File)
     if f"{folder}/{SPLITS}" in names:
@@ -164,7 +160,7 @@ def _got(split: str | None) -> str:
 
 
 def _of_split(filesystem: Any, folder: str, names: list[str], split: str) -> list[str]:
-    """The files of a split of a plain folder, told by their names and the README, as `datasets` tells them."""
+    """The files of a split of a plain folder, which `datasets` derives from their names and the README."""
     card = b""
     if filesystem.get_file_info(f"{folder}/README.md").type == pa.fs.FileType.File:
         with filesystem.open_input_stream(f"{folder}/README.md") as stream:
@@ -179,7 +175,7 @@ def _refuse_split(split: str | None, path: str, what: str) -> None:
 
 
 def source_files(spec: PipelineSpec) -> list[SourceFile]:
-    """The files behind `data.sources`, in order; raises StageFailed for a source without files."""
+    """The files of `data.sources`, in order; raises StageFailed for a source without files."""
     try:
         return find_files(spec)
     except SourceError as error:

@@ -1,7 +1,7 @@
-"""Rows of Parquet and Arrow as JSON objects that say the same.
+"""Convert rows of Parquet and Arrow to equivalent JSON objects.
 
-A struct's empty members are left out: Arrow gives every struct of a column all members that any of them has. Binary
-values become `{"bytes": how many}`, which no layout takes for text.
+Leaves out a struct's empty members, because Arrow gives every struct of a column all members that any of them has.
+Binary values become `{"bytes": length}`, which no layout reads as text.
 """
 
 import datetime
@@ -17,7 +17,7 @@ import pyarrow.parquet
 
 from workflows.corpus.files.text import EXCERPT_BYTES, MAX_BYTES, TOO_LONG, Record
 
-# Rows are converted so many at a time, fewer where they are large.
+# Number of rows to convert at a time; fewer if they are large.
 _ROWS, _BYTES = 512, 4 << 20
 
 _Convert = Callable[[Any], Any]
@@ -26,14 +26,14 @@ _Convert = Callable[[Any], Any]
 def parquet(filesystem: Any, path: str) -> Iterator[Record]:
     """The rows of a Parquet file."""
     with filesystem.open_input_file(path) as raw:
-        # Otherwise whole column chunks are read at once, and a file may be of one.
+        # Otherwise pyarrow reads whole column chunks, and a file may be a single one.
         file = pa.parquet.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20)
         total = sum(file.metadata.row_group(index).total_byte_size for index in range(file.metadata.num_row_groups))
         yield from _rows(file.iter_batches(batch_size=_at_once(total, file.metadata.num_rows)), file.schema_arrow)
 
 
 def arrow_file(filesystem: Any, path: str) -> Iterator[Record]:
-    """The rows of an Arrow file; one of this machine is mapped into memory, since a batch may be all of it."""
+    """The rows of an Arrow file; a local one is memory-mapped, because one batch may be the whole file."""
     is_local = isinstance(filesystem, pa.fs.LocalFileSystem)
     with pa.memory_map(path) if is_local else filesystem.open_input_file(path) as raw:
         reader = pa.ipc.open_file(raw)
@@ -68,7 +68,7 @@ def _rows(batches: Any, schema: Any) -> Iterator[Record]:
 
 
 def _values(piece: Any) -> Iterator[Any]:
-    """The rows of a batch; None for one that is not worth converting, so large is it."""
+    """The rows of a batch; None for a row that is too large to convert."""
     if piece.nbytes <= MAX_BYTES:
         yield from piece.to_pylist(maps_as_pydicts="lossy")
         return
@@ -78,7 +78,7 @@ def _values(piece: Any) -> Iterator[Any]:
 
 
 def _conversion(kind: Any) -> _Convert | None:
-    """What makes plain JSON of a column's values; None where they are that already. No empty value comes to it."""
+    """A function that converts a column's values to plain JSON; None if they are already. It gets no empty values."""
     if pa.types.is_struct(kind):
         return _struct([kind.field(index) for index in range(kind.num_fields)])
     if pa.types.is_map(kind):
@@ -141,7 +141,7 @@ def _float(value: float) -> float | str | None:
 
 
 def _decimal(value: decimal.Decimal) -> int | float | str:
-    """The number itself where JSON has it, else its digits."""
+    """The number if JSON can represent it, otherwise its digits as text."""
     if value == value.to_integral_value():
         return int(value)
     return float(value) if decimal.Decimal(repr(float(value))) == value else str(value)
@@ -152,7 +152,7 @@ def _time(value: datetime.date | datetime.time | datetime.datetime) -> str:
 
 
 def _binary(value: bytes) -> Any:
-    """Text where it is some: programs from before Parquet knew texts write them so."""
+    """The text, if it is text: programs older than Parquet's string type write strings as binary."""
     try:
         text = bytes(value).decode()
     except UnicodeDecodeError:

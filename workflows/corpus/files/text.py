@@ -1,4 +1,4 @@
-"""Conversations in files of text: JSON lines, JSON values one after another or in arrays, tables with delimiters."""
+"""Read conversations from text files: JSON lines, JSON values in sequence or in arrays, tables with delimiters."""
 
 import csv
 import io
@@ -10,30 +10,30 @@ from typing import Any, NamedTuple
 from models.errors import RayconteurError
 
 MAX_BYTES = 64 << 20
-"""of one conversation; what is longer is set aside, and is not held in memory"""
+"""maximum size of a conversation; a longer one is set aside and not kept in memory"""
 EXCERPT_BYTES = 800
-TOO_LONG = f"longer than {MAX_BYTES >> 20} MiB, the most that one conversation may have"
+TOO_LONG = f"longer than {MAX_BYTES >> 20} MiB, the maximum of one conversation"
 
 _DELIMITERS = ",\t;|"
 _READ_BYTES = 1 << 20
 
 
 class Record(NamedTuple):
-    """A conversation of a file as it stands there."""
+    """A conversation as the file has it."""
 
     number: int
     text: bytes
-    """one JSON object, where `unread` is empty; else how it begins"""
+    """one JSON object if `unread` is empty, otherwise its beginning"""
     unread: str = ""
     """why it cannot be read"""
 
 
 class Refused(RayconteurError):
-    """A file that is not read at all; the text goes on after its name."""
+    """A file that is not read at all; the text continues after the file's name."""
 
 
 class Recoded(io.RawIOBase):
-    """A stream of text in another encoding, as UTF-8."""
+    """A stream of text in another encoding, recoded as UTF-8."""
 
     def __init__(self, stream: Any, encoding: str) -> None:
         self._text = io.TextIOWrapper(stream, encoding=encoding, newline="")
@@ -51,7 +51,7 @@ class Recoded(io.RawIOBase):
 
 
 def json_lines(stream: io.BufferedReader, limit: int | None) -> Iterator[Record]:
-    """Each line that is not empty, of the first `limit`."""
+    """Each non-empty line of the first `limit` lines."""
     number = 0
     while number != limit and (text := stream.readline(MAX_BYTES + 1)):
         number += 1
@@ -68,10 +68,10 @@ def _skip_line(stream: io.BufferedReader) -> None:
 
 
 def json_values(stream: Any) -> Iterator[Record]:
-    """The elements of JSON arrays, and objects that stand outside of arrays, as the bytes that they are.
+    """The elements of JSON arrays, and objects outside arrays, as unchanged bytes.
 
-    Only brackets and quotes are looked at: what is wrong inside of an element is that element's fault alone. Raises
-    EOFError where the last one is not closed.
+    Looks only at brackets and quotes, so an error inside an element affects no other. Raises EOFError if the last one
+    is not closed.
     """
     splitter = _Splitter()
     number = 0
@@ -84,9 +84,9 @@ def json_values(stream: Any) -> Iterator[Record]:
         yield Record(number, text, TOO_LONG if is_long else "")
 
 
-# From a place outside of a string to the next bracket, or to a quote whose string does not end in this chunk.
+# From a position outside a string to the next bracket, or to a quote whose string does not end in this chunk.
 _OUTSIDE = re.compile(rb'[^"{}\[\]]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"[^"{}\[\]]*+)*+', re.DOTALL)
-# From a place inside of a string to its quote, or to a backslash at the chunk's end.
+# From a position inside a string to its closing quote, or to a backslash at the chunk's end.
 _INSIDE = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _SCALAR = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[^\s,"]++', re.DOTALL)
 
@@ -94,10 +94,10 @@ _Value = tuple[bytes, bool]
 
 
 class _Splitter:
-    """Cuts JSON into values: a stream in chunks of any size goes in, each value comes out once it is whole."""
+    """Splits JSON into values: takes a stream in chunks of any size, and returns each value once it is complete."""
 
     def __init__(self) -> None:
-        self._top = 0  # how deep values stand: 1 inside of an array
+        self._top = 0  # nesting depth of values: 1 inside an array
         self._depth = 0
         self._in_string = self._after_backslash = False
         self._pieces: list[bytes] = []
@@ -134,7 +134,7 @@ class _Splitter:
         yield from self._between(b"")
 
     def _next_bracket(self, chunk: bytes, at: int) -> int:
-        """Where the next bracket outside of a string is; the chunk's end if there is none."""
+        """The position of the next bracket outside a string; the chunk's end if there is none."""
         while at < len(chunk):
             if self._in_string:
                 at = self._end_of_string(chunk, at)
@@ -162,7 +162,7 @@ class _Splitter:
         return at
 
     def _between(self, text: bytes) -> Iterator[_Value]:
-        """What stands between brackets where values do: nothing, or values that are no objects."""
+        """Handle the text between values: nothing, or values that are not objects."""
         self._keep(text)
         text, is_long = self._take()
         if is_long:
@@ -184,9 +184,9 @@ class _Splitter:
 
 
 def delimiter_of(start: bytes, is_whole: bool) -> str | None:
-    """What separates the cells of text that begins so; None if it is no table with a header.
+    """The delimiter of a table with this beginning; None if it is not a table with a header.
 
-    Raises UnicodeDecodeError for what is not UTF-8.
+    Raises UnicodeDecodeError if it is not UTF-8.
     """
     end = len(start) if is_whole else start.rindex(b"\n") + 1 if b"\n" in start else 0
     text = start[:end].decode()
@@ -194,7 +194,7 @@ def delimiter_of(start: bytes, is_whole: bool) -> str | None:
         return None
     for delimiter in sorted(_DELIMITERS, key=lambda each: -len(_first_rows(text, each)[0])):
         header, *rows = _first_rows(text, delimiter)
-        if len(header) == 1:  # a table of one column is one if its cells hold JSON
+        if len(header) == 1:  # text with one column is a table if its cells contain JSON
             is_table = bool(re.fullmatch(r"\w[\w.-]*", header[0])) and all(
                 row[0].lstrip().startswith(("{", "[")) for row in rows if row
             )
@@ -216,7 +216,9 @@ def _first_rows(text: str, delimiter: str) -> list[list[str]]:
 
 
 def cells(stream: io.BufferedReader, delimiter: str) -> Iterator[Record]:
-    """Each row of a table as an object of texts, by the names in its first row; its number is its first line's."""
+    """Each row of a table as an object of strings, with the names of the first row; its number is that of its first
+    line.
+    """
     lines = _Lines(stream)
     header: list[str] = []
     with _LongCells():
@@ -235,7 +237,7 @@ def cells(stream: io.BufferedReader, delimiter: str) -> Iterator[Record]:
             elif problem:
                 yield Record(number, lines.last[:EXCERPT_BYTES], problem)
             elif row:
-                # A column without a name is the row's number, as pandas writes it.
+                # pandas writes row numbers as a column without a name.
                 named = {name: cell for name, cell in zip(header, row, strict=True) if name}
                 yield Record(number, json.dumps(named, ensure_ascii=False).encode())
 
@@ -243,7 +245,7 @@ def cells(stream: io.BufferedReader, delimiter: str) -> Iterator[Record]:
 def _problem(row: list[str], header: list[str]) -> str:
     if not row or not header or len(row) == len(header):
         return ""
-    return f"the row has {len(row)} cells, the header {len(header)}; quote cells that hold the separator"
+    return f"the row has {len(row)} cells, the header {len(header)}; quote cells that contain the separator"
 
 
 def _checked(header: list[str]) -> list[str]:
@@ -254,7 +256,7 @@ def _checked(header: list[str]) -> list[str]:
 
 
 class _LongCells:
-    """Lets csv read cells as long as a conversation may be; its limit is one for all of a process."""
+    """Let csv read cells as long as the longest conversation; its limit is global to the process."""
 
     def __enter__(self) -> None:
         self._before = csv.field_size_limit(MAX_BYTES)
@@ -264,7 +266,7 @@ class _LongCells:
 
 
 class _Lines:
-    """Lines of text for csv. One that cannot be read raises ValueError, and the next call goes on after it."""
+    """Lines of text for csv. One that cannot be read raises ValueError, and the next call continues after it."""
 
     def __init__(self, stream: io.BufferedReader) -> None:
         self._stream = stream
