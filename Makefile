@@ -5,8 +5,16 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 # The demo and the tests download nothing from the Hugging Face Hub.
 export HF_HUB_OFFLINE = 1
+# Where it is set, every process of a test would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-all check check-llm test-clients clean
+# Tests run side by side, each file in one process. Those with Ray mostly wait; the others measure time, and get a core each.
+UNIT         = tests/unit tests/test_house.py tests/test_layers.py tests/test_docs.py
+SIDE_BY_SIDE = --dist loadfile --no-loadscope-reorder
+RAY_FREE     = -n 2 $(SIDE_BY_SIDE) tests/endpoint $(UNIT)
+WITH_RAY     = -n 3 $(SIDE_BY_SIDE) tests/local tests/hosts tests/llm
+
+.PHONY: install demo test test-unit test-all check check-llm test-clients clean
 
 install: $(VENV)/installed
 
@@ -22,11 +30,17 @@ demo: install
 	$(BIN)/rayconteur run workflows/pipelines/demo.yaml $(if $(DEMO_EXIT),--exit-after-reply)
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(RAY_FREE)
+	$(BIN)/python -m pytest $(WITH_RAY)
+
+# The tests that start no Ray, no engine, no server and no browser.
+test-unit: install
+	$(BIN)/python -m pytest -n 2 $(SIDE_BY_SIDE) $(UNIT)
 
 # Includes the slow tests, of a minute or more each: lost workers, kills, whole searches.
 test-all: check
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest $(RAY_FREE) -m ""
+	$(BIN)/python -m pytest $(WITH_RAY) -m ""
 
 check: install
 	$(BIN)/ruff check .

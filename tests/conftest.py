@@ -1,17 +1,38 @@
 """Shared by the tests of all folders."""
 
+import gc
 import gzip
 import json
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from s3_server import S3Server
 
-from models.base.load import resolve
+from models.base.load import load_model, resolve
+from models.generation import greedy_replies
+
+Conversation = tuple[list[int], list[bool]]
+TESTS = len(Path(__file__).parts) - 1  # where a test's path has the folder below tests
+
+
+# Collecting makes objects by the hundred thousand that stay: the collector would go through them again and again.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slowest files first: one that begins last would keep one of several processes busy alone."""
+    folders = ["unit", "endpoint", "local"]
+    items.sort(key=lambda item: -folders.index(name) if (name := item.path.parts[TESTS]) in folders else 0)
 
 
 @pytest.fixture(scope="session")
@@ -85,3 +106,65 @@ def tiny(tmp_path: Path, sums_file: Path) -> dict[str, Any]:
         "evaluate": {"num_replies": 1, "max_new_tokens": 8},
         "serve": {"precision": "fp32"},
     }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Models of this size are slower with more threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def tiny_model(request: pytest.FixtureRequest) -> Path:
+    """The folder of each tiny model: one with rotary positions and Linear layers, one with learned positions and
+    Conv1D.
+    """
+    folder: Path = request.getfixturevalue(f"tiny_{request.param}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_loud() -> Callable[[Path], Any]:
+    """Load a model with scaled-up weights. Without scaling, a tiny model repeats one token whatever the prompt."""
+
+    def load(folder: Path) -> Any:
+        model = load_model(folder, torch.float32)
+        torch.manual_seed(0)
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+        for name, parameter in model.base_model.named_parameters():
+            parameter.data *= 8 if "proj" in name or "c_attn" in name or "c_fc" in name else 1
+        return model
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def own_words() -> Callable[[Any], list[Conversation]]:
+    """Conversations that the model has generated greedily, because it assigns high probabilities to them."""
+
+    def said(model: Any) -> list[Conversation]:
+        prompts = [[7 * n % 200, n, 3 * n + 1] for n in range(1, 9)]
+        return [([*p, *greedy_replies(model, [p], 30, [0])[0]], [False] * 3 + [True] * 30) for p in prompts]
+
+    return said
+
+
+_TURNS = (
+    "{%% for message in messages %%}<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n{{ message.content }}"
+    "{%% for call in message.tool_calls %%}%s{%% endfor %%}<|eot_id|>{%% endfor %%}"
+    "{%% if add_generation_prompt %%}<|start_header_id|>assistant<|end_header_id|>\n\n{%% endif %%}"
+)
+_TOLD = "{% if tools %}{% for tool in tools %}{{ tool.function | tojson }}\n{% endfor %}{% endif %}"
+_CALL = '{"name": "{{ call.function.name }}", "%s": {{ call.function.arguments | tojson }}}'
+
+
+@pytest.fixture(scope="session")
+def tool_templates() -> dict[str, str]:
+    """Chat templates that write tool calls in the formats of the large model families."""
+    calls = {
+        "tags": "<tool_call>\n" + _CALL % "arguments" + "\n</tool_call>",
+        "bare": _CALL % "parameters",
+        "listed": "[TOOL_CALLS][" + _CALL % "arguments" + "]",
+    }
+    return {name: _TOLD + _TURNS % text for name, text in calls.items()}

@@ -254,6 +254,13 @@ def names_in(file: Path) -> tuple[set[str], set[str]]:
     return defined, defined | used
 
 
+@cache
+def names_anywhere() -> tuple[set[str], set[str]]:
+    """`names_in` of all modules together."""
+    defined, used = zip(*map(names_in, code_files()), strict=True)
+    return set().union(*defined), set().union(*used)
+
+
 def unknown_names(text: str) -> list[str]:
     """Paths, make targets, fields, classes and functions in a text that do not exist.
 
@@ -274,10 +281,10 @@ def unknown_names(text: str) -> list[str]:
             elif not (span in NOT_OURS or span.startswith("-") or " " in span or is_known(span)):
                 names.append(re.sub(r"\(.*\)$|^[\w.]+:", "", span))
             found += [span for target in re.findall(r"^make ([\w-]+)$", span) if target not in make_targets()]
-        beside = [file for file in files if file.suffix == ".py"] or code_files()
-        defined = {name for file in code_files() for name in names_in(file)[0]}
-        used = {name for file in beside for name in names_in(file)[1]}
-        found += [name for name in names if name not in defined & used]
+        beside = [names_in(file)[1] for file in files if file.suffix == ".py"]
+        defined, used_anywhere = names_anywhere()
+        used = set().union(*beside) if beside else used_anywhere
+        found += [name for name in names if not (name in defined and name in used)]
     return found
 
 

@@ -5,12 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from models.files import cache_folder
 
@@ -94,11 +96,12 @@ def bare_hosts(tmp_path: Path) -> Iterator[Hosts]:
     if script is None or os.geteuid() != 0 or None in programs:
         pytest.skip("needs root, iproute2, openssh-server, rsync, and RAYCONTEUR_HOSTS: a script that makes hosts")
     found = Hosts(script, tmp_path)
-    found.call("up", "5")
-    try:
-        yield found
-    finally:
-        found.call("down")
+    with FileLock(Path(tempfile.gettempdir()) / "rayconteur-hosts.lock"):  # the hosts' names are the machine's
+        found.call("up", "5")
+        try:
+            yield found
+        finally:
+            found.call("down")
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def free_port() -> Callable[[], int]:
     """A free port of this machine, outside the range from which Ray's processes get theirs."""
 
     def find() -> int:
-        for port in random.sample(range(20_000, 30_000), 100):
+        for port in random.SystemRandom().sample(range(20_000, 30_000), 100):  # unlike for each process of tests
             with socket.socket() as probe, contextlib.suppress(OSError):
                 probe.bind(("127.0.0.1", port))
                 return port

@@ -1,5 +1,6 @@
 """Pipelines as jobs: the commands against a Ray cluster with a dashboard."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 from openai import OpenAI
@@ -41,7 +43,10 @@ def address(free_port, tmp_path_factory):
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
     finally:
-        head.terminate()
+        # `ray stop`, and `ray start --block` when it is stopped, wait half a minute for the agents.
+        for process in [head, *psutil.Process(head.pid).children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         head.wait(timeout=60)
 
 

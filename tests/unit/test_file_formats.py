@@ -252,7 +252,7 @@ def test_other_files_are_refused_by_name(read: Callable[..., list[Record]], cont
         assert "begins with b'" in str(raised.value)
 
 
-@pytest.mark.parametrize("content", [b"", b" \n\n", gzip.compress(b"")])
+@pytest.mark.parametrize("content", [b"", b" \n\n", gzip.compress(b"", mtime=0)])
 def test_an_empty_file_has_no_records(read: Callable[..., list[Record]], content: bytes) -> None:
     assert read(content) == []
 

@@ -12,13 +12,21 @@ from click.testing import CliRunner
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from models.base.load import load_tokenizer
+from models.training.deepspeed_names import found_mistakes
 from workflows.cli.commands import command
 from workflows.spec import PipelineSpec
+from workflows.training import foresight
 from workflows.training.foresight import check_worker, troubles
 
 Build = Callable[..., PipelineSpec]
 LORA = {"target_modules": ["q_proj"]}
 TARGETS = "train.adapter.target_modules"
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that imports DeepSpeed takes seconds; test_deepspeed_names.py shows that it answers the same."""
+    monkeypatch.setattr(foresight, "mistakes", found_mistakes)
 
 
 @pytest.fixture

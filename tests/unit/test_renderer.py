@@ -147,12 +147,15 @@ def some_talk(draw: random.Random, template: str) -> tuple[Messages, Any]:
     return talk, tools
 
 
+@pytest.mark.parametrize("num_talks", [40, pytest.param(150, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_what_is_before_a_reply_is_what_the_endpoint_reads(tokenizer_of: Callable[[str], Any], template: str) -> None:
+def test_what_is_before_a_reply_is_what_the_endpoint_reads(
+    tokenizer_of: Callable[[str], Any], template: str, num_talks: int
+) -> None:
     tokenizer, draw = tokenizer_of(template), random.Random(template)
     ends = end_token_ids(tokenizer)
     learned_once = 0
-    for _ in range(150):
+    for _ in range(num_talks):
         talk, tools = some_talk(draw, template)
         places = [n for n, turn in enumerate(talk) if turn["role"] == "assistant" and turn.get("train", True)]
         try:
@@ -170,7 +173,7 @@ def test_what_is_before_a_reply_is_what_the_endpoint_reads(tokenizer_of: Callabl
             assert talk[place].get("reasoning_content", "").strip() in said
             assert said.count("price_of") >= len(talk[place].get("tool_calls", ()))
             learned_once += 1
-    assert learned_once > 150
+    assert learned_once > num_talks
 
 
 @pytest.mark.parametrize(("template", "kind"), [

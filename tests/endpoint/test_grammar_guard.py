@@ -17,7 +17,7 @@ from serve.grammar.guard import GrammarGuard
 from serve.grammar.process import Bounds, Setup, Verdict
 from serve.grammar.token_map import token_source
 
-STAND_IN = "tests.unit.grammar_stand_in:stand_in"
+STAND_IN = "tests.endpoint.grammar_stand_in:stand_in"
 FINE = 'start: "a"'
 BOUNDS = Bounds(seconds=2.0, crowded_seconds=0.5, patience=4.0, memory=32 << 20)
 

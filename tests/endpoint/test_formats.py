@@ -26,7 +26,7 @@ from serve.parsing.form import learned_form
 from serve.protocol.errors import ApiError
 from serve.protocol.requests import ChatRequest, CompletionRequest
 
-STAND_IN = "tests.unit.grammar_stand_in:stand_in"
+STAND_IN = "tests.endpoint.grammar_stand_in:stand_in"
 MESSAGES = [{"role": "user", "content": "x"}]
 
 
