@@ -1,4 +1,4 @@
-"""What each stage measures: the figures in its artifact, which later stages, the page and `--json` read.
+"""The figures of each stage's artifact, which later stages, the report page and `--json` read.
 
 figures = PrepareFigures.from_json(artifact.figures)
 """
@@ -18,13 +18,13 @@ _LEFT_OUT = "left out: "
 
 @dataclass(frozen=True, kw_only=True)
 class SetAsideGroup(Record):
-    """Lines that `prepare` could not use for one kind of reason."""
+    """Lines that `prepare` set aside for one kind of reason."""
 
     reason: str
-    """the kind: without what differs from line to line"""
+    """the kind of reason, without the parts that differ between lines"""
     count: int
     file: str
-    """of the first of them, as `line` and `example`"""
+    """of the first line, as `line` and `example`"""
     line: int
     example: str
     """the whole reason"""
@@ -32,14 +32,14 @@ class SetAsideGroup(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareFigures(Record):
-    """Counts of the corpus; `quarantined` are lines, all others are of conversations that can be used."""
+    """Counts of the corpus; `quarantined` counts lines, all others count usable conversations."""
 
     conversations: int
     """to train on"""
     held_out_conversations: int
     quarantined: int
     tokens: int
-    """of conversations to train on, as `supervised_tokens`"""
+    """of training conversations, as `supervised_tokens`"""
     supervised_tokens: int
     held_out_tokens: int
     truncated: int
@@ -51,14 +51,14 @@ class PrepareFigures(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceFigures(Record):
-    """How much has reference values."""
+    """The number of rows with reference values."""
 
     conversations: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneFigures(Record):
-    """How a search ended."""
+    """The result of a search."""
 
     trials: int
     finished: int
@@ -71,12 +71,12 @@ class TuneFigures(Record):
     values: JsonObject
     """the winner's settings by their dotted fields; JSON has them beside the figures"""
     metric: str
-    """that decides who wins; the key of `reported` in JSON"""
+    """the metric that decides the winner; the key of `reported` in JSON"""
     reported: float
     remeasured: float
-    """the same, measured once more from the checkpoint"""
+    """the same, measured again from the checkpoint"""
     front: tuple[int, ...] | None = optional()
-    """with two metrics, the trials that no other one beats in both"""
+    """with two metrics, the trials that no other beats in both"""
 
     def to_json(self) -> dict[str, object]:
         """Values and metric stand under their own names."""
@@ -93,12 +93,12 @@ class TuneFigures(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainFigures(Record):
-    """What the last and the best checkpoint reported."""
+    """The reports of the last and the best checkpoint."""
 
     steps: int
     best_step: int
     held_out: Mapping[str, float]
-    """of the best checkpoint: `loss`, and what else the objective measures; JSON has them as held_out_<name>"""
+    """of the best checkpoint: `loss`, and the objective's other measures; JSON has them as held_out_<name>"""
     training_loss: float
     tokens: float
     """trained on"""
@@ -124,7 +124,7 @@ class TrainFigures(Record):
 
 
 def held_out_of(figures: Mapping[str, Value]) -> dict[str, Value]:
-    """Those of a training's figures that are measured on held-out conversations, by their short names."""
+    """The figures of a training that are measured on held-out conversations, by their short names."""
     return {name.removeprefix(_HELD_OUT): value for name, value in figures.items() if name.startswith(_HELD_OUT)}
 
 
@@ -148,7 +148,7 @@ class EvaluateFigures(Record):
     passed: bool
     verdict: str
     pair_loss: float | None = optional()
-    """of an adversarial pair, as those after it"""
+    """for an adversarial pair, like the next ones"""
     pair_reranked_loss: float | None = optional()
     pair_continued_loss: float | None = optional()
     pair_verdict: str | None = optional()
@@ -156,19 +156,19 @@ class EvaluateFigures(Record):
 
 
 class Form(StrEnum):
-    """The forms that a release can have."""
+    """The formats of a release."""
 
     MODEL = "model"
     OPENVINO = "openvino"
     OPENVINO_BF16 = "openvino bf16"
-    """what an export in few bits is compared with; not kept"""
+    """the export with which a quantised one is compared; not released"""
     VLLM = "vllm"
     GGUF = "gguf"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FormFigures(Record):
-    """A form of a release, compared with the unmerged float32 checkpoint."""
+    """One format of a release, compared with the unmerged float32 checkpoint."""
 
     form: Form
     kept: bool = True
@@ -178,41 +178,41 @@ class FormFigures(Record):
     perplexity_increase: float
     """0.01 is 1 %"""
     greedy_agreement: float
-    """share of supervised tokens at which both put the same token first"""
+    """share of supervised tokens for which both predict the same token"""
     largest_logit_change: float | None = optional()
     load_s: float
     tokens_per_second: float | None = optional()
-    """of one greedy reply; None where none of our engines loads the form"""
+    """of a greedy reply; None if none of our engines loads the format"""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Whether a release has a part that not every release has."""
+    """Whether a release has an optional part."""
 
     why_not: str = ""
-    """empty where it has it"""
+    """why not; empty if it has the part"""
 
     @property
     def is_there(self) -> bool:
-        """Whether the release has it."""
+        """Whether the release has the part."""
         return not self.why_not
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizeFigures(Record):
-    """The release in its forms."""
+    """The formats of the release."""
 
     openvino: Part
-    """JSON has "exported", or why there is no export"""
+    """in JSON, "exported" or the reason why there is no export"""
     checkpoint_perplexity: float
     held_out_tokens: int
-    """that the forms are compared on"""
+    """number of tokens on which the formats are compared"""
     forms: tuple[FormFigures, ...]
     discriminator: Part | None = optional()
-    """of an adversarial pair; JSON has "shipped", or why it is left out"""
+    """for an adversarial pair; in JSON, "shipped" or the reason why it is left out"""
 
     def to_json(self) -> dict[str, object]:
-        """Parts as a word or a reason."""
+        """Optional parts become a word or a reason."""
         plain = super().to_json() | {"openvino": self.openvino.why_not or "exported"}
         if self.discriminator is not None:
             why_not = self.discriminator.why_not
@@ -232,10 +232,10 @@ class OptimizeFigures(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DeployFigures(Record):
-    """An endpoint: where it is, and what answers there."""
+    """An endpoint: its address, and what it serves."""
 
     url: str
     model: str
-    """what clients put into `model`"""
+    """the name that clients send as `model`"""
     engine: str | None = optional()
     engine_because: str | None = optional()

@@ -1,4 +1,4 @@
-"""Records: what the store keeps and `--json` prints, as types.
+"""Records: the JSON objects that the store keeps and `--json` prints, as types.
 
 @dataclass(frozen=True, kw_only=True)
 class Speed(Record):
@@ -16,19 +16,19 @@ from typing import Any, Self
 from pydantic import TypeAdapter
 
 JsonObject = Mapping[str, object]
-"""a JSON object that is handed on whole: the settings that a key is made of, stored figures, a spec as plain data"""
+"""a JSON object that is passed on unchanged: the settings behind a key, stored figures, a spec as plain data"""
 
 _OPTIONAL = "is left out of JSON where it is None"
 
 
 def optional() -> Any:
-    """A field of a record that JSON has only where there is a value; any other None is written as null."""
+    """A field that is left out of the JSON if it is None; other fields are written as null."""
     return field(default=None, metadata={_OPTIONAL: True})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Values that are written as a JSON object, a key for each field."""
+    """Values that become a JSON object, with a key for each field."""
 
     def to_json(self) -> dict[str, object]:
         """Plain data: dicts, lists, strings, numbers."""
@@ -37,7 +37,7 @@ class Record:
 
     @classmethod
     def from_json(cls, content: JsonObject) -> Self:
-        """What `to_json` wrote, in this or another build: unknown keys are ignored, missing ones have defaults."""
+        """Read what `to_json` wrote, in this or another version: ignores unknown keys; missing ones get defaults."""
         kind: Any = cls
         record: Self = _reader(kind).validate_python(content)
         return record

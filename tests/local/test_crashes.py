@@ -43,7 +43,9 @@ def test_a_bug_in_a_trial_leaves_a_file_that_is_named(run, tiny, capsys):
     for file in Path(store.path("prepare", done["prepare"].key, "corpus", "split=train")).glob("*.parquet"):
         file.write_bytes(file.read_bytes()[:-20])  # reading it raises a ValueError in pyarrow
     tiny["tune"] = {"space": {"train.learning_rate": [1e-3]}, "searcher": "grid", "max_failures": 0}
-    with pytest.raises(StageFailed, match=r"^tune: no trial reported a result: .*\(details in .*\.log\)$") as raised:
+    with pytest.raises(
+        StageFailed, match=r"^tune: no trial has reported a result: .*\(details in .*\.log\)$"
+    ) as raised:
         run("tune", tiny)
     file = re.search(r"details in (.*)\)$", str(raised.value))[1]
     kept = Path(file).read_text()

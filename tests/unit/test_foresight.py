@@ -66,7 +66,7 @@ def test_there_is_no_note_if_all_is_well(spec_of: Build, data: dict[str, Any], t
 @pytest.mark.parametrize(
     ("data", "train", "words"),
     [
-        ({"max_length": 2049}, {}, "data.max_length: 2049 is more than the 2048 positions of "),
+        ({"max_length": 2049}, {}, "data.max_length: 2049 exceeds the 2048 positions of "),
         ({}, {"adapter": {"target_modules": ["q_prj"]}}, f"{TARGETS}: 'q_prj' is the name of no layer"),
         ({}, {"adapter": {"target_modules": ["lm_head"]}}, f"{TARGETS}: lm_head is one matrix with the"),
         ({}, {"adapter": {"target_modules": ["norm"]}}, f"{TARGETS}: Target module LlamaRMSNorm"),
@@ -76,7 +76,7 @@ def test_there_is_no_note_if_all_is_well(spec_of: Build, data: dict[str, Any], t
         (
             {"new_tokens": ["a b"]},
             {"objective": {"name": "distill", "teacher": "owner/name"}},
-            "data.new_tokens: the teacher of train.objective distill does not know them",
+            "data.new_tokens: the teacher of train.objective distill has no such tokens",
         ),
     ],
 )  # fmt: skip
@@ -115,7 +115,7 @@ def test_a_scaling_of_positions_is_counted(spec_of: Build, model: Path) -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048, "rope_theta": 1e4}
     change(model, "config.json", rope_parameters=scaling)
     assert troubles(spec_of({"max_length": 8192})) == []
-    assert "more than the 8192 positions" in troubles(spec_of({"max_length": 8193}))[0]
+    assert "exceeds the 8192 positions" in troubles(spec_of({"max_length": 8193}))[0]
 
 
 def test_tokens_without_an_embedding(spec_of: Build, model: Path) -> None:
@@ -127,7 +127,7 @@ def test_tokens_without_an_embedding(spec_of: Build, model: Path) -> None:
     tokenizer.add_tokens(["Brindlewick"])
     tokenizer.save_pretrained(model)
     [told] = troubles(spec_of())
-    assert told.startswith("base_model: 1 tokens of the tokenizer have no embedding, as the model has 260: Brin")
+    assert told.startswith("base_model: 1 tokens of the tokenizer have no embedding, since the model has 260: Brin")
     assert troubles(spec_of({"new_tokens": ["Brindlewick"]})) == []
     config = AutoConfig.from_pretrained(model)
     config.vocab_size = 258
@@ -141,7 +141,9 @@ def test_a_worker_checks_the_corpus_too(spec_of: Build, model: Path) -> None:
             self.largest_token = lambda: largest
 
     check_worker(spec_of(), model, [Split(259), Split(3)])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match=r"^base_model: the corpus has the token .* \(260\), .* for 260 tokens"):
+    with pytest.raises(
+        ValueError, match=r"^base_model: the corpus has the token .* \(260\), but the model only has 260 embeddings"
+    ):
         check_worker(spec_of(), model, [Split(3), Split(260)])  # type: ignore[list-item]
 
 
@@ -156,7 +158,7 @@ def test_the_command_reports_it_and_fails(model: Path, tmp_path: Path, ending: s
     name, *options = ending.split()
     done = CliRunner().invoke(command, [name, str(file), *options])
     assert done.exit_code == 1
-    assert "data.max_length: 5000 is more than the 2048 positions" in done.output
+    assert "data.max_length: 5000 exceeds the 2048 positions" in done.output
 
 
 def test_a_broken_config_is_named(spec_of: Build, model: Path) -> None:

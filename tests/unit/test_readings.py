@@ -22,7 +22,7 @@ def test_a_note_says_what_a_recurrent_model_costs(tmp_path: Path, tiny_llama: Pa
     MambaConfig(hidden_size=32, num_hidden_layers=2).save_pretrained(tmp_path)
     reading = known_reading(spec_of(tmp_path))
     assert reading is not None
-    assert "each in a row of its own, about 1.2 times the time of packed ones; packed, its" in reading_text(reading)
+    assert "each in its own row, about 1.2 times the time of packed ones; packed, its" in reading_text(reading)
     assert note_of(tmp_path) == f"train: {reading_text(reading)}"
     assert note_of(tiny_llama) is None
 

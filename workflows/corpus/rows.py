@@ -1,25 +1,27 @@
-"""A row of the corpus, as `prepare` writes it and workers read it."""
+"""A row of the corpus, written by `prepare` and read by workers."""
 
 from typing import TypedDict
 
 
 class CorpusRow(TypedDict, total=False):
-    """A conversation in tokens; a reader has the columns that it asked for, with source and line."""
+    """A conversation as tokens; a reader gets the requested columns, with source and line."""
 
     source: int
-    """place of the file among the sources, from 0"""
+    """index of the file among the sources, from 0"""
     line: int
     input_ids: list[int]
     supervised: list[bool]
-    """which tokens are learned"""
+    """which tokens are supervised"""
     other_input_ids: list[int] | None
-    """of a pair the prompt with its rejected reply; of a judged reply with a reply to another prompt; else None"""
+    """for a pair, the prompt with its rejected reply; for a labelled reply, with a reply to another prompt; otherwise
+    None
+    """
     other_supervised: list[bool] | None
     piece_lengths: list[int] | None
-    """of a tree (models/trees.py), as the one after it"""
+    """for a tree (models/trees.py), like the next one"""
     piece_parents: list[int] | None
     desirable: bool | None
-    """of a judged reply"""
+    """for a labelled reply"""
     num_tokens: int
     num_targets: int
     truncated: bool
@@ -29,10 +31,10 @@ class CorpusRow(TypedDict, total=False):
     """as JSON"""
     split: str
     reason: str
-    """why a line is set aside"""
+    """the reason why a line is set aside"""
     reference_log_probability: float
-    """of its reply by the base model, in nats; as the one after it a reference value, from the stage `reference`"""
+    """of its reply under the base model, in nats; like the next one, a reference value from the stage `reference`"""
     other_reference_log_probability: float
     teacher_tokens: list[int]
-    """at every supervised position the teacher's most likely ones, as the one after it a reference value"""
+    """the teacher's most likely tokens at every supervised position; like the next one, a reference value"""
     teacher_log_probabilities: list[float]

@@ -1,1 +1,1 @@
-"""A checkpoint becomes a release, in the formats that engines read."""
+"""From a checkpoint to a release, in the formats that engines load."""

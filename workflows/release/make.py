@@ -1,4 +1,4 @@
-"""A checkpoint becomes a release: merged, rounded, exported and measured."""
+"""Make a release of a checkpoint: merge, quantise, export and measure."""
 
 import tempfile
 from collections.abc import Callable
@@ -25,15 +25,15 @@ _CALIBRATION_CONVERSATIONS = 32
 
 _MAX_PROMPT_TOKENS = 128
 
-# What 4-bit forms are made of.
+# Number of calibration conversations for 4-bit formats.
 _ROUNDED = "rounded"
 
-# What an export in few bits is compared with, and not kept.
+# The export with which a quantised one is compared; not released.
 _YARDSTICK = Form.OPENVINO_BF16
 
 
 def make_release(raw_spec: JsonObject, store_uri: str, checkpoint: str, corpus: str, key: str) -> OptimizeFigures:
-    """Write the release of the training `checkpoint`, and compare its forms on the conversations of `corpus`."""
+    """Write the release of the training `checkpoint`, and measure its formats on conversations of `corpus`."""
     from models.base.discriminator import release_discriminator
     from models.base.load import resolve
     from models.export.release import release, round_to_steps
@@ -78,7 +78,7 @@ def make_release(raw_spec: JsonObject, store_uri: str, checkpoint: str, corpus: 
 
 
 def _export(spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[Form, "Figures"]) -> Part:
-    """Add the OpenVINO export to `forms`, if there is one."""
+    """Add the OpenVINO export to `forms`, if it is possible."""
     from models.export.openvino_export import folder_refusal
 
     weights = spec.optimize.weights
@@ -99,7 +99,7 @@ def _export(spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[Form, 
 
 
 def _exports(spec: PipelineSpec, folder: Path, probe: "Probe") -> dict[Form, "Figures"]:
-    """The OpenVINO export, after the one that it is compared with where it has few bits."""
+    """The OpenVINO export; if it is quantised, after the export with which it is compared."""
     from models.export.release import release_for_openvino
 
     weights, model, yardstick = spec.optimize.weights, folder / "model", folder / _YARDSTICK
@@ -127,7 +127,7 @@ def _write_targets(spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict
 def _speeds(
     spec: PipelineSpec, folder: Path, probe: "Probe", forms: dict[Form, "Figures"]
 ) -> dict[Form, dict[str, float]]:
-    """Of the forms that an engine of ours loads."""
+    """The speeds of the formats that our engines load."""
     from serve.engines.openvino import OpenVINOEngine
     from serve.engines.torch import TorchEngine
     from workflows.release.speed import measure

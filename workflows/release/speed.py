@@ -1,4 +1,4 @@
-"""How fast the forms of a release are, side by side on this machine: seconds to load, tokens a second.
+"""Compare the speeds of a release's formats on this machine: seconds to load, tokens per second.
 
 measure({"openvino": lambda: OpenVINOEngine(folder)}, prompt_ids)
 """
@@ -21,10 +21,10 @@ _REPLY_TOKENS = 24
 def measure(
     engines: Mapping[_Name, Callable[[], Engine]], prompt_ids: Sequence[int]
 ) -> dict[_Name, dict[str, float]]:
-    """For each engine `load_s`, from nothing to ready, and `tokens_per_second` of one greedy reply after its first.
+    """For each engine, `load_s` until it is ready, and `tokens_per_second` of a greedy reply after its first token.
 
-    All are loaded before the first reply, and take turns, so that what else the machine does meets all of them; the
-    rate is the median of three replies.
+    All are loaded before the first reply and then alternate, so that other load on the machine affects all of them;
+    the rate is the median of three replies.
     """
     found: dict[_Name, dict[str, float]] = {}
     with ExitStack() as open_engines:
@@ -43,7 +43,7 @@ def measure(
 
 
 async def _tokens_per_second(engine: Engine, prompt_ids: list[int]) -> float:
-    """Without the first token, which waits for the prompt to be read."""
+    """Without the first token, which includes the prompt."""
     times = []
     async with aclosing(engine.submit(GenerationRequest(prompt_ids, _REPLY_TOKENS, temperature=0))) as events:
         async for _ in events:

@@ -1,4 +1,4 @@
-"""The forms of a release as rows of a table, for the terminal and for the run's page."""
+"""The table of a release's formats, for the terminal and the run's page."""
 
 from workflows.figures import Form, FormFigures, OptimizeFigures
 from workflows.progress import table_text
@@ -12,11 +12,11 @@ _NAMES = {
 }
 HEADINGS = ("form", "weights", "MB", "perplexity", "change", "same token", "load s", "tokens/s")
 _NUM_WORDS = 2
-"""of the columns, those before the numbers"""
+"""number of columns before those with numbers"""
 
 
 def forms_table(figures: OptimizeFigures) -> list[tuple[str, ...]]:
-    """A row of words under `HEADINGS` for the checkpoint, and for each form."""
+    """The rows under `HEADINGS`: the checkpoint, and each format."""
     checkpoint = ("checkpoint", "fp32", "", f"{figures.checkpoint_perplexity:.4f}", "", "", "", "")
     return [checkpoint, *(_row(form) for form in figures.forms)]
 
@@ -35,6 +35,6 @@ def _row(form: FormFigures) -> tuple[str, ...]:
 
 
 def forms_text(figures: OptimizeFigures) -> str:
-    """The table as a terminal shows it."""
+    """The table as text."""
     rights = range(_NUM_WORDS, len(HEADINGS))
     return table_text(HEADINGS, forms_table(figures), right=rights, indent=2)

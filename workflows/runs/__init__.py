@@ -1,1 +1,1 @@
-"""A run: what it would do, what it did, and the loop that does it."""
+"""Runs: the plan, the loop over the stages, the records and the report."""

@@ -1,4 +1,4 @@
-"""The order of the stages, and what decides the output of each.
+"""The order of the stages, and the settings that decide the output of each.
 
 prepare -> (reference ->) (tune ->) train -> evaluate -> optimize -> deploy
 """
@@ -25,14 +25,14 @@ def _prepare_settings(spec: PipelineSpec) -> JsonObject:
 
 
 def _base(spec: PipelineSpec) -> object:
-    """What decides the base model's weights and tokens; of a new one also the data, which `prepare` depends on."""
+    """What decides the base model's weights and tokens; for a new model also the data, through `prepare`."""
     if spec.base_model == NEW_MODEL:
         return {NEW_MODEL: spec.new_model.result_fields()}
     return base.identity(spec.base_model)
 
 
 def _reference_settings(spec: PipelineSpec) -> JsonObject:
-    """Nothing of what training does with the values: a change of beta computes none again."""
+    """Without the settings that only training uses, so that a change of beta computes no value again."""
     objective = spec.train.objective
     settings: dict[str, object] = {"computes": objective.reference, "precision": spec.train.precision}
     if isinstance(objective, DistillSpec):
@@ -64,7 +64,7 @@ def _evaluate_settings(spec: PipelineSpec) -> JsonObject:
 
 
 def _fingerprint_of(field: str, uri: str) -> str:
-    """What a file that the spec names has in it; raises StageFailed with the field's name."""
+    """A hash of the content of a file that the spec names; raises StageFailed with the field's name."""
     try:
         return fingerprint(*open_uri(uri, patient=False))
     except (OSError, pa.ArrowException) as error:

@@ -1,4 +1,4 @@
-"""A run as one HTML page, which needs neither network nor store once it is written.
+"""Write the report of a run: one HTML page, which needs neither network nor store.
 
 rayconteur report PIPELINE
 """
@@ -26,9 +26,9 @@ _MAX_OPEN_TRIALS = 30
 
 
 def write_report(store: Store, pipeline: str, run: str | None, output: str | None) -> tuple[Path, RunRecord]:
-    """Write the page of a run, the pipeline's last one if `run` is None; its file, and the run's record.
+    """Write the page of a run, the pipeline's last one if `run` is None; returns its file and the run's record.
 
-    Raises RayconteurError where there is no such run.
+    Raises RayconteurError if there is no such run.
     """
     record = find_run("report", store, pipeline, run)
     file = Path(output or f"{record.run}.html").resolve()
@@ -66,7 +66,7 @@ def _page(store: Store, record: RunRecord) -> str:
 
 
 def _artifacts(store: Store, record: RunRecord) -> dict[str, Artifact]:
-    """What the run's stages left, in their order, and the endpoint made of its release."""
+    """The artifacts of the run's stages, in their order, and the deployment of its release."""
     found = {name: store.find(name, entry.key) for name, entry in record.stages.items()}
     release = record.key_of("optimize")
     endpoints = [artifact for artifact in store.all_of("deploy") if artifact.inputs.get("optimize") == release]
@@ -77,13 +77,13 @@ def _artifacts(store: Store, record: RunRecord) -> dict[str, Artifact]:
 
 @dataclass(frozen=True)
 class _StageRow:
-    """A stage as the page shows it."""
+    """A stage on the page."""
 
     name: str
     key: str
     took: str
     figures: dict[str, str]
-    """numbers as a person reads them, no lists"""
+    """formatted numbers, no lists"""
 
 
 def _stage(artifact: Artifact) -> _StageRow:
@@ -113,7 +113,7 @@ class _SearchPart:
 
 
 def _search(search: Search) -> _SearchPart:
-    """A search as the page shows it."""
+    """A search on the page."""
     from workflows.search.plots import importance_bars, metric_over_steps, parallel_coordinates, pareto
 
     figures = [draw(search) for draw in (parallel_coordinates, metric_over_steps, importance_bars, pareto)]
@@ -137,7 +137,7 @@ def _curves(store: Store, artifact: Artifact) -> str:
 
 
 def _drawn(figure: Any) -> str:
-    """A plotly figure as HTML, for a page that has plotly.js in it."""
+    """A plotly figure as HTML, for a page that includes plotly.js."""
     drawn: str = figure.to_html(full_html=False, include_plotlyjs=False)
     return drawn
 

@@ -1,4 +1,4 @@
-"""plan: what a run would do, what it asks for and what is there; changes nothing."""
+"""plan: what a run would do, what it needs and what is available; changes nothing."""
 
 import os
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from workflows.training.foresight import troubles
 from workflows.training.readings import known_reading, reading_text
 from workflows.training.steps import num_steps, steps_per_epoch
 
-# For conversations that are not tokenized yet: English chat text, JSON around it, and gzip.
+# To estimate tokens before tokenization, for English chat text as JSON, with and without gzip.
 _BYTES_PER_TOKEN = 4.6
 _PACKED_FACTOR = 4.0
 
@@ -34,7 +34,7 @@ class StageRow(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class There(Record):
-    """What the cluster or this machine has."""
+    """The resources of the cluster or of this machine."""
 
     cpus: float
     gpus: float
@@ -43,7 +43,7 @@ class There(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchAsks(Record):
-    """What each trial of a search asks for."""
+    """The resources that each trial of a search needs."""
 
     workers: int
     cpus: float
@@ -56,11 +56,11 @@ class SearchAsks(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class StageAsks(Record):
-    """What a stage asks for."""
+    """The resources that a stage needs."""
 
     workers: int
     most_workers: int | None = optional()
-    """where it takes more, if there are more"""
+    """if the stage can use more workers than it needs"""
     cpus: float
     gpus: float
     fits: bool
@@ -68,7 +68,7 @@ class StageAsks(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ResourcesPlan(Record):
-    """What is there, and what each stage asks for."""
+    """The available resources, and those that each stage needs."""
 
     there: There
     asked: Mapping[str, SearchAsks | StageAsks]
@@ -76,7 +76,7 @@ class ResourcesPlan(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan(Record):
-    """A training, or a trial of a search, in numbers."""
+    """The size of a training, or of a trial of a search."""
 
     tokens_per_epoch: int
     tokens_are_estimated: bool
@@ -87,17 +87,17 @@ class TrainingPlan(Record):
     """None until the base model is on this machine"""
     is_of_a_trial: bool
     conversations_are: str | None
-    """how the model reads conversations, where it does not read them packed"""
+    """how the model reads conversations, if it cannot pack them"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Record):
-    """What a run would do and need."""
+    """What a run would do, and what it needs."""
 
     pipeline: str
     stages: tuple[StageRow, ...]
     cluster: ClusterPlan | None = optional()
-    """on a cluster that is not there yet, if its file is given"""
+    """how it fits on the cluster of the given cluster file"""
     resources: ResourcesPlan | None = optional()
     """else"""
     training: TrainingPlan
@@ -106,7 +106,7 @@ class Plan(Record):
 
 
 def plan_of(spec: PipelineSpec, store: Store, states: list[StageState], cluster_file: str | None = None) -> Plan:
-    """The plan; on a cluster that is not there yet if its file is given."""
+    """The plan of a run; with a cluster file, for that cluster."""
     training = _training(spec, store, states[0])
     will_train = any(state.stage.name in ("tune", "train") and state.artifact is None for state in states)
     return Plan(
@@ -135,7 +135,7 @@ def _resources(spec: PipelineSpec) -> ResourcesPlan:
     there = _there(spec)
     rows: dict[str, SearchAsks | StageAsks] = {}
     if spec.tune is not None:
-        del asked["train"]  # it takes the winner's checkpoint
+        del asked["train"]  # it uses the winner's checkpoint
         rows["tune"] = _search(spec, _nodes(spec, there))
     for stage, (workers, cpus, gpus) in asked.items():
         rows[stage] = StageAsks(
@@ -194,7 +194,7 @@ def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> Training
     reading = known_reading(spec)
     return TrainingPlan(
         tokens_per_epoch=tokens,
-        # A teacher's replies have other lengths than those that they replace.
+        # A teacher's replies differ in length from those that they replace.
         tokens_are_estimated=corpus is None or train.objective.reference == "replies",
         steps=steps,
         pair_steps=train.pair_steps,
@@ -206,7 +206,7 @@ def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> Training
 
 
 def _estimated_tokens(spec: PipelineSpec) -> int:
-    """From the sizes of the files alone; a `limit` is not looked at."""
+    """An estimate from the sizes of the files; ignores `limit`."""
     total = 0.0
     for file in source_files(spec):
         total += file.size * (_PACKED_FACTOR if file.path.endswith((*PACKED, ".parquet")) else 1.0) / _BYTES_PER_TOKEN
@@ -214,7 +214,7 @@ def _estimated_tokens(spec: PipelineSpec) -> int:
 
 
 def plan_text(plan: Plan) -> str:
-    """The plan as a person reads it."""
+    """The plan as text."""
     lines = [f"pipeline {plan.pipeline}"]
     for row in plan.stages:
         word = "up to date" if row.up_to_date else f"will run: {row.reason}"

@@ -1,4 +1,4 @@
-"""plan against a cluster file: for every stage its nodes, what comes up, what it costs; or what would fit instead."""
+"""plan with a cluster file: each stage's nodes, those that would start, the price; or alternatives that would fit."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from workflows.cluster.fit import UTILISATION, Fit, Need, fit_stage, hours, in_a
 from workflows.record import Record, optional
 from workflows.spec import AdapterSpec, PipelineSpec, TrainSpec, ZeroSpec
 
-# A group of ZeRO that is larger is not proposed; nor fewer tokens at a time.
+# Do not propose a larger ZeRO group, nor fewer tokens per pass.
 _MAX_PROPOSED = 1024
 _FEW_TOKENS = 512
 
@@ -21,18 +21,18 @@ class FitRow(Record):
 
     workers: int
     each: str
-    """what a worker asks for, in words"""
+    """a worker's resources, as text"""
     fits: bool
     nodes: Mapping[str, int]
-    """of each kind, those that it takes"""
+    """number of nodes by kind"""
     come_up: Mapping[str, int]
-    """of them, those that the cluster starts for it"""
+    """those of them that the cluster would have to start"""
     price_per_hour: float | None
     why_not: str
     would_fit: tuple[str, ...]
-    """what would fit instead, in words"""
+    """alternatives that would fit, as text"""
     hours: float | None = optional()
-    """of a training, where the GPUs' rate is known"""
+    """for a training, if the GPUs' rate is known"""
     price: float | None = None
     trials_at_once: int | None = optional()
 
@@ -51,11 +51,11 @@ class ClusterPlan(Record):
 
 
 def training_memory_gb(base_model: str, train: TrainSpec) -> float | None:
-    """About what one worker of a training needs; None for a base model that is not on this machine."""
+    """An estimate of one training worker's needs; None if the base model is not on this machine."""
     sizes = known_sizes(base_model)
     if sizes is None:
         return None
-    # Which one `auto` will be is known when a worker has measured it: on CPUs, the one that takes more memory.
+    # A worker has to measure what `auto` will be; for CPUs, assume the format that needs more memory.
     either = "bf16" if train.gpus_per_worker else "fp32"
     return estimate_training_memory(
         sizes,
@@ -68,7 +68,7 @@ def training_memory_gb(base_model: str, train: TrainSpec) -> float | None:
 
 
 def plan_on(spec: PipelineSpec, kinds: Sequence[NodeKind], tokens: int) -> ClusterPlan:
-    """How every stage fits; `tokens` are those of one training."""
+    """How every stage fits; `tokens` is the number of tokens of one training."""
     evaluate, serve = spec.evaluate, spec.serve
     training = _need("tune" if spec.tune else "train", spec, spec.train)
     needs = [training]
@@ -93,7 +93,7 @@ def plan_on(spec: PipelineSpec, kinds: Sequence[NodeKind], tokens: int) -> Clust
 
 
 def _inference(stage: str, workers: int, cpus: float, gpus: float, weights_gb: float) -> Need:
-    """Weights in bf16, divided among a worker's GPUs; what replies take beside them is what is left."""
+    """Memory of the weights in bf16, divided among a worker's GPUs; replies use the rest."""
     return Need(stage, workers, cpus, gpus, gpu_memory_gb=weights_gb / max(1.0, gpus) if gpus else 0.0)
 
 
@@ -115,7 +115,7 @@ def _need(stage: str, spec: PipelineSpec, train: TrainSpec) -> Need:
 
 
 def _others(spec: PipelineSpec) -> Iterator[tuple[str, Need]]:
-    """Other ways to train the same, from the least change on."""
+    """Alternative settings for the same training, the smallest change first."""
     train = spec.train
     ways: list[dict[str, object]] = [{}]
     count = 2
@@ -133,15 +133,16 @@ def _others(spec: PipelineSpec) -> Iterator[tuple[str, Need]]:
 
 
 def _short(value: object) -> str:
-    """As `--set` takes it."""
+    """A value in the notation of `--set`."""
     if isinstance(value, ZeroSpec):
         return f"'{{stage: {value.stage}}}'"
     return f"'{{rank: {value.rank}}}'" if isinstance(value, AdapterSpec) else str(value)
 
 
 def _operations(spec: PipelineSpec, tokens: int) -> float:
-    """Of one training, by the count of models/kernels/flops.py: 6 a token and trained weight, 4 where it is frozen,
-    of experts those that a token goes through."""
+    """The floating-point operations of one training, as in models/kernels/flops.py: 6 per token and trained weight, 4
+    if frozen; only the experts that a token uses.
+    """
     sizes = known_sizes(spec.base_model)
     assert sizes is not None
     return float((6 if spec.train.adapter is None else 4) * sizes["active_parameters"] * tokens)
@@ -161,7 +162,7 @@ def _row(fit: Fit) -> FitRow:
 
 
 def lines_on(plan: ClusterPlan) -> list[str]:
-    """The same as a person reads it."""
+    """The fit as lines of text."""
     lines = ["nodes:", *map(_node_line, plan.nodes)]
     for stage, row in plan.stages.items():
         lines += _fit_lines(stage, row)

@@ -1,4 +1,4 @@
-"""Artifacts and runs as a person looks at them."""
+"""Find and list runs."""
 
 import os
 import socket
@@ -23,7 +23,7 @@ def runs_text(records: Sequence[RunRecord]) -> str:
 
 
 def status_of(record: RunRecord) -> str:
-    """A run that says it is running but whose program is gone was interrupted."""
+    """The status of a run; one that is recorded as running but whose program is gone was interrupted."""
     if record.status == "running" and record.host == socket.gethostname():
         try:
             os.kill(record.process, 0)
@@ -35,7 +35,7 @@ def status_of(record: RunRecord) -> str:
 
 
 def find_run(command: str, store: Store, pipeline: str, run: str | None) -> RunRecord:
-    """The record of a run, by default the pipeline's last one; raises RayconteurError in the command's name."""
+    """The record of a run, by default the pipeline's last one; raises RayconteurError with the command's name."""
     records = [record for record in store.runs() if record.pipeline == pipeline]
     if not records:
         raise RayconteurError(

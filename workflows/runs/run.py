@@ -1,8 +1,8 @@
-"""The loop that runs what is not up to date, and the record of it.
+"""Run the stages that are not up to date, and record the run.
 
     prepare -> (reference ->) (tune ->) train -> evaluate -> optimize -> deploy
 
-Nothing here imports Ray or torch: an up-to-date run says so at once.
+Nothing here imports Ray or torch, so an up-to-date run ends at once.
 """
 
 import contextlib
@@ -35,11 +35,11 @@ def run_stages(
     connect: Callable[[Sequence[str]], None],
     force: bool = False,
 ) -> dict[str, Artifact]:
-    """Bring every stage up to and including `last` up to date. Before the first that runs,
-    `connect(stages)` is called with the names of all that will.
+    """Bring every stage up to and including `last` up to date. Before the first stage that runs, calls
+    `connect(stages)` with the names of all that will run.
 
-    Returns the artifacts by stage. Raises StageFailed; GateFailed after an evaluation that did not pass, unless
-    `force`, if a stage after it was asked for.
+    Returns the artifacts by stage. Raises StageFailed; GateFailed after a scorecard that did not pass, unless
+    `force`, if a later stage is requested.
     """
     states = examine(spec, store, last)
     if last not in (state.stage.name for state in states):
@@ -52,7 +52,7 @@ def run_stages(
     if {"reference", "tune", "train"} & {*to_run}:
         from workflows.training.readings import known_reading
 
-        known_reading(spec)  # before the corpus is made for a model that cannot learn from it
+        known_reading(spec)  # before preparing data for a model that cannot be trained on them
     done: dict[str, Artifact] = {}
 
     def bring_up_to_date(state: StageState) -> None:
@@ -65,7 +65,7 @@ def run_stages(
 
     with _recorded(spec, store, last) as run:
         for state in states:
-            if state.stage.name == "deploy":  # an endpoint ends with its cluster: no record has it
+            if state.stage.name == "deploy":  # an endpoint ends with its cluster, so no record has it
                 break
             if state.artifact is None:
                 run.begin()
@@ -79,31 +79,31 @@ def run_stages(
 
 
 class _Run:
-    """A run's record, written when the first stage runs and when the run ends; not where all is up to date."""
+    """A run's record, written when the first stage runs and when the run ends; never if all stages are up to date."""
 
     def __init__(self, record: RunRecord, store: Store) -> None:
         self._record, self._store = record, store
 
     def begin(self) -> None:
-        """A stage runs."""
+        """Record that a stage runs."""
         if self._record.status != "running":
             self._record = replace(self._record, status="running")
             self._store.write_run(self._record)
 
     def add(self, artifact: Artifact) -> None:
-        """A stage is done."""
+        """Record that a stage is done."""
         entry = StageEntry(key=artifact.key, seconds=artifact.seconds)
         self._record = replace(self._record, stages={**self._record.stages, artifact.stage: entry})
 
     def finish(self) -> None:
-        """All stages are done."""
+        """Record that all stages are done."""
         if self._record.status == "running":
             self._store.write_run(replace(self._record, status="finished", ended=_now()))
 
     def fail(self, error: BaseException) -> None:
-        """The run ends with this error."""
+        """Record that the run ended with this error."""
         status: RunStatus = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-        # What went wrong is told, also where a store that is full or away takes no record of it.
+        # Report the error even if the record cannot be written, because the store is full or unavailable.
         with contextlib.suppress(OSError):
             self._store.write_run(replace(self._record, status=status, error=str(error), ended=_now()))
 
@@ -125,7 +125,7 @@ def _run_stage(
     stage = state.stage
     with store.lock(stage.name, state.key, progress.note):
         finished = state.find(spec, store)
-        if finished is not None:  # by another run, while this one waited
+        if finished is not None:  # another run did it while this one waited
             progress.finish(stage.name, finished.figures, up_to_date=True)
             return finished
         context = Context(
@@ -156,7 +156,7 @@ def _run_stage(
 
 
 def _module_of(stage: Stage) -> Any:
-    """Imported when it is needed: it brings a Ray library with it."""
+    """Imported only when needed, because it imports a library of Ray."""
     return importlib.import_module(f"workflows.stages.{stage.name}")
 
 
@@ -166,7 +166,7 @@ def _run_module(stage: Stage, context: Context) -> Record:
 
     from workflows.cluster.errors import StageCrashed, describe_error, is_users_mistake, root_cause
 
-    # Else Ray Data's words alone reach the driver: what a function of a batch raised is lost on the way.
+    # Otherwise the driver gets only Ray Data's message, without the exception of a batch function.
     DataContext.get_current().raise_original_map_exception = True
     try:
         figures: Record = _module_of(stage).run(context)

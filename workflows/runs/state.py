@@ -1,4 +1,4 @@
-"""What of a pipeline is up to date, and what will run and why."""
+"""Which stages of a pipeline are up to date, and which will run and why."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from workflows.store import Artifact, Store, content_key
 
 @dataclass(frozen=True)
 class StageState:
-    """A stage before a run: its key, its finished artifact if there is one, and else why it will run."""
+    """A stage before a run: its key, and its finished artifact or the reason why it will run."""
 
     stage: Stage
     key: str
@@ -22,12 +22,12 @@ class StageState:
     reason: str
 
     def find(self, spec: PipelineSpec, store: Store) -> Artifact | None:
-        """Its artifact as it is now, if that is up to date."""
+        """Its present artifact, if that is up to date."""
         return _find(self.stage, self.key, self.inputs, spec, store)
 
 
 def examine(spec: PipelineSpec, store: Store, last: str = "deploy") -> list[StageState]:
-    """What is up to date and what will run and why, up to the stage `last`; changes nothing."""
+    """The state of every stage up to `last`; changes nothing."""
     states: list[StageState] = []
     keys: dict[str, str] = {}
     for stage in STAGES[: STAGE_NAMES.index(last) + 1]:

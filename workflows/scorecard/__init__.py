@@ -1,1 +1,1 @@
-"""Tuned against base: the workers that measure, and the scorecard."""
+"""The comparison of tuned and base model: the workers that measure, and the scorecard."""

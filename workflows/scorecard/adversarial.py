@@ -1,9 +1,9 @@
-"""evaluate, of an adversarial pair: what the discriminator adds, and how well its replies pass for real ones.
+"""evaluate, for an adversarial pair: the gain by the discriminator, and how real the replies look.
 
-One task on the cluster. A fresh discriminator, never trained against, learns from half of the held-out conversations
-to tell real replies from generated ones and is asked about the other half. Beside it stand the same of two real ones
-(0.5 but for chance), of tokens drawn at random (1.0), and one that sees the replies' lengths alone. The generator's
-replies stand beside those of likelihood training that went on for as long, over temperatures.
+Runs as one task on the cluster. A fresh discriminator learns from half of the held-out conversations to tell real
+replies from generated ones, and is tested on the other half. For comparison: real against real replies (0.5 except
+for chance), random tokens (1.0), and a classifier that sees only lengths. The generator is compared with the control,
+likelihood training for the same time, at several temperatures.
 """
 
 import math
@@ -24,35 +24,35 @@ from workflows.spec import AdversarialSpec, PairSpec, PipelineSpec
 from workflows.stage import CONTINUED, DISCRIMINATOR, Context
 from workflows.store import Store
 
-# Fewer say nothing.
+# Fewer histories give no meaningful result.
 _LEAST_HISTORIES = 16
 _SEED = 2_000_003
 GENERATOR, LIKELIHOOD = "generator", "likelihood continued"
 Replies = list[list[Exchange]]
 Scores = list[list[float]]
-"""logits of the discriminator, of each history's replies"""
+"""logits of the discriminator for each history's replies"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diversity(Record):
-    """How different replies are from each other."""
+    """The diversity of replies."""
 
     distinct_1: float
-    """share of tokens that are distinct; as the one after it, of pairs of tokens"""
+    """share of distinct tokens; the next field is of pairs of tokens"""
     distinct_2: float
     self_bleu: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepliesFigures(Record):
-    """How well one model's replies at one temperature pass for real ones."""
+    """How real one model's replies look at one temperature."""
 
     model: str
     temperature: float
     fresh_accuracy: float
-    """of a discriminator that has never been trained against"""
+    """accuracy of a fresh discriminator"""
     length_accuracy: float
-    """of one that sees lengths alone"""
+    """accuracy of a classifier that sees only lengths"""
     frechet_distance: float
     distinct_1: float
     distinct_2: float
@@ -61,7 +61,7 @@ class RepliesFigures(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Controls(Record):
-    """What a fresh discriminator must come to: about 0.5, and about 1."""
+    """Controls of the fresh discriminator: must be about 0.5, and about 1."""
 
     real_against_real: float
     random_tokens: float
@@ -69,7 +69,7 @@ class Controls(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class _Losses(Record):
-    """Held-out losses of the last replies, in nats a token."""
+    """Held-out losses of the last replies, in nats per token."""
 
     loss: float
     reranked_loss: float
@@ -79,9 +79,9 @@ class _Losses(Record):
     verdict: str
     """whether the discriminator lowers the loss"""
     continued_loss: float | None = optional()
-    """of likelihood training that went on for as long"""
+    """of the control: likelihood training for the same time"""
     turns_verdict: str | None = optional()
-    """whether the turns do"""
+    """whether the turns lower it"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class AdversarialScorecard(_Losses):
 
 
 def measure_pair(context: Context) -> AdversarialScorecard | None:
-    """The scorecard's part `pair`; None where there are too few held-out conversations."""
+    """The scorecard's part `pair`; None if there are too few held-out conversations."""
     evaluate, trained = context.spec.evaluate, context.inputs["train"]
     task = ray.remote(_measure).options(
         num_cpus=evaluate.cpus_per_worker,
@@ -144,7 +144,7 @@ def _measure(
 
 
 def _real_replies(spec: PipelineSpec, store: Store, corpus: str) -> list[Exchange]:
-    """The last replies of held-out conversations, with what is before them."""
+    """The last replies of held-out conversations, with their histories."""
     from models.exchange import exchange_of
     from workflows.corpus.reader import open_split
 
@@ -156,7 +156,7 @@ def _real_replies(spec: PipelineSpec, store: Store, corpus: str) -> list[Exchang
 
 
 def _losses(players: "Players", scores: Scores, candidates: int) -> _Losses:
-    """`scores` are of the real reply to each history, and of drawn ones."""
+    """`scores` has those of the real reply to each history, and of drawn ones."""
     from models.measures.adversarial import reply_log_probabilities, reranked_log_probabilities
 
     reals = players.reals
@@ -193,7 +193,7 @@ def _losses(players: "Players", scores: Scores, candidates: int) -> _Losses:
 
 
 def _replies(players: "Players", settings: PairSpec, drawn: Replies, scores: Scores) -> Iterator[RepliesFigures]:
-    """Each model's replies at each temperature; those at 1 are drawn, and scored after the real ones."""
+    """Each model's replies at each temperature; those at temperature 1 are given, scored after the real ones."""
     from models.measures.adversarial import best_of
 
     n = settings.best_of
@@ -211,12 +211,12 @@ def _replies(players: "Players", settings: PairSpec, drawn: Replies, scores: Sco
 
 
 def _is_positive(gains: Any) -> bool:
-    """Whether the mean of gains, float64 [histories], is above 0 by more than two standard errors."""
+    """Whether the mean of the gains, float64 [histories], exceeds 0 by more than two standard errors."""
     return float(gains.mean()) > 2 * float(gains.std()) / math.sqrt(len(gains))
 
 
 class Players:
-    """Both, as the checkpoint has them, and fresh judges."""
+    """Generator and discriminator of the checkpoint, and fresh discriminators."""
 
     def __init__(self, spec: PipelineSpec, store: Store, checkpoint: str, reals: list[Exchange], board: Any) -> None:
         from models.base import adapters
@@ -247,14 +247,14 @@ class Players:
         self._ends, self.vocabulary = sorted(end_token_ids(self._tokenizer)), len(self._tokenizer)
 
     def drawn(self, count: int, temperature: float, model: Any = None) -> Replies:
-        """`count` replies to each history, of the generator's unless another model is given."""
+        """`count` replies to each history, by the generator unless another model is given."""
         from models.measures.adversarial import drawn_to
 
         most = self._objective.max_reply_tokens
         return drawn_to(self.reals, model or self.generator, count, most, self._ends, temperature, _SEED)
 
     def scores(self, groups: Replies) -> Scores:
-        """The discriminator's score of each reply; a group has those to one history."""
+        """The discriminator's score of each reply; a group has the replies to one history."""
         from models.measures.adversarial import scores_of
 
         return scores_of(self._discriminator, groups)
@@ -266,21 +266,21 @@ class Players:
         return load_model(folder, self._dtype, PACKED_ATTENTION).to(self._device)
 
     def _opened(self, folder: Path) -> Any:
-        """A trained model, as an adapter on the base model or whole."""
+        """A trained model: an adapter on the base model, or a whole model."""
         from models.base import adapters
 
         model = adapters.load(self._load(self._base), folder) if self._is_adapter else self._load(folder)
         return model.eval()
 
     def _fresh(self, folder: Path) -> tuple[Any, list[int]]:
-        """A model before training, and the tokens that are new to it."""
+        """A model before training, and its new tokens."""
         from models.base.new_tokens import fit_embeddings
 
         model = self._load(folder)
         return model, fit_embeddings(model, self._base, self._tokenizer)
 
     def _reader(self) -> Any:
-        """What a fresh discriminator begins as."""
+        """The initial model of a fresh discriminator."""
         from models.base import adapters
 
         adapter = self._spec.train.adapter
@@ -292,7 +292,7 @@ class Players:
 
 
 def pair_text(pair: AdversarialScorecard) -> list[str]:
-    """Lines of the scorecard as a person reads it."""
+    """The scorecard's lines on the pair."""
     continued = "" if pair.continued_loss is None else f", likelihood continued {pair.continued_loss:.4f}"
     lines = [
         f"  pair: held-out loss of the last replies {pair.loss:.4f}, reranked {pair.reranked_loss:.4f}"

@@ -1,4 +1,4 @@
-"""An adversarial pair's replies as a page: quality against diversity, each model a line over its temperatures."""
+"""Plot an adversarial pair's replies: quality against diversity, with a line over the temperatures for each model."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ _COLOURS = ["#2b7bba", "#e0a100", "#7a828e", "#b03a6a", "#5b8c3a"]
 
 
 def pair_page(name: str, replies: Sequence[RepliesFigures], real: Diversity, controls: Controls) -> str:
-    """An HTML page, readable without a network, of these parts of an adversarial scorecard."""
+    """An HTML page, which needs no network, of these parts of an adversarial scorecard."""
     import plotly.graph_objects
     from plotly.subplots import make_subplots
 

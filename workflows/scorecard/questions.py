@@ -1,4 +1,4 @@
-"""Questions that a model is asked, with the facts that its replies must have."""
+"""Questions for a model, with the facts that its replies must contain."""
 
 import json
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ class Question:
 
     text: str
     facts: list[list[str]]
-    """for each fact the spellings that count"""
+    """the accepted spellings of each fact"""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What both models are asked."""
+    """A prompt for both models."""
 
     messages: list[Message]
     tools: str | None = None
     """as JSON"""
     question: Question | None = None
-    """None: it is a held-out conversation up to its last reply"""
+    """None for a held-out conversation up to its last reply"""
     reference: str = ""
-    """of a held-out conversation, that reply"""
+    """for a held-out conversation, its last reply"""
 
 
 def read_questions(uri: str) -> list[Question]:

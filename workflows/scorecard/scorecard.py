@@ -1,4 +1,4 @@
-"""The scorecard: tuned against base in figures, and whether that passes the gate."""
+"""The scorecard: tuned against base model in figures, and whether the gate passes."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from workflows.stage import StageFailed
 
 @dataclass(frozen=True, kw_only=True)
 class AskedQuestion(Record):
-    """A question, the replies of both models, and how many facts each of them has."""
+    """A question, both models' replies, and the number of facts in each."""
 
     question: str
     facts: list[list[str]]
@@ -27,7 +27,7 @@ class AskedQuestion(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedReply(Record):
-    """A held-out conversation up to its last reply: that one, and the replies of both models."""
+    """A held-out conversation up to its last reply, that reply, and both models' replies."""
 
     messages: Sequence[JsonObject]
     reference: str
@@ -37,16 +37,16 @@ class ComparedReply(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Scorecard(EvaluateFigures):
-    """scorecard.json: the figures, and what they were made of."""
+    """scorecard.json: the figures, and the data behind them."""
 
     questions: tuple[AskedQuestion, ...] = ()
     replies: tuple[ComparedReply, ...] = ()
     pair: AdversarialScorecard | None = optional()
-    """of an adversarial pair"""
+    """for an adversarial pair"""
 
     @property
     def figures(self) -> EvaluateFigures:
-        """Those that the artifact has."""
+        """The figures of the artifact."""
         pair = {} if self.pair is None else self.pair.to_json()
         names = ("loss", "reranked_loss", "continued_loss", "verdict", "turns_verdict")
         return EvaluateFigures.from_json(
@@ -55,7 +55,7 @@ class Scorecard(EvaluateFigures):
 
 
 def scorecard_of(results: Sequence[ScoreRow], asked: Sequence[Prompt], gate: GateSpec) -> Scorecard:
-    """All of it, from what the workers found."""
+    """The scorecard, from the workers' results."""
     scored = [row for row in results if row["question"] < 0]
     targets = sum(row["targets"] for row in scored)
     if not targets:
@@ -135,7 +135,7 @@ def gate_verdict(scorecard: EvaluateFigures, gate: GateSpec) -> tuple[bool, str]
 
 
 def scorecard_text(scorecard: Scorecard) -> str:
-    """The scorecard as a person reads it."""
+    """The scorecard as text."""
     lines = [
         *(line for item in scorecard.questions for line in _question_lines(item)),
         *(line for item in scorecard.replies for line in _reply_lines(item)),

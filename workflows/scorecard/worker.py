@@ -1,4 +1,4 @@
-"""A worker that scores conversations and asks questions, with the base model and the tuned one."""
+"""A worker that scores conversations and answers prompts, with the base model and the tuned one."""
 
 import json
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SCORED_SCHEMA = pa.schema(
         ("supervised", pa.list_(pa.bool_())),
         ("piece_lengths", pa.list_(pa.int32())),
         ("piece_parents", pa.list_(pa.int32())),
-        ("other_input_ids", pa.list_(pa.int32())),  # the rejected reply of a pair
+        ("other_input_ids", pa.list_(pa.int32())),  # of a pair, with its rejected reply
         ("other_supervised", pa.list_(pa.bool_())),
         ("desirable", pa.bool_()),
         ("messages", pa.string()),
@@ -27,14 +27,14 @@ SCORED_SCHEMA = pa.schema(
 
 
 class ScoredRow(CorpusRow, total=False):
-    """A conversation that is scored, or one that is asked."""
+    """A conversation to score, or a prompt to reply to."""
 
     question: int
-    """place among what is asked; -1 for a conversation that is scored"""
+    """index among the prompts; -1 for a conversation to score"""
 
 
 class ScoreRow(TypedDict, total=False):
-    """What a worker found of several conversations that were scored, or of one that was asked."""
+    """A worker's result for several scored conversations, or for one prompt."""
 
     question: int
     """as above"""
@@ -43,18 +43,18 @@ class ScoreRow(TypedDict, total=False):
     tuned_loss: float
     targets: int
     margins: list[float] | None
-    """of pairs, each one's reward margin"""
+    """for pairs, each one's reward margin"""
     base_reply: str
     tuned_reply: str
 
 
 @dataclass(frozen=True)
 class ScoringSettings:
-    """What a worker is started with."""
+    """The configuration of a worker."""
 
     store: str
     checkpoint: str
-    """key of the artifact of `train`"""
+    """the key of `train`'s artifact"""
     base_model: str
     precision: str
     threads: float
@@ -63,7 +63,7 @@ class ScoringSettings:
 
 
 class ScoringWorker:
-    """One worker: both models in memory, scoring conversations and replying to prompts."""
+    """A worker with both models in memory, which scores conversations and replies to prompts."""
 
     def __init__(self, settings: ScoringSettings, board: Any) -> None:
         import torch
@@ -81,7 +81,7 @@ class ScoringWorker:
         self._board = board
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Rows of base and tuned: loss sums with their targets, or replies."""
+        """The results of base and tuned model: loss sums with their targets, or replies."""
         rows: list[ScoredRow] = batch.to_pylist()
         scored = [row for row in rows if row["question"] < 0 and row["desirable"] is not False]
         asked = [row for row in rows if row["question"] >= 0]

@@ -1,1 +1,1 @@
-"""A hyperparameter search: trials, the workers that train them, what is kept, and how it is shown."""
+"""A hyperparameter search: trials, the workers that train them, records and displays."""

@@ -1,4 +1,4 @@
-"""Which of the values that a search varies mattered, by PED-ANOVA: in what the best trials differ from all of them.
+"""How much each searched value mattered, by PED-ANOVA: how the best trials' values differ from those of all trials.
 
 importances(search)    # {"train.learning_rate": 0.8, "train.lora.rank": 0.2}
 """
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 _MIN_TRIALS = 4
-# The best trials are the best tenth, as in the paper; in small searches more, for a density is drawn through them.
+# The best trials are the best tenth, as in the paper; more in small searches, which need enough for a density.
 _BEST_SHARE, _MIN_BEST, _MAX_BEST_SHARE = 0.1, 5, 0.5
 
 
 def importances(search: Search) -> dict[str, float] | None:
-    """Each field's share, all together 1, the greatest first; None where the trials do not tell.
+    """Each field's share of the importance (the sum is 1), the largest first; None if the trials do not determine it.
 
-    A trial counts with its best report by the first metric, also one that was stopped early.
+    Uses each trial's best report by the first metric, also of trials that were stopped early.
     """
     trials = [(trial.values, trial.best(search.metrics[0])) for trial in search.trials]
     measured = [
@@ -33,7 +33,7 @@ def importances(search: Search) -> dict[str, float] | None:
     ]
     if len(measured) < _MIN_TRIALS or len({value for _, value in measured}) == 1:
         return None
-    # A value that all trials share, or that only some have, cannot be compared.
+    # A field that is equal in all trials, or missing in some, cannot be compared.
     fields = [field for field in search.space if all(field in values for values, _ in measured)]
     found = {field: [values[field] for values, _ in measured] for field in fields}
     varied = {field: values for field, values in found.items() if any(value != values[0] for value in values)}
@@ -49,7 +49,7 @@ def _evaluate(
     import optuna
 
     distributions = {field: _distribution(dimensions[field], values) for field, values in varied.items()}
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it says on stderr that a study was made
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # suppresses optuna's message about the new study
     study = optuna.create_study()
     for index, value in enumerate(badnesses):
         parameters = {field: _parameter(dimensions[field], values[index]) for field, values in varied.items()}
@@ -57,7 +57,7 @@ def _evaluate(
     share = max(_BEST_SHARE, min(_MAX_BEST_SHARE, _MIN_BEST / len(badnesses)))
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of few trials in a regime: the shares are then rough, and the page says so
+        warnings.simplefilter("ignore")  # about few trials; the page shows that the shares are rough
         shares: dict[str, float] = evaluator.evaluate(study)
     total = sum(shares.values())
     if not total:
@@ -79,5 +79,5 @@ def _distribution(dimension: Dimension, values: Sequence[Any]) -> "BaseDistribut
 
 
 def _parameter(dimension: Dimension, value: Any) -> Any:
-    """A choice as its text: it may be a list, and true is not 1."""
+    """A choice as text, because it may be a list, and because true must differ from 1."""
     return json.dumps(value) if isinstance(dimension, Choice) else value

@@ -1,6 +1,6 @@
-"""The job queue: a small actor that gives a worker group its jobs and takes the workers' reports.
+"""The job queue: a small actor that gives a worker group its jobs and collects the workers' reports.
 
-It imports next to nothing: its process is there at once, and takes little memory.
+It imports almost nothing, so its process starts at once and needs little memory.
 """
 
 import asyncio
@@ -15,52 +15,52 @@ from models.training.report import Report
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A job for a worker group, as the job queue has it."""
+    """A training for a worker group to do."""
 
     spec: Mapping[str, object]
     """a pipeline, dumped: the job queue's process does not import the classes of a spec"""
     folder: str
-    """where on the store its checkpoints go"""
+    """the folder in the store for its checkpoints"""
     checkpoint: str | None = None
-    """where on the store it goes on from"""
+    """the checkpoint in the store from which it continues"""
     only_measure: bool = False
     mark: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
-    """in the names of its checkpoints: nobody else writes to them"""
+    """a part of its checkpoints' names that no other job has"""
 
 
 @dataclass(frozen=True)
 class JobUpdate:
-    """The next thing that happened to a job: a report at a checkpoint, or its failure, or that of the workers."""
+    """The next event of a job: a report at a checkpoint, its failure, or the workers' failure."""
 
     report: Report | None = None
     failures: int = 0
-    """how often its workers were lost so far"""
+    """number of times that its workers were lost"""
     failed: str = ""
-    """why there will be no more reports"""
+    """the reason why no more reports will come"""
     was_lost: bool = False
-    """whether it failed because its workers were lost time and again"""
+    """whether it failed because its workers were lost too often"""
     traceback: str = ""
-    """of a failure that is no mistake of the user's"""
+    """the traceback of a failure that is not a user's mistake"""
     group_is_lost: bool = False
-    """whether no worker will come any more"""
+    """whether the workers are lost for good"""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A job in a worker's hands."""
+    """A job as a worker gets it."""
 
     number: int
-    """of the worker group's jobs, from 1"""
+    """number among the worker group's jobs, from 1"""
     attempt: int
-    """how often workers were lost with it"""
+    """number of times that workers were lost during it"""
     reports: int
-    """how many were made of it before"""
+    """number of its reports so far"""
     job: TrainingJob
 
 
 @ray.remote(num_cpus=0)
 class JobQueue:
-    """Jobs for a worker group's workers, and their reports."""
+    """Jobs for the workers of a group, and their reports."""
 
     def __init__(self, max_failures: int) -> None:
         self._max_failures = max_failures
@@ -76,14 +76,14 @@ class JobQueue:
         self._is_closed = False
 
     async def give(self, job: TrainingJob) -> None:
-        """A new job; whoever is at work on the one before leaves it at its next checkpoint."""
+        """Start a new job; workers leave the previous one at its next checkpoint."""
         self._number += 1
         self._job, self._attempt, self._failures, self._reports, self._wanted = job, 0, 0, 0, 0
         self._updates = []
         await self._tell()
 
     async def next_update(self) -> JobUpdate:
-        """The job's next update; where no worker will come any more, one that says why."""
+        """Wait for the job's next update; if the workers are lost for good, the update has the reason."""
         self._wanted += 1
         await self._tell()
         async with self._changed:
@@ -94,7 +94,7 @@ class JobQueue:
         return self._broken
 
     async def take(self, done: int) -> "Assignment | None":
-        """For a worker: the job after number `done`, or after a loss the same; None when all is over."""
+        """For a worker: the job after number `done`, or the same job after a loss; None if there are no more."""
 
         def is_there() -> bool:
             return self._is_closed or (self._job is not None and self._number > done)
@@ -107,7 +107,7 @@ class JobQueue:
         return Assignment(self._number, self._attempt, self._reports, self._job)
 
     async def report(self, number: int, report: Report, is_last: bool) -> None:
-        """From worker 0: a checkpoint is on the store."""
+        """From worker 0: a checkpoint is in the store."""
         if number != self._number or self._job is None:
             return
         self._reports += 1
@@ -119,9 +119,9 @@ class JobQueue:
         await self._tell()
 
     async def may_go_on(self, number: int, reports: int) -> bool:
-        """For every worker, after so many reports: whether to go on with this job, as soon as that is known.
+        """For every worker, after this many reports: wait until it is decided whether this job continues.
 
-        Worker 0's report may come after another worker's question, so they count themselves.
+        Worker 0's report may arrive after another worker's question, so the workers count reports themselves.
         """
 
         def is_known() -> bool:
@@ -132,14 +132,14 @@ class JobQueue:
         return not self._is_closed and number == self._number
 
     async def fail(self, number: int, reason: str) -> None:
-        """From worker 0: the job cannot be done, however often it is tried."""
+        """From worker 0: the job failed for good; a retry would fail too."""
         if number == self._number:
             self._job = None
             self._updates.append(JobUpdate(failed=reason, failures=self._failures))
             await self._tell()
 
     async def lose(self, reason: str, traceback: str) -> str | None:
-        """Workers were lost and are being started again; the job's folder, or None if there is no job."""
+        """Workers were lost and are restarting; returns the job's folder, or None if there is no job."""
         if self._job is None:
             return None
         folder = self._job.folder
@@ -154,12 +154,12 @@ class JobQueue:
         return folder
 
     async def break_off(self, reason: str, traceback: str) -> None:
-        """No worker will come any more."""
+        """The workers are lost for good."""
         self._broken = JobUpdate(failed=reason, traceback=traceback, group_is_lost=True)
         await self._tell()
 
     async def close(self) -> None:
-        """No job will come any more."""
+        """There are no more jobs."""
         self._is_closed = True
         await self._tell()
 

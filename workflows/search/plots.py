@@ -1,4 +1,4 @@
-"""A search as plotly figures, for a run's page: None where there is nothing to draw.
+"""Plot a search with plotly, for a run's page. Functions return None if there is nothing to plot.
 
 parallel_coordinates(search).show()
 """
@@ -14,26 +14,26 @@ from workflows.search.records import FAILED, HIGHER_IS_BETTER, STOPPED, Search, 
 from workflows.search.table import best_value, fields_of, plain, ranked, short_names, value_word
 from workflows.spec.space import Choice, Dimension, Range, dimension_of
 
-_COLOURS = ["#08306b", "#2b7bba", "#c6ced8"]  # dark is good; what is not fades
+_COLOURS = ["#08306b", "#2b7bba", "#c6ced8"]  # dark is good, light is bad
 _GOLD, _RED, _GREY = "#e0a100", "#c62828", "#7a828e"
 _DECADES = 2
 _FEW_TRIALS = 20
 
 
 def parallel_coordinates(search: Search) -> Any | None:
-    """One line for each trial that has a figure, across its values to its best figures, coloured by the first one."""
+    """A line for each trial with a report, across its values and its best figures, coloured by the first metric."""
     import plotly.graph_objects
 
     metric = search.metrics[0]
     trials = [trial for trial in ranked(search) if best_value(search, trial, metric) is not None]
     if not trials:
         return None
-    trials.reverse()  # the best is drawn last, above the others
+    trials.reverse()  # the best line is drawn last, on top
     colour = [float(best_value(search, trial, metric) or 0.0) for trial in trials]
     low, high = _colour_bounds(metric, colour)
     line = {"color": colour, "colorscale": _COLOURS, "cmin": low, "cmax": high, "showscale": True,
             "reversescale": metric in HIGHER_IS_BETTER, "colorbar": {"title": {"text": plain(metric)}}}  # fmt: skip
-    # plotly would write each range's ends above and below it, over the labels; the ticks have them.
+    # Otherwise plotly writes the ends of each range over the labels; the ticks show them.
     ends = {"color": "rgba(0, 0, 0, 0)"}
     lines = plotly.graph_objects.Parcoords(
         line=line, dimensions=[asdict(axis) for axis in _axes(search, trials)], rangefont=ends
@@ -54,7 +54,7 @@ class _Axis:
 
 
 def _axes(search: Search, trials: Sequence[Trial]) -> list[_Axis]:
-    """An axis for the trial's number, for each field and each metric that all of these trials have."""
+    """An axis for the trial's number, and one for each field and metric that all of these trials have."""
     axes = [_Axis("trial", [trial.number for trial in trials])]
     for field, name in short_names(fields_of(search)).items():
         if all(field in trial.values for trial in trials):
@@ -69,7 +69,7 @@ def _axes(search: Search, trials: Sequence[Trial]) -> list[_Axis]:
 
 
 def _axis(label: str, dimension: Dimension, values: Sequence[Any]) -> _Axis:
-    """A field's axis: as the space has it, and wide enough for values outside."""
+    """A field's axis: the range in the space, extended to values outside."""
     if isinstance(dimension, Range):
         low, high = dimension.low, dimension.high
         if dimension.is_log:
@@ -94,7 +94,7 @@ def _log_axis(label: str, values: Sequence[float], bounds: Sequence[float] = ())
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-    """Powers of ten between both, with their doubles and halves where these are few; none beside an end."""
+    """Powers of ten between both ends, with doubles and halves if there are few; none close to an end."""
     factors = (1, 2, 5) if high / low < 10**_DECADES else (1,)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     room = (high / low) ** 0.1
@@ -107,7 +107,9 @@ def _span_decades(values: Sequence[float]) -> bool:
 
 
 def _colour_bounds(metric: str, values: Sequence[float]) -> tuple[float, float]:
-    """From the best to the upper quartile: one trial that diverged must not make all others look alike."""
+    """The color range, from the best to the upper quartile, so that a diverged trial does not make all others look
+    alike.
+    """
     by_goodness = sorted(values, key=lambda value: badness(metric, value))
     best, poor = by_goodness[0], by_goodness[max(len(by_goodness) * 3 // 4, min(2, len(by_goodness) - 1))]
     low, high = min(best, poor), max(best, poor)
@@ -115,14 +117,14 @@ def _colour_bounds(metric: str, values: Sequence[float]) -> tuple[float, float]:
 
 
 def _in_lines(name: str) -> str:
-    """A label in two lines of about the same length: the axes stand close."""
+    """A label in two lines of similar length, because the axes are close together."""
     words = name.split()
     breaks = [(" ".join(words[:place]), " ".join(words[place:])) for place in range(1, len(words))]
     return "<br>".join(min(breaks, key=lambda lines: max(map(len, lines)), default=(name,)))
 
 
 def metric_over_steps(search: Search) -> Any | None:
-    """A line for each trial, one that copied another from where it did; how each of them ended."""
+    """A line for each trial; a copy's line begins where it copied. Marks show how trials ended."""
     import plotly.graph_objects
 
     metric = search.metrics[0]
@@ -161,7 +163,7 @@ def metric_over_steps(search: Search) -> Any | None:
 
 
 def _points(search: Search, trial: Trial, metric: str) -> list[tuple[int, float]]:
-    """Where the trial was at each report; before that, where the one stood that it went on from."""
+    """The points of a trial's reports; for a copy, first the point at which it copied."""
     points = []
     if trial.origin:
         copied = next((other for other in search.trials if other.key == trial.origin.key), None)
@@ -172,7 +174,7 @@ def _points(search: Search, trial: Trial, metric: str) -> list[tuple[int, float]
 
 
 def _best_point(search: Search) -> tuple[int, float] | None:
-    """The winner's report that won, or the best one so far."""
+    """The winning report, or the best one so far."""
     if search.winner:
         return search.winner.step, search.winner.reported
     leader = search.leader()
@@ -194,7 +196,7 @@ def _line_colours(metric: str, values: Sequence[float | None]) -> list[str]:
 
 
 def _hover(search: Search, trial: Trial) -> str:
-    """What a trial's points say under the mouse; `<extra>` is plotly's box for the line's name."""
+    """The hover text of a trial's points; `<extra>` is plotly's box for the line's name."""
     names = short_names(trial.values)
     values = "<br>".join(f"{names[field]} {_escaped(value_word(value))}" for field, value in trial.values.items())
     return f"trial {trial.number}, {trial.state}<br>%{{x}}: %{{y:.4g}}<br>{values}<extra></extra>"
@@ -206,13 +208,15 @@ def _escaped(text: str) -> str:
 
 def _add_marks(figure: Any, points: Sequence[tuple[float, float]], name: str, marker: Mapping[str, object]) -> None:
     x, y = [point[0] for point in points], [point[1] for point in points]
-    if not points:  # only its line in the legend
+    if not points:  # the legend shows only the line
         x, y = [None], [None]  # type: ignore[list-item]
     figure.add_scatter(x=x, y=y, mode="markers", marker=marker, name=name, hoverinfo="skip")
 
 
 def pareto(search: Search) -> Any | None:
-    """With two metrics: every trial at its best report by the first, and the front that none other beats in both."""
+    """With two metrics: every trial at its best report by the first, and the front of trials that no other beats in
+    both.
+    """
     import plotly.graph_objects
 
     if len(search.metrics) < 2:
@@ -249,14 +253,14 @@ def _add_trials(
 
 
 def importance_bars(search: Search) -> Any | None:
-    """How much each field had to do with being among the best trials."""
+    """Bars for the importance of each field."""
     import plotly.graph_objects
 
     found = importances(search)
     if found is None:
         return None
     names = short_names(fields_of(search))
-    fields = list(reversed(found))  # the first bar is the lowest
+    fields = list(reversed(found))  # plotly draws the first bar at the bottom
     bars = plotly.graph_objects.Bar(
         x=[found[field] for field in fields], y=[plain(names[field]) for field in fields], orientation="h",
         text=[f"{found[field]:.0%}" for field in fields], textposition="auto", marker_color="#31688e",

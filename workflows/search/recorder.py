@@ -1,6 +1,6 @@
-"""What watches a search: keeps every trial's reports and the checkpoints that can still win, and shows how it stands.
+"""Record a search: writes every trial's reports, keeps the checkpoints that can still win, and shows the progress.
 
-It alone writes the trials' records and deletes their checkpoints. A trial's end is written before it is shown.
+Only the recorder writes trials' records and deletes their checkpoints. It writes a trial's end before showing it.
 """
 
 import math
@@ -35,7 +35,7 @@ _SECONDS_BETWEEN_SHOWS = 0.5
 
 
 class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
-    """Tune tells it of every result."""
+    """Tune calls it with every result."""
 
     def __init__(self, search: Search, store: Store, progress: Progress, is_population: bool) -> None:
         self._search = search
@@ -48,21 +48,21 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
         self._leader: tuple[Trial, Report] | None = None
         self._unwritten: dict[str, Trial] = {}
         self._kept: set[tuple[str, str]] = set()
-        """checkpoints on the store: the trial's key, the folder's name"""
+        """checkpoints in the store: the trial's key, the folder's name"""
         self._files: dict[str, str] = {}
-        """tracebacks that are kept, and where"""
+        """the files of tracebacks, by traceback"""
         self._deleting = ThreadPoolExecutor(max_workers=1)
         self._began = time.monotonic()
         self._wrote = self._wrote_search = self._showed = 0.0
 
     def __getstate__(self) -> dict[str, object]:
-        """Nothing: Tune writes itself down, to be restored, which is not how a search goes on here."""
+        """Keep no state for Tune's restore: our searches resume from their own records."""
         return {}
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, object], **_: Any
     ) -> None:
-        """A report, or a trial's failure."""
+        """Handle a report, or a trial's failure."""
         line = event_of(result)
         mine = self._trial(int(str(trial)), line)
         mine.failures = max(mine.failures, line.failures)
@@ -80,13 +80,13 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
         if result["done"]:
             self._end(mine, FINISHED if report.step >= report.num_steps else STOPPED)
         else:
-            if not line.was_known:  # else its record has this report, and perhaps those after it
+            if not line.was_known:  # otherwise the record already has this report, and maybe later ones
                 self._unwritten[mine.key] = mine
             self._write(_SECONDS_BETWEEN_WRITES)
             self._show()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial whose process is gone more often than it may be."""
+        """Handle a trial whose process ended more often than allowed."""
         number = int(str(trial))
         mine = self._running.get(number) or self._add(
             number, TrialEvent(f"lost-{number}", values_of(trial.config), None, None)
@@ -100,24 +100,24 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
         self._end(mine, FAILED, self._with_traceback(number, describe_error(error), kept))
 
     def _with_traceback(self, number: int, reason: str, traceback: str) -> str:
-        """The reason of a failure, with the file that its traceback is kept in, if it has one: shown at once."""
+        """The reason of a failure, with the file of its traceback, if it has one; prints it at once."""
         if not traceback:
             return reason
-        if traceback not in self._files:  # of a hundred trials that fail alike, one
+        if traceback not in self._files:  # only once for trials that fail with the same traceback
             file = self._files[traceback] = write_traceback(traceback)
             self._progress.note(f"tune: trial {number}: {reason} (details in {file})", traceback=file)
         return f"{reason} (details in {self._files[traceback]})"
 
     def close(self) -> None:
-        """The search is over: what is still running was stopped with it."""
+        """The search has ended: trials that still run were stopped with it."""
         for number in [*self._running]:
             self._stop(number)
-        self._is_population = False  # nobody copies any more
+        self._is_population = False  # no member can copy any more
         self._write()
         self._deleting.shutdown()
 
     def _trial(self, number: int, line: TrialEvent) -> Trial:
-        """The trial that said this; a population's member that has copied another is a new one from then on."""
+        """The trial of an event; a population's member that copies another becomes a new trial."""
         if (known := self._trials.get((number, line.key))) is not None:
             self._running[number] = known
             return known
@@ -137,7 +137,7 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
             self._unwritten[trial.key] = trial
 
     def _compare(self, trial: Trial, report: Report) -> None:
-        """What `search.leader()` would find, without looking at every report again."""
+        """Update the result of `search.leader()` without scanning all reports."""
         metric = self._search.metrics[0]
         if not math.isfinite(report.figures[metric]):
             return
@@ -156,7 +156,7 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
         self._show()
 
     def _write(self, at_most_every: float = 0.0) -> None:
-        """Write what has changed, then delete the checkpoints that are of no more use."""
+        """Write what has changed, then delete the checkpoints that are no longer needed."""
         now = time.monotonic()
         if now - self._wrote < at_most_every:
             return
@@ -173,7 +173,7 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
             self._wrote_search = now
 
     def _useless(self) -> list[tuple[str, str]]:
-        """Checkpoints that can neither win nor be gone on from; no longer in the records."""
+        """Checkpoints that can neither win nor be resumed; removes them from the records."""
         useful = {(trial.key, report.checkpoint) for trial, report in self._worth_keeping()}
         useless = [pair for pair in self._kept if pair not in useful]
         gone = set(useless)
@@ -188,7 +188,7 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
 
     def _worth_keeping(self) -> list[tuple[Trial, Report]]:
         trials = self._search.trials
-        if self._is_population:  # anybody may come to copy any of them
+        if self._is_population:  # any member may copy any of them
             return [(trial, report) for trial in trials for report in trial.reports]
         found = [(trial, trial.last) for trial in self._running.values() if trial.last is not None]
         if self._leader is not None:
@@ -203,7 +203,7 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
         self._showed = time.monotonic()
         self._search.seconds = round(time.monotonic() - self._began, 1)
         figures = search_summary(self._search)
-        del figures["trials_done"]  # of a population's members, some are counted there more than once
+        del figures["trials_done"]  # a population's members may appear there several times
         done = len({trial.number for trial in self._search.trials}) - len(self._running)
         self._progress.update(done, self._search.wanted, "trials", figures)
         self._progress.show(lambda: search_table(self._search, self._progress.console.width))
@@ -211,4 +211,4 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
 
 def _last_line(error: Any) -> str:
     lines = str(error).strip().splitlines()
-    return lines[-1] if lines else "its process ended without a word"
+    return lines[-1] if lines else "its process ended without an error message"

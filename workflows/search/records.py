@@ -1,4 +1,4 @@
-"""A search as data: its trials, what each of them reported, and which one leads. Imports neither Ray nor torch.
+"""The records of a search: its trials, their reports, and the leader. Imports neither Ray nor torch.
 
 <store>/tune/<key>/search.json              the whole search, written again while it runs
 <store>/trials/<key>/trial.json             one trial, found by its settings: searches share them
@@ -21,11 +21,12 @@ SEARCH_FILE = "search.json"
 TRIAL_FILE = "trial.json"
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
-"""of a trial: at work or interrupted with the search; trained to its end; ended by the scheduler or for want of time;
-given up, with a reason"""
+"""of a trial: running, or interrupted with the search; trained to its end; ended by the scheduler or the time limit;
+failed, with a reason
+"""
 
 HIGHER_IS_BETTER = {"held_out_accuracy", "held_out_margin"}
-"""of the figures that may be a search's metric; of all others lower is better"""
+"""the metrics of which higher is better; of all others, lower is better"""
 
 Values = dict[str, object]
 """a trial's settings: dotted field of the pipeline file -> value"""
@@ -37,7 +38,7 @@ Kept = TypeVar("Kept", "Trial", "Search")
 
 @dataclass
 class Origin:
-    """Whom a member of a population has copied: it went on from that trial's checkpoint."""
+    """The trial that a member of a population has copied: it continued from that trial's checkpoint."""
 
     key: str
     number: int
@@ -46,10 +47,10 @@ class Origin:
 
 @dataclass
 class Trial:
-    """One training of a search. What a population's member becomes by copying another is a trial of its own."""
+    """One training of a search. A population's member that copies another becomes a new trial."""
 
     number: int
-    """its place in the search, from 0; a population's member keeps it"""
+    """its number in the search, from 0; a population's member keeps it"""
     key: str
     values: Values
     state: str = RUNNING
@@ -58,9 +59,9 @@ class Trial:
     error: str = ""
     """why it failed"""
     failures: int = 0
-    """how often its workers were lost and it went on from its last checkpoint"""
+    """number of times that its workers were lost and it continued from its last checkpoint"""
     reused: int = 0
-    """how many of its reports an earlier run had measured"""
+    """number of its reports that an earlier run had measured"""
 
     @property
     def last(self) -> Report | None:
@@ -68,14 +69,14 @@ class Trial:
         return self.reports[-1] if self.reports else None
 
     def best(self, metric: str) -> Report | None:
-        """Its best report by `metric`, the earliest of equals; None if it has none with a finite number."""
+        """Its best report by `metric`, the earliest of equal ones; None without a finite value."""
         reports = [report for report in self.reports if math.isfinite(report.figures.get(metric, math.nan))]
         return min(reports, key=lambda report: badness(metric, report.figures[metric]), default=None)
 
 
 @dataclass
 class Winner:
-    """The best report of all trials, measured once more."""
+    """The best report of all trials, and its metric measured again."""
 
     trial: int
     key: str
@@ -87,35 +88,35 @@ class Winner:
 
 @dataclass
 class Search:
-    """All of it, as the display, the page and `rayconteur trials` show it."""
+    """A whole search; the display, the page and `rayconteur trials` show it."""
 
     pipeline: str
     key: str
     metrics: list[str]
-    """the first one decides who wins"""
+    """the first one decides the winner"""
     space: Mapping[str, object]
-    """dotted field -> what the pipeline file says of it"""
+    """dotted field -> its entry in the pipeline file"""
     searcher: str
     scheduler: str
     wanted: int | None
-    """trials asked for; None where time alone is the budget"""
+    """requested number of trials; None if only time limits the search"""
     trials: list[Trial] = field(default_factory=list)
     seconds: float = 0.0
     seconds_allowed: float | None = None
     at_once: int = 1
-    """trials that run at the same time"""
+    """number of concurrent trials"""
     winner: Winner | None = None
     family: str = ""
-    """the same for searches that differ in their budget alone"""
+    """the same for searches that differ only in their budget"""
 
     def leader(self) -> tuple[Trial, Report] | None:
         """The best report of all trials by the first metric, and its trial."""
         return leader(self.trials, self.metrics[0])
 
     def front(self) -> list[tuple[Trial, Report]]:
-        """With two metrics: the trials that no other one beats in both (Pareto), by the first metric.
+        """With two metrics: the trials that no other beats in both (Pareto front), sorted by the first metric.
 
-        A trial stands for its best report by the first metric.
+        Each trial counts with its best report by the first metric.
         """
         points = [(trial, report) for trial in self.trials if (report := trial.best(self.metrics[0]))]
         points = [pair for pair in points if all(metric in pair[1].figures for metric in self.metrics)]
@@ -129,12 +130,12 @@ class Search:
 
 
 def badness(metric: str, value: float) -> float:
-    """A number that is smaller for a better value of the metric."""
+    """A number that is smaller for a better value of the metric, for sorting."""
     return -value if metric in HIGHER_IS_BETTER else value
 
 
 def leader(trials: Iterable[Trial], metric: str) -> tuple[Trial, Report] | None:
-    """The best report of all trials, and its trial; of equals that of the lowest number, the earliest."""
+    """The best report of all trials, and its trial; of equal ones, the earliest of the lowest number."""
     found = [(trial, report) for trial in trials if (report := trial.best(metric))]
     return min(found, key=lambda pair: (badness(metric, pair[1].figures[metric]), pair[0].number), default=None)
 
@@ -145,29 +146,29 @@ def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def trial_folder(store: Store, key: str) -> str:
-    """Where a trial's checkpoints are, on the store's filesystem."""
+    """The folder of a trial's checkpoints, on the store's filesystem."""
     return store.path(TRIALS, key)
 
 
 def read_trial(store: Store, key: str) -> Trial | None:
-    """What is known of a trial with these settings, from this search or another; None if nothing is."""
+    """The record of a trial with these settings, from this search or another one; None if there is none."""
     content = store.read_json(store.path(TRIALS, key, TRIAL_FILE))
     return None if content is None else _reader(Trial).validate_python(content)
 
 
 def write_trial(store: Store, trial: Trial) -> None:
-    """Keep what a trial has reported so far."""
+    """Write a trial's record."""
     store.write_json(store.path(TRIALS, trial.key, TRIAL_FILE), asdict(trial))
 
 
 def read_search(store: Store, key: str) -> Search | None:
-    """A search, finished or not; None if it was never begun."""
+    """The record of a search, finished or not; None if it never started."""
     content = store.read_json(store.path("tune", key, SEARCH_FILE))
     return None if content is None else _reader(Search).validate_python(content)
 
 
 def write_search(store: Store, search: Search) -> None:
-    """Keep the search as it stands."""
+    """Write the record of a search."""
     store.write_json(store.path("tune", search.key, SEARCH_FILE), asdict(search))
 
 

@@ -1,4 +1,4 @@
-"""A search on a terminal: a live table while it runs, all of it as text afterwards, a few figures for one line.
+"""Show a search on a terminal: a live table while it runs, the whole search as text, a few figures for one line.
 
 progress.show(lambda: search_table(search, progress.console.width))
 print(search_text(search))
@@ -23,7 +23,7 @@ _STYLES = {RUNNING: "cyan", FINISHED: "green", STOPPED: "dim", FAILED: "red"}
 
 
 def short_names(fields: Iterable[str]) -> dict[str, str]:
-    """Each dotted field by its last part; by as many as tell it from the others where two end alike."""
+    """A short name for each dotted field: its last part, or as many parts as make it unique."""
     parts = {field: field.split(".") for field in fields}
     names = {}
     for field, mine in parts.items():
@@ -35,31 +35,31 @@ def short_names(fields: Iterable[str]) -> dict[str, str]:
 
 
 def fields_of(search: Search) -> list[str]:
-    """The dotted fields that the search varies, in the pipeline file's order."""
+    """The searched dotted fields, in the pipeline file's order."""
     return list(dict.fromkeys([*search.space, *(field for trial in search.trials for field in trial.values)]))
 
 
 def value_word(value: Any) -> str:
-    """A trial's value as the pipeline file would have it, numbers with four digits."""
+    """A trial's value in the pipeline file's notation, numbers with four digits."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def plain(name: str) -> str:
-    """The name of a figure or a field in words."""
+    """The name of a figure or a field, with spaces."""
     return name.replace("_", " ")
 
 
 def best_value(search: Search, trial: Trial, metric: str) -> float | None:
-    """The metric at the report that a trial stands for, its best one by the first metric; None if it is no number."""
+    """The metric in a trial's best report by the first metric; None if it is not a finite number."""
     report = trial.best(search.metrics[0])
     value = report.figures.get(metric) if report else None
     return value if value is not None and math.isfinite(value) else None
 
 
 def ranked(search: Search) -> list[Trial]:
-    """All trials, the best by the first metric first; those that have no figure last."""
+    """All trials, the best by the first metric first, those without a report last."""
 
     def rank(trial: Trial) -> tuple[bool, float, int]:
         value = best_value(search, trial, search.metrics[0])
@@ -69,7 +69,7 @@ def ranked(search: Search) -> list[Trial]:
 
 
 def headings(search: Search) -> list[str]:
-    """The columns of `trial_rows`; the last one holds remarks of any length."""
+    """The columns of `trial_rows`; the last one has remarks of any length."""
     names = short_names(fields_of(search))
     figures = [heading for metric in search.metrics for heading in (plain(metric), "at best")]
     figures[1] = "best"
@@ -77,7 +77,7 @@ def headings(search: Search) -> list[str]:
 
 
 def trial_rows(search: Search, trials: Sequence[Trial]) -> list[list[str]]:
-    """The words of a row for each of these trials, under `headings`."""
+    """The cells of a row for each of these trials, under `headings`."""
     fields, remarks = fields_of(search), _remarks(search)
     rows = []
     for trial in trials:
@@ -97,7 +97,7 @@ def trial_rows(search: Search, trials: Sequence[Trial]) -> list[list[str]]:
 
 
 def _remarks(search: Search) -> dict[str, list[str]]:
-    """What the trials are to one another: by key, who has won or leads, and who is on the front."""
+    """Remarks by trial key: the winner or leader, and the Pareto front."""
     found: dict[str, list[str]] = {}
     leader = search.leader()
     if search.winner:
@@ -124,7 +124,7 @@ def _own_remarks(trial: Trial) -> list[str]:
 
 
 def headline(search: Search) -> str:
-    """Trials by state, the time passed and left, and the best figure so far."""
+    """The number of trials by state, the elapsed and the remaining time, and the best figure so far."""
     counts = Counter(trial.state for trial in search.trials)
     begun = len({trial.number for trial in search.trials})
     of = "" if search.wanted is None else f" of {search.wanted}"
@@ -144,7 +144,7 @@ def headline(search: Search) -> str:
 
 
 def time_left(search: Search) -> float | None:
-    """Seconds until the trials wanted are done or the time allowed is over; None if neither can be told."""
+    """Seconds until the requested trials are done or the time limit is over; None if neither is known."""
     found = [_seconds_of_trials_left(search)]
     if search.seconds_allowed is not None:
         found.append(max(0.0, search.seconds_allowed - search.seconds))
@@ -152,7 +152,7 @@ def time_left(search: Search) -> float | None:
 
 
 def _seconds_of_trials_left(search: Search) -> float | None:
-    """Trials at work go on at their own pace, those to come take as long as the ended ones did on average."""
+    """Running trials continue at their own pace; further trials take the average time of the ended ones."""
     if search.wanted is None:
         return None
     ended = [trial.last.figures.get("seconds") for trial in search.trials if trial.last and trial.state != RUNNING]
@@ -186,9 +186,9 @@ def search_summary(search: Search) -> dict[str, float]:
 
 
 def search_table(search: Search, width: int, max_rows: int = _MAX_LIVE_ROWS) -> "Table":
-    """The search as it stands, for a terminal of this width: trials at work first, then the best ones.
+    """The current state of the search, for a terminal of this width: running trials first, then the best ones.
 
-    Lines below it say how many more there are, and which columns had no room.
+    Lines below it show how many more trials there are, and which columns do not fit.
     """
     from rich.table import Table
     from rich.text import Text
@@ -220,9 +220,9 @@ def search_table(search: Search, width: int, max_rows: int = _MAX_LIVE_ROWS) -> 
 def _columns_with_room(
     search: Search, names: Sequence[str], rows: Sequence[Sequence[str]], width: int
 ) -> tuple[list[int], list[str], list[int]]:
-    """Which columns fit, in their order; the names of those that do not; and all widths.
+    """The columns that fit, in their order; the names of the others; and all widths.
 
-    Remarks are cut rather than left out.
+    Cuts remarks instead of leaving them out.
     """
     num_fields = len(fields_of(search))
     state, remarks = 1 + num_fields, len(names) - 1
@@ -242,7 +242,7 @@ def _columns_with_room(
 
 
 def search_text(search: Search) -> str:
-    """The whole search: every trial, the best first, why some failed, who won, and the front of two metrics."""
+    """The whole search as text: every trial, the best first, reasons of failures, the winner, the Pareto front."""
     lines = [f"search {search.key} of {search.pipeline}: {search.searcher}, {search.scheduler}", headline(search), ""]
     trials = ranked(search)
     rows = trial_rows(search, trials)
@@ -256,7 +256,7 @@ def _are_numbers(words: Sequence[str]) -> bool:
 
 
 def winner_line(search: Search) -> str:
-    """Who won, what it had reported, and what came out when its checkpoint was measured once more."""
+    """The winner, with the value that it reported and the value measured again on its checkpoint."""
     won, metric = search.winner, plain(search.metrics[0])
     if won is None:
         leader = search.leader()
@@ -266,7 +266,7 @@ def winner_line(search: Search) -> str:
 
 
 def winner_values(search: Search) -> dict[str, str]:
-    """What the winner was trained with, or for want of one the leader: dotted field -> value in full."""
+    """The settings of the winner, or without one of the leader: dotted field -> full value."""
     leader = search.leader()
     key = search.winner.key if search.winner else leader[0].key if leader else None
     found = next((trial for trial in search.trials if trial.key == key), None)

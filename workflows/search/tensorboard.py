@@ -1,4 +1,4 @@
-"""A search as TensorBoard's event files: every trial's figures by step, and its values under HPARAMS.
+"""Write a search as TensorBoard event files: every trial's figures by step, and its values under HPARAMS.
 
 write_events(search, Path("events"))    # then: tensorboard --logdir events
 """
@@ -12,7 +12,7 @@ from workflows.search.table import value_word
 
 
 def write_events(search: Search, folder: Path) -> None:
-    """Write a sub-folder for each trial; called again, it replaces what it wrote before."""
+    """Write a subfolder for each trial; replaces those of an earlier call."""
     for trial in search.trials:
         inside = folder / f"trial_{trial.number:03d}_{trial.key[:8]}"
         for old in inside.glob("events.out.tfevents.*"):
@@ -24,7 +24,7 @@ def _write_trial(search: Search, trial: Trial, folder: Path) -> None:
     from tensorboardX import SummaryWriter
     from tensorboardX.summary import hparams
 
-    # The HPARAMS tab shows the last point of a curve, and of a trial its best report is wanted.
+    # The HPARAMS tab shows the last point of a curve; we want a trial's best report.
     names = {metric: f"best/{metric}" for metric in search.metrics}
     values = {name: value if isinstance(value, bool | int | float) else value_word(value)
               for name, value in trial.values.items()}  # fmt: skip
@@ -46,7 +46,7 @@ def _write_trial(search: Search, trial: Trial, folder: Path) -> None:
 
 
 def _failed(ended: Any) -> Any:
-    """The mark of a trial's end, which tensorboardX always makes one of success."""
+    """The status at a trial's end; tensorboardX always writes success."""
     from tensorboardX.proto.api_pb2 import Status
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 

@@ -1,8 +1,7 @@
-"""A trial as Ray Tune runs it: each step of it is the training up to its next checkpoint.
+"""A trial as a Ray Tune Trainable: each of its steps trains up to the next checkpoint.
 
-The process that Tune starts for a trial keeps its workers, a worker group, and trains the next trial with them when
-Tune gives it another one. What a trial of the same settings has reported before, in this search or another, is said
-again first.
+The process that Tune starts for a trial keeps its worker group, and trains the next trial with it when Tune reuses
+the process. Reports that a trial with the same settings made before, in this search or another, are replayed first.
 """
 
 import itertools
@@ -34,20 +33,20 @@ if TYPE_CHECKING:
     from workflows.search.worker_group import WorkerGroup
 
 TOGETHER = "values"
-"""key of a configuration that has all values in one mapping, as a grid's has"""
+"""key of a configuration that has all values in one mapping, as for a grid"""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What all trials of a search have in common."""
+    """What all trials of a search share."""
 
     spec: PipelineSpec
     """without its section `tune`"""
     store: str
     keys: dict[str, str]
-    """the artifacts that they read, by stage"""
+    """the keys of their input artifacts, by stage"""
     folder: str
-    """the search's, on the store"""
+    """the search's folder in the store"""
     metrics: list[str]
     is_population: bool
     max_failures: int
@@ -55,7 +54,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class TrialEvent:
-    """One thing that a trial says, as the recorder reads it in a result of Tune's."""
+    """An event of a trial, which the recorder reads from Tune's result."""
 
     key: str
     values: Values
@@ -65,11 +64,11 @@ class TrialEvent:
     was_known: bool = False
     failed: str = ""
     traceback: str = ""
-    """of a failure that is no mistake of the user's"""
+    """the traceback of a failure that is not a user's mistake"""
 
 
 RESULT = "line"
-"""where in a result of Tune's the TrialEvent is"""
+"""key of the TrialEvent in Tune's result"""
 
 _SAVED = "saved"
 """where in a checkpoint of Tune's is what a trial needs to go on"""
@@ -77,36 +76,37 @@ _SAVED = "saved"
 
 @dataclass(frozen=True)
 class _Saved:
-    """Where a member of a population stands."""
+    """The state of a population's member."""
 
     key: str
     number: int
     origin: Origin | None
     step: int
     checkpoint: str | None
-    """where on the store it goes on from"""
+    """the checkpoint in the store from which it continues"""
 
 
 TuneResult = dict[str, float | TrialEvent]
-"""what Tune asks of a trial's step, flat: `step`, each metric, `done`, and the event"""
+"""what Tune expects from a trial's step, as flat keys: `step`, each metric, `done`, and the event"""
 
 
 def event_of(result: Mapping[str, object]) -> TrialEvent:
-    """The event in a result of Tune's."""
+    """The event in Tune's result."""
     event = result[RESULT]
     assert isinstance(event, TrialEvent)
     return event
 
 
 def values_of(config: Mapping[str, Any]) -> Values:
-    """The settings in a configuration of Tune's."""
+    """The settings in Tune's configuration."""
     return dict(config.get(TOGETHER, config))
 
 
 def key_of(spec: PipelineSpec, keys: dict[str, str], origin: Origin | None = None, number: int = 0) -> str:
-    """The name of a trial: the same for the same training, in whichever search.
+    """The key of a trial: the same for the same training, in any search.
 
-    Two members of a population may copy the same one and draw the same settings: then their numbers tell them apart.
+    Two members of a population may copy the same trial and draw the same settings; then the key includes their
+    numbers.
     """
     settings: dict[str, object] = {
         "train": spec.train.result_fields(),
@@ -131,20 +131,20 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         self._begin(values_of(config))
 
     def reset_config(self, new_config: Mapping[str, Any]) -> bool:
-        """Called by Tune in place of a new process."""
+        """Called by Tune to reuse this process."""
         self._begin(values_of(new_config))
         return True
 
     def _begin(
         self, values: Values, origin: Origin | None = None, step: int = 0, checkpoint: str | None = None
     ) -> None:
-        """Another trial, from its start, or after a step from a checkpoint on the store."""
+        """Begin another trial, from its start or from a checkpoint in the store."""
         self._trial_spec = with_values(self._spec, values)
         key = key_of(self._trial_spec, self._shared.keys, origin, int(self.trial_name))
         known = read_trial(self._store, key) or Trial(0, key, values)
-        if known.state == FAILED and known.failures:  # of lost workers: not the settings' fault
+        if known.state == FAILED and known.failures:  # lost workers are not the settings' fault, so try again
             known.state = RUNNING
-        if self._shared.is_population:  # anybody may come to copy any of its steps
+        if self._shared.is_population:  # any member may copy any of its steps
             known.reports = list(itertools.takewhile(lambda report: report.checkpoint is not None, known.reports))
         self._trial = replace(known, values=values, origin=origin)
         self._to_say = [report for report in known.reports if report.step > step]
@@ -164,11 +164,11 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         report = update.report
         figures = {name: value for name, value in report.figures.items() if name != "resumed_from_step"}
         if self._trial_spec.train.objective.name == "adversarial" and report.step < report.num_steps:
-            figures |= dict.fromkeys(self._shared.metrics, math.nan)  # of a pair the last checkpoint counts
+            figures |= dict.fromkeys(self._shared.metrics, math.nan)  # for a pair, the last checkpoint is the result
         return self._result(replace(report, figures=figures), failures=update.failures)
 
     def _next_update(self) -> JobUpdate:
-        """The worker group's next update of what has not been said yet."""
+        """The worker group's next update after the replayed reports."""
         from workflows.search.worker_group import WorkerGroup, job_of
 
         if self._group is None:
@@ -181,7 +181,7 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
             self._is_at_work = True
         while True:
             update = self._group.next_update()
-            # A report that was known is trained again for want of a checkpoint.
+            # Without a checkpoint, replayed steps are trained again.
             if update.report is None or update.report.step > self._said:
                 return update
 
@@ -194,7 +194,7 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         return {"step": report.step, **metrics, RESULT: line, "done": report.step >= report.num_steps}
 
     def _failure(self, reason: str, failures: int, traceback: str = "") -> TuneResult:
-        """The end of a trial that failed: for Tune a result worse than any, since an error would cost the workers."""
+        """The result of a failed trial: worse than any other, because an error would make Tune end the workers."""
         line = TrialEvent(
             self._trial.key,
             self._trial.values,
@@ -208,12 +208,12 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         return {"step": self._said + 1, **worst, RESULT: line, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, object]:
-        """For Tune, which saves a population's members to stop them or to have them copied: where it stands."""
+        """Called by Tune to stop a population's member or to let another copy it; saves its state."""
         saved = _Saved(self._trial.key, int(self.trial_name), self._trial.origin, self._said, self._checkpoint)
         return {_SAVED: saved}
 
     def load_checkpoint(self, checkpoint: Mapping[str, object] | None) -> None:
-        """Go on from there; where another member was saved there, as a copy of it."""
+        """Resume from a saved state; as a copy, if the state is another member's."""
         assert checkpoint is not None
         saved = checkpoint[_SAVED]
         assert isinstance(saved, _Saved)

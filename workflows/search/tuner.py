@@ -1,4 +1,4 @@
-"""Ray Tune as a search is run on it: its space, its searcher and its scheduler."""
+"""Set up Ray Tune for a search: its space, its searcher and its scheduler."""
 
 import itertools
 import random
@@ -27,19 +27,19 @@ from workflows.spec import AshaSpec, GridSpec, MedianSpec, PipelineSpec, Populat
 from workflows.spec.space import Choice, Dimension, parse
 
 ENVIRONMENT = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # it says what is searched, however quiet it is told to be
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the recorder keeps what they would write
+    "RAY_AIR_NEW_OUTPUT": "0",  # it prints the search space at any verbosity
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the recorder writes what these would
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the command's
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
-# Of the head's own resource, for each training.
+# Ray Train's share of the head node's own resource, for each training.
 _RAY_TRAIN_TAKES = 0.001
 
 
 def _seat(seats: int) -> float:
-    """What each member of a population takes of the head's own resource, which is 1, so that as many have room
-    beside what Ray Train takes, and not one more.
+    """Each member's share of the head node's own resource, of which there is 1: with Ray Train's shares, exactly this
+    many members can run.
     """
     return ((1 - _RAY_TRAIN_TAKES * seats) / seats + 1 / (seats + 1)) / 2
 
@@ -53,7 +53,7 @@ def tuner_of(
     earlier: Sequence[Values],
     run_config: Any,
 ) -> Any:
-    """Ray Tune with this search's searcher and scheduler.
+    """A Tuner with this search's searcher and scheduler.
 
     `most_steps()` is the length of the longest training, which a scheduler may need to know; `earlier` are settings
     to begin with, those that a search before this one had chosen.
@@ -139,7 +139,7 @@ def _tpe(tune: TuneSpec, dimensions: dict[str, Dimension], directions: list[str]
     from ray.tune.search.optuna import OptunaSearch
 
     class Tpe(OptunaSearch):  # type: ignore[misc]
-        """Told of a failed trial that it failed, and not of a result worse than any."""
+        """An Optuna search to which failed trials are reported as failed, not as the worst result."""
 
         def on_trial_complete(
             self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False
@@ -151,12 +151,12 @@ def _tpe(tune: TuneSpec, dimensions: dict[str, Dimension], directions: list[str]
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     assert isinstance(tune.searcher, TpeSpec)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate, since 2021
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # for multivariate TPE
         sampler = optuna.samplers.TPESampler(
             seed=tune.seed,
             multivariate=tune.searcher.multivariate,
             n_startup_trials=tune.searcher.startup_trials,
-            constant_liar=True,  # trials at work count as bad ones: several at once do not draw the same
+            constant_liar=True,  # running trials count as bad, so that concurrent trials differ
         )
     single = len(directions) == 1
     return Tpe(
@@ -200,7 +200,7 @@ def _scheduler(spec: PipelineSpec, dimensions: dict[str, Dimension], most_steps:
 
 def _population(scheduler: PopulationSpec, seed: int, dimensions: dict[str, Dimension], every: int) -> Any:
     class Population(PopulationBasedTraining):  # type: ignore[misc]
-        """Draws the same at the same step, so that an interrupted search goes on with the copies that it made."""
+        """Population-based training that draws the same at the same step, so a resumed search repeats its copies."""
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, object]) -> Any:
             random.seed(f"{seed} {result['step']}")
@@ -208,7 +208,7 @@ def _population(scheduler: PopulationSpec, seed: int, dimensions: dict[str, Dime
             return super().on_trial_result(tune_controller, trial, result)
 
     def inside(config: Values) -> Values:
-        """A perturbed value may be outside of its range."""
+        """Clip a perturbed value to its range."""
         drawn = cast(dict[str, float], config)
         return config | {field: dimension.nearest(drawn[field]) for field, dimension in dimensions.items()}
 

@@ -1,4 +1,4 @@
-"""The best trial of a search, trained again to be sure that its figures hold."""
+"""Find the winner of a search, and measure its checkpoint again."""
 
 from models.training.report import Report
 from workflows.cluster.errors import StageCrashed
@@ -11,16 +11,16 @@ from workflows.stage import StageFailed
 from workflows.store import Store
 
 _AGREEMENT = 0.01
-"""by what share of it the winner's loss may differ when it is measured once more"""
+"""maximum relative difference of the winner's loss when it is measured again"""
 
 
 def find_winner(spec: PipelineSpec, store: Store, search: Search, shared: Shared) -> Winner:
-    """The best report, measured once more by workers that know nothing of its trial; raises StageFailed."""
+    """The best report, measured again by other workers; raises StageFailed."""
     found = search.leader()
     if found is None:
         reasons = {trial.error for trial in search.trials if trial.error}
         raise StageFailed(
-            f"tune: no trial reported a result: {'; '.join(sorted(reasons)) or 'the time limit was reached'}"
+            f"tune: no trial has reported a result: {'; '.join(sorted(reasons)) or 'the time limit was reached'}"
         )
     trial, report = found
     figure = search.metrics[0] if search.metrics[0].startswith("held_out_") else "held_out_loss"
@@ -30,16 +30,16 @@ def find_winner(spec: PipelineSpec, store: Store, search: Search, shared: Shared
     if abs(remeasured - reported) > _AGREEMENT * abs(reported):
         raise StageFailed(
             f"tune: trial {trial.number} reported a {figure} of {reported:.6g} at step {report.step}, and its "
-            f"checkpoint gives {remeasured:.6g}; nothing is declared the winner"
+            f"checkpoint gives {remeasured:.6g}; there is no winner"
         )
     assert report.checkpoint is not None
     return Winner(trial.number, trial.key, report.step, report.checkpoint, reported, remeasured)
 
 
 def _measured_again(spec: PipelineSpec, store: Store, trial: Trial, report: Report, shared: Shared) -> Report:
-    """The figures of a report's checkpoint, measured once more.
+    """The figures of a report's checkpoint, measured again.
 
-    Where it is no longer there, since it could not win in the search that made it, it is trained again.
+    If the checkpoint was deleted because it could not win an earlier search, trains it again.
     """
     folder, trial_spec = trial_folder(store, trial.key), with_values(spec, trial.values)
     group = WorkerGroup(spec, store, shared.keys, shared.folder, shared.max_failures)
@@ -65,7 +65,7 @@ def _measured_again(spec: PipelineSpec, store: Store, trial: Trial, report: Repo
 
 
 def _not_measured(reason: str, traceback: str) -> Exception:
-    text = f"tune: the winner could not be measured: {reason}"
+    text = f"tune: cannot measure the winner again: {reason}"
     if not traceback:
         return StageFailed(text)
     error = StageCrashed(text)

@@ -1,12 +1,12 @@
-"""A worker group: the workers of one training at a time, started once, that train one job after another.
+"""A worker group: workers that are started once and train one job after another.
 
 group = WorkerGroup(spec, store, keys, folder)
-group.begin(TrainingJob(...))        # the job before it ends
-update = group.next_update()       # its next checkpoint; they go on only when asked for more
+group.begin(TrainingJob(...))        # ends the previous job
+update = group.next_update()       # its next checkpoint; workers wait there until the next call
 group.close()
 
-Workers ask the job queue (workflows/search/job_queue.py) for work and leave their reports there. They are Ray
-Train's, so that it starts them again when some are lost; they find the same job at the job queue.
+Workers get jobs from the job queue (workflows/search/job_queue.py) and send it their reports. They are workers of Ray
+Train, which restarts them when some are lost; the job queue then has the same job for them.
 """
 
 import contextlib
@@ -41,11 +41,11 @@ _SECONDS_TO_LEAVE = 20.0
 
 
 class WorkerGroupLost(RuntimeError):
-    """Workers that cannot be had, or are gone for good."""
+    """Workers cannot be started, or are lost for good."""
 
 
 class JobLeft(Exception):
-    """Raised in a worker to leave a job that nobody wants to see go on."""
+    """Raised in a worker to leave a job that was ended early."""
 
 
 class _AfterLoss(UserCallback):  # type: ignore[misc]
@@ -63,12 +63,12 @@ class _AfterLoss(UserCallback):  # type: ignore[misc]
 
 
 class WorkerGroup:
-    """The workers of `spec.train`, for jobs that differ in their settings alone."""
+    """The workers for `spec.train`, for jobs that differ only in their settings."""
 
     def __init__(
         self, spec: PipelineSpec, store: Store, keys: dict[str, str], folder: str, max_failures: int
     ) -> None:
-        """Start them; `folder` on the store is for what Ray Train keeps, and what their jobs share."""
+        """Start the workers; `folder` in the store is for Ray Train's files and for decisions that all jobs share."""
         self._queue: Any = JobQueue.remote(max_failures)  # type: ignore[attr-defined]
         payload = _Payload(store.uri, keys, folder, self._queue)
         trainer = torch_trainer(
@@ -78,18 +78,18 @@ class WorkerGroup:
             store,
             f"{folder}/gangs",
             name=f"gang_{uuid.uuid4().hex[:8]}",
-            failure_config=ray.train.FailureConfig(max_failures=-1),  # the job queue counts them, job by job
+            failure_config=ray.train.FailureConfig(max_failures=-1),  # the job queue counts failures for each job
             callbacks=[_AfterLoss(store.uri, self._queue)],
         )
         self._thread = threading.Thread(target=self._fit, args=[trainer], daemon=True)
         self._thread.start()
 
     def begin(self, job: TrainingJob) -> None:
-        """Give the workers a job in place of the one before."""
+        """Start a job; ends the previous one."""
         ray.get(self._queue.give.remote(job))
 
     def next_update(self) -> JobUpdate:
-        """Let the job go on to its next checkpoint, and wait for it; raises WorkerGroupLost."""
+        """Continue the job to its next checkpoint, and wait for it; raises WorkerGroupLost."""
         found: JobUpdate = ray.get(self._queue.next_update.remote())
         if found.group_is_lost:
             error = WorkerGroupLost(found.failed)
@@ -99,7 +99,7 @@ class WorkerGroup:
         return found
 
     def close(self) -> None:
-        """Let the workers leave, at their next checkpoint; those that take longer end with this process."""
+        """Let the workers leave at their next checkpoint; those that take longer end with this process."""
         ray.get(self._queue.close.remote())
         self._thread.join(_SECONDS_TO_LEAVE)
         ray.kill(self._queue)
@@ -107,7 +107,7 @@ class WorkerGroup:
     def _fit(self, trainer: Any) -> None:
         try:
             trainer.fit()
-        except Exception as error:  # whatever it is, the one who waits is told
+        except Exception as error:  # any error must reach the caller that waits
             with contextlib.suppress(ray.exceptions.RayError):
                 traceback = "" if is_users_mistake(error) else full_traceback(error)
                 ray.get(self._queue.break_off.remote(describe_error(error), traceback))
@@ -127,7 +127,7 @@ class _Payload:
 
 
 def _work(payload: _Payload) -> None:
-    """What one worker does in its life: jobs, until there are no more."""
+    """The main loop of a worker: jobs, until there are no more."""
     from workflows.training.worker import TrainWorker
 
     queue, worker, done = payload.queue, TrainWorker(), 0
@@ -137,7 +137,7 @@ def _work(payload: _Payload) -> None:
             _do(worker, payload, assignment)
         except JobLeft:
             continue
-        except RayconteurError as error:  # of the spec or the data, and on all workers alike
+        except RayconteurError as error:  # mistakes in the spec or the data, equal on all workers
             if ray.train.get_context().get_world_rank() == 0:
                 ray.get(queue.fail.remote(done, str(error)))
         except Exception as error:
@@ -178,7 +178,7 @@ class _Checkpoints:
         if not job.only_measure:
             report.checkpoint = f"checkpoint_{report.step:06d}_{job.mark}{self._assignment.attempt}"
             _keep(self._store, f"{job.folder}/{report.checkpoint}", write)
-            torch.distributed.barrier()  # whole, from here on
+            torch.distributed.barrier()  # the checkpoint is complete from here on
         if self._is_first:
             figures = {name: float(value) for name, value in report.figures.items()}
             ray.get(self._queue.report.remote(number, replace(report, figures=figures), is_last))
@@ -187,7 +187,7 @@ class _Checkpoints:
 
 
 def _keep(store: Store, path: str, write: Write) -> None:
-    """What `write` writes, at a path of the store."""
+    """Call `write` and store what it writes at a path of the store."""
     if store.is_local:
         Path(path).mkdir(parents=True, exist_ok=True)
         write(Path(path))
@@ -199,7 +199,7 @@ def _keep(store: Store, path: str, write: Write) -> None:
 
 @contextlib.contextmanager
 def _local(store: Store, path: str | None) -> Iterator[Path | None]:
-    """A folder of the store on this machine."""
+    """A local copy of a folder of the store."""
     if path is None or store.is_local:
         yield None if path is None else Path(path)
         return

@@ -1,1 +1,1 @@
-"""The stages of a pipeline, a file each; runs/order.py has their order."""
+"""The stages of a pipeline, one file each; runs/order.py has their order."""

@@ -1,9 +1,9 @@
-"""deploy: release to endpoint, with Ray Serve.
+"""deploy: serves the release at an endpoint, with Ray Serve.
 
     rayconteur deploy PIPELINE
 
-Leaves in the store a manifest with the endpoint's address; the
-endpoint is up to date while `/health` there names this release.
+Writes to the store a manifest with the endpoint's address. The endpoint is up to date while its `/health` names this
+release.
 """
 
 from workflows.cluster.errors import StageCrashed, describe_error, mistake_in
@@ -15,7 +15,7 @@ from workflows.stage import Context, StageFailed
 
 
 def run(context: Context) -> DeployFigures:
-    """Start or update the endpoint on the connected cluster and wait until it answers."""
+    """Start or update the endpoint on the connected cluster, and wait until it answers."""
     import ray
 
     from serve.deployment.front_actor import FrontSettings, run_endpoint
@@ -47,7 +47,7 @@ def run(context: Context) -> DeployFigures:
 
 
 def _not_started(name: str, error: Exception) -> Exception:
-    """Of a replica that failed as it started, Ray Serve keeps the traceback's text alone."""
+    """The error to raise. For a replica that failed to start, Ray Serve keeps only the traceback's text."""
     from serve.deployment.front_actor import startup_failures
 
     known = startup_failures(name)
@@ -59,7 +59,7 @@ def _not_started(name: str, error: Exception) -> Exception:
 
 
 def _can_start_one_more(serve: ServeSpec) -> bool:
-    """Whether an update can start a new replica beside the old ones."""
+    """Whether the cluster has capacity to start a new replica before the old ones stop."""
     import ray
 
     free = ray.available_resources()

@@ -1,12 +1,11 @@
-"""evaluate: base against tuned model on held-out conversations and questions, with Ray Data.
+"""evaluate: compares the tuned with the base model on held-out conversations and questions, with Ray Data.
 
     rayconteur evaluate PIPELINE
 
-Leaves in the store: `scorecard.json`: losses on the same tokens, replies side by side, facts, and the verdict.
-
-Of preference pairs the losses are the chosen replies'; `preference_accuracy` is the share of pairs with a reward
-margin above 0, and `reward_margin` its mean: by how much more training has raised the log-probability of the chosen
-reply than that of the rejected one, in nats. Of judged replies (KTO) only the desirable ones are scored.
+Writes `scorecard.json` to the store: losses on the same tokens, replies side by side, facts, and the verdict. For
+preference pairs, the losses are those of the chosen replies; `preference_accuracy` is the share of pairs with a
+reward margin above 0, and `reward_margin` its mean: how much more training has raised the log-probability of the
+chosen reply than that of the rejected one, in nats. For labelled replies (KTO), only the desirable ones are scored.
 """
 
 import json
@@ -34,7 +33,7 @@ _SCORED_AT_ONCE = 16
 
 
 def run(context: Context) -> EvaluateFigures:
-    """Score and reply with both models on the cluster's workers; returns the scorecard's figures."""
+    """Score and generate replies with both models on the cluster's workers; returns the scorecard's figures."""
     evaluate = context.spec.evaluate
     check_fits(context.spec, ["evaluate"], context.progress)
     corpus_key = context.inputs["prepare"].key
@@ -51,7 +50,7 @@ def run(context: Context) -> EvaluateFigures:
     rows = scored.map_batches(_as_scored, batch_format="pyarrow")
     if asked:
         rows = rows.union(ray.data.from_arrow(_as_prompts(asked)))
-    # Read before the workers start: where they take all CPUs of the cluster, a read would wait for them for ever.
+    # Read before the workers start: if they take all CPUs of the cluster, a read would wait for them forever.
     rows = rows.materialize()
     with watching(context.progress, "conversations", total=num_rows) as board:
         results = rows.map_batches(
@@ -96,14 +95,14 @@ def _write_page(context: Context, pair: AdversarialScorecard) -> None:
 
 
 def _held_out_prompt(row: CorpusRow) -> Prompt:
-    """A held-out conversation up to its last assistant turn, and that turn as what was really said."""
+    """A held-out conversation up to its last assistant turn, and that turn as the real reply."""
     messages: list[Message] = json.loads(row["messages"])
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
     return Prompt(messages[: max(last, 1)], row["tools"], reference=_said(messages[last]))
 
 
 def _said(message: Message) -> str:
-    """What a reply says or calls."""
+    """A reply's text or calls."""
     calls = [
         f"{call['function']['name']}({json.dumps(call['function']['arguments'], ensure_ascii=False)})"
         for call in message.get("tool_calls", ())

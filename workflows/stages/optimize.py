@@ -1,11 +1,11 @@
-"""optimize: checkpoint to release.
+"""optimize: converts the checkpoint to a release.
 
     rayconteur optimize PIPELINE
 
-Leaves in the store: `model/`, a plain Hugging Face folder with the adapter merged; for CPUs `openvino/`, the same as
-an OpenVINO model; and where `optimize.targets` names them `vllm/`, compressed tensors for GPUs, and `gguf/`, a
-file for llama.cpp. Of an adversarial pair also `discriminator/`, with which the endpoint takes the best of several
-replies. Each is measured against the checkpoint, and refused where its perplexity is too high.
+Writes to the store: `model/`, a plain Hugging Face folder with the adapter merged; for CPUs `openvino/`, the same as
+an OpenVINO model; if `optimize.targets` names them, `vllm/`, compressed tensors for GPUs, and `gguf/`, a file for
+llama.cpp; for an adversarial pair `discriminator/`, with which the endpoint chooses the best of several replies. Each
+format is measured against the checkpoint, and refused if its perplexity is too high.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ from workflows.stage import Context
 
 
 def run(context: Context) -> OptimizeFigures:
-    """Merge, convert and measure in one task on the cluster."""
+    """Merge, convert and measure, in one task on the cluster."""
     store, spec = context.store, context.spec
     store.clear("optimize", context.key)
     task = ray.remote(make_release).options(
@@ -40,7 +40,7 @@ def run(context: Context) -> OptimizeFigures:
 
 
 def _discriminator(accuracy: float, least: float) -> Part:
-    """Whether the endpoint may use it."""
+    """Whether the release includes the discriminator."""
     if accuracy >= least:
         return Part()
     return Part(f"its accuracy on held-out pairs is {accuracy:.1%}, below train.objective.min_accuracy ({least:.1%})")

@@ -1,16 +1,17 @@
-"""prepare: raw conversations to token shards, with Ray Data.
+"""prepare: converts raw conversations to token shards, with Ray Data.
 
     rayconteur prepare PIPELINE [--show 3]
 
-Leaves in the store: `corpus/split=train` and `corpus/split=held_out` (Parquet: source, line, input_ids, supervised,
-num_tokens, num_targets, messages), and `quarantine.jsonl` with every line that was set aside, and why; of
+Writes to the store: `corpus/split=train` and `corpus/split=held_out` (Parquet: source, line, input_ids, supervised,
+num_tokens, num_targets, messages), and `quarantine.jsonl` with every line that was set aside, and the reason; for
 `base_model: new` also `base/`, the model before training (workflows/corpus/new_model.py).
 
-What a line must be depends on `train.objective`. Of a preference pair, `input_ids`, `supervised` and `messages` are
-the prompt with the chosen reply, `other_input_ids` and `other_supervised` the prompt with the rejected one. Of a
-judged reply (KTO) the first are the prompt with this reply, the others the prompt with a reply to another prompt of
-the same file (`workflows.corpus.conversations.mismatched_replies`, over blocks of 512 lines). In both only the last
-reply is supervised, the prompt counts once in `num_tokens`, as it is read once, and it alone decides the split.
+`train.objective` decides what a line must contain. For a preference pair, `input_ids`, `supervised` and `messages`
+are the prompt with the chosen reply, `other_input_ids` and `other_supervised` the prompt with the rejected one. For a
+labelled reply (KTO), the first are the prompt with this reply, the others the prompt with a reply to another prompt
+of the same file (`workflows.corpus.conversations.mismatched_replies`, over blocks of 512 lines). In both, only the
+last reply is supervised, `num_tokens` counts the prompt once, since training computes it once, and only the prompt
+decides the split.
 """
 
 import functools
@@ -51,20 +52,20 @@ _LINES_PER_BLOCK = 512
 _BYTES_PER_BLOCK = 64 << 20
 _EXCERPT_CHARACTERS = 200
 _STARTED_EARLY = 16
-# Conversations are about so many times as long as their compressed files.
+# About the size of conversations relative to their compressed files.
 _PACKED_FACTOR = 6
-# Above this share of cut conversations a user is told.
+# Above this share of cut conversations, print a note.
 _MANY_CUT = 0.05
-# Between a reason and the traceback behind it.
+# Separates a reason from its traceback.
 _TRACEBACK = "\0traceback\0"
 _MAX_TRACEBACKS = 5
-# Of the figures, those that are counted over the rows.
+# The figures that are sums over the rows.
 _COUNTS = ("conversations", "held_out_conversations", "quarantined", "tokens", "supervised_tokens", "held_out_tokens",
            "truncated", "longest")  # fmt: skip
 _Reading = tuple[dict[str, str], SameRole]  # data.fields, data.same_role
 
 _Lines = dict[str, list[Any]]
-"""conversations of a file by column: source, line, text, unread, mismatched"""
+"""conversations of a file, by column: source, line, text, unread, mismatched"""
 
 
 _SCHEMA = pa.schema(
@@ -90,7 +91,7 @@ _SCHEMA = pa.schema(
 
 
 def run(context: Context) -> PrepareFigures:
-    """Read, render, split and write all conversations, streaming; returns the corpus statistics."""
+    """Read, render, split and write all conversations as a stream; returns the corpus statistics."""
     spec, store, examples = context.spec, context.store, context.spec.train.objective.examples
     store.clear("prepare", context.key)
     files = source_files(spec)
@@ -105,10 +106,10 @@ def run(context: Context) -> PrepareFigures:
     _set_block_size(files)
     _start_workers()
     tokenizer = chat_tokenizer(spec)
-    end_token_ids(tokenizer)  # a template that ends no reply fails here, not on every line
+    end_token_ids(tokenizer)  # a template without an end token fails here, not on every line
     for note in template_notes(spec, tokenizer):
         context.progress.note(f"prepare: {note}")
-    # A worker that unpickles a tokenizer imports no torch, which would take it longer than a thousand conversations.
+    # A worker that unpickles the tokenizer need not import torch, which takes longer than a thousand conversations.
     pickled = ray.put(tokenizer)
     with watching(context.progress, "lines") as board:
         items = [
@@ -123,7 +124,7 @@ def run(context: Context) -> PrepareFigures:
         ]
         (
             ray.data.from_items(items, override_num_blocks=len(items))
-            # Asking for other resources than the encoding keeps Ray Data from joining both into one task for a file.
+            # With other resources than the encoding, Ray Data does not fuse both into one task per file.
             .map_batches(
                 _read_lines,
                 batch_size=1,
@@ -153,7 +154,7 @@ def run(context: Context) -> PrepareFigures:
 
 
 def _start_workers() -> None:
-    """Have workers start and import what encoding needs while this process loads the tokenizer."""
+    """Start workers that import what encoding needs, while this process loads the tokenizer."""
 
     def start() -> None:
         import transformers.tokenization_utils_tokenizers  # noqa: F401
@@ -165,7 +166,7 @@ def _start_workers() -> None:
 
 
 def _set_block_size(files: list[SourceFile]) -> None:
-    """A file is read by one task, which streams its lines on in blocks; rendering those is spread over all CPUs."""
+    """One task reads a file and streams its lines in blocks; all CPUs render the blocks."""
     size = sum(file.size * (_PACKED_FACTOR if file.path.endswith((*PACKED, ".parquet")) else 1) for file in files)
     cpus = int(ray.cluster_resources().get("CPU", 1))
     block = min(64 << 20, max(256 << 10, size // (4 * cpus)))
@@ -212,7 +213,7 @@ def _lines_block(source: int, block: list[Record], judged: _Reading | None, befo
 
 @functools.lru_cache(maxsize=2)
 def _encoding(spec: str, tokenizer: "ray.ObjectRef[Any]") -> Encoding:
-    """Once for all blocks that a process gets."""
+    """Cached, so that a process makes it once for all its blocks."""
     pipeline = PipelineSpec.model_validate_json(spec)
     return Encoding(ray.get(tokenizer), pipeline.data, pipeline.train.objective.examples)
 
@@ -245,9 +246,9 @@ def _encode_lines(
 
 
 def _reason(error: ValueError) -> str:
-    """Why a line is set aside; of an error that is not ours also its traceback, for `_statistics` to take out again.
+    """The reason to set a line aside; for an error that is not ours, with its traceback, which `_statistics` removes.
 
-    Such a line does not end the run: one among millions is no reason to.
+    Such a line does not end the run, because one among millions should not.
     """
     if isinstance(error, RayconteurError):
         return str(error)
@@ -255,7 +256,7 @@ def _reason(error: ValueError) -> str:
 
 
 def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """`values` as a column; lists of numbers by way of one long array, which is ten times as fast."""
+    """`values` as a column; converts lists of numbers through one long array, which is ten times as fast."""
     if not pa.types.is_list(kind) or all(value is None for value in values):
         return pa.array(values, kind)
     lengths = [len(value) if value is not None else 0 for value in values]
@@ -268,7 +269,7 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 
 def _statistics(context: Context, paths: list[str]) -> PrepareFigures:
-    """Counts over the written shards, a batch at a time; also writes quarantine.jsonl."""
+    """Count over the written shards, a batch at a time; also writes quarantine.jsonl."""
     store = context.store
     counts = Counter(dict.fromkeys(_COUNTS, 0))
     path = store.path("prepare", context.key, "corpus")
@@ -344,8 +345,8 @@ def _check(context: Context, figures: PrepareFigures, paths: list[str]) -> None:
 
 
 def _with_both_sides(context: Context, figures: PrepareFigures, paths: list[str]) -> PrepareFigures:
-    """Of few conversations chance may leave one side without any: the nearest one is moved there. Raises StageFailed
-    where there is but one.
+    """If few conversations leave one side empty by chance, move the nearest one there. Raises StageFailed if all have
+    the same text.
     """
     counts = {TRAIN: figures.conversations, HELD_OUT: figures.held_out_conversations}
     empty = next((side for side, count in counts.items() if count == 0), None)

@@ -1,12 +1,14 @@
-"""reference: what the objective compares with, computed once, with Ray Data.
+"""reference: computes the objective's reference values once, with Ray Data.
 
     rayconteur reference PIPELINE
 
-Only for `train.objective` dpo and kto (the log-probabilities of both replies of every row under the base model),
-distill (the teacher's likeliest tokens at every supervised position), distill_replies (the rows with the teacher's
-reply in the place of their last one) and spin (each row's last reply, and one drawn from the base model, with what
-dpo needs of both). Leaves in the store: `values/split=train` and
-`values/split=held_out` (Parquet: source, line, and the values), which training reads beside the corpus.
+Runs only for `train.objective` dpo and kto (the log-probabilities of both replies of every row under the base model),
+distill (the teacher's most likely tokens at every supervised position), distill_replies (the rows with the teacher's
+reply in place of their last one) and spin (each row's last reply, and one drawn from the base model, with the values
+that dpo needs for both).
+
+Writes to the store: `values/split=train` and `values/split=held_out` (Parquet: source, line, and the values), which
+training reads with the corpus.
 """
 
 from collections.abc import Iterator, Mapping
@@ -63,7 +65,7 @@ _SCHEMAS["own_replies"] = [
 
 
 def run(context: Context) -> ReferenceFigures:
-    """Compute the values of all rows on the cluster's workers; returns how many there are."""
+    """Compute the values of all rows on the cluster's workers; returns their number."""
     spec, store, train = context.spec, context.store, context.spec.train
     check_fits(spec, ["reference"], context.progress)
     _check_model(spec)
@@ -72,8 +74,8 @@ def run(context: Context) -> ReferenceFigures:
     num_rows = corpus.conversations + corpus.held_out_conversations
     computes = train.objective.reference
     with watching(context.progress, "conversations", total=num_rows) as board:
-        # Reading and writing ask for no CPU, as the workers may take all of the cluster's. (`read_parquet` asks for
-        # one to list files, whatever it is told.)
+        # Reading and writing request no CPU, because the workers may take all.
+        # (`read_parquet` always requests one to list files.)
         (
             ray.data.from_items(_row_groups(context))
             .map_batches(
@@ -103,7 +105,7 @@ def run(context: Context) -> ReferenceFigures:
 
 
 def _row_groups(context: Context) -> list[dict[str, str | int]]:
-    """The pieces in which Parquet files can be read, of both splits."""
+    """The row groups of both splits' Parquet files."""
     found: list[dict[str, str | int]] = []
     for split in ("train", "held_out"):
         files = corpus_files(context.store, context.inputs["prepare"].key, split)
@@ -122,7 +124,7 @@ def _read_rows(batch: Mapping[str, np.ndarray], store: str, columns: list[str]) 
 
 
 def _check_model(spec: PipelineSpec) -> None:
-    """Raise StageFailed where the teacher cannot be compared with the base model; else both are on this machine."""
+    """Raise StageFailed if the teacher cannot be compared with the base model; otherwise both are on this machine."""
     from models.base.load import BaseModelError, load_tokenizer, resolve
     from models.base.sizes import describe
 
@@ -145,7 +147,7 @@ def _check_model(spec: PipelineSpec) -> None:
 
 
 class ReferenceModel:
-    """One worker: the base model or the teacher in memory."""
+    """A worker with the base model or the teacher in memory."""
 
     def __init__(self, spec: JsonObject, board: Any) -> None:
         import torch
@@ -178,7 +180,7 @@ class ReferenceModel:
             self._end_tokens = sorted(end_token_ids(chat_tokenizer(pipeline)))
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """The values of the rows, in tables of a micro-batch each."""
+        """The values of the rows, as one table per micro-batch."""
         schema = pa.schema(
             [
                 ("source", pa.int32()),
@@ -216,7 +218,7 @@ class ReferenceModel:
 
 
 def _micro_batches(rows: list[CorpusRow], max_tokens: int) -> Iterator[list[CorpusRow]]:
-    """Rows in their order, at most so many tokens together; a longer row stands alone."""
+    """Rows in their order, in groups of at most this many tokens; a longer row is its own group."""
     taken: list[CorpusRow] = []
     tokens = 0
     for row in rows:

@@ -1,13 +1,12 @@
-"""train: corpus to checkpoint, with Ray Train and DeepSpeed.
+"""train: trains a checkpoint on the corpus, with Ray Train and DeepSpeed.
 
     rayconteur train PIPELINE
 
-Leaves in the store: `model/`, a Hugging Face folder (for LoRA a PEFT adapter) of the best checkpoint by held-out
-loss, with tokenizer and chat template; of an adversarial pair the last one, with `discriminator/` beside it;
-`history.jsonl`, a line for every step; `curves.html` and `tensorboard/`, the same to look at. Where
-MLFLOW_TRACKING_URI is set, an MLflow run too.
-
-While it runs, `run/` holds the last and the best checkpoint: the same command goes on from the last.
+Writes to the store: `model/`, a Hugging Face folder (for LoRA a PEFT adapter) of the best checkpoint by held-out
+loss, with tokenizer and chat template; for an adversarial pair the last one, with `discriminator/` beside it;
+`history.jsonl`, a line for every step; `curves.html` and `tensorboard/`, its curves. If MLFLOW_TRACKING_URI is set,
+also an MLflow run. While it runs, `run/` has the last and the best checkpoint: the same command resumes from the
+last.
 """
 
 import contextlib
@@ -47,7 +46,7 @@ _ELASTIC_START_SECONDS = "10"
 
 
 def run(context: Context) -> TrainFigures:
-    """Train on the corpus, from the last checkpoint if there is one; returns what was measured."""
+    """Train on the corpus, from the last checkpoint if there is one; returns the figures."""
     if "tune" in context.inputs:
         return _take_winner(context)
     spec, store, train = context.spec, context.store, context.spec.train
@@ -59,7 +58,7 @@ def run(context: Context) -> TrainFigures:
     clear_unfinished(store, context.key)
     is_pair = isinstance(train.objective, AdversarialSpec)
     elastic = isinstance(train.num_workers, list)
-    if elastic:  # Ray counts on a lost machine for a while, and would wait a minute for workers on it
+    if elastic:  # Ray takes a while to notice a lost machine, and would wait a minute for workers on it
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _ELASTIC_START_SECONDS)
     keys = {name: artifact.key for name, artifact in context.inputs.items()}
     with watching(context.progress, "steps") as board:
@@ -83,12 +82,12 @@ def run(context: Context) -> TrainFigures:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise (StageFailed if is_users_mistake(error) else StageCrashed)(_reason(error)) from error
-        except SystemExit:  # how Ray Train ends the program on Ctrl-C
+        except SystemExit:  # Ray Train raises this on Ctrl-C
             raise KeyboardInterrupt from None
     if result.return_value:
         raise StageFailed(result.return_value)
     best, figures = min(result.best_checkpoints, key=lambda pair: pair[1]["held_out_loss"])
-    if is_pair:  # a discriminator belongs to the generator that it plays against
+    if is_pair:  # a discriminator belongs to the generator that it trained against
         best, figures = result.checkpoint, result.metrics
     _keep_models(context, best.path)
     _keep_history(context, f"{result.checkpoint.path}/{HISTORY}")
@@ -97,7 +96,7 @@ def run(context: Context) -> TrainFigures:
 
 
 def _figures(last: Mapping[str, Any], best: Mapping[str, Any]) -> TrainFigures:
-    """The artifact's figures, from what the last and the best checkpoint reported."""
+    """The artifact's figures, from the reports of the last and the best checkpoint."""
     return TrainFigures(
         steps=last["step"],
         best_step=best["step"],
@@ -114,7 +113,7 @@ def _figures(last: Mapping[str, Any], best: Mapping[str, Any]) -> TrainFigures:
 
 
 def _take_winner(context: Context) -> TrainFigures:
-    """The checkpoint of the search's winner is this stage's: nothing is trained again."""
+    """Use the checkpoint of the search's winner; nothing is trained again."""
     store = context.store
     search = read_search(store, context.inputs["tune"].key)
     assert search is not None
@@ -131,7 +130,7 @@ def _take_winner(context: Context) -> TrainFigures:
 
 
 def _keep_models(context: Context, checkpoint: str) -> None:
-    """The model in a checkpoint's folder, and those beside it if there are any, into the artifact."""
+    """Copy a checkpoint's model, and further models beside it, to the artifact."""
     store, key = context.store, context.key
     store.add_folder(f"{checkpoint}/{MODEL_FOLDER}", "train", key, MODEL_FOLDER, store.filesystem)
     for name in (DISCRIMINATOR, CONTINUED):
@@ -141,7 +140,7 @@ def _keep_models(context: Context, checkpoint: str) -> None:
 
 
 def _keep_history(context: Context, path: str) -> None:
-    """The history at `path` into the artifact, with what is drawn from it."""
+    """Copy the history at `path` to the artifact, with the curves made from it."""
     store, key = context.store, context.key
     with store.filesystem.open_input_stream(path) as stream:
         text = stream.read().decode()
@@ -155,32 +154,32 @@ def _keep_history(context: Context, path: str) -> None:
 
 
 def tidy(context: Context) -> None:
-    """Once the artifact is whole: let go of the checkpoints that it was taken from."""
+    """Delete the run's checkpoints once the artifact is complete."""
     context.store.remove(context.store.path("train", context.key, "run"))
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong in the workers, without Ray's frames around it."""
+    """The workers' errors, without Ray's frames."""
     failures = getattr(error, "worker_failures", None) or {}
     return f"train: {failure_text(failures) or describe_error(error)}"
 
 
 @dataclass(frozen=True)
 class _Payload:
-    """What a worker is started with."""
+    """The configuration of a worker."""
 
     spec: PipelineSpec
     store: str
     keys: dict[str, str]
-    """the artifacts that it reads, by stage"""
+    """the keys of its input artifacts, by stage"""
     run_folder: str
     board: Any
-    """the display's handle"""
+    """the display's actor"""
 
 
 def _work(payload: _Payload) -> str | None:
-    """What one worker does, from its start to the end of training; returns what is wrong with the spec, if so."""
-    # A mistake in the spec shows on every worker alike: said once, and not tried again like a lost worker.
+    """The main function of a worker; returns a mistake in the spec as text, if there is one."""
+    # A mistake in the spec is the same on every worker: report it once, and do not retry as for a lost worker.
     try:
         _train(payload)
     except RayconteurError as error:
@@ -196,7 +195,7 @@ def _train(payload: _Payload) -> None:
 
     def on_checkpoint(report: Report, write: Write) -> None:
         def upload(local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-            """On a thread of Ray's, while training goes on."""
+            """Runs in a thread of Ray, during training."""
             write(Path(local.path))
             store.upload(Path(local.path), f"{run_folder}/{name}")
             return ray.train.Checkpoint(f"{run_folder}/{name}", filesystem=store.filesystem)

@@ -1,12 +1,11 @@
-"""tune: a search over settings of `train`, with Ray Tune over trainings of Ray Train and DeepSpeed.
+"""tune: searches over settings of `train`, with Ray Tune, Ray Train and DeepSpeed.
 
     rayconteur tune PIPELINE
 
-Leaves in the store: `search.json`, every trial with its reports, and the winner; `tensorboard/`. The winner is the
-best report of all trials, measured once more from its checkpoint; `train` takes that checkpoint for its own.
-
-Trials are kept beside it, each found by its settings (workflows/search/records.py): interrupted or widened, a search
-trains only what was not trained before.
+Writes to the store: `search.json`, every trial with its reports, and the winner; `tensorboard/`. The winner is the
+best report of all trials, measured again on its checkpoint, which becomes the checkpoint of `train`. Trials are
+stored beside the search, by their settings (workflows/search/records.py): an interrupted or extended search trains
+only what is missing.
 """
 
 import logging
@@ -44,7 +43,7 @@ from workflows.training.steps import num_steps, steps_per_epoch
 
 
 def run(context: Context) -> TuneFigures:
-    """Search, and measure the winner once more; returns what was found."""
+    """Run the search, and measure the winner again; returns the figures."""
     spec, store = context.spec, context.store
     assert spec.tune is not None
     tune = spec.tune
@@ -112,7 +111,7 @@ def run(context: Context) -> TuneFigures:
 
 
 def family_of(spec: PipelineSpec, keys: dict[str, str]) -> str:
-    """The same for searches that differ in their budget alone."""
+    """A key that is the same for searches that differ only in their budget."""
     assert spec.tune is not None
     settings = spec.tune.result_fields()
     for budget in ("trials", "time_minutes"):
@@ -121,7 +120,7 @@ def family_of(spec: PipelineSpec, keys: dict[str, str]) -> str:
 
 
 def _most_steps(spec: PipelineSpec, store: Store, corpus: str) -> int:
-    """Steps of the longest training in the space."""
+    """The number of steps of the longest training in the space."""
     per_epoch: dict[tuple[int, int, int], int] = {}
     most = 1
     for values in combinations(spec):
@@ -134,7 +133,7 @@ def _most_steps(spec: PipelineSpec, store: Store, corpus: str) -> int:
 
 
 def _earlier(store: Store, search: Search) -> list[Values]:
-    """The settings, in their order, that the longest search of this family has chosen before."""
+    """The settings that the longest earlier search of this family chose, in their order."""
     keys = [info.base_name for info in store.folders("tune")]
     found = [other for key in keys if (other := read_search(store, key)) and other.family == search.family]
     longest = max(found, key=lambda other: len(other.trials), default=None)
@@ -163,7 +162,7 @@ def _figures(search: Search) -> TuneFigures:
 
 
 def tidy(context: Context) -> None:
-    """Once the artifact is whole: let go of what Tune and the gangs kept, and of checkpoints that nobody knows of."""
+    """Once the artifact is complete, delete Tune's and the worker groups' files, and checkpoints without a record."""
     store = context.store
     for name in ("run", "gangs"):
         store.remove(store.path("tune", context.key, name))

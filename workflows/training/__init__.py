@@ -1,1 +1,1 @@
-"""What a training worker does, what it reports, and what it recovers from."""
+"""Training in a worker: steps, reports, checkpoints and recovery."""

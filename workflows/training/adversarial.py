@@ -1,11 +1,11 @@
-"""The adversarial pair of one worker: which phase training is in, and the phases after likelihood.
+"""Adversarial training in one worker: the current phase, and the phases after likelihood.
 
-    likelihood       until the held-out loss is at its plateau, or `train.epochs` are over (models/training/fit.py)
-    warm-up          the discriminator alone, until its held-out loss is, or `warmup_steps` are over
-    turns            both, `turns` times; not where the discriminator cannot tell real from generated replies
-    likelihood       once more, for as long as warm-up and turns took, from where they began: what to compare with
+    likelihood       until the held-out loss reaches a plateau, or `train.epochs` are over (models/training/fit.py)
+    warm-up          the discriminator alone, until its held-out loss reaches a plateau, or `warmup_steps` are over
+    turns            both, `turns` times; skipped if the discriminator cannot tell real from generated replies
+    control          likelihood again, from the start of the warm-up, for as long as warm-up and turns took
 
-The phase is read from the history alone, so that a training goes on in the one in which it stopped.
+Only the history decides the phase, so training resumes in the phase in which it stopped.
 """
 
 import math
@@ -43,13 +43,13 @@ _CONTINUED_LOSS = "held_out_continued_loss"
 _GAME = "duel.pt"
 _MEASURED_AT_ONCE = 16
 
-# A plateau: the last two measurements are lower than all before by less than this, in nats.
+# On a plateau, the last two measurements are lower than all earlier ones by less than this, in nats.
 _LESS_LOSS = 1e-3
 _SECONDS_BETWEEN_NOTICES = 5.0
 
 
 class AdversarialPhases:
-    """Generator and discriminator; all workers call the same methods together."""
+    """Trains generator and discriminator; all workers call the same methods together."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class AdversarialPhases:
         likelihood_steps: int,
         resume_from: Path | None,
     ) -> None:
-        """`likelihood_steps`: the most of the first phase; `resume_from`: a checkpoint on this machine."""
+        """`likelihood_steps`: the maximum of the first phase; `resume_from`: a local checkpoint."""
         spec = models.spec
         assert isinstance(spec.train.objective, AdversarialSpec)
         assert isinstance(data.objective, Generate)
@@ -73,7 +73,7 @@ class AdversarialPhases:
 
     @property
     def is_likelihood(self) -> bool:
-        """Whether the first phase goes on."""
+        """Whether the likelihood phase continues."""
         lines = self._reports.record.lines
         if any(PLAYER_LOSS in line.figures for line in lines[-1:]):
             return False
@@ -81,7 +81,7 @@ class AdversarialPhases:
 
     @property
     def num_steps(self) -> int:
-        """Of the whole training, as far as it is known now."""
+        """The number of steps of the whole training, as far as it is known."""
         steps, warmup, turns = self._counts()
         max_likelihood = self._likelihood_steps if self.is_likelihood else steps
         max_warmup = warmup if self._is_warm() else self._settings.warmup_steps
@@ -89,7 +89,7 @@ class AdversarialPhases:
         return max_likelihood + max_warmup + max_turns
 
     def play(self, leaving: Callable[[], bool]) -> None:
-        """The phases after likelihood, from where the history ends."""
+        """Run the phases after likelihood, starting where the history ends."""
         trainer, plan = self._begin()
         lines = self._reports.record.lines
         began, num_tokens, left = time.monotonic(), 0, False
@@ -118,8 +118,8 @@ class AdversarialPhases:
                 self._checkpoint(trainer, is_warm, rate)
 
     def _compare(self, trainer: AdversarialTrainer) -> None:
-        """Train the generator as it was by likelihood alone, for as long as it was the pair's; it goes with the last
-        checkpoint.
+        """Train the control: the generator from before the adversarial phases, by likelihood for the same time. The
+        last checkpoint includes it.
         """
         lines = self._reports.record.lines
         steps = self._counts()[0]
@@ -134,7 +134,9 @@ class AdversarialPhases:
         self._reports.snapshots = [*self._reports.snapshots, lambda: write]
 
     def _continued(self, start: Mapping[str, torch.Tensor], seconds: float) -> tuple[Write, float]:
-        """Likelihood training from these weights, for as long; returns what writes its best model, and its loss."""
+        """Train by likelihood from these weights for the same time; returns a function that writes the best model,
+        and its loss.
+        """
         model = self._models.model()
         model.load_state_dict(start, strict=False)
         engine = self._models.engine(model, self._objective)
@@ -147,19 +149,19 @@ class AdversarialPhases:
         return model_writer(model, weights), loss
 
     def close(self) -> None:
-        """Let go of the discriminator."""
+        """Free the discriminator."""
         if self._discriminator is not None:
             self._discriminator.close()
 
     def _begin(self) -> tuple[AdversarialTrainer, StepPlan]:
-        """The second player, and the game as the checkpoint has it."""
+        """Load the discriminator, and the state of adversarial training from the checkpoint."""
         train, settings = self._train, self._settings
-        torch.manual_seed(train.seed + 1)  # the same on all workers: its start
+        torch.manual_seed(train.seed + 1)  # equal initial weights on all workers
         reader, knows = self._models.model(discriminates=True), self._generator.model.state_dict()
         if {name: weight.shape for name, weight in reader.state_dict().items()} == {
             n: w.shape for n, w in knows.items()
         }:
-            reader.load_state_dict(knows)  # it begins with what likelihood training has learned
+            reader.load_state_dict(knows)  # it starts from the weights of likelihood training
         discriminator = self._discriminator = self._models.engine(
             Discriminator(reader, settings.max_reply_tokens), Discriminate()
         )
@@ -195,7 +197,7 @@ class AdversarialPhases:
         return trainer, self._plan()
 
     def _plan(self) -> StepPlan:
-        """The histories of every step; one is read once, and once for each pair that is replayed beside it."""
+        """The histories of every step; a history is computed once, and once more for each replayed pair."""
         train, lengths = self._train, self._data.num_tokens
         tokens = max(1, train.pass_tokens // (1 + self._settings.num_replies))
         return StepPlan(
@@ -204,13 +206,13 @@ class AdversarialPhases:
         )  # fmt: skip
 
     def _copied(self, model: Any) -> Any:
-        """The generator as it is now, for one that does not change."""
+        """A frozen copy of the generator."""
         copy = self._models.model().to(self._generator.device).eval()
         copy.load_state_dict(model.state_dict())
         return copy.requires_grad_(False) if self._train.adapter is None else copy
 
     def _parts(self, plan: StepPlan, step: int) -> tuple[list[Part | None], int]:
-        """This worker's histories of a step, and how many there are of all workers."""
+        """This worker's histories for a step, and the number over all workers."""
         engine, most = self._generator, self._settings.max_reply_tokens
         rows = plan.micro_batches(step, engine.rank, engine.num_workers)
 
@@ -224,7 +226,7 @@ class AdversarialPhases:
         return [part(numbers) if numbers else None for numbers in rows], plan.weight(step)
 
     def _held_out_parts(self) -> Iterator[Part]:
-        """This worker's share of the held-out histories, each with its last reply."""
+        """This worker's share of held-out histories, each with its last reply."""
         most, engine = self._settings.max_reply_tokens, self._generator
         numbered = list(enumerate(self._data.held_out))[engine.rank :: engine.num_workers]
         for start in range(0, len(numbered), _MEASURED_AT_ONCE):
@@ -240,7 +242,7 @@ class AdversarialPhases:
         found = held_out_figures(means) | {"held_out_accuracy": accuracy, _HELD_OUT_PLAYER_LOSS: judged["loss"]}
         if (continued_loss := last.figures.get(_CONTINUED_LOSS)) is not None:
             found[_CONTINUED_LOSS] = continued_loss
-        last.figures.update(found)  # what the phase is known by
+        last.figures.update(found)  # marks the phase in the history
         if not plays and self._is_warm() and not self._may_play():
             self._reports.note(
                 f"the discriminator's accuracy on held-out pairs is {accuracy:.1%}, below "
@@ -254,14 +256,14 @@ class AdversarialPhases:
         self._reports.checkpoint(Report(len(lines), self.num_steps, figures), seconds_each)
 
     def _counts(self) -> tuple[int, int, int]:
-        """Steps of each phase so far."""
+        """The number of steps of each phase so far."""
         lines = self._reports.record.lines
         turns = sum(_is_turn(line) for line in lines)
         warmup = sum(PLAYER_LOSS in line.figures for line in lines) - turns
         return len(lines) - warmup - turns, warmup, turns
 
     def _is_warm(self) -> bool:
-        """Whether the warm-up is over; it ends at a checkpoint."""
+        """Whether the warm-up has ended; it ends at a checkpoint."""
         lines = [line for line in self._reports.record.lines if PLAYER_LOSS in line.figures]
         warmup = [line for line in lines if not _is_turn(line)]
         if len(lines) > len(warmup):
@@ -272,7 +274,7 @@ class AdversarialPhases:
         )
 
     def _may_play(self) -> bool:
-        """Whether there are turns: not before the discriminator was found good enough, if it is warm."""
+        """Whether the turns run: only after a warm-up with a sufficiently accurate discriminator."""
         if not self._is_warm():
             return True
         lines = self._reports.record.lines
@@ -290,6 +292,6 @@ def _is_turn(line: HistoryLine) -> bool:
 
 
 def _is_level(lines: Sequence[HistoryLine], name: str) -> bool:
-    """Whether the last two measurements of a loss were no lower than all before them."""
+    """Whether the last two measurements of a loss are no lower than all earlier ones."""
     values = [value for line in lines if (value := line.figures.get(name)) is not None]
     return len(values) > 2 and min(values[-2:]) > min(values[:-2]) - _LESS_LOSS

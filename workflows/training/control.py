@@ -1,5 +1,6 @@
-"""What a pair's generator is compared to: likelihood training, continued from where the adversarial phases began, for
-as long as they took on the same workers."""
+"""The control for an adversarial pair: likelihood training, continued from the start of the adversarial phases, for
+the same time on the same workers.
+"""
 
 import time
 from collections.abc import Callable
@@ -23,10 +24,10 @@ def continued(
     seconds: float,
     alive: Callable[[float], None],
 ) -> tuple[dict[str, "torch.Tensor"], float]:
-    """Train for this many seconds, from a rate that falls to 0 as they pass; all workers call it together.
+    """Train for this many seconds, with a learning rate that falls to 0; all workers call it together.
 
-    Returns the weights (worker 0's; empty on others) with the lowest held-out loss, and that loss: those at the start
-    are among them. `alive(share)` is called after every step with the share of the time that has passed.
+    Returns the weights (worker 0's; empty on others) with the lowest held-out loss, including the initial ones, and
+    that loss. Calls `alive(share)` after every step, with the share of the time that has passed.
     """
     seconds = max(1e-9, engine.total([seconds])[0] / engine.num_workers)
     best, weights = measure(engine, data.measured)[0]["loss"], engine.weights()

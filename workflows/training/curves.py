@@ -1,4 +1,4 @@
-"""What a training's history looks like: a page with its curves, TensorBoard's event files, and an MLflow run."""
+"""Show a training's history: an HTML page with curves, TensorBoard event files, and an MLflow run."""
 
 import importlib.util
 import os
@@ -15,9 +15,9 @@ _TITLES = {
     "held_out_loss": "held-out loss, nats",
     "learning_rate": "learning rate",
     "gradient_norm": "gradient norm before clipping",
-    "tokens_per_second": "tokens a second",
+    "tokens_per_second": "tokens per second",
     "utilisation": "share of the machine's matrix-product rate",
-    "memory_gb": "most memory held by worker 0, GB",
+    "memory_gb": "peak memory of worker 0, GB",
 }
 _FROM_ZERO = {"tokens_per_second", "utilisation", "memory_gb"}
 _NO_CURVES = {"step", "num_steps", "time", "num_tokens", "skipped", "seconds"}
@@ -25,13 +25,13 @@ _PANEL_PIXELS = 260
 
 
 def write_curves(name: str, lines: Sequence[HistoryLine], folder: Path) -> None:
-    """`curves.html`, readable without a network, and `tensorboard/` into `folder`; `lines` are the history's."""
+    """Write `curves.html`, which needs no network, and `tensorboard/` to `folder`; `lines` are the history's."""
     _write_page(name, lines, folder / "curves.html")
     _write_events(lines, folder / "tensorboard")
 
 
 def curves_of(lines: Sequence[HistoryLine]) -> dict[str, tuple[list[int], list[float]]]:
-    """Every figure of the history that was measured at least once: its steps and values, the usual ones first."""
+    """The steps and values of every figure in the history; the usual ones first."""
     figures = [(line.step, line.to_json()) for line in lines]
     names = list(dict.fromkeys([*_TITLES, *(name for _, found in figures for name in found)]))
     curves = {}
@@ -55,7 +55,7 @@ def curves_figure(lines: Sequence[HistoryLine]) -> Any:
 
     curves = curves_of(lines)
     loss = "loss" if "loss" in curves else next(iter(curves))
-    # Both losses in one panel; every other figure in its own.
+    # Both losses share a panel; every other figure has its own.
     panels = [curve for curve in curves if curve != "held_out_loss"]
     rows = -(-len(panels) // 2)
     titles = [_TITLES.get(panel, panel.replace("_", " ")) for panel in panels]
@@ -93,16 +93,16 @@ def _write_events(lines: Sequence[HistoryLine], folder: Path) -> None:
 
 
 def check_mlflow() -> None:
-    """Raise RayconteurError where MLflow's variable is set and MLflow is not there, before anything is trained."""
+    """Raise RayconteurError before training if MLflow's variable is set but MLflow is not installed."""
     if os.environ.get(_TRACKING_URI) and importlib.util.find_spec("mlflow") is None:
         raise RayconteurError(
-            f"{_TRACKING_URI} is set, and the package mlflow is not installed; "
+            f"{_TRACKING_URI} is set, but the package mlflow is not installed; "
             "run: pip install 'rayconteur[mlflow]', or unset the variable"
         )
 
 
 def log_to_mlflow(name: str, key: str, settings: Mapping[str, object], lines: Sequence[HistoryLine]) -> None:
-    """Where MLflow's variable is set: a run in the experiment `name`, with all settings and every step's figures."""
+    """If MLflow's variable is set, log a run in the experiment `name`, with all settings and every step's figures."""
     if not os.environ.get(_TRACKING_URI):
         return
     from mlflow import MlflowClient
@@ -118,7 +118,7 @@ def log_to_mlflow(name: str, key: str, settings: Mapping[str, object], lines: Se
         for curve, (steps, values) in curves_of(lines).items()
         for step, value in zip(steps, values, strict=True)
     ]
-    for start in range(0, len(metrics), 1000):  # as many as MLflow takes at once
+    for start in range(0, len(metrics), 1000):  # MLflow's maximum per call
         client.log_batch(run.info.run_id, metrics=metrics[start : start + 1000])
     client.log_batch(run.info.run_id, params=[Param(field, str(value)) for field, value in _flat(settings).items()])
     client.set_terminated(run.info.run_id, end_time=_milliseconds(lines[-1]))

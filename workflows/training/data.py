@@ -1,4 +1,4 @@
-"""What a worker of a training reads of the corpus: its own rows of every step, and the held-out conversations."""
+"""The data of a training worker: its rows of every step, and the held-out conversations."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -24,18 +24,18 @@ _MAX_NAMED = 20
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The rows of both splits, and which of them each step reads."""
+    """The rows of both splits, and the rows that each step reads."""
 
     objective: Objective
     rows: Examples
     held_out: Sequence[CorpusRow]
-    """the first ones, of `train.held_out_tokens` tokens together"""
+    """the first ones, together `train.held_out_tokens` tokens"""
     num_tokens: Sequence[int]
-    """of each of `rows`, as `num_targets`"""
+    """for each of `rows`, like `num_targets`"""
     num_targets: Sequence[int]
     plan: StepPlan
     micro_batch_parts: int = 1
-    """parts that each micro-batch is split into"""
+    """number of parts of each micro-batch"""
     measured: Sequence[PackedBatch] = ()
     """this worker's share of the held-out rows"""
 
@@ -44,12 +44,12 @@ class TrainingData:
         return self.objective.batch([self.rows[number] for number in numbers])
 
     def cut(self, parts: int, batch_tokens: int, engine: TrainingEngine) -> "TrainingData":
-        """The same with micro-batches in `parts` of `batch_tokens` tokens each; so are held-out rows."""
+        """The same data, with micro-batches and held-out rows in `parts` of `batch_tokens` tokens each."""
         batches = held_out_batches(self.held_out, batch_tokens, engine.rank, engine.num_workers, self.objective.batch)
         return replace(self, micro_batch_parts=parts, measured=list(batches))
 
     def longest(self, max_tokens: int) -> PackedBatch:
-        """The longest conversations that have at most this many tokens together; else the shortest one."""
+        """The longest conversations that together have at most this many tokens; at least the shortest one."""
         taken, total = [], 0
         for row in self._longest_first:
             if total + self.num_tokens[row] <= max_tokens:
@@ -62,7 +62,7 @@ class TrainingData:
         return sorted(range(len(self.num_tokens)), key=lambda row: -self.num_tokens[row])
 
     def num_targets_of(self, step: int) -> int:
-        """Tokens that all workers learn in a step."""
+        """The number of supervised tokens in a step, over all workers."""
         return sum(self.num_targets[row] for part in self.plan.rows(step) for row in part)
 
 
@@ -83,7 +83,7 @@ def objective_of(section: ObjectiveSpec) -> Objective:
 
 
 def _first(rows: Examples, max_tokens: int) -> list[CorpusRow]:
-    """The first rows that hold this many tokens together."""
+    """The first rows that together have this many tokens."""
     taken, tokens = [], 0
     for row in rows:
         if tokens >= max_tokens:
@@ -94,7 +94,7 @@ def _first(rows: Examples, max_tokens: int) -> list[CorpusRow]:
 
 
 def places(rows: Examples, numbers: Sequence[int], spec: PipelineSpec) -> str:
-    """Where the conversations of these rows stand, as `file:line`, the first ones."""
+    """The places of the first of these rows, as `file:line`."""
     files = source_files(spec)
     found = sorted({(rows[number]["source"], rows[number]["line"]) for number in numbers})
     names = [f"{files[source].path}:{line}" for source, line in found[:_MAX_NAMED]]

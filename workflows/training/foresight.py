@@ -1,7 +1,7 @@
-"""What would end a training, of all that can be known before anything runs: told at `plan`, and before `run` begins.
+"""Find mistakes that would make training fail; `plan` reports them, and `run` before its first stage.
 
-troubles(spec)                         # of the base model, if it is on this machine already
-check_worker(spec, folder, splits)     # and in a worker, where it is there for certain, and the corpus too
+troubles(spec)                         # about the base model, if it is on this machine
+check_worker(spec, folder, splits)     # in a worker, which has the base model and the corpus
 """
 
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ _MAX_NAMED = 5
 
 
 def troubles(spec: PipelineSpec) -> list[str]:
-    """Sentences, each with its field and the fix; none where all is well as far as it can be known."""
+    """One sentence for each mistake, with its field and the fix; empty if none is found."""
     found = [*_of_deepspeed(spec.train), *_of_teacher(spec)]
     folder = known_folder(spec.base_model) if spec.base_model != NEW_MODEL else None
     return found if folder is None else [*found, *troubles_of_model(spec, folder), *_of_template(spec)]
 
 
 def troubles_of_model(spec: PipelineSpec, folder: Path) -> list[str]:
-    """What of the pipeline does not go with the base model in `folder`."""
+    """Mistakes of the pipeline about the base model in `folder`."""
     sizes = describe(folder)
     return [
         *_of_positions(spec, sizes["max_positions"]),
@@ -41,7 +41,7 @@ def troubles_of_model(spec: PipelineSpec, folder: Path) -> list[str]:
 
 
 def check_worker(spec: PipelineSpec, folder: Path, splits: Sequence["Examples"]) -> None:
-    """Raise RayconteurError for troubles of the model, and for tokens in the corpus that it has no embedding for."""
+    """Raise RayconteurError for mistakes about the model, and for tokens of the corpus without an embedding."""
     if found := troubles_of_model(spec, folder):
         raise RayconteurError("\n".join(found))
     rows = describe(folder)["vocab_size"]
@@ -49,13 +49,13 @@ def check_worker(spec: PipelineSpec, folder: Path, splits: Sequence["Examples"])
     if largest >= rows and not spec.data.new_tokens:
         name = chat_tokenizer(spec).convert_ids_to_tokens(largest)
         raise RayconteurError(
-            f"base_model: the corpus has the token {name!r} ({largest}), and the model embeddings for {rows} tokens; "
-            "name it in data.new_tokens, so that it gets one that is trained"
+            f"base_model: the corpus has the token {name!r} ({largest}), but the model only has {rows} embeddings; "
+            "add it to data.new_tokens, which trains an embedding for it"
         )
 
 
 def deepspeed_settings(train: TrainSpec, precision: str) -> DeepSpeedSettings:
-    """DeepSpeed's settings as `train` has them."""
+    """Mistakes in `train`'s DeepSpeed settings."""
     return DeepSpeedSettings(
         zero_stage=train.zero.stage,
         precision=precision,
@@ -75,8 +75,8 @@ def _of_teacher(spec: PipelineSpec) -> list[str]:
     if not spec.data.new_tokens or not isinstance(spec.train.objective, TeacherSpec):
         return []
     return [
-        f"data.new_tokens: the teacher of train.objective {spec.train.objective.name} does not know them; leave them "
-        "out, or use another objective"
+        f"data.new_tokens: the teacher of train.objective {spec.train.objective.name} has no such tokens; "
+        "leave them out, or use another objective"
     ]
 
 
@@ -84,14 +84,14 @@ def _of_positions(spec: PipelineSpec, positions: int) -> list[str]:
     if spec.data.max_length <= positions:
         return []
     return [
-        f"data.max_length: {spec.data.max_length} is more than the {positions} positions of {spec.base_model}; lower "
-        "it, or give a base model whose config.json allows more (max_position_embeddings, rope_scaling)"
+        f"data.max_length: {spec.data.max_length} exceeds the {positions} positions of {spec.base_model}; "
+        "lower it, or give a base model whose config.json allows more (max_position_embeddings, rope_scaling)"
     ]
 
 
 def _of_tokens(spec: PipelineSpec, folder: Path, rows: int) -> list[str]:
-    """A tokenizer may know a control token that the model does not, such as an image's, as long as no text has it."""
-    missing = {} if spec.data.new_tokens else tokens_without_rows(folder, rows)  # else all of them get rows
+    """A tokenizer may have a control token without an embedding, such as an image's, if no text contains it."""
+    missing = {} if spec.data.new_tokens else tokens_without_rows(folder, rows)  # which all get embeddings
     if not missing:
         return []
     used = {token: text for token, (text, is_special) in missing.items() if not is_special}
@@ -105,14 +105,14 @@ def _of_tokens(spec: PipelineSpec, folder: Path, rows: int) -> list[str]:
         return []
     names = [text for _, text in sorted(used.items())]
     return [
-        f"base_model: {len(names)} tokens of the tokenizer have no embedding, as the model has {rows}: "
-        f"{', '.join(names[:_MAX_NAMED])}{', ...' if len(names) > _MAX_NAMED else ''}; name them in "
-        "data.new_tokens, so that they get embeddings that are trained, or give a tokenizer without them"
+        f"base_model: {len(names)} tokens of the tokenizer have no embedding, since the model has {rows}: "
+        f"{', '.join(names[:_MAX_NAMED])}{', ...' if len(names) > _MAX_NAMED else ''}; add them to "
+        "data.new_tokens, which trains embeddings for them, or give a tokenizer without them"
     ]
 
 
 def _of_template(spec: PipelineSpec) -> list[str]:
-    """What is wrong with the chat template, or with what `data` changes of it."""
+    """Mistakes in the chat template, or in the changes that `data` makes to it."""
     from models.chat import end_token_ids
 
     try:
@@ -123,7 +123,7 @@ def _of_template(spec: PipelineSpec) -> list[str]:
 
 
 def _of_layers(spec: PipelineSpec, folder: Path) -> list[str]:
-    """Names of layers that are none, or cannot be what is asked of them: seen on a model without weights."""
+    """Unknown or unsuitable layer names, checked on a model without weights."""
     train = spec.train
     targets = train.adapter.target_modules if train.adapter else "all-linear"
     if not train.frozen and not (train.adapter and (targets != "all-linear" or spec.data.new_tokens)):
@@ -138,7 +138,7 @@ def _of_layers(spec: PipelineSpec, folder: Path) -> list[str]:
         model = empty_model(AutoConfig.from_pretrained(str(folder)))
     except (
         Exception
-    ):  # of any architecture's own code; models/base/packing_check.py tells of those that cannot be opened
+    ):  # any exception of the architecture's code; models/base/packing_check.py reports models that cannot be opened
         return []
     try:
         adapters.freeze(model, train.frozen, has_new_tokens=bool(spec.data.new_tokens))

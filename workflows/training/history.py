@@ -1,4 +1,4 @@
-"""The history of a training: a line for every step, kept with every checkpoint, and what is drawn from it."""
+"""The history of a training: a line for every step, saved with every checkpoint, and the curves made from it."""
 
 import json
 import math
@@ -58,20 +58,20 @@ _FIELDS = [each.name for each in fields(HistoryLine) if each.name != "figures"]
 
 
 class History:
-    """Every step's progress, when it ended, and the held-out figures measured after it."""
+    """For every step: its progress, its time, and the held-out figures measured after it."""
 
     def __init__(self, text: str = "") -> None:
         self.lines = [HistoryLine.from_json(json.loads(line)) for line in text.splitlines()]
 
     def add(self, progress: Progress, **more: float) -> None:
-        """A step that has just ended; `more` are further figures of it."""
+        """Add a step that has just ended; `more` are additional figures."""
         content = asdict(progress)
         figures = content.pop("figures") | more
         plain = {name: _plain(value) for name, value in (content | {"time": round(time.time(), 3)} | figures).items()}
         self.lines.append(HistoryLine.from_json(plain))
 
     def add_held_out(self, figures: Mapping[str, float]) -> None:
-        """What was measured after the last step."""
+        """Add figures measured after the last step."""
         self.lines[-1].figures |= {
             name: _plain(value) for name, value in figures.items() if name.startswith("held_out_")
         }
@@ -86,14 +86,14 @@ class History:
 
 
 def _plain(value: float | None) -> float | None:
-    """JSON has no numbers that are not finite."""
+    """Replaces numbers that are not finite, which JSON lacks."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def shown(progress: Progress) -> dict[str, float]:
-    """A step as the display has it."""
+    """A step's figures for the display."""
     values: dict[str, float] = {"done": progress.step, "total": progress.num_steps}
-    if not math.isnan(progress.loss):  # it is where another model than the one to come is trained
+    if not math.isnan(progress.loss):  # when the trained model is not the one to release
         values["loss"] = round(progress.loss, 4)
     values |= {name: round(value, 4) for name, value in progress.figures.items()}
     return {**values, "tokens_per_second": round(progress.tokens_per_second, 1)}

@@ -1,4 +1,4 @@
-"""How the models of a pipeline that are on this machine read its conversations (models/base/packing_check.py)."""
+"""Whether the pipeline's models on this machine can pack conversations (models/base/packing_check.py)."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from workflows.stage import StageFailed
 
 _WAYS = {
     "packed": "side by side in a row",
-    "padded": "each in a row of its own, about 1.2 times the time of packed ones",
+    "padded": "each in its own row, about 1.2 times the time of packed ones",
     "alone": "one after the other, at least 1.1 times the time of packed ones",
 }
 
 
 def known_reading(spec: PipelineSpec) -> Reading | None:
-    """How the base model reads conversations, None where that is not on this machine yet; raises StageFailed for a
-    model, or a teacher, that cannot.
+    """How the base model reads conversations; None if it is not on this machine. Raises StageFailed for a base model,
+    or a teacher, that cannot be trained.
     """
     found = None if spec.base_model == NEW_MODEL else _reading("base_model", spec.base_model)
     if isinstance(spec.train.objective, DistillSpec):
@@ -33,12 +33,12 @@ def _reading(field: str, name: str) -> Reading | None:
 
 
 def reading_text(reading: Reading) -> str:
-    """As a person reads it."""
+    """The reading as a sentence."""
     why = f"; packed, {reading.why}" if reading.why else ""
     return f"conversations are read {_WAYS[reading.how]}{why} (docs/architectures.md)"
 
 
 def note_of(folder: Path) -> str | None:
-    """What a training says of a model whose conversations are not packed."""
+    """A training's note about a model that cannot pack conversations."""
     reading = reading_of(folder)
     return None if reading.how == "packed" else f"train: {reading_text(reading)}"

@@ -1,4 +1,4 @@
-"""What a worker's training says of itself: its steps, in the history and on the display, and its checkpoints."""
+"""Report a worker's training: steps to the history and the display, and checkpoints."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,18 +18,18 @@ from workflows.training.recovery import Slowest, Watchdog
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What a worker's training calls, on all workers."""
+    """Callbacks of a training, called on all workers."""
 
     on_checkpoint: Callable[[Report, Write], None]
-    """`write(folder)` leaves this worker's part of the checkpoint there; what it raises ends the training"""
+    """`write(folder)` writes this worker's part of the checkpoint there; an exception ends the training"""
     post: Callable[..., object] = lambda **values: None
     """shows values on the display; `note` is a line that stays"""
     leaving: Callable[[], bool] = lambda: False
-    """whether this machine is about to go"""
+    """whether this machine is about to be preempted"""
 
 
 class Reporter:
-    """For `fit`'s `on_step` and `on_checkpoint`; all workers call the same together."""
+    """Implements `fit`'s `on_step` and `on_checkpoint`; all workers call them together."""
 
     def __init__(
         self,
@@ -41,10 +41,12 @@ class Reporter:
         figures: Mapping[str, float],
         rate: float,
     ) -> None:
-        """`figures` go with every checkpoint; all workers compute `rate` floating-point operations in a second."""
+        """`figures` are added to every checkpoint's; `rate` is the floating-point operations per second of all
+        workers.
+        """
         self.record = record
         self.snapshots: Sequence[Callable[[], Write]] = [engine.snapshot]
-        """what a checkpoint is written by"""
+        """writes a checkpoint"""
         self._engine, self._tokenizer, self._watchdog = engine, tokenizer, watchdog
         self._callbacks, self._figures, self._rate = callbacks, figures, rate
         self._seconds = (record.lines[-1].figures.get("seconds") or 0.0) if record.lines else 0.0
@@ -52,7 +54,7 @@ class Reporter:
         self._ended, self._slowest = time.monotonic(), Slowest()
 
     def step(self, progress: Progress, operations: float | None = None) -> None:
-        """A step of so many floating-point operations has ended; None where they were not counted."""
+        """A step has ended; `operations` are its floating-point operations, None if not counted."""
         self._watchdog.alive()
         began, self._ended = self._ended, time.monotonic()
         took = self._ended - began
@@ -64,7 +66,7 @@ class Reporter:
             self._callbacks.post(**shown(progress), **resumed, num_workers=self._engine.num_workers)
 
     def checkpoint(self, report: Report, seconds_each: Sequence[float]) -> None:
-        """The steps so far are to be kept; `seconds_each` is how long each worker took for the same work."""
+        """Save a checkpoint; `seconds_each` is the time that each worker took for the same work."""
         self.record.add_held_out(report.figures)
         writes, steps_so_far = [take() for take in self.snapshots], self.record.text()
 
@@ -88,13 +90,13 @@ class Reporter:
         self._ended = time.monotonic()
 
     def continued(self, share: float) -> None:
-        """A step of the likelihood training that a pair is compared to; a share of its time has passed."""
+        """A step of the control has ended; `share` of its time has passed."""
         self._watchdog.alive()
         if self._engine.rank == 0:
             self._callbacks.post(likelihood_continued=f"{share:.0%}")
 
     def note(self, text: str) -> None:
-        """Something that a person should know, said once."""
+        """Print a note, once."""
         if self._engine.rank == 0:
             self._callbacks.post(note=f"train: {text}")
 

@@ -1,4 +1,4 @@
-"""How many optimizer steps a training takes, and which rows each of them reads."""
+"""The number of optimizer steps of a training, and the rows that each of them reads."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def step_plan(train: TrainSpec, lengths: Sequence[int], weights: Sequence[int]) -> "StepPlan":
-    """Which rows of the corpus, of these lengths and weights, every step reads."""
+    """The rows that every step reads, for rows of these lengths and weights."""
     from models.packing import StepPlan
 
     return StepPlan(
@@ -20,13 +20,13 @@ def step_plan(train: TrainSpec, lengths: Sequence[int], weights: Sequence[int]) 
 
 
 def num_steps(train: TrainSpec, steps_per_epoch: int) -> int:
-    """Optimizer steps that `epochs` and `max_steps` come to."""
+    """The number of optimizer steps for `epochs` and `max_steps`."""
     steps = max(1, round(train.epochs * steps_per_epoch))
     return min(steps, train.max_steps) if train.max_steps else steps
 
 
 def steps_per_epoch(train: TrainSpec, store: Store, key: str) -> int:
-    """Steps over the corpus `key`, packed as training will pack it; of the corpus only the lengths are read."""
+    """Steps per epoch over the corpus `key`, packed as in training; reads only the lengths of its rows."""
     from workflows.corpus.reader import corpus_files
 
     lengths = corpus_files(store, key, "train").to_table(columns=["num_tokens"])["num_tokens"].to_numpy()

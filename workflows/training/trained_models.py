@@ -1,4 +1,4 @@
-"""The models of a training: made from the base model with what is trained of it, and put on DeepSpeed."""
+"""Make the models of a training from the base model, and their DeepSpeed engines."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,16 +21,16 @@ from workflows.training.foresight import deepspeed_settings
 
 @dataclass(frozen=True)
 class TrainedModels:
-    """Makes models and engines as `train` says."""
+    """Makes models and engines with the settings of `train`."""
 
     bases: BaseModels
-    """what is kept for the next training of this process"""
+    """kept for the next training in this process"""
     spec: PipelineSpec
     precision: str
     """`bf16` or `fp32`"""
 
     def model(self, discriminates: bool = False) -> Any:
-        """The base model with what is trained of it; what an adapter leaves as it is, all models here share."""
+        """The base model, prepared for training; models with an adapter share the frozen weights."""
         spec, train = self.spec, self.spec.train
         model = self.bases.model(
             discriminator_base(spec) if discriminates else resolve(spec.base_model),
@@ -49,7 +49,7 @@ class TrainedModels:
         return model
 
     def check_tools(self) -> None:
-        """Raise RayconteurError, before a model is loaded, where DeepSpeed lacks a tool on this machine."""
+        """Raise RayconteurError, before loading a model, if DeepSpeed lacks a tool on this machine."""
         if not self.spec.train.gpus_per_worker:
             check_build_tools()
         if self.spec.train.zero.offload == "nvme":

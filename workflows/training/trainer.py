@@ -25,10 +25,10 @@ def torch_trainer(
 ) -> Any:
     """A `ray.train.torch.TorchTrainer` whose workers call `work()`.
 
-    Two numbers of workers are the least and the most. What Ray Train keeps goes to `folder` on the store; `run` are
+    Two numbers of workers are the minimum and the maximum. Ray Train's files go to `folder` in the store; `run` has
     further fields of its RunConfig.
     """
-    # A worker that is stopped as a whole cannot watch itself: Ray asks it, and waits as long.
+    # A stopped process cannot watch itself, so Ray's health check waits for it as long as our watchdog.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.hang_minutes * 60)
     return ray.train.torch.TorchTrainer(
         work,

@@ -1,7 +1,7 @@
-"""One worker of a training: what it does from the corpus to the last checkpoint, under `train` and under `tune`.
+"""One worker of a training, from the corpus to the last checkpoint, for `train` and for `tune`.
 
 worker = TrainWorker()                           # in every process of a torch.distributed group
-worker.train(settings, callbacks)                # and again, with others: what can be kept is kept
+worker.train(settings, callbacks)                # and again with others; reuses what it can
 """
 
 import gc
@@ -39,24 +39,24 @@ from workflows.training.trained_models import TrainedModels
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker trains, and from where."""
+    """A training: its settings, inputs and checkpoints."""
 
     spec: PipelineSpec
     store: Store
     keys: Mapping[str, str]
-    """the artifacts that it reads, by stage"""
+    """the keys of its input artifacts, by stage"""
     run_folder: str
-    """where on the store this training keeps what it has found out for its later starts"""
+    """the folder in the store for decisions that hold for later starts of this training"""
     resume_from: Path | None = None
-    """a checkpoint on this machine to go on from"""
+    """a local checkpoint from which to resume"""
     search_folder: str | None = None
-    """where all trainings of a search keep what they share: the precision"""
+    """the folder of decisions that all trainings of a search share: the precision"""
     only_measure: bool = False
-    """take no step: measure the held-out loss of the checkpoint"""
+    """only measure the held-out loss of the checkpoint, without a step"""
 
 
 class TrainWorker:
-    """This process as a worker; all workers of its group call the same methods together."""
+    """A worker of a training; all workers of its group call the same methods together."""
 
     def __init__(self) -> None:
         self._bases = BaseModels()
@@ -67,7 +67,7 @@ class TrainWorker:
         try:
             self._train(settings, callbacks)
         finally:
-            gc.collect()  # a model and its optimizer refer to each other
+            gc.collect()  # frees the reference cycle of a model and its optimizer
 
     def _train(self, settings: WorkerSettings, callbacks: Callbacks) -> None:
         spec, train = settings.spec, settings.spec.train
@@ -94,14 +94,14 @@ class TrainWorker:
             _Run(models, data, engine, reports, settings.resume_from).go(callbacks)
 
     def _rate(self, engine: DeepSpeedEngine, precision: str) -> float:
-        """Matrix products that all workers compute in a second; measured once."""
+        """The floating-point operations per second of all workers' matrix products; measured once."""
         if precision not in self._rates:
             self._rates[precision] = engine.total([matrix_product_rate(engine.device, dtype_of(precision))])[0]
         return self._rates[precision]
 
 
 class _Run:
-    """The steps of one training: of a likelihood, and of a pair what comes after it."""
+    """The steps of one training: by likelihood, and for a pair the phases after it."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class _Run:
             self._pair = AdversarialPhases(models, data, engine, reports, self._settings.num_steps, resume_from)
 
     def go(self, callbacks: Callbacks) -> None:
-        """Take all steps that are left."""
+        """Run all remaining steps."""
         try:
             if self._pair is None or self._pair.is_likelihood:
                 self._fit(callbacks)
@@ -156,9 +156,9 @@ class _Run:
 
 
 def _first_engine(models: TrainedModels, data: TrainingData, callbacks: Callbacks) -> DeepSpeedEngine:
-    """The engine of the model that is trained, from its seed."""
+    """The engine of the trained model, initialised from the seed."""
     rank, seed = torch.distributed.get_rank(), models.spec.train.seed
-    torch.manual_seed(seed)  # the same on all workers: the adapter's start
+    torch.manual_seed(seed)  # equal initial adapter weights on all workers
     if rank == 0 and (note := note_of(resolve(models.spec.base_model))):
         callbacks.post(note=note)
     models.check_tools()
@@ -180,7 +180,7 @@ def _fit_settings(train: TrainSpec, plan: StepPlan) -> FitSettings:
 
 
 def _micro_batch_parts(engine: DeepSpeedEngine, data: TrainingData, settings: WorkerSettings) -> int:
-    """How many parts a micro-batch is split into, so that each fits into memory; the same when a run is resumed."""
+    """The number of parts of a micro-batch that fit into memory; a resumed run keeps it."""
     train, store, run_folder = settings.spec.train, settings.store, settings.run_folder
     if (known := decisions(store, run_folder).cut) is not None:
         return known
@@ -201,7 +201,7 @@ def _micro_batch_parts(engine: DeepSpeedEngine, data: TrainingData, settings: Wo
 
 
 def _precision(train: TrainSpec, store: Store, run_folder: str) -> str:
-    """`bf16` or `fp32` for all workers of this run, also when it is resumed elsewhere."""
+    """`bf16` or `fp32`, for all workers of this run, also after it resumes on another machine."""
     if train.precision != "auto":
         return train.precision
     if (known := decisions(store, run_folder).precision) is not None:
