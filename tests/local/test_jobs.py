@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,9 +25,10 @@ from workflows.store import Artifact, Store
 
 
 @pytest.fixture(scope="module")
-def address(free_port, tmp_path_factory):
+def address(free_port):
     """The dashboard of a separate cluster."""
-    port, folder = free_port(), tmp_path_factory.mktemp("r")
+    # Ray puts sockets below it, whose paths may have 107 bytes: the folders that pytest makes are too long.
+    port, folder = free_port(), Path(tempfile.mkdtemp())
     words = [
         "--head", "--block", "--num-cpus", "4", "--node-ip-address", "127.0.0.1", "--port", str(free_port()),
         "--dashboard-port", str(port), "--dashboard-agent-listen-port", str(free_port()), "--temp-dir", str(folder),
@@ -48,6 +51,7 @@ def address(free_port, tmp_path_factory):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         head.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
