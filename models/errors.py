@@ -1,4 +1,4 @@
-"""What a user did, as an exception: its text is all that they need."""
+"""The root of all errors that a user can fix; their text is the whole message."""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -6,12 +6,12 @@ from typing import Any
 
 
 class RayconteurError(ValueError):
-    """A mistake that the user can mend: the command line prints its text and nothing else.
+    """A mistake that the user can fix: the command line prints its text and nothing else.
 
-    The text names the field or the file and line, what was found, the rule and the fix. Any other exception is a
-    mistake of ours: the command line keeps its traceback in a file and prints the path.
+    The text names the field or the file and line, what was found, the rule and the fix. Any other exception is a bug:
+    the command line keeps its traceback in a file and prints the path.
 
-    All of them, which tests/unit/test_errors.py compares with the classes that there are:
+    The tree of subclasses, which tests/unit/test_errors.py compares with the code:
 
         RayconteurError
             ApiError
@@ -41,7 +41,7 @@ class RayconteurError(ValueError):
     """
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-        """By its fields: else a process that reads it would call `__init__` with the text alone."""
+        """Pickle the fields: by default, unpickling calls `__init__` with the text alone."""
         return _restored, (type(self), self.args), self.__dict__
 
 
@@ -52,5 +52,5 @@ def _restored(kind: type[BaseException], arguments: tuple[Any, ...]) -> BaseExce
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that a mistyped one most likely stands for; `cutoff` is the least similarity, from 0 to 1."""
+    """The known name that is closest to a mistyped one; `cutoff` is the minimum similarity, from 0 to 1."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)

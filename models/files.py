@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.fs
 from filelock import FileLock
 
-# Between two tries up to 20 s pass, more with every try: about three minutes in all. While one waits, its process can
-# open no other S3 filesystem: Arrow builds a client when no other one is at work.
+# Retries wait longer each time, at most 20 s: about three minutes in all. While one waits, its process cannot open
+# another S3 filesystem, since Arrow builds a client only when no other one is at work.
 _TRIES = 16
 
 
 class PatientS3(pa.fs.S3FileSystem):  # type: ignore[misc]
-    """Waits for a service that answers with errors or not at all, and tries again. So do its copies in other
-    processes, where pyarrow would forget how to.
+    """Retries when the service answers with errors or not at all. Pickled copies do too; pyarrow's own lose their
+    retry strategy.
     """
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -36,7 +36,7 @@ def _patient(options: dict[str, Any]) -> PatientS3:
 def open_uri(uri: str, patient: bool = True) -> tuple[Any, str]:
     """The filesystem of a path or URI, and the path on it.
 
-    One that is not patient gives up after seconds: for a person who may have misspelled the address.
+    With `patient=False` it gives up after seconds, for a person who may have misspelled the address.
     """
     if "://" not in uri:
         return pa.fs.LocalFileSystem(), uri
@@ -47,8 +47,8 @@ def open_uri(uri: str, patient: bool = True) -> tuple[Any, str]:
 
 
 def listing(filesystem: Any, path: str) -> str:
-    """16 hexadecimal digits that change with the names, sizes and times of the files in a folder; empty where there
-    is none.
+    """16 hexadecimal digits that change with the names, sizes and times of the files in a folder; empty if there is
+    no such folder.
     """
     infos = filesystem.get_file_info(pa.fs.FileSelector(path, recursive=True, allow_not_found=True))
     files = sorted((info.path, info.size, info.mtime_ns) for info in infos if info.type == pa.fs.FileType.File)
@@ -56,12 +56,12 @@ def listing(filesystem: Any, path: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Where copies and what is made of them are kept on this machine: $RAYCONTEUR_CACHE or ~/.cache/rayconteur."""
+    """This machine's cache of copied and derived files: $RAYCONTEUR_CACHE or ~/.cache/rayconteur."""
     return Path(os.environ.get("RAYCONTEUR_CACHE") or Path.home() / ".cache" / "rayconteur")
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, filled by `make` if it is not there: by one process of this machine, whole or not at all."""
+    """`folder`; if it does not exist, one process of this machine fills it with `make`, completely or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
@@ -74,7 +74,7 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 
 def local_copy(uri: str) -> Path:
-    """A folder on this machine with what is in the one at `uri`; raises OSError. One of this machine is itself."""
+    """A local copy of the folder at `uri`, or the folder itself if it is local already; raises OSError."""
     if "://" not in uri:
         return Path(uri)
     filesystem, path = open_uri(uri)

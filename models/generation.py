@@ -1,4 +1,4 @@
-"""Replies of a plain transformers model, several prompts in one batch: the likeliest, or drawn ones."""
+"""Replies of a plain transformers model, several prompts in one batch: greedy or sampled."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +13,9 @@ from models.errors import RayconteurError
 def greedy_replies(
     model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, end_tokens: Sequence[int]
 ) -> list[list[int]]:
-    """The likeliest next tokens of each prompt, up to and with the first end token, at most `max_new_tokens`.
+    """The greedy reply to each prompt, including its end token, of at most `max_new_tokens`.
 
-    The model must use an attention of transformers' own.
+    The model must use one of transformers' attention implementations.
     """
     ids, mask = _padded(prompts, end_tokens[0], model.device)
     longest, pad = ids.shape[1], end_tokens[0]
@@ -40,11 +40,11 @@ def drawn_replies(
     seeds: Sequence[Sequence[int]],
     temperature: float = 1.0,
 ) -> list[list[list[int]]]:
-    """`num_replies` to each prompt, each up to and with its first end token: for each prompt a list of them.
+    """`num_replies` sampled replies to each prompt, each including its end token.
 
-    A prompt is read once, its replies go on from a copy of its cache. What is drawn for a prompt depends on its own
-    seed (any integers) alone, whatever else is in the batch: `numpy` gives a number in [0, 1) for each token, and the
-    token is where the cumulated probabilities pass it.
+    Each prompt is prefilled once, and its replies share a copy of the cache. A prompt's replies depend only on its
+    own seed (any integers), not on the rest of the batch: `numpy` draws a number in [0, 1) for each token, and the
+    token is where the cumulative probabilities exceed it.
     """
     draws = np.stack([np.random.default_rng(list(seed)).random((num_replies, max_new_tokens)) for seed in seeds])
     numbers = torch.from_numpy(draws).view(-1, max_new_tokens).to(model.device)
@@ -66,13 +66,13 @@ def chosen_replies(
     end_tokens: Sequence[int],
     choose: Callable[[torch.Tensor, int, torch.Tensor], tuple[torch.Tensor, dict[str, torch.Tensor]]],
 ) -> list[list[int]]:
-    """`num_replies` to each prompt, prompt by prompt, each up to and with its first end token.
+    """`num_replies` to each prompt, prompt by prompt, each including its end token.
 
-    `choose(logits [B, V], step, rows)` gives the next token of replies number `rows`, int64 [B], and what the model
-    reads for them: an argument of its forward, `input_ids` [B, 1] or `inputs_embeds` [B, 1, H]. Replies that have
-    ended are left out once they are a quarter of the rest.
+    `choose(logits [B, V], step, rows)` gives the next token of replies number `rows`, int64 [B], and the model's
+    input for them: an argument of its forward pass, `input_ids` [B, 1] or `inputs_embeds` [B, 1, H]. Replies that
+    have ended leave the batch once they are a quarter of it.
     """
-    plain = getattr(model, "module", model)  # DeepSpeed's engine has the model inside
+    plain = getattr(model, "module", model)  # DeepSpeed's engine wraps the model
     ids, mask = _padded(prompts, end_tokens[0], plain.device)
     ends = torch.tensor(list(end_tokens), device=plain.device)
     rows = torch.arange(len(prompts) * num_replies, device=plain.device)
@@ -126,7 +126,7 @@ def own_attention(model: Any) -> str:
 
 @contextlib.contextmanager
 def evaluating(model: Any, attention: str) -> Iterator[None]:
-    """`model` (transformers' own, or PEFT's) without dropout, and with this attention; then as it was."""
+    """Within the block, `model` (transformers' or PEFT's) has no dropout and uses this attention."""
     plain = model.get_base_model() if hasattr(model, "peft_config") else model
     usual, was_training = plain.config._attn_implementation, model.training
     model.eval()
@@ -141,7 +141,7 @@ def evaluating(model: Any, attention: str) -> Iterator[None]:
 
 
 def _draw(logits: torch.Tensor, temperature: float, numbers: torch.Tensor) -> torch.Tensor:
-    """int64 [B]: for each row of `logits` [B, V] the token whose part of [0, 1) its number falls into."""
+    """int64 [B]: for each row of `logits` [B, V] the token whose interval of [0, 1) contains the row's number."""
     reached = torch.softmax(logits.double() / temperature, dim=-1).cumsum(dim=-1)
     return torch.searchsorted(reached, (numbers * reached[:, -1])[:, None], right=True)[:, 0].clamp(
         max=logits.shape[1] - 1
@@ -149,14 +149,14 @@ def _draw(logits: torch.Tensor, temperature: float, numbers: torch.Tensor) -> to
 
 
 def _padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and their mask, int64 [B, longest]: what is missing is on the left."""
+    """Token ids and their mask, int64 [B, longest], padded on the left."""
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[pad] * (longest - len(prompt)) + [*prompt] for prompt in prompts], device=device)
     return ids, torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
 
 
 def _positions(mask: torch.Tensor) -> torch.Tensor:
-    """Each token's place in its row without the padding, [B, T]."""
+    """Each token's position in its row, padding not counted, [B, T]."""
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 

@@ -1,4 +1,4 @@
-"""Conversations packed into micro-batches without padding, each attending to itself alone.
+"""Conversations packed into micro-batches without padding; each attends only to itself.
 
     plan = StepPlan(num_tokens, weights, micro_batch_tokens=2048, num_workers=2, gradient_accumulation=1, seed=0)
     rows = plan.micro_batches(step=17, worker=0, num_workers=2)      # lists of row numbers
@@ -27,21 +27,21 @@ Conversation = tuple[Sequence[int], Sequence[bool]]
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Whole conversations in one row, as a model reads them."""
+    """Whole conversations in one row, the model's input."""
 
     input_ids: torch.Tensor
     """int64 [1, T]"""
     position_ids: torch.Tensor
     """int64 [1, T]; starts at 0 with every conversation"""
     sequence_lengths: list[int]
-    """tokens of each piece of the row, a conversation or a part of some; their sum is T"""
+    """tokens of each piece of the row, a conversation or a part of it; their sum is T"""
     prefixes: list[int]
-    """for each piece the earlier one that it goes on from, as that may itself; -1 where it begins a conversation.
-    Empty where all do"""
+    """for each piece the earlier piece that it continues; -1 if it starts a conversation.
+    Empty if all pieces start one"""
     predictors: torch.Tensor
     """int64 [S]: the positions that predict a supervised token"""
     target_positions: torch.Tensor
-    """int64 [S]: where in the row those tokens are; mostly the next positions"""
+    """int64 [S]: the positions of those tokens; mostly the next ones"""
     targets: torch.Tensor
     """int64 [S]: those tokens"""
     target_sequences: torch.Tensor
@@ -49,9 +49,9 @@ class PackedBatch:
     num_sequences: int
     """C"""
     weight: int
-    """what a sum over the batch is divided by for a mean: its targets, or its examples"""
+    """the divisor of a mean over the batch: the number of targets or of examples"""
     values: dict[str, torch.Tensor] = field(default_factory=dict)
-    """what else the objective needs, by name"""
+    """further tensors of the objective, by name"""
 
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch on another device."""
@@ -73,7 +73,7 @@ def pack(
 ) -> PackedBatch:
     """Conversations, each as (input_ids, supervised), as one packed batch; its weight is the number of targets.
 
-    The first token of a conversation has nothing before it and is never a target.
+    The first token of a conversation is never a target.
     """
     return pack_trees([Tree([ids], [-1], [supervised]) for ids, supervised in conversations], weight, values)
 
@@ -98,8 +98,8 @@ def pack_replies(
     weight: int | None = None,
     values: dict[str, torch.Tensor] | None = None,
 ) -> PackedBatch:
-    """Conversations, each as (history, reply, supervised): which of the reply's tokens are; the weight is their
-    number. A history that neighbours have in common stands in the row, and is read, once.
+    """Conversations as one packed batch, each as (history, reply, which of the reply's tokens are supervised); the
+    weight is the number of supervised tokens. Neighbours with the same history share it in the row.
     """
     pieces: list[Sequence[int]] = []
     parents: list[int] = []
@@ -130,15 +130,15 @@ def _packed(
 ) -> PackedBatch:
     """Pieces in one row, each with its conversation in `owners`; the weight is the number of targets."""
     starts, places, predictors, positions = [0], [], [], []
-    begins: list[int] = []  # how many tokens stand before each piece in its conversation
-    lasts: list[int] = []  # where the last token up to its end is, -1 where there is none
+    begins: list[int] = []  # how many tokens of its conversation come before each piece
+    lasts: list[int] = []  # the position of the last token up to its end, -1 if there is none
     for piece, parent, marks in zip(pieces, parents, supervised, strict=True):
         start, length = starts[-1], len(piece)
         before, last = (begins[parent] + len(pieces[parent]), lasts[parent]) if parent >= 0 else (0, -1)
         own = np.arange(start, start + length)
         is_target = np.array(marks, dtype=bool)
         if last < 0:
-            is_target[:1] = False  # nothing is before it
+            is_target[:1] = False  # no token predicts it
         places.append(own[is_target])
         predictors.append(np.concatenate([[last], own])[:-1][is_target])
         positions.append(own - start + before)
@@ -164,8 +164,8 @@ def _packed(
 
 
 def _joined(lengths: Sequence[int], parents: Sequence[int]) -> tuple[list[int], list[int]]:
-    """As few pieces as say the same: empty ones are left out, and one that goes on from the piece right before it,
-    which no other does, is a part of that.
+    """The smallest equivalent list of pieces: without empty ones, and with a piece merged into the one right before
+    it if it alone continues that.
     """
     renumbered: dict[int, int] = {-1: -1}
     real: list[int] = []
@@ -189,17 +189,15 @@ def _joined(lengths: Sequence[int], parents: Sequence[int]) -> tuple[list[int], 
 
 
 class StepPlan:
-    """Which conversations every worker reads in every step, from the lengths and a seed alone.
+    """Which conversations every worker reads in every step, computed from their lengths and a seed.
 
-    `num_tokens` and `weights` (`PackedBatch.weight`) are those of each row of the corpus.
+    `num_tokens` and `weights` (`PackedBatch.weight`) have an entry for each row of the corpus.
 
-    So any worker can say what step n holds without having read the steps before it, which is what makes a resumed
-    run read exactly what an undisturbed one would have read.
+    Any worker can compute the rows of step n without those of earlier steps, so a resumed run reads exactly what an
+    uninterrupted one reads. The rows of a step do not depend on the number of workers: fewer than `num_workers` share
+    the same micro-batches.
 
-    What a step holds does not depend on how many workers there are: fewer than `num_workers` divide the same
-    micro-batches among them.
-
-    An epoch is cut into micro-batches of at most `micro_batch_tokens` tokens (a longer conversation stands alone),
+    An epoch is split into micro-batches of at most `micro_batch_tokens` tokens (a longer conversation has its own),
     as even as possible (longest processing time first, Graham 1969), so that workers do not wait for each other.
     """
 
@@ -226,7 +224,7 @@ class StepPlan:
         self._epoch: tuple[int, list[list[int]]] | None = None
 
     def _count_steps(self, budget: int) -> int:
-        """The fewest steps in which no micro-batch of several conversations is over the budget."""
+        """The smallest number of steps such that no micro-batch of several conversations exceeds the budget."""
         lengths = np.sort(self._num_tokens)[::-1]
         most = len(lengths) // self._per_step
         steps = min(most, max(1, math.ceil(int(lengths.sum()) / (budget * self._per_step))))
@@ -240,7 +238,7 @@ class StepPlan:
     def micro_batches(self, step: int, worker: int, num_workers: int, parts: int = 1) -> list[list[int]]:
         """The row numbers of each of the worker's micro-batches in a step (both from 0), each split into `parts`.
 
-        Equally many on all workers: where the step's cannot be divided so, some are empty.
+        All workers have the same number of micro-batches; if the step's cannot be divided evenly, some are empty.
         """
         mine = self.rows(step)[worker::num_workers]
         mine += [[]] * (self.micro_batches_per_worker(num_workers) - len(mine))
@@ -266,11 +264,11 @@ class StepPlan:
         return parts
 
     def micro_batches_per_worker(self, num_workers: int) -> int:
-        """How many of a step's micro-batches each worker goes through."""
+        """The number of a step's micro-batches on each worker."""
         return -(-self._per_step // num_workers)
 
     def weight(self, step: int) -> int:
-        """Supervised tokens (or examples) of all workers in a step: what the step's loss sum is divided by."""
+        """Supervised tokens (or examples) of all workers in a step: the divisor of the step's loss sum."""
         return int(sum(self._weights[rows].sum() for rows in self.rows(step)))
 
     def num_tokens(self, step: int) -> int:
@@ -278,7 +276,7 @@ class StepPlan:
         return int(sum(self._num_tokens[rows].sum() for rows in self.rows(step)))
 
     def num_pairs(self, step: int) -> int:
-        """Pairs of positions of a step, one of which sees the other (or itself)."""
+        """Pairs of positions of a step, one of which attends to the other (or to itself)."""
         lengths = [self._num_tokens[rows] for rows in self.rows(step)]
         return int(sum((each * (each + 1) // 2).sum() for each in lengths))
 
@@ -298,7 +296,7 @@ class StepPlan:
 
 
 def _spread(lengths: Any, rows: Any, num_bins: int) -> list[list[int]]:
-    """Rows, longest first, each into the emptiest bin so far."""
+    """Put the rows, longest first, each into the emptiest bin so far."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     loads = [(0, index) for index in range(num_bins)]
     for length, row in zip(lengths.tolist(), rows.tolist(), strict=True):

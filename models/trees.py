@@ -1,7 +1,7 @@
-"""Conversations whose replies are not all learned after the same words, as trees of pieces.
+"""Conversations that branch, as trees of pieces: not all their replies are learned after the same tokens.
 
-tree = tree_of(row)              # for models.packing.pack_trees: what replies have in common is read once
-for input_ids, supervised in sequences_of(row): ...          # the same as whole conversations
+tree = tree_of(row)              # for models.packing.pack_trees: the model reads shared beginnings once
+for input_ids, supervised in sequences_of(row): ...          # the same tree as whole conversations
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,22 +9,22 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 COLUMNS = ("input_ids", "supervised", "piece_lengths", "piece_parents")
-"""what a row of the corpus has of a conversation"""
+"""a conversation's columns in a row of the corpus"""
 
 
 class Tree(NamedTuple):
-    """A conversation whose replies are not all learned after the same words: each piece goes on from another one."""
+    """A conversation that branches: each piece continues another one."""
 
     pieces: Sequence[Sequence[int]]
     parents: Sequence[int]
-    """for each piece the earlier one that it goes on from, -1 where it begins"""
+    """for each piece the earlier piece that it continues; -1 if it starts a conversation"""
     supervised: Sequence[Sequence[bool]]
-    """for each piece which of its tokens are learned"""
+    """for each piece which of its tokens are supervised"""
 
 
 def tree_of(row: Mapping[str, Any]) -> Tree:
-    """A row of the corpus: `input_ids` and `supervised`, cut by `piece_lengths` with their `piece_parents`; one piece
-    where there are none.
+    """The tree of a row of the corpus: `input_ids` and `supervised`, split by `piece_lengths`, with their
+    `piece_parents`; a row without these columns is one piece.
     """
     ids, supervised = row["input_ids"], row["supervised"]
     lengths = row.get("piece_lengths")
@@ -36,8 +36,8 @@ def tree_of(row: Mapping[str, Any]) -> Tree:
 
 
 def sequences_of(row: Mapping[str, Any]) -> list[tuple[list[int], list[bool]]]:
-    """The same row as whole conversations, (input_ids, supervised) of each way from a beginning to an end. A token
-    that several have in common is supervised in the first of them alone.
+    """The row as whole conversations, (input_ids, supervised) of each path from a root to a leaf. A token that
+    several share is supervised only in the first of them.
     """
     tree = tree_of(row)
     found, is_done = [], [False] * len(tree.pieces)
@@ -53,7 +53,7 @@ def sequences_of(row: Mapping[str, Any]) -> list[tuple[list[int], list[bool]]]:
 
 
 def replies_of(row: Mapping[str, Any]) -> list[tuple[list[int], list[int]]]:
-    """The learned parts of a row, each with the tokens before it, in order; never the row's first token."""
+    """The supervised parts of a row, each with the tokens before it, in order; never the row's first token."""
     found = []
     for ids, supervised in sequences_of(row):
         marks = [False, *map(bool, supervised[1:]), False]
@@ -63,7 +63,7 @@ def replies_of(row: Mapping[str, Any]) -> list[tuple[list[int], list[int]]]:
 
 
 def paths(parents: Sequence[int]) -> Iterator[list[int]]:
-    """The pieces from a beginning to each that no other goes on from."""
+    """The pieces on the path from the root to each leaf."""
     inner = set(parents)
     for last in range(len(parents)):
         if last not in inner:
@@ -71,7 +71,7 @@ def paths(parents: Sequence[int]) -> Iterator[list[int]]:
 
 
 def ancestors(parents: Sequence[int], piece: int) -> list[int]:
-    """The pieces that stand before one, first to last."""
+    """The pieces before one in its conversation, first to last."""
     found: list[int] = []
     while (piece := parents[piece]) >= 0:
         found.append(piece)

@@ -1,4 +1,4 @@
-"""Talk to a running endpoint, from a program or in the terminal; needs httpx alone.
+"""A client of a running endpoint, for programs and the terminal; needs only httpx.
 
 for piece in stream_reply("http://127.0.0.1:8000", [{"role": "user", "content": "Hello"}]):
     print(piece, end="")
@@ -19,14 +19,14 @@ from models.errors import RayconteurError
 # A reply may wait in the endpoint's queue before its first token.
 TIMEOUT = httpx.Timeout(connect=10, read=300, write=60, pool=10)
 
-# Cooler than the API's default: small models wander at temperature 1.
+# Below the API's default: small models are incoherent at temperature 1.
 TERMINAL_SAMPLING = {"temperature": 0.7, "top_p": 0.9}
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 class EndpointError(RayconteurError):
-    """The endpoint is not there, or did not give what was asked; the text says which, `status` is HTTP's if any."""
+    """The endpoint could not be reached, or refused or failed; `status` is the HTTP status, if there is one."""
 
     def __init__(self, words: str, status: int | None = None) -> None:
         super().__init__(words)
@@ -42,7 +42,7 @@ def model_names(base_url: str, key: str | None = None, verify: ssl.SSLContext | 
         try:
             return [str(model["id"]) for model in response.json()["data"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise EndpointError(f"{root} answers, but not like a chat endpoint.") from error
+            raise EndpointError(f"{root} answers, but it is not a chat endpoint.") from error
 
 
 def stream_reply(
@@ -53,9 +53,9 @@ def stream_reply(
     verify: ssl.SSLContext | bool = True,
     **params: Any,
 ) -> Iterator[str]:
-    """The reply to `messages` in pieces as they come; `model` None takes the endpoint's first.
+    """The reply to `messages` in pieces as they arrive; `model` None takes the endpoint's first model.
 
-    `key` is an API key, where the endpoint needs one; `verify` is httpx's, for certificates; `params` are other
+    `key` is an API key, if the endpoint needs one; `verify` is httpx's, for certificates; `params` are other
     fields of the request (temperature, max_tokens, ...). Raises EndpointError.
     """
     root = _root(base_url)
@@ -86,13 +86,13 @@ def chat_in_terminal(base_url: str, model: str | None = None, key: str | None = 
             messages = []
             print("A new conversation.")
         elif line.startswith("/"):
-            print(f"There is no command {line.split()[0]}; there are /new and /quit.")
+            print(f"Unknown command {line.split()[0]}; the commands are /new and /quit.")
         elif line:
             messages.append({"role": "user", "content": line})
             reply = _print_reply(stream_reply(base_url, messages, model, key, **settings))
             if reply.strip():
                 messages.append({"role": "assistant", "content": reply})
-            else:  # Two turns of the user in a row would be refused.
+            else:  # the endpoint would refuse two consecutive user turns
                 messages.pop()
 
 
@@ -109,7 +109,7 @@ def _read_line() -> str | None:
 
 
 def _print_reply(pieces: Iterator[str]) -> str:
-    """Print the reply as it comes; what came of it before its end, an error or Ctrl-C."""
+    """Print the reply as it arrives; returns the text up to its end, an error or Ctrl-C."""
     reply = ""
     try:
         for piece in pieces:
@@ -142,8 +142,8 @@ def _first_model(root: str, key: str | None, verify: ssl.SSLContext | bool = Tru
 
 @contextlib.contextmanager
 def _connection(root: str, key: str | None, verify: ssl.SSLContext | bool) -> Iterator[httpx.Client]:
-    """A client whose failures to reach the endpoint are EndpointErrors."""
-    # A proxy named in the environment cannot reach this machine's own loopback addresses.
+    """A client that raises EndpointError if it cannot reach the endpoint."""
+    # A proxy from the environment cannot reach this machine's loopback addresses.
     trust_env = urlsplit(root).hostname not in LOOPBACK_HOSTS
     headers = {b"Authorization": f"Bearer {key.strip()}".encode()} if key else {}
     try:

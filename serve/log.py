@@ -1,4 +1,4 @@
-"""The log of requests."""
+"""The request log."""
 
 import logging
 
@@ -6,7 +6,7 @@ logger = logging.getLogger("rayconteur.requests")
 
 
 def write_log() -> None:
-    """Write the lines of requests to standard error: Ray keeps it, in the file of this process under its logs."""
+    """Write the request log to standard error, which Ray stores in this process's log file."""
     top = logging.getLogger("rayconteur")
     top.setLevel(logging.INFO)
     if not top.handlers:

@@ -1,4 +1,4 @@
-"""The metrics of one replica, for Prometheus; the front answers with those of all (serve/front/metrics.py)."""
+"""The metrics of one replica, for Prometheus; the front merges those of all replicas (serve/front/metrics.py)."""
 
 import time
 from bisect import bisect_left
@@ -18,7 +18,7 @@ _BETWEEN_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0)
 
 
 class Spread:
-    """A histogram for what happens at every token: prometheus_client's takes locks, and ten times as long."""
+    """A histogram for per-token events: prometheus_client's takes locks, and ten times as long."""
 
     def __init__(self, name: str, words: str, bounds: Sequence[float]) -> None:
         self.count = 0
@@ -27,20 +27,20 @@ class Spread:
         self._sum = 0.0
 
     def add(self, seconds: float) -> None:
-        """One more."""
+        """Count one value."""
         self.count += 1
         self._sum += seconds
         self._counts[bisect_left(self._bounds, seconds)] += 1
 
     def family(self) -> HistogramMetricFamily:
-        """In Prometheus' terms."""
+        """The histogram in Prometheus' form."""
         upper = [*map(str, map(float, self._bounds)), "+Inf"]
         buckets = list(zip(upper, accumulate(self._counts), strict=True))
         return HistogramMetricFamily(f"rayconteur_{self._name}", self._words, buckets=buckets, sum_value=self._sum)
 
 
 class _Spreads(Collector):
-    """What is counted at every token."""
+    """Collects the per-token metrics."""
 
     def __init__(self, metrics: "Metrics") -> None:
         self._metrics = metrics
@@ -53,7 +53,7 @@ class _Spreads(Collector):
 
 
 class Metrics:
-    """The figures of one endpoint, in Prometheus' terms; seconds and tokens."""
+    """The metrics of one replica; in seconds and tokens."""
 
     def __init__(self, engine: Engine) -> None:
         self._registry = CollectorRegistry()
@@ -73,11 +73,11 @@ class Metrics:
         cache.set_function(lambda: engine.health().cache_used)
 
     def num_tokens(self) -> int:
-        """Generated so far."""
+        """The number of tokens generated so far."""
         return self.first_token.count + self.between_tokens.count
 
     def text(self) -> bytes:
-        """All of them, as Prometheus reads them."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def _made(self, kind: Any, name: str, words: str, labels: Any = (), **options: Any) -> Any:
@@ -85,7 +85,7 @@ class Metrics:
 
 
 class TokenClock:
-    """Times the tokens of one reply from the moment that it is made."""
+    """Measures the times between the tokens of one reply, from its creation on."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -93,7 +93,7 @@ class TokenClock:
         self._is_first = True
 
     def token(self) -> None:
-        """There is one more."""
+        """Count one token."""
         before, self._last = self._last, time.monotonic()
         metrics = self._metrics
         (metrics.first_token if self._is_first else metrics.between_tokens).add(self._last - before)

@@ -1,1 +1,1 @@
-"""Base models: found by name, loaded, made small or anew, and their adapters."""
+"""Base models: resolved by name, loaded, or initialized at random; and their adapters."""

@@ -1,4 +1,4 @@
-"""Adapters through PEFT, and frozen layers: what of a model is trained.
+"""Adapters through PEFT, and frozen layers: which weights of a model are trained.
 
 LoRA (Hu et al. 2021, arXiv:2106.09685), rsLoRA (Kalajdzievski 2023, arXiv:2312.03732), DoRA (Liu et al. 2024,
 arXiv:2402.09353).
@@ -23,10 +23,10 @@ def attach(
     method: str = "lora",
     new_tokens: Sequence[int] = (),
 ) -> Any:
-    """A PEFT model whose only trainable weights are the adapter's; `base` names the model that it belongs to.
+    """A PEFT model whose only trainable weights are the adapter's; `base` names its base model.
 
-    `method` is `lora`, `rslora` or `dora`. Of `new_tokens` the embeddings, and the head's rows, are trained and saved
-    with it. Raises RayconteurError where no layer has one of the `target_modules`' names.
+    `method` is `lora`, `rslora` or `dora`. The embeddings and the head's rows of `new_tokens` are trained and saved
+    with the adapter. Raises RayconteurError if no layer has one of the names in `target_modules`.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -49,9 +49,9 @@ def attach(
 
 
 def check_layers(model: Any, target_modules: str | list[str], new_tokens: Sequence[int] = ()) -> None:
-    """Raise RayconteurError for names that match no layer, and for layers whose change could not be merged exactly.
+    """Raise RayconteurError for names that match no layer, and for layers whose adapter could not be merged exactly.
 
-    The model's weights are not looked at.
+    Does not read the model's weights.
     """
     names = [] if isinstance(target_modules, str) else target_modules
     layers = dict(model.named_modules())
@@ -61,9 +61,9 @@ def check_layers(model: Any, target_modules: str | list[str], new_tokens: Sequen
         if not any(_is_named(name, wanted) for name in layers):
             close = nearest(wanted, ends)
             raise RayconteurError(
-                f"{where}: {wanted!r} is the name of no layer"
-                + (f"; did you mean {close}?" if close else ";")
-                + f" There are {', '.join(sorted(ends))}"
+                f"{where}: no layer has the name {wanted!r}"
+                + (f" (did you mean {close}?)" if close else "")
+                + f"; the model has {', '.join(sorted(ends))}"
             )
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     are_tied = head is not None and head.weight is embedding.weight
@@ -72,29 +72,29 @@ def check_layers(model: Any, target_modules: str | list[str], new_tokens: Sequen
             continue
         if are_tied:
             raise RayconteurError(
-                f"{where}: {name} is one matrix with the {'head' if layer is embedding else 'embedding'} of this "
-                "model (tie_word_embeddings), and a change of one cannot be merged without changing the other; leave "
-                "it out, or train all weights (train.adapter: null)"
+                f"{where}: {name} shares its matrix with the {'head' if layer is embedding else 'embedding'} of this "
+                "model (tie_word_embeddings), so an adapter of one cannot be merged without changing the other; "
+                "leave it out, or train all weights (train.adapter: null)"
             )
         if new_tokens:
             raise RayconteurError(
-                f"{where}: {name} has rows of data.new_tokens, which are trained as they are; leave it out, or train "
-                "all weights (train.adapter: null)"
+                f"{where}: {name} has the rows of data.new_tokens, which are trained directly; leave it out, or "
+                "train all weights (train.adapter: null)"
             )
     if new_tokens and not are_tied and getattr(head, "bias", None) is not None:
         raise RayconteurError(
-            "data.new_tokens: the head of this model has a bias, which PEFT leaves out where it trains single rows; "
+            "data.new_tokens: the head of this model has a bias, which PEFT drops when it trains single rows; "
             "train all weights (train.adapter: null)"
         )
 
 
 def _is_named(name: str, wanted: str) -> bool:
-    """As PEFT looks for the layers of a list."""
+    """PEFT's rule for a list of layer names."""
     return name == wanted or name.endswith(f".{wanted}")
 
 
 def _token_rows(model: Any, new_tokens: Sequence[int]) -> dict[str, list[int]] | None:
-    """The rows to train, by the names of the layers that have them: where these are tied, PEFT ties the rows."""
+    """The rows to train, by layer name; if layers are tied, PEFT ties the rows."""
     if not new_tokens:
         return None
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -103,9 +103,10 @@ def _token_rows(model: Any, new_tokens: Sequence[int]) -> dict[str, list[int]] |
 
 
 def freeze(model: Any, patterns: list[str], has_new_tokens: bool = False) -> None:
-    """Take the parameters whose names match a pattern (`*` for anything) out of training.
+    """Freeze the parameters whose names match a pattern (`*` for anything).
 
-    Raises RayconteurError where a pattern matches none, or all are frozen, or embeddings that are yet to be learned.
+    Raises RayconteurError if a pattern matches no parameter, or if nothing, or no row of new tokens, is left to
+    train.
     """
     parameters = dict(model.named_parameters())
     for pattern in patterns:
@@ -118,15 +119,15 @@ def freeze(model: Any, patterns: list[str], has_new_tokens: bool = False) -> Non
             parameters[name].requires_grad_(False)
     if patterns and has_new_tokens and not model.get_input_embeddings().weight.requires_grad:
         raise RayconteurError(
-            f"train.frozen: {', '.join(patterns)} freeze the embeddings, of which those of data.new_tokens are to be "
-            "learned; freeze less"
+            f"train.frozen: {', '.join(patterns)} freeze the embeddings, and those of data.new_tokens must be "
+            "trained; freeze less"
         )
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise RayconteurError(f"train.frozen: {', '.join(patterns)} leave nothing to train; freeze less")
 
 
 def load(model: Any, folder: Path | str) -> Any:
-    """`model` with the adapter saved in `folder`; it gets rows for the adapter's new tokens."""
+    """`model` with the adapter saved in `folder`, and with rows for the adapter's new tokens."""
     from peft import PeftConfig, PeftModel
 
     rows = getattr(PeftConfig.from_pretrained(str(folder)), "trainable_token_indices", None)
@@ -136,8 +137,8 @@ def load(model: Any, folder: Path | str) -> Any:
 
 
 def load_several(model: Any, folders: Mapping[str, Path | str]) -> Any:
-    """`model` with the LoRA adapters saved in `folders`, none of them active: each row of a batch names its own in
-    the argument `adapter_names`. Raises RayconteurError for what is no LoRA adapter of this model's.
+    """`model` with the LoRA adapters saved in `folders`, none of them active: the argument `adapter_names` selects
+    one for each row of a batch. Raises RayconteurError for a folder that is not a LoRA adapter of this model.
     """
     from peft import LoraConfig, PeftConfig, PeftModel
 
@@ -147,24 +148,24 @@ def load_several(model: Any, folders: Mapping[str, Path | str]) -> Any:
             config = PeftConfig.from_pretrained(str(folder))
             if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save:
                 raise RayconteurError(
-                    "only LoRA without DoRA and modules_to_save can be mixed with others in a batch"
+                    "only LoRA without DoRA and modules_to_save can share a batch with other adapters"
                 )
             if config.trainable_token_indices:
-                raise RayconteurError("it has new tokens of its own, which the others' tokenizer does not know")
+                raise RayconteurError("it has new tokens, which the tokenizer of the other adapters lacks")
             if several is model:
                 several = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
             else:
                 several.load_adapter(str(folder), name)
         except (ValueError, RuntimeError, OSError, KeyError) as error:
-            raise RayconteurError(f"{folder} is no adapter that can be served on this model: {error}") from error
+            raise RayconteurError(f"{folder}: the adapter cannot be served on this model: {error}") from error
     return several.eval()
 
 
 def merge(model: Any) -> Any:
-    """The plain model with the adapter's change added into its weights."""
+    """The plain model with the adapter merged into its weights."""
     return model.merge_and_unload()
 
 
 def is_adapter(folder: Path | str) -> bool:
-    """Whether a checkpoint folder holds a PEFT adapter and no whole model."""
+    """Whether a checkpoint folder holds a PEFT adapter, not a whole model."""
     return (Path(folder) / "adapter_config.json").is_file()

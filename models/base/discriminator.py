@@ -1,10 +1,11 @@
-"""The discriminator: any causal language model as a reader, with one number as its judgement of a reply.
+"""The discriminator: a causal language model that scores a reply with one number.
 
 discriminator = Discriminator(load_model(folder, torch.float32, PACKED_ATTENTION))
 scores = discriminator(batch)             # float32 [C], one for each sequence of the packed batch
 
-A score is a logit: the higher, the more like a reply of the data. Trained by pairs of a real and a generated reply to
-the same history (models/objectives/adversarial.py) it tends to log p_data(y|h) - log p_generator(y|h) + c(h).
+A score is a logit: the higher, the more the reply looks like the data's. Trained on pairs of a real and a generated
+reply to the same history (models/objectives/adversarial.py) it approaches
+log p_data(y|h) - log p_generator(y|h) + c(h).
 
 Shape suffixes: C sequences in a packed batch, H hidden size.
 """
@@ -31,12 +32,12 @@ _MOST = "max_reply_tokens"
 class Discriminator(torch.nn.Module):
     """A linear layer over the reader's hidden states; the reader's own output head is not used.
 
-    Every token of a reply adds to its score, as it does to log p_data(y|h) - log p_generator(y|h): one that has to be
-    carried to the reply's last hidden state is learned far more slowly (docs/log.md).
+    Every token of a reply adds to its score, as it does to log p_data(y|h) - log p_generator(y|h). A score read only
+    from the reply's last hidden state is learned far more slowly (docs/log.md).
     """
 
     def __init__(self, reader: Any, max_reply_tokens: int | None = None) -> None:
-        """Of replies it has seen so many tokens at most, None for all."""
+        """`max_reply_tokens`: how many tokens of a reply it reads at most, None for all."""
         super().__init__()
         self.max_reply_tokens = max_reply_tokens
         self.reader = reader
@@ -49,8 +50,8 @@ class Discriminator(torch.nn.Module):
             head.requires_grad_(False)
 
     def forward(self, batch: PackedBatch, inputs_embeds: torch.Tensor | None = None) -> torch.Tensor:
-        """float32 [C]: of each sequence the sum over its reply, the supervised tokens, of what `score` makes of the
-        hidden state there. `inputs_embeds` [1, T, H] stands in place of the ids.
+        """float32 [C]: for each sequence the sum of `score(hidden state)` over its reply, the supervised tokens.
+        `inputs_embeds` [1, T, H] replaces the ids.
         """
         hidden = hidden_states(self.reader, batch, batch.target_positions, inputs_embeds)
         tokens = self.score(hidden.to(self.score.weight.dtype))[:, 0].float()
@@ -68,7 +69,7 @@ class Discriminator(torch.nn.Module):
         save_file({name: weight.contiguous() for name, weight in score.items()}, folder / SCORE_FILE, facts)
 
     def load_score(self, folder: Path) -> "Discriminator":
-        """Take the linear layer that `save_pretrained` has left there."""
+        """Load the linear layer that `save_pretrained` wrote."""
         with safe_open(folder / SCORE_FILE, "pt") as file:
             most = (file.metadata() or {}).get(_MOST)
         self.max_reply_tokens = None if most is None else int(most)
@@ -77,7 +78,7 @@ class Discriminator(torch.nn.Module):
 
 
 def open_discriminator(folder: Path, base_folder: Path | None = None) -> Discriminator:
-    """The one saved in `folder`, in float32, to be asked; of an adapter `base_folder` has the model."""
+    """The one saved in `folder`, in float32, for inference; for an adapter, `base_folder` has the base model."""
     if adapters.is_adapter(folder):
         assert base_folder is not None
         reader = adapters.load(load_model(base_folder, torch.float32, PACKED_ATTENTION), folder)
@@ -87,7 +88,7 @@ def open_discriminator(folder: Path, base_folder: Path | None = None) -> Discrim
 
 
 def release_discriminator(base_folder: Path, checkpoint_folder: Path, target: Path) -> None:
-    """Write a checkpoint's discriminator as a plain folder, in bf16: an adapter is merged in float32."""
+    """Write a checkpoint's discriminator as a plain folder in bf16; an adapter is merged in float32 first."""
     discriminator = open_discriminator(checkpoint_folder, base_folder)
     if adapters.is_adapter(checkpoint_folder):
         discriminator.reader = adapters.merge(discriminator.reader)
@@ -96,20 +97,20 @@ def release_discriminator(base_folder: Path, checkpoint_folder: Path, target: Pa
 
 
 def drawn_by_softmax(scores: Sequence[float], random: np.random.Generator) -> int:
-    """The number of one of several replies, drawn with probabilities exp(score) / sum of exp(scores)."""
+    """The index of a reply sampled with probabilities exp(score) / sum of exp(scores)."""
     weights = np.exp(np.asarray(scores) - max(scores))
     return int(random.choice(len(scores), p=weights / weights.sum()))
 
 
 def sequence_ends(batch: PackedBatch) -> torch.Tensor:
-    """int64 [C]: where in the row each sequence has its last token."""
+    """int64 [C]: the position of each sequence's last token in the row."""
     return torch.tensor(batch.sequence_lengths, device=batch.input_ids.device).cumsum(0) - 1
 
 
 def hidden_states(
     model: Any, batch: PackedBatch, positions: torch.Tensor, inputs_embeds: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """[P, H]: what the model's head would read at these positions; `inputs_embeds` [1, T, H] in place of the ids."""
+    """[P, H]: the head's inputs at these positions; `inputs_embeds` [1, T, H] replaces the ids."""
     arguments = {
         "input_ids": batch.input_ids if inputs_embeds is None else None,
         "inputs_embeds": inputs_embeds,
@@ -126,7 +127,7 @@ def hidden_states(
 
     def see(module: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         seen.append(args[0])
-        return (args[0][:, :1],)  # one position is little work for a head that nobody asks
+        return (args[0][:, :1],)  # the head's output is not used: one position is little work
 
     hook = model.get_output_embeddings().register_forward_pre_hook(see)
     try:

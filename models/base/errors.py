@@ -1,6 +1,6 @@
-"""What an error says, in one line."""
+"""An error in one line."""
 
 
 def describe_error(error: BaseException) -> str:
-    """The kind of an error and the first line of its text."""
+    """The class of an error and the first line of its text."""
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

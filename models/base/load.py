@@ -29,7 +29,7 @@ _SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 class BaseModelError(RayconteurError):
-    """A base model that cannot be found or opened; the text says what to do."""
+    """A base model cannot be found or opened."""
 
 
 def identity(name: str) -> str:
@@ -76,20 +76,20 @@ def resolve(name: str) -> Path:
             raise BaseModelError(f"base_model: {folder} has no config.json; give a Hugging Face model folder")
         return folder
     if name.startswith(("/", "./", "../", "~")):
-        raise BaseModelError(f"base_model: there is no folder {folder}; give a Hugging Face model folder")
+        raise BaseModelError(f"base_model: {folder} is not a folder; give a Hugging Face model folder")
     return _download_from_hub(name)
 
 
 def load_tokenizer(folder: Path | str) -> Any:
-    """The folder's fast tokenizer, with the default chat template where it has none.
+    """The folder's fast tokenizer, with the default chat template if it has none.
 
-    `end_ids_of_model` of it are the tokens at which the folder's generation_config.json ends a reply.
+    Its `end_ids_of_model` are the end tokens of the folder's generation_config.json.
     """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     if not tokenizer.is_fast:
-        raise BaseModelError(f"{folder}: its tokenizer has no fast form (tokenizer.json), which we need")
+        raise BaseModelError(f"{folder} has no fast tokenizer (tokenizer.json); add it, or choose another model")
     ensure_chat_template(tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -98,7 +98,7 @@ def load_tokenizer(folder: Path | str) -> Any:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path | str) -> None:
-    """Leave the tokenizer in a model's folder, and the tokens that end a reply in its generation_config.json."""
+    """Write the tokenizer into a model's folder, and its end tokens into the folder's generation_config.json."""
     tokenizer.save_pretrained(folder)
     file = Path(folder) / _GENERATION_CONFIG
     config = json.loads(file.read_text()) if file.is_file() else {}
@@ -119,12 +119,12 @@ def _end_ids_in(folder: Path, vocabulary: int) -> list[int]:
 def load_model(
     folder: Path | str, dtype: "torch.dtype", attention: str | None = None, quantize: str | None = None
 ) -> Any:
-    """The folder's causal language model in `dtype`, in evaluation mode: on the CPU, if it is not quantised.
+    """The folder's causal language model in `dtype`, in evaluation mode, on the CPU unless it is quantized.
 
-    `attention` names its implementation, None leaves that to transformers. With `PACKED_ATTENTION` the model takes
-    packed batches, as far as its architecture can (models/base/packing_check.py, which raises CannotBeTrained), and
-    what of it only sees or hears is frozen. `quantize="nf4"` keeps the linear layers' weights as 4-bit NormalFloat,
-    on the GPU where there is one.
+    `attention` names the implementation; None leaves the choice to transformers. With `PACKED_ATTENTION` the model
+    takes packed batches in the way that its architecture supports (models/base/packing_check.py, which raises
+    CannotBeTrained), and its vision and audio parts are frozen. `quantize="nf4"` keeps the linear layers' weights as
+    4-bit NormalFloat, on the GPU if there is one.
     """
     from transformers import AutoModelForCausalLM
 
@@ -144,7 +144,9 @@ def load_model(
 
 
 def _freeze_other_senses(model: Any) -> None:
-    """Text gives them no gradient, but weight decay would shrink them, and an optimizer keeps moments of them."""
+    """Freeze vision and audio parts: text gives them no gradient, but weight decay would shrink them, and the
+    optimizer would keep moments for them.
+    """
     if model.config.get_text_config() is model.config:
         return
     parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
@@ -155,7 +157,7 @@ def _freeze_other_senses(model: Any) -> None:
 
 
 def _quantized(dtype: "torch.dtype") -> dict[str, Any]:
-    """What transformers needs to quantise a model as it loads it."""
+    """Arguments of `from_pretrained` that quantize a model while it is loaded."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -171,7 +173,7 @@ def _quantized(dtype: "torch.dtype") -> dict[str, Any]:
 
 
 def known_folder(name: str) -> Path | None:
-    """The folder of a base model that is on this machine already, None for another; makes and downloads nothing."""
+    """The folder of a base model if it is on this machine already, else None; makes and downloads nothing."""
     if name.startswith(("builtin:", "random:")):
         if name == BUILTIN_SMOLLM2:
             folder = cache_folder() / "base" / f"smollm2-135m-instruct-{_builtin_version(name)}"
@@ -211,7 +213,7 @@ def _dequantise_smollm2(folder: Path) -> None:
         dtype=torch.bfloat16,
         quantization_config=GgufConfig(dequantize=True),
     )
-    # The weights are plain bf16 now; with these left, saving and loading again would ask for a quantizer.
+    # The weights are plain bf16 now; with these fields, loading them again would need a quantizer.
     model.hf_quantizer = None
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
@@ -231,4 +233,4 @@ def _download_from_hub(name: str) -> Path:
     except HFValidationError:
         raise BaseModelError(f"base_model: {name!r} is neither a folder nor a Hub id (owner/name)") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise BaseModelError(f"base_model: the Hub did not give {name!r}: {error}") from error
+        raise BaseModelError(f"base_model: cannot download {name!r} from the Hub: {error}") from error

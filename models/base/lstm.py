@@ -1,6 +1,7 @@
 """An LSTM (Hochreiter and Schmidhuber 1997) as a Hugging Face causal language model.
 
-Imported, it is known to transformers' Auto classes: `models.base.load.load_model` opens its folders like any other's.
+Importing this module registers it with transformers' Auto classes, so `models.base.load.load_model` opens its
+folders.
 
 Shape suffixes: B rows, T tokens, C conversations packed in a row, H hidden size, V vocabulary, Z noise size.
 """
@@ -15,7 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
 class LstmConfig(PretrainedConfig):  # type: ignore[misc]
-    """`hidden_size` is the embeddings' size too; `noise_size` 0 is a model without noise."""
+    """`hidden_size` is also the size of the embeddings; `noise_size` 0 means no noise."""
 
     model_type = "rayconteur-lstm"
 
@@ -42,7 +43,7 @@ class LstmConfig(PretrainedConfig):  # type: ignore[misc]
 
 
 class LstmCache(DynamicCache):  # type: ignore[misc]
-    """The state (h, c), each [layers, B, H], in the place of keys and values."""
+    """The state (h, c), each [layers, B, H], in place of keys and values."""
 
     def __init__(self, state: tuple[torch.Tensor, torch.Tensor] | None = None) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class LstmCache(DynamicCache):  # type: ignore[misc]
             self.state = h, c
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """These rows alone."""
+        """Keep only these rows."""
         if self.state is not None:
             h, c = (part.index_select(1, indices) for part in self.state)
             self.state = h, c
@@ -64,9 +65,9 @@ class LstmCache(DynamicCache):  # type: ignore[misc]
 class LstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """Embedding, LSTM, and a linear head over the vocabulary.
 
-    With noise, each conversation (those that begin with the same piece together) begins with z ~ N(0, 1)^Z, which
-    sets the LSTM's first h through a linear layer: the generator's G(z, history) of adversarial training. `noise`
-    [B or C, Z] says it, else it is drawn.
+    With noise, each conversation (or all that start with the same piece) starts with z ~ N(0, 1)^Z, from which a
+    linear layer makes the LSTM's first h: the generator's G(z, history) of adversarial training. `noise` [B or C, Z]
+    sets z; otherwise it is sampled.
     """
 
     config_class = LstmConfig
@@ -89,7 +90,7 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:
-        """Uniform, the forget gate's bias 1 (Jozefowicz et al. 2015)."""
+        """Uniform; the forget gate's bias is 1 (Jozefowicz et al. 2015)."""
         reach = self.config.initializer_range
         if isinstance(module, torch.nn.Embedding | torch.nn.Linear | torch.nn.LSTM):
             for name, parameter in module.named_parameters(recurse=False):
@@ -163,7 +164,7 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def _packed(
         self, embedded: torch.Tensor, lengths: list[int], prefixes: Sequence[int], noise: torch.Tensor | None
     ) -> torch.Tensor:
-        """[1, T, H] of pieces one after the other."""
+        """[1, T, H]: the hidden states of a packed row."""
         embedded = self.dropout(embedded)[0]
         parents = prefixes or [-1] * len(lengths)
         pieces = [piece for piece, parent in enumerate(parents) if parent < 0]
@@ -186,17 +187,17 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def _pieces(
         self, embedded: torch.Tensor, lengths: list[int], pieces: list[int], state: Any, is_gone_on: bool = False
     ) -> tuple[torch.Tensor, Any, torch.Tensor]:
-        """Of some pieces of the row [T, H], from a state before each: the hidden states, the state after each if they
-        are gone on from, and where in the row they are.
+        """Run some pieces of the row [T, H], each from its state: the hidden states, the state after each piece if
+        another continues it, and the positions in the row.
         """
         counts = torch.tensor(lengths, device=embedded.device)
         starts, counts = (counts.cumsum(0) - counts)[pieces], counts[pieces]
         offsets = torch.arange(int(counts.max()), device=embedded.device)
         is_token = (offsets < counts[:, None]).flatten().nonzero()[:, 0]  # of [C, longest]
         places = (starts[:, None] + offsets).clamp(max=len(embedded) - 1)
-        # Selected by index: the gradient of slices is as long as what they are cut from, for each of them.
+        # Selected by index: the gradient of each slice would be as long as the whole row.
         rows: Any = embedded.index_select(0, places.flatten()).view(*places.shape, -1)
-        if is_gone_on:  # what follows a piece's end would change its state
+        if is_gone_on:  # padding after a piece's end would change its state
             rows = torch.nn.utils.rnn.pack_padded_sequence(rows, counts.cpu(), batch_first=True, enforce_sorted=False)
         hidden, state = self.lstm(rows, state)
         if is_gone_on:
@@ -212,7 +213,7 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         num_new = embedded.shape[1]
         if mask is None or bool(mask[:, -num_new:].all()):
             return self.lstm(embedded, state)  # type: ignore[no-any-return]
-        # What is padding goes to the right, where the state does not see it.
+        # Padding moves to the right, where it does not affect the state.
         order = (1 - mask[:, -num_new:].long()).argsort(dim=1, stable=True)
         places = order[:, :, None].expand_as(embedded)
         lengths = mask[:, -num_new:].sum(dim=1).clamp(min=1).cpu()

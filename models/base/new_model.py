@@ -1,4 +1,4 @@
-"""A model that is trained from nothing: a tokenizer learned from the conversations, and random weights.
+"""A model trained from scratch: a tokenizer learned from the conversations, and random weights.
 
 tokenizer = learn_tokenizer(texts, vocabulary=4096)
 make_new_model(tokenizer, folder, architecture="lstm", hidden_size=256, num_layers=1)
@@ -13,7 +13,7 @@ END_TOKEN = "<|end|>"
 _HEAD_SIZE = 64
 _MAX_POSITIONS = 4096
 
-# A token opens a turn and another one ends it: short contexts have no room for more.
+# One token opens a turn and another one ends it: short contexts have no room for more.
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -23,7 +23,7 @@ _CHAT_TEMPLATE = (
 def learn_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     """A byte-level byte-pair tokenizer (Sennrich et al. 2016, arXiv:1508.07909) of at most `vocabulary` tokens.
 
-    Every text can be written with it, as every byte is a token; each role has a token, and the end of a turn.
+    It encodes any text, since every byte is a token. Each role has a token, and so has the end of a turn.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -58,7 +58,7 @@ def make_new_model(
     noise_size: int = 0,
     seed: int = 0,
 ) -> None:
-    """Leave a Hugging Face folder with random weights and the tokenizer.
+    """Write a Hugging Face folder with random weights and the tokenizer.
 
     `architecture` is `lstm` (models/base/lstm.py) or `transformer` (Llama's, with heads of 64).
     """

@@ -1,10 +1,10 @@
-"""Can an architecture keep the conversations of a packed row apart? Tried on a small random model of it.
+"""Whether an architecture keeps the conversations of a packed row apart, tested on a small random model of it.
 
     reading = reading_of(folder)         # of a Hugging Face folder; raises CannotBeTrained
-    set_up(model, reading)               # the model takes packed batches as far as it can
+    set_up(model, reading)               # now the model takes packed batches
 
-Two conversations in one row, one of which branches, and each in a row of its own are compared with what the model
-makes of each alone by its own plain attention. What is found out is kept on this machine, for each config.json.
+The logits of two conversations in one row, one of which branches, and of each in its own row are compared with those
+of each conversation alone with the model's own attention. The result is cached on this machine by config.json.
 """
 
 import functools
@@ -22,11 +22,11 @@ from models.errors import RayconteurError
 from models.files import cache_folder
 
 if TYPE_CHECKING:
-    import torch  # at run time only inside functions: `plan` answers without it what is known already
+    import torch  # at run time only inside functions: `plan` needs no torch for a cached result
 
 How = Literal["packed", "padded", "alone"]
 
-# How far logits may be apart, as a share of the largest: what sums in another order make of float32.
+# The largest difference of logits, relative to the largest one: float32 sums in a different order.
 TOLERANCE = 1e-4
 _SOURCES = (
     "base/packing_check.py", "base/small_model.py",
@@ -35,7 +35,7 @@ _SOURCES = (
 
 
 class CannotBeTrained(RayconteurError):
-    """An architecture that no conversation can be learned with; the text says why."""
+    """An architecture cannot be trained on conversations."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Reading:
     how: How
     """`models.kernels.rows.How`"""
     why: str = ""
-    """why it is not packed"""
+    """the reason, if it is not packed"""
     longest_short: int | None = None
     """`models.kernels.rows.read_in_rows`"""
 
@@ -76,14 +76,14 @@ def _known(key: str, folder: str) -> Reading:
 
 
 def _versions() -> list[bytes]:
-    """What else the answer depends on."""
+    """What the result depends on beside the config."""
     here = Path(__file__).parents[1]
     versions = [importlib.metadata.version(package).encode() for package in ("torch", "transformers")]
     return versions + [(here / name).read_bytes() for name in _SOURCES]
 
 
 def config_of(folder: Path | str) -> Any:
-    """The config of a Hugging Face folder; raises CannotBeTrained where transformers has no such architecture."""
+    """The config of a Hugging Face folder; raises CannotBeTrained if transformers has no such architecture."""
     from transformers import AutoConfig
 
     import models.base.lstm  # noqa: F401  # known to transformers from here on
@@ -97,7 +97,7 @@ def config_of(folder: Path | str) -> Any:
 
 
 def set_up(model: Any, reading: Reading) -> None:
-    """Let a model take packed batches, whose attention is `attention_of(reading)`."""
+    """Make a model with the attention `attention_of(reading)` take packed batches."""
     from models.kernels.rows import read_in_rows
 
     if reading.how != "packed" or reading.longest_short is not None:
@@ -105,14 +105,14 @@ def set_up(model: Any, reading: Reading) -> None:
 
 
 def attention_of(reading: Reading) -> str | None:
-    """The name of the attention that packed batches are read with; None for transformers' own choice."""
+    """The name of the attention for packed batches; None for transformers' own choice."""
     from models.kernels.attention import PACKED_ATTENTION
 
     return PACKED_ATTENTION if reading.how == "packed" else None
 
 
 def try_out(config: Any) -> Reading:
-    """What a small model of this config says; raises CannotBeTrained."""
+    """The result for a small model of this config; raises CannotBeTrained."""
     from models.base.small_model import NoSmallModel, check_builds, small_model
 
     name = f"base_model: {config.model_type}"
@@ -125,7 +125,7 @@ def try_out(config: Any) -> Reading:
             check_builds(config)
         except NoSmallModel as of_itself:
             raise CannotBeTrained(f"{name} cannot be opened: {of_itself}") from error
-        return Reading("alone", f"it could not be tried on a small model: {error}")
+        return Reading("alone", f"it could not be tested on a small model: {error}")
     why = trial.why_not(Reading("packed"))
     if not why:
         return Reading("packed", longest_short=longest_short)
@@ -133,29 +133,29 @@ def try_out(config: Any) -> Reading:
         why_not = trial.why_not(reading)
         if not why_not:
             return reading
-    raise CannotBeTrained(f"{name} cannot be trained here, even a conversation alone: {why_not}")
+    raise CannotBeTrained(f"{name} cannot be trained here, not even on single conversations: {why_not}")
 
 
 def check_text(config: Any) -> None:
-    """Raise CannotBeTrained for what is no language model that continues text."""
+    """Raise CannotBeTrained unless this is a causal language model."""
     from transformers import AutoModelForCausalLM
 
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise CannotBeTrained(
-            f"base_model: of model_type {config.model_type!r} transformers has no causal language model; choose a "
+            f"base_model: transformers has no causal language model of model_type {config.model_type!r}; choose a "
             "model that continues text"
         )
     try:
         config.get_text_config()
     except ValueError as error:
         raise CannotBeTrained(
-            f"base_model: {config.model_type} is no model of text alone: {describe_error(error)}"
+            f"base_model: {config.model_type} is not a text-only model: {describe_error(error)}"
         ) from error
 
 
 def short_length(config: Any) -> int | None:
-    """So many tokens has a conversation at most that LongRoPE's short factors are for (Ding et al. 2024,
-    arXiv:2402.13753): the longest one that is read decides for all. None where there are none.
+    """The longest conversation that uses LongRoPE's short factors (Ding et al. 2024, arXiv:2402.13753), in tokens;
+    the longest one in a batch decides for all of it. None without LongRoPE.
     """
     parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
     kinds = [parameters, *(each for each in parameters.values() if isinstance(each, dict))]
@@ -164,7 +164,7 @@ def short_length(config: Any) -> int | None:
 
 
 class _Trial:
-    """A small model, and what it makes of three conversations alone."""
+    """A small model, and its logits of three single conversations."""
 
     def __init__(self, model: Any) -> None:
         """Raises CannotBeTrained."""
@@ -186,13 +186,13 @@ class _Trial:
             again, changed = self._alone(other), self._alone(other[:20] + other[:-20])
         except Exception as error:  # of any architecture's own code
             raise CannotBeTrained(
-                f"base_model: {model.config.model_type} does not read token ids alone: {describe_error(error)}"
+                f"base_model: {model.config.model_type} needs other inputs than token ids: {describe_error(error)}"
             ) from error
-        # What both replies begin after is read once, in the first one.
+        # The shared beginning of both replies is read once, in the first one.
         self._expected = _joined([first[:-1], first[14:15], second[15:-1], third[:-1]])
         for found, wanted, what in (
-            (again, third, "says something else each time"),
-            (changed[:20], third[:20], "predicts a token by those after it, so it is no causal language model"),
+            (again, third, "is not deterministic"),
+            (changed[:20], third[:20], "uses later tokens to predict a token, so it is not causal"),
         ):
             if _distance(found, wanted) > TOLERANCE:
                 raise CannotBeTrained(f"base_model: {model.config.model_type} {what}")
@@ -204,7 +204,7 @@ class _Trial:
             return self._model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]  # type: ignore[no-any-return]
 
     def why_not(self, reading: Reading) -> str:
-        """What is wrong with this way to read a packed batch; empty if nothing is."""
+        """What is wrong with this reading of a packed batch; empty if nothing is."""
         import torch
 
         from models.generation import own_attention
@@ -222,7 +222,9 @@ class _Trial:
             self._model.forward = plain
             self._model.__dict__.pop("reads_in_rows", None)
             self._model.set_attn_implementation("eager")
-        return "" if distance <= TOLERANCE else f"its logits are {distance:.2g} of the largest away from those alone"
+        if distance <= TOLERANCE:
+            return ""
+        return f"its logits differ by {distance:.2g} of the largest from those of single conversations"
 
 
 def _joined(parts: "list[torch.Tensor]") -> "torch.Tensor":
@@ -232,6 +234,6 @@ def _joined(parts: "list[torch.Tensor]") -> "torch.Tensor":
 
 
 def _distance(found: "torch.Tensor", wanted: "torch.Tensor") -> float:
-    """The largest difference as a share of the largest value; infinite where something is no number."""
+    """The largest difference relative to the largest value; infinite if there is a NaN."""
     share = float((found - wanted).abs().max() / wanted.abs().max())
     return share if share == share else float("inf")

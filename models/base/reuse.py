@@ -1,6 +1,6 @@
-"""Base models kept between one training and the next of the same process.
+"""Base models that one process keeps from one training to the next.
 
-A LoRA adapter leaves its base's weights as they are: the next training can have them without reading them again.
+A LoRA adapter does not change the weights of its base model, so the next training can use them without loading them.
 """
 
 import copy
@@ -13,7 +13,7 @@ from models.base.load import load_model
 
 
 class BaseModels:
-    """The base model last used."""
+    """Keeps the base model that was used last."""
 
     def __init__(self) -> None:
         self._kept: tuple[Any, ...] = ()
@@ -22,9 +22,9 @@ class BaseModels:
     def model(
         self, folder: Path, dtype: torch.dtype, attention: str, quantize: str | None = None, stays: bool = False
     ) -> Any:
-        """`load_model`; if its weights `stay` as they are, from memory the next time.
+        """`load_model`; if its weights `stay` unchanged, the next call takes them from memory.
 
-        Then every call gives modules of its own, whose parameters are the same tensors.
+        Each call then returns new modules with the same tensors as parameters.
         """
         if not stays:
             self._kept, self._model = (), None

@@ -1,10 +1,10 @@
-"""What a model's config.json says of its size, without its weights: parameters, layers, positions, tokens.
+"""A model's size from its config.json, without its weights: parameters, layers, positions, vocabulary.
 
     sizes = describe(folder)       # of a Hugging Face folder
     sizes = known_sizes("owner/name")
 
-Parameters are counted on a model without memory for its weights, as transformers builds it. What is found out is kept
-on this machine, for each config.json: the libraries take seconds to import.
+Parameters are counted on a model without memory for its weights, as transformers builds it. The result is cached on
+this machine by config.json, since the libraries take seconds to import.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from models.base.load import BaseModelError, known_folder
 from models.files import cache_folder
 
 UNLIMITED = 1 << 20
-"""positions of a model that counts none"""
+"""positions of a model without a limit"""
 
-_NOT_KNOWN = "none of its names for the {0} ({1}) is there; is it the config.json of a text model?"
+_NOT_KNOWN = "it has no {0} (none of {1}); is it the config.json of a text model?"
 _NAMES = {
     "num_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
@@ -31,12 +31,12 @@ _INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _EXPERTS_OF_A_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "top_k_experts")
 _INNER_OF_AN_EXPERT = ("moe_intermediate_size", "expert_ffn_hidden_size")
-# Of these the scaling's factor lengthens `max_position_embeddings`; of others it is the length after it.
+# For these kinds `max_position_embeddings` is the length before scaling; for others, after it.
 _LENGTHENED = ("yarn", "linear", "dynamic", "ntk")
 
 
 def known_sizes(name: str) -> dict[str, int] | None:
-    """`describe` of a base model that is on this machine already, None for another; makes and downloads nothing."""
+    """`describe` of a base model if it is on this machine already, else None; makes and downloads nothing."""
     folder = known_folder(name)
     return None if folder is None else describe(folder)
 
@@ -44,9 +44,9 @@ def known_sizes(name: str) -> dict[str, int] | None:
 def describe(folder: Path | str) -> dict[str, int]:
     """Sizes of a model folder from its config alone.
 
-    `num_parameters` and, of experts only those that a token goes through, `active_parameters`; `num_layers`,
-    `hidden_size`, `intermediate_size`, `vocab_size`, `max_positions`. Of a model that also sees or hears they are its
-    language model's, but for the parameters. Raises BaseModelError.
+    `num_parameters` and `active_parameters` (of experts, only those that a token uses); `num_layers`, `hidden_size`,
+    `intermediate_size`, `vocab_size`, `max_positions`. For a multimodal model all but the parameters are those of its
+    language model. Raises BaseModelError.
     """
     config = read_config(folder)
     version = importlib.metadata.version("transformers")
@@ -64,7 +64,7 @@ def describe(folder: Path | str) -> dict[str, int]:
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:
-    """The folder's config.json; raises BaseModelError where it is none."""
+    """The folder's config.json; raises BaseModelError if it is not a JSON object."""
     file = Path(folder) / "config.json"
     try:
         config = json.loads(file.read_text())
@@ -73,12 +73,12 @@ def read_config(folder: Path | str) -> dict[str, Any]:
     except ValueError as error:
         raise BaseModelError(f"base_model: {file} is not JSON: {error}; download the model again") from error
     if not isinstance(config, dict):
-        raise BaseModelError(f"base_model: {file} is no JSON object; give a Hugging Face model folder")
+        raise BaseModelError(f"base_model: {file} is not a JSON object; give a Hugging Face model folder")
     return config
 
 
 def max_positions(config: Any) -> int:
-    """The longest sequence in tokens that a model can read: of its config (transformers' or the JSON object)."""
+    """The longest sequence in tokens that a model can read, from its config (transformers' or the JSON object)."""
     text = text_part(config)
     most = int(_first(text, ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")) or UNLIMITED)
     scaling = _get(text, "rope_parameters") or _get(text, "rope_scaling") or {}
@@ -91,7 +91,7 @@ def max_positions(config: Any) -> int:
 
 
 def text_part(config: Any) -> Any:
-    """The config of the language model in that of a model which also sees or hears."""
+    """The language model's part of a multimodal model's config."""
     if hasattr(config, "get_text_config"):
         return config.get_text_config()
     inner = [config[name] for name in ("text_config", "llm_config", "language_config") if name in config]
@@ -106,7 +106,7 @@ def _found(folder: Path, config: dict[str, Any]) -> dict[str, int]:
     try:
         full = AutoConfig.from_pretrained(str(folder))
         text, counts = text_part(full), _counted(full)
-    except Exception:  # of any architecture's own code, or an architecture that this transformers has not
+    except Exception:  # from an architecture's own code, or an architecture that this transformers lacks
         text, counts = text_part(config), {}
     sizes = {}
     for what, names in _NAMES.items():
@@ -139,7 +139,7 @@ def _counted(config: Any) -> dict[str, int]:
 
 
 def _inner(text: Any, hidden: int) -> int:
-    """What a token goes through in a layer."""
+    """The width of the feed-forward network that a token uses in a layer."""
     inner, used = _first(text, _INNER_OF_AN_EXPERT), _first(text, _EXPERTS_OF_A_TOKEN)
     if inner and used:
         shared = _get(text, "shared_expert_intermediate_size") or inner * (_get(text, "n_shared_experts") or 0)
@@ -154,7 +154,7 @@ def _inner(text: Any, hidden: int) -> int:
 
 
 def _estimated(text: Any, sizes: dict[str, int]) -> dict[str, int]:
-    """For an architecture that transformers does not know: as if it were Llama's."""
+    """For an architecture that transformers does not know: the numbers of Llama's."""
     hidden, inner = sizes["hidden_size"], _first(text, _INNER) or 4 * sizes["hidden_size"]
     heads = _first(text, ("num_attention_heads", "n_head", "n_heads")) or 1
     of_keys = hidden * (_get(text, "num_key_value_heads") or heads) // heads

@@ -1,9 +1,9 @@
-"""A small random model of the same architecture as a large one's config says, to try on it what holds for both.
+"""A small random model with the architecture of a large one, for tests whose result holds for both.
 
     model = small_model(AutoConfig.from_pretrained(folder))
 
-Layers of each kind are kept, ratios of heads and whatever decides which code runs; sizes, experts and the reach of
-windows become small, so that sixty tokens go beyond them.
+It keeps layers of each kind, the ratio of heads and whatever selects code paths; sizes, experts and attention windows
+become small, so that sixty tokens exceed the windows.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from models.base.errors import describe_error
 from models.errors import RayconteurError
 
 if TYPE_CHECKING:
-    import torch  # at run time only inside functions: `plan` answers without it what is known already
+    import torch  # at run time only inside functions: `plan` needs no torch for a cached result
 
 VOCABULARY = 96
 _HIDDEN, _HEADS, _HEAD = 64, 4, 16
@@ -23,7 +23,7 @@ _MAX_LAYERS = 6
 _MAX_KINDS = 8
 _MAX_PARAMETERS = 30_000_000
 
-# What these are called in the configs of transformers, and what they become where they are larger.
+# Names in transformers' configs, and the small values that replace larger ones.
 _SIZES = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size"), VOCABULARY),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length"), 512),
@@ -68,7 +68,7 @@ _KEY_VALUE_HEADS = {
     "num_kv_heads": "num_attention_heads",
     "swa_num_key_value_heads": "swa_num_attention_heads",
 }
-# Sizes that must be a product of others, whatever they were.
+# Sizes that must be the product of others.
 _EXACT = {
     **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), _HEAD),
     "qk_head_dim": 2 * _HEAD,
@@ -76,11 +76,11 @@ _EXACT = {
 
 
 class NoSmallModel(RayconteurError):
-    """No small model could be made of a config; the text says why."""
+    """No small model can be made of a config."""
 
 
 def small_model(config: Any, seed: int = 0) -> Any:
-    """A float32 model in evaluation mode, its weights loud enough that what a token has read shows in its logits.
+    """A float32 model in evaluation mode, with weights large enough that every token read changes the logits.
 
     Raises NoSmallModel.
     """
@@ -89,7 +89,7 @@ def small_model(config: Any, seed: int = 0) -> Any:
         with torch.device("meta"):
             size = sum(p.numel() for p in _from(small).parameters())
         if size > _MAX_PARAMETERS:
-            raise NoSmallModel(f"its small form has {size:,} weights")
+            raise NoSmallModel(f"even the small model has {size:,} weights")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = _from(small).eval()
@@ -102,7 +102,7 @@ def small_model(config: Any, seed: int = 0) -> Any:
 
 
 def check_builds(config: Any) -> None:
-    """Raise NoSmallModel where transformers cannot build the model of this config itself; takes no memory."""
+    """Raise NoSmallModel if transformers cannot build the full model of this config; takes no memory."""
     try:
         with torch.device("meta"):
             _from(config)
@@ -115,7 +115,7 @@ def _from(config: Any) -> Any:
 
 
 def _loud(model: Any) -> None:
-    """As they come, random weights are so small that attention looks everywhere alike."""
+    """Enlarge the weights: with the default ones attention is nearly uniform."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2 and "A_log" not in name:
@@ -136,7 +136,7 @@ def _small(values: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(value, float) and ("drop" in name or "jitter" in name):
             small[name] = 0.0
         elif isinstance(value, float) and name.endswith("softcapping"):
-            small[name] = 1.0  # where the scores of a small model are bent
+            small[name] = 1.0  # low enough to affect the scores of a small model
         elif isinstance(value, int) and not isinstance(value, bool):
             small[name] = _small_size(name, value, values)
     return small
@@ -157,7 +157,7 @@ def _small_size(name: str, value: int, values: dict[str, Any]) -> int:
 
 
 def _fewer_layers(values: dict[str, Any]) -> dict[str, Any]:
-    """Of each kind of layer the first two, where lists say the kinds; else the first few."""
+    """Keep the first two layers of each kind if lists name the kinds, else the first few."""
     name = next((name for name in _LAYERS if isinstance(values.get(name), int)), None)
     if name is None:
         return dict(values)

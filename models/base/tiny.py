@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-# Meta's Llama 3 layout, in our own words: header tokens around the role, every turn ends with <|eot_id|>.
+# Meta's Llama 3 layout: header tokens around the role, and every turn ends with <|eot_id|>.
 _LLAMA_CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n{{ message['content'] }}<|eot_id|>"
@@ -13,7 +13,7 @@ _LLAMA_CHAT_TEMPLATE = (
 
 
 def _byte_tokenizer(special_tokens: list[str]) -> Any:
-    """A tokenizer with a token for every byte, and special tokens: enough for tests, for any language."""
+    """A tokenizer with a token for every byte, and special tokens: enough for tests in any language."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

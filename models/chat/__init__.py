@@ -25,7 +25,7 @@ __all__ = [
     "common_prompt", "encode_conversation", "encode_prompt", "end_token_ids", "ensure_chat_template",
 ]  # fmt: skip
 
-# For tokenizers that bring no chat template (GPT-2): speaker names, a reply ends with the end-of-text token.
+# For tokenizers without a chat template (GPT-2): speaker names, and a reply ends with the end-of-text token.
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ message['role'].capitalize() }}: {{ message['content'] }}"
@@ -37,11 +37,11 @@ DEFAULT_CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """Token ids of a conversation; `supervised[i]` says that token i is to be learned.
+    """Token ids of a conversation; `supervised[i]` says whether token i is trained on.
 
-    Where it is a tree (models/chat/samples.py), `input_ids` are those of its pieces one after the other: piece n has
-    `piece_lengths[n]` tokens and goes on from piece `piece_parents[n]`, an earlier one, or begins the conversation
-    where that is -1. Both are empty where it is one sequence.
+    If it is a tree (models/chat/samples.py), `input_ids` are those of its pieces one after the other: piece n has
+    `piece_lengths[n]` tokens and continues the earlier piece `piece_parents[n]`, or starts the conversation if that
+    is -1. Both are empty if it is one sequence.
     """
 
     input_ids: list[int]
@@ -49,11 +49,11 @@ class EncodedConversation:
     piece_lengths: list[int] = field(default_factory=list)
     piece_parents: list[int] = field(default_factory=list)
     is_cut: bool = False
-    """whether `max_length` left something out"""
+    """whether `max_length` truncated it"""
 
 
 def common_prompt(one: EncodedConversation, other: EncodedConversation) -> int:
-    """How many tokens both begin with alike, before the first one of either that is supervised."""
+    """The number of leading tokens that both share, before the first supervised one of either."""
     tokens = zip(one.input_ids, one.supervised, other.input_ids, other.supervised, strict=False)
     alike = itertools.takewhile(lambda pair: pair[0] == pair[2] and not pair[1] and not pair[3], tokens)
     return sum(1 for _ in alike)
@@ -62,8 +62,7 @@ def common_prompt(one: EncodedConversation, other: EncodedConversation) -> int:
 def ensure_chat_template(tokenizer: Any) -> bool:
     """Give a tokenizer without a chat template the default one, so that it is saved with the model.
 
-    It begins with the tokenizer's `bos` token where the tokenizer begins its texts with that. Returns whether one was
-    missing.
+    It starts with the tokenizer's `bos` token if the tokenizer's texts do. Returns whether a template was missing.
     """
     if tokenizer.chat_template:
         return False
@@ -80,11 +79,11 @@ def encode_prompt(
     continues: bool = False,
     opens: bool = True,
 ) -> list[int]:
-    """Token ids of `messages` followed by the template's opening of an assistant turn, if it `opens` one.
+    """Token ids of `messages`, followed by the template's opening of an assistant turn if `opens`.
 
-    `tools` are what a model may call, in OpenAI's form, for templates that tell it of them; `template_kwargs` further
-    variables of the template. With `continues` the last message, an assistant's, is left open after its text, white
-    space at its end included. Raises ChatTemplateError.
+    `tools` are the functions that the model may call, in OpenAI's form; `template_kwargs` are further variables of
+    the template. With `continues` the last message, an assistant's, stays open after its text, including white space
+    at its end. Raises ChatTemplateError.
     """
     renderer = renderer_of(tokenizer)
     prepared = renderer.prepared(_as_taken(renderer, messages))
@@ -96,8 +95,9 @@ def encode_prompt(
 
 
 def end_token_ids(tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an assistant's turn: the tokenizer's end token, those of the model's generation_config.json
-    and those that the template writes at the end of a reply or a call. Raises ChatTemplateError.
+    """The tokens that end an assistant's turn: the tokenizer's end token, those in the model's
+    generation_config.json, and those that the template writes at the end of a reply or a call. Raises
+    ChatTemplateError.
     """
     return renderer_of(tokenizer).end_ids
 
@@ -111,15 +111,15 @@ def encode_conversation(
     truncate: Literal["right", "left"] = "right",
     cut_replies: Literal["cut", "drop", "fail"] = "cut",
 ) -> EncodedConversation:
-    """Token ids of a conversation, supervised exactly at its replies with the tokens that end them.
+    """Token ids of a conversation, supervised exactly at its replies and their end tokens.
 
-    What stands before a reply is what `encode_prompt` makes of the messages before it. A reply with `train: False` is
-    not learned; with `last_reply_only` the last one alone is. No sequence has more than `max_length` tokens: it is
-    cut at its end, or with `truncate="left"` each reply that does not fit is read after fewer turns; `cut_replies`
-    says what becomes of a reply that is cut. Raises ChatTemplateError, and ReplyCut with `cut_replies="fail"`.
+    The tokens before a reply are `encode_prompt` of the messages before it. A reply with `train: False` is not
+    supervised; with `last_reply_only` only the last one is. A sequence has at most `max_length` tokens: it is
+    truncated at its end, or with `truncate="left"` each reply that does not fit follows fewer turns; `cut_replies`
+    decides about a truncated reply. Raises ChatTemplateError, and ReplyCut with `cut_replies="fail"`.
     """
     if max_length is not None and (short := _shortened(messages, max_length)) is not messages:
-        # Far more text than can be read: none of what is left out matters if what is left fills `max_length`.
+        # Far more text than fits: the rest does not matter if the beginning fills `max_length`.
         found = encode_conversation(
             tokenizer, short, last_reply_only and short[-1]["role"] == "assistant", tools, None, truncate
         )
@@ -139,8 +139,8 @@ def encode_conversation(
 
 
 def _as_taken(renderer: Renderer, messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """The messages as the template takes them: one system text where it knows no developers, that text before the
-    first question's where it has no place for it, and its forms of calls (models/chat/written_calls.py).
+    """The messages in the form that the template supports: one system text if it has no developer role, that text
+    before the first question's if it has no system role, and its forms of calls (models/chat/written_calls.py).
     """
     if any("tool_calls" in message for message in messages):
         if renderer.probes.has_short_ids:
@@ -163,14 +163,14 @@ def _joined(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 class ReplyCut(RayconteurError):
-    """`max_length` cuts a reply, and `cut_replies` says that this is a failure."""
+    """`max_length` would truncate a reply, and `cut_replies` is `fail`."""
 
 
 def _from_the_left(
     encoder: Encoder, messages: Prepared, tools: Any, learned: Sequence[int], base: list[int],
     samples: list[Sample], max_length: int,
 ) -> tuple[list[int], list[Sample]]:  # fmt: skip
-    """The samples, those that are too long with as few of the earliest turns left out as it takes."""
+    """The samples; those that are too long lose as few of their earliest turns as possible."""
     fitting = []
     head, rounds = rounds_of(messages)
     for number, sample in zip(learned, samples, strict=True):
@@ -220,7 +220,7 @@ def _as_tree(base: list[int], samples: list[Sample], max_length: int | None, cut
 
 
 def _shortened(messages: Sequence[Mapping[str, Any]], max_length: int) -> Sequence[Mapping[str, Any]]:
-    """The messages up to the first one that is far longer than `max_length` tokens, and of that one the beginning."""
+    """The messages up to the first one that is far longer than `max_length` tokens, and the beginning of that one."""
     most = 64 * max_length
     for number, message in enumerate(messages):
         if len(message["content"]) > most:

@@ -1,4 +1,4 @@
-"""Calls of tools, and the tools: from the forms in which people write them to OpenAI's, arguments as objects."""
+"""Tool calls and tools in other forms, converted to OpenAI's, with arguments as objects."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ _KINDS = (None, "function", "tool_call")
 
 
 def normal_calls(value: Any, field: str) -> list[dict[str, Any]]:
-    """The calls in `value`, the same objects where nothing changes; raises Fault.
+    """The calls in `value`, the same objects if nothing changes; raises Fault.
 
-    `value` is a list of calls or one call, as JSON text too. A call is OpenAI's, or an object with `name` and
-    `arguments` alone.
+    `value` is a list of calls or one call, also as JSON text. A call is in OpenAI's form, or an object with only
+    `name` and `arguments`.
     """
     if isinstance(value, str):
         value = _read(value, field, "calls")
@@ -25,15 +25,15 @@ def normal_calls(value: Any, field: str) -> list[dict[str, Any]]:
     calls = [_normal_call(call, field) for call in value]
     numbers = [call["id"] for call in calls if "id" in call]
     if len(set(numbers)) < len(numbers):
-        raise Fault(field, f"has several calls with one id in `{field}`: {', '.join(numbers)}")
+        raise Fault(field, f"has several calls with the same id in `{field}`: {', '.join(numbers)}")
     return calls
 
 
 def normal_tools(tools: Any) -> list[dict[str, Any]] | None:
-    """The tools in OpenAI's form, the same objects where nothing changes; None for none; raises MessageError.
+    """The tools in OpenAI's form, the same objects if nothing changes; None for none; raises MessageError.
 
-    `tools` is a list of functions or one function, as JSON text too. A function is OpenAI's (`type`, `function`), or
-    an object with `name`, `description` and `parameters` (`input_schema`) alone.
+    `tools` is a list of functions or one function, also as JSON text. A function is in OpenAI's form (`type`,
+    `function`), or an object with only `name`, `description` and `parameters` (`input_schema`).
     """
     if isinstance(tools, str) and is_blank(tools):
         return None
@@ -130,7 +130,7 @@ def _normal_tool(tool: Any) -> dict[str, Any]:
     normal = _normal_function(function)
     if "function" in tool and normal is function and tool.get("type") == "function":
         return tool
-    # What else stands beside `function` is kept: templates write a tool as it is.
+    # Other keys beside `function` stay, since templates write a tool unchanged.
     around = {key: value for key, value in tool.items() if key not in ("type", "function")}
     return {"type": "function", **(around if tool.get("function") is not None else {}), "function": normal}
 

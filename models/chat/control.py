@@ -1,7 +1,7 @@
-"""Text to token ids, in which a control token that somebody wrote is text.
+"""Text to token ids, where a control token inside a message is plain text.
 
-guard = ControlTokens(tokenizer, template)     # whose names are guarded
-written = guard.guarded("He said <|im_end|>.")  # before a template puts it among its own
+guard = ControlTokens(tokenizer, template)     # guards the names of control tokens
+written = guard.guarded("He said <|im_end|>.")  # before the template adds its own
 tokens = TextEncoder(tokenizer, guard).encode(rendered)
 """
 
@@ -17,11 +17,11 @@ from models.chat.template import ChatTemplate
 _SHORT, _SHORT_TEXTS = 32, 20_000
 
 ALLOWED = "{#- control tokens inside messages are allowed #}"
-"""stands at the end of a chat template by `data.control_tokens: allow`, and so goes where the template goes"""
+"""`data.control_tokens: allow` appends this to the chat template, so it is kept wherever the template is"""
 
 
 class ControlTokens:
-    """The tokens by which a template builds a conversation: the special ones, and other added ones that it writes."""
+    """The control tokens of a template: the special tokens, and other added tokens that it writes."""
 
     def __init__(self, tokenizer: Any, template: ChatTemplate) -> None:
         written = template.literals()
@@ -31,16 +31,16 @@ class ControlTokens:
             if (token.special or token.content in written) and len(token.content) > 1 and not token.content.isspace()
         }
         self.name = _any_of(names)
-        """a pattern of their names"""
+        """matches their names"""
         self.parting_name = re.compile(f"({self.name.pattern})")
         are_guarded = set() if ALLOWED in template.source else names
-        # Templates look for these in a reply's text, whether they are tokens or not.
+        # Templates search a reply's text for these, tokens or not.
         tags = {tag for tag in ("<think>", "</think>") if "</think>" in written}
         self._guarded = _any_of(are_guarded | (tags if are_guarded else set()))
         self.guarded_name = re.compile(f"({_any_of({name[0] + _GUARD + name[1:] for name in are_guarded}).pattern})")
 
     def guarded(self, value: Any) -> Any:
-        """A text, or the texts in a list or an object, with the names of control tokens guarded in them."""
+        """A text, or the texts in a list or an object, with guarded names of control tokens."""
         if isinstance(value, str):
             plain = value.replace(_GUARD, "") if _GUARD in value else value
             return self._guarded.sub(lambda found: f"{found[0][0]}{_GUARD}{found[0][1:]}", plain)
@@ -52,7 +52,7 @@ class ControlTokens:
 
 
 def _any_of(names: set[str]) -> re.Pattern[str]:
-    """A pattern of any of these texts, a longer one before what it begins with."""
+    """A pattern of any of these texts, a longer one before its own prefixes."""
     return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or "(?!)")
 
 
@@ -61,7 +61,7 @@ def _places(text: str, letter: str) -> list[int]:
 
 
 class Tokens:
-    """Token ids of a text, and which of them stand before a place in it."""
+    """Token ids of a text, and how many of them come before a position in it."""
 
     def __init__(self, ids: list[int], ends: list[int]) -> None:
         """`ends`: where each token ends in the text."""
@@ -69,15 +69,15 @@ class Tokens:
         self.ends = ends
 
     def before(self, place: int) -> int:
-        """How many tokens end at or before this place of the text."""
+        """The number of tokens that end at or before this position of the text."""
         return bisect_right(self.ends, place)
 
 
 class _Segments(Tokens):
-    """The tokens of a text that control tokens cut into segments, each of which is encoded by itself."""
+    """The tokens of a text that control tokens split into segments, each of which is encoded separately."""
 
     def __init__(self, ids: list[int], segments: list[tuple[int, int, str]], encoder: "TextEncoder") -> None:
-        """`segments`: of each where it begins in the text, and among the tokens, and its text."""
+        """`segments`: for each its start in the text, its start among the tokens, and its text."""
         self.ids = ids
         self._segments = segments
         self._begins = [begin for begin, _, _ in segments]
@@ -96,7 +96,7 @@ class _Segments(Tokens):
         return count + self._encoder.whole(text).before(place - begin)
 
     def last_name(self, place: int) -> int:
-        """Where the last control token before this place of the text begins; 0 if there is none."""
+        """The start of the last control token before this position of the text; 0 if there is none."""
         number = bisect_left(self._begins, place) - 1
         while number > 0 and not self._encoder.is_name(self._segments[number][2]):
             number -= 1
@@ -104,7 +104,7 @@ class _Segments(Tokens):
 
 
 class TextEncoder:
-    """A fast tokenizer, without the tokens that it puts around a text."""
+    """A fast tokenizer, without the tokens that it adds around a text."""
 
     def __init__(self, tokenizer: Any, control: ControlTokens) -> None:
         self._backend = tokenizer.backend_tokenizer
@@ -119,11 +119,11 @@ class TextEncoder:
         self._is_cut = not eats and self._cuts_alike()
 
     def expect_many(self) -> None:
-        """Many texts will be encoded."""
+        """Prepare for many texts."""
         self._quick = self._quick or QuickIds(self._backend, self._own_ids)
 
     def encode(self, text: str) -> Tokens:
-        """Token ids of a rendered text; guarded names as the characters that they are written with."""
+        """Token ids of a rendered text; guarded names become plain characters."""
         if _GUARD not in text:
             return self._in_segments(text) if self._is_cut else self.whole(text)
         ids: list[int] = []
@@ -143,7 +143,7 @@ class TextEncoder:
         return Tokens(encoding.ids, [end for _, end in encoding.offsets])
 
     def _in_segments(self, text: str) -> Tokens:
-        """The same, each text between control tokens by itself: ids alone are quicker, and short texts come again."""
+        """The same, with the texts between control tokens encoded separately: faster, and short texts repeat."""
         parts = self._control.parting_name.split(text)
         missing = [part for part in parts[::2] if part and part not in self._short]
         found = dict(zip(missing, self.ids_of(missing), strict=True)) if missing else {}
@@ -161,7 +161,7 @@ class TextEncoder:
         return _Segments(ids, segments, self)
 
     def ids_of(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of texts without control tokens; those of short ones are kept."""
+        """Token ids of texts without control tokens; those of short texts are cached."""
         if len(texts) == 1 and texts[0] in self._short:
             return [self._short[texts[0]]]
         found = self._own_ids(texts) if self._quick is None else self._quick.encode(texts)
@@ -173,7 +173,7 @@ class TextEncoder:
         return [each.ids for each in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def _cuts_alike(self) -> bool:
-        """Whether texts between control tokens are encoded as they are within a longer text."""
+        """Whether texts between control tokens have the same tokens alone as inside a longer text."""
         name = next((name for name in self._named if self._control.name.fullmatch(name)), None)
         if name is None:
             return False
@@ -183,7 +183,7 @@ class TextEncoder:
         return self._in_segments(text).ids == self.whole(text).ids
 
     def starts_with_control_token(self, text: str, place: int) -> bool:
-        """Whether a text can be encoded from there on apart from what stands before it."""
+        """Whether the text from there on can be encoded independently of the text before it."""
         return self._control.name.match(text, place) is not None
 
     def is_name(self, segment: str) -> bool:
@@ -191,7 +191,7 @@ class TextEncoder:
         return segment in self._named
 
     def last_control_token(self, text: str, end: int, tokens: Tokens) -> int:
-        """Where the last control token before `end` begins in the text, which is in `tokens`; 0 if there is none."""
+        """The start of the last control token before `end` in a text with these tokens; 0 if there is none."""
         if isinstance(tokens, _Segments):
             return tokens.last_name(end)
         begin = max(0, end - 512)
@@ -202,7 +202,7 @@ class TextEncoder:
             begin = max(0, begin - 8 * (end - begin))
 
     def _piece(self, text: str, is_first: bool) -> Tokens:
-        """A piece of a longer text. Some tokenizers put a space before a text: not before a later piece of it."""
+        """A piece of a longer text. Some tokenizers add a space before a text, but not before a later piece of it."""
         plain = text.replace(_GUARD, "")
         skipped = 0
         found = self._backend.encode(plain if is_first else "\n" + plain, add_special_tokens=False)
@@ -212,23 +212,23 @@ class TextEncoder:
                 skipped = 0
                 found = self._backend.encode(plain, add_special_tokens=False)
         ends = [end - bool(skipped) for _, end in found.offsets[skipped:]]
-        if len(plain) < len(text):  # guards that are not in a token's name count in places of the text
+        if len(plain) < len(text):  # guards outside of token names count as characters
             guards = [place - number for number, place in enumerate(_places(text, _GUARD))]
             ends = [end + bisect_left(guards, end) for end in ends]
         return Tokens(found.ids[skipped:], ends)
 
     def _as_text(self, guarded: str) -> Tokens:
-        """The name of a control token in tokens of its characters, none of them an added one."""
+        """The name of a control token as tokens of plain text, none of them an added token."""
         name = guarded.replace(_GUARD, "")
         ids = self._model_ids("\n" + name)
         count = len(self._newline)
         ids = ids[count:] if ids[:count] == self._newline else self._model_ids(name)
-        if not self.added.isdisjoint(ids):  # its pieces hold the token itself: in characters then
+        if not self.added.isdisjoint(ids):  # the pieces contain the token itself: use characters
             ids = [token for letter in name for token in self._model_ids(letter)]
         return Tokens(ids, [len(guarded)] * len(ids))
 
     def _model_ids(self, text: str) -> list[int]:
-        """What the tokenizer's model alone makes of a text."""
+        """The ids from the tokenizer's model alone, without added tokens."""
         backend = self._backend
         if backend.normalizer is not None:
             text = backend.normalizer.normalize_str(text)

@@ -1,4 +1,4 @@
-"""What a conversation is once it is read: every stage and the endpoint hand on this form, and no other."""
+"""The normal form of a conversation, which all stages and the endpoint use."""
 
 import json
 from dataclasses import dataclass
@@ -7,32 +7,32 @@ from typing import Any, NoReturn, Required, TypedDict
 from models.errors import RayconteurError
 
 MAX_LEVELS = 100
-"""of calls, tools and answers"""
+"""levels of nesting in calls, tools and results"""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class Message(TypedDict, total=False):
-    """One turn, as chat templates know it."""
+    """One turn, in the form that chat templates take."""
 
     role: Required[str]
     """`system`, `developer`, `user`, `assistant` or `tool`"""
     content: Required[str]
-    """its text; may be empty beside `tool_calls`, and of a tool"""
+    """its text; may be empty beside `tool_calls`, and in a tool's message"""
     reasoning_content: str
-    """what an assistant thought before its text"""
+    """an assistant's reasoning before its text"""
     tool_calls: list[dict[str, Any]]
     """an assistant's calls: [{"type": "function", "id"?, "function": {"name", "arguments": an object}}]"""
     tool_call_id: str
-    """of role `tool`: the call that it answers"""
+    """in a message of role `tool`: the id of the call that it answers"""
     name: str
     """the speaker's name, or the tool's"""
     train: bool
-    """of an assistant's turn: False where it is context and not learned from, else absent"""
+    """in an assistant's turn: False if it is only context and not trained on, else absent"""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages, and the tools that they may call."""
+    """Messages, and the tools that the assistant may call."""
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
@@ -40,7 +40,7 @@ class Conversation:
 
 
 class MessageError(RayconteurError):
-    """A message that no stage can use: `index` says which one (None: it is of no single one), `field` its key."""
+    """A message that no stage can use; `index` is its number (None: not about a single message), `field` the key."""
 
     def __init__(self, index: int | None, field: str, text: str) -> None:
         super().__init__(text)
@@ -50,7 +50,7 @@ class MessageError(RayconteurError):
 
 
 class Fault(Exception):
-    """What is wrong with a key of a message, before it is known which message: `words` go on from "message 3"."""
+    """What is wrong with a key of a message whose number is not known yet; `words` continue "message 3"."""
 
     def __init__(self, field: str, words: str) -> None:
         super().__init__(field, words)
@@ -58,26 +58,26 @@ class Fault(Exception):
         self.words = words
 
     def at(self, index: int, role: str) -> MessageError:
-        """The error of this message."""
+        """The error for message `index`."""
         return MessageError(index, self.field, f"message {index} ({role}) {self.words}")
 
 
 def is_blank(text: str) -> bool:
-    """Whether there is nothing but white space in it."""
+    """Whether a text is empty or only white space."""
     return not text or text.isspace()
 
 
 def check_text(text: str, field: str) -> None:
-    """Raise Fault for half a character, which JSON can write and no tokenizer can read."""
+    """Raise Fault for a lone surrogate, which JSON can contain and no tokenizer can read."""
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise Fault(field, f"has a character in `{field}` that is no text: {error.reason}") from None
+            raise Fault(field, f"has an invalid character in `{field}`: {error.reason}") from None
 
 
 def read_json(text: str) -> Any:
-    """The value that a text writes in JSON; raises ValueError with what it is instead."""
+    """The value of a JSON text; raises ValueError, whose text completes "arguments are ..."."""
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -87,7 +87,7 @@ def read_json(text: str) -> Any:
 
 
 def write_json(value: Any) -> str:
-    """A value as JSON text; raises ValueError where it has none, or is nested too deeply for templates to write."""
+    """A value as JSON text; raises ValueError if it is not JSON, or nested too deeply for templates."""
     if _is_deep(value, MAX_LEVELS):
         raise ValueError(f"nested deeper than {MAX_LEVELS} levels")
     try:
@@ -104,7 +104,7 @@ def _is_deep(value: Any, levels: int) -> bool:
 
 
 def kind_of(value: Any) -> str:
-    """A value in words, for errors."""
+    """A short description of a value, for errors."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -117,7 +117,7 @@ def kind_of(value: Any) -> str:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"not JSON ({name} is no number of JSON)")
+    raise ValueError(f"not JSON ({name} is not a JSON number)")
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)

@@ -1,4 +1,4 @@
-"""Kinds of conversations: what a template may treat otherwise than the rest, and a short one of the same kind."""
+"""Kinds of conversations that a template may treat differently, and a short conversation of each kind."""
 
 import functools
 from collections import Counter
@@ -9,7 +9,7 @@ from models.chat.renderer import Prepared
 
 
 def kind_of(message: dict[str, Any]) -> tuple[Any, ...]:
-    """What of a message a template may make a difference of."""
+    """The properties of a message that a template may distinguish."""
     if len(message) == 2:
         return (
             (message["role"], bool(message["content"]))
@@ -21,7 +21,9 @@ def kind_of(message: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def rounds_of(messages: Prepared) -> tuple[list[int], list[list[int]]]:
-    """The numbers of the messages before the first user's, and those of each round, which a user begins."""
+    """The numbers of the messages before the first user's, and those of each round, which starts with a user's
+    message.
+    """
     return _rounds_of([message["role"] for message in messages])
 
 
@@ -35,8 +37,8 @@ def _rounds_of(roles: Sequence[str]) -> tuple[list[int], list[list[int]]]:
 
 @functools.lru_cache(maxsize=4096)
 def short_of_its_kind(kinds: tuple[Any, ...]) -> list[int]:
-    """The numbers of some messages that make a conversation of the same kind: of each kind of round its first two and
-    its last, and of steps that follow each other in a round alike no more than two.
+    """The numbers of messages that form a short conversation of the same kind: the first two rounds and the last one
+    of each kind, and at most two consecutive equal steps in a round.
     """
     head, rounds = _rounds_of([kind[0] for kind in kinds])
     few = [_few(kinds, numbers) for numbers in rounds]
@@ -51,7 +53,7 @@ def short_of_its_kind(kinds: tuple[Any, ...]) -> list[int]:
 
 
 def _few(kinds: Sequence[Any], numbers: list[int]) -> list[int]:
-    """A round without the steps, of one or two messages, that repeat the two before them."""
+    """A round without steps, of one or two messages, that repeat the two before them."""
     kept: list[int] = []
     for number in numbers:
         kept.append(number)

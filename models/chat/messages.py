@@ -1,4 +1,4 @@
-"""Messages of a conversation in one form: the rules that every stage and the endpoint share.
+"""Messages of a conversation in normal form: the rules that all stages and the endpoint share.
 
 messages = normal_messages([{"role": "Human", "content": [{"type": "text", "text": "Hi"}]}])
 tools = normal_tools([{"name": "price_of", "parameters": {...}}])
@@ -23,12 +23,13 @@ _PLAIN = ("user", "assistant", "system", "developer")
 def normal_messages(messages: Any, same_role: SameRole = "merge", is_asked: bool = False) -> list[Message]:
     """The messages in normal form (`models.chat.form.Message`), the same objects where nothing changes.
 
-    Raises MessageError with the place and the key of what no stage can use. Two turns of one role in a row become
-    one (`merge`) or raise; answers of tools may follow one another. Each call is answered before the next turn, but
-    for those at the end; each answer has its call. Where a system text stands is the template's to judge.
+    Raises MessageError with the message and the key that no stage can use. Two consecutive turns of one role are
+    merged (`merge`) or raise; results of tools may follow each other. Each call must be answered before the next
+    turn, except for calls at the end, and each result needs a call. The position of a system text is the template's
+    decision.
 
-    With `is_asked` they are a request's, from which nothing is learned: turns may be empty, calls may stay without
-    an answer, and turns of one role that cannot be joined stay as they are.
+    With `is_asked` they are from a request, not from training data: turns may be empty, calls may stay unanswered,
+    and turns of one role that cannot be merged stay separate.
     """
     if not isinstance(messages, list) or not messages:
         raise MessageError(None, "messages", "`messages` is not a non-empty list")
@@ -55,18 +56,18 @@ def normal_messages(messages: Any, same_role: SameRole = "merge", is_asked: bool
         turns.append(turn)
         previous, place = role, index
     if not turns:
-        raise MessageError(None, "messages", "`messages` says nothing: all its texts are empty")
+        raise MessageError(None, "messages", "all texts in `messages` are empty")
     return turns
 
 
 def joined_messages(first: Message, second: Message) -> Message | None:
-    """Two turns of one role as one, their texts an empty line apart; None where something would be lost or moved."""
+    """Two turns of one role merged, an empty line between their texts; None if that would lose or move anything."""
     if "tool_calls" in first or "tool_calls" in second or "reasoning_content" in second:
         return None
     if first.get("train") != second.get("train") or first.get("name") != second.get("name"):
         return None
     if first["role"] == "assistant" and opens_thinking(first["content"]):
-        return None  # the other's text might end the block
+        return None  # the second text might close the block
     joined = first.copy()
     joined["content"] = "\n\n".join(text for text in (first["content"], second["content"]) if text)
     return joined
@@ -75,15 +76,14 @@ def joined_messages(first: Message, second: Message) -> Message | None:
 def check_messages(messages: Any) -> None:
     """Raise MessageError unless `messages` is a conversation as the endpoint takes it.
 
-    As `normal_messages`, and stricter: no empty text, a system message at the start alone, user and assistant in
-    turns.
+    Stricter than `normal_messages`: no empty text, a system message only at the start, user and assistant alternate.
     """
     normal_messages(messages, same_role="refuse")
     for index, message in enumerate(messages):
         role, content = message["role"], message.get("content")
         words = ""
         if not isinstance(content, str | None):
-            words = "has `content` that is not one text"
+            words = "has `content` that is not a single text"
         elif is_blank(content or "") and not message.get("tool_calls"):
             words = "has no text in `content`"
         if words:
@@ -93,7 +93,7 @@ def check_messages(messages: Any) -> None:
 
 
 def _is_normal(message: Any) -> bool:
-    """Whether it is a role and a text, as nearly all are, and nothing about it changes: told in a microsecond."""
+    """Whether it is just a role and a text in normal form already, as nearly all are: a check of a microsecond."""
     if type(message) is not dict or len(message) != 2:
         return False
     content = message.get("content")
@@ -112,14 +112,14 @@ def _is_normal(message: Any) -> bool:
 
 
 def _one_turn(first: Message, second: Message, place: int, index: int, same_role: str) -> Message:
-    words = f"messages {place} and {index} are both from {second['role']!r} by their `role`"
+    words = f"messages {place} and {index} both have the `role` {second['role']!r}"
     if same_role != "merge":
-        raise MessageError(index, "role", f"{words}; roles must take turns")
+        raise MessageError(index, "role", f"{words}; roles must alternate")
     joined = joined_messages(first, second)
     if joined is None:
         raise MessageError(
             index, "role",
-            f"{words} and cannot be joined: one has calls, reasoning, or another name or weight; write them as one",
+            f"{words} and cannot be merged: one has calls, reasoning, or another name or weight; write one message",
         )  # fmt: skip
     return joined
 
@@ -136,18 +136,16 @@ class _Calls:
 
     def refuse_rest(self, index: int) -> None:
         name = self.waiting[0]["function"]["name"]
-        words = (
-            f"has a call of {name!r} in `tool_calls` that no message with role tool answers before message {index}"
-        )
+        words = f"has a call of {name!r} in `tool_calls` that no message of role tool answers before message {index}"
         raise Fault("tool_calls", words).at(self._place, "assistant")
 
     def answer(self, index: int, turn: Message) -> None:
-        """Takes away the call that `turn` answers: the one with its id, else with its name, else the first."""
+        """Remove the call that `turn` answers: the one with its id, else with its name, else the first."""
         number, name = turn.get("tool_call_id"), turn.get("name")
         if not self.waiting:
             field = "role" if number is None else "tool_call_id"
             said = f"`tool_call_id` {number!r}" if number is not None else "the `role` of a tool"
-            words = f"has {said}, but no call of an assistant waits for an answer; calls stand in its `tool_calls`"
+            words = f"has {said}, but no call of an assistant is unanswered; calls belong into its `tool_calls`"
             raise Fault(field, words).at(index, "tool")
         found = self.waiting[0] if number is None and name is None else None
         if number is not None:
@@ -158,6 +156,6 @@ class _Calls:
         if found is None:
             field = "name" if number is None else "tool_call_id"
             names = ", ".join(str(call.get("id", call["function"]["name"])) for call in self.waiting)
-            words = f"has `{field}` {cast(dict[str, Any], turn)[field]!r}; calls without an answer are: {names}"
+            words = f"has `{field}` {cast(dict[str, Any], turn)[field]!r}; unanswered calls are: {names}"
             raise Fault(field, words).at(index, "tool")
         self.waiting = [call for call in self.waiting if call is not found]

@@ -1,4 +1,4 @@
-"""What a message says: its text, the parts that it is made of, and the thinking before it."""
+"""The content of a message: its text, its parts, and the thinking before it."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from models.chat.form import Fault, check_text, is_blank, kind_of
 
 NOT_TEXT = ("image", "images", "image_url", "audio", "audios", "audio_url", "input_audio", "video", "videos",
              "video_url", "file", "files", "attachments", "document", "documents")  # fmt: skip
-ONLY_TEXT = "only text can be learned; leave it, or the line, out"
+ONLY_TEXT = "only text is supported; remove it, or the whole line"
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THINKING_PARTS = ("thinking", "reasoning")
-# As Anthropic's clients write calls and their answers.
+# Anthropic's forms of calls and their results.
 _ELSEWHERE = {
     **dict.fromkeys(("tool_use", "tool_call", "function_call"), "write a call into the message's `tool_calls`"),
     **dict.fromkeys(("tool_result", "function_call_output"), "write a tool's answer as a message with `role` tool"),
@@ -18,12 +18,12 @@ _OPEN, _CLOSE = "<think>", "</think>"
 
 
 def opens_thinking(text: str) -> bool:
-    """Whether a text begins with a block of thinking, ended or not."""
+    """Whether a text starts with a thinking block, closed or not."""
     return text.lstrip().startswith(_OPEN)
 
 
 def is_parts(content: Any) -> bool:
-    """Whether a tool's answer is a list of parts, and not data that happens to be a list."""
+    """Whether a tool's result is a list of parts, not data that happens to be a list."""
     return isinstance(content, list) and content != [] and all(map(_looks_like_part, content))
 
 
@@ -33,13 +33,13 @@ def _looks_like_part(part: Any) -> bool:
     kind = part.get("type")
     if kind in _TEXT_PARTS:
         return isinstance(part.get("text"), str)
-    # {"type": "file", "name": "a.txt"} is a line of a listing.
+    # {"type": "file", "name": "a.txt"} is an entry of a file listing.
     is_named = kind in NOT_TEXT or kind in ("input_image", "input_video", "input_file")
     return is_named and (len(part) == 1 or "source" in part or any(key in part for key in NOT_TEXT))
 
 
 def content_of(message: dict[str, Any]) -> tuple[str, str]:
-    """What is said, and parts of thinking before it."""
+    """The text, and the thinking parts before it."""
     content = message.get("content")
     if content is None:
         return "", ""
@@ -54,13 +54,13 @@ def content_of(message: dict[str, Any]) -> tuple[str, str]:
         is_thought, text = _part(part)
         check_text(text, "content")
         if is_thought and not is_blank("".join(texts)):
-            raise Fault("content", "has a part of thinking after text in `content`; it must stand before it")
+            raise Fault("content", "has a thinking part after text in `content`; move it before the text")
         (thoughts if is_thought else texts).append(text)
     return "".join(texts), "\n\n".join(text for text in thoughts if not is_blank(text))
 
 
 def _part(part: Any, is_inner: bool = False) -> tuple[bool, str]:
-    """Whether it is thinking, and its text; `is_inner`: it stands in a part of thinking."""
+    """Whether it is thinking, and its text; `is_inner`: it is inside a thinking part."""
     if isinstance(part, str):
         return False, part
     if not isinstance(part, dict):
@@ -76,20 +76,20 @@ def _part(part: Any, is_inner: bool = False) -> tuple[bool, str]:
         text = part.get("text")
     else:
         fix = f"; {_ELSEWHERE[kind]}" if isinstance(kind, str) and kind in _ELSEWHERE else ""
-        raise Fault("content", f"has a part of type {str(kind)[:40]!r} in `content`; known is text{fix}")
+        raise Fault("content", f"has a part of type {str(kind)[:40]!r} in `content`; only text is known{fix}")
     if not isinstance(text, str):
         raise Fault("content", f"has a part in `content` whose text is {kind_of(text)}")
     return kind in _THINKING_PARTS, text
 
 
 def without_thinking(text: str, thinking: str) -> tuple[str, str]:
-    """What is said and what was thought, without the <think> blocks that `text` begins with."""
+    """The text without its leading <think> blocks, and the thinking with theirs added."""
     while opens_thinking(text) and _CLOSE in text:
         block, _, text = text.partition(_CLOSE)
         inner = block.lstrip().removeprefix(_OPEN).strip()
         if inner and thinking and inner != thinking.strip():
             raise Fault(
-                "content", f"begins with {_OPEN} in `content` and another text was thought already; leave one out"
+                "content", f"starts with {_OPEN} in `content` and already has other thinking; remove one of them"
             )
         thinking, text = thinking or inner, text.lstrip()
     return text, thinking

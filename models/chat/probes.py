@@ -1,4 +1,4 @@
-"""What is known of a chat template, learned by rendering probes with it: its forms of turns, and how it ends them."""
+"""Properties of a chat template, found by rendering test messages: its forms of turns, and how it ends them."""
 
 import copy
 import json
@@ -30,17 +30,17 @@ _ANSWER = {"role": "assistant", "content": "probe_answer"}
 _RESULT = {"role": "tool", "content": "probe_result", "tool_call_id": "probe0000", "name": "probe_tool"}
 
 OPENED = re.compile(r"<(\w+)>\s*$")
-"""a block that a prompt opens, of thinking"""
+"""a thinking block that a prompt opens"""
 CLOSED = re.compile(r"<(\w+)>\s*</\1>\s*$")
-"""one that it opens and closes"""
+"""a thinking block that a prompt opens and closes"""
 
 TEXT, REASONING, CALLS, ARGUMENTS = "the text", "the reasoning", "tool calls", "a tool call's arguments"
-"""what of a reply must be in what a template writes of it"""
+"""the parts of a reply that a template must write"""
 
 
 class Probes:
-    """`given_ends` are the names of the tokens that the model itself ends with; `templates` the one without and the
-    one with tools."""
+    """`given_ends` are the names of the model's own end tokens; `templates` the template without and the one with
+    tools."""
 
     def __init__(
         self, templates: tuple[ChatTemplate, ChatTemplate], control: ControlTokens, special: set[str],
@@ -52,7 +52,7 @@ class Probes:
         self._given_ends = given_ends
 
     def end_in(self, written: str, text: str) -> int | None:
-        """Where a reply ends whose last words are `text`, or that ends with a call; None where nothing ends it."""
+        """The end of a reply whose last words are `text`, or that ends with a call; None if nothing ends it."""
         if text and (end := self.end_of_words(written, text)):
             return end
         found = list(self._control.name.finditer(written))
@@ -67,20 +67,20 @@ class Probes:
         return ends[0] if ends else None
 
     def end_of_words(self, written: str, text: str) -> int:
-        """Where a reply ends that ends as a probe does; 0 where it does not."""
+        """The end position of a reply that ends like the test reply; 0 if it does not."""
         place = written.rfind(text + self._text_tail) if self._text_tail else -1
         return place + len(text) + len(self._text_tail) if place >= 0 else 0
 
     def _ends_of(self, tail: str) -> list[str]:
-        """The last control token of what ends a reply."""
+        """The last control token in the end of a reply."""
         return [match[0] for match in self._control.name.finditer(tail)][-1:]
 
     @cached_property
     def _text_tail(self) -> str:
-        """What the template writes at the end of a reply of words: white space and special tokens.
+        """The end of a text reply as the template writes it: white space and special tokens.
 
-        A token that it writes there only where nothing follows ends the text, not the turn (Phi-3.5), unless it is
-        the first one (gpt-oss).
+        A token that it writes only if no message follows ends the text, not the turn (Phi-3.5), unless it is the
+        first one (gpt-oss).
         """
         try:
             last = self._probe([_QUESTION, _ANSWER])
@@ -88,7 +88,7 @@ class Probes:
         except ChatTemplateError:
             return ""
         tails = []
-        # Templates that open the next turn without being asked for it write its first token in both.
+        # Templates that always open the next turn write its first token in both.
         for text in (last, middle[: begins[2]] if "probe_answer" in middle[: begins[2]] else middle):
             tail = text[text.rfind("probe_answer") + len("probe_answer") :]
             end = 0
@@ -102,7 +102,7 @@ class Probes:
 
     @cached_property
     def _call_end(self) -> list[str]:
-        """The token that ends a reply that calls a tool; none where no call can be written."""
+        """The token that ends a reply with a tool call; none if the template writes no calls."""
         messages = [_QUESTION, calling_by(*self.calling)]
         try:
             written, before = self._probe(messages, [TOOL]), self._probe(messages[:1], [TOOL], generates=True)
@@ -114,9 +114,9 @@ class Probes:
 
     @cached_property
     def implicit_ends(self) -> dict[bool, str | None]:
-        """What comes after a reply that the template writes no end of: the token by which the next turn begins.
+        """The first token of the next turn, if it follows a reply without an end of its own.
 
-        GLM-4 ends its replies so: the opening of the user's turn, or of a tool's, is among the model's end tokens.
+        GLM-4's replies end this way: the opening of the user's turn, or of a tool's, is among the model's end tokens.
         """
         talks: dict[bool, Any] = {
             False: ("probe_answer", [_QUESTION, _ANSWER, _QUESTION], None),
@@ -140,7 +140,7 @@ class Probes:
 
     @cached_property
     def ends(self) -> set[str]:
-        """The names of the tokens that the template writes at the end of a reply or a call.
+        """The names of the tokens that the template writes at the end of a reply or of a call.
 
         Raises ChatTemplateError for a template that writes none.
         """
@@ -151,8 +151,8 @@ class Probes:
         return {*names, *(end.strip() for end in implicit.values() if end)}
 
     def _given_end_is_written(self) -> bool:
-        """Whether one of the tokens that the model ends with stands behind a reply."""
-        written = self._probe([_QUESTION, _ANSWER])  # a template that refuses this says so itself
+        """Whether the template writes one of the model's end tokens after a reply."""
+        written = self._probe([_QUESTION, _ANSWER])  # raises ChatTemplateError if the template refuses it
         return self.end_in(written[written.rfind("probe_answer") :], "probe_answer") is not None
 
     def no_end(self, is_call: bool) -> ChatTemplateError:
@@ -185,7 +185,7 @@ class Probes:
 
     @cached_property
     def wants_parts(self) -> bool:
-        """Whether texts are lists of parts: some templates write a plain text letter by letter, or not at all."""
+        """Whether texts must be lists of parts: some templates write a plain text letter by letter, or not at all."""
         parts = [{"role": "user", "content": [{"type": "text", "text": "probe_part"}]}]
         try:
             if "probe_question" in self._templates[0].text([_QUESTION]):
@@ -197,22 +197,22 @@ class Probes:
 
     @cached_property
     def knows_developers(self) -> bool:
-        """Whether the template has a place for role `developer`; elsewhere it is a system message."""
+        """Whether the template supports role `developer`; otherwise it becomes a system message."""
         return self._writes([{"role": "developer", "content": "probe_developer"}, _QUESTION], "probe_developer")
 
     @cached_property
     def knows_systems(self) -> bool:
-        """Whether the template has a place for role `system`; Gemma 2's refuses it."""
+        """Whether the template supports role `system`; Gemma 2's refuses it."""
         return self._writes([_SYSTEM, _QUESTION], "probe_system")
 
     @cached_property
     def knows_tools(self) -> bool:
-        """Whether it writes the tools that may be called into a prompt."""
+        """Whether it writes the available tools into a prompt."""
         return self._writes([_QUESTION], "probe_tool", tools=[TOOL])
 
     @cached_property
     def never_read(self) -> set[str]:
-        """Roles that it leaves out of a prompt: `tool`, and `system` later than at the beginning."""
+        """Roles that it omits from a prompt: `tool`, and `system` after the beginning."""
         talks = {
             "tool": ("probe_result", [_QUESTION, calling_by(*self.calling), _RESULT], [TOOL]),
             "system": ("probe_system", [_QUESTION, _ANSWER, _SYSTEM, _QUESTION], None),
@@ -223,8 +223,8 @@ class Probes:
 
     @cached_property
     def loses_system_behind(self) -> set[str]:
-        """Roles of a prompt's last message behind which the first system text is not written: Mistral's templates put
-        it before the last question, and only where that comes last.
+        """Roles of a prompt's last message with which the first system text is omitted: Mistral's templates put it
+        before the last question, and only if that is the last message.
         """
         talks = {
             "user": ([_SYSTEM, _QUESTION, _ANSWER, _QUESTION], None),
@@ -234,7 +234,7 @@ class Probes:
 
     @cached_property
     def has_short_ids(self) -> bool:
-        """Whether the template takes no ids of calls but those of nine letters and digits (Mistral)."""
+        """Whether the template only accepts call ids of nine letters and digits (Mistral)."""
         return not self._takes_id("call_" + 24 * "0") and self._takes_id("probe0001")
 
     def _takes_id(self, call_id: str) -> bool:
@@ -254,13 +254,13 @@ class Probes:
 
     @cached_property
     def writes_reasoning(self) -> bool:
-        """Whether the template writes what is thought before a reply, or opens a block for it."""
+        """Whether the template writes the reasoning before a reply, or opens a block for it."""
         return (REASONING, False) not in self.never_written
 
     @cached_property
     def never_written(self) -> set[tuple[str, bool]]:
-        """What the template leaves out of a reply of words (False), or of one with a call (True): found in words that
-        stand nowhere else, as a short text may stand in another part of the reply by chance.
+        """The parts that the template omits from a text reply (False), or from one with a call (True). The test uses
+        unique words, since a short text may occur in another part of the reply by chance.
         """
         call, thought = calling_by({}, self.calling[1]), dict.fromkeys(_THOUGHT, "probe_thought")
         said = {**call, "content": "probe_answer"}
@@ -284,9 +284,9 @@ class Probes:
 
     @cached_property
     def calling(self) -> tuple[dict[str, Any], bool]:
-        """What stands for a text beside a call without one, and whether a call's arguments are JSON as text.
+        """The `content` of a call without text, and whether a call's arguments are JSON text.
 
-        Templates ask for an empty text, for none, or for no key; and for an object, or for its text.
+        Templates need an empty text, None, or no key; and an object, or its JSON text.
         """
         variants: list[dict[str, Any]] = [{"content": ""}, {"content": None}, {}]
         for is_text in (False, True):
@@ -297,7 +297,7 @@ class Probes:
 
 
 def calling_by(content: dict[str, Any], is_text: bool) -> dict[str, Any]:
-    """A probe of a call (`Renderer._calling`)."""
+    """A test message with a call (`Renderer._calling`)."""
     function: dict[str, Any] = dict(_CALL["function"])
     if is_text:
         function["arguments"] = json.dumps(function["arguments"])
@@ -305,11 +305,11 @@ def calling_by(content: dict[str, Any], is_text: bool) -> dict[str, Any]:
 
 
 def _common(one: str, other: str) -> str:
-    """What both texts begin with."""
+    """The common prefix of two texts."""
     place = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     return one[:place]
 
 
 def _blank(text: str) -> int:
-    """How many characters of white space a text begins with."""
+    """The number of white space characters at the start of a text."""
     return len(text) - len(text.lstrip())

@@ -1,8 +1,8 @@
-"""Token ids of many texts at a multiple of the speed, by fastokens, where it gives what the tokenizer itself gives.
+"""Fast token ids for many texts, by fastokens, if it gives the same ids as the tokenizer itself.
 
 fastokens (Apache-2.0, used by NVIDIA Dynamo) computes byte-pair encodings 4 to 8 times as fast as Hugging Face's
-tokenizers, ids alone. It takes seconds to load, and is a second implementation: so it is loaded after some thousand
-texts, which it must encode to the same ids, and goes on being compared.
+tokenizers, but only ids. It takes seconds to load and is a second implementation: so it is loaded after some thousand
+texts, which it must encode to the same ids, and a sample of later texts is compared too.
 """
 
 import logging
@@ -16,7 +16,7 @@ _COMPARED_EVERY = 61
 
 
 class QuickIds:
-    """`encode` is the tokenizer's own function of texts."""
+    """`encode` is the tokenizer's own encoding of texts."""
 
     def __init__(self, backend: Any, encode: Callable[[Sequence[str]], list[list[int]]]) -> None:
         self._backend = backend
@@ -39,7 +39,7 @@ class QuickIds:
         compared = slice(_COMPARED_EVERY - 1 - self._count, None, _COMPARED_EVERY)
         self._count = (self._count + len(texts)) % _COMPARED_EVERY
         if chosen := texts[compared]:
-            # What was encoded before may be wrong too: this is no time to go on.
+            # Earlier texts may be wrong too, so encoding must stop.
             assert self._own(chosen) == found[compared], f"fastokens encodes one of these texts differently: {chosen}"
         return found
 
@@ -52,7 +52,7 @@ class QuickIds:
                 self._quick = quick
             else:
                 logger.info("fastokens encodes some texts differently; the tokenizer's own encoding is used")
-        except Exception as error:  # whatever it cannot do, the tokenizer can
+        except Exception as error:  # the tokenizer itself works in any case
             logger.info("fastokens cannot be used with this tokenizer: %s", error)
         self._is_given_up = self._quick is None
         self._known = []

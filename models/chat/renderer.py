@@ -1,8 +1,8 @@
-"""A tokenizer with its chat template: prompts, and single replies exactly as they are generated.
+"""A tokenizer with its chat template: prompts, and single replies exactly as a model generates them.
 
 renderer = renderer_of(tokenizer)
-prompt = renderer.prompt(renderer.prepared(messages), tools)       # what the endpoint reads
-reply = renderer.reply(renderer.prepared(messages), 3, tools)      # what it then generates as message 3
+prompt = renderer.prompt(renderer.prepared(messages), tools)       # the prompt at the endpoint
+reply = renderer.reply(renderer.prepared(messages), 3, tools)      # message 3 as the model then generates it
 """
 
 import json
@@ -18,19 +18,19 @@ from models.chat.probes import ARGUMENTS, CALLS, CLOSED, OPENED, REASONING, TEXT
 from models.chat.template import GUARD, ChatTemplate, ChatTemplateError
 
 Prepared = list[dict[str, Any]]
-"""messages as the template gets them"""
+"""messages in the form that the template takes"""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply as text: what is read before it, and what is generated, up to and with the token that ends it."""
+    """A reply as text: its prompt, and the generated text including the end token."""
 
     prompt: str
     text: str
 
 
 def renderer_of(tokenizer: Any) -> "Renderer":
-    """The tokenizer's renderer; made anew where its template or its tokens have changed."""
+    """The tokenizer's renderer; a new one if its template or its tokens have changed."""
     template = tokenizer.chat_template
     state = (json.dumps(template, sort_keys=True), len(tokenizer), tokenizer.eos_token, end_ids_of_model(tokenizer))
     known = _RENDERERS.get(tokenizer)
@@ -44,15 +44,15 @@ _RENDERERS: "weakref.WeakKeyDictionary[Any, tuple[Any, Renderer]]" = weakref.Wea
 
 
 def end_ids_of_model(tokenizer: Any) -> tuple[int, ...]:
-    """The tokens at which the model's own `generation_config.json` ends a reply (`load_tokenizer`)."""
+    """The end tokens in the model's own `generation_config.json` (`load_tokenizer`)."""
     return tuple(getattr(tokenizer, "end_ids_of_model", ()))
 
 
 class Renderer:
-    """Everything that is known of a template is learned by rendering probes with it."""
+    """Renders messages; it finds the template's properties with test messages (probes.py)."""
 
     def __init__(self, tokenizer: Any) -> None:
-        # Not the tokenizer itself: its renderer would keep it for ever.
+        # Not the tokenizer itself, which its renderer would keep alive forever.
         variables = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if token is not None}
         self.template = ChatTemplate(tokenizer.get_chat_template(), variables)
         self._for_tools = ChatTemplate(tokenizer.get_chat_template(tools=[TOOL]), variables)
@@ -71,17 +71,17 @@ class Renderer:
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """The tokens that end a reply: the tokenizer's, the model's own, and those that the template writes.
+        """The tokens that end a reply: the tokenizer's, the model's own, and the template's.
 
         Raises ChatTemplateError for a template that writes none.
         """
         return self._given_ends | {self._named[name] for name in self.probes.ends}
 
     def prepared(self, messages: Sequence[Mapping[str, Any]]) -> Prepared:
-        """Messages as the template gets them: trimmed, names of control tokens guarded, in the forms that it knows.
+        """Messages in the form that the template takes: stripped, with guarded names of control tokens.
 
-        White space around a message's text is left out: tokenizers merge it with the template's own, and what is
-        learned would begin in another token than what is generated.
+        White space around a message's text is removed: tokenizers merge it with the template's own, so a trained
+        reply would start with another token than a generated one.
         """
         return [self._prepared(message) for message in messages]
 
@@ -115,25 +115,25 @@ class Renderer:
     def prompt(
         self, messages: Prepared, tools: Any = None, variables: Mapping[str, Any] | None = None, opens: bool = True
     ) -> str:
-        """The text of `messages`, and with `opens` the opening of the assistant's next turn."""
+        """The text of `messages`; with `opens` also the opening of the assistant's next turn."""
         text = self._template(tools).text(messages, self.guarded_tools(tools), opens, **(variables or {}))
         self.check_whole(messages, tools, text)
         return text
 
     def begun(self, messages: Prepared, tools: Any = None, variables: Mapping[str, Any] | None = None) -> str:
-        """The text of `messages` up to the last word of the last one, an assistant's."""
+        """The text of `messages` up to the end of the last one's text, an assistant's."""
         text = self._template(tools).text(messages, self.guarded_tools(tools), **(variables or {}))
         self.check_whole(messages[:-1], tools, text)
         words = text_of(messages[-1])
         place = text.rfind(words)
         if not words or place < 0 or "tool_calls" in messages[-1]:
             raise ChatTemplateError(
-                "the last message has no text that the chat template leaves as it is, to go on with"
+                "the last message cannot be continued: the chat template changes its text, or it has none"
             )
         return text[: place + len(words)]
 
     def guarded_tools(self, tools: Any) -> Any:
-        """Tools with the names of control tokens guarded."""
+        """Tools with guarded names of control tokens."""
         return self.control.guarded(tools) if tools else None
 
     def _template(self, tools: Any) -> ChatTemplate:
@@ -144,13 +144,13 @@ class Renderer:
         return self._template(tools).text(messages, tools, generates)
 
     def marked_text(self, messages: Prepared, tools: Any, generates: bool = False) -> tuple[str, list[int]]:
-        """The same, and where each message begins in it (`models.chat.template`)."""
+        """The same, and where each message starts in it (`models.chat.template`)."""
         return self._template(tools).marked_text(messages, tools, generates)
 
     def reply(self, messages: Prepared, index: int, tools: Any) -> Reply:
         """Message `index`, an assistant's, as a reply to those before it; `tools` are guarded ones.
 
-        Raises ChatTemplateError where the template leaves something out of it, or writes no end.
+        Raises ChatTemplateError if the template omits a part of it, or writes no end.
         """
         before, own = messages[:index], messages[index]
         if not index:
@@ -167,40 +167,40 @@ class Renderer:
         return Reply(prompt, self.with_end(own, written, index, tools))
 
     def _written(self, own: dict[str, Any], prompt: str, before: str, until: str, begin: int) -> str:
-        """What the template writes of a reply, where its whole text does not begin as the prompt does."""
+        """The template's text of a reply, if the whole text does not start with the prompt."""
         opening = prompt[len(before) :] if prompt.startswith(before) else None
         if begin < 0 or opening is None:
             raise ChatTemplateError(
-                "the chat template writes the messages before a reply in one way when the reply is asked for and in "
-                "another when it stands there, and nothing tells where it begins; give another (data.chat_template)"
+                "the chat template renders the messages before a reply differently in a prompt and in a finished "
+                "conversation, so the start of the reply cannot be found; use another one (data.chat_template)"
             )
         written = until[begin:]
         if written.startswith(opening):
             return written[len(opening) :]
         if CLOSED.search(opening) and own.get("reasoning_content"):
             raise ChatTemplateError(
-                f"the chat template closes the thinking before a reply, with {opening!r}, so reasoning has no place: "
-                "have it open (data.chat_template_kwargs, mostly enable_thinking: true), or say data.reasoning: text "
-                "or drop"
+                f"the chat template closes the thinking block before a reply, with {opening!r}, so it has no place "
+                "for reasoning: keep it open (data.chat_template_kwargs, mostly enable_thinking: true), or set "
+                "data.reasoning: text or drop"
             )
-        # The prompt opens a block of thinking that the template does not write into a reply.
+        # The prompt opens a thinking block that the template does not write into a reply.
         thinks = OPENED.search(opening)
         plain = opening[: thinks.start()] if thinks else opening
         if not thinks or not written.startswith(plain):
             raise ChatTemplateError(
-                f"the chat template opens a reply with {opening!r} when it is asked for, and with "
-                f"{written[: len(opening)]!r} when it stands there"
+                f"the chat template opens a reply with {opening!r} in a prompt, and with "
+                f"{written[: len(opening)]!r} in a finished conversation; use another one (data.chat_template)"
             )
         answer = written[len(plain) :]
-        if answer.startswith(f"<{thinks[1]}>"):  # with other white space behind it
+        if answer.startswith(f"<{thinks[1]}>"):  # followed by other white space
             return answer[len(thinks[1]) + 2 :].lstrip("\n")
         reasoning = own.get("reasoning_content", "")
         if reasoning and self.control.name.sub("", answer).count(reasoning) > text_of(own).count(reasoning):
-            raise ChatTemplateError(f"the chat template opens a reply with {opening!r}, but not its own thinking")
+            raise ChatTemplateError(f"the chat template opens a reply with {opening!r}, but no thinking block")
         return f"{reasoning}\n</{thinks[1]}>\n\n{answer.lstrip()}"
 
     def _opening(self, own: dict[str, Any], tools: Any) -> Reply:
-        """A conversation's first message, an assistant's: nobody asks an endpoint for that."""
+        """A conversation's first message, an assistant's, which no endpoint generates."""
         until = self.text([own], tools)
         words = text_of(own) or own.get("reasoning_content", "")
         first = own.get("reasoning_content") or words
@@ -212,7 +212,7 @@ class Renderer:
         raise ChatTemplateError("the chat template changes the text of message 0, which is a reply")
 
     def with_end(self, own: dict[str, Any], written: str, index: int, tools: Any) -> str:
-        """A reply up to its end, out of what the template writes from its beginning on; all of it must be there."""
+        """A reply up to its end, from the template's text that starts with it; no part may be missing."""
         if len(own) == 2 and isinstance(text := own.get("content"), str) and text:
             place = self.probes.end_of_words(written, text)
             if place:
@@ -223,7 +223,7 @@ class Renderer:
             if (what, is_call) in self.probes.never_written or not _is_written(words, said, what, count):
                 shown = words.replace(GUARD, "")[:60]
                 raise ChatTemplateError(
-                    f"the chat template leaves {what} of message {index} out of a reply ({shown!r}); {fix}"
+                    f"the chat template omits {what} of message {index} from a reply ({shown!r}); {fix}"
                 )
         end = self.probes.end_in(written, "" if is_call else text_of(own) or own.get("reasoning_content", ""))
         if end is not None:
@@ -234,10 +234,10 @@ class Renderer:
         return written + implicit
 
     def check_whole(self, messages: Prepared, tools: Any, text: str, begins: Sequence[int] = ()) -> None:
-        """Raise ChatTemplateError if the template has left out what somebody has said to the assistant, or a tool:
-        before the assistant's next turn, where it is told by `begins` where messages begin in the text.
+        """Raise ChatTemplateError if the template omitted a message to the assistant, or a tool; before the
+        assistant's next turn, if `begins` has the messages' positions in the text.
 
-        What it writes of the assistant's own earlier turns is its own affair: thinking is mostly left out there.
+        It may change the assistant's own earlier turns: most templates omit their thinking.
         """
         limits = [len(text)] * len(messages)
         for index in range(len(begins) - 2, -1, -1):
@@ -245,7 +245,7 @@ class Renderer:
             limits[index] = begins[index + 1] if is_reply else limits[index + 1]
         for index, message in enumerate(messages):
             role, words = message["role"], text_of(message) if message["role"] != "assistant" else ""
-            # Short words may stand elsewhere in the text by chance, so roles are tried by themselves.
+            # A short text may occur elsewhere by chance, so each role is tested separately.
             if index:
                 is_left_out = role in self.probes.never_read
             else:
@@ -254,7 +254,7 @@ class Renderer:
             is_there = text.find(words, 0, limit) >= 0 or text.find(_as_json(words), 0, limit) >= 0
             if words and (is_left_out or not is_there):
                 raise ChatTemplateError(
-                    f"the chat template leaves out message {index} ({message['role']}), or changes its text"
+                    f"the chat template omits message {index} ({message['role']}), or changes its text"
                 )
         for tool in tools or ():
             if not self.probes.knows_tools or tool["function"]["name"] not in text:
@@ -270,14 +270,14 @@ def text_of(message: Mapping[str, Any]) -> str:
 
 
 def _words_of(own: Mapping[str, Any]) -> Iterator[tuple[str, str, str, int]]:
-    """What of a reply must be in its text: what it is, the words to look for, what to do without, and how often."""
+    """The parts of a reply that its text must contain: the name, the words, the fix if missing, and how often."""
     if text := text_of(own):
-        yield TEXT, text, "this template cannot write it there; give another (data.chat_template)", 1
+        yield TEXT, text, "it cannot write it there; use another template (data.chat_template)", 1
     if reasoning := own.get("reasoning_content"):
-        yield REASONING, reasoning, "it has no place for it: say data.reasoning: text or drop", 1
+        yield REASONING, reasoning, "it does not support reasoning: set data.reasoning: text or drop", 1
     calls = [call["function"] for call in own.get("tool_calls", ())]
     for name, count in Counter(call["name"] for call in calls).items():
-        yield CALLS, name, "it does not support them, or not that many in one turn", count
+        yield CALLS, name, "it does not support them, or not this many in one turn", count
     for call in calls:
         if isinstance(call["arguments"], str):
             yield ARGUMENTS, call["arguments"], "this template cannot write them", 1
@@ -289,14 +289,14 @@ def _words_of(own: Mapping[str, Any]) -> Iterator[tuple[str, str, str, int]]:
 
 
 def _is_written(words: str, said: str, what: str, count: int) -> bool:
-    """Whether they are in a reply's text; arguments may be written in any language's way to escape a text."""
+    """Whether the words are in a reply's text; arguments may be escaped in any language's way."""
     if count > 1:
         return said.count(words) >= count
     return words in said or _as_json(words) in said or (what == ARGUMENTS and _bare(words) in _bare(said))
 
 
 def _bare(text: str) -> str:
-    """Without what is escaped in a text, and without what escapes it."""
+    """A text without escape sequences and escaped characters."""
     kept = _ESCAPED.sub("", text)
     return "".join([letter for letter in kept if letter.isprintable()])
 

@@ -1,13 +1,13 @@
-"""Conversations to token ids: every reply with exactly what is read before it when it is generated.
+"""Conversations to token ids: every reply after exactly the tokens of its prompt at inference.
 
-A template is asked for the text before each reply and for the reply. In most, the text of a whole conversation holds
-all of these one after the other, and a conversation is one sequence of tokens. Others write an earlier turn
-differently once later ones follow: thinking is dropped, a turn ends in another token, the system's text moves. There
-a conversation is a tree of pieces, in which replies share what is the same before them.
+The template renders the prompt of each reply and the reply. With most templates, the text of a whole conversation
+contains all prompts and replies one after the other, and a conversation is one sequence of tokens. Others render an
+earlier turn differently once later ones follow: thinking is dropped, a turn ends in another token, the system text
+moves. There a conversation is a tree of pieces, in which replies share the common parts of their prompts.
 
-Asked singly, n replies cost n renderings of up to n messages. So that a conversation costs as much as it is long, it
-is rendered once, or once a round, where that comes to the same; whether it does is found out for every kind of
-conversation on a short one of that kind.
+Separately, n replies need n renderings of up to n messages. To make the cost proportional to the length, a
+conversation is rendered once, or once per round, if that gives the same tokens; this is tested on a short
+conversation of each kind.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ Way = Literal["whole", "rounds", "steps", "single"]
 
 @dataclass(frozen=True)
 class Sample:
-    """A reply in its tokens: the first `shared` ones are those of the conversation's own text, then `rest`. The
-    reply is from `begin` to `end`, counted from the conversation's first token.
+    """A reply with its prompt, in tokens: the first `shared` ones are those of the conversation's own text, then
+    `rest`. The reply is from `begin` to `end`, counted from the conversation's first token.
     """
 
     shared: int
@@ -37,11 +37,11 @@ class Sample:
 
 
 class _NotSo(Exception):
-    """This way of encoding does not come to the same for this conversation."""
+    """This way of encoding gives other tokens for this conversation."""
 
 
 class Encoder:
-    """Encodes conversations with one tokenizer; remembers which way is right for which kind of conversation."""
+    """Encodes conversations with one tokenizer; remembers the right way for each kind of conversation."""
 
     def __init__(self, renderer: Renderer) -> None:
         self._renderer = renderer
@@ -50,7 +50,7 @@ class Encoder:
         self._openings: dict[str, list[int]] = {}
 
     def samples(self, messages: Prepared, tools: Any, learned: Sequence[int]) -> tuple[list[int], list[Sample]]:
-        """The replies of the messages numbered `learned`, and the tokens that they share."""
+        """The replies in the messages numbered `learned`, and the tokens that they share."""
         kinds = tuple([kind_of(message) for message in messages])
         kept = short_of_its_kind(kinds)
         kind = (bool(tools), tuple([kinds[number] for number in kept]))
@@ -62,14 +62,14 @@ class Encoder:
         way = self._ways[kind]
         try:
             found = self._by_way(way, messages, tools, learned)
-        except (_NotSo, ChatTemplateError):  # the template may refuse what comes after the last of them
+        except (_NotSo, ChatTemplateError):  # the template may refuse messages after the last reply
             way, found = "single", self._singly(messages, tools, learned)
         return found if way == "whole" else self._to_its_end(messages, tools, *found)
 
     def _to_its_end(
         self, messages: Prepared, tools: Any, base: list[int], samples: list[Sample]
     ) -> tuple[list[int], list[Sample]]:
-        """What the conversation's text has behind the last reply goes with it, where that is its beginning."""
+        """Add the text after the last reply, if the conversation's text starts with the replies' tokens."""
         last, whole = samples[-1], base
         if not base:
             try:
@@ -91,12 +91,12 @@ class Encoder:
         return self._by_rounds(messages, tools, learned, by_steps=way == "steps")
 
     def _way_for(self, messages: Prepared, tools: Any) -> Way:
-        """The fastest way that comes to the same as asking for each reply singly."""
+        """The fastest way that gives the same tokens as rendering each reply separately."""
         learned = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         try:
             single = self._singly(messages, tools, learned)
         except ChatTemplateError:
-            return "single"  # the template refuses a reply, which may be one that is not learned
+            return "single"  # the template refuses a reply, perhaps one that is not trained on
         expected = [(ids[:end], begin, end) for ids, begin, end in _full(*single)]
         ways: tuple[Way, ...] = ("whole", "rounds", "steps")
         for way in ways:
@@ -109,11 +109,11 @@ class Encoder:
         return "single"
 
     def _singly(self, messages: Prepared, tools: Any, learned: Sequence[int]) -> tuple[list[int], list[Sample]]:
-        """Each reply asked for by itself."""
+        """Each reply rendered separately."""
         return [], [self._sample(self._renderer.reply(messages, number, tools)) for number in learned]
 
     def _sample(self, reply: Reply) -> Sample:
-        """A reply's tokens, its prompt's as the endpoint encodes it."""
+        """A reply's tokens after those of its prompt, encoded as at the endpoint."""
         encode, begin = self._renderer.encoder.encode, len(reply.prompt)
         tokens = encode(reply.prompt + reply.text)
         count = tokens.before(begin)
@@ -124,7 +124,7 @@ class Encoder:
         return Sample(0, prompt + own, len(prompt), len(prompt) + len(own))
 
     def _whole(self, messages: Prepared, tools: Any, learned: Sequence[int]) -> tuple[list[int], list[Sample]]:
-        """All replies read off one text."""
+        """All replies taken from one text."""
         text, begins = self._renderer.marked_text(messages, tools)
         openings = self._openings_in(text, begins, messages, tools, learned)
         tokens = self._renderer.encoder.encode(text)
@@ -135,8 +135,8 @@ class Encoder:
     def _openings_in(
         self, text: str, begins: list[int], messages: Prepared, tools: Any, numbers: Sequence[int]
     ) -> dict[str, str]:
-        """What prompts end with that ask for messages of the text, by the role before: after a tool's result some
-        templates open no turn. The rest of such a prompt must be the text's beginning.
+        """The ends of prompts for messages of the text, by the preceding role: after a tool's result some templates
+        open no turn. The text must start with the rest of such a prompt.
         """
         openings = {}
         for role, number in {messages[number - 1]["role"]: number for number in numbers if number}.items():
@@ -149,7 +149,7 @@ class Encoder:
     def _span(
         self, text: str, begins: list[int], messages: Prepared, number: int, openings: dict[str, str], tools: Any
     ) -> tuple[int, int]:
-        """Where a reply's words begin and end in a text of the conversation."""
+        """Start and end of a reply in a text of the conversation."""
         if not number:
             first = self._renderer.reply(messages, 0, tools)
             if not text.startswith(first.prompt + first.text):
@@ -169,7 +169,7 @@ class Encoder:
         return begin, begin + len(reply)
 
     def _read_off(self, text: str, tokens: Tokens, begin: int, end: int, is_base: bool = False) -> Sample:
-        """A reply that stands in a text already encoded, if its prompt encoded alone is the same tokens."""
+        """A reply inside a text that is already encoded, if its prompt encoded alone has the same tokens."""
         first, last = tokens.before(begin), tokens.before(end)
         anchor = self._renderer.encoder.last_control_token(text, begin, tokens)
         expected = self._encoded(text[anchor:begin])
@@ -180,7 +180,7 @@ class Encoder:
     def _by_rounds(
         self, messages: Prepared, tools: Any, learned: Sequence[int], by_steps: bool
     ) -> tuple[list[int], list[Sample]]:
-        """What is before the replies of a round read off a text of that round and the one before it."""
+        """The prompts of a round's replies taken from a text of that round and the previous one."""
         renderer = self._renderer
         text, begins = renderer.marked_text(messages, tools)
         tokens = renderer.encoder.encode(text)
@@ -206,8 +206,8 @@ class Encoder:
     def _of_round(
         self, messages: Prepared, tools: Any, asked: list[int], window: list[int], start: int, steps: list[int] | None
     ) -> list[Sample]:
-        """Samples from message `start` on. `window`: the messages rendered; with `steps`, the round's messages, each
-        reply is rendered after the step before it alone.
+        """Samples from message `start` on. `window`: the rendered messages; with `steps`, the round's messages, each
+        reply is rendered after only the step before it.
         """
         renderer, encoder = self._renderer, self._renderer.encoder
         part = [messages[number] for number in window]
@@ -239,8 +239,8 @@ class Encoder:
     def _openings_of_round(
         self, part: Prepared, tools: Any, numbers: list[int], prompt: str, places: list[int], is_read_off: bool
     ) -> dict[str, str]:
-        """What prompts for these messages of a round end with, by the role before; they stand in the round's own
-        prompt where replies are read off that.
+        """The ends of prompts for these messages of a round, by the preceding role; taken from the round's own prompt
+        if replies are.
         """
         if not numbers:
             return {}
@@ -255,7 +255,9 @@ class Encoder:
         return openings
 
     def _step(self, messages: Prepared, tools: Any, number: int, window: list[int], steps: list[int]) -> Reply:
-        """A reply after the first message of its round and the step before it, which an assistant begins."""
+        """A reply after the first message of its round and the step before it, which starts with an assistant's
+        message.
+        """
         place = steps.index(number)
         assistants = [n for n in range(1, place) if messages[steps[n]]["role"] == "assistant"]
         before = [n for n in window if n < steps[0]]
@@ -265,7 +267,7 @@ class Encoder:
         return self._renderer.reply(part, len(part) - 1, tools)
 
     def _put_behind(self, text: str, tokens: Tokens, place: int, opening: str, reply: str) -> Sample:
-        """A reply behind what stands before `place` in a text already encoded, and its opening."""
+        """A reply after its opening, and after the text before `place` in a text that is already encoded."""
         encoder = self._renderer.encoder
         anchor = encoder.last_control_token(text, place, tokens)
         opening, kept = text[anchor:place] + opening, tokens.before(anchor)
@@ -275,7 +277,7 @@ class Encoder:
         return Sample(0, [*tokens.ids[:kept], *ids], kept + len(prompt), kept + len(ids))
 
     def _encoded(self, piece: str) -> list[int]:
-        """What stands between a control token and a reply: mostly the same few texts."""
+        """Token ids of a text between a control token and a reply: mostly the same few texts."""
         if piece not in self._openings:
             if len(self._openings) > 1000:
                 self._openings.clear()
@@ -291,7 +293,7 @@ _ENCODERS: "weakref.WeakKeyDictionary[Renderer, Encoder]" = weakref.WeakKeyDicti
 
 
 def encoder_of(tokenizer: Any) -> Encoder:
-    """The tokenizer's encoder, with what it has learned of its template."""
+    """The tokenizer's encoder, with what it knows about its template."""
     renderer = renderer_of(tokenizer)
     if renderer not in _ENCODERS:
         _ENCODERS[renderer] = Encoder(renderer)

@@ -1,7 +1,7 @@
-"""What `data` changes of a model's chat template.
+"""The changes that `data` makes to a model's chat template.
 
-All of it is written into the template itself, so that it goes wherever the tokenizer goes: to training, to the
-endpoint, into a release that another server reads.
+They are written into the template itself, so they apply wherever the tokenizer is used: in training, at the endpoint,
+in a release on another server.
 """
 
 import json
@@ -15,7 +15,7 @@ from models.chat.control import ALLOWED
 from models.chat.template import RESERVED, ChatTemplate, ChatTemplateError
 
 _TODAY = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?('[^'\\]*'|\"[^\"\\]*\")\s*\)")
-# Llama's templates take the day as a variable.
+# Llama's templates take the date as a variable.
 _DATE_VARIABLE, _DATE_FORMAT = "date_string", "%d %b %Y"
 
 
@@ -26,9 +26,9 @@ def change_template(
     day: date | None = None,
     allows_control_tokens: bool = False,
 ) -> None:
-    """Give the tokenizer another chat template, or other values of its variables, or a fixed day for today.
+    """Give the tokenizer another chat template, or other values of its variables, or a fixed date.
 
-    Raises ChatTemplateError where the template cannot be compiled, or writes the day in a way that cannot be fixed.
+    Raises ChatTemplateError if the template cannot be compiled, or writes the date in a way that cannot be fixed.
     """
     if template is not None:
         tokenizer.chat_template = template
@@ -44,20 +44,18 @@ def change_template(
         values = dict(variables or {})
         if unfit := [name for name in values if not name.isidentifier() or iskeyword(name)]:
             raise ChatTemplateError(
-                f"data.chat_template_kwargs: {unfit[0]!r} is no name of a template's variable; leave it out"
+                f"data.chat_template_kwargs: {unfit[0]!r} is not a valid name of a template variable; remove it"
             )
         if taken := sorted(RESERVED & values.keys()):
-            raise ChatTemplateError(
-                f"data.chat_template_kwargs: {taken[0]} is set by Rayconteur itself; leave it out"
-            )
+            raise ChatTemplateError(f"data.chat_template_kwargs: {taken[0]} is set by Rayconteur itself; remove it")
         if day is not None:
             if _DATE_VARIABLE in source:
                 values.setdefault(_DATE_VARIABLE, day.strftime(_DATE_FORMAT))
             source = _TODAY.sub(lambda found: json.dumps(day.strftime(found[1][1:-1])), source)
             if "strftime_now(" in source:
                 raise ChatTemplateError(
-                    "data.template_date: the chat template formats today's date with a format that is not a plain "
-                    "text; write the date into a template of your own (data.chat_template)"
+                    "data.template_date: the chat template formats today's date with a format that is not a string "
+                    "literal; write the date into your own template (data.chat_template)"
                 )
         defaults = "".join(
             f"{{%- if {name} is not defined %}}{{%- set {name} = {json.dumps(value)} %}}{{%- endif %}}"

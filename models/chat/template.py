@@ -1,4 +1,4 @@
-"""A chat template, compiled: messages to text, and where in that text each message begins.
+"""A compiled chat template: messages to text, and where each message starts in that text.
 
 template = ChatTemplate(source, {"eos_token": "</s>"})
 text = template.text(messages, tools, generates=True)
@@ -20,9 +20,9 @@ Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]] | None
 
 GUARD = "\ufdd0"
-"""stands within the name of a control token that somebody wrote (models/chat/control.py); a noncharacter, which
-Unicode leaves to a program's own use"""
-# As JSON in ASCII and Python's repr write it: some templates write lists and objects by these.
+"""marks the name of a control token inside a message (models/chat/control.py); a noncharacter, which Unicode reserves
+for internal use"""
+# In ASCII JSON and in Python's repr, in which some templates write lists and objects.
 _ESCAPED_GUARD = re.compile(r"\\+ufdd0")
 
 # Other noncharacters.
@@ -36,11 +36,11 @@ RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt",
 
 
 class ChatTemplateError(RayconteurError):
-    """The tokenizer's chat template cannot write these messages as they are learned or asked."""
+    """The tokenizer's chat template cannot render these messages for training or inference."""
 
 
 class ChatTemplate:
-    """Templates are compiled as transformers compiles them, in its sandbox."""
+    """A chat template, compiled as transformers does it, in its sandbox."""
 
     def __init__(self, source: str, variables: Mapping[str, Any]) -> None:
         self.source = source
@@ -49,15 +49,15 @@ class ChatTemplate:
     def text(self, messages: Messages, tools: Tools = None, generates: bool = False, **variables: Any) -> str:
         """The text of `messages`; with `generates` also the opening of the assistant's next turn.
 
-        Raises ChatTemplateError with the template's own words.
+        Raises ChatTemplateError with the template's own message.
         """
         return self._rendered(_compiled(self.source), messages, tools, generates, variables)
 
     def marked_text(
         self, messages: Messages, tools: Tools = None, generates: bool = False, **variables: Any
     ) -> tuple[str, list[int]]:
-        """The same text, and where each message begins in it: the place that the template's loop over the messages
-        had reached. -1 for a message for which the loop writes nothing.
+        """The same text, and where each message starts in it: the position of the template's loop over the messages.
+        -1 for a message for which the loop writes nothing.
         """
         numbers = {id(message): number for number, message in enumerate(messages)}
         numbers[id(None)] = -1
@@ -88,7 +88,7 @@ class ChatTemplate:
         return _ESCAPED_GUARD.sub(GUARD, text) if "ufdd0" in text else text
 
     def literals(self) -> str:
-        """What the template writes or compares of its own, its pieces parted by NUL."""
+        """The string literals of the template, separated by NUL."""
         return _literals(self.source)
 
 
@@ -99,11 +99,11 @@ def _compiled(source: str) -> Any:
     try:
         template = _compile_jinja_template(source)
     except jinja2.exceptions.TemplateSyntaxError as error:
-        raise ChatTemplateError(f"the chat template is no Jinja template: line {error.lineno}: {error}") from error
+        raise ChatTemplateError(f"the chat template is not valid Jinja: line {error.lineno}: {error}") from error
     environment, own = template.environment, template.environment.getattr
 
     def getattr_(owner: Any, name: str) -> Any:
-        """`loop.first` and its like without the sandbox's checks, which cost more than the rest of a turn."""
+        """`loop.first` and similar without the sandbox's checks, which cost more than the rest of a turn."""
         if type(owner) is jinja2.runtime.LoopContext and name in _OF_LOOPS:
             return getattr(owner, name)
         return own(owner, name)
@@ -114,7 +114,7 @@ def _compiled(source: str) -> Any:
 
 @functools.lru_cache(maxsize=16)
 def _marking(source: str) -> Any:
-    """The template with a mark written wherever its loops come to another message."""
+    """The template with a mark wherever its loops reach another message."""
     environment = _compiled(source).environment
     environment.filters[_MARKER] = _write_mark
     return environment.from_string(_Marking().visit(environment.parse(source)))
@@ -122,14 +122,14 @@ def _marking(source: str) -> Any:
 
 @jinja2.pass_context
 def _write_mark(context: jinja2.runtime.Context, item: Any) -> str:
-    """The mark of a message, of none where `item` is None, and nothing for another loop's item."""
+    """The mark of a message, the mark of none if `item` is None, and nothing for an item that is not a message."""
     number = context.parent[_MARKER].get(id(item))
     return "" if number is None else f"{_BEGIN}{number}{_DONE}"
 
 
 class _Marking(jinja2.visitor.NodeTransformer):
-    """Writes a mark at the beginning of every turn of a loop, and behind a loop that of the loop around it; none into
-    what a template may look at before it writes it.
+    """Adds a mark at the start of every iteration of a loop, and after a loop the mark of the enclosing loop; but not
+    in blocks whose text the template may process before it writes it.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Samples of a conversation to a tree of pieces, in which they share what they begin with."""
+"""Samples of a conversation as a tree of pieces, in which they share their beginnings."""
 
 from dataclasses import dataclass, field
 
@@ -16,15 +16,15 @@ class _Piece:
 
 
 class SampleTree:
-    """Grows by sequences of tokens, each of which shares a beginning with the one before it."""
+    """A tree that grows by sequences of tokens, each of which shares its beginning with the previous one."""
 
     def __init__(self) -> None:
         self._pieces: list[_Piece] = []
         self._path: list[int] = []
 
     def add(self, ids: list[int], shared: int, begin: int, end: int) -> None:
-        """A sequence; it is as long as the one before it, or the same for its first `shared` tokens. What is from
-        `begin` to `end` in it is learned.
+        """Add a sequence that equals the previous one over that one's length, or over its first `shared` tokens. Its
+        tokens from `begin` to `end` are supervised.
         """
         same = self._same(ids, shared)
         self._cut_path(same)
@@ -39,7 +39,7 @@ class SampleTree:
                 piece.supervised[place - piece.begin] = True
 
     def _same(self, ids: list[int], shared: int) -> int:
-        """How many tokens are those of the path."""
+        """The number of leading tokens that equal the current path's."""
         for number in self._path:
             piece = self._pieces[number]
             if piece.end <= shared:
@@ -52,7 +52,7 @@ class SampleTree:
         return min(len(ids), self._pieces[self._path[-1]].end) if self._path else 0
 
     def _cut_path(self, place: int) -> None:
-        """Let the path end at `place`; a piece that goes on is cut in two there."""
+        """End the path at `place`; a piece that extends beyond it is split there."""
         while self._path and self._pieces[self._path[-1]].begin >= place:
             self._path.pop()
         if not self._path or self._pieces[self._path[-1]].end <= place:
@@ -68,8 +68,8 @@ class SampleTree:
         self._pieces.append(rest)
 
     def pieces(self) -> tuple[list[list[int]], list[list[bool]], list[int]]:
-        """Token ids, marks and parents of the pieces; those from which others go on come first, so that a chain of
-        them stands together, then the others in the order in which they were added.
+        """Token ids, supervision masks and parents of the pieces. Pieces that others continue come first, so that
+        chains of them are adjacent; then the others in the order in which they were added.
         """
         pieces = self._joined()
         parents = {piece.parent for piece in pieces.values()}
@@ -83,7 +83,7 @@ class SampleTree:
         )
 
     def _joined(self) -> dict[int, _Piece]:
-        """The pieces by their number; one from which a single other goes on is one with it."""
+        """The pieces by number; a piece that only one other continues is merged with it."""
         pieces = dict(enumerate(self._pieces))
         children: dict[int, list[int]] = {}
         for number, piece in pieces.items():

@@ -1,5 +1,5 @@
-"""One message, in whatever spelling, to the form that every stage hands on. Nothing that it says is dropped unsaid:
-a key is used, or known to say nothing that is learned, or refused by its name.
+"""One message, in any of many spellings, to the normal form. Nothing is dropped silently: a key is used, or known to
+be irrelevant for training, or refused by name.
 """
 
 from typing import Any, cast
@@ -14,14 +14,14 @@ _ROLES = {
     "developer": "developer",
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "ai", "llm"), "assistant"),
-    # Turns whose whole text is an assistant's call, in ShareGPT's way of writing.
+    # In ShareGPT's format, turns whose whole text is an assistant's call.
     **dict.fromkeys((_CALLS, "function_calls", "tool_call", "tool_calls"), _CALLS),
     **dict.fromkeys(("tool", "observation", "ipython", "function", "tool_response", "tool_result", "tool_results",
                      "tool_output", "function_response", "function_result"), "tool"),
 }  # fmt: skip
 
 SPEAKERS = {spoken: role for spoken, role in _ROLES.items() if role != _CALLS}
-"""our roles by the names that others have for them, in lower case; without those that say calls"""
+"""roles by their other names, in lower case; without those of turns that are calls"""
 
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
 _LEARNED = ("weight", "train", "training", "loss", "loss_mask")
@@ -35,22 +35,22 @@ _OF_ONE_ROLE = {**dict.fromkeys(_ASSISTANT, "an assistant"), "tool_call_id": "a 
 
 _REFUSED = {
     **dict.fromkeys(NOT_TEXT, ONLY_TEXT),
-    **dict.fromkeys(("tools", "functions"), "tools stand beside the messages, not in one; move it there"),
+    **dict.fromkeys(("tools", "functions"), "tools belong beside the messages, not into one; move it there"),
     **dict.fromkeys(("tool_use_id", "call_id"), "call it `tool_call_id`"),
     "tool_name": "call it `name`",
     **dict.fromkeys(("thoughts", "think", "thinking_content", "reasoning_text", "reasoning_details", "analysis",
                      "thinking_blocks", "reasoning_trace", "chain_of_thought", "cot"),
-                    "call it `reasoning_content` if it is what the assistant thought, or leave it out"),
+                    "rename it to `reasoning_content` if it is the assistant's reasoning, or remove it"),
     **dict.fromkeys(("mask", "masked", "loss_weight", "loss_scale", "train_on_turn", "trainable"),
-                    "say `train`: false of a reply that is not to be learned"),
+                    "set `train`: false for a reply that should not be trained on"),
     **dict.fromkeys(("tool_plan", "tool_responses", "tool_results", "refusal", "prefix", "channel", "recipient",
                      "citations", "candidates", "choices", "history", "system"),
-                    "no stage uses it; leave it out, or write it into `content`"),
+                    "no stage uses it; remove it, or write it into `content`"),
 }  # fmt: skip
 
 
 def squashed(key: str) -> str:
-    """A key without what its spellings differ in."""
+    """A key without the characters in which its spellings differ."""
     return key.lower().replace("_", "").replace("-", "").replace(" ", "")
 
 
@@ -61,8 +61,8 @@ _SPELLED = {
 
 
 def normal_message(index: int, message: Any, may_be_empty: bool = False) -> Message | None:
-    """The message in normal form, the same object where nothing changes; None where it says nothing at all (an empty
-    system text); raises MessageError. `may_be_empty`: a user's or an assistant's text.
+    """The message in normal form, the same object if nothing changes; None if it is empty (an empty system text);
+    raises MessageError. `may_be_empty` allows empty texts of users and assistants.
     """
     if not isinstance(message, dict):
         raise MessageError(index, "role", f"message {index} has no role: it is {kind_of(message)}, not an object")
@@ -89,7 +89,7 @@ def normal_message(index: int, message: Any, may_be_empty: bool = False) -> Mess
 
 
 def role_of(message: Any) -> str | None:
-    """Whose turn it is; None if no stage knows."""
+    """The normal name of a message's role; None if it is unknown."""
     spoken = message.get("role") if isinstance(message, dict) else None
     role = _role(spoken) if isinstance(spoken, str) else None
     return "assistant" if role == _CALLS else role
@@ -105,16 +105,16 @@ def _check_keys(role: str, message: dict[str, Any]) -> None:
         if key in used or not value:
             continue
         if key in _OF_ONE_ROLE:
-            raise Fault(key, f"has `{key}`, which only {_OF_ONE_ROLE[key]} has; leave it out")
+            raise Fault(key, f"has `{key}`, which only {_OF_ONE_ROLE[key]} can have; remove it")
         if key in _REFUSED:
             raise Fault(key, f"has `{key}`: {_REFUSED[key]}")
         if (meant := _SPELLED.get(squashed(str(key)))) is not None:
-            raise Fault(key, f"has `{key}`; call it `{meant}`, or map it in data.fields")
+            raise Fault(key, f"has `{key}`; rename it to `{meant}`, or map it in data.fields")
 
 
 def _other_spelling(message: dict[str, Any]) -> str:
     found = [key for key in message if squashed(str(key)) == "role" and key != "role"]
-    return f"; call `{found[0]}` `role`, or map it in data.fields" if found else ""
+    return f"; rename `{found[0]}` to `role`, or map it in data.fields" if found else ""
 
 
 def _read(role: str, message: dict[str, Any], says_calls: bool, may_be_empty: bool) -> Message | None:
@@ -126,7 +126,7 @@ def _read(role: str, message: dict[str, Any], says_calls: bool, may_be_empty: bo
 def _said(role: str, message: dict[str, Any], may_be_empty: bool) -> Message | None:
     text, thinking = content_of(message)
     if thinking:
-        raise Fault("content", "has a part of thinking in `content`, which only an assistant has")
+        raise Fault("content", "has a thinking part in `content`, which only an assistant can have")
     if is_blank(text):
         if role != "user":
             return None
@@ -145,11 +145,11 @@ def _assistant(message: dict[str, Any], says_calls: bool, may_be_empty: bool) ->
     for key in ("tool_calls", "function_call"):
         if message.get(key):
             if calls:
-                raise Fault(key, f"has `{key}` beside other calls; write them all into `tool_calls`")
+                raise Fault(key, f"has `{key}` in addition to other calls; write them all into `tool_calls`")
             calls = normal_calls(message[key], key)
     if is_blank(text):
         if not calls and not may_be_empty:
-            raise _no_text(", only what was thought before one" if thinking else "")
+            raise _no_text(", only reasoning before it" if thinking else "")
         text = ""
     made: Message = {"role": "assistant", "content": text}
     if thinking:
@@ -176,7 +176,7 @@ def _tool(message: dict[str, Any]) -> Message:
     if content is None or isinstance(content, str) or is_parts(content):
         text, thinking = content_of(message)
         if thinking:
-            raise Fault("content", "has a part of thinking in `content`, which only an assistant has")
+            raise Fault("content", "has a thinking part in `content`, which only an assistant can have")
     else:
         try:
             text = write_json(content)
@@ -207,7 +207,7 @@ def _no_text(more: str = "") -> Fault:
 
 
 def _reasoning(message: dict[str, Any], thinking: str) -> str:
-    """The one text of what was thought, "" for none."""
+    """The reasoning as one text, "" for none."""
     found = {"content": thinking} if thinking else {}
     for key in _REASONING:
         if value := message.get(key):
@@ -217,7 +217,7 @@ def _reasoning(message: dict[str, Any], thinking: str) -> str:
             if not value.isspace():
                 found[key] = value
     if len({text.strip() for text in found.values()}) > 1:
-        raise Fault(next(iter(found)), f"has different texts in {' and '.join(f'`{key}`' for key in found)}")
+        raise Fault(next(iter(found)), f"has different reasoning in {' and '.join(f'`{key}`' for key in found)}")
     return found.get("reasoning_content") or next(iter(found.values()), "")
 
 
@@ -230,5 +230,5 @@ def _is_learned(message: dict[str, Any]) -> bool:
             said[key] = bool(value)
     if len(set(said.values())) > 1:
         key = next(key for key, value in said.items() if not value)
-        raise Fault(key, f"has `{key}` that says other than {' and '.join(f'`{it}`' for it in said if it != key)}")
+        raise Fault(key, f"has `{key}` that contradicts {' and '.join(f'`{it}`' for it in said if it != key)}")
     return all(said.values())

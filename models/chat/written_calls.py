@@ -1,7 +1,7 @@
-"""Calls of tools in the form that a chat template takes them in: short ids, one call in a turn.
+"""Tool calls in the form that a chat template accepts: short ids, one call per turn.
 
-Requests and files bring any ids, and several calls in a turn. Where a template does not take them they are changed,
-in training as at the endpoint.
+Requests and files have arbitrary ids, and several calls in a turn. If a template does not accept them, they are
+changed, in training and at the endpoint.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ SHORT_ID = 9
 
 
 def with_short_ids(turns: Turns) -> Turns:
-    """The turns with ids of nine letters and digits; a call without one gets one by its place."""
+    """The turns with ids of nine letters and digits; a call without an id gets one from its position."""
     found: list[Mapping[str, Any]] = []
     unnamed: list[str] = []
     for place, turn in enumerate(turns):
@@ -33,15 +33,15 @@ def with_short_ids(turns: Turns) -> Turns:
 
 
 def short_id(call_id: str) -> str:
-    """The id itself where it is such a one, else one that is made of it."""
+    """The id itself if it has this form, else one derived from it."""
     if len(call_id) == SHORT_ID and call_id.isascii() and call_id.isalnum():
         return call_id
     return hashlib.sha256(call_id.encode()).hexdigest()[:SHORT_ID]
 
 
 def one_call_each(turns: Turns) -> Turns:
-    """The turns, several calls of one being turns of their own, each with its answer after it; where some have no
-    answer they stay together, for the template to refuse.
+    """The turns, with several calls of one turn split into separate turns, each followed by its result. If a result
+    is missing they stay together, and the template refuses them.
     """
     found: list[Mapping[str, Any]] = []
     place = 0

@@ -1,1 +1,1 @@
-"""A trained model in the formats that engines read."""
+"""Export of a trained model to the formats of inference engines."""

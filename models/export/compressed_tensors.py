@@ -3,8 +3,8 @@
     write_compressed(Path("release"), Path("release-int4"), "int4")
     model = load_compressed(Path("release-int4"), "sdpa")
 
-Weights alone are rounded (w8a16, w4a16), so that what is measured on a CPU is what a GPU computes, but for the order
-of its sums. The package `compressed-tensors` packs them and describes the folder: it is what vLLM reads it with.
+Only weights are rounded (w8a16, w4a16), so a measurement on a CPU holds for a GPU, except for the order of its sums.
+The package `compressed-tensors`, which vLLM reads the folder with, packs them and describes the folder.
 """
 
 import json
@@ -19,12 +19,12 @@ from models.errors import RayconteurError
 from models.export.rounding import round_groups
 
 _BITS = {"int8": 8, "int4": 4}
-# Of 4-bit weights, and the same for all layers: the smallest that GPU kernels know.
+# Group size of 4-bit weights, the same for all layers: the smallest one that GPU kernels support.
 GROUP_SIZE = 32
 
 
 def refusal(model: Any) -> str | None:
-    """Why this transformers model cannot be written so; None if it can."""
+    """Why this transformers model cannot be written in this format; None if it can."""
     layers = _layers(model)
     others = [
         name
@@ -36,7 +36,7 @@ def refusal(model: Any) -> str | None:
         return f"its model_type {model.config.model_type!r} keeps matrices outside of linear layers: {others[:1]}"
     odd = [name for name, layer in layers.items() if layer.in_features % GROUP_SIZE]
     if odd:
-        return f"the inputs of {odd[0]} are no multiple of {GROUP_SIZE}"
+        return f"the number of inputs of {odd[0]} is not a multiple of {GROUP_SIZE}"
     return None
 
 
@@ -82,11 +82,11 @@ def write_compressed(folder: Path, target: Path, weights: str) -> None:
 
 
 def load_compressed(folder: Path, attention: str) -> Any:
-    """What `write_compressed` wrote, in float32."""
+    """The model that `write_compressed` wrote, in float32."""
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the folder's own description is taken, but for `dequantize`
+        warnings.simplefilter("ignore")  # it warns that only `dequantize` replaces the folder's own settings
         model = AutoModelForCausalLM.from_pretrained(
             str(folder),
             dtype=torch.float32,
@@ -101,9 +101,9 @@ def _layers(model: Any) -> dict[str, torch.nn.Linear]:
 
 
 def _rounded(matrix: torch.Tensor, weights: str) -> dict[str, torch.Tensor]:
-    """The weight with what to round it by, named as the package does."""
+    """The rounded weight with its scales and zero points, by the package's names."""
     is_int4 = weights == "int4"
-    # Kernels for 8 bits take no zero points.
+    # 8-bit kernels take no zero points.
     rounded = round_groups(matrix, _BITS[weights], GROUP_SIZE if is_int4 else None, symmetric=not is_int4)
     named = {"weight": matrix, "weight_scale": rounded.scale.flatten(1).bfloat16()}
     return named | ({"weight_zero_point": rounded.zero.flatten(1).char() - 8} if is_int4 else {})

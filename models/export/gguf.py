@@ -1,10 +1,10 @@
-"""A release as one GGUF file with its tokenizer and chat template, for llama.cpp and what is built on it (Ollama).
+"""A release as one GGUF file with its tokenizer and chat template, for llama.cpp and programs on it (Ollama).
 
     write_gguf(Path("release"), Path("release-gguf"), "int8", name="support")
     model = load_gguf(Path("release-gguf"), "sdpa")          # transformers' reading of it
 
-The package `gguf` is llama.cpp's own: it knows the format, the names of tensors and the blocks of few bits. What it
-leaves to a converter stands here, for the architecture Llama and byte-level BPE.
+llama.cpp's package `gguf` has the format, the names of tensors and the quantized blocks. The rest of a converter is
+here, for the architecture Llama and byte-level BPE.
 """
 
 import json
@@ -25,14 +25,14 @@ from models.export.rounding import round_groups
 GGUF_FILE = "model.gguf"
 
 _Types = gguf.GGMLQuantizationType
-# (matrices, embeddings and head, what the file calls itself); vectors are float32 always.
+# (matrices, embeddings and head, the file's type); vectors are always float32.
 _FORMATS = {
     "fp32": (_Types.F32, _Types.F32, gguf.LlamaFileType.ALL_F32),
     "bf16": (_Types.BF16, _Types.BF16, gguf.LlamaFileType.MOSTLY_BF16),
     "int8": (_Types.Q8_0, _Types.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
     "int4": (_Types.Q4_1, _Types.Q8_0, gguf.LlamaFileType.MOSTLY_Q4_1),
 }
-# How llama.cpp calls the ways in which texts are split before byte pairs are merged.
+# llama.cpp's names for pre-tokenizers, which split texts before byte pairs are merged.
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False}
 _LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -43,22 +43,23 @@ _LLAMA_3 = (
 def refusal(config: Any, tokenizer: Any) -> str | None:
     """Why a model with this transformers config and tokenizer cannot be written as GGUF; None if it can."""
     if config.model_type != "llama":
-        return f"its model_type is {config.model_type!r}; llama alone is known here"
+        return f"its model_type is {config.model_type!r}; only llama is supported"
     if config.attention_bias or config.mlp_bias:
-        return "its layers have biases, which no Llama in llama.cpp has"
+        return "its layers have biases, which llama.cpp's Llama does not support"
     rope = (config.rope_parameters or {}).get("rope_type", "default")
     if rope != "default":
-        return f"its rope_type {rope!r} is not known here, only the default one"
+        return f"its rope_type {rope!r} is not supported, only the default one"
     if _splitting(tokenizer) is None:
-        return "its tokenizer is no byte-level BPE that splits texts as GPT-2, SmolLM or Llama 3 do"
+        return "its tokenizer is not a byte-level BPE with the pre-tokenizer of GPT-2, SmolLM or Llama 3"
     return None
 
 
 def write_gguf(folder: Path, target: Path, weights: str, name: str) -> None:
     """Write the model of a Hugging Face folder with its tokenizer as `model.gguf` into `target`.
 
-    `int8` are blocks of 32 weights with a scale (Q8_0), `int4` such with a scale and an offset (Q4_1), embeddings and
-    head in Q8_0. `name` is what the file calls the model. Raises RayconteurError for a model that is not known here.
+    `int8` means blocks of 32 weights with a scale (Q8_0), `int4` blocks with a scale and an offset (Q4_1), with
+    embeddings and head in Q8_0. `name` is the model's name in the file. Raises RayconteurError for a model that is
+    not supported.
     """
     model, tokenizer = load_model(folder, torch.float32), load_tokenizer(folder)
     reason = refusal(model.config, tokenizer)
@@ -108,12 +109,12 @@ def _add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def _tensors(model: Any, weights: str) -> Iterator[tuple[str, Any, Any]]:
-    """Name, float32 values and format of every tensor, as llama.cpp wants them."""
+    """Name, float32 values and format of every tensor, as llama.cpp expects them."""
     config = model.config
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     heads = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
     matrices, tokens, _ = _FORMATS[weights]
-    for name, parameter in model.named_parameters():  # a tied head is there once, as the embedding
+    for name, parameter in model.named_parameters():  # a tied head appears once, as the embedding
         values = parameter.detach().numpy()
         for ending, num_heads in heads.items():
             if name.endswith(ending):
@@ -125,7 +126,9 @@ def _tensors(model: Any, weights: str) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _blocks(values: Any, kind: Any) -> Any:
-    """The bytes of a tensor. Four bits are our own: `gguf` would round anew what lies on fewer than 16 steps."""
+    """The bytes of a tensor. The 4-bit code is this project's: `gguf` would round weights on fewer than 16 steps
+    again.
+    """
     if kind != _Types.Q4_1:
         return gguf.quantize(values, kind)
     rounded = round_groups(torch.from_numpy(values), 4, 32)
@@ -136,7 +139,7 @@ def _blocks(values: Any, kind: Any) -> Any:
 
 
 def _interleaved(matrix: Any, num_heads: int) -> Any:
-    """Of queries or keys [H * D, I]: llama.cpp turns neighbouring rows together, transformers the two halves of D."""
+    """Reorder queries or keys [H * D, I]: llama.cpp rotates adjacent rows, transformers the two halves of D."""
     halves = matrix.reshape(num_heads, 2, -1, matrix.shape[-1])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(matrix.shape)
 
@@ -176,16 +179,16 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, vocab_size: int) -> 
 
 
 def _end_of_turn(tokenizer: Any) -> int | None:
-    """The token that ends a reply, where it is not the tokenizer's end token."""
+    """The token that ends a reply, if it is not the tokenizer's end token."""
     try:
         ends = end_token_ids(tokenizer) - {tokenizer.eos_token_id}
     except ChatTemplateError:
-        return None  # its template ends no reply
+        return None  # its template writes no end of a reply
     return min(ends, default=None)
 
 
 def _splitting(tokenizer: Any) -> str | None:
-    """llama.cpp's name for how this tokenizer splits a text; None where it has none that we know."""
+    """llama.cpp's name for this tokenizer's pre-tokenizer; None if it is not a known one."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     splitter = content["pre_tokenizer"] or {}
     if content["model"]["type"] != "BPE" or content["normalizer"] is not None:

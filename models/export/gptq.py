@@ -1,10 +1,10 @@
-"""Linear layers in few bits, rounded so that what they put out changes least: GPTQ (Frantar et al. 2022,
+"""Linear layers in few bits, rounded so that their outputs change least: GPTQ (Frantar et al. 2022,
 arXiv:2210.17323).
 
     round_layers(model, batch)
 
-The weights are rounded one input after the other, and those of the inputs to come make up for the error, as far as
-the inputs go together in the conversations. What comes out lies on steps that `round_groups` finds again.
+The weights are rounded one input after the other, and the weights of later inputs compensate the error as far as the
+inputs correlate in the conversations. The results lie on quantization steps that `round_groups` finds again.
 
 Shape suffixes: T tokens, O outputs, I inputs.
 """
@@ -19,20 +19,20 @@ from models.export.rounding import group_size_for, scale_and_zero
 from models.kernels.attention import PACKED_ATTENTION
 from models.packing import PackedBatch
 
-# Of the mean square of the inputs, added to each: what the conversations say of rare ones is not to be trusted.
+# Damping: this share of the inputs' mean square is added to each, since statistics of rare inputs are unreliable.
 _DAMPING = 0.05
 
 
 def round_layers(model: Any, batch: PackedBatch, bits: int = 4) -> None:
     """Round the linear layers of a float32 model's blocks in place; embeddings, head and others stay as they are.
 
-    The batch is read once, block by block: the layers of a block are rounded by what the rounded blocks before it put
-    out. Layers whose inputs no group divides stay as well. The model must use
+    The batch runs once, block by block: the layers of a block are rounded for the outputs of the rounded blocks
+    before it. Layers whose number of inputs no group size divides stay too. The model must use
     `models.kernels.attention.PACKED_ATTENTION`.
     """
     if model.config._attn_implementation != PACKED_ATTENTION:
         raise RayconteurError(
-            "optimize.weights: int4 needs an architecture whose conversations are packed; choose int8 or bf16"
+            "optimize.weights: int4 needs an architecture that supports packed conversations; choose int8 or bf16"
         )
     seen: dict[int, tuple[torch.Tensor, list[torch.nn.Linear]]] = {}
 
@@ -68,14 +68,14 @@ def round_layers(model: Any, batch: PackedBatch, bits: int = 4) -> None:
 
 
 def _blocks(model: Any) -> Any:
-    """The model's layers of attention and what comes after it, in their order."""
+    """The model's transformer blocks, in order."""
     count = model.config.num_hidden_layers
     lists = (module for module in model.base_model.modules() if isinstance(module, torch.nn.ModuleList))
     return next(module for module in lists if len(module) == count)
 
 
 def _round_together(layers: list[torch.nn.Linear], inputs_TI: torch.Tensor, bits: int, group_size: int) -> None:
-    """Layers with the same inputs, as one with all their outputs."""
+    """Round layers with the same inputs as one layer with all their outputs."""
     weights = torch.cat([layer.weight for layer in layers])
     rounded = rounded_by_inputs(weights, inputs_TI, bits, group_size)
     for layer, part in zip(layers, torch.split(rounded, [layer.out_features for layer in layers]), strict=True):
@@ -83,7 +83,7 @@ def _round_together(layers: list[torch.nn.Linear], inputs_TI: torch.Tensor, bits
 
 
 def rounded_by_inputs(weights_OI: torch.Tensor, inputs_TI: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
-    """float32 [O, I], on 2^bits steps in each group of inputs."""
+    """float32 [O, I], rounded to 2^bits steps in each group of inputs."""
     left, rounded, factor = weights_OI.clone(), torch.empty_like(weights_OI), _factor(inputs_TI)
     for start in range(0, left.shape[1], group_size):
         end = start + group_size
@@ -109,7 +109,7 @@ def _factor(inputs_TI: torch.Tensor) -> torch.Tensor:
 
 
 def _steps_of(group: torch.Tensor, bits: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Takes a column to the steps that the whole group, as it is now, would be rounded to."""
+    """A function that rounds a column to the steps of the whole group with its current weights."""
     top = 2**bits - 1
     scale, zero = (part.flatten() for part in scale_and_zero(group, top, top))
     return lambda column: ((column / scale + zero).round().clamp(0, top) - zero) * scale

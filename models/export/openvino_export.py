@@ -3,7 +3,7 @@
     export(Path("release"), Path("release-openvino"), weights="int8")
 
 The model is traced with its cache as plain inputs and outputs, which OpenVINO then turns into state: the form that
-its GenAI pipelines load. OpenVINO accepts more architectures than it computes rightly, so those on a list alone are
+its GenAI pipelines load. OpenVINO accepts more architectures than it computes correctly, so only those on a list are
 exported, and every export is compared with transformers (models/export/openvino_parity.py).
 """
 
@@ -28,23 +28,23 @@ from models.export.openvino_weights import convert_weights
 
 Weights = Literal["bf16", "fp32", "int8", "int4"]
 
-# Each with random weights gave transformers' tokens in float32, alone and paged in a batch.
+# Each gave transformers' tokens in float32 with random weights, alone and in a paged batch.
 ARCHITECTURES = (
     "gpt2", "gpt_bigcode", "gpt_neox", "granite", "llama", "mistral", "olmo2", "opt", "phi3", "qwen2", "qwen3",
     "smollm3", "stablelm",
 )  # fmt: skip
-# These compute their angles by a branch on the length, of which tracing keeps one side.
+# These branch on the length to compute their angles, and tracing keeps only one branch.
 _BRANCHING_ROPE = ("longrope", "dynamic")
 
 _ATTENTION = "rayconteur_traced"
-_BATCH, _NEW, _PAST = 2, 4, 3  # sizes of the traced example; all different, so that none is taken for another
+_BATCH, _NEW, _PAST = 2, 4, 3  # sizes of the traced example; all different, so that tracing keeps them apart
 
 
 def refusal(config: Any) -> str | None:
     """Why a model with this transformers config cannot be exported; None if it can."""
     if config.model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        return f"its model_type {config.model_type!r} is not among those proven to be exact: {known}"
+        return f"its model_type {config.model_type!r} is not among those that are verified to be exact: {known}"
     window = getattr(config, "sliding_window", None)
     if window is not None and window < max_positions(config):
         return f"its attention has a window of {window} tokens, which the export would ignore"
@@ -60,15 +60,15 @@ def folder_refusal(folder: Path) -> str | None:
 
 
 def export(folder: Path, target: Path, weights: Weights) -> None:
-    """`export_each` into one folder."""
+    """`export_each` with one folder."""
     export_each(folder, {weights: target})
 
 
 def export_each(folder: Path, targets: Mapping[Weights, Path]) -> None:
-    """Write the model of a Hugging Face folder, and its tokenizer, as OpenVINO models, one for each number format.
+    """Write the model of a Hugging Face folder, and its tokenizer, as OpenVINO models, one for each weight format.
 
-    The float32 form must give transformers' greedy tokens, the written ones stay within a bound of it. Raises
-    RayconteurError with the numbers where they do not, and for an architecture that is not on the list.
+    The float32 model must give transformers' greedy tokens, and the written models must stay within a bound of it.
+    Raises RayconteurError with the numbers otherwise, and for an architecture that is not on the list.
     """
     reason = folder_refusal(folder)
     if reason is not None:
@@ -78,7 +78,7 @@ def export_each(folder: Path, targets: Mapping[Weights, Path]) -> None:
     traced = trace(model)
     check_exact(traced, replies)
     for weights, target in targets.items():
-        converted = traced.clone()  # whose constants are those of the original until they are replaced
+        converted = traced.clone()  # shares the constants with the original until they are replaced
         if weights != "fp32":
             convert_weights(converted, weights)
             check_rounded(converted, replies, weights)
@@ -101,7 +101,7 @@ def _save(folder: Path, model: Any, converted: Any, target: Path) -> None:
 
 
 def _export_tokenizer(folder: Path, target: Path) -> None:
-    """OpenVINO's pipelines do not open a folder without one; we give them token ids."""
+    """OpenVINO's pipelines do not open a folder without a tokenizer, although Rayconteur passes token ids."""
     openvino = import_openvino()
     from openvino_tokenizers import convert_tokenizer
 
@@ -112,7 +112,7 @@ def _export_tokenizer(folder: Path, target: Path) -> None:
 
 
 class _WithPlainCache(torch.nn.Module):
-    """The model with keys and values as arguments and results, layer by layer."""
+    """The model with keys and values as arguments and results of each layer."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ def _layer(keys: torch.Tensor, values: torch.Tensor) -> DynamicLayer:
 
 
 def _mask(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """float32 [B, 1, T, P + T]: 0 where a token may look."""
+    """float32 [B, 1, T, P + T]: 0 where a token may attend."""
     num_new, total = input_ids.shape[1], attention_mask.shape[1]
     row = torch.arange(num_new)[:, None] + (total - num_new)
     allowed = (torch.arange(total)[None] <= row) & attention_mask[:, None, None, :].bool()
@@ -159,8 +159,8 @@ def _attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query [B, N, T, D], key and value [B, H, P, D]; [B, T, N, D]. In operations that OpenVINO knows as paged
-    attention's."""
+    """query [B, N, T, D], key and value [B, H, P, D]; [B, T, N, D]. In operations that OpenVINO can turn into paged
+    attention."""
     groups = getattr(module, "num_key_value_groups", 1)
     output = F.scaled_dot_product_attention(
         query, _repeated(key, groups), _repeated(value, groups), attn_mask=attention_mask, scale=scaling
@@ -169,7 +169,7 @@ def _attention(
 
 
 def _repeated(tensor: torch.Tensor, groups: int) -> torch.Tensor:
-    """Every key-value head as often as query heads share it."""
+    """Repeat every key-value head for each query head that shares it."""
     if groups == 1:
         return tensor
     batch, heads, length, size = tensor.shape
@@ -193,7 +193,7 @@ def trace(model: Any) -> Any:
         *past,
     )
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing: that values of the example are taken as constant
+        warnings.simplefilter("ignore")  # tracing warns that values of the example become constants
         traced = openvino.convert_model(_WithPlainCache(model).eval(), example_input=example)
     _name(traced, shapes)
     traced.validate_nodes_and_infer_types()
@@ -202,7 +202,7 @@ def trace(model: Any) -> Any:
 
 
 def _name(traced: Any, cache_shapes: list[tuple[int, int]]) -> None:
-    """Give inputs and outputs the names and shapes that OpenVINO's pipelines look for."""
+    """Give inputs and outputs the names and shapes that OpenVINO's pipelines expect."""
     openvino = import_openvino()
     integers = ["input_ids", "attention_mask", "position_ids"]
     names = _cache_names(len(cache_shapes))
@@ -221,14 +221,14 @@ def _cache_names(num_layers: int) -> list[str]:
 
 
 def _cache_shapes(model: Any) -> list[tuple[int, int]]:
-    """(key-value heads, size of a head) of each layer, as the model itself fills a cache."""
+    """(key-value heads, size of a head) of each layer, taken from a cache that the model fills."""
     with torch.inference_mode():
         cache = model(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=True).past_key_values
     return [(layer.keys.shape[1], layer.keys.shape[3]) for layer in cache.layers]
 
 
 def _keep_cache_as_state(traced: Any, cache_shapes: list[tuple[int, int]]) -> None:
-    """Let the cache live in the model, reordered by `beam_idx` and empty at the start."""
+    """Make the cache a state of the model, reordered by `beam_idx` and empty at the start."""
     openvino = import_openvino()
     from openvino import opset13, passes
 

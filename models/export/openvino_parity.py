@@ -1,4 +1,4 @@
-"""Is an exported model the one that transformers computes? Looked at before any export is kept.
+"""Checks that an exported model computes the same as transformers, before any export is kept.
 
 Shape suffixes: T tokens, V vocabulary.
 """
@@ -16,8 +16,8 @@ from models.export.openvino_runtime import ExportedModel, Logits
 _PROMPT_LENGTHS = (6, 48)
 _REPLY_TOKENS = 16
 
-# Logits may differ by this share of their own standard deviation: the float32 export's largest difference, and the
-# root mean square where weights were rounded. Measured on SmolLM2-135M: 7e-5, bf16 6e-6 (it was bf16), int8 0.064.
+# Logits may differ by this share of their standard deviation: the largest difference for the float32 export, the root
+# mean square for rounded weights. Measured on SmolLM2-135M: 7e-5, bf16 6e-6 (the model is bf16), int8 0.064.
 _LARGEST_EXACT = 0.01
 _LARGEST_ROUNDED = {"bf16": 0.05, "int8": 0.25, "int4": 0.9}
 
@@ -29,11 +29,11 @@ class Reply:
     prompt_ids: list[int]
     reply_ids: list[int]
     logits: Logits
-    """float32 [T, V]: what follows every token of prompt and reply, but for the last"""
+    """float32 [T, V]: the logits after every token of prompt and reply except the last"""
 
 
 def reference_replies(model: Any) -> list[Reply]:
-    """What to compare with; `model` is a float32 transformers model with an attention of its own."""
+    """The replies to compare with; `model` is a float32 transformers model with its own attention."""
     draw = np.random.default_rng(0)
     vocabulary = model.config.get_text_config().vocab_size
     return [_reply(model, draw.integers(vocabulary, size=length).tolist()) for length in _PROMPT_LENGTHS]
@@ -58,7 +58,7 @@ def check_exact(exported: Any, replies: Sequence[Reply]) -> None:
             first = next(n for n, token in enumerate(tokens) if token != reply.reply_ids[n])
             raise RayconteurError(
                 f"optimize: the OpenVINO export is not exact: after {len(reply.prompt_ids)} random tokens its greedy "
-                f"token {first} is {tokens[first]}, that of transformers {reply.reply_ids[first]}; "
+                f"token {first} is {tokens[first]}, and transformers' is {reply.reply_ids[first]}; "
                 "serve this model with serve.engine: torch"
             )
     change = max(float(np.abs(found - reply.logits).max()) for reply, found in zip(replies, logits, strict=True))
@@ -66,7 +66,7 @@ def check_exact(exported: Any, replies: Sequence[Reply]) -> None:
 
 
 def check_rounded(exported: Any, replies: Sequence[Reply], weights: str) -> None:
-    """Raise RayconteurError where rounding the weights changed the logits by more than it may."""
+    """Raise RayconteurError if rounding the weights changed the logits by more than the limit."""
     logits = _read_like(exported, replies)
     changes = [found - reply.logits for reply, found in zip(replies, logits, strict=True)]
     change = float(np.sqrt(np.mean(np.concatenate(changes) ** 2)))
@@ -74,7 +74,7 @@ def check_rounded(exported: Any, replies: Sequence[Reply], weights: str) -> None
 
 
 def _read_like(exported: Any, replies: Sequence[Reply]) -> list[Logits]:
-    """The logits of the same tokens: each prompt at once, then its reply token by token."""
+    """The logits for the same tokens: each prompt at once, then its reply token by token."""
     model = ExportedModel(exported, "fp32")
     found = []
     for reply in replies:
@@ -89,7 +89,7 @@ def _spread(replies: Sequence[Reply]) -> float:
 
 
 def _refuse_above(change: float, bound: float, what: str) -> None:
-    if not change <= bound:  # also where it is not a number
+    if not change <= bound:  # also if it is NaN
         raise RayconteurError(
             f"optimize: the OpenVINO export is not exact: {what} is {change:.4f} standard deviations of the logits, "
             f"at most {bound} are allowed; serve this model with serve.engine: torch"

@@ -1,6 +1,6 @@
-"""OpenVINO without its telemetry, and an exported model run by hand: for parity checks and perplexity.
+"""OpenVINO without its telemetry, and a plain runner of exported models for parity checks and perplexity.
 
-Nothing here imports torch: the serving child process is smaller and starts faster without it.
+This file does not import torch: the serving child process is smaller and starts faster without it.
 """
 
 import sys
@@ -14,23 +14,23 @@ import numpy.typing as npt
 Logits = npt.NDArray[np.float32]
 
 MODEL_FILE = "openvino_model.xml"
-# What an engine must know before it loads the model: max_positions, vocab_size, cache_numbers_per_token.
+# What an engine needs to know before it loads the model: max_positions, vocab_size, cache_numbers_per_token.
 FACTS_FILE = "facts.json"
 
-# Precise to the last token, also in a batch; `auto` leaves both to OpenVINO: bfloat16 where the processor has it.
+# Exact, also in a batch; `auto` leaves both settings to OpenVINO, which uses bfloat16 where the CPU has it.
 _HINTS: dict[str, dict[str, Any]] = {
     "auto": {},
     "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
     "fp32": {
         "INFERENCE_PRECISION_HINT": "f32",
         "KV_CACHE_PRECISION": "f32",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # of what int8 weights are multiplied with
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # no quantization of activations
     },
 }
 
 
 def import_openvino() -> Any:
-    """The module `openvino`. Its package of usage reports, which asks nobody, is taken for not installed."""
+    """The module `openvino`, without its telemetry package, which reports usage without asking."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
@@ -38,9 +38,9 @@ def import_openvino() -> Any:
 
 
 def compile_options(precision: str, num_threads: int | None = None) -> dict[str, Any]:
-    """OpenVINO's settings for `auto`, `bf16` or `fp32`; threads None are all."""
+    """OpenVINO's settings for `auto`, `bf16` or `fp32`; `num_threads` None means all."""
     threads = {} if num_threads is None else {"INFERENCE_NUM_THREADS": num_threads}
-    # Pinned, the threads of several processes would all sit on the same cores.
+    # Pinned threads of several processes would share the same cores.
     return {"ENABLE_CPU_PINNING": False, **_HINTS[precision], **threads}
 
 
@@ -51,26 +51,26 @@ class ExportedModel:
         """`model` is an export's folder or an `openvino.Model`."""
         openvino = import_openvino()
         source = openvino.Core().read_model(model / MODEL_FILE) if isinstance(model, Path) else model
-        # On a machine with few cores a second stream would only halve the threads.
+        # A second stream would only halve the threads of each.
         options = {"NUM_STREAMS": 1, **compile_options(precision)}
         self._request = openvino.compile_model(source, "CPU", options).create_infer_request()
         self._num_read = 0
 
     def restart(self) -> None:
-        """Forget the sequence."""
+        """Clear the cache, for another sequence."""
         self._request.reset_state()
         self._num_read = 0
 
     def read(self, token_ids: Sequence[int]) -> Logits:
-        """float32 [T, V]: what follows each of the next T tokens of the sequence."""
+        """float32 [T, V]: the logits after each of the next T tokens of the sequence."""
         logits = infer(self._request, token_ids, self._num_read)
         self._num_read += len(token_ids)
         return logits
 
 
 def infer(request: Any, token_ids: Sequence[int], num_read: int, num_kept: int = 0) -> Logits:
-    """float32 [T, V] from a request of a compiled export whose state has read so many tokens; of the last `num_kept`
-    alone, if that is not 0.
+    """Logits, float32 [T, V], from an inference request of a compiled export whose state holds `num_read` tokens;
+    only for the last `num_kept` tokens, if that is not 0.
     """
     total = num_read + len(token_ids)
     request.infer(

@@ -1,4 +1,4 @@
-"""The matrices of an OpenVINO model in bfloat16, 8 or 4 bits, turned into float32 where they are used."""
+"""The matrices of an OpenVINO model in bfloat16, 8 or 4 bits, converted to float32 where they are used."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from models.export.rounding import Rounded, group_size_for, round_groups
 def convert_weights(model: Any, weights: str) -> None:
     """Replace the float32 matrices of an `openvino.Model`, `weights` being `bf16`, `int8` or `int4`.
 
-    `bf16` rounds to the nearest. `int8` keeps for every output one scale and one zero point, and its row in 256 steps
-    between smallest and largest weight; `int4` does so in 16 steps for every 32 weights of a row, and keeps
-    embeddings and head in `int8`, like rows that no group divides.
+    `bf16` rounds to nearest. `int8` has one scale and one zero point for every output, and 256 steps between the
+    smallest and largest weight of its row; `int4` has 16 steps for every 32 weights of a row. With `int4`, embeddings
+    and head are in `int8`, like rows that no group size divides.
     """
     import_openvino()
     head = _head_of(model)
@@ -32,7 +32,7 @@ def convert_weights(model: Any, weights: str) -> None:
 
 
 def _output_axis(node: Any) -> int | None:
-    """Along which axis of this constant the outputs lie, if it is a float32 matrix of a product or an embedding."""
+    """The output axis of this constant, if it is a float32 matrix of a product or an embedding."""
     if len(node.get_output_shape(0)) != 2 or node.get_element_type().get_type_name() != "f32":
         return None
     axes = [_axis_in(reader) for reader in node.output(0).get_target_inputs()]
@@ -48,7 +48,7 @@ def _axis_in(reader: Any) -> int | None:
 
 
 def _head_of(model: Any) -> str:
-    """The name of the product that gives the logits: the last one on the way to them."""
+    """The name of the matrix product that gives the logits: the last one before them."""
     node = model.outputs[0].get_node()
     while node.get_type_name() != "MatMul":
         node = node.input_value(0).get_node()
@@ -65,13 +65,13 @@ def _rounded(matrix: npt.NDArray[np.float32]) -> Any:
     openvino = import_openvino()
     from openvino import opset13
 
-    tensor = openvino.Tensor(openvino.Type.bf16, list(matrix.shape))  # one made from an array would not own it
+    tensor = openvino.Tensor(openvino.Type.bf16, list(matrix.shape))  # made from an array it would not own the memory
     tensor.data.view(np.int16)[...] = torch.from_numpy(matrix).to(torch.bfloat16).view(torch.int16).numpy()
     return opset13.convert(openvino.op.Constant(tensor), "f32")
 
 
 def _quantised(matrix: npt.NDArray[np.float32], axis: int, bits: int) -> Any:
-    """In groups along the inputs, which OpenVINO multiplies as they are only where the outputs come first."""
+    """Quantize in groups along the inputs; OpenVINO multiplies these directly only if the outputs come first."""
     by_output = torch.from_numpy(matrix if axis == 0 else matrix.T)
     size = group_size_for(by_output.shape[1]) if bits == 4 else None
     if size is None:
@@ -105,7 +105,7 @@ def _in_groups(rounded: Rounded, axis: int) -> Any:
 
 
 def _four_bits(numbers: torch.Tensor) -> Any:
-    """A constant of these numbers from 0 to 15, two in a byte, the first in its lower half."""
+    """A constant of these numbers from 0 to 15, two per byte, the first in the lower half."""
     openvino = import_openvino()
     pairs = torch.nn.functional.pad(numbers.flatten(), (0, numbers.numel() % 2)).view(-1, 2).numpy()
     tensor = openvino.Tensor(openvino.Type.u4, list(numbers.shape))

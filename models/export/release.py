@@ -1,4 +1,4 @@
-"""Checkpoint to release: merge the adapter, convert the weights, and measure what that changed.
+"""Checkpoint to release: merge the adapter, convert the weights, and measure the change.
 
 A release has one or more forms: a plain Hugging Face folder, an OpenVINO export for CPUs, a folder of compressed
 tensors for GPUs, a GGUF file. Each is compared with the checkpoint on the same held-out conversations.
@@ -28,11 +28,11 @@ from models.kernels.attention import PACKED_ATTENTION
 from models.kernels.loss import supervised_logits
 from models.packing import PackedBatch, pack
 
-# Of the Hugging Face folder: fewer bits are a matter of the other forms.
+# Of the Hugging Face folder; only the other forms have fewer bits.
 _FOLDER_WEIGHTS = {"bf16": "bf16", "fp32": "fp32", "int8": "bf16", "int4": "bf16"}
 
 Figures = dict[str, Any]
-"""what was measured of a form: `weights`, `size_mb`, `perplexity`, and what `Probe.compare` says"""
+"""measurements of a form: `weights`, `size_mb`, `perplexity`, and the figures of `Probe.compare`"""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Probe:
         return self._perplexity_of(self.reference)
 
     def compare(self, logits: torch.Tensor) -> Figures:
-        """`perplexity`, `perplexity_increase` (0.01 is 1 %), `greedy_agreement` (share of supervised tokens at which
-        both put the same token first) and `largest_logit_change`."""
+        """`perplexity`, `perplexity_increase` (0.01 is 1 %), `greedy_agreement` (share of supervised tokens for which
+        both have the same most likely token) and `largest_logit_change`."""
         return self._compared(logits, self._perplexity_of(logits))
 
     def _compared(self, logits: torch.Tensor, after: float) -> Figures:
@@ -66,16 +66,16 @@ class Probe:
         }
 
     def check(self, logits: torch.Tensor, what: str) -> Figures:
-        """`compare`; raises RayconteurError if the perplexity rises by more than it may."""
+        """`compare`; raises RayconteurError if the perplexity rises above its limit."""
         after = self._perplexity_of(logits)
         figures = self._compared(logits, after)
         increase = after / self.perplexity - 1
-        if not increase <= self.max_perplexity_increase:  # also where it is not a number
+        if not increase <= self.max_perplexity_increase:  # also if it is NaN
             raise RayconteurError(
                 f"optimize.max_perplexity_increase: {what} has a perplexity of {after:.4f} on held-out "
-                f"conversations, the checkpoint {self.perplexity:.4f}: {increase:.2%} more, at most "
+                f"conversations, the checkpoint {self.perplexity:.4f}: an increase of {increase:.2%}, where at most "
                 f"{self.max_perplexity_increase:.2%} are allowed (greedy agreement "
-                f"{figures['greedy_agreement']:.1%}); allow more, or choose more exact optimize.weights"
+                f"{figures['greedy_agreement']:.1%}); raise the limit, or choose optimize.weights with more bits"
             )
         return figures
 
@@ -93,8 +93,8 @@ def release(
 ) -> tuple[Probe, Figures]:
     """Write the checkpoint as a plain Hugging Face folder, loadable without PEFT; in bf16 for int8 and int4.
 
-    The adapter is merged in float32. Returns the probe, and the figures of the folder, computed in the number format
-    that is faster here. Raises RayconteurError if the perplexity rises by more than `max_perplexity_increase`.
+    The adapter is merged in float32. Returns the probe, and the figures of the folder, computed in the floating-point
+    format that is faster here. Raises RayconteurError if the perplexity rises by more than `max_perplexity_increase`.
     """
     batch, kept = pack(conversations), _FOLDER_WEIGHTS[weights]
     with torch.inference_mode():
@@ -115,7 +115,7 @@ def release(
 
 
 def round_to_steps(folder: Path, target: Path, conversations: Sequence[Any]) -> None:
-    """Write the release in `folder` into another, in float32: its layers rounded to the steps of 4-bit weights, so
+    """Write the release in `folder` to `target` in float32, with its layers rounded to the steps of 4-bit weights so
     that their outputs on these conversations change least."""
     model = load_model(folder, torch.float32, PACKED_ATTENTION)
     round_layers(model, pack(conversations))
@@ -126,11 +126,11 @@ def round_to_steps(folder: Path, target: Path, conversations: Sequence[Any]) -> 
 def release_for_openvino(
     folder: Path, targets: Mapping[Weights, Path], chosen: Weights, probe: Probe
 ) -> dict[Weights, Figures]:
-    """Write the release in `folder` as OpenVINO models too, a folder for each number format; their figures, computed
-    as OpenVINO chooses to.
+    """Write the release in `folder` as OpenVINO models, a folder for each weight format; returns their figures,
+    computed with OpenVINO's default precision.
 
     Raises RayconteurError as `models.export.openvino_export.export_each` does, and if the perplexity of the `chosen`
-    format rises by more than it may: the others are there to be compared with.
+    format rises above its limit; the others are only for comparison.
     """
     export_each(folder, targets)
     found: dict[Weights, Figures] = {}
@@ -145,17 +145,18 @@ def release_for_openvino(
 
 
 def release_as_gguf(folder: Path, target: Path, weights: Weights, name: str, probe: Probe) -> Figures:
-    """Write the release in `folder` as `model.gguf` into another; the figures of what transformers reads in it.
+    """Write the release in `folder` as `model.gguf` into `target`; returns the figures of the model that transformers
+    reads from it.
 
-    `load_s` is the seconds that reading took. Raises RayconteurError if `models.export.gguf` cannot write the model,
-    and if the perplexity rises by more than it may.
+    `load_s` is the time of reading in seconds. Raises RayconteurError if `models.export.gguf` cannot write the model,
+    or if the perplexity rises above its limit.
     """
     write_gguf(folder, target, weights, name)
     return _read_back(load_gguf, target, weights, "the GGUF file", probe)
 
 
 def release_for_vllm(folder: Path, target: Path, weights: Weights, probe: Probe) -> Figures:
-    """Write the release in `folder` as a folder of compressed tensors; as `release_as_gguf`."""
+    """Write the release in `folder` as a folder of compressed tensors; otherwise like `release_as_gguf`."""
     write_compressed(folder, target, weights)
     return _read_back(load_compressed, target, weights, "the folder of compressed tensors", probe)
 
@@ -171,7 +172,7 @@ def _read_back(load: Callable[[Path, str], Any], target: Path, weights: Weights,
 
 
 def _exported_logits(model: ExportedModel, conversations: Sequence[Any]) -> torch.Tensor:
-    """float32 [S, V], as `models.kernels.loss.supervised_logits` of the packed conversations."""
+    """float32 [S, V], like `models.kernels.loss.supervised_logits` of the packed conversations."""
     found = []
     for input_ids, supervised in conversations:
         model.restart()

@@ -1,7 +1,7 @@
 """Matrices in few bits: neighbouring weights of an output share a scale and a zero point.
 
     rounded = round_groups(matrix, bits=4, group_size=32)
-    rounded.matrix()                                        # what it stands for
+    rounded.matrix()                                        # the dequantized matrix
 
 Shape suffixes: O outputs, I inputs, G groups of a row, S weights of a group (G x S = I).
 """
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-# Of 4-bit weights: the first that divides a row. Smaller ones are more exact, and take more room for their scales.
+# Of 4-bit weights: the first one that divides a row. Smaller groups are more exact, but have more scales.
 GROUP_SIZES = (32, 16)
 
-_HIT = 0.05  # steps between a weight and the step that is taken to be its own
+_HIT = 0.05  # tolerance, in steps, for a weight that lies on a step
 _LEAST_SCALE = float(torch.finfo(torch.float16).tiny)
 
 
@@ -34,11 +34,11 @@ class Rounded:
 
 
 def round_groups(matrix: torch.Tensor, bits: int, group_size: int | None = None, symmetric: bool = False) -> Rounded:
-    """float32 [O, I] rounded to 2^bits steps in each group of `group_size` inputs, None being whole rows.
+    """float32 [O, I] rounded to 2^bits steps in each group of `group_size` inputs; None means whole rows.
 
-    The steps reach from the smallest to the largest weight of a group. Fewer of them are taken where they hit all of
-    its weights: so what was rounded before stays as it is. (Ranges with a smaller squared error, which leave out the
-    largest weights, cost perplexity.) `symmetric` puts the zero point into the middle, for formats that keep none.
+    The steps range from the smallest to the largest weight of a group. If all weights lie on fewer steps, those are
+    used, so a rounded matrix does not change again. (Ranges with a smaller squared error, which clip the largest
+    weights, increase perplexity.) `symmetric` fixes the zero point in the middle, for formats without zero points.
     """
     groups = matrix.float().reshape(matrix.shape[0], -1, group_size or matrix.shape[1])
     top = 2**bits - 1
@@ -54,13 +54,14 @@ def round_groups(matrix: torch.Tensor, bits: int, group_size: int | None = None,
 def scale_and_zero(
     groups: torch.Tensor, top: int, num_steps: int, symmetric: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """float32 [..., 1] of groups [..., S]: `num_steps` steps, of 0 to `top`, from smallest to largest weight.
+    """Scale and zero point, float32 [..., 1], of groups [..., S]: `num_steps` steps from the smallest to the largest
+    weight.
 
     0 is always one of them.
     """
     low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
     width = 2 * torch.maximum(-low, high) if symmetric else high - low
-    scale = (width / num_steps).clamp(min=_LEAST_SCALE).half().float()  # as it will be kept
+    scale = (width / num_steps).clamp(min=_LEAST_SCALE).half().float()  # as it will be stored
     zero = torch.full_like(scale, (top + 1) // 2) if symmetric else (-low / scale).round().clamp(0, top)
     return scale, zero
 
@@ -74,5 +75,5 @@ def _values(steps: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> tor
 
 
 def group_size_for(num_inputs: int) -> int | None:
-    """The first of `GROUP_SIZES` that divides a row of so many weights; None if none does."""
+    """The first of `GROUP_SIZES` that divides `num_inputs`; None if none does."""
     return next((size for size in GROUP_SIZES if num_inputs % size == 0), None)

@@ -1,1 +1,1 @@
-"""What makes a step fast: attention, loss and LoRA without wasted work."""
+"""Fast kernels for training: attention, loss and LoRA."""

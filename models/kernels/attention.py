@@ -1,7 +1,7 @@
-"""Causal attention over packed rows, each conversation attending to itself alone.
+"""Causal attention over packed rows; each conversation attends only to itself.
 
-A model loaded with `attn_implementation=PACKED_ATTENTION` is called with `sequence_lengths`, the tokens of each piece
-of the row, and `prefixes`, which earlier piece each goes on from (models/packing.py).
+A model loaded with `attn_implementation=PACKED_ATTENTION` takes `sequence_lengths`, the number of tokens of each
+piece of the row, and `prefixes`, the earlier piece that each one continues (models/packing.py).
 
 Shape suffixes: T tokens in the row, D size of a head; H query heads, K key-value heads.
 """
@@ -66,7 +66,7 @@ def packed_attention(
     plain = scores.softcap is None and sinks is None
     if dropout:
         if not plain:
-            raise RayconteurError("attention dropout beside soft-capped scores or attention sinks is not supported")
+            raise RayconteurError("attention dropout with soft-capped scores or attention sinks is not supported")
         return _one_by_one(query, key, value, runs(lengths, parents), dropout, scores), None
     if query.is_cuda and query.dtype != torch.float32 and plain:
         return _variable_length(query, key, value, lengths, parents, scores), None
@@ -111,11 +111,11 @@ def _variable_length(
     from torch.nn.attention.varlen import varlen_attn
 
     own, sizes = None, lengths
-    if prefixes:  # the kernel wants as many queries as keys
+    if prefixes:  # the kernel needs as many queries as keys
         places, sizes, own = (_on(query.device, part) for part in _whole(lengths, prefixes))
         query, key, value = (tensor.index_select(2, places) for tensor in (query, key, value))
     size = value.shape[-1]
-    if size < query.shape[-1]:  # and values of the keys' size
+    if size < query.shape[-1]:  # and values of the same size as keys
         value = F.pad(value, (0, query.shape[-1] - size))
     starts = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=query.device)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -135,8 +135,8 @@ def _on(device: torch.device, part: Any) -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _whole(lengths: tuple[int, ...], prefixes: tuple[int, ...]) -> tuple[torch.Tensor, tuple[int, ...], torch.Tensor]:
-    """Where in the row each token of whole conversations is, from a beginning to an end; their lengths; and where
-    among those tokens each of the row's is found.
+    """For the whole conversations of a row, one after the other: the position in the row of each of their tokens;
+    their lengths; and for each position of the row, its index among those tokens.
     """
     starts = [0, *accumulate(lengths)]
     places: list[int] = []
@@ -149,7 +149,7 @@ def _whole(lengths: tuple[int, ...], prefixes: tuple[int, ...]) -> tuple[torch.T
                 found[place] = len(places)
                 places.append(place)
         sizes.append(len(places) - begin)
-    with torch.inference_mode(False):  # kept for later calls, which may have a gradient
+    with torch.inference_mode(False):  # cached for later calls, which may need gradients
         return torch.tensor(places), tuple(sizes), torch.tensor(found)
 
 

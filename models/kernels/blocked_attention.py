@@ -1,9 +1,9 @@
-"""Causal attention a block of queries at a time, over whichever parts of the row each may see.
+"""Causal attention a block of queries at a time, over the parts of the row that each block sees.
 
     out = blocked_attention(query, key, value, blocks_of(lengths, prefixes, window), scale)
 
-The probabilities are computed again on the way back, so that no scores are kept (Dao et al. 2022, arXiv:2205.14135,
-section 3.1). On a CPU this takes half the time of torch's own kernel with its backward pass.
+The backward pass recomputes the probabilities, so that no scores are stored (Dao et al. 2022, arXiv:2205.14135,
+section 3.1). On a CPU forward and backward take half the time of torch's own kernel.
 
 Shape suffixes: T tokens in the row, D size of a head; H query heads, K key-value heads, G = H / K; N queries of a
 block and M keys that they see.
@@ -21,30 +21,29 @@ from models.trees import ancestors
 _QUERIES_AT_ONCE = 256
 
 Span = tuple[int, int]
-"""where in the row something begins and ends"""
+"""start and end positions in the row"""
 
 
 class Block(NamedTuple):
-    """Queries, and the keys before and beside them in the order of their conversation; their last ones are the
-    queries' own."""
+    """Queries, and the keys that they see in the order of their conversation; the last keys are the queries' own."""
 
     queries: Span
     keys: tuple[Span, ...]
 
 
 class Scores(NamedTuple):
-    """What becomes of the products of queries and keys."""
+    """How products of queries and keys become scores."""
 
     scale: float
     window: int | None = None
-    """how many keys a query sees, with its own"""
+    """the number of keys that a query sees, including its own"""
     softcap: float | None = None
-    """c: a score s is bent to c tanh(s / c) (Gemma 2, arXiv:2408.00118, section 2)"""
+    """c: a score s becomes c tanh(s / c) (Gemma 2, arXiv:2408.00118, section 2)"""
 
 
 @functools.lru_cache(maxsize=16)
 def blocks_of(lengths: tuple[int, ...], prefixes: tuple[int, ...], window: int | None = None) -> tuple[Block, ...]:
-    """All blocks of a row of pieces (models/packing.py), with no keys that a window hides from all its queries."""
+    """All blocks of a row of pieces (models/packing.py), without keys outside the windows of all their queries."""
     blocks = []
     for own, before in runs(lengths, prefixes):
         for begin in range(*own, _QUERIES_AT_ONCE):
@@ -55,7 +54,7 @@ def blocks_of(lengths: tuple[int, ...], prefixes: tuple[int, ...], window: int |
 
 
 def runs(lengths: Sequence[int], prefixes: Sequence[int]) -> list[tuple[Span, tuple[Span, ...]]]:
-    """Where in the row one conversation goes on from piece to piece, and where that is which stands before it."""
+    """Spans of adjacent pieces that continue each other, each with the spans of its conversation before it."""
     starts = [0, *accumulate(lengths)]
     found: list[tuple[Span, tuple[Span, ...]]] = []
     for piece, (start, end) in enumerate(pairwise(starts)):
@@ -79,7 +78,7 @@ def _merged(spans: Sequence[Span]) -> tuple[Span, ...]:
 
 
 def _last(spans: tuple[Span, ...], count: int) -> tuple[Span, ...]:
-    """The last `count` of all tokens."""
+    """The spans of the last `count` tokens."""
     found: list[Span] = []
     for start, end in reversed(spans):
         if count > 0:
@@ -89,7 +88,7 @@ def _last(spans: tuple[Span, ...], count: int) -> tuple[Span, ...]:
 
 
 def joined(tensor: torch.Tensor, spans: Sequence[Span], dim: int = 1) -> torch.Tensor:
-    """These parts of a tensor, without a copy where they are one."""
+    """These parts of a tensor, concatenated; without a copy if there is one."""
     parts = [tensor.narrow(dim, start, end - start) for start, end in spans]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
@@ -104,7 +103,8 @@ def blocked_attention(
 ) -> torch.Tensor:
     """softmax(scores + mask) V: query [H, T, D], key [K, T, D], value [K, T, E], `sinks` [H]; [T, H, E].
 
-    A head's sink is the score of one key more, whose value is zero (Xiao et al. 2024, arXiv:2309.17453, table 3).
+    A head's sink is the score of one additional key, whose value is zero (Xiao et al. 2024, arXiv:2309.17453, table
+    3).
     """
     apply: Any = _BlockedAttention.apply
     out: torch.Tensor = apply(query, key, value, sinks, blocks, scores)
@@ -158,7 +158,7 @@ class _BlockedAttention(torch.autograd.Function):
 
 
 def _add(total: torch.Tensor, spans: Sequence[Span], part: torch.Tensor) -> None:
-    """Add what belongs to these parts of the row, one after the other."""
+    """Add consecutive slices of `part` to these parts of the row."""
     at = 0
     for start, end in spans:
         total[:, start:end] += part[:, at : at + end - start]
@@ -166,14 +166,14 @@ def _add(total: torch.Tensor, spans: Sequence[Span], part: torch.Tensor) -> None
 
 
 def _queries(tensor: torch.Tensor, key: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-    """[H, T, D] at some tokens as [K, G * N, D]: the queries of a group share their keys."""
+    """[H, T, D] at some positions as [K, G * N, D]: the queries of a group share their keys."""
     return tensor[:, begin:end].reshape(key.shape[0], -1, tensor.shape[2])
 
 
 def _probabilities(
     query: torch.Tensor, key: torch.Tensor, sinks: torch.Tensor | None, block: Block, scores: Scores
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """[K, G * N, M] of a block; tanh(s / c) of its scores where they are capped; and [K, G, N] of the sinks."""
+    """A block's probabilities [K, G * N, M]; tanh(s / c) of its scores if capped; those of the sinks [K, G, N]."""
     begin, end = block.queries
     keys = joined(key, block.keys)
     products = torch.bmm(_queries(query, key, begin, end), keys.transpose(1, 2))
@@ -193,10 +193,10 @@ def _probabilities(
 def _mask(
     num_queries: int, num_keys: int, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """[N, M]: 0 where the last queries of a conversation may look, else minus infinity."""
+    """[N, M]: 0 where the last queries of a conversation may attend, else minus infinity."""
     before = num_keys - num_queries
     rows, reach = 1 << (num_queries - 1).bit_length(), 1 << max(0, before - 1).bit_length()
-    # What may be seen depends on the distance alone: every mask is a piece of a wider one.
+    # A mask depends only on distances, so every mask is a slice of a wider one.
     return _wide_mask(rows, reach, window, dtype, device)[:num_queries, reach - before : reach - before + num_keys]
 
 

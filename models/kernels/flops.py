@@ -1,4 +1,4 @@
-"""How much of a machine's arithmetic a training step uses: its operations, and the machine's rate."""
+"""Hardware utilization of a training step: its operations, and the machine's rate."""
 
 import time
 from typing import Any
@@ -7,10 +7,10 @@ import torch
 
 
 def matrix_product_rate(device: torch.device, dtype: torch.dtype, size: int = 2048, seconds: float = 0.4) -> float:
-    """Floating-point operations a second of products of square matrices: the best of those made in the time."""
-    own = torch.Generator(device).manual_seed(0)  # training's random numbers are not used up
+    """Floating-point operations per second of products of square matrices: the best rate within `seconds`."""
+    own = torch.Generator(device).manual_seed(0)  # leaves training's random state alone
     one, other = (torch.randn(size, size, device=device, generator=own).to(dtype) for _ in range(2))
-    one @ other  # the first one prepares the others
+    one @ other  # warm-up
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         began = time.perf_counter()
@@ -24,9 +24,9 @@ def matrix_product_rate(device: torch.device, dtype: torch.dtype, size: int = 20
 class StepOperations:
     """Floating-point operations of a training step's matrix products (Kaplan et al. 2020, arXiv:2001.08361, 2.1).
 
-    A weight costs 2 operations a token forward, 2 for the gradient of its input, and 2 for its own where it is
-    trained. The head counts at supervised positions alone, attention over what a causal mask lets through; nothing is
-    counted twice where it is computed twice.
+    A weight costs 2 operations per token forward, 2 for the gradient of its input, and 2 for its own gradient if it
+    is trained. The head counts at supervised positions only, attention at positions that the causal mask allows.
+    Recomputation does not count.
     """
 
     def __init__(self, model: Any) -> None:
@@ -39,18 +39,18 @@ class StepOperations:
         self._per_pair = 3 * 4 * heads * width * config.num_hidden_layers
 
     def of(self, num_tokens: int, num_targets: int, num_pairs: float) -> float:
-        """Of so many tokens, supervised positions, and pairs of positions of which one sees the other."""
+        """For this many tokens, supervised positions, and pairs of positions of which one attends to the other."""
         return float(num_tokens * self._per_token + num_targets * self._per_target + num_pairs * self._per_pair)
 
 
 def _operations(module: Any) -> float:
-    """Per row of its input; 0 for what is no matrix product."""
+    """Per row of a module's input; 0 for a module that is not a matrix product."""
     if isinstance(module, torch.nn.LSTM):
         weights = [p for name, p in module.named_parameters() if name.startswith("weight")]
         return float(sum(w.numel() * (6 if w.requires_grad else 4) for w in weights))
     weight = getattr(module, "weight", None)
     if weight is None or isinstance(module, torch.nn.Embedding) or hasattr(module, "base_layer"):
-        return 0.0  # PEFT's wrapper shows the weight of the layer within
+        return 0.0  # PEFT's wrapper has the weight of the layer inside, which counts itself
     if hasattr(module, "in_features"):
         size = module.in_features * module.out_features
     elif type(module).__name__ == "Conv1D":

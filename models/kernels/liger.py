@@ -2,7 +2,7 @@
 
 from typing import Any
 
-# Not its cross-entropy: `models/kernels/loss.py` computes the head at supervised positions alone.
+# Without Liger's cross-entropy: `models/kernels/loss.py` computes the head only at supervised positions.
 _KERNELS = {
     "rope": True,
     "rms_norm": True,
@@ -13,9 +13,9 @@ _KERNELS = {
 
 
 def use_liger(model: Any) -> bool:
-    """Norms, gated layers and rotary positions by Liger's kernels; returns whether the package is installed.
+    """Use Liger's kernels for norms, gated layers and rotary positions; returns whether the package is installed.
 
-    Left as they are: architectures that Liger does not know, and of each what it has no kernel for.
+    Architectures that Liger does not know, and layers without a kernel, stay unchanged.
     """
     from transformers.integrations.liger import apply_liger_kernel
     from transformers.utils import is_liger_kernel_available

@@ -1,7 +1,7 @@
-"""LoRA's forward and backward pass with little added to those of the frozen layer.
+"""LoRA's forward and backward pass, with little overhead over the frozen layer's.
 
-PEFT adds the adapter to the layer's output by three passes over it, forward and backward; here the adapter's small
-matrix products add into the output as they go.
+PEFT adds the adapter to the layer's output in three passes over it, forward and backward; here the adapter's small
+matrix products accumulate into the output directly.
 """
 
 import functools
@@ -12,10 +12,10 @@ import torch.nn.functional as F
 
 
 def fuse_lora(model: Any) -> int:
-    """Give the plain LoRA layers of a PEFT model the forward pass of this module; returns how many there are.
+    """Give the plain LoRA layers of a PEFT model the forward pass of this module; returns their number.
 
-    Left alone are DoRA, dropout, quantised weights, and layers that are not linear. Not for ZeRO stage 3, which
-    gathers a layer's weights when that layer itself is called.
+    DoRA, layers with dropout, quantized weights and layers that are not linear stay unchanged. Not for ZeRO stage 3,
+    which gathers a layer's weights only when that layer itself is called.
     """
     from peft.tuners.lora.layer import Linear
 

@@ -1,9 +1,9 @@
 """Cross-entropy and log-probabilities at the supervised positions of a packed batch.
 
-Once `fuse_head(model)` has been called, the head and what follows it are computed in chunks of positions, so that the
-logits, the largest thing in a training step, never exist whole.
+After `fuse_head(model)`, the head and the loss are computed in chunks of positions, so that the logits, the largest
+tensor of a training step, never exist whole.
 
-Shape suffixes: S supervised positions, H hidden size, V vocabulary, K tokens asked for at each position.
+Shape suffixes: S supervised positions, H hidden size, V vocabulary, K requested tokens at each position.
 """
 
 import contextlib
@@ -20,16 +20,15 @@ _POSITIONS_AT_ONCE = 512
 
 
 def supervised_logits(model: Any, batch: PackedBatch) -> torch.Tensor:
-    """float32 [S, V]: logits at the predicting positions of the batch, and at no others.
+    """float32 [S, V]: logits only at the predicting positions of the batch.
 
-    The model must be one that `models.base.load.load_model` was told to give
-    `models.kernels.attention.PACKED_ATTENTION`.
+    `models.base.load.load_model` must have loaded the model with `models.kernels.attention.PACKED_ATTENTION`.
     """
     return _forward(model, batch).float()
 
 
 def supervised_loss_sum(model: Any, batch: PackedBatch) -> torch.Tensor:
-    """Sum over the targets of -log p(target | what is before it in its conversation), in nats, as a scalar."""
+    """Sum over the targets of -log p(target | tokens before it in its conversation), in nats, as a scalar."""
     head = _fused_head(model)
     if head is None:
         return F.cross_entropy(supervised_logits(model, batch), batch.targets, reduction="sum")
@@ -39,7 +38,7 @@ def supervised_loss_sum(model: Any, batch: PackedBatch) -> torch.Tensor:
 
 
 def log_probabilities(model: Any, batch: PackedBatch, tokens: torch.Tensor | None = None) -> torch.Tensor:
-    """float32 [S]: log p(target | what is before it), in nats; or [S, K] at `tokens` (int64 [S, K])."""
+    """float32 [S]: log p(target | tokens before it), in nats; or [S, K] for `tokens` (int64 [S, K])."""
     ids = batch.targets[:, None] if tokens is None else tokens
     head = _fused_head(model)
     if head is None:
@@ -55,7 +54,7 @@ def top_log_probabilities(
     model: Any, batch: PackedBatch, k: int, vocabulary: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k most likely tokens at each predicting position, likeliest first: int64 [S, k], and their
-    log-probabilities, float32 [S, k], in nats. Only tokens below `vocabulary` are taken. Without a gradient."""
+    log-probabilities, float32 [S, k], in nats. Only token ids below `vocabulary` count. Without gradients."""
     head = _fused_head(model)
     if head is None:
         log_p = F.log_softmax(supervised_logits(model, batch).detach(), dim=-1)
@@ -76,13 +75,13 @@ def top_log_probabilities(
 
 
 def fuse_head(model: Any) -> bool:
-    """Let this module's functions compute the model's head in chunks; returns whether the model's form allows it.
+    """Compute the model's head in chunks from now on; returns whether the architecture allows it.
 
-    It does where the head is a linear layer and nothing is done to its logits afterwards, which is tried on a few
-    tokens: some models scale or cap them.
+    It does if the head is a linear layer and its logits are the model's output, which is tested on a few tokens: some
+    models scale or cap them.
     """
     head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    is_plain = head.__class__ is torch.nn.Linear  # an adapted or quantised head is not
+    is_plain = head.__class__ is torch.nn.Linear  # an adapted or quantized head is not
     if not is_plain or hasattr(head, "fused_request"):
         return is_plain
     ids = torch.arange(4, device=head.weight.device)[None]
@@ -106,7 +105,7 @@ def fuse_head(model: Any) -> bool:
 
 
 def _forward(model: Any, batch: PackedBatch) -> torch.Tensor:
-    """The model's output at the predicting positions: logits [S, V], or what the fused head was asked for."""
+    """The model's output at the predicting positions: logits [S, V], or the fused head's requested values."""
     output = model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
@@ -167,15 +166,15 @@ class _HeadGradients:
             self.weight += gradient.T @ hidden[chunk]
 
     def scaled(self, scale: torch.Tensor | float) -> tuple[torch.Tensor | None, ...]:
-        """All three times a scalar, in the precision of what they belong to."""
+        """All three times a scalar, each in the dtype of its tensor."""
         dtype = self._inputs[0].dtype
         parts = (self.hidden, self.weight, self.bias)
         return tuple(None if part is None else part.mul_(scale).to(dtype) for part in parts)
 
 
 class _CrossEntropySum(torch.autograd.Function):
-    """Sum of -log softmax(hidden W^T + b)[target]. The gradient is made on the way forward, while a chunk's
-    probabilities are there, and only scaled on the way back."""
+    """Sum of -log softmax(hidden W^T + b)[target]. The forward pass computes the gradient while it has a chunk's
+    probabilities; the backward pass only scales it."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, targets: Any) -> torch.Tensor:
@@ -202,7 +201,7 @@ class _CrossEntropySum(torch.autograd.Function):
 
 
 class _LogProbabilities(torch.autograd.Function):
-    """log softmax(hidden W^T + b) at the tokens asked for, [S, K]; computed again on the way back."""
+    """log softmax(hidden W^T + b) of the requested tokens, [S, K]; the backward pass recomputes it."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, tokens: Any) -> torch.Tensor:

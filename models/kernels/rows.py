@@ -1,11 +1,11 @@
-"""Packed batches for a model that cannot keep the conversations of a row apart: each is read in a row of its own.
+"""Packed batches for a model that cannot keep the conversations of a row apart: each gets its own row.
 
     read_in_rows(model, "padded")    # from now on the model takes the packed batches of models/kernels/loss.py
 
-Trees are read as their whole conversations, what these have in common once for each. Where the model is the same with
-something after a conversation's end, those of like length are read together; else one after the other.
+A tree becomes its whole conversations, with shared beginnings repeated. If padding after a conversation's end does
+not change the model's output, conversations of similar length are batched; otherwise they run one by one.
 
-Shape suffixes: B rows of L tokens; P positions that are asked for; H hidden size.
+Shape suffixes: B rows of L tokens; P requested positions; H hidden size.
 """
 
 import contextlib
@@ -22,24 +22,24 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from models.trees import paths
 
 How = Literal["packed", "padded", "alone"]
-"""conversations side by side in a row; in rows of their own, together; one by one"""
+"""conversations share a row; each has its own row of a padded batch; one by one"""
 
 _KNOWN_BY_THE_ROW = ("position_ids", "use_cache", "return_dict")
-# Of what is read together, so much may be padding.
+# The largest share of padding in a batch.
 _MAX_PADDING = 0.2
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What is read in one call of the model."""
+    """The input of one call of the model."""
 
     places: torch.Tensor
-    """int64 [B, L]: which token of the packed row stands where"""
+    """int64 [B, L]: for each input token its position in the packed row"""
     rows: torch.Tensor
     columns: torch.Tensor
-    """int64 [P] both: where in it the positions are that it answers"""
+    """int64 [P] both: where in it the requested positions are"""
     answers: list[int]
-    """which of those asked for they are"""
+    """their indices among all requested positions"""
     lengths: list[int]
     """of each conversation"""
 
@@ -48,10 +48,10 @@ _OF_NOTHING = Pass(torch.tensor([[0]]), torch.tensor([0]), torch.tensor([0]), an
 
 
 def read_in_rows(model: Any, how: How, longest_short: int | None = None) -> None:
-    """Let `model` take packed batches; without `sequence_lengths` it is called as ever.
+    """Make `model` take packed batches; calls without `sequence_lengths` stay unchanged.
 
-    `longest_short`: a conversation of more tokens changes what the model makes of shorter ones beside it, so the two
-    are read apart. Only for that `how` may be `packed`.
+    `longest_short`: a conversation with more tokens changes the model's output for shorter ones in the same batch, so
+    the two are kept apart. `how` may be `packed` only for this purpose.
     """
     own = model.forward
     forward = functools.partial(_RowReader(model, own, how, longest_short).forward)
@@ -61,7 +61,7 @@ def read_in_rows(model: Any, how: How, longest_short: int | None = None) -> None
 
 
 def is_read_in_rows(model: Any) -> bool:
-    """Whether `read_in_rows` was called for a model, or for what PEFT or DeepSpeed have around it."""
+    """Whether `read_in_rows` was called for a model, or for the model inside PEFT's or DeepSpeed's wrapper."""
     return hasattr(getattr(model, "module", model), "reads_in_rows")
 
 
@@ -97,7 +97,7 @@ class _RowReader:
         assert not unknown, unknown
         passes = passes_of(sequence_lengths, prefixes, logits_to_keep.tolist(), self.how, self.longest_short)
         head = self.model.get_output_embeddings()
-        knows_hidden = only_hidden or hasattr(head, "fused_request")  # else something may be done to the logits
+        knows_hidden = only_hidden or hasattr(head, "fused_request")  # otherwise the model may change the logits
         if input_ids is not None:
             states = self._states(passes, "input_ids", input_ids, knows_hidden)
         else:
@@ -129,8 +129,8 @@ class _RowReader:
 
 
 def _as_often_as_others(model: Any, passes: int, device: torch.device) -> int:
-    """How often to call the model: where its weights lie spread over the workers (ZeRO stage 3) they wait for each
-    other in every call.
+    """The number of calls of the model. With weights partitioned over the workers (ZeRO stage 3) it is the same on
+    all, since they wait for each other in every call.
     """
     if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         return passes
@@ -141,7 +141,7 @@ def _as_often_as_others(model: Any, passes: int, device: torch.device) -> int:
 
 @contextlib.contextmanager
 def _answering(head: Any, each: Pass, knows_hidden: bool) -> Iterator[list[torch.Tensor]]:
-    """Let the head read the positions of this pass alone, or next to nothing if what it would read is all."""
+    """Apply the head only at the positions of this pass, or at one position if only its inputs are needed."""
     seen: list[torch.Tensor] = []
 
     def select(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
@@ -163,10 +163,10 @@ def _answering(head: Any, each: Pass, knows_hidden: bool) -> Iterator[list[torch
 def passes_of(
     lengths: Sequence[int], prefixes: Sequence[int], positions: Sequence[int], how: How, longest_short: int | None
 ) -> list[Pass]:
-    """What to read of a packed row, and where, so that each of the positions is answered once."""
+    """The calls of the model that together cover each of the positions of a packed row once."""
     starts = [0, *accumulate(lengths)]
     whole = list(paths(prefixes)) if prefixes else [[piece] for piece in range(len(lengths))]
-    where: dict[int, tuple[int, int]] = {}  # of a place in the row: the conversation, and its place there
+    where: dict[int, tuple[int, int]] = {}  # position in the row: the conversation, and the position in it
     conversations = []
     for number, path in enumerate(whole):
         places = [place for piece in path for place in range(starts[piece], starts[piece + 1])]
@@ -182,7 +182,7 @@ def passes_of(
 
 
 def _groups(sizes: dict[int, int], how: How, longest_short: int | None) -> Iterator[list[int]]:
-    """Which conversations are read in one call, longest first."""
+    """The conversations of each call, longest first."""
     longest_first = sorted(sizes, key=lambda number: -sizes[number])
     group: list[int] = []
     total = 0
@@ -210,7 +210,7 @@ def _pass(
         places = [[place for number in group for place in conversations[number]]]
         spots = [(0, before[row] + at) for row, number in enumerate(group) for _, at in asked[number]]
     else:
-        # What stands after a conversation's end is not looked at: its last token will do.
+        # Padding repeats the last token; the model's output before it does not depend on it.
         places = [
             conversations[number] + conversations[number][-1:] * (lengths[0] - length)
             for number, length in zip(group, lengths, strict=True)

@@ -1,1 +1,1 @@
-"""How good a trained model is, against its base or against real replies."""
+"""Evaluation of a trained model, against its base model or against real replies."""

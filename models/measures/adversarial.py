@@ -1,11 +1,11 @@
-"""What generated replies are worth, measured by those who were not trained against them.
+"""The quality of generated replies, measured by discriminators that the generator was not trained against.
 
-    accuracy = fresh_accuracy(make_reader, pairs, tests, steps=200)          # 0.5: cannot be told from real ones
-    accuracy = linear_accuracy(read[:, 0], read[:, 1])                       # of one that is a linear layer alone
+    accuracy = fresh_accuracy(make_reader, pairs, tests, steps=200)          # 0.5: indistinguishable from real ones
+    accuracy = linear_accuracy(read[:, 0], read[:, 1])                       # of a linear discriminator
     distance = frechet_distance(embeddings(model, reals), embeddings(model, generated))
 
-A pair is a real exchange and a generated one; both are cut alike, and end alike. Adversarial success (Li et al. 2017,
-arXiv:1701.06547) is 1 - accuracy.
+A pair is a real exchange and a generated one, truncated and ended in the same way. Adversarial success (Li et al.
+2017, arXiv:1701.06547) is 1 - accuracy.
 """
 
 import functools
@@ -43,8 +43,8 @@ def fresh_accuracy(
     seed: int = 0,
     on_step: Callable[[], object] = lambda: None,
 ) -> float:
-    """The share of `tests` in which a discriminator that has learned from `pairs` alone gives the real exchange the
-    higher score. `on_step` is called after each step of its learning.
+    """Train a discriminator on `pairs` alone; the share of `tests` in which it gives the real exchange the higher
+    score. `on_step` is called after each training step.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -67,18 +67,18 @@ def fresh_accuracy(
 
 
 class FreshDiscriminators:
-    """What replies to the same histories as the real ones are worth before those who have not seen them."""
+    """Measures generated replies against real ones to the same histories, with newly trained discriminators."""
 
     def __init__(
         self, reals: Sequence[Exchange], base: Any, make_reader: Callable[[], Any], steps: int, learning_rate: float,
         on_step: Callable[[], object] = lambda: None,
     ) -> None:  # fmt: skip
-        """`base` embeds; `make_reader` gives what a fresh discriminator begins as, which learns for `steps`."""
+        """`base` embeds replies; `make_reader` makes the model of a new discriminator, which trains for `steps`."""
         self._reals, self._base, self._make_reader = reals, base, make_reader
         self._steps, self._learning_rate, self._on_step = steps, learning_rate, on_step
 
     def of(self, own: Sequence[Exchange]) -> dict[str, float]:
-        """Figures of one reply to each history."""
+        """Figures for one reply to each history."""
         pairs = list(zip(self._reals, own, strict=True))
         replies = [exchange.reply for exchange in own]
         return {
@@ -89,9 +89,9 @@ class FreshDiscriminators:
         }
 
     def controls(self, vocabulary: int) -> dict[str, float]:
-        """What has to come out: about 0.5 of real against real, about 1 of random tokens."""
+        """Sanity checks: real against real should give about 0.5, random tokens about 1."""
         random, reals = np.random.default_rng(_CONTROL_SEED), self._reals
-        others = [reals[index - 2] for index in range(len(reals))]  # of the same half: each is on either side once
+        others = [reals[index - 2] for index in range(len(reals))]  # from the same half: each is on either side once
         noise = [Exchange(real.history, random.integers(vocabulary, size=len(real.reply)).tolist()) for real in reals]
         return {
             "real_against_real": round(self._fresh(list(zip(reals, others, strict=True))), 4),
@@ -113,7 +113,7 @@ def drawn_to(
     reals: Sequence[Exchange], model: Any, count: int, max_reply_tokens: int, end_tokens: Sequence[int],
     temperature: float, seed: int,
 ) -> list[list[Exchange]]:  # fmt: skip
-    """`count` replies of the model's to each history."""
+    """`count` replies of the model to each history."""
     found: list[list[Exchange]] = []
     at_once = max(1, _REPLIES_AT_ONCE // count)
     for start in range(0, len(reals), at_once):
@@ -127,21 +127,21 @@ def drawn_to(
 
 
 def scores_of(discriminator: Discriminator, groups: Sequence[Sequence[Exchange]]) -> list[list[float]]:
-    """A discriminator's logit of each reply; a group has those to one history."""
+    """A discriminator's logit of each reply; a group has the replies to one history."""
     device = discriminator.score.weight.device
     with torch.no_grad():
         return [discriminator(packed(group).to(device)).tolist() for group in groups]
 
 
 def best_of(drawn: Sequence[Sequence[Exchange]], scores: Sequence[Sequence[float]], seed: int) -> list[Exchange]:
-    """Of the replies to each history one, drawn by the softmax of their scores, as the endpoint does."""
+    """One of the replies to each history, sampled by the softmax of their scores, as the endpoint does."""
     random = np.random.default_rng(seed)
     return [own[drawn_by_softmax(some, random)] for own, some in zip(drawn, scores, strict=True)]
 
 
 def readings(model: Any, groups: Sequence[Sequence[Exchange]]) -> torch.Tensor:
-    """float32 [histories, n, 2, H]: what a model makes of n replies to each history, which it reads once: the sum of
-    its last hidden states over the reply, and the one where it ends.
+    """float32 [histories, n, 2, H]: the sum of a model's last hidden states over each of n replies to a history, and
+    the last one of them; each history is read once.
     """
     parts = []
     with torch.no_grad():
@@ -157,12 +157,12 @@ def readings(model: Any, groups: Sequence[Sequence[Exchange]]) -> torch.Tensor:
 
 
 def linear_accuracy(reals: torch.Tensor, others: torch.Tensor) -> float:
-    """The share of pairs in which a discriminator that is a linear layer over what a frozen model makes of a reply,
-    both [N, F], gives the real one the higher score. Those in even places are told by one that has learned from the
-    odd ones, and the other way round; it counts half where both are alike.
+    """The share of pairs in which a linear discriminator over a frozen model's features of replies, both [N, F],
+    gives the real one the higher score. Pairs with even indices are judged by one trained on the odd ones, and the
+    other way round; equal scores count half.
 
-    Its loss is L_D (models/objectives/adversarial.py) and a ridge, of the size that suits one half of what it learns
-    from when fitted to the other; both convex, so it learns until nothing is left to learn.
+    Its loss is L_D (models/objectives/adversarial.py) plus a ridge penalty, chosen by fitting to one half of the
+    training pairs and testing on the other. Both are convex, so it is trained to convergence.
     """
     differences = (reals - others).double()
     differences /= differences.square().mean(0).sqrt().clamp(min=1e-9)
@@ -172,7 +172,7 @@ def linear_accuracy(reals: torch.Tensor, others: torch.Tensor) -> float:
 
 
 def _weights(differences: torch.Tensor) -> torch.Tensor:
-    """[F], which give real replies the higher score: of `differences` [N, F] each is a real one's less another's."""
+    """The weights [F] of a linear discriminator; rows of `differences` [N, F] are real minus generated features."""
     halves = differences[::2], differences[1::2]
 
     def loss(ridge: float) -> float:
@@ -197,8 +197,8 @@ def _fitted(differences: torch.Tensor, ridge: float) -> torch.Tensor:
 
 
 def length_accuracy(pairs: Pairs, tests: Pairs) -> float:
-    """The same of one that sees the replies' lengths alone, and has learned from `pairs` which is the longer one as a
-    rule; it guesses where both are as long.
+    """The accuracy of a discriminator that sees only the replies' lengths, and learns from `pairs` which one is
+    usually longer; equal lengths count half.
     """
 
     def longer(some: Pairs) -> float:
@@ -212,14 +212,14 @@ def length_accuracy(pairs: Pairs, tests: Pairs) -> float:
 
 
 def distinct(replies: Sequence[Sequence[int]], n: int) -> float:
-    """distinct-n (Li et al. 2016, arXiv:1510.03055): different n-grams of tokens, as a share of all."""
+    """distinct-n (Li et al. 2016, arXiv:1510.03055): the share of n-grams of tokens that are distinct."""
     grams = [tuple(reply[at : at + n]) for reply in replies for at in range(len(reply) - n + 1)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
 def self_bleu(replies: Sequence[Sequence[int]], most: int = 200) -> float:
     """The mean BLEU-4 of a reply against all others (Zhu et al. 2018, arXiv:1802.01886), 0 to 1: the higher, the less
-    diverse. Of the first `most` replies, by their tokens; nan of fewer than two.
+    diverse. Over the tokens of the first `most` replies; nan for fewer than two.
     """
     from sacrebleu.metrics import BLEU
 
@@ -238,7 +238,7 @@ def diversity(replies: Sequence[Sequence[int]]) -> dict[str, float]:
 
 
 def embeddings(model: Any, exchanges: Sequence[Exchange]) -> torch.Tensor:
-    """float64 [exchanges, H]: the model's last hidden state where each ends."""
+    """float64 [exchanges, H]: the model's last hidden state at the end of each."""
     parts = []
     with torch.no_grad():
         for start in range(0, len(exchanges), _AT_ONCE):
@@ -249,11 +249,11 @@ def embeddings(model: Any, exchanges: Sequence[Exchange]) -> torch.Tensor:
 
 def frechet_distance(one: torch.Tensor, other: torch.Tensor) -> float:
     """Between two Gaussians fitted to [N, H] and [M, H]: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al.
-    2017, arXiv:1706.08500, eq. 6). Few embeddings make it larger: compare those of equal numbers.
+    2017, arXiv:1706.08500, eq. 6). Few embeddings make it larger: compare only equal numbers of them.
     """
     first, second = (torch.cov(each.T) for each in (one, other))
     difference = float((one.mean(0) - other.mean(0)).square().sum())
-    # The eigenvalues of a product of two covariances are those of a covariance: real, and not below 0.
+    # The eigenvalues of a product of two covariances are real and not negative.
     root = torch.linalg.eigvals(first @ second).real.clamp(min=0).sqrt().sum()
     return difference + float(torch.trace(first) + torch.trace(second) - 2 * root)
 
@@ -269,13 +269,13 @@ def reply_log_probabilities(model: Any, exchanges: Sequence[Exchange]) -> torch.
 def reranked_log_probabilities(
     model: Any, reals: Sequence[Exchange], scores: Sequence[Sequence[float]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """float64 [histories] twice: log p(y*|h), and log p(y*|h) + D(h, y*) - log Z(h), the pair as one model (a
-    residual energy-based model, Deng et al. 2020, arXiv:2004.11714). `scores`: for each history D of the real reply,
-    then of n drawn from p.
+    """float64 [histories] twice: log p(y*|h), and log p(y*|h) + D(h, y*) - log Z(h), generator and discriminator as
+    one model (a residual energy-based model, Deng et al. 2020, arXiv:2004.11714). `scores`: for each history D of the
+    real reply, then of n replies sampled from p.
 
-    Z is the mean of exp(D) over the n replies drawn from p and the real one itself. With that among them the gain is
-    at most log(n + 1), and its mean no more than the divergence of p from the data, whatever D says: an estimate
-    without it would be too high.
+    Z is the mean of exp(D) over the n sampled replies and the real one. Including the real one bounds the gain by
+    log(n + 1), and its mean by the divergence of p from the data, for any D; without it the estimate would be too
+    high.
     """
     logits = torch.tensor(scores, dtype=torch.float64)
     log_p = reply_log_probabilities(model, reals)

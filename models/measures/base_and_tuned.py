@@ -1,4 +1,4 @@
-"""Base and tuned model side by side: losses on the same tokens, replies to the same prompts, facts in them."""
+"""Base and tuned model compared: losses on the same tokens, replies to the same prompts, facts in the replies."""
 
 import contextlib
 import re
@@ -20,7 +20,7 @@ from models.packing import PackedBatch
 
 
 class BaseAndTuned:
-    """A base model and what training made of it. With an adapter both are one model, the adapter on or off."""
+    """A base model and its trained version. With an adapter both are one model, with the adapter on or off."""
 
     def __init__(
         self, base_folder: Path | str, checkpoint_folder: Path | str, dtype: torch.dtype, device: str = "cpu"
@@ -47,7 +47,7 @@ class BaseAndTuned:
             return base, float(supervised_loss_sum(self._tuned, batch))
 
     def log_probabilities(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 [C] of base and tuned model: the log-probability of each sequence's targets together, in nats."""
+        """float32 [C] of base and tuned model: the summed log-probabilities of each sequence's targets, in nats."""
         batch = batch.to(self._device)
         with torch.inference_mode():
             with self._base_model() as model:
@@ -74,13 +74,13 @@ class BaseAndTuned:
 
 
 def count_facts(reply: str, facts: Sequence[Sequence[str]]) -> int:
-    """How many of the facts stand in the reply: each in any one of its spellings, whatever the case."""
+    """How many of the facts are in the reply, each in any one of its spellings, ignoring case."""
     text = " ".join(reply.lower().split())
     return sum(any(_stands_in(spelling.lower(), text) for spelling in spellings) for spellings in facts)
 
 
 def _stands_in(spelling: str, text: str) -> bool:
-    """Whether `text` has the spelling, and not only inside a longer number: 145 days are not 45 days."""
+    """Whether `text` contains the spelling, and not only inside a longer number: 145 days are not 45 days."""
     before = r"(?<!\d)" if spelling[0].isdigit() else ""
     after = r"(?!\d)" if spelling[-1].isdigit() else ""
     return re.search(before + re.escape(spelling) + after, text) is not None

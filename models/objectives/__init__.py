@@ -1,1 +1,1 @@
-"""What training minimises: one file for each objective; registry.py names them all."""
+"""Training objectives, one file each; registry.py lists them all."""

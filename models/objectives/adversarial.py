@@ -1,12 +1,12 @@
-"""The adversarial pair: a generator p(y|h) that writes replies, and a discriminator D(h, y) that tells them from the
-data's. Its objective is the document's L = L_GAN + L_L1, in a form that can work.
+"""Adversarial training: a generator p(y|h) of replies, and a discriminator D(h, y) that distinguishes them from real
+ones. The objective is L = L_GAN + L_L1 of the project's specification, in a form that can be trained.
 
-As printed, D(x) = 1/2 sigmoid(...) never says more than 1/2, so it can call nothing real, and a generator that is a
-sigmoid of noise is no distribution over tokens. Here D is a logit that reads the history h as well, the generator is
-a softmax over tokens, and both keep their parts: D tells real from generated, L_GAN moves the generator to where D is
-higher, L_L1 holds its predictions at the real reply.
+As specified, D(x) = 1/2 sigmoid(...) never exceeds 1/2, so nothing counts as real, and a generator that is a sigmoid
+of noise is not a distribution over tokens. Here D is a logit that also reads the history h, and the generator is a
+softmax over tokens. The parts keep their roles: D distinguishes real from generated replies, L_GAN moves the
+generator toward a higher D, and L_L1 keeps its predictions close to the real reply.
 
-Notation: y* the reply of the data, y a reply of the generator's to the same history, s the logistic function.
+Notation: y* is the real reply, y a reply of the generator to the same history, s the logistic function.
 
 The discriminator (Jolicoeur-Martineau 2018, arXiv:1807.00734: relativistic; the same as Bradley and Terry 1952
 for pairs):
@@ -21,17 +21,17 @@ The generator:
 
 L_GAN = -A(y) log p(y|h), the policy gradient (Williams 1992, REINFORCE; Yu et al. 2017, arXiv:1609.05473) with
 the advantage A: D's scores of n replies to one history, whitened among them (Shao et al. 2024, arXiv:2402.03300),
-which takes c(h) out.
+which cancels c(h).
 
 L_L1 = sum over t of ||onehot(y*_t) - p(.|h, y*_<t)||_1 = 2 (1 - p(y*_t|h, y*_<t)), teacher-forced: twice the total
 variation between both (Ji et al. 2023, arXiv:2302.13344, with gamma = 1).
 
-L_NLL = -log p(y*|h), the likelihood. KL: that of p from where the adversarial phase began, by the estimator
-r - 1 - log r with r = p_start(y_t)/p(y_t) on the generator's own replies, never negative (Schulman 2020; Shao et al.
-2024).
+L_NLL = -log p(y*|h), the negative log-likelihood. KL: the divergence of p from the generator at the start of the
+adversarial phase, by the estimator r - 1 - log r with r = p_start(y_t)/p(y_t) on the generator's own replies, which
+is never negative (Schulman 2020; Shao et al. 2024).
 
-All four are sums over tokens, divided by the number of histories and by `max_reply_tokens`, so that no reply weighs
-more for being short (Liu et al. 2025, arXiv:2503.20783).
+All four are sums over tokens, divided by the number of histories and by `max_reply_tokens`, so that short replies do
+not get a larger weight (Liu et al. 2025, arXiv:2503.20783).
 
 Shape suffixes: E histories in a batch, N replies to each, S targets.
 """
@@ -51,7 +51,9 @@ _LEAST_DEVIATION = 1e-4
 
 
 def whiten(scores: torch.Tensor) -> torch.Tensor:
-    """float32 [E, N]: scores of N replies to each history as advantages, of mean 0 and deviation 1 in each row."""
+    """float32 [E, N]: advantages from the scores of N replies to each history, with mean 0 and deviation 1 in each
+    row.
+    """
     centred = scores - scores.mean(dim=1, keepdim=True)
     return centred / scores.std(dim=1, keepdim=True, correction=0).clamp(min=_LEAST_DEVIATION)
 
@@ -60,8 +62,8 @@ class Discriminate:
     """L_D over pairs; `accuracy` counts the pairs in which the real reply has the higher score."""
 
     def batch_of(self, pairs: Sequence[tuple[Exchange, Exchange]]) -> PackedBatch:
-        """Pairs of a real and a generated reply; a real one that neighbours have in common is read once. The batch
-        weighs as much as it has pairs.
+        """Pairs of a real and a generated reply; neighbours with the same real reply share it. The batch's weight is
+        the number of pairs.
         """
         exchanges: list[Exchange] = []
         places: list[tuple[int, int]] = []
@@ -85,7 +87,7 @@ class Discriminate:
 
 
 class Generate(Sft):
-    """L_G over histories with their real reply and N generated ones; before that phase the likelihood alone."""
+    """L_G over histories with their real reply and N generated ones; before the adversarial phase, L_NLL alone."""
 
     def __init__(
         self,
@@ -101,8 +103,8 @@ class Generate(Sft):
         self, reals: Sequence[Exchange], generated: Sequence[Sequence[Exchange]], advantages: torch.Tensor,
         start: Sequence[torch.Tensor],
     ) -> PackedBatch:  # fmt: skip
-        """`advantages` [E, N], zeros where L_GAN comes from elsewhere (models/objectives/gumbel.py); `start`: the
-        log-probabilities of each generated reply's tokens at the phase's start, reply by reply.
+        """`advantages` [E, N], zeros if L_GAN is computed elsewhere (models/objectives/gumbel.py); `start`: the
+        log-probabilities of each generated reply's tokens at the start of the adversarial phase, reply by reply.
         """
         groups = [[real, *replies] for real, replies in zip(reals, generated, strict=True)]
         exchanges = [exchange for group in groups for exchange in group]
@@ -123,8 +125,8 @@ class Generate(Sft):
         )
 
     def loss_sum(self, model: Any, batch: Any) -> tuple[torch.Tensor, dict[str, float]]:
-        """Of a batch of `batch_of`, or a `SoftBatch` with one, the generator's loss; the figures are its parts before
-        their weights.
+        """The generator's loss for a batch of `batch_of`, or a `SoftBatch` with one; the figures are its parts before
+        weighting.
         """
         from models.objectives.gumbel import SoftBatch, soft_loss
 

@@ -1,4 +1,4 @@
-"""What a training minimises, as the loop sees it."""
+"""The interface of losses and objectives."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -12,9 +12,9 @@ class Loss(Protocol):
     """A sum over supervised tokens, or over examples."""
 
     def loss_sum(self, model: Any, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, float]]:
-        """The loss in nats summed over the batch, a scalar with a gradient; and further sums to be shown by name.
+        """The loss in nats summed over the batch, a scalar with a gradient; and further sums to report, by name.
 
-        Every sum divided by `batch.weight` is a mean. The names are the same for every batch.
+        Dividing a sum by `batch.weight` gives a mean. The names are the same for every batch.
         """
 
 
@@ -22,10 +22,10 @@ class Objective(Loss, Protocol):
     """A loss over rows of the corpus."""
 
     columns: tuple[str, ...]
-    """what `batch` reads of a row"""
+    """the columns of a row that `batch` reads"""
 
     per_example: bool
-    """whether a row weighs 1 in the mean loss, or as much as it has targets"""
+    """whether a row's weight in the mean loss is 1, or its number of targets"""
 
     def batch(self, rows: Sequence[Mapping[str, Any]]) -> PackedBatch:
         """Rows of the corpus as one packed batch."""

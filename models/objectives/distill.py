@@ -1,16 +1,17 @@
-"""Distillation (Hinton et al. 2015, arXiv:1503.02531): the student learns the teacher's whole distribution, or, by
+"""Distillation (Hinton et al. 2015, arXiv:1503.02531): the student learns the teacher's distribution, or, with
 `teacher_replies`, from replies that the teacher writes (Kim and Rush 2016, arXiv:1606.07947, section 3.2).
 
-The teacher's K most likely tokens and their log-probabilities are stored at every supervised position; what else it
-holds likely is not known singly. So both models are compared over K + 1 outcomes: each of the teacher's K tokens, and
-"any other token", whose probability is what the K leave over. With q the teacher's and p the student's probabilities
-of these outcomes, and softened by the temperature T to q_T = q^(1/T) / sum q^(1/T), p_T likewise:
+The teacher's K most likely tokens and their log-probabilities are stored at every supervised position; the others'
+probabilities are not. So both models are compared over K + 1 outcomes: each of the teacher's K tokens, and "any other
+token", with the remaining probability. With q the teacher's and p the student's probabilities of these outcomes, and
+the temperature T, which softens them to q_T = q^(1/T) / sum q^(1/T), and p to p_T likewise:
 
-L = plain_share (-log p(x)) + (1 - plain_share) T^2 KL(q_T || p_T),   x the token that really comes
+L = plain_share (-log p(x)) + (1 - plain_share) T^2 KL(q_T || p_T),   x the actual token
 
-T^2 keeps the gradient's size whatever T. At T = 1 the divergence is a lower bound of that of the whole distributions.
-At another T the tokens outside the K are softened as one outcome, not each by itself. "Any other token" is never less
-likely than 1e-6. Renormalising the K instead would leave the student free to put any mass outside them.
+T^2 makes the gradient's size independent of T. At T = 1 the divergence is a lower bound of that of the whole
+distributions. At another T the tokens outside the K are softened as one outcome, not individually. The probability of
+"any other token" is at least 1e-6. Renormalizing the K instead would not limit the student's probability outside
+them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,14 +26,14 @@ from models.kernels.loss import log_probabilities, top_log_probabilities
 from models.packing import PackedBatch, pack_trees
 from models.trees import COLUMNS, replies_of, tree_of
 
-# float32 knows 1 - sum(p) no better.
+# The precision of 1 - sum(p) in float32.
 _LEAST_REST = 1e-6
 
 
 def teacher_values(
     model: Any, rows: Sequence[Mapping[str, Any]], top_k: int, vocabulary: int
 ) -> dict[str, list[Any]]:
-    """The teacher's `top_k` likeliest tokens at every target of every row, by column; flat, [targets x K].
+    """The teacher's `top_k` most likely tokens at every target of every row, by column; flat, [targets x K].
 
     `vocabulary`: the student's; a teacher may have more (unused) rows in its head.
     """
@@ -48,9 +49,9 @@ def teacher_values(
 def teacher_replies(
     model: Any, rows: Sequence[Mapping[str, Any]], max_reply_tokens: int, end_tokens: Sequence[int]
 ) -> dict[str, list[Any]]:
-    """The rows with their last reply replaced by the teacher's greedy one, which alone is supervised, by column.
+    """The rows, by column, with the last reply replaced by the teacher's greedy one, the only supervised reply.
 
-    Greedy stands for the mode of the teacher's distribution over replies, which Kim and Rush find by beam search.
+    The greedy reply approximates the mode of the teacher's distribution, which Kim and Rush find by beam search.
     """
     prompts = [replies_of(row)[-1][0] for row in rows]
     room = max_positions(model.config) - max(len(prompt) for prompt in prompts)
@@ -68,7 +69,7 @@ def teacher_replies(
 
 
 class Distill:
-    """`models.objectives.Objective`; of each token the loss is in nats."""
+    """`models.objectives.base.Objective`; the loss per token is in nats."""
 
     columns: tuple[str, ...] = (*COLUMNS, "teacher_tokens", "teacher_log_probabilities")
     per_example = False
@@ -97,6 +98,6 @@ class Distill:
         return loss, {"plain_loss": float(plain.detach()), "divergence": float(divergence.detach())}
 
     def _softened(self, log_p: torch.Tensor) -> torch.Tensor:
-        """[S, K + 1]: log-probabilities of the K tokens and of any other, at the temperature."""
+        """[S, K + 1]: log-probabilities of the K tokens and of any other token, at the temperature."""
         rest = (1 - log_p.exp().sum(1, keepdim=True)).clamp(min=_LEAST_REST).log()
         return torch.log_softmax(torch.cat([log_p, rest], dim=1) / self.temperature, dim=1)

@@ -1,14 +1,14 @@
 """L_GAN of an adversarial pair by straight-through Gumbel-softmax: the discriminator's gradient reaches the
-generator through the replies themselves, where the policy gradient has nothing but their scores.
+generator through the replies themselves; the policy gradient uses only their scores.
 
-    y_t = argmax(l_t + g_t), l_t the logits, g_t drawn from Gumbel(0, 1): y_t is a draw from softmax(l_t)
-    what follows reads onehot(y_t), and its gradient goes to softmax(l_t + g_t)
+    y_t = argmax(l_t + g_t), l_t the logits, g_t sampled from Gumbel(0, 1): y_t is a sample from softmax(l_t)
+    the next step reads onehot(y_t), and its gradient goes to softmax(l_t + g_t)
     L_GAN = -log s(D(h, y) - D(h, y*))
 
 (Jang et al. 2017, arXiv:1611.01144, section 2.2, at temperature 1; the loss is the relativistic generator's,
-Jolicoeur-Martineau 2018, arXiv:1807.00734.) Both players must know the same tokens.
+Jolicoeur-Martineau 2018, arXiv:1807.00734.) Both models must have the same vocabulary.
 
-Shape suffixes: B drawn replies, E histories with B / E of them each, T tokens of the longest, V vocabulary.
+Shape suffixes: B sampled replies, E histories with B / E of them each, T tokens of the longest, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from models.packing import PackedBatch, pack
 
 @dataclass(frozen=True)
 class SoftBatch:
-    """A batch of `Generate.batch_of`, and what replies are drawn anew with."""
+    """A batch of `Generate.batch_of`, and the noise to sample replies again."""
 
     plain: PackedBatch
     reals: Sequence[Exchange]
@@ -46,8 +46,8 @@ class SoftBatch:
 
 
 def soft_replies(model: Any, batch: SoftBatch) -> tuple[torch.Tensor, list[list[int]]]:
-    """float [B, T, V]: one-hot replies with a gradient, with something after their ends, too; and their tokens, each
-    up to and with its first end token.
+    """float [B, T, V]: one-hot replies with a gradient, arbitrary after their ends; and their tokens, each including
+    its end token.
     """
     histories = [real.history for real in batch.reals]
     embedded = getattr(model, "module", model).get_input_embeddings().weight
@@ -66,7 +66,7 @@ def soft_replies(model: Any, batch: SoftBatch) -> tuple[torch.Tensor, list[list[
 
 
 def soft_loss(model: Any, batch: SoftBatch) -> torch.Tensor:
-    """L_GAN: means over each history's replies, summed. The discriminator's weights get no gradient."""
+    """L_GAN: the sum over histories of the mean over their replies. The discriminator's weights get no gradient."""
     judge, reals = batch.judge, batch.reals
     count = len(batch.noise) // len(reals)
     one_hot, replies = soft_replies(model, batch)

@@ -1,11 +1,11 @@
-"""Learning from judged replies: DPO, ORPO and SimPO from pairs, KTO from single replies.
+"""Preference optimization: DPO, ORPO and SimPO from pairs of replies, KTO from single replies.
 
-Notation: log p(y) is the sum of the log-probabilities of a reply's supervised tokens under the model that is trained,
-|y| their number, r(y) = log p(y) - log p_ref(y) against the stored values of the reference model, s the logistic
-function. A pair has a chosen reply y_w and a rejected one y_l to the same prompt.
+Notation: log p(y) is the sum of the log-probabilities of a reply's supervised tokens under the trained model, |y|
+their number, r(y) = log p(y) - log p_ref(y) with the stored values of the reference model, s the logistic function. A
+pair has a chosen reply y_w and a rejected one y_l to the same prompt.
 
-A row's two sequences are packed one after the other: chosen, rejected, chosen, rejected... Their prompt stands there
-once (models/packing.py). Columns that begin with `other_` belong to the second one.
+A row's two sequences are packed one after the other: chosen, rejected, chosen, rejected... They share their prompt
+(models/packing.py). Columns whose names start with `other_` belong to the second sequence.
 
 Shape suffixes: E examples in a batch; 2E sequences.
 """
@@ -32,7 +32,7 @@ def sequence_log_probabilities(model: Any, batch: PackedBatch) -> torch.Tensor:
 
 
 def pack_both(rows: Sequence[Mapping[str, Any]], values: dict[str, torch.Tensor] | None = None) -> PackedBatch:
-    """Both sequences of every row in one packed batch, weighing as much as it has rows; a prompt is read once."""
+    """Both sequences of every row in one packed batch, whose weight is the number of rows; a prompt is read once."""
     sequences = []
     for row in rows:
         one, other = (EncodedConversation(row[f"{which}input_ids"], row[f"{which}supervised"]) for which in _WHICH)
@@ -59,7 +59,7 @@ def _target_counts(batch: PackedBatch) -> torch.Tensor:
 
 
 def _figures(margins: torch.Tensor) -> dict[str, float]:
-    """Sums over a batch; `margins` [E] are above 0 where the model is right."""
+    """Sums over a batch; `margins` [E] are positive where the model prefers the chosen reply."""
     margins = margins.detach()
     return {"accuracy": float((margins > 0).sum()), "margin": float(margins.sum())}
 
@@ -67,8 +67,8 @@ def _figures(margins: torch.Tensor) -> dict[str, float]:
 class Dpo:
     """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290, eq. 7).
 
-    L = -log s(z) with z = beta (r(y_w) - r(y_l)). With label smoothing e, the probability that a pair is the wrong
-    way round, L = -(1 - e) log s(z) - e log s(-z) (conservative DPO, Mitchell 2023). The margin is z.
+    L = -log s(z) with z = beta (r(y_w) - r(y_l)). With label smoothing e, the probability that a pair's label is
+    wrong, L = -(1 - e) log s(z) - e log s(-z) (conservative DPO, Mitchell 2023). The margin is z.
     """
 
     columns: tuple[str, ...] = (*_SEQUENCES, *_REFERENCE)
@@ -132,13 +132,13 @@ class Orpo:
 
 
 class Kto:
-    """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8), from single judged replies.
+    """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8), from single labeled replies.
 
-    L = desirable_weight (1 - s(beta (r(y) - z))) of a desirable reply, undesirable_weight (1 - s(beta (z - r(y)))) of
-    an undesirable one. The reference point z estimates KL(p || p_ref): the mean of r over mismatched
-    replies (a row's second sequence: its prompt with a reply to another prompt), at least 0, without a gradient.
-    The mean is taken over the micro-batch, so `train.batch_tokens` changes how well z is known. The margin is
-    beta (r - z) of desirable replies and beta (z - r) of undesirable ones.
+    L = desirable_weight (1 - s(beta (r(y) - z))) for a desirable reply, undesirable_weight (1 - s(beta (z - r(y))))
+    for an undesirable one. The reference point z estimates KL(p || p_ref): the mean of r over mismatched replies (a
+    row's second sequence: its prompt with a reply to another prompt), at least 0, without a gradient. The mean is
+    over the micro-batch, so `train.batch_tokens` affects the accuracy of z. The margin is beta (r - z) for desirable
+    replies and beta (z - r) for undesirable ones.
     """
 
     columns: tuple[str, ...] = (*_SEQUENCES, *_REFERENCE, "desirable")

@@ -24,4 +24,4 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "adversarial": Generate,
     "spin": Dpo,
 }
-"""by their name in a pipeline file; each takes its section's fields as keyword arguments"""
+"""by the name in a pipeline file; each takes its section's fields as keyword arguments"""

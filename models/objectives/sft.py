@@ -1,6 +1,6 @@
 """Supervised fine-tuning: the cross-entropy of the supervised tokens.
 
-L = - sum over supervised t of log p(x_t | x_<t)        (Radford et al. 2018, eq. 1, at the assistant's tokens alone)
+L = - sum over supervised t of log p(x_t | x_<t)        (Radford et al. 2018, eq. 1, only at the assistant's tokens)
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from models.trees import COLUMNS, tree_of
 
 
 class Sft:
-    """`models.objectives.Objective`."""
+    """`models.objectives.base.Objective`."""
 
     columns: tuple[str, ...] = COLUMNS
     per_example = False

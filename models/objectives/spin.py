@@ -1,6 +1,5 @@
-"""Self-play fine-tuning (SPIN; Chen et al. 2024, arXiv:2401.01335): the model's own replies as the rejected ones of a
-preference loss, Dpo's. In it the model itself is the discriminator: it scores a reply by beta (log p(y|h) -
-log p_start(y|h)).
+"""Self-play fine-tuning (SPIN; Chen et al. 2024, arXiv:2401.01335): DPO's loss with the model's own replies as the
+rejected ones. The model itself is the discriminator: it scores a reply by beta (log p(y|h) - log p_start(y|h)).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,8 @@ def own_pairs(
     end_tokens: Sequence[int],
     seeds: Sequence[Sequence[int]],
 ) -> dict[str, list[Any]]:
-    """For each row, by column: its last reply with what is before it, the same with a reply drawn from the model, and
-    the log-probabilities of both under the model. Both replies are cut at `max_reply_tokens`.
+    """For each row, by column: its last reply with its history, the history with a reply sampled from the model, and
+    the log-probabilities of both under the model. Both replies are truncated to `max_reply_tokens`.
     """
     reals = [exchange_of(row, max_reply_tokens, lambda n: n - 1) for row in rows]
     drawn = drawn_replies(model, [real.history for real in reals], 1, max_reply_tokens, end_tokens, seeds)

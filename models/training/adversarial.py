@@ -1,12 +1,12 @@
 """Generator against discriminator, step by step, over two engines.
 
     trainer = AdversarialTrainer(generator, discriminator, settings, end_tokens)
-    figures = trainer.step(17, parts, num_histories=64)                        # D alone learns: its warm-up
+    figures = trainer.step(17, parts, num_histories=64)                        # warm-up: only D learns
     figures = trainer.step(90, parts, num_histories=64, train_generator=True)
 
-Each step draws replies to its histories. D learns from pairs of a real and a drawn reply, with some of those drawn in
-earlier steps: a replay buffer, so that it does not forget the generator as it was. Then the generator learns from D's
-scores. What is drawn depends on the seed, the step and the row alone: any number of workers take the same steps.
+Each step samples replies to its histories. D learns from pairs of a real and a generated reply, and from a replay
+buffer of earlier pairs, so that it does not forget earlier states of the generator. Then the generator learns from
+D's scores. Samples depend only on the seed, the step and the row, so any number of workers computes the same steps.
 """
 
 import copy
@@ -31,34 +31,34 @@ from models.training.engine import Sums, TrainingEngine
 from models.training.snapshot import copied
 
 Part = Sequence[tuple[int, Exchange]]
-"""a micro-batch: histories with their real replies, each with the number of its row"""
+"""a micro-batch: histories with their real replies, each with its row number"""
 
 _MEASURED = 2**31 - 1
-"""in a seed, the place of a step's number: for replies that are drawn to measure and not to learn"""
+"""replaces the step in a seed, for replies sampled to measure and not to learn from"""
 
 
 _SOFT = 1
-"""in a seed, after the row: for replies that have a gradient"""
+"""follows the row in a seed, for replies with a gradient"""
 
 
 @dataclass(frozen=True)
 class AdversarialSettings:
-    """How both play; the weights of the generator's loss are `Generate`'s."""
+    """Settings of both models; the weights of the generator's loss are `Generate`'s."""
 
     num_replies: int
-    """drawn to each history"""
+    """sampled replies to each history"""
     max_reply_tokens: int
     learning_rate: float
     discriminator_learning_rate: float
     gradient: str = "policy"
-    """how D's scores reach the generator: by the policy gradient, or `gumbel` (models/objectives/gumbel.py)"""
+    """how the generator learns from D: by the policy gradient, or `gumbel` (models/objectives/gumbel.py)"""
     replay_steps: int = 16
-    """of so many steps the pairs are kept; 0 for no replay"""
+    """for how many steps pairs are kept; 0 for no replay"""
     seed: int = 0
 
 
 class AdversarialTrainer:
-    """Both players of one worker; all workers call the same methods together."""
+    """Generator and discriminator on one worker; all workers call the same methods together."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class AdversarialTrainer:
         objective: Generate,
         copy_of: Callable[[Any], Any] = copy.deepcopy,
     ) -> None:
-        """`copy_of(model)` gives the generator as it is now, to be compared with later."""
+        """`copy_of(model)` copies the generator as it is now, the reference of the KL term."""
         self._generator, self._discriminator = generator, discriminator
         self._settings, self._ends = settings, end_tokens
         self._objective, self._discriminate = objective, Discriminate()
@@ -80,9 +80,10 @@ class AdversarialTrainer:
     def step(
         self, number: int, parts: Sequence[Part | None], num_histories: int, train_generator: bool = False
     ) -> Sums:
-        """One step over this worker's micro-batches; None where it has fewer than others. Returns means over all.
+        """One step over this worker's micro-batches, None where it has fewer than others; returns means over all
+        workers.
 
-        `num_histories`: of all workers together. Raises RayconteurError where a loss is no finite number.
+        `num_histories` counts all workers' histories. Raises RayconteurError if a loss is not finite.
         """
         drawn = [self._drawn(number, part) if part else [] for part in parts]
         figures = self._train_discriminator(number, parts, drawn, num_histories)
@@ -92,8 +93,8 @@ class AdversarialTrainer:
         return figures
 
     def measure(self, parts: Sequence[Part]) -> Sums:
-        """D on held-out histories, each with one drawn reply: `loss`, and `accuracy`, the share of the pairs in which
-        it gives the real reply the higher score.
+        """D's figures on held-out histories with one generated reply each: `loss`, and `accuracy`, the share of pairs
+        in which it gives the real reply the higher score.
         """
         loss = right = pairs = 0.0
         for part in parts:
@@ -104,7 +105,7 @@ class AdversarialTrainer:
         return {"loss": loss / pairs, "accuracy": right / pairs}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs beside both engines'."""
+        """The trainer's part of a checkpoint, beside both engines'."""
         start = None
         if self._start is not None:
             trained = {name for name, p in self._generator.model.named_parameters() if p.requires_grad}
@@ -112,7 +113,7 @@ class AdversarialTrainer:
         return {"replay": list(self._replay), "start": start}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from that state."""
         self._replay.extend(state["replay"])
         if state["start"] is not None:
             self._start = self._copy_of(self._generator.model)
@@ -174,7 +175,7 @@ class AdversarialTrainer:
         return sums
 
     def _noise(self, number: int, part: Part) -> torch.Tensor:
-        """float32 [replies, tokens, vocabulary] from Gumbel(0, 1), by the seed, the step and each row."""
+        """float32 [replies, tokens, vocabulary] from Gumbel(0, 1), seeded by the seed, the step and each row."""
         settings = self._settings
         sizes = (
             settings.num_replies,
@@ -205,7 +206,7 @@ class AdversarialTrainer:
         return list(torch.split(found, [len(exchange.reply) for exchange in exchanges]))
 
     def _replayed(self, number: int, row: int, count: int) -> list[tuple[Exchange, Exchange]]:
-        """As many pairs of earlier steps."""
+        """`count` pairs of earlier steps."""
         pairs = [pair for step in self._replay for pair in step]
         if not pairs:
             return []
@@ -213,19 +214,19 @@ class AdversarialTrainer:
         return [pairs[index] for index in chosen]
 
     def _remember(self, parts: Sequence[Part | None], drawn: Sequence[list[list[Exchange]]]) -> None:
-        """One pair of each history, of all workers, in the order of the step's micro-batches."""
+        """Keep one pair of each history of all workers, in the order of the step's micro-batches."""
         if not self._settings.replay_steps:
             return
         mine = [
             [(real, some[0]) for (_, real), some in zip(part, replies, strict=True)] if part else []
             for part, replies in zip(parts, drawn, strict=True)
         ]
-        in_order = zip(*self._generator.gather(mine), strict=True)  # a worker has every so manieth of them
+        in_order = zip(*self._generator.gather(mine), strict=True)  # each worker has every num_workers-th one
         self._replay.append([pair for parts_then in in_order for part in parts_then for pair in part])
 
 
 def _pairs(part: Part, replies: Sequence[Sequence[Exchange]]) -> list[tuple[Exchange, Exchange]]:
-    """Of each reply, with the real one to the same history."""
+    """Each generated reply with the real one to the same history."""
     return [(real, reply) for (_, real), some in zip(part, replies, strict=True) for reply in some]
 
 

@@ -1,8 +1,8 @@
-"""The largest micro-batch that fits into a worker's memory, found by trying.
+"""The largest micro-batch that fits into a worker's memory, found by experiment.
 
     tokens = largest_batch(engine, batch_of, max_tokens=8192, longest=900, limit_gb=3.0)
 
-Batches twice as large each time, the last one as large as the memory of a token so far promises.
+The batch size doubles each time; the last one is extrapolated from the memory per token so far.
 """
 
 import math
@@ -17,12 +17,12 @@ from models.errors import RayconteurError
 from models.packing import PackedBatch
 from models.training.engine import TrainingEngine
 
-_MARGIN = 0.95  # of the limit: allocators do not fill memory without gaps
-_LEAST_GROWTH = 1.1  # what is won by another trial
+_MARGIN = 0.95  # of the limit: memory is fragmented
+_LEAST_GROWTH = 1.1  # a smaller gain is not worth another trial
 
 
 class TooLarge(RayconteurError):
-    """Not even the longest conversation alone fits."""
+    """Not even the longest conversation fits into memory."""
 
 
 def largest_batch(
@@ -35,9 +35,9 @@ def largest_batch(
 ) -> int:
     """Tokens of the largest micro-batch with which all workers stay below `limit_gb`; they call it together.
 
-    `batch_of(n)` gives a batch of at most n tokens (or of the shortest conversation). `longest` is the longest
-    conversation's tokens: a micro-batch cannot be smaller. Sizes are tried from small to large, since what a process
-    has held it may keep. Raises TooLarge.
+    `batch_of(n)` gives a batch of at most n tokens (or of the shortest conversation). `longest` is the length of the
+    longest conversation: a micro-batch cannot be smaller. Sizes grow from small to large, since a process may not
+    return memory that it has used. Raises TooLarge.
     """
     room = limit_gb * _MARGIN - engine.largest(engine.gb_to_come())
     before = engine.largest(peak_gb())
@@ -46,8 +46,8 @@ def largest_batch(
     if held > room:
         raise TooLarge(
             f"train.batch_tokens: a worker would hold about {held + limit_gb * _MARGIN - room:.1f} GB with the "
-            f"longest conversation ({longest} tokens) and may hold {limit_gb:.1f} GB; give it more "
-            "(train.memory_gb_per_worker), cut conversations (data.max_length), or train an adapter"
+            f"longest conversation ({longest} tokens), and its limit is {limit_gb:.1f} GB; raise the limit "
+            "(train.memory_gb_per_worker), shorten conversations (data.max_length), or train an adapter"
         )
     per_token = max(held - before, 1e-9) / tokens
     while size < max_tokens:
@@ -65,7 +65,7 @@ def largest_batch(
 
 
 def _try(engine: TrainingEngine, batch: PackedBatch) -> tuple[int, float]:
-    """The batch's tokens, and the most GB that any worker held while it went forward and backward over it."""
+    """The batch's tokens, and the peak memory in GB of any worker during its forward and backward pass."""
     forget_peak()
     engine.accumulate(batch.to(engine.device), math.inf)
     engine.skip()
@@ -73,7 +73,7 @@ def _try(engine: TrainingEngine, batch: PackedBatch) -> tuple[int, float]:
 
 
 def peak_gb() -> float:
-    """The most memory this process has held since it began or `forget_peak` was called; on a GPU, of the GPU's."""
+    """This process's peak memory since its start or the last `forget_peak`; on a GPU, the GPU memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved() / 1e9
     try:
@@ -83,20 +83,20 @@ def peak_gb() -> float:
 
 
 def default_limit_gb(num_cpus: float, cpus_of_machine: int) -> float:
-    """What a worker may hold if nobody says: its GPU's memory, or of the machine's the share of its CPUs."""
+    """The default memory limit of a worker: its GPU's memory, or a share of main memory by its CPUs."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory / 1e9
     return _proc("/proc/meminfo")["MemTotal"] * min(1.0, num_cpus / cpus_of_machine)
 
 
 def forget_peak() -> None:
-    """Begin `peak_gb` anew at what is held now."""
+    """Reset `peak_gb` to the memory in use now."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak begins anew at what is held now
-    except OSError:  # a container may forbid it: the peak then includes the loading of the model
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak to the current value
+    except OSError:  # a container may forbid it; then the peak includes loading the model
         return
 
 

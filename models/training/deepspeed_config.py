@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration from plain values, and what is passed through to it. Imports nothing heavy."""
+"""DeepSpeed's configuration: from plain values, and merged with `train.deepspeed`. Imports nothing heavy."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,32 +21,32 @@ _HAVE_FIELDS = {
     "zero_optimization.offload_param.nvme_path": "train.zero.offload_folder",
 }
 _OURS = {
-    "gradient_allreduce_op": "a step's gradient is a mean over its tokens, however many workers there are",
-    "managed_gradient_accumulation": "the training loop says where a step ends",
-    "data_types.grad_accum_dtype": "gradients are summed in float32, however many passes there are",
+    "gradient_allreduce_op": "a step's gradient is a mean over its tokens, for any number of workers",
+    "managed_gradient_accumulation": "the training loop decides where a step ends",
+    "data_types.grad_accum_dtype": "gradients are summed in float32, for any number of micro-batches",
 }
 
-# What is summed over workers at a time lies there a second time, in float32: 0.2 GB, where DeepSpeed's own number is
-# ten times as many.
+# A bucket holds a float32 copy of the gradients that are reduced at a time: 0.2 GB. DeepSpeed's default is ten times
+# as large.
 _BUCKET_ELEMENTS = 50_000_000
 
 
 def check_passed_through(extra: dict[str, Any]) -> dict[str, Any]:
-    """`extra` as it is; raises ValueError where it says what a plain field of the pipeline file says, or breaks what
-    training promises. Names that DeepSpeed does not know: `models.training.deepspeed_names`, which takes seconds."""
+    """`extra` unchanged; raises ValueError if it sets what a field of the pipeline file sets, or breaks a guarantee
+    of training. `models.training.deepspeed_names` finds names that DeepSpeed does not know, which takes seconds."""
     for name, value in _paths(extra):
         if name in _HAVE_FIELDS:
-            raise ValueError(f"{name} is set by {_HAVE_FIELDS[name]}; say it there and leave it out here")
+            raise ValueError(f"{name} is set by {_HAVE_FIELDS[name]}; set it there and remove it here")
         if name in _OURS:
-            raise ValueError(f"{name} cannot be set: {_OURS[name]}; leave it out")
+            raise ValueError(f"{name} cannot be set: {_OURS[name]}; remove it")
         if not isinstance(value, dict) and any(known.startswith(f"{name}.") for known in (*_HAVE_FIELDS, *_OURS)):
-            raise ValueError(f"{name}: got {value!r}; must be a mapping of DeepSpeed's names under it")
+            raise ValueError(f"{name}: got {value!r}; must be a mapping of DeepSpeed's settings")
     return extra
 
 
 @dataclass(frozen=True)
 class DeepSpeedSettings:
-    """What a training sets of DeepSpeed."""
+    """The settings of DeepSpeed that a training chooses."""
 
     zero_stage: int
     precision: str
@@ -70,16 +70,17 @@ def deepspeed_config(settings: DeepSpeedSettings) -> dict[str, Any]:
             zero["offload_param"] = dict(where)
     config = {
         "train_micro_batch_size_per_gpu": 1,
-        # More than 1, for DeepSpeed to keep sums of gradients; how many there are is said micro-batch by micro-batch.
+        # More than 1, so that DeepSpeed accumulates gradients; the engine marks the last micro-batch of a step
+        # itself.
         "gradient_accumulation_steps": 2,
         "gradient_clipping": settings.gradient_clip,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        # `immediate_grad_update`: at stage 1 a gradient that is in the sum makes room at once.
+        # `immediate_grad_update`: at stage 1 a gradient's memory is freed as soon as it is accumulated.
         "bf16": {"enabled": settings.precision == "bf16", "immediate_grad_update": True},
-        # Else micro-batches and workers are summed in bfloat16, in which 1,024 equal ones come to a third of their
-        # sum. At stage 0 DeepSpeed knows no other sum over micro-batches, and the engine keeps its own.
+        # The default accumulates in bfloat16, in which 1,024 equal gradients add up to a third of their sum. At stage
+        # 0 DeepSpeed has no float32 accumulation, so the engine does it.
         **({"data_types": {"grad_accum_dtype": "fp32"}} if settings.zero_stage else {}),
         "communication_data_type": "fp32",
         "steps_per_print": 2**31,
@@ -89,7 +90,7 @@ def deepspeed_config(settings: DeepSpeedSettings) -> dict[str, Any]:
 
 
 def _paths(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Every dotted path in nested dictionaries with what stands there, inner nodes too."""
+    """Every dotted path in nested dictionaries with its value, inner nodes included."""
     found = []
     for name, value in values.items():
         found.append((f"{prefix}{name}", value))

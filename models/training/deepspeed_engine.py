@@ -1,4 +1,4 @@
-"""DeepSpeed under the training loop: any ZeRO stage, with checkpoints for any number of workers."""
+"""The training engine on DeepSpeed: any ZeRO stage, with checkpoints for any number of workers."""
 
 import contextlib
 import io
@@ -45,7 +45,7 @@ class DeepSpeedEngine:
         if found := found_mistakes(config, settings.extra):
             raise RayconteurError("\n".join(f"train.deepspeed.{mistake}" for mistake in found))
         self._optimizer = optimizer_for(model, weight_decay)
-        with contextlib.redirect_stdout(io.StringIO()):  # at stage 1 it says how much memory there is, six times
+        with contextlib.redirect_stdout(io.StringIO()):  # at stage 1 it prints the memory use six times
             self._engine, *_ = deepspeed.initialize(model=model.train(), optimizer=self._optimizer, config=config)
         self.model = self._engine.module
         self.device = self._engine.device
@@ -70,7 +70,7 @@ class DeepSpeedEngine:
     def update(self, learning_rate: float) -> float:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        if self._zero_stage == 0 and not self._engine.bfloat16_enabled():  # here DeepSpeed does not say the norm
+        if self._zero_stage == 0 and not self._engine.bfloat16_enabled():  # here DeepSpeed does not compute the norm
             norm = float(torch.nn.utils.get_total_norm(self._gradients()))
             self._engine.step()
             return norm
@@ -108,7 +108,7 @@ class DeepSpeedEngine:
         return float(8 * states + 12 * states + (4 * sum(sizes) / 1e9 if self.rank == 0 else 0.0))
 
     def snapshot(self) -> Write:
-        # DeepSpeed wants a folder; into it go a script and, offloaded to files, the tensors that lie there.
+        # DeepSpeed needs a folder for a script and for tensors that are offloaded to files.
         root = Path(tempfile.mkdtemp(prefix="rayconteur-state-"))
         self._engine.save_checkpoint(
             str(root), tag=_TAG, client_state={}, save_latest=False, exclude_frozen_parameters=self._has_adapter
@@ -128,7 +128,7 @@ class DeepSpeedEngine:
         return write
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """A copy of the model's weights (of an adapter, its own) on worker 0; empty on the others."""
+        """A copy of the model's weights (with an adapter, only the adapter's) on worker 0; empty on the others."""
         import deepspeed
 
         module = self.model
@@ -150,10 +150,10 @@ class DeepSpeedEngine:
 
     def load(self, folder: Path) -> None:
         if self._offload == "nvme":
-            # Its weights come back; the float32 copies in files do not, and the next update undoes the training.
+            # The weights are restored, but not the float32 copies in files: the next update would undo the training.
             raise RayconteurError(
-                "train.zero.offload: what this DeepSpeed has offloaded to files (nvme) does not come back from a "
-                f"checkpoint; use offload: cpu, or remove {folder.parent} to begin anew"
+                "train.zero.offload: DeepSpeed cannot restore optimizer states offloaded to files (nvme) from a "
+                f"checkpoint; use offload: cpu, or remove {folder.parent} to start over"
             )
         num_parts = len(list(folder.glob("random_*.pt")))
         if num_parts == self.num_workers or self._zero_stage == 0:
@@ -164,7 +164,7 @@ class DeepSpeedEngine:
             set_random_state(torch.load(random, weights_only=False))
 
     def close(self) -> None:
-        """Let go of the model and its optimizer, for another engine in this process."""
+        """Free the model and its optimizer, for another engine in this process."""
         self._engine.destroy()
         del self._engine, self._optimizer, self._files, self.model
 
@@ -172,10 +172,10 @@ class DeepSpeedEngine:
         with contextlib.redirect_stdout(io.StringIO()):
             path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self._has_adapter)
         if path is None:
-            raise RuntimeError(f"the checkpoint in {folder} cannot be read by this DeepSpeed")
+            raise RuntimeError(f"DeepSpeed cannot read the checkpoint in {folder}")
 
     def _load_universal(self, folder: Path) -> None:
-        """Load what another number of workers has written; one worker of each machine joins the parts."""
+        """Load a checkpoint of a different number of workers; one worker on each machine joins the parts."""
         names = [tempfile.mkdtemp(prefix="rayconteur-universal-")] if self.rank == 0 else [""]
         torch.distributed.broadcast_object_list(names)
         joined, is_first_here = Path(names[0]), os.environ.get("LOCAL_RANK", "0") == "0"
@@ -191,19 +191,19 @@ class DeepSpeedEngine:
             shutil.rmtree(joined)
 
     def _sum_in_float32(self) -> None:
-        """Let torch add the bfloat16 gradients of each micro-batch to a sum in float32, the gradient for DeepSpeed.
+        """Let torch accumulate the bfloat16 gradients of micro-batches in float32, and give DeepSpeed the sum.
 
-        Its own sum is in bfloat16 here, where what is small beside the sum so far is lost.
+        DeepSpeed would accumulate in bfloat16 here, which loses gradients that are small beside the sum.
         """
         self._sums = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for parameter in self._sums:
             parameter.grad_dtype = torch.float32
-        # It would fill in for a parameter without a gradient a bfloat16 one, which torch refuses.
+        # It would give a parameter without a gradient a bfloat16 one, which torch refuses.
         self._engine.enable_backward_allreduce = False
 
     def _reduce(self) -> None:
         for parameter in self._sums:
-            if parameter.grad is None:  # as of an expert that no token of the step came to
+            if parameter.grad is None:  # as for an expert that no token of the step used
                 parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
         self._engine.allreduce_gradients()
 

@@ -1,7 +1,7 @@
-"""Whether DeepSpeed reads what is passed through to it: it ignores most names that it does not know.
+"""Finds settings in `train.deepspeed` that DeepSpeed would ignore, as it does most unknown names.
 
-`mistakes(config, extra)` in a process of its own, as importing DeepSpeed takes seconds; `found_mistakes` in this one.
-DeepSpeed is given a dictionary that notes what is asked of it: what nobody asks for would be ignored.
+`mistakes(config, extra)` runs in its own process, since importing DeepSpeed takes seconds; `found_mistakes` in this
+one. DeepSpeed gets a dictionary that records which names it reads: it would ignore all others.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ _PROCESS_SECONDS = 300
 
 
 def mistakes(config: dict[str, Any], extra: dict[str, Any]) -> list[str]:
-    """What is wrong with `extra`, which `config`, DeepSpeed's whole configuration, was merged from."""
-    if not extra:  # nothing to be told, and seconds saved
+    """What is wrong with `extra`, which is merged into `config`, DeepSpeed's whole configuration."""
+    if not extra:  # nothing to check, and it saves seconds
         return []
     process = subprocess.run(
         [sys.executable, "-m", __name__],
         input=json.dumps([config, extra]),
-        # Names are the same everywhere: no GPU is touched.
+        # The names do not depend on the device, so no GPU is needed.
         env={**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
@@ -33,7 +33,7 @@ def mistakes(config: dict[str, Any], extra: dict[str, Any]) -> list[str]:
         check=False,
     )
     if process.returncode:
-        raise RuntimeError(f"DeepSpeed's configuration could not be looked at: {process.stderr[-2000:]}")
+        raise RuntimeError(f"DeepSpeed's configuration could not be checked: {process.stderr[-2000:]}")
     found: list[str] = json.loads(process.stdout.splitlines()[-1])
     return found
 
@@ -46,12 +46,12 @@ def found_mistakes(config: dict[str, Any], extra: dict[str, Any]) -> list[str]:
     if not extra:
         return []
     found = [
-        f"{path}: `auto` is for the Hugging Face Trainer, and DeepSpeed ignores it; give a value, or leave it out"
+        f"{path}: `auto` is for the Hugging Face Trainer, and DeepSpeed ignores it; give a value, or remove it"
         for path, value in _leaves(extra)
         if value == "auto"
     ]
     asked = _Asked(config, is_whole=True)
-    while True:  # a section tells its unknown names one section at a time
+    while True:  # DeepSpeed reports unknown names one section at a time
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 DeepSpeedConfig(asked)
@@ -64,13 +64,13 @@ def found_mistakes(config: dict[str, Any], extra: dict[str, Any]) -> list[str]:
                 return found
             config = _without(config, paths)
             asked = _Asked(config, is_whole=True)
-        except Exception as error:  # whatever it raises is what it would raise later
+        except Exception as error:  # it would raise the same in a training
             return [*found, f"{_named(str(error), extra)}: DeepSpeed refuses it: {error}"]
     return found + [_unknown(path, known) for path, known in asked.ignored(extra)]
 
 
 class _Asked(dict[str, Any]):
-    """A dictionary that notes the names that are asked for, in copies of it and in what it contains too."""
+    """A dictionary that records which names are read, also in its copies and in nested dictionaries."""
 
     def __init__(self, values: dict[str, Any], is_whole: bool = False) -> None:
         super().__init__({name: _Asked(item) if isinstance(item, dict) else item for name, item in values.items()})
@@ -78,7 +78,7 @@ class _Asked(dict[str, Any]):
         self._is_whole = is_whole
 
     def __copy__(self) -> "_Asked":
-        if self._is_whole:  # what it has looked for before it copies all are names that it no longer knows
+        if self._is_whole:  # names that it reads before it copies everything are deprecated ones
             self._forget()
         copy = _Asked({})
         copy.update(self)
@@ -107,9 +107,9 @@ class _Asked(dict[str, Any]):
                 item._forget()
 
     def ignored(self, extra: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str]]]:
-        """The paths in `extra` that nobody has asked for, with what was asked for in their places."""
+        """The paths in `extra` that were not read, with the names that were read in the same section."""
         if not self.asked:
-            return  # read as a whole: by pydantic, which refuses what it does not know
+            return  # read as a whole: by pydantic, which refuses unknown names
         for name, value in extra.items():
             path = (*above, name)
             if name not in self.asked:
@@ -119,7 +119,7 @@ class _Asked(dict[str, Any]):
 
 
 class _Names(KeysView[str]):
-    """The names of an `_Asked`; asking for one of them is noted."""
+    """The names of an `_Asked`; looking one up is recorded."""
 
     def __init__(self, names: _Asked) -> None:
         super().__init__(names)
@@ -130,7 +130,7 @@ class _Names(KeysView[str]):
 
 
 def _refused(error: Any, one: Any, asked: _Asked, extra: dict[str, Any]) -> tuple[tuple[str, ...], str]:
-    """Of a mistake that a section of DeepSpeed's tells: where it is in `extra`, if there, and the words for it."""
+    """An error of a DeepSpeed section: its path in `extra`, if it has one, and its text."""
     place = tuple(str(part) for part in one["loc"])
     paths = [(*above, *place) for above in _sections(extra) if place and _is_in(extra, (*above, *place))]
     last = next((name for name in reversed(asked.asked) if name in extra), "")
@@ -141,12 +141,12 @@ def _refused(error: Any, one: Any, asked: _Asked, extra: dict[str, Any]) -> tupl
 
 
 def _named(words: str, extra: dict[str, Any]) -> str:
-    """Of several names the one that DeepSpeed's words are about, if they say it."""
+    """The name that DeepSpeed's message is about, if it can be recognized."""
     return next((name for name in extra if len(extra) == 1 or name in words), " or ".join(extra))
 
 
 def _fields(title: str, place: tuple[str, ...]) -> list[str]:
-    """The names that the section `title` of DeepSpeed's has where the last part of `place` stands."""
+    """The names in the section `title` of DeepSpeed's configuration, beside the last part of `place`."""
     from deepspeed.runtime.config_utils import DeepSpeedConfigModel
 
     model = next((section for section in _subclasses(DeepSpeedConfigModel) if section.__name__ == title), None)
@@ -184,7 +184,7 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _sections(values: Any) -> Iterator[tuple[str, ...]]:
-    """The path of every dictionary in nested ones, outer ones first."""
+    """The path of every nested dictionary, outer ones first."""
     yield ()
     for name, value in values.items():
         if isinstance(value, dict):
@@ -200,7 +200,7 @@ def _is_in(values: Any, path: tuple[str, ...]) -> bool:
 
 
 def _without(values: dict[str, Any], paths: list[tuple[str, ...]]) -> dict[str, Any]:
-    """A copy without what stands at these paths."""
+    """A copy without these paths."""
     gone = {path[0] for path in paths if len(path) == 1}
     inner = {name: [path[1:] for path in paths if len(path) > 1 and path[0] == name] for name in values}
     return {

@@ -1,4 +1,4 @@
-"""The C++ operator that DeepSpeed builds on its first use on a CPU: what it needs, and no hang after a crash."""
+"""The C++ operator that DeepSpeed builds on its first use on a CPU: its requirements, and no hang after a crash."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from models.files import cache_folder
 
 
 def check_build_tools() -> None:
-    """Raise RayconteurError, naming the missing program, where DeepSpeed could not build its CPU operator."""
+    """Raise RayconteurError, naming the missing program, if DeepSpeed could not build its CPU operator."""
     if torch.cuda.is_available():
         return
     for program, fix in (
@@ -24,26 +24,27 @@ def check_build_tools() -> None:
         if shutil.which(program, path=_search_path()) is None:
             raise RayconteurError(
                 f"train: DeepSpeed builds a small C++ operator on its first use on a CPU and needs {program}, "
-                f"which is not on this machine; {fix}"
+                f"which is not installed on this machine; {fix}"
             )
 
 
 def check_file_offload() -> None:
-    """Raise RayconteurError where DeepSpeed cannot read and write files as offloading to them needs."""
+    """Raise RayconteurError if DeepSpeed cannot offload to files."""
     from deepspeed.accelerator import get_accelerator
 
     if not get_accelerator().create_op_builder("AsyncIOBuilder").is_compatible(verbose=False):
         raise RayconteurError(
-            "train.zero.offload: nvme needs libaio, which is not on this machine; install it "
+            "train.zero.offload: nvme needs libaio, which is not installed on this machine; install it "
             "(Debian: apt-get install libaio-dev), or use offload: cpu"
         )
 
 
 def load_operator() -> None:
-    """Build DeepSpeed's CPU operator, or load what was built; one process of this machine at a time.
+    """Build DeepSpeed's CPU operator, or load a previous build; one process of this machine at a time.
 
-    torch marks a build with a file that stays when its process is killed, and every later one then waits for ever.
-    The folder is ours alone and entered under a lock that ends with its process: a mark found there is a dead one's.
+    torch marks a running build with a file. If the process is killed the file stays, and every later build waits
+    forever. Only Rayconteur uses this folder, under a lock that ends with its process, so a file found there is
+    stale.
     """
     from deepspeed.accelerator import get_accelerator
 
@@ -59,10 +60,10 @@ def load_operator() -> None:
 
 
 def operator_folder() -> Path:
-    """Where this Python environment's operators are built: each has its own torch to build against."""
+    """The build folder of this Python environment: each environment builds against its own torch."""
     return cache_folder() / "operators" / hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
 
 
 def _search_path() -> str:
-    """PATH with this Python environment's programs: ninja comes with it, and it need not be activated."""
+    """PATH with this Python environment's programs, such as ninja, in case it is not activated."""
     return os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])

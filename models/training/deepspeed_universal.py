@@ -1,7 +1,7 @@
-"""A ZeRO checkpoint for another number of workers, by way of DeepSpeed's universal checkpoint.
+"""A ZeRO checkpoint for a different number of workers, through DeepSpeed's universal checkpoint.
 
-Lian et al. 2024, Universal Checkpointing (arXiv:2406.18820): the workers' parts are joined to whole parameters and
-optimizer states, of which any number of workers can take their parts.
+Lian et al. 2024, Universal Checkpointing (arXiv:2406.18820): the workers' partitions are joined into whole parameters
+and optimizer states, which any number of workers can partition again.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def to_universal(folder: Path, target: Path) -> None:
-    """Write into `target` what the workers' parts in `folder` (a tag of a DeepSpeed checkpoint) come to together."""
+    """Join the workers' partitions in `folder` (a tag of a DeepSpeed checkpoint) and write them to `target`."""
     from deepspeed.checkpoint import ds_to_universal
 
     options = argparse.Namespace(

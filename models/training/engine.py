@@ -1,4 +1,4 @@
-"""What a training step stands on: DeepSpeed, or plain torch for unit tests. Both are a `TrainingEngine`."""
+"""The interface of training engines, `TrainingEngine`, and the one in plain torch for unit tests."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,14 +13,14 @@ from models.training.snapshot import Write, copied, model_writer, random_state, 
 
 _BETAS = (0.9, 0.999)
 MODEL_FOLDER = "model"
-"""where in a checkpoint the Hugging Face folder is"""
+"""the Hugging Face folder inside a checkpoint"""
 
 Sums = dict[str, float]
-"""sums over a batch: `loss` in nats, and the objective's figures; divided by the batch's weight they are means"""
+"""sums over a batch: `loss` in nats, and the objective's figures; dividing by the batch's weight gives means"""
 
 
 class TrainingEngine(Protocol):
-    """A model with its optimizer, spread over `num_workers` processes of which this is number `rank`."""
+    """A model with its optimizer, distributed over `num_workers` processes of which this is number `rank`."""
 
     model: Any
     rank: int
@@ -30,21 +30,21 @@ class TrainingEngine(Protocol):
     def accumulate(self, batch: PackedBatch, step_weight: float, is_last: bool = True) -> Sums:
         """Forward and backward of one micro-batch; the step's loss is the sum of all its batches over this weight.
 
-        With an infinite weight the batch adds nothing: for workers with fewer batches than others. `is_last` says
-        that no other batch of this worker's is accumulated before `update` or `skip`.
+        An infinite weight makes the batch add nothing, for workers with fewer batches than others. `is_last` marks
+        this worker's last batch before `update` or `skip`.
         """
 
     def update(self, learning_rate: float) -> float:
         """Apply the accumulated gradient; returns its norm before clipping.
 
-        Where that is no finite number nothing is applied.
+        If the norm is not finite, nothing is applied.
         """
 
     def skip(self) -> None:
         """Drop the accumulated gradient."""
 
     def measure(self, batch: PackedBatch) -> Sums:
-        """The same of a batch without a gradient and without dropout."""
+        """The same sums for a batch, without gradients and dropout."""
 
     def total(self, values: list[float]) -> list[float]:
         """Each value summed over all workers."""
@@ -56,32 +56,32 @@ class TrainingEngine(Protocol):
         """Every worker's value, in the order of their ranks."""
 
     def gb_to_come(self) -> float:
-        """GB (10^9 bytes) that this worker will hold beside what it holds before its first update.
+        """GB (10^9 bytes) that this worker will allocate after its first update.
 
-        The optimizer's moments, and where it computes in main memory a checkpoint's copy.
+        They are the optimizer's moments and, if it computes in main memory, a checkpoint's copy.
         """
 
     def snapshot(self) -> Write:
         """Copy this worker's part of the training state to memory; all workers call it together.
 
-        What is returned writes it into a folder that all workers' parts go into; worker 0 also writes `model/`, a
-        Hugging Face folder (for LoRA a PEFT adapter).
+        The returned function writes it into a folder that all workers share; worker 0 also writes `model/`, a Hugging
+        Face folder (for LoRA a PEFT adapter).
         """
 
     def load(self, folder: Path) -> None:
-        """Go on from what all workers' snapshots wrote; all workers call it together.
+        """Resume from the folder that all workers' snapshots wrote; all workers call it together.
 
-        They may be more or fewer than wrote it.
+        The number of workers may differ from that of the snapshot.
         """
 
 
 class _AdamW(torch.optim.AdamW):
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) that can let a step pass without a trace."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) that can skip a step and keep its state."""
 
     skips = False
 
     def step(self, closure: Any = None) -> Any:
-        """DeepSpeed calls this; it clears the gradients itself whether or not they were applied."""
+        """Called by DeepSpeed, which clears the gradients itself, applied or not."""
         return None if self.skips or not self._is_finite() else super().step(closure)
 
     def _is_finite(self) -> bool:
@@ -90,13 +90,13 @@ class _AdamW(torch.optim.AdamW):
 
 
 def optimizer_for(model: Any, weight_decay: float) -> _AdamW:
-    """AdamW over the trainable weights; its learning rate is set anew before every update."""
+    """AdamW over the trainable weights; its learning rate is set before every update."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return _AdamW(trainable, lr=0.0, betas=_BETAS, weight_decay=weight_decay, fused=True)
 
 
 class TorchEngine:
-    """One process, plain torch: what unit tests train with, and what DeepSpeed is compared to."""
+    """One process, plain torch: for unit tests, and as the reference for DeepSpeed."""
 
     rank = 0
     num_workers = 1
@@ -162,7 +162,7 @@ class TorchEngine:
 
 
 def measured(model: Any, objective: Loss, batch: PackedBatch) -> Sums:
-    model.eval()  # no dropout, and no random numbers used up
+    model.eval()  # no dropout, which would also advance the random state
     try:
         with torch.no_grad():
             loss, figures = objective.loss_sum(model, batch)

@@ -26,7 +26,7 @@ _SECONDS_BETWEEN_NOTICES = 5.0
 
 @dataclass(frozen=True)
 class FitSettings:
-    """What the loop needs of `train` in the pipeline file; lengths in optimizer steps."""
+    """The fields of `train` that the loop uses; lengths in optimizer steps."""
 
     num_steps: int
     learning_rate: float
@@ -34,9 +34,9 @@ class FitSettings:
     final_learning_rate_share: float
     checkpoint_every_steps: int
     spike_factor: float | None = None
-    """a step whose loss is so many times the median of those before it is not applied"""
+    """a step is skipped if its loss is more than this many times the median of recent steps"""
     max_skipped_steps: int = 0
-    """more of them end the training"""
+    """more skipped steps end the training"""
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _accumulate(
 
 
 def _why_not_apply(loss: float, losses: Sequence[float], settings: FitSettings) -> str:
-    """What is wrong with a step's loss, after those of the steps before it; empty if nothing is."""
+    """Why a step must be skipped, given its loss and those of recent steps; empty if it need not be."""
     if not math.isfinite(loss):
         return f"the loss is {loss}"
     if settings.spike_factor is not None and len(losses) >= _LEAST_BEFORE_SPIKE:
@@ -192,7 +192,7 @@ def _why_not_apply(loss: float, losses: Sequence[float], settings: FitSettings) 
 
 
 def _worst(plan: StepPlan, step: int, losses: Sequence[float] | None) -> list[int]:
-    """The rows of the step's micro-batches whose loss is no number, else of that with the highest; None: of all."""
+    """The rows of the step's micro-batches with a non-finite loss, else of the one with the highest; None: all."""
     parts = plan.rows(step)
     if losses is None:
         return [row for rows in parts for row in rows]
@@ -210,9 +210,9 @@ def _diverged(step: int, why_not: str, worst: list[list[int]], settings: FitSett
 
 
 def measure(engine: TrainingEngine, batches: Sequence[PackedBatch]) -> tuple[Sums, list[float]]:
-    """Mean loss and figures over all workers' batches, and how many seconds each worker took for its own.
+    """Mean loss and figures over all workers' batches, and the seconds that each worker took for its own.
 
-    Every worker must bring equally many (ZeRO-3 counts; there they wait for each other, and take the same time).
+    Every worker must have the same number of batches: with ZeRO-3 they wait for each other (and take the same time).
     """
     began = time.monotonic()
     sums = added([engine.measure(batch.to(engine.device)) for batch in batches])
@@ -235,7 +235,7 @@ def _read_ahead(
     read: Callable[[Sequence[int]], PackedBatch],
     parts: int,
 ) -> Iterator[list[PackedBatch | None]]:
-    """Each step's micro-batches of this worker, read while the step before it is computed; None where empty."""
+    """Each step's micro-batches of this worker, read while the previous step runs; None for an empty one."""
     with ThreadPoolExecutor(max_workers=1) as thread:
 
         def begin(step: int) -> list[Any]:
@@ -257,7 +257,7 @@ def held_out_batches(
 ) -> Iterator[PackedBatch]:
     """Worker `rank`'s share of the held-out rows, as many batches as every other worker's.
 
-    With fewer rows than workers, the first ones are measured more than once.
+    With fewer rows than workers, the first rows are measured more than once.
     """
     rows = list(rows)
     assert rows, "prepare refuses a corpus without held-out conversations"

@@ -1,11 +1,11 @@
-"""How much memory a training worker will need, before it starts."""
+"""An estimate of a training worker's memory, before it starts."""
 
 from dataclasses import dataclass
 
 # Python, torch, Ray and DeepSpeed before the first weight is loaded, as measured on Linux.
 _PROCESS_GB = 1.3
-# What a worker held at its peak, over what its layers keep by the count below: measured with SmolLM2-135M on a CPU,
-# where freed memory is kept for the next step.
+# A worker's peak memory divided by the activations counted below: measured with SmolLM2-135M on a CPU, where the
+# allocator keeps freed memory for the next step.
 _HELD_OVER_KEPT = 1.8
 
 
@@ -32,13 +32,12 @@ def estimate_training_memory(
     zero_stage: int,
     num_workers: int,
 ) -> MemoryEstimate:
-    """An estimate from a model's sizes (`models.base.load.describe`), good to about a third.
+    """An estimate from a model's sizes (`models.base.sizes.describe`), accurate to about a third.
 
-    Weights, gradients and optimizer states by the accounting of ZeRO (arXiv:1910.02054, section 3.1): 2 bytes a
-    weight in bf16, 4 of its gradient, which is summed in float32, and 12 of float32 states if it is trained, divided
-    by what the stage divides.
-    Activations: what a transformer layer keeps for its backward pass (arXiv:2205.05198, section 4.1), attention
-    scores apart, and the logits of half the tokens in float32 and in the weights' precision.
+    Weights, gradients and optimizer states as in ZeRO (arXiv:1910.02054, section 3.1): 2 bytes per weight in bf16, 4
+    for its gradient, which is accumulated in float32, and 12 for float32 states if it is trained; partitioned as the
+    stage partitions them. Activations: what a transformer layer stores for its backward pass (arXiv:2205.05198,
+    section 4.1) without attention scores, and the logits of half the tokens in float32 and in the weights' precision.
     """
     value_bytes = 2 if precision == "bf16" else 4
     hidden, inner, layers = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_layers"]

@@ -1,4 +1,4 @@
-"""A training state copied to memory, to be written to disk while training goes on."""
+"""A training state copied to memory, to be written to disk while training continues."""
 
 import random
 from collections.abc import Callable
@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 Write = Callable[[Path], None]
-"""Writes what was copied into a folder; it may be called on another thread."""
+"""Writes a copied state into a folder; may run on another thread."""
 
 
 def copied(value: Any) -> Any:
-    """`value` with every tensor in it copied to this machine's memory."""
+    """`value` with every tensor in it copied to main memory."""
     if isinstance(value, torch.Tensor):
-        # A copy on the CPU of what lies there already, too: training goes on to change it.
+        # Tensors on the CPU are copied too, since training changes them.
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
         return type(value)((name, copied(item)) for name, item in value.items()) if value else value
@@ -28,13 +28,13 @@ def model_writer(model: Any, state: dict[str, torch.Tensor]) -> Write:
     """Writes a Hugging Face folder, for LoRA a PEFT adapter, with these weights."""
     options = {}
     if hasattr(model, "peft_config"):
-        # Else PEFT asks the Hub whether the base model's vocabulary has grown; we never change it.
+        # Otherwise PEFT asks the Hub whether the base model's vocabulary has grown; ours never does.
         options["save_embedding_layers"] = False
     return lambda folder: model.save_pretrained(folder, state_dict=state, **options)
 
 
 def random_state() -> dict[str, Any]:
-    """Every random generator's state in this process."""
+    """The states of all random generators in this process."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -46,7 +46,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` gave."""
+    """Restore the states from `random_state`."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
@@ -55,7 +55,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 class DeepSpeedFiles:
-    """Stands in for DeepSpeed's checkpoint engine: what DeepSpeed would save is copied to memory instead."""
+    """Replaces DeepSpeed's checkpoint engine: files that DeepSpeed saves are copied to memory instead."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -69,7 +69,7 @@ class DeepSpeedFiles:
         self._files.append((path, copied(state_dict)))
 
     def taken(self, root: Path) -> Write:
-        """Writes the files saved since the last call, whose paths began with `root`."""
+        """A function that writes the files saved since the last call, whose paths start with `root`."""
         files, self._files = self._files, []
 
         def write(folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""Who may ask, and how much."""
+"""Access control: API keys and rate limits."""

@@ -1,12 +1,12 @@
-"""API keys: what is kept of one, and which ones are valid at this moment.
+"""API keys: their stored form, and the keys that are valid now.
 
-secret, key = make_key("alice", requests_per_minute=60)     # the secret is shown once; `key` is kept
+secret, key = make_key("alice", requests_per_minute=60)     # the secret is shown once; `key` is stored
 ring = KeyRing(read)                                        # such as workflows.endpoint.api_keys.KeyFile(store).read
 ring.find(secret)                                           # the key, or None
 
-Of a secret its SHA-256 is kept and nothing else. Slow, salted hashes are for passwords, which people choose and
-others can guess; a secret here is 256 random bits, so who reads its hash has nothing to try. Hashes are compared in
-constant time, all of them for each request.
+Only the SHA-256 hash of a secret is stored. Slow, salted hashes are for passwords, which people choose and others can
+guess; a secret here is 256 random bits, so its hash gives nothing to guess from. Each request compares all hashes in
+constant time.
 """
 
 import hashlib
@@ -25,21 +25,21 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "rk-"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}$"
-# A key that was made or revoked is seen by a replica at the latest after this, and the time of a read.
+# A replica sees a new or revoked key after at most this, plus the time of a read.
 RELOAD_SECONDS = 5.0
 
 _PerMinute = Annotated[int, Field(ge=1, le=1_000_000_000)] | None
 
 
 class ApiKey(BaseModel):
-    """What is kept of a key; limits of None are none."""
+    """The stored form of a key; a limit of None means no limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
-    """whose it is; it stands in logs"""
+    """the key's owner, shown in logs"""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """of the secret, in hexadecimal digits"""
+    """the hash of the secret, in hexadecimal digits"""
     requests_per_minute: _PerMinute = None
     tokens_per_minute: _PerMinute = None
     """of prompts and replies together"""
@@ -50,7 +50,7 @@ class ApiKey(BaseModel):
 def make_key(
     name: str, requests_per_minute: int | None = None, tokens_per_minute: int | None = None
 ) -> tuple[str, ApiKey]:
-    """A new secret, and what to keep of it. Raises pydantic's ValidationError for a name or limit that is none."""
+    """A new secret and its stored key. Raises pydantic's ValidationError for an invalid name or limit."""
     secret = PREFIX + secrets.token_urlsafe(32)
     key = ApiKey(
         name=name,
@@ -67,11 +67,10 @@ def _hash(secret: bytes) -> str:
 
 
 class KeyRing:
-    """The keys that are valid now, read again every few seconds by a thread of its own.
+    """The keys that are valid now; a thread reads them again every few seconds.
 
-    `read` returns them, or None where none were ever made. While it raises, or what was there is gone, the ring goes
-    on with what it read last: keys work on, and a revoked one too. At the start it has to work: what it raises then
-    is raised.
+    `read` returns them, or None if no key was ever made. While it raises, or the stored keys are gone, the last read
+    keys stay valid, including keys revoked since. The first read must succeed: its exceptions are raised.
     """
 
     def __init__(self, read: Callable[[], list[ApiKey] | None], reload_s: float = RELOAD_SECONDS) -> None:
@@ -93,24 +92,24 @@ class KeyRing:
         return found
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         self._closed.set()
 
     def _follow(self) -> None:
         while not self._closed.wait(self._reload_s):
             try:
                 self._keys = self._read_again()
-            except Exception as error:  # whatever a store's library raises: the replica answers on
+            except Exception as error:  # any error of a store's library: the replica keeps answering
                 self._say_that_it_fails(error)
             else:
                 if self._failing_since is not None:
-                    logger.warning("API keys are read again, after %.0f s", time.monotonic() - self._failing_since)
+                    logger.warning("API keys can be read again, after %.0f s", time.monotonic() - self._failing_since)
                 self._failing_since = None
 
     def _read_again(self) -> list[ApiKey]:
         found = self._read()
-        if found is None and self._were_made:  # revoking leaves an empty list, so the store itself is gone
-            raise FileNotFoundError("the file of API keys is gone")
+        if found is None and self._were_made:  # revoking leaves an empty list, so the file itself is gone
+            raise FileNotFoundError("the API key file is gone")
         self._were_made = found is not None
         return found or []
 
@@ -118,6 +117,6 @@ class KeyRing:
         if self._failing_since is None:
             self._failing_since = time.monotonic()
             logger.warning(
-                "API keys cannot be read (%s: %s); going on with the %d read last", type(error).__name__, error,
+                "API keys cannot be read (%s: %s); the %d keys read last stay valid", type(error).__name__, error,
                 len(self._keys),
             )  # fmt: skip

@@ -1,10 +1,10 @@
-"""Who may: requests need an API key, and stay within its limits.
+"""The middleware for API keys: requests need a key, and must stay within its rate limits.
 
 app.add_middleware(ApiKeyMiddleware, keys=KeyRing(read), limits=Limits())
 ...
-await hold_tokens(request, wanted, n)     # in a route, before the replies are generated
+await hold_tokens(request, wanted, n)     # in a route, before it generates the replies
 
-Answers have OpenAI's shape and headers, so that its clients wait and try again by themselves.
+Answers have OpenAI's form and headers, so that its clients wait and retry by themselves.
 """
 
 from collections.abc import Sequence
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 
 
 class Caller:
-    """The key of one request, and what is held of its limits."""
+    """The key of one request, and the share of its limits that the request holds."""
 
     def __init__(self, key: ApiKey, limits: Limits) -> None:
         self.name = key.name
         self.headers: dict[str, str] = {}
-        """of the answer: what is left of the limits"""
+        """headers of the answer: the rest of the limits"""
         self._key = key
         self._limits = limits
         self._held = 0
 
     async def count_request(self) -> None:
-        """One more request. Raises ApiError (429)."""
+        """Count one request. Raises ApiError (429)."""
         await self._take("requests", self._key.requests_per_minute, 1)
 
     async def hold_tokens(self, amount: int) -> None:
-        """What prompt and reply may come to, until `settle`. Raises ApiError (429)."""
+        """Hold the maximum tokens of prompt and reply until `settle`. Raises ApiError (429)."""
         await self._take("tokens", self._key.tokens_per_minute, amount)
         self._held = amount
 
     async def settle(self, used: int) -> None:
-        """Give back what was held and not used."""
+        """Return the tokens that were held and not used."""
         if self._key.tokens_per_minute is not None and self._held > used:
             unused, self._held = self._held - used, 0
             await self._limits.give_back(self._bucket("tokens"), self._key.tokens_per_minute, unused)
@@ -64,29 +64,29 @@ class Caller:
             raise errors.rate_limited(kind, per_minute, amount, taken.remaining, taken.wait_s)
 
     def _bucket(self, kind: str) -> str:
-        return f"{self._key.sha256[:16]}/{kind}"  # not the name: a new key of the same name starts anew
+        return f"{self._key.sha256[:16]}/{kind}"  # not the name: a new key with the same name has a new bucket
 
 
 async def hold_tokens(request: Request, wanted: Sequence[GenerationRequest], n: int) -> None:
-    """Hold what `n` replies to each prompt may come to, until the request is done. Raises ApiError (429).
+    """Hold the maximum tokens of `n` replies to each prompt until the request is done. Raises ApiError (429).
 
-    A prompt counts once, as in the answer's usage. At endpoints without keys nothing is held.
+    A prompt counts once, as in the answer's usage. At endpoints without keys it does nothing.
     """
     prompts = sum(len(each.prompt_ids) for each in wanted[::n])
     await hold_so_many(request, prompts + sum(each.max_new_tokens for each in wanted))
 
 
 async def hold_so_many(request: Request, tokens: int) -> None:
-    """Hold so many tokens until the request is done. Raises ApiError (429)."""
+    """Hold this number of tokens until the request is done. Raises ApiError (429)."""
     caller: Caller | None = getattr(request.state, "caller", None)
     if caller is not None:
         await caller.hold_tokens(tokens)
 
 
 class ApiKeyMiddleware:
-    """ASGI middleware: 401 without a valid key, 429 beyond its requests; settles its tokens when a request is done.
+    """ASGI middleware: 401 without a valid key, 429 above its request limit; settles tokens when a request is done.
 
-    POST requests count, also those that are refused later; looking at the list of models is free.
+    POST requests count, including those that are refused later; GET requests are free.
     """
 
     def __init__(self, app: ASGIApp, keys: KeyRing, limits: Limits) -> None:
@@ -116,7 +116,7 @@ class ApiKeyMiddleware:
             if scope["method"] == "POST":
                 await caller.count_request()
             await self._app(scope, receive, send_with_limits)
-        except ApiError as error:  # the routes' own ones are answered further in
+        except ApiError as error:  # the routes' own errors are answered before they get here
             await errors.response(error)(scope, receive, send_with_limits)
         finally:
             reply: Reply | None = state.get("reply")

@@ -1,4 +1,4 @@
-"""How much each API key may ask for in a minute: requests, and tokens of prompts and replies.
+"""Rate limits of API keys per minute: requests, and tokens of prompts and replies.
 
 limits = Limits()
 taken = await limits.take("alice/tokens", per_minute=10_000, amount=900)
@@ -6,9 +6,8 @@ if taken.granted:
     ...                                                        # generate a reply
     await limits.give_back("alice/tokens", per_minute=10_000, amount=900 - used)
 
-Each limit is a token bucket: it holds what a minute allows, and fills evenly, so a key that has rested may use a
-minute's worth at once. What a request may come to is taken when it is let in; what it has not used is given back at
-its end.
+Each limit is a token bucket: its capacity is the limit of a minute, and it fills evenly, so an idle key can use a
+minute's worth at once. A request takes its maximum when it is admitted, and returns the unused rest at its end.
 """
 
 import math
@@ -19,12 +18,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Taken:
-    """Whether the bucket held enough, and how it is now."""
+    """Whether the bucket had enough, and its state now."""
 
     granted: bool
     remaining: int
     wait_s: float
-    """until there is enough; 0 if it was granted, infinite if the bucket can never hold so much"""
+    """until there is enough; 0 if granted, infinite if the amount exceeds the bucket's capacity"""
     full_s: float
     """until it is full again"""
 
@@ -51,18 +50,18 @@ class _Bucket:
 
 
 class Limits:
-    """The buckets of all keys, by name; made to be used from one asyncio loop."""
+    """The buckets of all keys, by name; for use from one asyncio loop."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._buckets: dict[str, _Bucket] = {}
 
     async def take(self, name: str, per_minute: int, amount: int) -> Taken:
-        """Take `amount` out of a bucket if it holds so much, else nothing."""
+        """Take `amount` from a bucket if it has enough, else nothing."""
         return self._bucket(name, per_minute).take(amount, self._clock())
 
     async def give_back(self, name: str, per_minute: int, amount: int) -> None:
-        """Put back what was taken and not used."""
+        """Return an amount that was taken and not used."""
         self._bucket(name, per_minute).put(amount, self._clock())
 
     def _bucket(self, name: str, per_minute: int) -> _Bucket:

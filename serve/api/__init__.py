@@ -1,1 +1,1 @@
-"""The HTTP routes of a replica."""
+"""The HTTP API of a replica: its routes, and the OpenAPI document."""

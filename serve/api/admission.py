@@ -17,7 +17,7 @@ class Admission:
     def admitted(self, replies: int) -> Iterator[contextlib.ExitStack]:
         """Count a request's replies until the block ends, or until the stack is closed if `pop_all` took it over.
 
-        Raises ApiError: 429 where there is no room for them now, 400 if there never is.
+        Raises ApiError: 429 if there is no room now, 400 if there is never enough.
         """
         self.enter(replies)
         with contextlib.ExitStack() as place:

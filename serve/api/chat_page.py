@@ -1,7 +1,6 @@
-"""The chat page: the files of serve/api/page/ as one HTML document, and the policy that it is sent with.
+"""The chat page: the files of serve/api/page/ as one HTML document, and its Content-Security-Policy.
 
-It is one answer, since a browser that loaded style and scripts on its own could get them from replicas of another
-release while one is being replaced.
+It is a single document: during an update, a browser could load separate files from replicas of different releases.
 """
 
 import base64
@@ -15,8 +14,8 @@ _SCRIPT = re.compile(r'<script src="([\w.]+)"></script>')
 
 
 def chat_page() -> tuple[str, str]:
-    """The document, and its Content-Security-Policy: it runs these scripts alone, and loads from or sends to no other
-    place than the endpoint, even where there is a bug in it."""
+    """The document, and a Content-Security-Policy that allows only these scripts and connections to the endpoint,
+    even if the page has a bug."""
     hashes: dict[str, list[str]] = {"style": [], "script": []}
 
     def inlined(tag: str, name: str) -> str:

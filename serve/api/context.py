@@ -1,4 +1,4 @@
-"""What all routes of one app share."""
+"""The context that all routes of an app share."""
 
 import time
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from serve.replies.reranker import Reranker
 
 @dataclass(frozen=True)
 class ApiContext:
-    """The engine and what the routes need around it."""
+    """The engine, and everything else that routes need."""
 
     engine: Engine
     tokenizer: Any
@@ -28,14 +28,14 @@ class ApiContext:
     metrics: Metrics
     admission: Admission
     reranker: Reranker | None
-    """None where the release has no discriminator"""
+    """None if the release has no discriminator"""
 
     def check_model(self, name: str) -> None:
         """Raise ApiError (404) for a model that is not served here."""
         if name not in self.models:
             there = ", ".join(map(repr, self.models))
             raise ApiError(
-                404, f"The model {name[:200]!r} does not exist; there is {there}.", "model", "model_not_found"
+                404, f"The model {name[:200]!r} does not exist; available: {there}.", "model", "model_not_found"
             )
 
 

@@ -1,7 +1,7 @@
 """POST /v1/embeddings: the mean of the model's last hidden states over the tokens of a text, of length 1.
 
-A language model has not learned to embed: texts of one subject come close to each other, as far as its states have
-that. Engines that give out no hidden states refuse.
+A language model is not trained to embed: texts about one subject are close to each other only as far as its hidden
+states represent that. Engines without access to hidden states refuse.
 """
 
 import asyncio
@@ -38,11 +38,11 @@ class EmbeddingsRequest(RequestModel):
     model: Annotated[str, Field(min_length=1)]
     input: Any
     encoding_format: Literal["float", "base64"] | None = None
-    """Base64: of 32-bit floats, the lowest byte first."""
+    """With base64: 32-bit floats, little-endian."""
     dimensions: Annotated[int, Field(ge=1)] | None = None
-    """Of the model's own size alone: its states cannot be cut."""
+    """Only the model's own size is supported."""
     user: Annotated[str, Field(max_length=512)] | None = None
-    """Taken and not used."""
+    """Accepted and ignored."""
 
     @field_validator("input", mode="plain", json_schema_input_type=_Text | Annotated[list[_Text], _SEVERAL])
     @classmethod
@@ -62,7 +62,7 @@ class EmbeddingsRequest(RequestModel):
 
 
 class Embedding(BaseModel):
-    """Of one text: as many numbers as the model's states have, or these in base64."""
+    """The embedding of one text: a list of numbers, or base64."""
 
     object: Literal["embedding"] = "embedding"
     index: int
@@ -86,12 +86,12 @@ class Embeddings(BaseModel):
 
 
 class EmbeddingsReply:
-    """The same to the log and to the limits of keys as `serve.replies.completion.Reply`."""
+    """Has what the log and the rate limits need, like `serve.replies.completion.Reply`."""
 
     def __init__(self, engine: Engine, body: EmbeddingsRequest, texts: list[list[int]]) -> None:
-        """`texts` are those of `body`, as `tokens_of_texts` makes them."""
+        """`texts` are the token ids of `body`'s texts, from `tokens_of_texts`."""
         self.id = f"embd-{uuid4().hex}"
-        self.status = CLIENT_CLOSED_REQUEST  # until it is known better
+        self.status = CLIENT_CLOSED_REQUEST  # until the answer is complete or fails
         self._engine = engine
         self._body = body
         self._texts = texts
@@ -99,11 +99,11 @@ class EmbeddingsReply:
 
     @property
     def num_tokens(self) -> int:
-        """Of all texts."""
+        """The number of tokens of all texts."""
         return sum(map(len, self._texts))
 
     def usage(self) -> Usage:
-        """Tokens that were read so far."""
+        """The tokens that were read so far."""
         return Usage(
             prompt_tokens=self._num_read,
             completion_tokens=0,
@@ -119,8 +119,8 @@ class EmbeddingsReply:
         except TimeoutError:
             raise self._failed(
                 504,
-                f"The texts took longer than the {max_seconds:g} seconds that a request may; {self._num_read} of "
-                f"{self.num_tokens} tokens were read. Send fewer at a time.",
+                f"The texts took longer than the limit of {max_seconds:g} seconds; {self._num_read} of "
+                f"{self.num_tokens} tokens were read. Send fewer texts per request.",
                 "deadline_exceeded",
             ) from None
         except EngineError as error:
@@ -146,14 +146,16 @@ class EmbeddingsReply:
 
 
 async def tokens_of_texts(engine: Engine, encoder: PromptEncoder, body: EmbeddingsRequest) -> list[list[int]]:
-    """The token ids of each text. Raises ApiError for what the engine cannot do, or the model cannot read."""
+    """The token ids of each text. Raises ApiError if the engine has no embeddings, or the model
+    cannot read a text.
+    """
     size = engine.embedding_size
     if size is None:
-        why = "this endpoint's engine gives out no hidden states to make embeddings of; the engine torch does"
+        why = "this endpoint's engine does not support embeddings; use an endpoint with engine torch"
         raise ApiError(400, f"model: {why}.", "model")
     if body.dimensions not in (None, size):
         raise ApiError(
-            400, f"dimensions: got {body.dimensions}; embeddings of this model have {size}, and are not cut.",
+            400, f"dimensions: got {body.dimensions}; embeddings of this model have {size}, and cannot be shortened.",
             "dimensions",
         )  # fmt: skip
     texts = body.texts()
@@ -177,14 +179,14 @@ async def _tokens(encoder: PromptEncoder, text: str, param: str) -> list[int]:
 
 def _check(engine: Engine, token_ids: list[int], param: str) -> None:
     if not token_ids:
-        raise ApiError(400, f"{param}: no token stands for this text.", param)
+        raise ApiError(400, f"{param}: this text has no tokens.", param)
     if (largest := max(token_ids)) >= engine.vocab_size:
-        raise ApiError(400, f"{param}: got token {largest}; the model knows 0 to {engine.vocab_size - 1}.", param)
+        raise ApiError(400, f"{param}: got token id {largest}; the model's are 0 to {engine.vocab_size - 1}.", param)
     if len(token_ids) > engine.max_positions:
         raise ApiError(
             400,
             f"{param}: This model's maximum context length is {engine.max_positions} tokens, and this text takes "
-            f"{len(token_ids)}. Shorten it, or send it in parts.",
+            f"{len(token_ids)}. Shorten it, or split it.",
             param,
             "context_length_exceeded",
         )

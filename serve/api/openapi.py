@@ -1,11 +1,11 @@
-"""The endpoint's OpenAPI document, which it answers with at GET /openapi.json.
+"""The endpoint's OpenAPI document, the answer of GET /openapi.json.
 
     @app.post("/tokenize", **openapi.TOKENIZE)
     ...
     openapi.complete(app, ["my-model"], has_keys=False)   # after all routes
 
-Routes read their bodies themselves, so that every fault is told in OpenAI's words; here they say what they read and
-answer. Version 3.2 is the first that describes the events of a stream (`itemSchema`).
+Routes parse their bodies themselves, so that errors have OpenAI's form; this file describes their bodies and answers.
+OpenAPI 3.2 is the first version that describes the events of a stream (`itemSchema`).
 """
 
 import copy
@@ -39,12 +39,12 @@ from serve.responses_api.events import ResponsesEvent
 from serve.responses_api.request import ResponsesRequest
 
 VERSIONS = ("3.2", "3.1")
-"""of OpenAPI, that the document is there in; the first one unless another is asked for"""
+"""supported versions of OpenAPI; the first one is the default"""
 
 _REQUESTS: list[type[BaseModel]] = [
     ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingsRequest, TokenizeRequest, DetokenizeRequest,
 ]  # fmt: skip
-# Their unset fields are left out, so that a default is not there for certain.
+# Unset fields are omitted from their JSON, so a default is not guaranteed to be present.
 _CHUNKS: list[type[BaseModel]] = [ChatCompletionChunk, TextCompletionChunk]
 _WHOLE: list[type[BaseModel]] = [
     ChatCompletion, DetokenizedText, Embeddings, ErrorBody, Health, InputTokens, Load, Model, ModelList,
@@ -75,10 +75,10 @@ _NO_BODY = (400, 404, 413, 415)  # why a body may be refused
 
 
 def complete(app: FastAPI, names: Sequence[str], has_keys: bool) -> None:
-    """Put what the routes refer to into the document, the names of the models that are served, and whether requests
-    need a key; after all routes."""
+    """Add the schemas that the routes refer to, the names of the served models, and whether requests need a key; call
+    it after adding all routes."""
     app.openapi_version = f"{VERSIONS[0]}.0"
-    document = app.openapi()  # FastAPI keeps this very object
+    document = app.openapi()  # FastAPI caches this object
     schemas = copy.deepcopy(_SCHEMAS["$defs"])
     for kind in _REQUESTS:
         name = schemas[kind.__name__]["properties"]["model"]
@@ -90,20 +90,20 @@ def complete(app: FastAPI, names: Sequence[str], has_keys: bool) -> None:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            operation["responses"].pop("422", None)  # FastAPI's own refusal, which no route makes
+            operation["responses"].pop("422", None)  # FastAPI's own validation error, which no route returns
             if has_keys and path not in OPEN_PATHS:
                 operation["security"] = [{"key": []}]
                 operation["responses"]["401"] = _response(401, _json(ErrorBody))
 
 
 def document(app: FastAPI, version: str) -> dict[str, Any]:
-    """The document in a version of OpenAPI. Raises ApiError for one that there is not.
+    """The document in a version of OpenAPI. Raises ApiError for an unsupported version.
 
-    Version 3.1 has no place for the events of a stream: there they are text.
+    Version 3.1 cannot describe the events of a stream; there they are text.
     """
     short = version.removesuffix(".0")
     if short not in VERSIONS:
-        raise ApiError(400, f"version: got {version[:80]!r}; there are {' and '.join(VERSIONS)}.", "version")
+        raise ApiError(400, f"version: got {version[:80]!r}; supported are {' and '.join(VERSIONS)}.", "version")
     found: dict[str, Any] = app.openapi()
     if short == VERSIONS[0]:
         return found
@@ -124,11 +124,11 @@ def _route(
     text: str | None = None,
     refusals: Iterable[int] = (),
 ) -> dict[str, Any]:
-    """What a route says of itself, as arguments of FastAPI's decorators.
+    """The description of a route, as arguments of FastAPI's decorators.
 
-    It reads a body of the kind `reads`, and answers with JSON of these kinds by status; with 200 also with a stream
-    of `events`, or with the media type `text`. The statuses of `refusals`, those of reading a body, and 500 have
-    OpenAI's error body.
+    The route reads a body of type `reads`, and answers with JSON of the types in `bodies` by status; with 200 also
+    with a stream of `events`, or with the media type `text`. The statuses in `refusals`, those of reading a body, and
+    500 have OpenAI's error body.
     """
     content = {status: _json(kind) for status, kind in bodies.items()}
     content |= {status: _json(ErrorBody) for status in (*refusals, *(_NO_BODY if reads else ()), 500)}
@@ -148,7 +148,7 @@ def _json(kind: type[BaseModel]) -> dict[str, Any]:
 
 
 def _event(kind: type[BaseModel]) -> dict[str, Any]:
-    """One of kind, or the error that ended the stream; then the end."""
+    """An event of a stream: JSON of `kind`, the error that ended the stream, or the end."""
     either = [_REFERENCES[kind], _REFERENCES[ErrorBody]]
     said = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": either}}
     return {

@@ -1,4 +1,4 @@
-"""A log line and metrics for each request. Never what was said."""
+"""A log line and metrics for each request, without any message content."""
 
 import json
 import time
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class RequestLog:
-    """ASGI middleware: an id for each request, which is in the answer's headers and in the log line at its end."""
+    """ASGI middleware: gives each request an id, which is in the answer's headers and in the request's log line."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -55,6 +55,6 @@ class RequestLog:
             self._metrics.prompt_tokens.inc(usage.prompt_tokens)
             line |= {"reply": reply.id, "prompt_tokens": usage.prompt_tokens, "reply_tokens": usage.completion_tokens}
             status = reply.status  # a stream's headers are sent before it fails, or its client leaves
-        route = getattr(scope.get("route"), "path", "none")  # not the path: anybody could make up names without end
+        route = getattr(scope.get("route"), "path", "none")  # not the path: clients could create any number of labels
         self._metrics.requests.labels(route, str(status)).inc()
         logger.info(json.dumps(line | {"status": status, "seconds": round(seconds, 4)}))

@@ -1,4 +1,4 @@
-"""What bounds the answers of a replica: the defaults of the endpoint, declared once."""
+"""Limits of a replica's answers, with the endpoint's defaults."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ class ApiSettings:
     """Limits of a replica's HTTP API."""
 
     max_new_tokens: int = 512
-    """tokens of a reply to a request that sets no limit, fewer where the prompt leaves less room"""
+    """maximum tokens of a reply to a request without a limit; fewer if the prompt leaves less room"""
     max_queued_requests: int = 128
-    """requests that wait beyond those that the engine decodes at once; later ones get 429"""
+    """requests that may wait beside those that the engine decodes; further ones get 429"""
     max_seconds: float = 600.0
-    """of a reply; it is ended then"""
+    """maximum duration of a reply, which then ends with an error"""
     max_body_bytes: int = MAX_BODY_BYTES

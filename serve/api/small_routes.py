@@ -12,40 +12,40 @@ from serve.protocol.errors import ApiError
 
 
 class DetokenizeRequest(RequestModel):
-    """The body of POST /detokenize: token ids, as many as the model reads."""
+    """The body of POST /detokenize: token ids, at most the model's context length."""
 
     model: str | None = None
     tokens: list[Annotated[int, Field(ge=0)]]
 
 
 class DetokenizedText(BaseModel):
-    """The answer of POST /detokenize: the text of all tokens, control tokens too."""
+    """The answer of POST /detokenize: the text of all tokens, including control tokens."""
 
     prompt: str
 
 
 class Version(BaseModel):
-    """The answer of GET /version: of the program, and the key of the release that is served."""
+    """The answer of GET /version: the program's version, and the key of the served release."""
 
     version: str
     release: str
 
 
 class InputTokens(BaseModel):
-    """The answer of POST /v1/responses/input_tokens, which is in OpenAI's API: of the prompt that a request makes."""
+    """The answer of POST /v1/responses/input_tokens (in OpenAI's API): the length of a request's prompt."""
 
     object: Literal["response.input_tokens"] = "response.input_tokens"
     input_tokens: int
 
 
 class Load(BaseModel):
-    """The answer of GET /load: the replies that are generated or wait."""
+    """The answer of GET /load: the number of replies that run or wait."""
 
     server_load: int
 
 
 class TokenizerInfo(BaseModel):
-    """The answer of GET /tokenizer_info: what a client needs to write prompts by itself."""
+    """The answer of GET /tokenizer_info: what a client needs to render prompts itself."""
 
     tokenizer_class: str
     chat_template: str | None
@@ -58,13 +58,13 @@ class TokenizerInfo(BaseModel):
 
 
 def load_of(engine: Engine) -> Load:
-    """How much there is to do."""
+    """The number of replies that run or wait."""
     health = engine.health()
     return Load(server_load=health.num_active + health.num_waiting)
 
 
 def tokenizer_info(tokenizer: Any, engine: Engine) -> TokenizerInfo:
-    """Of the model that is served."""
+    """The served model's tokenizer."""
     named = {
         name: tokenizer.special_tokens_map.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")
     }
@@ -78,10 +78,10 @@ def tokenizer_info(tokenizer: Any, engine: Engine) -> TokenizerInfo:
 
 
 def version_of(release_key: str) -> Version:
-    """What runs here."""
+    """The program's version and the release."""
     try:
         return Version(version=version("rayconteur"), release=release_key)
-    except PackageNotFoundError:  # run from its folder, without having been installed
+    except PackageNotFoundError:  # run from a checkout without installation
         return Version(version="unknown", release=release_key)
 
 
@@ -89,10 +89,12 @@ async def detokenized(tokenizer: Any, engine: Engine, body: DetokenizeRequest) -
     """The text of the tokens. Raises ApiError."""
     if len(body.tokens) > engine.max_positions:
         raise ApiError(
-            400, f"tokens: got {len(body.tokens)}; at most {engine.max_positions} are read, as by the model.",
+            400, f"tokens: got {len(body.tokens)}; the model reads at most {engine.max_positions}.",
             "tokens",
         )  # fmt: skip
     if body.tokens and (largest := max(body.tokens)) >= engine.vocab_size:
-        raise ApiError(400, f"tokens: got token {largest}; the model knows 0 to {engine.vocab_size - 1}.", "tokens")
+        raise ApiError(
+            400, f"tokens: got token id {largest}; the model's are 0 to {engine.vocab_size - 1}.", "tokens"
+        )
     text = await asyncio.to_thread(tokenizer.decode, body.tokens, clean_up_tokenization_spaces=False)
     return DetokenizedText(prompt=str(text))

@@ -1,4 +1,4 @@
-"""Answers as server-sent events, and clients that leave before theirs."""
+"""Answers as server-sent events, and clients that disconnect before their answer."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -17,8 +17,8 @@ Answer = TypeVar("Answer")
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events, `first` and then the others, whose generator is closed when the client leaves, not when it
-    is collected. `at_end` is called once, whatever happens.
+    """Server-sent events, `first` and then the others. Their generator is closed when the client disconnects, not
+    when it is garbage-collected. `at_end` is called exactly once.
     """
 
     def __init__(self, path: str, first: "asyncio.Future[str]", events: AsyncGenerator[str, None]) -> None:
@@ -38,7 +38,7 @@ class EventStream(StreamingResponse):
             await _end(self._first, self._events)
 
     async def stream_response(self, send: Send) -> None:
-        """Called by the framework. Only the headers go through what is around the routes."""
+        """Called by the framework. Only the headers pass through the middleware."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await self._send_events(self._send_piece)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -60,8 +60,8 @@ SendPiece = Callable[[bytes], Awaitable[None]]
 
 
 def _piece_sender(send: Send) -> SendPiece:
-    """Sends pieces of a body whose headers are sent. Under uvicorn as a chunk on the connection: to make a message of
-    ASGI of each token and take it apart again is a tenth of what a token costs."""
+    """A function that sends pieces of a body after its headers. Under uvicorn it writes chunks to the connection
+    directly: an ASGI message for each token would be a tenth of the cost of a token."""
     cycle = getattr(send, "__self__", None)
     if not isinstance(cycle, RequestResponseCycle):
         return lambda piece: send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -77,10 +77,10 @@ def _piece_sender(send: Send) -> SendPiece:
 
 
 async def stream_of(request: Request, events: AsyncGenerator[str, None]) -> EventStream | None:
-    """The answer with these events; None where the client has gone.
+    """The answer with these events; None if the client has disconnected.
 
-    Its headers wait for the first event, so that a failure before it has a status of its own: for a second where no
-    front is before this, which sends them itself.
+    Its headers wait for the first event, so that an earlier failure gets its own status. Without a front, which sends
+    early headers itself, they wait for a second at most.
     """
     first: asyncio.Future[str] = asyncio.ensure_future(anext(events))
     patience = None if LEASE in request.headers else EARLY_SECONDS
@@ -102,12 +102,12 @@ async def _end(first: "asyncio.Future[str]", events: AsyncGenerator[str, None]) 
     first.cancel()
     await asyncio.wait({first})
     if not first.cancelled():
-        first.exception()  # nobody else asks for it
+        first.exception()  # marks it as retrieved
     await events.aclose()
 
 
 async def unless_departed(request: Request, work: Awaitable[Answer]) -> Answer | None:
-    """What `work` makes; None, and its end, when the client goes away first."""
+    """The result of `work`; if the client disconnects first, `work` is cancelled and the result is None."""
     task = asyncio.ensure_future(work)
     departure = asyncio.create_task(_departure(request))
     try:

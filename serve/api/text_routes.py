@@ -1,4 +1,4 @@
-"""The routes that turn text into tokens or vectors and back, and generate nothing."""
+"""The routes that convert text to tokens or embeddings, or tokens to text, and generate nothing."""
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response

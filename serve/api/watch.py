@@ -1,8 +1,8 @@
-"""Is a replica able to answer? All that a request needs is asked, over and over, and none of it is waited for long.
+"""The health check of a replica: every part that requests need must answer regularly.
 
 watch = Watch(engine, tokens=lambda: metrics.num_tokens, max_seconds=600)
-watch.add("the threads that make prompts", lambda: pool.submit(int))
-watch.problem()             # None, or what is stuck; to be called every few seconds
+watch.add("the prompt threads", lambda: pool.submit(int))
+watch.problem()             # None, or the part that is stuck; call it every few seconds
 """
 
 import time
@@ -13,9 +13,9 @@ from typing import Any
 
 from serve.engines.base import Engine, EngineHealth
 
-# A part that has not answered for so long is stuck: a full house's prompts are made in less.
+# A part without an answer for this long is stuck: encoding the prompts of a full queue takes less.
 STUCK_SECONDS = 60.0
-# Beyond the longest that a reply may take, after which a living engine has let go of it.
+# Added to the longest duration of a reply, after which a working engine has ended it.
 _GRACE_SECONDS = 10.0
 _ANSWER_SECONDS = 0.1
 
@@ -28,7 +28,7 @@ class _Part:
 
 
 class Watch:
-    """`tokens` counts those that the engine has made; a reply takes `max_seconds` at most."""
+    """`tokens` counts generated tokens; a reply takes at most `max_seconds`."""
 
     def __init__(
         self,
@@ -44,17 +44,17 @@ class Watch:
         self._clock = clock
         self._parts: dict[str, _Part] = {}
         self._seen_tokens, self._moved = -1, clock()
-        # In a thread: an engine that is stuck may hold the lock that telling its health takes.
+        # In a thread: a stuck engine may hold the lock that `health` needs.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="watch")
         self._engine = self.add("the engine", lambda: self._thread.submit(engine.health))
 
     def add(self, name: str, ask: Callable[[], "Future[Any]"]) -> _Part:
-        """One more thing that requests need; what `ask` returns is done when it answers."""
+        """Add a part that requests need; the future from `ask` is done when the part answers."""
         part = self._parts[name] = _Part(ask, self._clock(), ask())
         return part
 
     def problem(self) -> str | None:
-        """What is wrong, if anything is."""
+        """The current problem, or None."""
         now = self._clock()
         for name, part in self._parts.items():
             if part.answer.done():
@@ -64,7 +64,7 @@ class Watch:
         return self._problem_of_engine(now)
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop checking."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _problem_of_engine(self, now: float) -> str | None:
@@ -78,5 +78,5 @@ class Watch:
         if tokens != self._seen_tokens or not health.num_active:
             self._seen_tokens, self._moved = tokens, now
         if now - self._moved > self._stalled_seconds:
-            return f"the engine has made no token for {now - self._moved:.0f} seconds"
+            return f"the engine has generated no token for {now - self._moved:.0f} seconds"
         return None

@@ -1,5 +1,5 @@
-"""The endpoint on Ray Serve: replicas that each hold one release, autoscaled. serve/deployment/front_actor.py is
-before them.
+"""The Ray Serve application of the endpoint: autoscaled replicas that each serve one release, behind the front
+(serve/deployment/front_actor.py).
 
 release = ServedRelease("/releases/abc", "abc", "my-model")
 ray_serve.run(build(release), name="chat", route_prefix=None)
@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-# Named so that it is never taken for our own package `serve`.
+# The alias keeps it apart from this project's package `serve`.
 from ray import serve as ray_serve
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingContext, AutoscalingPolicy, DeploymentActorConfig
@@ -22,12 +22,14 @@ from serve.deployment.replica import LIMITS_ACTOR, ReadKeys
 from serve.deployment.settings import EngineSettings, Scaling, ServedRelease
 from serve.engines.base import DEFAULT_MAX_ACTIVE
 
-# Share of the replicas' caches in use above which another replica is wanted.
+# Another replica starts when more than this share of the replicas' caches is in use.
 _FULL_CACHE = 0.8
 
 
 def replicas_for(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
-    """By the requests in progress, as Ray Serve does by itself, and by their tokens: long ones fill the caches."""
+    """The number of replicas by requests in progress, as Ray Serve's default, and by their tokens,
+    which fill caches.
+    """
     wanted, state = replica_queue_length_autoscaling_policy(context)
     used = (context.aggregated_metrics or {}).get("cache_used", {})
     return max(wanted, sum(used.values()) / _FULL_CACHE), state
@@ -44,9 +46,9 @@ def build(
 ) -> Any:
     """The Ray Serve application (`ray.serve.Application`) that serves a release.
 
-    With `read_keys`, called in each replica, requests need a key, and one actor beside the replicas counts for all of
-    them what each key has used. `behind_proxy`: requests come through Ray Serve's proxies, with their limits, not by
-    leases. Raises RayconteurError for what the engine could not serve.
+    With `read_keys`, called in each replica, requests need a key, and one actor counts the use of each key for all
+    replicas. `behind_proxy`: requests come through Ray Serve's proxies, with their limits, not by leases. Raises
+    RayconteurError if the engine could not serve the release.
     """
     engine, scaling, api = engine or EngineSettings(), scaling or Scaling(), api or ApiSettings()
     max_active = max(DEFAULT_MAX_ACTIVE[engine.name], math.ceil(scaling.target_ongoing_requests))
@@ -71,15 +73,15 @@ def build(
 
 
 def _deployment_options(scaling: Scaling, api: ApiSettings, max_active: int) -> dict[str, Any]:
-    """Of `ray.serve.deployment`."""
+    """Arguments of `ray.serve.deployment`."""
     return {
         "name": "ChatReplica",
         "ray_actor_options": {"num_cpus": scaling.num_cpus},
-        # A few more than are decoded at once: the next ones are there when a place is free.
+        # A few more than the engine decodes at once, so that a free place is filled immediately.
         "max_ongoing_requests": max_active + max(2, max_active // 8),
         "max_queued_requests": api.max_queued_requests,
         "health_check_period_s": 2.0,
-        # Replies that are under way come to their end.
+        # Replies in progress can finish.
         "graceful_shutdown_timeout_s": api.max_seconds + 10.0,
         "graceful_shutdown_wait_loop_s": 0.5,
         "max_surge_percent": 100 if scaling.surge else 0,
@@ -89,7 +91,7 @@ def _deployment_options(scaling: Scaling, api: ApiSettings, max_active: int) -> 
             "target_ongoing_requests": scaling.target_ongoing_requests,
             "upscale_delay_s": scaling.upscale_delay_seconds,
             "downscale_delay_s": scaling.downscale_delay_seconds,
-            # Of the last seconds: the average over more would answer a load that has gone.
+            # A longer average would react to load that is gone.
             "look_back_period_s": 5.0,
             "metrics_interval_s": 1.0,
             "policy": AutoscalingPolicy(policy_function=replicas_for),

@@ -1,4 +1,4 @@
-"""A replica that holds its engine itself."""
+"""A replica whose engine runs in its own process."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from serve.engines.base import Engine
 
 
 class ChatReplica(Answering):
-    """One replica that holds its engine itself."""
+    """A replica whose engine runs in its own process."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The front as a Ray actor: its leases come from a Ray Serve application.
+"""The front as a Ray actor, with leases from a Ray Serve application.
 
 run_endpoint(build("/releases/abc", "abc", "my-model"), "chat", "127.0.0.1", 8000, 600, Endpoint("my-model", "abc"))
 """
@@ -30,27 +30,27 @@ from serve.protocol.errors import ApiError, replicas_busy
 logger = logging.getLogger(__name__)
 
 _NAMESPACE = "rayconteur"
-# Raised when a front's code changes: an older one is exchanged at the next deploy.
+# Incremented when the front's code changes: the next deploy then replaces a running front.
 _VERSION = 3
 _KEYS_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class FrontSettings:
-    """Pages of which `origins` may ask, by which certificate and key (files there), with which API keys."""
+    """Allowed CORS origins, the TLS certificate and key (files on the front's machine), and the API keys."""
 
     origins: tuple[str, ...] = ()
     tls: tuple[str, str] | None = None
     read_keys: Callable[[], list[ApiKey] | None] | None = None
 
     def digest(self) -> str:
-        """Another one for other settings; of a function that reads keys its name counts."""
+        """A short hash that changes with the settings; for the function that reads keys, with its name."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
 
 
 class FrontActor:
-    """A Front whose leases come from the application `app_name`; in a thread, so that it is there again by itself
-    when Ray has started this actor anew."""
+    """A Front with leases from the application `app_name`. It runs in a thread that starts with the actor, so it is
+    back after Ray restarts the actor."""
 
     def __init__(self, app_name: str, host: str, port: int, max_seconds: float, settings: FrontSettings) -> None:
         write_log()
@@ -77,15 +77,15 @@ class FrontActor:
         return self._problem
 
     def serve(self, endpoint: Endpoint) -> None:
-        """Say so of the endpoint from now on."""
+        """Announce this endpoint on /health."""
         self._loop.call_soon_threadsafe(self._front.serve, endpoint)
 
     def close(self) -> None:
-        """Take no new connections; ends with the last reply."""
+        """Refuse new connections; returns after the last reply."""
         self._done(self._front.close())
 
     async def _follow_keys(self, read: Callable[[], list[ApiKey] | None]) -> None:
-        """Know the keys, from now on or from when they can be read; until then it is replicas alone that refuse."""
+        """Load the keys, retrying until they can be read; until then only replicas check keys."""
         try:
             self._front.keys = await asyncio.to_thread(KeyRing, read)
         except Exception as error:  # whatever a store's library raises
@@ -105,10 +105,10 @@ class FrontActor:
                 address, lease_id = await asyncio.wait_for(anext(responses), max(0.0, seconds))
                 yield Lease(address, lease_id)
             except BaseException:
-                responses.cancel()  # nobody waits for it any more, or it may not have been claimed
+                responses.cancel()  # the request is gone, or may not have claimed it
                 raise
         except TimeoutError:
-            raise ApiError(504, "No replica had room for this request in time.", code="deadline_exceeded") from None
+            raise ApiError(504, "No replica was free for this request in time.", code="deadline_exceeded") from None
         except BackPressureError:
             raise replicas_busy() from None
         except DeploymentUnavailableError as error:
@@ -126,10 +126,10 @@ def run_endpoint(
     endpoint: Endpoint,
     settings: FrontSettings | None = None,
 ) -> None:
-    """Run a Ray Serve application of `serve.deployment.application.build`, or update the one of that name, and have
-    it answer at `host`:`port` of this node when it is ready.
+    """Run a Ray Serve application of `serve.deployment.application.build`, or update the one of that name, and serve
+    it at `host`:`port` of this node when it is ready.
 
-    Raises OSError where nothing can listen there, and RuntimeError or RayError where Ray Serve could not start it.
+    Raises OSError if the front cannot listen there, and RuntimeError or RayError if Ray Serve cannot start it.
     """
     front = open_front(name, host, port, max_seconds, settings)
     ray_serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
@@ -138,16 +138,16 @@ def run_endpoint(
 
 
 def startup_failures(name: str) -> str:
-    """Why the deployments of an application could not be started, as Ray Serve has it: the texts of tracebacks."""
+    """Why an application's deployments could not start, by Ray Serve's status: texts of tracebacks."""
     found = ray_serve.status().applications.get(name)
     return "\n".join(each.message for each in found.deployments.values() if each.message) if found else ""
 
 
 def open_front(app_name: str, host: str, port: int, max_seconds: float, settings: FrontSettings | None = None) -> Any:
-    """The actor that has the application answer at `host`:`port` of this node; raises OSError.
+    """The actor of the front that serves the application at `host`:`port` of this node; raises OSError.
 
-    A front that is there goes on. One with other settings is closed when its replies have ended, the new one
-    listening beside it. Ray starts a front again if it dies.
+    A running front with the same settings is kept. One with other settings closes after its last reply, while the new
+    one already listens. Ray restarts a front that dies.
     """
     settings = settings or FrontSettings()
     name = f"front {app_name} {host}:{port} {max_seconds:g} {settings.digest()} v{_VERSION}"
@@ -170,7 +170,7 @@ def open_front(app_name: str, host: str, port: int, max_seconds: float, settings
 
 
 def close_fronts() -> None:
-    """End the fronts of this cluster, and what they are answering."""
+    """End all fronts of this cluster, and the requests in progress."""
     for front in _fronts().values():
         ray.kill(front)
 

@@ -1,4 +1,4 @@
-"""What every replica has: its HTTP server, its keys and limits."""
+"""The common part of all replicas: HTTP server, API keys and rate limits."""
 
 import asyncio
 import logging
@@ -24,19 +24,19 @@ logger = logging.getLogger(__name__)
 
 LIMITS_ACTOR = "limits"
 
-# A replica counts limits alone where the actor that counts for all has not answered after so long.
+# A replica counts limits alone if the actor that counts for all does not answer within this time.
 _SHARED_LIMITS_S = 1.0
 
 ReadKeys = Callable[[], list[ApiKey] | None]
 
 
 class Answering:
-    """What every replica has: an HTTP server over its engine, for those who hold a lease."""
+    """The base class of replicas: an HTTP server over the engine, for requests with a lease."""
 
     def _answer(
         self, engine: Engine, folder: Path, release: ServedRelease, api: ApiSettings, read_keys: ReadKeys | None
     ) -> None:
-        """`folder`: the release's, on this machine."""
+        """Start the server; `folder` is the release's, on this machine."""
         from models.base.load import load_tokenizer
         from serve.api.routes import create_app
         from serve.replies.reranker import Reranker
@@ -58,7 +58,7 @@ class Answering:
         self._app.state.watch.add("the HTTP server", self._server.answers)
 
     def __serve_build_asgi_app__(self) -> Any:
-        """Called by Ray Serve behind its own proxy, which puts the request's id into the answer itself."""
+        """Called by Ray Serve behind its own proxy, which adds the request id to the answer itself."""
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             async def send_without_id(message: Any) -> None:
@@ -71,7 +71,7 @@ class Answering:
         return app
 
     async def lease(self) -> AsyncGenerator[tuple[str, str], None]:
-        """Where to send one request and the lease for it; ends when it is answered. Ray counts it until then."""
+        """The address for one request, and its lease; ends when the request is answered. Until then Ray counts it."""
         self._check()
         async with aclosing(self._leases.held()) as lease_ids:
             async for lease_id in lease_ids:
@@ -91,9 +91,9 @@ class Answering:
 
 
 class SharedLimits(Limits):
-    """Counted for all replicas by one actor, which Ray Serve keeps alive; by each for itself while that is away.
+    """Limits counted for all replicas by one actor, which Ray Serve restarts; without it, each replica counts alone.
 
-    A new actor begins with a minute's worth for every key.
+    A restarted actor has full buckets for all keys.
     """
 
     def __init__(self) -> None:
@@ -107,11 +107,11 @@ class SharedLimits(Limits):
             taken: Taken = await asyncio.wait_for(asked, _SHARED_LIMITS_S)
         except (TimeoutError, ValueError, ray.exceptions.RayError) as error:
             self._actor = None
-            logger.warning("limits are counted by this replica alone: %r", error)
+            logger.warning("this replica counts rate limits alone: %r", error)
             return await super().take(name, per_minute, amount)
         return taken
 
     async def give_back(self, name: str, per_minute: int, amount: int) -> None:
         await super().give_back(name, per_minute, amount)
         if self._actor is not None:
-            self._actor.give_back.remote(name, per_minute, amount)  # the answer is out; nobody waits for this
+            self._actor.give_back.remote(name, per_minute, amount)  # the answer has been sent; nothing waits for this

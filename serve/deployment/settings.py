@@ -1,4 +1,4 @@
-"""What a deployment of the endpoint is made of: the release, its engine, and how many replicas there are."""
+"""Settings of a deployment: the release, its engine, and the number of replicas."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,45 +8,45 @@ from serve.engines.base import DEFAULT_MAX_STALL_SECONDS, Precision
 
 @dataclass(frozen=True)
 class ServedRelease:
-    """What replicas open, each on its own machine."""
+    """The release that replicas load, each on its own machine."""
 
     folder: str
-    """A folder or the URI of one. For the engine `openvino` it holds an OpenVINO export, for others a Hugging Face
-    model, by any name that `models.base.load.resolve` knows."""
+    """A folder or its URI: for the engine `openvino` with an OpenVINO export, for others with a Hugging Face model,
+    by any name that `models.base.load.resolve` takes."""
     key: str
-    """what `/health` names it by"""
+    """its name in `/health`"""
     model_name: str
-    """what requests name it by"""
+    """its name in requests"""
     adapters: Mapping[str, str] = field(default_factory=dict)
-    """folders or URIs of LoRA adapters, by the names that requests choose them by"""
+    """folders or URIs of LoRA adapters, by their names in requests"""
     discriminator: str | None = None
-    """folder or URI; with it requests may ask for the best of several replies"""
+    """folder or URI; enables `best_of` in requests"""
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What generates in a replica."""
+    """The engine of a replica."""
 
     name: str = "torch"
     """`torch`, `openvino` or `vllm`"""
     precision: Precision = "auto"
     max_stall_seconds: float = DEFAULT_MAX_STALL_SECONDS
-    """of replies in progress while the prompts of others are read"""
+    """how long reading other prompts may delay replies in progress"""
     beside: bool = True
-    """whether `openvino` decodes beside its pipeline what that cannot follow; otherwise it refuses such requests"""
+    """whether `openvino` decodes requests that its pipeline does not support in a second way, or refuses them"""
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """How many replicas there are, and what each of them takes."""
+    """The number of replicas, and the resources of each."""
 
     min_replicas: int = 1
     max_replicas: int = 1
     target_ongoing_requests: float = 4
-    """requests in progress in a replica, above which another replica starts"""
+    """another replica starts above this number of requests in progress per replica"""
     upscale_delay_seconds: float = 3.0
     downscale_delay_seconds: float = 300.0
     num_cpus: float = 1
     num_gpus: float = 0
     surge: bool = False
-    """whether an update starts new replicas before it stops old ones, which takes room for one more"""
+    """whether an update starts new replicas before it stops old ones, which needs resources for one more"""

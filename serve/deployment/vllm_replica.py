@@ -1,15 +1,15 @@
-"""Replicas that generate with vLLM: `ray.serve.llm` places and starts it, our routes answer.
+"""Replicas that generate with vLLM: `ray.serve.llm` places and starts it, and this project's routes answer.
 
-`serve.deployment.application.build` makes them for the engine `vllm`; needs the extra `llm`. Ray's `LLMServer` lays
-out the GPUs, a bundle of a placement group for each, starts vLLM on them and asks after its health; its own HTTP
-routes are never built.
+`serve.deployment.application.build` makes them for the engine `vllm`; needs the extra `llm`. Ray's `LLMServer`
+reserves the GPUs, a bundle of a placement group for each, starts vLLM on them and checks its health; its own HTTP
+routes are not used.
 """
 
 import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-# Named so that it is never taken for our own package `serve`.
+# The alias keeps it apart from this project's package `serve`.
 from ray import serve as ray_serve
 from ray.serve.llm import LLMConfig, LLMServer
 
@@ -33,11 +33,11 @@ class VLLMReplica(Answering, LLMServer):  # type: ignore[misc]
         api: ApiSettings,
         read_keys: ReadKeys | None,
     ) -> None:
-        # Of this machine, as those of the driver's were there.
+        # Paths on this machine; the driver's paths do not exist here.
         folder, adapters = resolve(release.folder), _local(release.adapters)
         config.model_loading_config.model_source = str(folder)
         await LLMServer.__init__(self, config)
-        # LLMServer's own methods take and give OpenAI's JSON: to the tokens there is only its engine's client.
+        # LLMServer's own methods take and return OpenAI's JSON; only its engine's client has tokens.
         engine = VLLMEngine(self.engine._engine_client, asyncio.get_running_loop(), adapters)
         self._answer(engine, folder, release, api, read_keys)
 
@@ -61,16 +61,16 @@ def llm_config(
     num_gpus: float = 0,
     adapters: dict[str, str] | None = None,
 ) -> LLMConfig:
-    """Ray's settings for replicas with `options` of `ray.serve.deployment`, whose GPUs are in `num_gpus` alone.
+    """Ray's settings for replicas with `options` of `ray.serve.deployment`, except for their GPUs, `num_gpus`.
 
-    Raises RayconteurError for what vLLM could not serve.
+    Raises RayconteurError if vLLM could not serve the release.
     """
     check_heads(release_folder, num_gpus)
     num_cpus = options["ray_actor_options"]["num_cpus"]
     return LLMConfig(
         model_loading_config={"model_id": model_name, "model_source": release_folder},
         engine_kwargs=engine_arguments(precision, max_active, num_gpus, adapters or {}),
-        # A bundle for each worker of vLLM. On CPUs there is one worker, on those of the replica.
+        # A bundle for each vLLM worker. On CPUs there is one worker, which uses the replica's.
         placement_group_config={"bundle_per_worker": {"GPU": min(1.0, num_gpus)} if num_gpus else {"CPU": 0.0}},
         deployment_config=options,
         runtime_env={"env_vars": environment(num_cpus, num_gpus)},

@@ -1,1 +1,1 @@
-"""What generates tokens: torch, OpenVINO, vLLM."""
+"""Inference engines: torch, OpenVINO, vLLM."""

@@ -1,7 +1,7 @@
 """The engine interface: prompts in as token ids, replies out as a stream of token ids.
 
-An engine knows no text, no HTTP and no Ray: `serve.api.routes` renders and reads, `serve.deployment.application`
-deploys.
+An engine has no text, HTTP or Ray in it: `serve.replies` converts to and from text, `serve.api` answers HTTP, and
+`serve.deployment` deploys.
 """
 
 import asyncio
@@ -16,53 +16,54 @@ from serve.protocol.responses import FinishReason
 
 Precision = Literal["auto", "bf16", "fp32"]
 
-# Below this the likeliest token is certain in float32, and dividing by it would overflow.
+# Below this temperature the likeliest token is certain in float32, and the division would overflow.
 SMALLEST_TEMPERATURE = 1e-4
-# Below this the likeliest token is enough of them all, whatever its probability: no vocabulary has ten million.
+# Below this top_p the likeliest token always suffices: no vocabulary has ten million tokens.
 SMALLEST_TOP_P = 1e-7
 
-# Requests that an engine decodes at the same time, unless told otherwise.
+# Default number of requests that an engine decodes at the same time.
 DEFAULT_MAX_ACTIVE = {"torch": 32, "openvino": 32, "vllm": 256}
 
-# How long a long prompt may hold up the replies of others at a time.
+# How long reading a long prompt may delay other replies at a time.
 DEFAULT_MAX_STALL_SECONDS = 1.0
 
 
 class Unfollowable(RayconteurError):
-    """A reply has come to where its grammar takes too much to follow, or nothing is allowed."""
+    """A reply cannot continue: its grammar takes too much to follow, or allows no token."""
 
 
 class Grammar(Protocol):
-    """What a reply has to follow; see serve/grammar/json_grammar.py."""
+    """The grammar of a reply; see serve/grammar/json_grammar.py."""
 
     lark: str
-    """all of it, in llguidance's form of Lark"""
+    """the whole grammar, in llguidance's variant of Lark"""
     schema: str | None
-    """JSON schema that all of a reply may follow; None where it is more than that, and followed by `GrammarState`
-    alone"""
+    """the JSON schema of the reply; None if the grammar is more than a schema, and only
+    `GrammarState` can follow it
+    """
     param: str
-    """the field of the request that asks for it"""
+    """the request's field with the grammar"""
 
     def start(self) -> "GrammarState":
-        """Where a reply begins."""
+        """The state at the start of a reply."""
 
 
 class GrammarState(Protocol):
-    """How far a reply has come; both raise Unfollowable."""
+    """A reply's position in its grammar; both methods raise Unfollowable."""
 
     def allowed(self) -> Any:
-        """A numpy array of bool for every token of the vocabulary: may it come next?"""
+        """Whether each token of the vocabulary may come next, as a numpy array of bool."""
 
     def accept(self, token_id: int) -> None:
-        """It came next."""
+        """Advance by this token."""
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What to generate; serve/protocol/requests.py says what the fields mean that requests have too.
+    """A request to an engine; serve/protocol/requests.py explains the fields that HTTP requests have too.
 
-    Temperature 0 takes the likeliest token each time, top_k 0 keeps all, `seed` None draws a new one; `num_logprobs`
-    None asks for no log-probabilities, 0 for the drawn token's alone.
+    Temperature 0 always takes the likeliest token, top_k 0 keeps all, `seed` None means a random one. `num_logprobs`
+    None returns no log-probabilities, 0 only the sampled token's.
     """
 
     prompt_ids: list[int]
@@ -77,59 +78,58 @@ class GenerationRequest:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
-    """The same of the prompt's tokens, but for the first one, which follows nothing."""
+    """The same for the prompt's tokens, except for the first one."""
     grammar: Grammar | None = None
     seed: int | None = None
     end_token_ids: frozenset[int] = frozenset()
     min_new_tokens: int = 0
-    """Before so many none of `end_token_ids` is drawn."""
+    """No end token is sampled before this number of tokens."""
     allowed_token_ids: frozenset[int] | None = None
-    """None but these are drawn, and `end_token_ids`; None: all may be."""
+    """Only these and `end_token_ids` are sampled; None: all tokens."""
     bad_words: tuple[tuple[int, ...], ...] = ()
-    """What the reply does not have, in tokens."""
+    """Token sequences that the reply must not contain."""
     adapter: str | None = None
-    """One of the engine's `adapters`, or the model without any."""
+    """One of the engine's `adapters`, or None for the plain model."""
     request_id: str = field(default_factory=lambda: uuid4().hex)
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
-            raise ValueError("prompt_ids: got none; a reply needs at least one token to follow")
+            raise ValueError("prompt_ids: got none; a prompt has at least one token")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: got {self.max_new_tokens}; must be at least 1")
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is taken each time."""
+        """Whether the likeliest token is always taken."""
         return self.temperature < SMALLEST_TEMPERATURE or self.top_p < SMALLEST_TOP_P or self.top_k == 1
 
     @property
     def changes_scores(self) -> bool:
-        """Whether the model's own scores are changed before a token is drawn by them."""
+        """Whether the model's logits are changed before sampling."""
         penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
         rules = (self.logit_bias, self.grammar, self.min_new_tokens, self.bad_words)
         return penalties != (0.0, 0.0, 1.0) or self.allowed_token_ids is not None or any(rules)
 
 
 class TokenEvent(NamedTuple):
-    """One generated token; the last one has the reason why: "stop" (an end token) or "length"."""
+    """One generated token; the last one has a finish reason: "stop" (an end token) or "length"."""
 
     token_id: int
     finish_reason: FinishReason | None = None
     logprob: float | None = None
-    """natural logarithm of its probability by the model's own scores, where it was asked for"""
+    """natural logarithm of its probability by the model's own logits, if requested"""
     top_logprobs: tuple[tuple[int, float], ...] = ()
-    """the likeliest tokens and theirs, the likeliest first"""
+    """the likeliest tokens with their log-probabilities, the likeliest first"""
     prompt_logprobs: "tuple[tuple[float, tuple[tuple[int, float], ...]], ...]" = ()
-    """with the first token, where they were asked for: these two of each token of the prompt from the second on"""
+    """with the first token, if requested: both for each token of the prompt from the second on"""
     num_cached: int | None = None
-    """with the first token: so many of the prompt's tokens were read for another request; None where the engine
-    cannot tell"""
+    """with the first token: how many of the prompt's tokens were cached from another request; None if the engine does
+    not report it"""
 
 
 @dataclass(frozen=True)
 class EngineHealth:
-    """Whether the engine still generates, how many requests it has in hand and in its queue, and how full its cache
-    is, 0 to 1."""
+    """Whether the engine works, how many requests are active and waiting, and the used share of its cache, 0 to 1."""
 
     is_alive: bool
     num_active: int
@@ -142,11 +142,11 @@ class EngineError(RuntimeError):
 
 
 Event = TokenEvent | Exception | None
-"""what a stream is handed: its next token, a failure, or None for an end without a reason"""
+"""an item of a stream: the next token, a failure, or None for an end without a finish reason"""
 
 
 async def tokens_of(events: "asyncio.Queue[Event]") -> AsyncGenerator[TokenEvent, None]:
-    """The tokens of one request as they are handed over, to their end; raises the failure among them."""
+    """The tokens of one request's queue up to its end; raises a failure from it."""
     while (event := await events.get()) is not None:
         if isinstance(event, Exception):
             raise event
@@ -156,58 +156,58 @@ async def tokens_of(events: "asyncio.Queue[Event]") -> AsyncGenerator[TokenEvent
 
 
 class Engine(ABC):
-    """Generates tokens for many requests at once; made to be used from one asyncio loop."""
+    """Generates tokens for many requests at once; for use from one asyncio loop."""
 
     @property
     @abstractmethod
     def max_positions(self) -> int:
-        """The most tokens that prompt and reply may have together."""
+        """The maximum number of tokens of prompt and reply together."""
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """How many tokens the model has scores for."""
+        """The number of tokens that the model has logits for."""
 
     @property
     @abstractmethod
     def max_active(self) -> int:
-        """Requests that are decoded at the same time; later ones wait."""
+        """The number of requests that are decoded at the same time; further ones wait."""
 
     @property
     def adapters(self) -> Sequence[str]:
-        """What a request may name as its `adapter`."""
+        """The names that a request may use as `adapter`."""
         return ()
 
     def check_fits(self, request: GenerationRequest) -> None:
-        """Raise ValueError for more tokens than the model has positions, and an adapter that is not there."""
+        """Raise ValueError for more tokens than the model has positions, and for an unknown adapter."""
         total = len(request.prompt_ids) + request.max_new_tokens
         if total > self.max_positions:
             raise ValueError(f"prompt and reply together need {total} positions; the model has {self.max_positions}")
         if request.adapter is not None and request.adapter not in self.adapters:
-            raise ValueError(f"adapter: got {request.adapter!r}; there are {', '.join(self.adapters) or 'none'}")
+            raise ValueError(f"adapter: got {request.adapter!r}; available: {', '.join(self.adapters) or 'none'}")
 
     def check_tokens(self, request: GenerationRequest) -> None:
-        """Raise ValueError for a token that the model does not know."""
+        """Raise ValueError for a token id outside the vocabulary."""
         worst = max(request.prompt_ids, key=lambda token_id: abs(token_id - self.vocab_size / 2))
         if not 0 <= worst < self.vocab_size:
-            raise ValueError(f"prompt_ids: got {worst}; the model knows tokens 0 to {self.vocab_size - 1}")
+            raise ValueError(f"prompt_ids: got {worst}; the model's token ids are 0 to {self.vocab_size - 1}")
 
     def refusal(self, request: GenerationRequest) -> tuple[str, str] | None:
-        """The field of `request` that this engine cannot do justice to, and why."""
+        """The field of `request` that this engine does not support, and why."""
         return None
 
     @property
     def embedding_size(self) -> int | None:
-        """How many numbers an embedding has; None where the engine has none."""
+        """The size of an embedding; None if the engine supports none."""
         return None
 
     async def embed(self, token_ids: Sequence[int], adapter: str | None = None) -> list[float]:
         """The mean of the last hidden states over these tokens, of length 1. Raises EngineError."""
-        raise EngineError("this engine gives out no hidden states to make embeddings of")
+        raise EngineError("this engine does not support embeddings")
 
     @abstractmethod
     def submit(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
-        """The tokens of the reply as they are generated, the end token included.
+        """The tokens of the reply as they are generated, including the end token.
 
         The request enters the engine when the first event is awaited, and leaves it when the generator ends
         or is closed. Raises EngineError, and ValueError for a request that does not fit.
@@ -215,12 +215,12 @@ class Engine(ABC):
 
     @abstractmethod
     def cancel(self, request_id: str) -> None:
-        """End a request before its next token: its stream ends without a finish reason. Any id is fine."""
+        """End a request before its next token: its stream ends without a finish reason. Unknown ids are ignored."""
 
     @abstractmethod
     def health(self) -> EngineHealth:
-        """The engine's state at this moment."""
+        """The engine's current state."""
 
     @abstractmethod
     def close(self) -> None:
-        """Stop generating; streams that are still open raise EngineError."""
+        """Stop generating; open streams raise EngineError."""

@@ -1,4 +1,4 @@
-"""OpenVINO's paged, continuous batching on CPUs, in a process of its own.
+"""OpenVINO's paged, continuous batching on CPUs, in a child process.
 
 engine = OpenVINOEngine("/releases/abc-openvino", precision="auto", num_threads=2)
 async for event in engine.submit(GenerationRequest(prompt_ids, max_new_tokens=64)): ...
@@ -49,13 +49,13 @@ from serve.protocol.responses import FinishReason
 
 logger = logging.getLogger(__name__)
 
-# The cache takes memory as it fills, up to this; less where so many of the longest sequences need less.
+# The cache grows up to this size; to less if `max_active` sequences of maximum length need less.
 CACHE_BYTES = 2 << 30
 
 
 @dataclass
 class _Stream:
-    """An open request: where its events go."""
+    """An open request and the queue of its events."""
 
     number: int
     request: GenerationRequest
@@ -64,10 +64,10 @@ class _Stream:
 
 
 class OpenVINOEngine(Engine):
-    """Up to `max_active` requests are decoded together, the others wait; all of it in a child process.
+    """Decodes up to `max_active` requests together in a child process; further ones wait.
 
-    Computed in `fp32` the tokens are those of transformers, in any company; in other precisions a reply may depend on
-    what is decoded beside it. If the child dies, every open request fails, and the engine is not alive any more.
+    In `fp32` the tokens are those of transformers, whatever else is in the batch; in other precisions a reply may
+    depend on concurrent requests. If the child dies, every open request fails, and the engine has stopped.
     """
 
     def __init__(
@@ -81,14 +81,15 @@ class OpenVINOEngine(Engine):
     ) -> None:
         """Raises EngineError for an export that OpenVINO cannot load.
 
-        `has_beside`: what the pipeline cannot do is decoded beside it, in this process; else it is refused.
+        `has_beside`: requests that the pipeline does not support are decoded in this process; otherwise they are
+        refused.
         """
         if max_active < 1:
             raise ValueError(f"max_active: got {max_active}; must be at least 1")
         facts = json.loads((Path(export_folder) / FACTS_FILE).read_text())
         num_blocks = num_blocks_of(facts, precision, max_active)
         self._vocab_size: int = facts["vocab_size"]
-        # One block is kept free for the token that is being written.
+        # One block stays free for the token that is being written.
         self._max_positions: int = min(facts["max_positions"], (num_blocks - 1) * BLOCK_TOKENS)
         self._max_active = max_active
         self._numbers = itertools.count()
@@ -124,11 +125,11 @@ class OpenVINOEngine(Engine):
 
     @property
     def process_id(self) -> int:
-        """The child's."""
+        """The child's process id."""
         return self._process.pid
 
     async def submit(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
-        # The pipeline would take these in and answer wrongly, together with their neighbours.
+        # The pipeline would accept these, and give wrong tokens to them and to the rest of the batch.
         self.check_fits(request)
         self.check_tokens(request)
         if (beyond := beyond_pipeline(request)) is not None:
@@ -182,7 +183,7 @@ class OpenVINOEngine(Engine):
         return stream
 
     def _cancel(self, stream: _Stream) -> bool:
-        """Whether it was still open. It counts as active until the child has let go of it."""
+        """Close a stream; whether it was open. It counts as active until the child has released it."""
         with self._lock:
             if not self._is_open(stream):
                 return False
@@ -192,11 +193,11 @@ class OpenVINOEngine(Engine):
             return True
 
     def _send(self) -> None:
-        """Writes to the child, which reads between two steps only: asyncio's loop must not wait for it."""
+        """Write to the child. It reads only between two steps, so asyncio's loop must not wait for it."""
         send_all(self._outbox, self._connection)
 
     def _receive(self) -> None:
-        """Reads from the child until it is gone, however it goes."""
+        """Read from the child until it has ended in any way."""
         try:
             with contextlib.suppress(EOFError, OSError):
                 while True:
@@ -206,7 +207,7 @@ class OpenVINOEngine(Engine):
             self._fail_all()
 
     def _fail_all(self) -> None:
-        """End the child and every stream that is still open."""
+        """End the child and every open stream."""
         self._process.kill()
         code = self._process.wait()
         with self._lock:
@@ -233,16 +234,16 @@ class OpenVINOEngine(Engine):
         _deliver(events)
 
     def _is_open(self, stream: _Stream) -> bool:
-        """Whether somebody still reads it."""
+        """Whether a client still reads it."""
         return self._by_id.get(stream.request.request_id) is stream
 
 
 def _events(progress: Progress, request: GenerationRequest) -> list[TokenEvent | Exception]:
-    """A failed request's last tokens are left out: they may be wrong."""
+    """The events of a step; without a failed request's last tokens, which may be wrong."""
     if progress.end is not None and progress.end not in get_args(FinishReason):
         return [EngineError(f"OpenVINO could not generate the next token: {progress.end}")]
     last = len(progress.token_ids) - 1
-    # OpenVINO writes zeros where they were not asked for.
+    # OpenVINO writes zeros if they were not requested.
     logprobs = progress.logprobs if request.num_logprobs is not None else [None] * (last + 1)
     reason: Any = progress.end
     return [
@@ -257,7 +258,7 @@ def _deliver(events: list[tuple[_Stream, Event]]) -> None:
     for stream, event in events:
         by_loop[stream.loop].append((stream.events, event))
     for loop, pairs in by_loop.items():
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing reads the stream
             loop.call_soon_threadsafe(_put, pairs)
 
 
@@ -267,7 +268,9 @@ def _put(pairs: "list[tuple[asyncio.Queue[Event], Event]]") -> None:
 
 
 def _settings(request: GenerationRequest, vocab_size: int) -> SamplingSettings:
-    """A request in the pipeline's terms: no temperature of 0, no negative seed, no top_k beyond 64 bits."""
+    """A request's sampling settings in the pipeline's form: no temperature 0, no negative seed, no top_k above 64
+    bits.
+    """
     seed = secrets.randbits(63) if request.seed is None else request.seed % 2**63
     temperature = None if request.is_greedy else request.temperature
     return SamplingSettings(
@@ -275,7 +278,7 @@ def _settings(request: GenerationRequest, vocab_size: int) -> SamplingSettings:
         temperature=temperature,
         top_p=request.top_p,
         top_k=min(request.top_k, vocab_size),
-        min_p=min(request.min_p, 1 - 1e-6),  # 1 itself is refused
+        min_p=min(request.min_p, 1 - 1e-6),  # the pipeline refuses 1 itself
         min_new_tokens=request.min_new_tokens,
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
@@ -288,7 +291,9 @@ def _settings(request: GenerationRequest, vocab_size: int) -> SamplingSettings:
 
 
 def num_blocks_of(facts: dict[str, int], precision: str, max_active: int) -> int:
-    """Of the cache. Besides float32, a number takes two bytes of it or, by OpenVINO's choice, about one."""
+    """The number of cache blocks. A number takes 4 bytes in fp32, and otherwise 2 or, by OpenVINO's
+    choice, about 1.
+    """
     block_bytes = facts["cache_numbers_per_token"] * (4 if precision == "fp32" else 2) * BLOCK_TOKENS
     most = max_active * (facts["max_positions"] // BLOCK_TOKENS + 2)
     return min(max(2, CACHE_BYTES // block_bytes), most)

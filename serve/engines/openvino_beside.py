@@ -1,8 +1,8 @@
-"""An OpenVINO export decoded token by token by our own sampler, beside the pipeline that lets nobody in.
+"""An OpenVINO export decoded token by token with this project's sampler, for requests that the pipeline refuses.
 
-The pipeline takes no mask and no score from outside, and tells no score but the drawn token's. What needs one of them
-is computed here, from the same export: the engine `torch` with the model in OpenVINO's hands. Replies come in turn, a
-token each. The weights are in memory a second time, from the first such request on.
+The pipeline takes no mask and no logits from outside, and returns no log-probability but the sampled token's.
+Requests that need one of these use the same export here: the engine `torch` with OpenVINO's model. Replies take
+turns, a token each. From the first such request on, the weights are in memory twice.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from serve.engines.base import EngineError, EngineHealth, GenerationRequest, Pre
 from serve.engines.torch import TorchEngine
 from serve.engines.torch_batched import Row
 
-# The model tells the scores of every token that it reads: of 64 and a vocabulary of 150,000 they take 38 MB.
+# The model returns logits for every token that it reads: 64 tokens and a vocabulary of 150,000 take 38 MB.
 _MAX_READ = 64
 
 
 class Beside:
-    """An ExportEngine that is loaded at its first request."""
+    """An ExportEngine that loads at its first request."""
 
     def __init__(self, *settings: Any) -> None:
         self._settings = settings
@@ -34,7 +34,7 @@ class Beside:
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="openvino-beside")
 
     async def submit(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
-        """As an engine's; raises EngineError also where the export cannot be loaded."""
+        """As an engine's; also raises EngineError if the export cannot be loaded."""
         if self._is_closed:
             raise EngineError("the engine has stopped")
         engine = await asyncio.get_running_loop().run_in_executor(self._loader, self._load)
@@ -48,7 +48,7 @@ class Beside:
             self._engine.cancel(request_id)
 
     def with_health(self, other: EngineHealth) -> EngineHealth:
-        """The state of another engine and of this one together."""
+        """The combined state of another engine and this one."""
         if self._engine is None:
             return other
         own = self._engine.health()
@@ -60,19 +60,19 @@ class Beside:
         )
 
     def close(self) -> None:
-        """Waits for what is being loaded."""
+        """Stop; waits for a load in progress."""
         self._is_closed = True
         self._loader.shutdown(cancel_futures=True)
         if self._engine is not None:
             self._engine.close()
 
     def _load(self) -> "ExportEngine":
-        """Takes as long as the pipeline took, the first time."""
+        """The engine; loading it the first time takes as long as loading the pipeline."""
         if self._engine is None:
             try:
                 self._engine = ExportEngine(*self._settings)
             except RuntimeError as error:
-                raise EngineError(f"the export could not be loaded beside the pipeline: {error}") from error
+                raise EngineError(f"the export could not be loaded a second time: {error}") from error
         return self._engine
 
 
@@ -84,7 +84,7 @@ class ExportEngine(TorchEngine):
         num_threads: int | None = None,
     ) -> None:  # fmt: skip
         self._export_threads = num_threads
-        # Threads are OpenVINO's alone: torch's, which draw tokens, are shared with the rest of the process.
+        # The threads are OpenVINO's; torch's threads, which sample, are shared with the rest of the process.
         super().__init__(export_folder, precision, max_active, max_stall_seconds=max_stall_seconds)
 
     def _load(
@@ -104,7 +104,7 @@ class ExportEngine(TorchEngine):
 
 
 class ExportDecoder:
-    """A SlotDecoder whose rows are requests of a compiled model, each with a state of its own."""
+    """A decoder whose rows are inference requests of a compiled model, each with its own state."""
 
     reads_in_parts = True
 
@@ -117,29 +117,29 @@ class ExportDecoder:
         self._requests: dict[Row, Any] = {}
 
     def open(self, adapter: str | None = None) -> Row:
-        """A row with nothing in it."""
+        """An empty row."""
         row = Row(0)
         self._requests[row] = self._model.create_infer_request()
         return row
 
     def can_copy(self, row: Row | None, length: int) -> bool:
-        """Never: a state is its request's."""
+        """Never: a state belongs to its inference request."""
         return False
 
     def copy(self, row: Row, length: int) -> Row:
-        """Not asked for where `can_copy` says no."""
+        """Not called, since `can_copy` is false."""
         raise NotImplementedError
 
     def close(self, row: Row) -> None:
-        """Its memory is given back."""
+        """Free the row's memory."""
         del self._requests[row]
 
     def read(self, row: Row, token_ids: list[int]) -> torch.Tensor:
-        """Append them to the row; the logits [V] for what follows the last."""
+        """Append tokens to the row; the logits [V] after the last one."""
         return self._infer(row, token_ids, num_kept=1)[-1]
 
     def read_all(self, row: Row, token_ids: list[int]) -> torch.Tensor:
-        """The same; the logits [T, V] for what follows each of them."""
+        """Append tokens to the row; the logits [T, V] after each of them."""
         return self._infer(row, token_ids)
 
     def _infer(self, row: Row, token_ids: list[int], num_kept: int = 0) -> torch.Tensor:
@@ -148,5 +148,5 @@ class ExportDecoder:
         return torch.from_numpy(logits)
 
     def step(self, rows: list[Row], token_ids: list[int]) -> torch.Tensor:
-        """Append one to each row; logits [B, V] for what follows."""
+        """Append one token to each row; the logits [B, V] after them."""
         return torch.stack([self.read(row, [token_id]) for row, token_id in zip(rows, token_ids, strict=True)])

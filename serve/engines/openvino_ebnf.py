@@ -1,17 +1,17 @@
-"""JSON schemas as the grammars that OpenVINO's pipeline takes, in EBNF.
+"""JSON schemas as EBNF grammars for OpenVINO's pipeline.
 
-    text = ebnf_of(schema)      # one at which `openvino_schema.unsure` finds nothing, after `rewritten`
+    text = ebnf_of(schema)      # a schema that `openvino_schema.unsure` accepts, after `rewritten`
 
-The pipeline reads schemas too, but then lets the model choose the white space between two words of JSON: one that has
-learned little JSON writes it until its tokens are used up. Here there is one space after each comma and colon, as
-torch's engine has it. Properties beyond those that a schema names are written where it names none, so that no name
-comes twice; numbers have at most 16 digits before their point and after it.
+The pipeline takes schemas too, but then lets the model choose the white space between JSON tokens: a model that has
+seen little JSON writes white space until its token limit. Here there is one space after each comma and colon, as with
+the engine `torch`. Additional properties are allowed only if the schema names none, so that no name occurs twice;
+numbers have at most 16 digits before and after their decimal point.
 """
 
 import json
 from typing import Any
 
-# Of JSON; names of other rules have a number.
+# The rules of JSON; names of other rules have a number.
 _JSON = r"""
 value ::= object | array | string | number | "true" | "false" | "null"
 object ::= "{" (string ": " value (", " string ": " value)*)? "}"
@@ -27,7 +27,7 @@ _NAMED = {"string": "string", "integer": "integer", "number": "number", "boolean
 
 
 def ebnf_of(schema: Any) -> str:
-    """A grammar whose rule `root` writes JSON of the schema."""
+    """A grammar whose rule `root` matches JSON of the schema."""
     return _Writer(schema).text()
 
 
@@ -42,7 +42,7 @@ class _Writer:
         return "\n".join([f"root ::= {body}", *self._rules]) + _JSON
 
     def _rule(self, body: str) -> str:
-        """A new rule's name."""
+        """Add a rule; returns its name."""
         name = self._new()
         self._set(name, body)
         return name
@@ -55,8 +55,8 @@ class _Writer:
         self._rules[int(name[1:])] = f"{name} ::= {body}"
 
     def _reference(self, reference: str, opened: tuple[str, ...]) -> str | None:
-        """The rule of what a reference stands for, which may refer to itself; None where that is all that it would
-        be: `opened` are those that lead here without a word between."""
+        """The rule of a reference's target, which may be recursive; None if it would consist only of itself.
+        `opened` are the references that lead here without a token in between."""
         if reference in opened:
             return None
         if reference not in self._by_reference:
@@ -100,7 +100,7 @@ class _Writer:
         if not properties:
             return self._map(schema.get("additionalProperties", True))
         required = schema.get("required", ())
-        # What may follow after some of the properties: where none is written yet, and where one is.
+        # The rules for the rest of the properties: if none has been written yet, and if one has.
         first, more = '""', '""'
         for name, part in reversed(properties.items()):
             pair = self._rule(f"{_literal(json.dumps(name, ensure_ascii=False) + ': ')} {self._group(part)}")
@@ -121,14 +121,14 @@ class _Writer:
 
 
 def _kind_by_rules(schema: dict[str, Any]) -> str | None:
-    """The type of a schema that names none, and has rules of one."""
+    """The type of a schema without `type`, by its other rules."""
     if {"properties", "required", "additionalProperties"} & schema.keys():
         return "object"
     return "array" if "items" in schema else None
 
 
 def _literal(text: str) -> str:
-    r"""A constant; all but letters, digits and spaces are written by their numbers."""
+    r"""A constant; all characters but letters, digits and spaces are escaped by code point."""
     return (
         '"' + "".join(letter if letter.isascii() and letter.isalnum() else _escaped(letter) for letter in text) + '"'
     )

@@ -1,4 +1,4 @@
-"""What OpenVINO's pipeline cannot do justice to in a request."""
+"""Fields of a request that OpenVINO's pipeline does not support."""
 
 import json
 
@@ -7,22 +7,25 @@ from serve.engines.openvino_schema import unsure
 
 
 def beyond_pipeline(request: GenerationRequest) -> tuple[str, str] | None:
-    """The field, and why, in words for whoever has sent it; None where the pipeline does all of it."""
+    """The unsupported field, and why, for the client; None if the pipeline supports the whole request."""
     if request.logit_bias:
-        return "logit_bias", "OpenVINO changes no scores by token. Leave the field out"
+        return "logit_bias", "OpenVINO cannot change logits of single tokens. Remove the field"
     if request.allowed_token_ids is not None:
-        return "allowed_token_ids", "OpenVINO changes no scores by token. Leave the field out"
+        return "allowed_token_ids", "OpenVINO cannot change logits of single tokens. Remove the field"
     if request.bad_words:
-        return "bad_words", "OpenVINO changes no scores by token. Leave the field out"
+        return "bad_words", "OpenVINO cannot change logits of single tokens. Remove the field"
     if request.num_prompt_logprobs is not None:
-        why = "OpenVINO does not tell the log-probabilities of a prompt. Leave echo, logprobs and prompt_logprobs out"
+        why = "OpenVINO has no log-probabilities of the prompt. Remove echo and logprobs, or prompt_logprobs"
         return "echo", why
     if request.num_logprobs:
-        return "top_logprobs", "OpenVINO tells the drawn token's log-probability alone. Ask for none of others"
+        return (
+            "top_logprobs",
+            "OpenVINO has only the sampled token's log-probability. Remove the field, or set it to 0",
+        )
     if request.num_logprobs is not None and (request.changes_scores or not request.is_greedy):
         return "logprobs", (
-            "OpenVINO tells them as changed by temperature, penalties and formats. Ask for them with temperature 0 "
-            "and none of these"
+            "OpenVINO's log-probabilities include effects of temperature, penalties and formats. Set temperature 0 "
+            "and remove the others"
         )
     return _beyond_grammars(request)
 
@@ -35,12 +38,12 @@ def _beyond_grammars(request: GenerationRequest) -> tuple[str, str] | None:
         what = unsure(json.loads(grammar.schema))
         if what is None:
             return None
-        return grammar.param, f"OpenVINO is not known to follow {what} in a schema. Leave that rule out"
+        return grammar.param, f"OpenVINO may not follow {what} in a schema. Remove that rule"
     if grammar.param == "tools":
-        return "tool_choice", "OpenVINO cannot be made to call a tool. With auto the model chooses"
+        return "tool_choice", "OpenVINO cannot force a tool call. Use auto, with which the model decides"
     if grammar.param.startswith("response_format"):
         return grammar.param, (
-            "OpenVINO lets no model think before it follows a format, and follows no constant that is spelled like a "
-            "token of control. Turn thinking off (chat_template_kwargs), or name the constant in another way"
+            "OpenVINO supports no thinking before a formatted reply, and no constant that is spelled like a control "
+            "token. Turn thinking off (chat_template_kwargs), or rename the constant"
         )
-    return grammar.param, "OpenVINO follows JSON schemas alone. Ask for one (response_format)"
+    return grammar.param, "OpenVINO only supports JSON schemas as formats. Use one (response_format)"

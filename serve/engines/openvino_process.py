@@ -1,7 +1,7 @@
-"""The process that owns an OpenVINO pipeline: takes requests from a connection, sends tokens back.
+"""The child process that owns an OpenVINO pipeline: it reads requests from a connection, and sends tokens back.
 
-A step of the pipeline keeps Python's lock until it is done. In a process of its own it delays nobody else, and if it
-dies, what it served is told so. Started by serve/engines/openvino.py; needs neither torch nor transformers.
+A step of the pipeline holds Python's lock until it is done. In its own process it delays nothing else, and a crash
+only fails its requests. Started by serve/engines/openvino.py; needs neither torch nor transformers.
 
     in:  ("add", number, token ids, settings) or ("cancel", number)
     out: ("ready",) or ("failed", why), then after every step a list of Progress, and the share of the cache taken
@@ -27,22 +27,22 @@ from serve.engines.base import EngineError
 
 logger = logging.getLogger(__name__)
 
-# Tokens in a block of the key-value cache on CPUs.
+# Tokens per block of the key-value cache on CPUs.
 BLOCK_TOKENS = 32
-# Prompt tokens read in one step, together with a token for everybody else: a long prompt holds up the others' streams
-# by such a step at a time.
+# Prompt tokens read in one step, together with a token for every other reply: a long prompt delays the others by one
+# such step at a time.
 STEP_TOKENS = 256
-# Requests come in company. One that is a few milliseconds late would wait for the whole step that reads the first
-# one's prompt: after a first one, others are waited for this long.
+# Requests often arrive together. One that is a few milliseconds late would wait for the whole step that reads the
+# first one's prompt, so the process waits this long for more after a first request.
 COMPANY_SECONDS = 0.015
 
-# Why a request ended, if none of its neighbours' errors: "stop", "length", "cancelled", or the words of a failure.
+# Why a request ended: "stop", "length", "cancelled", or the text of a failure.
 STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"
 
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """How the pipeline is built."""
+    """Settings of the pipeline."""
 
     folder: str
     precision: str
@@ -50,12 +50,12 @@ class PipelineSettings:
     max_active: int
     num_blocks: int
     max_stall_seconds: float | None = None
-    """how long a step may read prompts; None: as long as it takes to read STEP_TOKENS"""
+    """maximum duration of a step that reads prompts; None: as long as reading STEP_TOKENS takes"""
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How one request's tokens are drawn; temperature None takes the likeliest, top_k 0 keeps all."""
+    """Sampling settings of one request; temperature None is greedy, top_k 0 keeps all tokens."""
 
     max_new_tokens: int
     temperature: float | None = None
@@ -75,21 +75,21 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class Progress:
-    """New tokens of a request, and why it ended if it did."""
+    """New tokens of a request, and why it ended, if it did."""
 
     number: int
     token_ids: list[int]
     end: str | None = None
     logprobs: list[float] = field(default_factory=list)
-    """one for each token, where they were asked for"""
+    """one for each token, if requested"""
 
 
 class PipelineOwner:
-    """A pipeline and its open requests, by number. An error in a step spoils the pipeline: it is built again.
+    """A pipeline and its open requests, by number. After an error in a step the pipeline is built again.
 
     A request waits until the cache has room for its longest reply beside those in the pipeline. The pipeline itself
-    would take more in and compute some of them again later; but where it has such a one's prompt still in its cache,
-    it drops all requests as too large (seen in 2026.4.1).
+    would accept more and recompute some of them later; but if such a request's prompt is still in its cache, it drops
+    all requests as too large (seen in 2026.4.1).
     """
 
     def __init__(self, settings: PipelineSettings) -> None:
@@ -104,26 +104,26 @@ class PipelineOwner:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request is open, nor a cancelled one still to be let go of."""
+        """Whether no request is open, and no cancelled one has yet to be released."""
         return not (self._waiting or self._handles or self._pipeline.has_non_finished_requests())
 
     @property
     def has_room(self) -> bool:
-        """Whether another request would be computed at once."""
+        """Whether another request would start immediately."""
         return not self._waiting and len(self._handles) < self._settings.max_active
 
     @property
     def cache_used(self) -> float:
-        """Share of the cache that the requests in the pipeline may come to need, 0 to 1."""
+        """The share of the cache that the requests in the pipeline may need, 0 to 1."""
         return sum(self._blocks.values()) / self._settings.num_blocks
 
     def add(self, number: int, token_ids: list[int], settings: SamplingSettings) -> list[Progress]:
-        """Take a request in, or let it wait; its end, if the pipeline refuses it."""
+        """Start a request, or queue it; returns its end if the pipeline refuses it."""
         self._waiting.append((number, token_ids, settings))
         return self._let_in()
 
     def _let_in(self) -> list[Progress]:
-        """Those that wait, as long as there is room; the ends of those that the pipeline refuses."""
+        """Start waiting requests while there is room; returns the ends of those that the pipeline refuses."""
         ended = []
         while self._waiting:
             number, token_ids, settings = self._waiting[0]
@@ -140,13 +140,13 @@ class PipelineOwner:
         prompt = openvino.Tensor(np.array([token_ids], dtype=np.int64))
         try:
             self._handles[number] = self._pipeline.add_request(number, prompt, _generation_config(settings))
-        except Exception as error:  # whatever it is, it is this request's alone
+        except Exception as error:  # any error here concerns only this request
             self._blocks.pop(number)
             return [Progress(number, [], str(error))]
         return []
 
     def cancel(self, number: int) -> list[Progress]:
-        """End a request; none, if it has ended already."""
+        """End a request; does nothing if it has ended already."""
         handle = self._handles.pop(number, None)
         if handle is not None:
             handle.cancel()
@@ -158,7 +158,7 @@ class PipelineOwner:
         return [Progress(number, [], CANCELLED) for _ in waiting]
 
     def step(self) -> list[Progress]:
-        """One step of all open requests: the tokens that it brought, and who ended."""
+        """Run one step for all open requests; returns their new tokens, and which ones ended."""
         try:
             self._pipeline.step()
             found = [self._read(number, handle) for number, handle in self._handles.items()]
@@ -178,24 +178,26 @@ class PipelineOwner:
         logprobs: list[float] = []
         end = None
         while handle.can_read():
-            for output in handle.read().values():  # one, or none for a request that is not computed just now
+            for output in handle.read().values():  # one, or none for a request that was not in this step
                 token_ids += output.generated_ids
                 logprobs += output.generated_log_probs
                 if output.finish_reason != GenerationFinishReason.NONE:
                     end = STOP if output.finish_reason == GenerationFinishReason.STOP else LENGTH
-        if handle.get_status() == GenerationStatus.IGNORED:  # its outputs say LENGTH all the same
+        if handle.get_status() == GenerationStatus.IGNORED:  # its outputs still say LENGTH
             end = "its tokens do not fit into the cache"
         return Progress(number, token_ids, end, logprobs)
 
     def _keep_steps_below(self, seconds: float) -> None:
-        """Measure a step of reading; where it takes longer, build a pipeline that reads fewer tokens in a step."""
-        self._seconds_to_read(1)  # the first one prepares what the others find ready
+        """Measure a step that reads a prompt; if it takes longer, build a pipeline that reads fewer
+        tokens per step.
+        """
+        self._seconds_to_read(1)  # warm-up
         took = self._seconds_to_read(2)
         if took > seconds:
             blocks = int(STEP_TOKENS * seconds / took) // BLOCK_TOKENS
             self._step_tokens = max(1, blocks) * BLOCK_TOKENS
             logger.warning(
-                "%d prompt tokens take %.2f s: %d are read in a step, to hold up others for %.2f s at most",
+                "%d prompt tokens take %.2f s: %d are read per step, to delay other replies by %.2f s at most",
                 STEP_TOKENS, took, self._step_tokens, seconds,
             )  # fmt: skip
             self._pipeline = None
@@ -211,7 +213,7 @@ class PipelineOwner:
         return time.perf_counter() - began
 
     def _rebuild(self, why: str) -> list[Progress]:
-        """A new pipeline; the old one's requests end with the error."""
+        """Build a new pipeline; the old one's requests end with the error."""
         ended = [Progress(number, [], f"a step of the pipeline failed: {why}") for number in self._handles]
         self._handles.clear()
         self._blocks.clear()
@@ -240,7 +242,7 @@ def _generation_config(settings: SamplingSettings) -> Any:
 
     config = GenerationConfig()
     config.max_new_tokens = settings.max_new_tokens
-    # Without these the pipeline would add the end token of the model's own configuration.
+    # Otherwise the pipeline would add the end token of the model's own configuration.
     config.ignore_eos = not settings.end_token_ids
     config.eos_token_id = next(iter(settings.end_token_ids), -1)
     config.stop_token_ids = set(settings.end_token_ids)
@@ -266,7 +268,7 @@ def serve(connection: Connection) -> None:
     settings: PipelineSettings = connection.recv()
     try:
         owner = PipelineOwner(settings)
-    except Exception as error:  # whatever it is, the other side is told
+    except Exception as error:  # any error is sent to the other side
         connection.send(("failed", str(error)))
         return
     connection.send(("ready",))
@@ -289,14 +291,14 @@ def _seconds_left(until: float) -> float:
 
 
 def main() -> None:
-    """The child's whole life."""
-    # The engine is gone, and nobody waits any more.
+    """The main function of the child."""
+    # The engine is gone, and nothing waits for an answer.
     with contextlib.suppress(EOFError, OSError):
         serve(Connection(int(sys.argv[1])))
 
 
 def start(settings: PipelineSettings) -> tuple["subprocess.Popen[bytes]", Connection]:
-    """A child that is ready to generate, and the connection to it; raises EngineError."""
+    """A child that is ready to generate, and a connection to it; raises EngineError."""
     process, connection = start_child(__name__)
     try:
         connection.send(settings)

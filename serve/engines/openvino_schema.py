@@ -1,13 +1,13 @@
-"""Which JSON schemas OpenVINO is known to follow. At others a step of its pipeline fails, with every request in it,
-or a reply breaks the schema without a word.
+"""The JSON schemas that OpenVINO follows. With others a step of its pipeline fails, with every request in it, or a
+reply silently violates the schema.
 
     why = unsure({"type": "string", "pattern": "a+"})   # "pattern"
-    schema = rewritten({"enum": ["a.b", "a", "b"]})      # the same one, in a way that it does follow
+    schema = rewritten({"enum": ["a.b", "a", "b"]})      # an equivalent schema that it follows
 
-Seen with OpenVINO GenAI 2026.4: names of properties with a quote, a backslash or the end of a line in them fail, and
-so do references with escaped letters, lists of `items` and the schema `false`. Of several rules that say what a value
-is one counts, and what is required without being a property does not. Values of an enum are mixed, the beginning of
-one with the end of another ("b.b" for that above; in 166 of 422 random ones), unless each is a definition of its own.
+Seen with OpenVINO GenAI 2026.4: property names with a quote, a backslash or a line break fail, and so do references
+with escaped characters, lists of `items` and the schema `false`. Of several rules about a value only one counts, and
+`required` names without a property do not count. Values of an enum are mixed, the start of one with the end of
+another ("b.b" for the one above; in 166 of 422 random ones), unless each has its own definition.
 """
 
 import itertools
@@ -15,10 +15,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-# 500 properties that may be left out take 0.6 s to prepare, 2000 take 10 s; nobody gets a token meanwhile. The
-# pipeline prepares them itself, where no limit can be set: these are few enough to take no longer than a token.
+# 500 optional properties take 0.6 s to compile, 2000 take 10 s, and no reply gets a token meanwhile. The pipeline
+# compiles them itself, without a time limit; this number takes no longer than a token.
 MAX_PROPERTIES = 32
-# Constants and schemas within it.
+# Constants and nested schemas.
 MAX_PARTS = 256
 
 _NOTES = {"title", "description", "$defs"}
@@ -32,7 +32,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def unsure(schema: Any) -> str | None:
-    """What in `schema`, which is one, OpenVINO is not known to follow; None for nothing."""
+    """A part of a valid `schema` that OpenVINO may not follow; None if there is none."""
     if (num_properties := _num_properties(schema)) > MAX_PROPERTIES:
         return f"{num_properties} properties, more than {MAX_PROPERTIES},"
     if (num_parts := _num_parts(schema)) > MAX_PARTS:
@@ -66,7 +66,7 @@ def _unsure(schema: Any) -> str | None:
 
 
 def _says_the_same(schema: dict[str, Any], kind: str, beside: list[str]) -> bool:
-    """Whether a type beside `enum` or `const` is that of all its values."""
+    """Whether a type beside `enum` or `const` is the type of all its values."""
     if kind not in ("enum", "const") or beside != ["type"]:
         return False
     values = schema["enum"] if kind == "enum" else [schema["const"]]
@@ -74,30 +74,30 @@ def _says_the_same(schema: dict[str, Any], kind: str, beside: list[str]) -> bool
 
 
 def _unsure_value(schema: dict[str, Any]) -> str | None:
-    """A value that a rule of this schema should not have, by itself."""
+    """An unsupported value of one of this schema's own rules."""
     if not _REFERENCE.fullmatch(str(schema.get("$ref", "#"))):
-        return "escaped letters in a $ref"
+        return "escaped characters in a $ref"
     for rule in ("properties", "$defs"):
         if not isinstance(schema.get(rule, {}), dict):
             return rule
     if not isinstance(schema.get("anyOf", []), list):
         return "anyOf"
     if any(not name.isprintable() or {*name} & {'"', "\\"} for name in schema.get("properties", {})):
-        return "a property's name with a quote, a backslash or an unprintable letter"
+        return "a property name with a quote, a backslash or an unprintable character"
     if extra := {*schema.get("required", ())} - {*schema.get("properties", {})}:
         return f"{min(extra)!r:.40} in required and not in properties"
     return None
 
 
 def _unsure_part(schema: dict[str, Any]) -> str | None:
-    """What is unsure in a schema within this one; `items` and `additionalProperties` may be false."""
+    """An unsupported part of a nested schema; `items` and `additionalProperties` may be false."""
     parts = [*schema.get("properties", {}).values(), *schema.get("$defs", {}).values(), *schema.get("anyOf", [])]
     parts += [part for rule in ("items", "additionalProperties") if (part := schema.get(rule, True)) is not False]
     return next((found for part in parts if (found := _unsure(part)) is not None), None)
 
 
 def rewritten(schema: Any) -> Any:
-    """The same schema, at which `unsure` finds nothing, with each value that it names in a definition of its own."""
+    """An equivalent of a schema that `unsure` accepts, with each enum value in its own definition."""
     if not isinstance(schema, dict):
         return schema
     definitions = schema.get("$defs", {})

@@ -1,4 +1,4 @@
-"""The next token from a model's scores."""
+"""Sampling: the next token from a model's logits."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ from serve.engines.base import GenerationRequest, Unfollowable
 
 
 class Sampler:
-    """Draws the tokens of one reply, on the CPU so that a seed means one thing."""
+    """Samples the tokens of one reply; on the CPU, so that a seed gives the same tokens everywhere."""
 
     def __init__(self, request: GenerationRequest) -> None:
         self._request = request
@@ -25,11 +25,11 @@ class Sampler:
             self._generator.manual_seed(request.seed)
 
     def draw(self, logits: torch.Tensor) -> int:
-        """A token id by the scores in `logits` [vocabulary].
+        """A token id sampled from `logits` [vocabulary].
 
-        In this order: repetition, frequency and presence penalties, biases, tokens and words that are not allowed,
-        end tokens that come too early, what the grammar allows, temperature, min_p, top_k, top_p. top_p keeps the
-        likeliest tokens until their probabilities reach it, at least one. Raises Unfollowable where none is allowed.
+        The order: repetition, frequency and presence penalties, biases, forbidden tokens and words, end tokens before
+        min_tokens, the grammar, temperature, min_p, top_k, top_p. top_p keeps the likeliest tokens until their
+        probabilities reach it, at least one. Raises Unfollowable if no token is allowed.
         """
         token_id = self._draw(self._changed(logits) if self._request.changes_scores else logits)
         self._drawn[token_id] += 1
@@ -89,11 +89,11 @@ class Sampler:
 
 
 LogProbabilities = tuple[float, tuple[tuple[int, float], ...]]
-"""a token's, and those of the likeliest ones by their ids"""
+"""a token's log-probability, and those of the likeliest tokens by id"""
 
 
 def log_probabilities(logits: torch.Tensor, token_id: int, count: int) -> LogProbabilities:
-    """Of `token_id`, and of the `count` likeliest tokens, by the scores in `logits` [vocabulary]."""
+    """Those of `token_id` and of the `count` likeliest tokens, from `logits` [vocabulary]."""
     all_of_them = torch.log_softmax(logits.float(), dim=-1)
     best = all_of_them.topk(count)
     tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)

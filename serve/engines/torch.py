@@ -1,4 +1,4 @@
-"""A plain transformers engine: one thread owns the model and decodes many replies together.
+"""The engine on plain transformers: one thread owns the model and decodes many replies together.
 
 engine = TorchEngine("/releases/abc", precision="fp32", num_threads=2, adapters={"shop": "/adapters/shop"})
 async for event in engine.submit(GenerationRequest(prompt_ids, max_new_tokens=64, adapter="shop")): ...
@@ -42,16 +42,16 @@ logger = logging.getLogger(__name__)
 
 Given = TypeVar("Given")
 
-# Prompt tokens read between two tokens of the others, if their wait allows.
+# Prompt tokens read between two tokens of other replies, at most; fewer if it takes too long.
 _MAX_READ, _LEAST_READ = 512, 16
-# Where each one's scores are wanted: 64 tokens of a vocabulary of 256,000 take 64 MB.
+# With log-probabilities of the prompt: logits of 64 tokens and a vocabulary of 256,000 take 64 MB.
 _MAX_SCORED = 64
-# The cache takes memory as it fills; replies wait where together they may need more.
+# The cache grows as it fills; replies wait if together they may need more.
 CACHE_BYTES = 2 << 30
 
 
 class _Sequence:
-    """A request in the owner thread's hands: its row, and the tokens the model has not read yet."""
+    """A request of the owner thread: its row, and the tokens that the model has not read yet."""
 
     def __init__(self, request: GenerationRequest, deliver: Callable[[Event], None]) -> None:
         self.request = request
@@ -61,14 +61,14 @@ class _Sequence:
         self.num_generated = 0
         self.row: Row | None = None
         self.prompt_logits: torch.Tensor | None = None
-        """[V], for what follows the prompt, once it is read"""
+        """logits [V] after the prompt, once it is read"""
         self.sampler = Sampler(request)
         self.prompt_logprobs: list[LogProbabilities] = []
         self.num_copied = 0
-        """tokens of the prompt that another request has read"""
+        """tokens of the prompt that were copied from another request"""
 
     def has_prompt_of(self, other: "_Sequence") -> bool:
-        """Whether it has read the same prompt with the same adapter."""
+        """Whether both have the same prompt and adapter."""
         mine, theirs = self.request, other.request
         return self.prompt_logits is not None and (mine.prompt_ids, mine.adapter) == (
             theirs.prompt_ids,
@@ -77,25 +77,25 @@ class _Sequence:
 
     @property
     def is_reading(self) -> bool:
-        """Whether some of its prompt is unread."""
+        """Whether its prompt is not completely read."""
         return self.num_generated == 0
 
     @property
     def length(self) -> int:
-        """Tokens that it has come to."""
+        """The number of its tokens so far."""
         return len(self.request.prompt_ids) + self.num_generated
 
     @property
     def longest(self) -> int:
-        """Tokens that it may come to."""
+        """The maximum number of its tokens."""
         return len(self.request.prompt_ids) + self.request.max_new_tokens
 
 
 class TorchEngine(Engine):
-    """Decodes up to `max_active` requests together; the others wait in a queue.
+    """Decodes up to `max_active` requests together; further ones wait in a queue.
 
-    While somebody's reply is decoded, prompts are read in pieces that take `max_stall_seconds` at most, by the speed
-    of those before. In float32 the tokens are those of transformers' `generate`, in any company.
+    While replies are decoded, prompts are read in pieces that take at most `max_stall_seconds`, estimated from
+    earlier pieces. In float32 the tokens are those of transformers' `generate`, whatever else is in the batch.
     """
 
     def __init__(
@@ -108,12 +108,12 @@ class TorchEngine(Engine):
         adapters: Mapping[str, Path | str] | None = None,
         max_stall_seconds: float = DEFAULT_MAX_STALL_SECONDS,
     ) -> None:
-        """`adapters` are folders of LoRA adapters by name. Raises ValueError for one that does not fit."""
+        """`adapters` are folders of LoRA adapters by name. Raises ValueError for one that does not fit the model."""
         if max_active < 1:
             raise ValueError(f"max_active: got {max_active}; must be at least 1")
         self._max_positions: int
         self._vocab_size: int
-        # PEFT's names may not have dots.
+        # PEFT's adapter names cannot contain dots.
         self._adapters = {name: f"adapter{number}" for number, name in enumerate(adapters or {})}
         self._load(release_folder, precision, device, adapters or {})
         self._max_active = max_active
@@ -136,7 +136,7 @@ class TorchEngine(Engine):
     def _load(
         self, release_folder: Path | str, precision: Precision, device: str, adapters: Mapping[str, Path | str]
     ) -> None:
-        """The model, and what is known of it before a thread owns it."""
+        """Load the model and its properties, before the owner thread starts."""
         model = load_model(release_folder, dtype_of(precision, device), attention=None).to(device)
         self._max_positions = max_positions(model.config)
         self._vocab_size = int(model.config.get_text_config().vocab_size)
@@ -166,7 +166,7 @@ class TorchEngine(Engine):
 
     @property
     def decodes_together(self) -> bool:
-        """Whether this model's replies are computed in one forward pass, or a token each in turn."""
+        """Whether this model's replies share a forward pass; otherwise they take turns, a token each."""
         return isinstance(self._decoder, SlotDecoder)
 
     @property
@@ -178,7 +178,7 @@ class TorchEngine(Engine):
         found: asyncio.Queue[list[float] | Exception] = asyncio.Queue()
 
         def deliver(what: list[float] | Exception) -> None:
-            with contextlib.suppress(RuntimeError):  # The loop is closed: nobody reads any more.
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing reads the result
                 loop.call_soon_threadsafe(found.put_nowait, what)
 
         text = TextToEmbed(token_ids, self._adapters.get(adapter or ""), deliver)
@@ -203,7 +203,7 @@ class TorchEngine(Engine):
         def deliver(event: Event) -> None:
             try:
                 loop.call_soon_threadsafe(events.put_nowait, event)
-            except RuntimeError:  # The loop is closed: nobody reads any more.
+            except RuntimeError:  # the loop is closed: nothing reads the stream
                 sequence.is_cancelled = True
 
         sequence = _Sequence(request, deliver)
@@ -253,7 +253,7 @@ class TorchEngine(Engine):
         self._sequences.pop(sequence.request.request_id, None)
 
     def _own(self, is_ready: threading.Event) -> None:
-        """The owner thread: the only one that touches the model, the caches and `_active`."""
+        """The owner thread: only it uses the model, the caches and `_active`."""
         try:
             if self._num_threads is not None:
                 torch.set_num_threads(self._num_threads)
@@ -265,7 +265,8 @@ class TorchEngine(Engine):
                     for sequence in [sequence for sequence in self._active if sequence.is_cancelled]:
                         self._release(sequence)
                     self._read_prompts()
-                    # So few take about as long as a token of a reply: texts may come without end.
+                    # This many take about as long as a token of a reply, so an endless queue of texts delays replies
+                    # little.
                     self._embedder.read_some(_LEAST_READ if self._active else _MAX_READ)
                     self._decode()
         finally:
@@ -280,7 +281,7 @@ class TorchEngine(Engine):
                 self._sequences.clear()
 
     def _admit(self) -> bool:
-        """Fill free slots from the queue, sleeping while there is nothing to do; False when closed."""
+        """Fill free slots from the queue; sleeps while there is nothing to do; False once closed."""
         with self._changed:
             while not (self._is_closed or self._active or self._waiting or self._embedder.has_work):
                 self._changed.wait()
@@ -289,13 +290,13 @@ class TorchEngine(Engine):
             return not self._is_closed
 
     def _has_room_for(self, newcomer: _Sequence) -> bool:
-        """All rows take as much memory as the longest of them; one alone may always."""
+        """Whether the cache has room, where every row takes as much as the longest; a single request always fits."""
         longest = max(sequence.longest for sequence in (newcomer, *self._active))
         most = (len(self._active) + 1) * longest * self._token_bytes
         return not self._active or most <= CACHE_BYTES
 
     def _read_prompts(self) -> None:
-        """Some tokens of the prompts that are not read yet, the first come first; then its reply begins."""
+        """Read some tokens of unread prompts, in order of arrival; a reply starts when its prompt is read."""
         left = self._tokens_to_read()
         for sequence in [sequence for sequence in self._active if sequence.is_reading]:
             if left < 1:
@@ -309,8 +310,8 @@ class TorchEngine(Engine):
             self._guarded(self._read, sequence, piece)
 
     def _has_copied(self, sequence: _Sequence) -> bool:
-        """Take what another one has read of the same prompt, as several replies to one request have it; the reply
-        begins. False if there is none.
+        """Copy the cache of another request with the same prompt, as several replies to one request have, and start
+        the reply. False if there is no such request.
         """
         for other in self._active:
             if other.has_prompt_of(sequence) and self._decoder.can_copy(other.row, len(sequence.request.prompt_ids)):
@@ -341,7 +342,7 @@ class TorchEngine(Engine):
             logits = self._decoder.read(sequence.row, piece)
         else:
             logits = self._score(sequence, self._decoder.read_all(sequence.row, piece))
-        if len(piece) >= _LEAST_READ:  # of fewer, most of the time is none of theirs
+        if len(piece) >= _LEAST_READ:  # for fewer tokens the fixed cost dominates
             self._seconds_per_token = (time.perf_counter() - began) / len(piece)
         del sequence.unread_ids[: len(piece)]
         if not sequence.unread_ids:
@@ -349,7 +350,7 @@ class TorchEngine(Engine):
             self._draw(sequence, logits)
 
     def _score(self, sequence: _Sequence, logits: torch.Tensor) -> torch.Tensor:
-        """Keep the log-probabilities of what follows in the prompt; the last one's logits."""
+        """Store the log-probabilities of the prompt's tokens; returns the last logits."""
         request = sequence.request
         begin = len(request.prompt_ids) - len(sequence.unread_ids) + 1
         for scores, following in zip(logits, request.prompt_ids[begin:], strict=False):
@@ -358,7 +359,7 @@ class TorchEngine(Engine):
         return logits[-1]
 
     def _decode(self) -> None:
-        """A token for everybody whose prompt is read, or for one after the other where the model cannot do so."""
+        """Decode a token for every reply whose prompt is read, together or, if the model cannot do that, in turn."""
         ready = [sequence for sequence in self._active if not sequence.is_reading]
         for some in [ready] if self.decodes_together else [[sequence] for sequence in ready]:
             if some:
@@ -371,7 +372,7 @@ class TorchEngine(Engine):
         except Exception as error:
             if len(some) == 1:
                 self._fail(some[0], error)
-            else:  # whoever's fault it is, it is not the others'
+            else:  # find the request that fails, without failing the others
                 for sequence in some:
                     self._step([sequence])
             return
@@ -390,13 +391,13 @@ class TorchEngine(Engine):
         if sequence.num_generated == 1:
             told = tuple(sequence.prompt_logprobs)
             event = event._replace(prompt_logprobs=told, num_cached=sequence.num_copied)
-        # Released first, so that a client which has its whole reply finds the slot free.
+        # Released first, so that the slot is free when the client has its whole reply.
         if reason is not None:
             self._release(sequence)
         sequence.deliver(event)
 
     def _guarded(self, work: Callable[[_Sequence, Given], None], sequence: _Sequence, given: Given) -> None:
-        """Do it; whatever goes wrong ends that request alone."""
+        """Run `work`; any error ends only that request."""
         try:
             work(sequence, given)
         except Exception as error:

@@ -1,9 +1,9 @@
 """Decoding many replies in one forward pass of a plain transformers model.
 
-Each reply has a row of a shared key-value cache, as far as the reply has come: rows of different lengths are computed
-together and none sees another (Yu et al. 2022, Orca, section 3.2). No code of the model's own is needed. A model that
-keeps more than keys and values of all tokens, or scores them in its own way, cannot be decoded so: `in_rows` compares
-and finds out, and then `serve.engines.torch_sequential` decodes.
+Each reply has a row of a shared key-value cache: rows of different lengths are computed together and do not see each
+other (Yu et al. 2022, Orca, section 3.2). It needs no model-specific code. A model whose state is more than keys and
+values, or whose attention is unusual, cannot be decoded this way: `in_rows` tests that, and then
+`serve.engines.torch_sequential` decodes.
 
 Shape suffixes: B rows, T new tokens, L tokens of the longest row, H heads, D size of a head, V vocabulary.
 """
@@ -21,15 +21,15 @@ logger = logging.getLogger(__name__)
 
 SLOT_ATTENTION = "rayconteur_slots"
 
-# The cache grows by so many tokens a row at least.
+# The cache grows by at least this number of tokens per row.
 _GROWTH = 256
-# How far the logits of both ways may be apart, as a share of the largest.
+# The maximum difference of the logits of both ways, relative to the largest.
 TOLERANCE = 1e-3
 
 
 @dataclass(eq=False)
 class Row:
-    """A reply's place in the cache, and how many tokens of it are there."""
+    """A reply's row in the cache, and the number of its tokens there."""
 
     number: int
     length: int = 0
@@ -37,7 +37,7 @@ class Row:
 
 
 class _View:
-    """What one forward pass reads and writes: T new tokens for each of some rows."""
+    """The part of the cache that one forward pass reads and writes: T new tokens for each of some rows."""
 
     def __init__(self, rows: list[Row], num_new: int, device: Any) -> None:
         self.numbers = [row.number for row in rows]
@@ -45,12 +45,12 @@ class _View:
         starts = torch.tensor([row.length for row in rows], device=device)
         self.positions = starts[:, None] + torch.arange(num_new, device=device)
         self.longest = max(row.length for row in rows) + num_new
-        # Nothing of the cache is hidden from one row's only new token, and from a whole prompt what is_causal hides.
+        # A single row needs no mask for one new token, and for a whole prompt is_causal suffices.
         self._needs_no_mask = len(rows) == 1 and (num_new == 1 or rows[0].length == 0)
         self._masks: dict[int | None, torch.Tensor | None] = {}
 
     def mask(self, window: int | None) -> torch.Tensor | None:
-        """[B, 1, T, L]: which tokens of its row each new one attends to."""
+        """[B, 1, T, L]: the tokens of its row that each new token attends to."""
         if window not in self._masks:
             self._masks[window] = self._mask(window)
         return self._masks[window]
@@ -64,7 +64,7 @@ class _View:
 
 
 class _SlotCache(Cache):  # type: ignore[misc]
-    """Keys and values of all rows, [rows, H, room, D] for each layer; a forward pass sees `view` of it."""
+    """Keys and values of all rows, [rows, H, room, D] for each layer; a forward pass sees its `view`."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
@@ -74,7 +74,9 @@ class _SlotCache(Cache):  # type: ignore[misc]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Called by the model's attention: keeps the new ones, [B, H, T, D]; all of these rows, [B, H, L, D]."""
+        """Called by the model's attention: stores the new ones, [B, H, T, D]; returns all of these rows, [B, H, L,
+        D].
+        """
         stored = self._stored.setdefault(layer_idx, [states[:0] for states in (key_states, value_states)])
         for place, states in enumerate((key_states, value_states)):
             stored[place] = self._grown(stored[place], max(self.view.numbers) + 1, self.view.longest)
@@ -83,16 +85,16 @@ class _SlotCache(Cache):  # type: ignore[misc]
 
     @property
     def token_bytes(self) -> int:
-        """Memory of a token in all layers."""
+        """The memory of a token in all layers."""
         tensors = [tensor for stored in self._stored.values() for tensor in stored]
         return sum(tensor.element_size() * tensor.shape[1] * tensor.shape[3] for tensor in tensors)
 
     def _grown(self, old: torch.Tensor, rows: int, room: int) -> torch.Tensor:
-        """With so many rows, and room for so many tokens, at least."""
+        """A cache with at least this number of rows, and room for this number of tokens."""
         if rows <= old.shape[0] and room <= old.shape[2]:
             return old
         rows, room = max(rows, old.shape[0]), max(-(-room // _GROWTH) * _GROWTH, old.shape[2])
-        # Zeros: what a mask hides is multiplied by 0, and that makes nothing of it only where it is a number.
+        # Zeros: masked entries are multiplied by 0, which is NaN for uninitialized infinities.
         grown = old.new_zeros((rows, old.shape[1], room, old.shape[3]))
         grown[: old.shape[0], :, : old.shape[2]] = old
         return grown
@@ -111,46 +113,46 @@ class _SlotCache(Cache):  # type: ignore[misc]
         return rows[:, :, : self.view.longest]
 
     def copy(self, source: int, target: int) -> None:
-        """Copy a row over another one, which may be new."""
+        """Copy a row to another one, which may be new."""
         for tensors in self._stored.values():
             for place, tensor in enumerate(tensors):
                 tensors[place] = self._grown(tensor, target + 1, 0)
                 tensors[place][target] = tensors[place][source]
 
     def forget(self) -> None:
-        """Give all memory back."""
+        """Free all memory."""
         self._stored.clear()
 
 
 class SlotDecoder:
-    """A model with the replies in its cache; used by one thread."""
+    """Decodes replies in rows of one cache; used by one thread."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._cache = _SlotCache()
         self._rows: list[Row] = []
         self.token_bytes = 0
-        """memory that a token takes in the cache, known after the first one; all rows take as much as the longest"""
+        """memory of a token in the cache, known after the first one; every row takes as much as the longest"""
         self.reads_in_parts = True
 
     def open(self, adapter: str | None = None) -> Row:
-        """A row with nothing in it."""
+        """An empty row."""
         self._rows.append(Row(len(self._rows), adapter=adapter))
         return self._rows[-1]
 
     def can_copy(self, row: Row | None, length: int) -> bool:
-        """Whether the first so many tokens of this row can be had without the rest: always."""
+        """Whether the first `length` tokens of this row can be copied: always."""
         return row is not None
 
     def copy(self, row: Row, length: int) -> Row:
-        """A new row with the first so many tokens of this one."""
+        """A new row with the first `length` tokens of this one."""
         new = self.open(row.adapter)
         self._cache.copy(row.number, new.number)
         new.length = length
         return new
 
     def close(self, row: Row) -> None:
-        """Its place is taken by the last row: those in use stay together."""
+        """Free the row; the last row moves into its place, so that used rows stay adjacent."""
         last = self._rows.pop()
         if last is not row:
             self._cache.copy(last.number, row.number)
@@ -159,20 +161,20 @@ class SlotDecoder:
             self._cache.forget()
 
     def read(self, row: Row, token_ids: list[int]) -> torch.Tensor:
-        """Append them to the row; the logits [V] for what follows the last."""
+        """Append tokens to the row; the logits [V] after the last one."""
         return self._forward([row], [token_ids])[0, -1]
 
     def read_all(self, row: Row, token_ids: list[int]) -> torch.Tensor:
-        """The same; the logits [T, V] for what follows each of them."""
+        """Append tokens to the row; the logits [T, V] after each of them."""
         return self._forward([row], [token_ids], keeps=len(token_ids))[0]
 
     def states(self, row: Row, token_ids: list[int]) -> torch.Tensor:
-        """The same; the last hidden states [T, D] of each of them."""
+        """Append tokens to the row; the last hidden states [T, D] of each of them."""
         states: torch.Tensor = self._output([row], [token_ids], output_hidden_states=True).hidden_states[-1][0]
         return states
 
     def step(self, rows: list[Row], token_ids: list[int]) -> torch.Tensor:
-        """Append one to each row; logits [B, V] for what follows."""
+        """Append one token to each row; the logits [B, V] after them."""
         return self._forward(rows, [[token_id] for token_id in token_ids])[:, -1]
 
     def _forward(self, rows: list[Row], token_ids: list[list[int]], keeps: int = 1) -> torch.Tensor:
@@ -185,7 +187,7 @@ class SlotDecoder:
         return logits[torch.tensor(order, device=logits.device).argsort()]
 
     def _output(self, rows: list[Row], token_ids: list[list[int]], keeps: int = 1, **wanted: Any) -> Any:
-        """Of rows in the order of their numbers."""
+        """The model's output for rows in the order of their numbers."""
         view = self._cache.view = _View(rows, len(token_ids[0]), self._model.device)
         output = self._model(
             input_ids=torch.tensor(token_ids, device=self._model.device),
@@ -204,7 +206,7 @@ class SlotDecoder:
 
 
 def adapters_of(model: Any, rows: list[Row]) -> dict[str, list[str]]:
-    """The argument that tells PEFT whose adapter each row is computed with; nothing where there are none."""
+    """PEFT's argument that selects an adapter for each row; empty if the model has no adapters."""
     if not hasattr(model, "peft_config"):
         return {}
     return {"adapter_names": [row.adapter or "__base__" for row in rows]}
@@ -230,7 +232,7 @@ AttentionMaskInterface.register(SLOT_ATTENTION, lambda *args, **kwargs: None)
 
 
 def in_rows(model: Any) -> SlotDecoder | None:
-    """A decoder in rows for `model`, or None for a model that says something else so; the log says which."""
+    """A decoder in rows for `model`, or None if that changes the model's output; it logs the reason."""
     usual = model.config._attn_implementation
     if usual != "sdpa":
         logger.info("replies are decoded in turn: this model's attention is %s", usual)
@@ -243,8 +245,8 @@ def in_rows(model: Any) -> SlotDecoder | None:
         distance = max((found - wanted).abs().max() / wanted.abs().max() for found, wanted in pairs)
         if float(distance) < TOLERANCE * (1 if expected[0].dtype == torch.float32 else 64):
             return decoder
-        why = f"its logits in rows are {float(distance):.2g} of the largest away from its own"
-    except Exception as error:  # whatever a model of any kind makes of an unknown cache
+        why = f"its logits in rows differ by {float(distance):.2g} of the largest from its own"
+    except Exception as error:  # any error of an architecture that cannot use this cache
         why = f"{type(error).__name__}: {error}"
     model.set_attn_implementation(usual)
     logger.warning("replies are decoded in turn, this model cannot be decoded in rows: %s", why)
@@ -252,7 +254,7 @@ def in_rows(model: Any) -> SlotDecoder | None:
 
 
 def probes(model: Any) -> tuple[list[int], list[int]]:
-    """What both ways are compared with: a prompt beyond a sliding window, if there is a short one, and a shorter."""
+    """Two test prompts: one longer than the sliding window, if that is short, and a shorter one."""
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None) or 0
     most = min(config.vocab_size, 200)
@@ -261,7 +263,7 @@ def probes(model: Any) -> tuple[list[int], list[int]]:
 
 
 def _plain_logits(model: Any) -> list[torch.Tensor]:
-    """After each probe, and one token later, from the model's own cache."""
+    """The logits after each test prompt, and one token later, with the model's own cache."""
     found = []
     for probe in probes(model):
         cache: Any = DynamicCache(config=model.config)
@@ -279,7 +281,7 @@ def _plain_logits(model: Any) -> list[torch.Tensor]:
 
 
 def _logits_in_rows(decoder: SlotDecoder, long: list[int], short: list[int]) -> list[torch.Tensor]:
-    """The same in rows: the longer probe in two parts, the token after both at once, out of order."""
+    """The same logits in rows: the longer prompt in two parts, the next token of both at once, out of order."""
     first, second = decoder.open(), decoder.open()
     decoder.read(first, long[:4])
     after_long, after_short = decoder.read(first, long[4:]), decoder.read(second, short)

@@ -1,7 +1,7 @@
-"""Embeddings of texts by the engine `torch`: the mean of a model's last hidden states, of length 1.
+"""Embeddings by the engine `torch`: the mean of a model's last hidden states, normalized to length 1.
 
-Texts are read one after the other, in pieces between the tokens of replies, and with a cache of their own: in the
-replies' cache a long text would make every reply's row as long as its own.
+Texts are read one after the other, in pieces between the tokens of replies, with a separate cache: in the replies'
+cache a long text would lengthen every reply's row.
 """
 
 import logging
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class TextToEmbed:
-    """A text until its embedding, or what went wrong, is delivered."""
+    """A text, until its embedding or an error is delivered."""
 
     def __init__(
         self, token_ids: Sequence[int], adapter: str | None, deliver: Callable[[list[float] | Exception], None]
@@ -31,33 +31,33 @@ class TextToEmbed:
         self.is_cancelled = False
         self.row: Row | None = None
         self.sum: torch.Tensor | None = None
-        """[D], of the states of what is read"""
+        """the sum [D] of the hidden states so far"""
 
 
 class Embedder:
-    """The queue of texts; all but `add` and `fail_all` are called by the thread that owns the model."""
+    """The queue of texts; only `add` and `fail_all` may be called by other threads than the model's owner."""
 
     def __init__(self) -> None:
         self.size: int | None = None
-        """of an embedding; None for a model that gives out no hidden states"""
+        """the size of an embedding; None if the model returns no hidden states"""
         self._texts: deque[TextToEmbed] = deque()
         self._decoder: SlotDecoder | TurnDecoder
 
     @property
     def has_work(self) -> bool:
-        """Whether a text waits, or is read."""
+        """Whether a text is waiting or being read."""
         return bool(self._texts)
 
     def open(self, model: Any, replies: SlotDecoder | TurnDecoder) -> None:
-        """Read texts as these replies are, and find out how long an embedding is."""
-        # A decoder in turns has a cache for each row as it is.
+        """Prepare to read texts like these replies, and find the size of an embedding."""
+        # A TurnDecoder has a separate cache for each row anyway.
         self._decoder = SlotDecoder(model) if isinstance(replies, SlotDecoder) else replies
         row = self._decoder.open()
         try:
             states = self._decoder.states(row, probes(model)[1])
             self.size = int(states.shape[-1])
-        except Exception as error:  # whatever a model of any kind makes of it
-            logger.info("this model gives no embeddings: %s", error)
+        except Exception as error:  # any error of an architecture that does not support it
+            logger.info("this model supports no embeddings: %s", error)
         finally:
             self._decoder.close(row)
 
@@ -66,12 +66,12 @@ class Embedder:
         self._texts.append(text)
 
     def fail_all(self, error: Exception) -> None:
-        """There will be no embeddings."""
+        """Fail all texts."""
         while self._texts:
             self._texts.popleft().deliver(error)
 
     def read_some(self, most: int) -> None:
-        """Up to so many tokens of the first text; its embedding is delivered if that was all of it."""
+        """Read up to `most` tokens of the first text; if it is complete, deliver its embedding."""
         while self._texts and self._texts[0].is_cancelled:
             self._end(self._texts[0])
         if not self._texts:

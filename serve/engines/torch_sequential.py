@@ -1,4 +1,4 @@
-"""Decoding replies one after the other, a token each: for models that `serve.engines.torch_batched` cannot decode."""
+"""Decoding replies in turn, a token each: for models that `serve.engines.torch_batched` cannot decode."""
 
 import copy
 import inspect
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Decoder(Protocol):
-    """What holds replies and computes what follows them; SlotDecoder says what its methods do."""
+    """The interface of decoders; SlotDecoder documents the methods."""
 
     token_bytes: int
     reads_in_parts: bool
@@ -35,10 +35,10 @@ class Decoder(Protocol):
 
 
 class TurnDecoder:
-    """The same as a SlotDecoder, with a cache for each reply of the kind that the model wants."""
+    """Like SlotDecoder, with a separate cache of the model's own kind for each reply."""
 
     token_bytes = 0
-    """not known: it is the cache of each reply that grows"""
+    """not known, since the cache of each reply grows separately"""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -49,37 +49,37 @@ class TurnDecoder:
         self.reads_in_parts = self._can_read_in_parts()
 
     def open(self, adapter: str | None = None) -> Row:
-        """A row with nothing in it."""
+        """An empty row."""
         row = Row(0, adapter=adapter)
         self._caches[row] = DynamicCache(config=self._model.config)
         return row
 
     def can_copy(self, row: Row | None, length: int) -> bool:
-        """Whether the first so many tokens of this row can be had without the rest: if there is none; a state cannot
-        go back.
+        """Whether the first `length` tokens of this row can be copied: only if it has no more, since a recurrent
+        state cannot be rewound.
         """
         return row is not None and row.length == length
 
     def copy(self, row: Row, length: int) -> Row:
-        """A new row with the first so many tokens of this one."""
+        """A new row with the first `length` tokens of this one."""
         new = self.open(row.adapter)
         new.length, self._caches[new] = length, copy.deepcopy(self._caches[row])
         return new
 
     def close(self, row: Row) -> None:
-        """Its memory is given back."""
+        """Free the row's memory."""
         del self._caches[row]
 
     def read(self, row: Row, token_ids: list[int]) -> torch.Tensor:
-        """Append them to the row; the logits [V] for what follows the last."""
+        """Append tokens to the row; the logits [V] after the last one."""
         return self._forward(row, token_ids, keeps=1)[-1]
 
     def read_all(self, row: Row, token_ids: list[int]) -> torch.Tensor:
-        """The same; the logits [T, V] for what follows each of them."""
+        """Append tokens to the row; the logits [T, V] after each of them."""
         return self._forward(row, token_ids, keeps=len(token_ids))
 
     def states(self, row: Row, token_ids: list[int]) -> torch.Tensor:
-        """The same; the last hidden states [T, D] of each of them."""
+        """Append tokens to the row; the last hidden states [T, D] of each of them."""
         states: torch.Tensor = self._output(row, token_ids, output_hidden_states=True).hidden_states[-1][0]
         return states
 
@@ -100,11 +100,11 @@ class TurnDecoder:
         return output
 
     def step(self, rows: list[Row], token_ids: list[int]) -> torch.Tensor:
-        """Append one to each row; logits [B, V] for what follows."""
+        """Append one token to each row; the logits [B, V] after them."""
         return torch.stack([self.read(row, [token_id]) for row, token_id in zip(rows, token_ids, strict=True)])
 
     def _can_read_in_parts(self) -> bool:
-        """Whether a prompt means the same in two parts; some models with a state begin anew at each."""
+        """Whether a prompt can be read in two parts; some recurrent models reset their state in between."""
         prompt, _ = probes(self._model)
         whole, parts = self.open(), self.open()
         try:
@@ -112,8 +112,8 @@ class TurnDecoder:
             self.read(parts, prompt[:4])
             distance = (self.read(parts, prompt[4:]) - expected).abs().max() / expected.abs().max()
             return bool(distance < TOLERANCE)
-        except Exception as error:  # whatever a model of any kind makes of it
-            logger.info("prompts are read whole: %s", error)
+        except Exception as error:  # any error of an architecture that does not support it
+            logger.info("prompts are not read in parts: %s", error)
             return False
         finally:
             self.close(whole)

@@ -16,13 +16,13 @@ from typing import Any
 from serve.engines.base import Engine, EngineError, EngineHealth, Event, GenerationRequest, TokenEvent, tokens_of
 from serve.engines.vllm_settings import sampling_arguments
 
-# vLLM raises a lower temperature to this one without a word to the client.
+# vLLM silently raises a lower temperature to this one.
 _LOWEST_TEMPERATURE = 0.01
 
 
 @dataclass
 class _Stream:
-    """An open request: where its events go, and what fetches them."""
+    """An open request, the queue of its events, and the task that fetches them."""
 
     request: GenerationRequest
     loop: asyncio.AbstractEventLoop
@@ -30,24 +30,23 @@ class _Stream:
     fetching: "concurrent.futures.Future[None] | None" = None
 
     def deliver(self, *events: Event) -> None:
-        """From any thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
+        """May be called from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing reads the stream
             for event in events:
                 self.loop.call_soon_threadsafe(self.events.put_nowait, event)
 
 
 class VLLMEngine(Engine):
-    """Up to `max_active` requests are decoded together, the others wait; long prompts are read in parts beside them.
+    """Decodes up to `max_active` requests together; further ones wait. Long prompts are read in parts meanwhile.
 
-    Of scores that are changed, biases come before the penalties. If vLLM's process dies, every open request fails,
-    and the engine is not alive any more.
+    Biases are applied before penalties. If vLLM's process dies, every open request fails, and the engine has stopped.
     """
 
     def __init__(
         self, client: Any, loop: asyncio.AbstractEventLoop, adapters: Mapping[str, str] | None = None
     ) -> None:
-        """`client` has been started in `loop`, which may be another than that of the requests, and for `adapters`,
-        folders of LoRA adapters by name."""
+        """`client` runs in `loop`, which may differ from the requests' loop, and was started with `adapters`, folders
+        of LoRA adapters by name."""
         self._client = client
         self._loop = loop
         self._adapters = dict(adapters or {})
@@ -73,15 +72,15 @@ class VLLMEngine(Engine):
 
     def refusal(self, request: GenerationRequest) -> tuple[str, str] | None:
         if not request.is_greedy and request.temperature < _LOWEST_TEMPERATURE:
-            return "temperature", f"vLLM draws at {_LOWEST_TEMPERATURE} or above; 0 takes the likeliest token"
+            return "temperature", f"vLLM's minimum is {_LOWEST_TEMPERATURE}; use 0 for the likeliest token"
         if request.num_prompt_logprobs is not None:
-            return "echo", "with vLLM a prompt's log-probabilities are not told; ask an endpoint of engine torch"
+            return "echo", "vLLM's log-probabilities of prompts are not supported; use an endpoint with engine torch"
         if request.bad_words:
-            return "bad_words", "with vLLM words are not kept out; ask an endpoint of engine torch"
+            return "bad_words", "not supported with vLLM; use an endpoint with engine torch"
         if request.grammar and request.num_logprobs is not None:
             return "logprobs", (
-                "vLLM tells them among the tokens that a format or a required call allows, not among all; "
-                "ask without the one or the other"
+                "vLLM's log-probabilities cover only tokens that the format or the required call allows; "
+                "remove one of the two"
             )
         return None
 
@@ -127,14 +126,14 @@ class VLLMEngine(Engine):
         stream.fetching.cancel()
 
     async def _fetch(self, stream: _Stream) -> None:
-        """Hand what vLLM says of a request to its stream, as it comes; in the client's loop."""
+        """Pass vLLM's outputs of a request to its stream as they arrive; runs in the client's loop."""
         request = stream.request
         try:
             async with contextlib.aclosing(self._ask(request)) as outputs:
                 async for output in outputs:
                     stream.deliver(*_events(output.outputs[0], request, output.num_cached_tokens))
         except asyncio.CancelledError:
-            # vLLM does this too, but not in the moment in which it hands the request over.
+            # vLLM aborts it too, but not while it is still accepting the request.
             with contextlib.suppress(Exception):
                 await self._client.abort(request.request_id)
             raise
@@ -163,7 +162,7 @@ class VLLMEngine(Engine):
 
 
 def _events(output: Any, request: GenerationRequest, num_cached: int | None) -> Iterator[Event]:
-    """What a `vllm.outputs.CompletionOutput` adds: tokens, and the end where it is no ordinary one."""
+    """The events of a `vllm.outputs.CompletionOutput`: its tokens, and an abnormal end."""
     reason = output.finish_reason
     is_whole = reason in (None, "stop", "length")
     token_ids = list(output.token_ids)
@@ -181,6 +180,6 @@ def _events(output: Any, request: GenerationRequest, num_cached: int | None) -> 
 def _logprobs(
     found: dict[int, Any], token_id: int, request: GenerationRequest
 ) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """Of the drawn token, and of the likeliest ones, which vLLM tells together."""
+    """Those of the sampled token and of the likeliest ones, which vLLM returns together."""
     likeliest = sorted(found.items(), key=lambda item: item[1].rank)[: request.num_logprobs]
     return found[token_id].logprob, tuple((each, told.logprob) for each, told in likeliest)

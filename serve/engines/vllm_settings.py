@@ -1,4 +1,4 @@
-"""vLLM's settings as plain data: of a replica, and of a request. Nothing here needs vLLM.
+"""vLLM's settings as plain data, for a replica and for a request. This file does not need vLLM.
 
 AsyncEngineArgs(model=folder, **engine_arguments("auto", max_active=256, num_gpus=2, adapters={}))
 SamplingParams(**sampling_arguments(request))
@@ -13,32 +13,34 @@ from typing import Any
 from models.errors import RayconteurError
 from serve.engines.base import GenerationRequest, Precision
 
-# Of a part of a GPU. Of a whole one vLLM takes 0.92 by itself; the replicas on one must leave room for each other.
+# Memory share for a part of a GPU. vLLM's default for a whole one is 0.92; replicas on one GPU need room for each
+# other.
 _MEMORY_OF_A_PART = 0.9
 
-# On CPUs vLLM would take nearly all of the machine's memory for its cache.
+# On CPUs vLLM would use nearly all of the machine's memory for its cache.
 _CPU_CACHE_BYTES = 2 << 30
 
 _DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp32": "float32"}
 
-# What vLLM has kernels for.
+# LoRA ranks that vLLM has kernels for.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def engine_arguments(
     precision: Precision, max_active: int, num_gpus: float, adapters: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Of `vllm.engine.arg_utils.AsyncEngineArgs`, for a replica with `num_gpus` GPUs.
+    """Arguments of `vllm.engine.arg_utils.AsyncEngineArgs` for a replica with `num_gpus` GPUs.
 
-    Several GPUs divide each layer among them, a part of one takes as much of its memory; 0 is for vLLM's build for
-    CPUs. `adapters` are folders of LoRA adapters by name; raises RayconteurError for one that vLLM could not serve.
+    Several GPUs share each layer (tensor parallelism); a fraction uses that share of a GPU's memory; 0 is for vLLM's
+    CPU build. `adapters` are folders of LoRA adapters by name; raises RayconteurError for one that vLLM could not
+    serve.
     """
     arguments: dict[str, Any] = {
         "dtype": _DTYPES[precision],
         "max_num_seqs": max_active,
-        "max_model_len": -1,  # the model's, or as much as the cache has room for
+        "max_model_len": -1,  # the model's, or as much as fits into the cache
         "tensor_parallel_size": max(1, int(num_gpus)),
-        # The library by which serve/grammar/json_grammar.py has checked a grammar.
+        # The library that serve/grammar/json_grammar.py has checked the grammar with.
         "structured_outputs_config": {"backend": "guidance"},
     }
     if not num_gpus:
@@ -49,7 +51,8 @@ def engine_arguments(
         largest = max(_rank(name, folder) for name, folder in adapters.items())
         arguments |= {
             "enable_lora": True,
-            # On CPUs vLLM 0.29 gives a request without adapter the last place's, beside one with: that stays empty.
+            # On CPUs vLLM 0.29 applies the last slot's adapter to requests without one in a mixed batch: it stays
+            # empty.
             "max_loras": len(adapters) + (0 if num_gpus else 1),
             "max_lora_rank": next(rank for rank in _RANKS if rank >= largest),
         }
@@ -57,27 +60,27 @@ def engine_arguments(
 
 
 def environment(num_cpus: float, num_gpus: float) -> dict[str, str]:
-    """Environment variables of such a replica."""
+    """Environment variables of a replica."""
     if not num_gpus:
-        # By itself vLLM would take all cores of the machine but one.
+        # By default vLLM would use all cores of the machine but one.
         return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, int(num_cpus)))}
     return {"VLLM_RAY_PER_WORKER_GPUS": str(num_gpus)} if num_gpus < 1 else {}
 
 
 def check_heads(release_folder: Path | str, num_gpus: float) -> None:
-    """Raise RayconteurError where the model's attention heads cannot be divided among so many GPUs."""
+    """Raise RayconteurError if the model's attention heads cannot be divided among the GPUs."""
     config = json.loads((Path(release_folder) / "config.json").read_text())
     heads, parts = config.get("num_attention_heads") or config.get("n_head"), int(num_gpus)
     if parts > 1 and heads is not None and heads % parts:
         fitting = ", ".join(str(count) for count in range(1, parts) if heads % count == 0)
         raise RayconteurError(
             f"serve.gpus_per_replica: the model has {heads} attention heads, which {parts} GPUs cannot share evenly; "
-            f"take {fitting}, or more replicas"
+            f"use {fitting}, or more replicas"
         )
 
 
 def sampling_arguments(request: GenerationRequest) -> dict[str, Any]:
-    """Of `vllm.SamplingParams`, without those that are objects of vLLM's own."""
+    """Arguments of `vllm.SamplingParams`, without those that are vLLM objects."""
     return {
         "max_tokens": request.max_new_tokens,
         "temperature": 0.0 if request.is_greedy else request.temperature,
@@ -90,11 +93,11 @@ def sampling_arguments(request: GenerationRequest) -> dict[str, Any]:
         "logit_bias": dict(request.logit_bias) or None,
         "allowed_token_ids": _allowed(request),
         "logprobs": request.num_logprobs,
-        # To vLLM -1 is no seed, and torch takes 64 bits with a sign.
+        # -1 means no seed to vLLM, and torch takes signed 64-bit seeds.
         "seed": secrets.randbits(63) if request.seed is None else request.seed % 2**63,
         "stop_token_ids": sorted(request.end_token_ids),
         "min_tokens": request.min_new_tokens,
-        "ignore_eos": True,  # the request says which tokens end it
+        "ignore_eos": True,  # the request has its own end tokens
         "detokenize": False,
     }
 
@@ -108,10 +111,10 @@ def _rank(name: str, folder: str) -> int:
     try:
         config = json.loads((Path(folder) / "adapter_config.json").read_text())
     except (OSError, ValueError) as error:
-        raise RayconteurError(f"adapter {name!r}: {folder} is no PEFT adapter: {error}") from error
+        raise RayconteurError(f"adapter {name!r}: {folder} is not a PEFT adapter: {error}") from error
     if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
-        raise RayconteurError(f"adapter {name!r}: vLLM serves LoRA alone, without DoRA and modules_to_save")
+        raise RayconteurError(f"adapter {name!r}: vLLM only serves LoRA without DoRA and modules_to_save")
     rank = max(map(int, [config["r"], *config.get("rank_pattern", {}).values()]))
     if rank > _RANKS[-1]:
-        raise RayconteurError(f"adapter {name!r}: its rank is {rank}; vLLM serves {_RANKS[-1]} at most")
+        raise RayconteurError(f"adapter {name!r}: its rank is {rank}; vLLM serves at most {_RANKS[-1]}")
     return rank

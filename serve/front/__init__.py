@@ -1,1 +1,1 @@
-"""The one HTTP server before all replicas."""
+"""The front: one HTTP server before all replicas."""

@@ -1,4 +1,4 @@
-"""Bodies of requests as the front reads them: bounded by what they become, each by itself and all of them together.
+"""Request bodies in the front: their decompressed size is limited, for each request and for all open ones together.
 
 budget = Budget(128 << 20)
 with budget.room() as room:
@@ -21,25 +21,25 @@ _SUPPORTED = "gzip and deflate"
 
 
 class Room:
-    """What one request holds of a Budget."""
+    """The part of a Budget that one request holds."""
 
     def __init__(self, budget: "Budget") -> None:
         self._budget = budget
         self._held = 0
 
     def take(self, num_bytes: int) -> None:
-        """So many bytes more. Raises ApiError (503) where there is no room for them."""
+        """Take this number of bytes. Raises ApiError (503) if the budget is used up."""
         self._budget.take(num_bytes)
         self._held += num_bytes
 
     def give_back(self) -> None:
-        """The body is gone."""
+        """Return everything; the body is not needed any more."""
         self._budget.give_back(self._held)
         self._held = 0
 
 
 class Budget:
-    """Bytes of all bodies that are held at the same time."""
+    """A limit of the bytes of all bodies in memory."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -47,7 +47,7 @@ class Budget:
 
     @contextmanager
     def room(self) -> Iterator[Room]:
-        """What a request takes is free again after the block."""
+        """A request's part, which is returned after the block."""
         room = Room(self)
         try:
             yield room
@@ -64,17 +64,17 @@ class Budget:
 
 
 def too_large(found: str) -> ApiError:
-    """413; `found` says how large it is."""
+    """413; `found` is the size as text."""
     return ApiError(413, f"The request body has {found}; at most {MAX_BODY_BYTES} are read.")
 
 
 def check_headers(request: web.BaseRequest) -> None:
-    """Refuse what the headers alone show to be too large, or in an encoding that is not known. Raises ApiError."""
+    """Refuse a body that is too large or unknown encoded according to its headers. Raises ApiError."""
     _encoding(request)
     if request.content_length is not None and request.content_length > MAX_BODY_BYTES:
         raise too_large(f"{request.content_length} bytes")
     if (expect := request.headers.get("expect", "").lower()) not in ("", "100-continue"):
-        raise ApiError(417, f"Expect: got {expect[:100]!r}; 100-continue is known alone.")
+        raise ApiError(417, f"Expect: got {expect[:100]!r}; only 100-continue is supported.")
 
 
 async def read_body(request: web.BaseRequest, room: Room) -> bytearray:
@@ -95,7 +95,7 @@ async def read_body(request: web.BaseRequest, room: Room) -> bytearray:
                 room.take(len(plain))
                 body += plain
     except TimeoutError:
-        raise ApiError(408, f"The request body did not come in {_BODY_SECONDS:g} seconds.") from None
+        raise ApiError(408, f"The request body did not arrive within {_BODY_SECONDS:g} seconds.") from None
     except (HttpProcessingError, web.RequestPayloadError) as error:
         raise ApiError(400, f"The request body cannot be read: {_words(error)}.") from error
     if decoder is not None and body and not decoder.is_whole:
@@ -108,21 +108,21 @@ def _words(error: Exception) -> str:
 
 
 def _encoding(request: web.BaseRequest) -> str:
-    """The one content encoding, "" for none; raises ApiError (415)."""
+    """The content encoding, "" for none; raises ApiError (415)."""
     given = ",".join(request.headers.getall("content-encoding", ())).strip().lower()
     if given in ("", "identity"):
         return ""
     if given not in ("gzip", "x-gzip", "deflate"):
         raise ApiError(
             415,
-            f"Content-Encoding: got {given[:100]!r}; send the body plain, or by one of {_SUPPORTED}.",
+            f"Content-Encoding: got {given[:100]!r}; send the body uncompressed, or with {_SUPPORTED}.",
             headers={"Accept-Encoding": "gzip, deflate"},
         )
     return given
 
 
 class _Decoder:
-    """Never makes more of a chunk than is asked for."""
+    """Decompresses a body in pieces of limited size."""
 
     def __init__(self, encoding: str) -> None:
         self._may_be_raw = encoding == "deflate"
@@ -133,14 +133,14 @@ class _Decoder:
         return self._inflate.eof
 
     def decode(self, chunk: bytes, most: int) -> bytes:
-        """At most `most` bytes of what the chunk becomes; raises ApiError (400)."""
+        """At most `most` decompressed bytes of the chunk; raises ApiError (400)."""
         if self._inflate.eof:
             raise ApiError(400, "Content-Encoding: something follows the compressed request body.")
         try:
             return self._decode(chunk, most)
         except zlib.error as error:
             raise ApiError(
-                400, f"Content-Encoding: the request body is not compressed in that way: {error}."
+                400, f"Content-Encoding: the request body is not compressed with this encoding: {error}."
             ) from None
 
     def _decode(self, chunk: bytes, most: int) -> bytes:
@@ -149,7 +149,7 @@ class _Decoder:
         except zlib.error:
             if not self._may_be_raw:
                 raise
-            self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)  # without its header, as some clients send it
+            self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)  # raw deflate, which some clients send
             plain = self._inflate.decompress(chunk, most)
         self._may_be_raw = False
         if self._inflate.unused_data:

@@ -1,4 +1,4 @@
-"""Which pages of other sites may ask from a browser: the CORS headers of answers, and preflight requests.
+"""CORS: which other sites' pages may use the endpoint from a browser; headers of answers, and preflight requests.
 
 origins = Origins(["https://shop.example"])
 headers = origins.headers(request.headers.get("origin"))
@@ -14,18 +14,18 @@ _EXPOSED = ", ".join([
 ])  # fmt: skip
 _HEADER_NAMES = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,4000}")
 _USUAL_HEADERS = "authorization, content-type"
-# Browsers keep an answer to a preflight request for two hours at most.
+# Browsers cache a preflight answer for two hours at most.
 _MAX_AGE_SECONDS = 7200
 
 
 class Origins:
-    """The origins that may; "*" is all of them."""
+    """The allowed origins; "*" allows all."""
 
     def __init__(self, allowed: Collection[str] = ()) -> None:
         self._allowed = frozenset(origin.lower() for origin in allowed)
 
     def headers(self, origin: str | None) -> dict[str, str]:
-        """What an answer has for a page of `origin`: nothing where it may not read it."""
+        """The CORS headers of an answer for a page of `origin`; none if the origin is not allowed."""
         if not self._allowed:
             return {}
         by_origin = {} if "*" in self._allowed else {"Vary": "Origin"}
@@ -35,13 +35,13 @@ class Origins:
         return {"Access-Control-Allow-Origin": allowed, "Access-Control-Expose-Headers": _EXPOSED, **by_origin}
 
     def preflight(self, asked: Mapping[str, str]) -> dict[str, str]:
-        """The headers of the answer to an OPTIONS request with the headers `asked`."""
+        """The CORS headers of the answer to an OPTIONS request with the headers `asked`."""
         headers = {"Allow": METHODS, **self.headers(asked.get("origin"))}
         if self._may(asked.get("origin")) and "access-control-request-method" in asked:
             wanted = asked.get("access-control-request-headers", "")
             headers |= {
                 "Access-Control-Allow-Methods": METHODS,
-                # Whatever is asked for: clients send headers of their own, and none has a meaning here.
+                # All requested headers: clients send their own ones, and none has a meaning here.
                 "Access-Control-Allow-Headers": wanted if _HEADER_NAMES.fullmatch(wanted) else _USUAL_HEADERS,
                 "Access-Control-Max-Age": str(_MAX_AGE_SECONDS),
             }

@@ -1,5 +1,5 @@
-"""One request to the front and its answer: its id, its line in the log, the headers that every answer has; streams
-that begin before there is anything of a reply.
+"""One request to the front and its answer: the request id, the log line, common headers, and streams whose headers
+are sent before the reply starts.
 """
 
 import asyncio
@@ -18,22 +18,22 @@ from serve.protocol.errors import ApiError
 from serve.protocol.event_stream import COMMENT, COMMENT_SECONDS, EARLY_SECONDS, STREAM_HEADERS, failure
 from serve.protocol.transport import REQUEST_ID, request_id_of
 
-# Beyond the first a replica's answer waits for a slow client; it goes on below the second.
+# Above the first value a replica's answer waits for a slow client; below the second it continues.
 _MAX_UNSENT_BYTES = 1 << 20
 _FEW_UNSENT_BYTES = 128 << 10
-# Of a typed event; within a text its quotes would be escaped.
+# In a typed event; inside a text its quotes would be escaped.
 _NUMBER = re.compile(rb'"sequence_number":\s*(\d{1,9})')
 _STREAM_FIELD = re.compile(rb'"stream"\s*:\s*true')
 
 
 class Exchange:
-    """A request and what has been sent of its answer."""
+    """A request and the state of its answer."""
 
     def __init__(self, request: web.BaseRequest, origins: Origins) -> None:
         self.request = request
         self.id = request_id_of(request.headers.get(REQUEST_ID))
         self.reached_replica = False
-        """whether a replica has it, and writes the line in the log"""
+        """whether a replica handles it, and writes its log line"""
         self._began = time.perf_counter()
         self._cors = origins.headers(request.headers.get("origin"))
         self._stream: web.StreamResponse | None = None
@@ -47,12 +47,12 @@ class Exchange:
         return self._stream is not None
 
     def answer(self, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> web.Response:
-        """A whole answer; of one to HEAD its body is left out by the server."""
+        """A complete answer; the server omits the body for HEAD."""
         self._is_whole = True
         return web.Response(status=status, headers=self._all(headers), body=body)
 
     def refusal(self, error: ApiError) -> web.StreamResponse:
-        """The answer that says why there is none."""
+        """The error answer."""
         headers = {**(error.headers or {}), "Content-Type": "application/json"}
         return self.answer(error.status, headers.items(), error.body().encode())
 
@@ -64,7 +64,7 @@ class Exchange:
         return found
 
     async def begin(self, headers: Iterable[tuple[str, str]] = STREAM_HEADERS.items()) -> None:
-        """Send the headers of a stream, unless that has been done."""
+        """Send the headers of a stream, if they have not been sent."""
         if self._stream is not None:
             return
         stream = self._stream = web.StreamResponse(headers=self._all(headers))
@@ -74,7 +74,7 @@ class Exchange:
         self.request.writer.send_headers()
 
     def write(self, piece: bytes) -> None:
-        """Send whole events. Nothing happens where the client has gone: this request is cancelled then."""
+        """Send complete events. Does nothing if the client has disconnected, since this request is then cancelled."""
         transport = self.request.transport
         self._num_written += 1
         self._last = piece
@@ -83,18 +83,18 @@ class Exchange:
             transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
 
     def fail(self, body: str | bytes) -> None:
-        """Send an error's body as the last event."""
+        """Send an error body as the last event."""
         numbers = _NUMBER.findall(self._last)
         self.write(failure(body, self.request.path, int(numbers[-1]) + 1 if numbers else 0).encode())
 
     async def end(self) -> web.StreamResponse:
-        """The stream is complete."""
+        """Complete the stream."""
         assert self._stream is not None
         await self._stream.write_eof()
         return self._stream
 
     async def keep_alive(self, body: bytes | bytearray) -> None:
-        """Send a stream's headers when nothing has come for a second, and comments as long as nothing comes."""
+        """Send a stream's headers if there is no answer after a second, and comments until there is one."""
         await asyncio.sleep(EARLY_SECONDS)
         if not self.has_begun:
             if self._is_whole or not _asks_for_stream(body):
@@ -108,7 +108,7 @@ class Exchange:
                 self.write(COMMENT.encode())
 
     async def pass_on(self, answer: Answer) -> None:
-        """Send a replica's events as they come, whole ones alone: half a one would make what follows it unreadable.
+        """Send a replica's events as they arrive, only complete ones: half an event would corrupt the next one.
 
         Raises LostError.
         """
@@ -141,7 +141,7 @@ class Exchange:
         await answer.pass_on(write)
 
     def tell(self, status: int) -> None:
-        """Its line in the log, where no replica writes one."""
+        """Write the log line, if no replica writes it."""
         line = {
             "id": self.id,
             "method": self.request.method[:20],

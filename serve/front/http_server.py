@@ -1,5 +1,5 @@
-"""aiohttp's HTTP server as the front needs it: every refusal goes through the front, and a client that has shut down
-its sending side gets its answer.
+"""aiohttp's HTTP server, adapted to the front: the front writes every error answer, and a client that has shut down
+its sending side still gets its answer.
 
 server = FrontServer(handle, refuse)
 """
@@ -19,7 +19,7 @@ from serve.protocol.errors import ApiError
 
 logger = logging.getLogger(__name__)
 
-# The parser names the limit that was met and not the line: that of the first line is another number.
+# The parser reports the exceeded limit, not the line: the first line has a different limit.
 _MAX_LINE_BYTES = 8190
 _MAX_HEADER_BYTES = 8192
 _MAX_HEADERS = 128
@@ -32,7 +32,7 @@ Refuse = Callable[[web.BaseRequest, ApiError], web.StreamResponse]
 
 
 class FrontServer(web.Server):
-    """`handle` answers requests; `refuse` makes the answer to what is none, or to a failure of `handle`."""
+    """`handle` answers requests; `refuse` answers invalid requests, and those for which `handle` fails."""
 
     def __init__(self, handle: Handle, refuse: Refuse) -> None:
         super().__init__(handle, handler_cancellation=True)
@@ -64,9 +64,9 @@ class _Connection(RequestHandler):
             self._last_body = self._messages[-1][1]
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """Nothing more will be sent. Whoever waits for an answer all the same gets it; True keeps the connection."""
+        """The client sends nothing more. It may still wait for an answer; True keeps the connection open."""
         if self._is_half_closed:
-            return True  # uvloop says it twice
+            return True  # uvloop calls it twice
         transport = self.transport
         is_answering = bool(self._messages) or self._waiter is None or self._waiter.done()
         if transport is None or self._last_body is None or not (is_answering and self._last_body.is_eof()):
@@ -74,7 +74,7 @@ class _Connection(RequestHandler):
         if transport.get_extra_info("sslcontext") is not None:
             return None  # asyncio closes these in any case
         self._is_half_closed = True
-        self.close()  # with the last answer
+        self.close()  # after the last answer
         self._probe_soon(transport, 0)
         return True
 
@@ -83,8 +83,8 @@ class _Connection(RequestHandler):
         self._loop.call_later(pause, self._probe, transport, tries)
 
     def _probe(self, transport: asyncio.Transport, tries: int) -> None:
-        """Find out whether the client is there at all: a closed socket looks like one whose sending side is shut
-        down, until something is sent to it."""
+        """Test whether the client is still connected: a closed socket looks like one whose sending side is shut down,
+        until something is sent to it."""
         if self.transport is not transport or transport.is_closing():
             return
         there: socket.socket = transport.get_extra_info("socket")
@@ -93,7 +93,7 @@ class _Connection(RequestHandler):
             return
         request = self._current_request
         if not tries and request is not None and request.version >= (1, 1) and not request.writer.output_size:
-            transport.write(_PROBE)  # clients pass over it
+            transport.write(_PROBE)  # clients ignore it
         self._probe_soon(transport, tries + 1)
 
     def handle_error(
@@ -103,11 +103,11 @@ class _Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The answer to a request that cannot be read, or at which the front has failed."""
+        """The answer to an invalid request, or to one for which the front failed."""
         if status >= 500:
             logger.error("the front failed at a request", exc_info=exc)
         if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun")
+            raise ConnectionError("the answer has already started")
         response = self._refuse(request, _refusal(status, exc, message))
         response.force_close()
         return response
@@ -122,6 +122,6 @@ def _refusal(status: int, error: BaseException | None, message: str | None) -> A
         return ApiError(431, f"A header of the request has more than {_MAX_HEADER_BYTES} bytes.")
     if message == "Too many headers received":
         return ApiError(431, f"The request has more than {_MAX_HEADERS} headers.")
-    # What follows the first line is the request itself, in which a key may stand.
+    # The lines after the first one are the request itself, which may contain a key.
     words = re.sub(r"\s+", " ", (message or "").partition("\n")[0]).strip(" :.")
-    return ApiError(400, f"This is not a request in HTTP/1.1: {words[:200] or 'it cannot be read'}.")
+    return ApiError(400, f"This is not a valid HTTP/1.1 request: {words[:200] or 'it cannot be parsed'}.")

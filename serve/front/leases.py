@@ -1,9 +1,8 @@
-"""A replica's HTTP server, which answers whoever holds a lease.
+"""A replica's HTTP server, which answers requests with a lease.
 
-The front takes a lease from Ray Serve for each request (`Answering.lease` in serve/deployment/application.py), so
-that Ray knows what a replica is doing, and then talks to the replica directly: a reply's tokens do not pass through
-Ray. A lease's id is 128 random bits and good for one request; without one only GET is answered, which shows nothing
-secret.
+The front gets a lease from Ray Serve for each request (`Answering.lease` in serve/deployment/replica.py), so that Ray
+counts the replica's requests, and then connects to the replica directly: a reply's tokens do not pass through Ray. A
+lease id is 128 random bits and valid for one request; without one only GET is answered, which reveals nothing secret.
 """
 
 import asyncio
@@ -21,18 +20,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.protocol.transport import LEASE
 
-# Beyond it the front has gone, or its request never came.
+# After this time the front is gone, or its request never arrived.
 _CLAIM_SECONDS = 20.0
 
 
 class Leases:
-    """Made in one asyncio loop, claimed and given back in the server's."""
+    """The open leases; created in one asyncio loop, claimed and returned in the server's."""
 
     def __init__(self) -> None:
         self._open: dict[str, _Lease] = {}
 
     async def held(self) -> AsyncGenerator[str, None]:
-        """The id of a new lease; ends when its request has been answered, or did not come."""
+        """The id of a new lease; ends when its request has been answered, or did not arrive."""
         lease_id = secrets.token_hex(16)
         lease = self._open[lease_id] = _Lease()
         try:
@@ -42,7 +41,7 @@ class Leases:
             self._open.pop(lease_id, None)
 
     def claim(self, lease_id: str) -> "_Lease | None":
-        """The lease of that id, if it is open and nobody has claimed it."""
+        """The lease with this id, if it is open and not claimed."""
         lease = self._open.get(lease_id)
         if lease is None or lease.is_claimed:
             return None
@@ -73,7 +72,7 @@ class _Lease:
 
 
 class LeasedOnly:
-    """ASGI middleware: requests with a lease, and GET."""
+    """ASGI middleware that only lets requests with a lease, and GET, pass."""
 
     def __init__(self, app: ASGIApp, leases: Leases) -> None:
         self._app = app
@@ -94,14 +93,14 @@ class LeasedOnly:
 
 
 def collect_seldom() -> None:
-    """For a process that has loaded all that it needs: looking through that for garbage costs every token a share."""
+    """Collect garbage rarely, in a process that has loaded everything: scanning it would cost time at every token."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
 
 
 class ReplicaServer:
-    """uvicorn in a thread of its own, on a free port of `host`."""
+    """uvicorn in its own thread, on a free port of `host`."""
 
     def __init__(self, app: Any, host: str) -> None:
         config = uvicorn.Config(
@@ -119,12 +118,12 @@ class ReplicaServer:
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def answers(self) -> "Future[None]":
-        """Done when its loop comes to it."""
+        """A future that is done when the server's loop runs it."""
         answer: Future[None] = Future()
         self._server.servers[0].get_loop().call_soon_threadsafe(answer.set_result, None)
         return answer
 
     def close(self) -> None:
-        """Ends open connections too."""
+        """Stop the server, and close open connections."""
         self._server.should_exit = self._server.force_exit = True
         self._thread.join()

@@ -1,4 +1,4 @@
-"""The metrics of all replicas as one page, and the front's own. In Prometheus' text format."""
+"""The metrics of all replicas and of the front as one page, in Prometheus' text format."""
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import Metric
@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 
 class MetricsOfAll:
-    """What the front counts itself: what never came to a replica, or back."""
+    """The front's own counters: requests that no replica answered."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -19,19 +19,21 @@ class MetricsOfAll:
         )
 
     def refused(self, status: int) -> None:
-        """A request was answered here, without a replica."""
+        """Count a request that the front answered itself."""
         self._refused.labels(str(status)).inc()
 
     def retried(self) -> None:
-        """A request goes to a replica once more."""
+        """Count a request that is sent to a replica again."""
         self._retried.inc()
 
     def cut(self) -> None:
-        """A stream ended with an error."""
+        """Count a stream that ended with an error."""
         self._cut.inc()
 
     def text(self, replicas: dict[str, str]) -> bytes:
-        """The front's, and those of `replicas` (their pages by address), each sample with its replica's address."""
+        """The front's metrics, and those of `replicas` (pages by address), each sample labeled with its replica's
+        address.
+        """
         return generate_latest(self._registry) + generate_latest(_Joined(replicas))
 
     def _counter(self, name: str, words: str, *labels: str) -> Counter:
@@ -39,7 +41,7 @@ class MetricsOfAll:
 
 
 class _Joined(CollectorRegistry):
-    """The families of several pages; a family stands once, with the samples of all."""
+    """The metric families of several pages, merged: each family once, with the samples of all pages."""
 
     def __init__(self, pages: dict[str, str]) -> None:
         super().__init__()

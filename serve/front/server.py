@@ -1,13 +1,12 @@
-"""The front: one HTTP server before all replicas. Ray is not needed here; serve/deployment/front_actor.py runs it.
+"""The front: one HTTP server before all replicas. It does not need Ray; serve/deployment/front_actor.py runs it.
 
     front = Front(lease, max_seconds=600)
     await front.listen("127.0.0.1", 8000)
 
-What comes from clients is looked at by its headers first: who has no key, or says that more is coming than is read,
-is refused before anything of it is held. Answers pass through as they come. When a replica or its engine dies, a
-request of which nothing has been answered yet goes to another one, and its client sees nothing of it; a stream that
-has begun ends with an error event in OpenAI's form. A request that a replica died of is tried once more and not
-again: what kills one would kill them all.
+A request's headers are checked first: without a valid key, or with a body that is too large, it is refused before its
+body is read. Answers are forwarded as they arrive. When a replica or its engine dies, a request without any answer
+yet is retried on another replica, and its client does not notice; a stream that has started ends with an error event
+in OpenAI's form. A request that may have killed a replica is retried only once: otherwise it could kill all of them.
 """
 
 import asyncio
@@ -37,11 +36,11 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["Endpoint", "Front", "Lease", "LostError"]
 
-# Of all requests that are read or wait for the beginning of their answer.
+# For the bodies of all requests that are being read or wait for the start of their answer.
 _MAX_BODIES_BYTES = 128 << 20
 _PAUSE_SECONDS = 0.2
 _TRIES = 2
-# Of one connection, not of what is said over it (RFC 9110, 7.6.1), and what the front says itself.
+# Headers of a single connection (RFC 9110, section 7.6.1), and headers that the front sets itself.
 _OWN = frozenset(
     name.encode()
     for name in (
@@ -49,14 +48,14 @@ _OWN = frozenset(
         "content-length", "expect", "content-encoding", "http2-settings", LEASE, LOST, REQUEST_ID,
     )
 )  # fmt: skip
-# HEAD is answered there by the front itself where there is no replica to ask.
+# The front answers HEAD there itself if there is no replica.
 _WHAT_THERE_IS = {"/": "text/html", "/health": "application/json", "/v1/models": "application/json",
                   "/metrics": CONTENT_TYPE_LATEST}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Lease:
-    """Leave to send one request to the replica at `address`."""
+    """Permission to send one request to the replica at `address`."""
 
     address: str
     id: str
@@ -64,17 +63,17 @@ class Lease:
 
 @dataclass
 class Endpoint:
-    """What is served, for `/health` while there is no replica."""
+    """What is served: the answer of `/health` while there is no replica."""
 
     model: str = ""
     release: str = ""
 
 
 class Front:
-    """`lease` waits so many seconds for a replica with room; raises ApiError where there is none, and LostError.
+    """`lease(seconds)` waits for a free replica; raises ApiError if there is none in time, and LostError.
 
-    With `keys` a request without one of them is refused before its body is read; replicas look at it again, since
-    what they know of keys is theirs.
+    With `keys` a request without a valid one is refused before its body is read; replicas check the key again, since
+    they read the keys themselves.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class Front:
         self._runner: web.ServerRunner
 
     async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
-        """Answer at that address from now on; raises OSError. Shares the port with a front that is closing."""
+        """Listen at this address; raises OSError. Shares the port with a front that is closing."""
         server = FrontServer(self._handle, self._refuse)
         self._runner = web.ServerRunner(server, shutdown_timeout=self._max_seconds)
         await self._runner.setup()
@@ -104,16 +103,16 @@ class Front:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port that it listens on."""
         return int(self._runner.addresses[0][1])
 
     async def close(self) -> None:
-        """Take no new connections, let replies come to their end."""
+        """Refuse new connections, and wait for replies in progress."""
         await self._runner.cleanup()
         self._upstream.close()
 
     def serve(self, endpoint: Endpoint) -> None:
-        """Say so of the endpoint; replicas of earlier ones are forgotten."""
+        """Announce this endpoint on /health, and forget the replicas of earlier ones."""
         self.endpoint = endpoint
         self._replicas.clear()
 
@@ -129,7 +128,7 @@ class Front:
             raise
         except Exception:
             if exchange.has_begun:
-                raise  # the server's log says it, and the connection ends
+                raise  # the server logs it, and the connection ends
             logger.exception("the front failed at a request")
             why = "The server failed at this request; its log says why."
             return await self._fail(exchange, ApiError(500, why))
@@ -157,7 +156,7 @@ class Front:
         if method == "OPTIONS":
             return exchange.answer(204, self._origins.preflight(request.headers).items(), b"")
         if not path.startswith("/"):
-            raise ApiError(400, f"The request's target is {path[:200]!r}; it must be a path, or an address with one.")
+            raise ApiError(400, f"The request target is {path[:200]!r}; it must be a path, or a URL with one.")
         if self.keys is not None and path not in OPEN_PATHS:
             key_of(request.headers.get("authorization", "").encode("utf-8", "surrogateescape"), self.keys)
         if method in ("GET", "HEAD") and (answer := await self._without_lease(exchange)) is not None:
@@ -168,7 +167,7 @@ class Front:
 
             def let_go() -> None:
                 room.give_back()
-                with suppress(BufferError):  # a part of it is on its way still
+                with suppress(BufferError):  # a part of it is still being sent
                     body.clear()
 
             comments = asyncio.create_task(exchange.keep_alive(body))
@@ -180,8 +179,8 @@ class Front:
     async def _from_some(
         self, exchange: Exchange, body: bytes | bytearray, on_answer: Callable[[], None]
     ) -> web.StreamResponse:
-        """The answer of a replica with room, or of another one where that is lost; `on_answer` is called when the
-        body is not needed any more."""
+        """The answer of a free replica, or of another one if that is lost; calls `on_answer` when the body is not
+        needed any more."""
         deadline = asyncio.get_running_loop().time() + self._max_seconds
         tries = 0
         while True:
@@ -195,12 +194,14 @@ class Front:
                 self._metrics.retried()
                 if tries >= _TRIES:
                     raise ApiError(
-                        502, f"{tries} replicas ended while they worked on this request.", code="replica_lost"
+                        502, f"{tries} replicas failed while they handled this request.", code="replica_lost"
                     ) from lost
                 await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _without_lease(self, exchange: Exchange) -> web.StreamResponse | None:
-        """GET and HEAD wait behind no reply and wake no replica up. None where one has to say, and none is known."""
+        """Answer GET and HEAD without a lease, and without starting a replica. None if a replica must answer, and
+        none is known.
+        """
         path, is_head = exchange.request.path, exchange.request.method == "HEAD"
         if path == "/metrics":
             return await self._all_metrics(exchange)
@@ -225,7 +226,7 @@ class Front:
         lease: Lease,
         on_answer: Callable[[], None] = lambda: None,
     ) -> web.StreamResponse:
-        """Send on a replica's answer; raises LostError while nothing of it has been sent."""
+        """Forward a replica's answer; raises LostError as long as nothing of it has been sent."""
         headers = [pair for pair in exchange.request.raw_headers if pair[0].lower() not in _OWN]
         headers += [(REQUEST_ID.encode(), exchange.id.encode()), (LEASE.encode(), lease.id.encode())]
         target = exchange.request.rel_url.raw_path_qs
@@ -250,12 +251,12 @@ class Front:
         except LostError:
             self._metrics.cut()
             logger.warning("a stream was cut off: its replica is gone")
-            why = "The replica ended in the middle of this reply; ask again."
+            why = "The replica failed in the middle of this reply; send the request again."
             exchange.fail(ApiError(500, why, code="replica_lost").body())
         return await exchange.end()
 
     async def _all_metrics(self, exchange: Exchange) -> web.StreamResponse:
-        """Of all replicas and the front; as much as the replicas, which know about keys, let the client see."""
+        """The metrics of all replicas and the front, if the replicas, which check keys, show them to the client."""
         texts: dict[str, str] = {}
         for address in list(self._replicas):
             try:
@@ -270,5 +271,5 @@ class Front:
 
 
 def _passed(headers: Headers) -> list[tuple[str, str]]:
-    """What a client gets of a replica's headers."""
+    """The headers of a replica's answer that the client gets."""
     return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers if name.lower() not in _OWN]

@@ -1,4 +1,4 @@
-"""The certificate that the front shows, read again when its files have changed.
+"""The front's TLS certificate, which is read again when its files change.
 
 tls = Certificate("/etc/tls/chain.pem", "/etc/tls/key.pem")
 tls.context                                # for a server's `ssl`
@@ -16,7 +16,9 @@ _LOOK_SECONDS = 60.0
 
 
 class Certificate:
-    """A chain in PEM, the server's own certificate first, and its key. Raises OSError; ssl.SSLError is one."""
+    """A PEM chain, the server's own certificate first, and its key. Raises OSError, of which ssl.SSLError is a
+    subclass.
+    """
 
     def __init__(self, certificate: str, key: str) -> None:
         self._files = (certificate, key)
@@ -24,7 +26,7 @@ class Certificate:
         self._load()
 
     async def follow(self, look_s: float = _LOOK_SECONDS) -> None:
-        """Take up renewed files, for connections that are made after that; while they do not fit, go on as before."""
+        """Use renewed files for new connections; while they do not match each other, keep the old certificate."""
         while True:
             await asyncio.sleep(look_s)
             try:
@@ -32,11 +34,11 @@ class Certificate:
                     self._load()
                     logger.warning("the certificate in %s was read again", self._files[0])
             except OSError as error:
-                logger.warning("%s cannot be read again, going on with the old certificate: %s", self._files, error)
+                logger.warning("%s cannot be read again, keeping the old certificate: %s", self._files, error)
 
     def _load(self) -> None:
         loaded = self._changed()
-        # Into another one first: what does not fit together would leave half of it behind.
+        # Into a new context first: files that do not match would leave a half-loaded one.
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(*self._files, password="")
         self.context.load_cert_chain(*self._files)
         self._loaded = loaded
@@ -46,8 +48,8 @@ class Certificate:
 
 
 def trust_of(certificate: str) -> ssl.SSLContext:
-    """For a client on the server's own machine, which knows the file and not the name that it is for."""
+    """For a client on the server's own machine, which has the certificate's file but not its host name."""
     context = ssl.create_default_context(cafile=certificate)
     context.check_hostname = False
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the certificate itself is enough
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the certificate itself is sufficient
     return context

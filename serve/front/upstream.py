@@ -1,11 +1,11 @@
-"""The front's connections to replicas: one request after the other on each, answers in the bytes that they come in.
+"""The front's connections to replicas: one request at a time on each, and answers as raw bytes.
 
 upstream = Upstream()
 async with upstream.ask("10.0.0.5:41234", "POST", "/v1/completions", headers, body) as answer:
     whole = await answer.read()                # or: await answer.pass_on(write)
 
-A library's client has a task woken for each piece of an answer; here the bytes of a stream go on in the callback that
-brings them, which is what a token costs most of.
+A library's client wakes a task for each piece of an answer; here the callback that receives a stream's bytes forwards
+them, since this is most of the cost of a token.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _CONNECT_SECONDS = 5.0
 
 
 class LostError(Exception):
-    """The replica is gone; `may_have_died_of_it` unless the request never reached it."""
+    """The replica is gone; `may_have_died_of_it` is False if the request never reached it."""
 
     def __init__(self, may_have_died_of_it: bool) -> None:
         super().__init__("the replica is gone")
@@ -30,7 +30,7 @@ class LostError(Exception):
 
 
 class Answer:
-    """A replica's answer, from the moment that its headers are there."""
+    """A replica's answer, once its headers have arrived."""
 
     def __init__(self, connection: "_Connection", status: int, headers: Headers) -> None:
         self.status = status
@@ -38,25 +38,25 @@ class Answer:
         self._connection = connection
 
     def header(self, name: bytes) -> bytes:
-        """The first of that name, in small letters; empty where there is none."""
+        """The first header with this name, in lower case; empty if there is none."""
         return next((value for key, value in self.headers if key.lower() == name), b"")
 
     async def read(self) -> bytes:
-        """All of its body. Raises LostError."""
+        """The whole body. Raises LostError."""
         parts: list[bytes] = []
         await self.pass_on(parts.append)
         return b"".join(parts)
 
     async def pass_on(self, write: Callable[[bytes], None]) -> None:
-        """Call `write` with the body's bytes as they come, to its end. Raises LostError."""
+        """Call `write` with the body's bytes as they arrive, up to its end. Raises LostError."""
         await self._connection.pass_on(write)
 
     def pause(self) -> None:
-        """Take no more of it for now."""
+        """Stop reading for now."""
         self._connection.pause()
 
     def resume(self) -> None:
-        """Go on."""
+        """Continue reading."""
         self._connection.resume()
 
 
@@ -70,7 +70,7 @@ class Upstream:
     async def ask(
         self, address: str, method: str, target: str, headers: Iterable[tuple[bytes, bytes]], body: bytes | bytearray
     ) -> AsyncIterator[Answer]:
-        """Send a request; its answer, all of which is to be taken in the block. Raises LostError."""
+        """Send a request; yields its answer, which must be read completely in the block. Raises LostError."""
         connection = await self._connection(address)
         try:
             yield await connection.ask(_head(address, method, target, headers, len(body)), body)
@@ -81,7 +81,7 @@ class Upstream:
                 connection.abort()
 
     def close(self) -> None:
-        """Let go of the connections that are not in use."""
+        """Close unused connections."""
         for connections in self._idle.values():
             for connection in connections:
                 connection.abort()
@@ -92,7 +92,7 @@ class Upstream:
         while idle:
             if (connection := idle.pop()).is_idle:
                 return connection
-        del self._idle[address]  # replicas come and go, and their addresses with them
+        del self._idle[address]  # addresses of replicas change, so empty lists would pile up
         host, _, port = address.rpartition(":")
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
@@ -113,7 +113,7 @@ def _head(address: str, method: str, target: str, headers: Iterable[tuple[bytes,
 
 
 class _Connection(asyncio.Protocol):
-    """HTTP/1.1, one answer at a time. The parser calls the methods that begin with on_."""
+    """HTTP/1.1, one answer at a time. The parser calls the methods whose names start with on_."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport
@@ -132,7 +132,7 @@ class _Connection(asyncio.Protocol):
         return self._is_complete and not self._is_lost
 
     async def ask(self, head: bytes, body: bytes | bytearray) -> Answer:
-        """Send it; returns with the answer's headers. Raises LostError."""
+        """Send a request; returns when the answer's headers have arrived. Raises LostError."""
         self._parser = httptools.HttpResponseParser(self)
         self._headers, self._parts, self._write, self._is_complete = [], [], None, False
         self._begun = asyncio.get_running_loop().create_future()
@@ -166,7 +166,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._is_complete:
-            self.abort()  # nothing was asked for
+            self.abort()  # there is no request in progress
             return
         try:
             self._parser.feed_data(data)
@@ -186,7 +186,7 @@ class _Connection(asyncio.Protocol):
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        if self._parser.get_status_code() >= 200:  # below: the final ones follow
+        if self._parser.get_status_code() >= 200:  # below 200, the final headers follow
             self._end(self._begun, None)
         else:
             self._headers = []
@@ -201,7 +201,7 @@ class _Connection(asyncio.Protocol):
                 self._is_lost = True
 
     def _flush(self) -> None:
-        """What came at once goes on at once: several events in one write."""
+        """Forward bytes that arrived together in one write: often several events."""
         if self._write is not None and self._parts:
             parts, self._parts = self._parts, []
             self._write(parts[0] if len(parts) == 1 else b"".join(parts))

@@ -1,1 +1,1 @@
-"""Replies that follow a schema, a regex or a choice: written, checked in bounded time, compiled."""
+"""Constrained decoding: grammars of schemas, regexes and choices; they are checked in bounded time, then compiled."""

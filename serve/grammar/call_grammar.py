@@ -1,4 +1,4 @@
-"""Grammars of what a model writes around JSON and calls, in llguidance's form of Lark; control tokens as tokens.
+"""Grammars of JSON and calls with the text around them, in llguidance's variant of Lark, with control tokens.
 
 rules = Rules(form.marks)
 start = rules.calls(style, {"weather": schema}, short_ids=False)
@@ -15,7 +15,7 @@ from serve.parsing.channels import CHANNEL, END, MESSAGE, START
 from serve.parsing.marks import Marks, is_mark
 from serve.parsing.thinking import Thinking
 
-# Small models fill a reply with white space where they may.
+# Small models fill a reply with white space if they can.
 ONE_SPACE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
 _ANYTHING = "/(.|\\n)*/"
 _DEFINITIONS = ("$defs", "definitions")
@@ -26,24 +26,24 @@ _RULES_OF_TEXT = ("pattern", "format", "minLength", "maxLength")
 
 
 class Rules:
-    """Rules of one grammar, by their names."""
+    """The rules of one grammar, by name."""
 
     def __init__(self, marks: Marks) -> None:
         self._marks = marks
         self._rules: dict[str, str] = {}
 
     def lark(self, start: str) -> str:
-        """The whole grammar; `start` is what all of a reply is."""
+        """The whole grammar; the reply matches `start`."""
         return "\n".join([f"start: {start}", *(f"{name}: {body}" for name, body in self._rules.items())])
 
     def add(self, body: str, options: str = "") -> str:
-        """The name of a rule."""
+        """Add a rule; returns its name."""
         name = f"r{len(self._rules)}"
         self._rules[name + options] = body
         return name
 
     def text(self, marked: str) -> str:
-        """This very text."""
+        """Exactly this text."""
         pieces, plain = [], ""
         for char in marked:
             token_id = self._marks.token_id(char) if is_mark(char) else None
@@ -55,7 +55,7 @@ class Rules:
         return " ".join(pieces + [json.dumps(plain, ensure_ascii=False)] * bool(plain))
 
     def until(self, marked: str) -> str:
-        """Any text, up to and with this one."""
+        """Any text up to and including this one."""
         first = next((place for place, char in enumerate(marked) if is_mark(char)), len(marked))
         if first == 0:
             return f"{self.add(_ANYTHING)} {self.text(marked)}"
@@ -69,13 +69,13 @@ class Rules:
     # --- before it ---
 
     def thinking(self, thinking: Thinking, is_open: bool) -> str:
-        """What is thought before the rest; with `is_open` the prompt has begun it."""
+        """The thinking before the rest; with `is_open` the prompt has opened it."""
         gap = "/\\n{0,2}/" if thinking.gap is None else self.text(thinking.gap)
         rest = f"{self.until(thinking.closing)} {gap}"
         return rest if is_open else f"{self.text(thinking.opening)} {rest}"
 
     def channels(self, is_call: bool) -> str:
-        """Messages that are thought, and the header of one that is said."""
+        """Messages with thinking, and the header of the visible message."""
         start, channel, message, end = map(self._marks.of, (START, CHANNEL, MESSAGE, END))
         head = f"{channel}analysis{message}"
         thought = f"({self.text(head)} {self.until(end)} {self.text(start + 'assistant')})*"
@@ -84,7 +84,7 @@ class Rules:
     # --- calls ---
 
     def call(self, style: CallStyle, functions: Mapping[str, dict[str, Any]], has_short_ids: bool) -> str:
-        """One call of one of these functions, by the schemas of their parameters."""
+        """One call of one of these functions, whose values are the schemas of their parameters."""
         units = [self.add(self._unit(style, name, schema, has_short_ids)) for name, schema in functions.items()]
         around = self.text(style.opening.replace(ID, "")), self.text(style.closing)
         return f"{around[0]} ({' | '.join(units)}) {around[1]}"
@@ -98,18 +98,18 @@ class Rules:
         return f"{called} {self._fields(style.unit, name, schema)}"
 
     def _fields(self, unit: FieldsUnit, name: str, schema: dict[str, Any]) -> str:
-        """Arguments in the order of the schema's properties, those that are required and others."""
+        """The arguments in the order of the schema's properties, required and optional ones."""
         properties: dict[str, Any] = schema.get("properties", {})
         known = {"type", "properties", "required", "additionalProperties", "title", "description", *_DEFINITIONS}
         if strange := sorted(schema.keys() - known - {"$schema", "strict"}):
             raise ValueError(
-                f"{name}: this model's template writes arguments one by one; `{strange[0]}` cannot be followed there"
+                f"{name}: this model's template writes arguments one by one, which does not support `{strange[0]}`"
             )
         definitions = {key: schema[key] for key in _DEFINITIONS if key in schema}
         required = set(schema.get("required", ()))
         if missing := sorted(required - properties.keys()):
-            raise ValueError(f"{name}: {missing[0]!r} is required and has no schema in properties")
-        # Of the arguments from one on: where others stand before them, and where none does; None is impossible.
+            raise ValueError(f"{name}: {missing[0]!r} is required, but has no schema in properties")
+        # The rules for the arguments from one on: after others, and as the first ones; None is impossible.
         later: str = ""
         first = None if unit.empty is None else self.text(unit.empty.replace(NAME, name))
         for key in reversed(properties):
@@ -122,11 +122,11 @@ class Rules:
                     as_first = f"{as_first} | {first}" if first else f"({as_first})?"
             later, first = self.add(as_next), self.add(as_first)
         if first is None:
-            raise ValueError(f"{name}: this model's template has no way to write a call without arguments")
+            raise ValueError(f"{name}: this model's template cannot write a call without arguments")
         return first
 
     def _value(self, unit: FieldsUnit, schema: dict[str, Any]) -> str:
-        """An argument, and what closes it."""
+        """An argument and its closing."""
         if unit.syntax.kind == "json":
             return self.json(schema)
         kinds = _alternatives(schema)
@@ -140,13 +140,13 @@ class Rules:
         kind = schema.get("type")
         if kind == "string" or (kind is None and unit.syntax.kind == "raw"):
             if rule := next((rule for rule in _RULES_OF_TEXT if rule in schema), None):
-                raise ValueError(f"`{rule}` of a text cannot be followed in this model's way of writing arguments")
+                raise ValueError(f"`{rule}` of a string is not supported by this model's format of arguments")
             return self._any_text(unit)
         if unit.syntax.kind == "python" and kind in ("boolean", "null"):
             return '("True" | "False")' if kind == "boolean" else '"None"'
         if unit.syntax.kind != "raw" and kind not in ("integer", "number", "boolean", "null"):
             raise ValueError(
-                "only texts, numbers, booleans and constants can be followed in this model's way of writing arguments"
+                "only strings, numbers, booleans and constants are supported by this model's format of arguments"
             )
         return f"{self.json(schema)} {closing}"
 
@@ -170,19 +170,19 @@ class Rules:
 def _alternatives(
     schema: dict[str, Any], depth: int = 0, seen: "Iterator[int] | None" = None
 ) -> list[dict[str, Any]]:
-    """The schemas of which one has to be followed, references to definitions resolved."""
+    """The alternatives of a schema, with resolved references."""
     seen = seen or itertools.count()
     if next(seen) > _MAX_ALTERNATIVES:
-        raise ValueError(f"more than {_MAX_ALTERNATIVES} alternatives of one argument cannot be followed here")
+        raise ValueError(f"more than {_MAX_ALTERNATIVES} alternatives of one argument are not supported here")
     if depth > _DEEPEST:
-        raise ValueError("a schema that refers to itself cannot be followed here")
+        raise ValueError("a recursive schema is not supported here")
     definitions = {key: schema[key] for key in _DEFINITIONS if key in schema}
     if "$ref" in schema:
         found: Any = schema
         for name in str(schema["$ref"]).removeprefix("#/").split("/"):
             found = found.get(name) if isinstance(found, dict) else None
         if not isinstance(found, dict):
-            raise ValueError(f"{schema['$ref']!r} refers to what is not there")
+            raise ValueError(f"{schema['$ref']!r} does not exist in the schema")
         return _alternatives({**found, **definitions}, depth + 1, seen)
     for rule in ("anyOf", "oneOf"):
         if rule in schema:

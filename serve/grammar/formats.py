@@ -1,4 +1,4 @@
-"""What a reply has to follow, of a request: its format, or the call that it has to be.
+"""The format of a request's reply: a response format, or a required tool call.
 
 draft = formats.of(request, prompt_ids)       # None: any text
 grammar = await formats.compiled(draft)       # in bounded time, or ApiError
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 _NONE = {"additionalProperties": False}
 _ANY_OBJECT = {"type": "object"}
 _MAX_LETTERS = 64 << 10
-# Of a grammar: where arguments are written one by one, each has all definitions.
+# Size limit of a grammar: if arguments are written one by one, each repeats all definitions.
 _MAX_WRITTEN = 1 << 20
 _SCHEMA = "response_format.json_schema.schema"
 _OBJECTS_SCHEMA = "response_format.schema"
-_SIMPLER = "Use fewer rules: shorter patterns, smaller counts, fewer properties that may be left out, or alternatives"
+_SIMPLER = "Use fewer rules: shorter patterns, smaller counts, fewer optional properties, or fewer alternatives"
 
 
 class Formats:
-    """Grammars of requests to one model, whose replies are written in this form."""
+    """Grammars of requests to one model with this form of replies."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Formats:
         bounds: Bounds | None = None,
         compiler: str | None = None,
     ) -> None:
-        """`compiler` is what tries grammars, a module's function; its own process imports it."""
+        """`compiler` names the function that checks grammars, which the checking process imports."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._end_token_ids = end_token_ids
@@ -55,11 +55,11 @@ class Formats:
 
     @property
     def guard(self) -> GrammarGuard | None:
-        """What tries grammars, after the first one."""
+        """The process that checks grammars, once there was a first one."""
         return self._guard
 
     def of(self, request: GenerationFields, prompt_ids: list[int]) -> "Draft | None":
-        """What a reply to this prompt has to follow; None where it may be any text. Raises ApiError."""
+        """The grammar of a reply to this prompt; None if it may be any text. Raises ApiError."""
         place = self._form.place_after(prompt_ids)
         functions = request.required_tools() if isinstance(request, ChatRequest) else []
         if functions:
@@ -74,7 +74,9 @@ class Formats:
         return self._draft(param, wanted, lambda grammars: getattr(grammars, kind)(wanted, where, param))
 
     async def compiled(self, draft: "Draft") -> "JsonGrammar":
-        """Raises ApiError for what is none, or takes too much; other requests do not wait for it."""
+        """The compiled grammar; raises ApiError if it is invalid or takes too much. Other requests do not wait for
+        it.
+        """
         loop = asyncio.get_running_loop()
         if self._guard is None:
             setup = await loop.run_in_executor(self._thread, self._grammars().setup, self._bounds, self._compiler)
@@ -87,11 +89,11 @@ class Formats:
             raise ApiError(400, f"{draft.param}: {error}.", draft.param) from error
 
     def answers(self) -> "Future[int]":
-        """Done when its thread is free."""
+        """A future that is done when the thread is free."""
         return self._thread.submit(int)
 
     def close(self) -> None:
-        """End the process that tries grammars."""
+        """End the process that checks grammars."""
         if self._guard is not None:
             self._guard.close()
         self._thread.shutdown(wait=False)
@@ -111,16 +113,18 @@ class Formats:
 
     def _draft(self, param: str, wanted: Any, make: "Callable[[Grammars], Draft]") -> "Draft":
         if len(str(wanted)) > _MAX_LETTERS:
-            raise ApiError(400, f"{param}: at most {_MAX_LETTERS} letters are read. {_SIMPLER}.", param)
+            raise ApiError(400, f"{param}: it is longer than {_MAX_LETTERS} characters. {_SIMPLER}.", param)
         try:
             draft = make(self._grammars())
             if len(draft.lark) > _MAX_WRITTEN:
-                raise ValueError(f"it takes too much to write out. {_SIMPLER}")
+                raise ValueError(f"its grammar is too large. {_SIMPLER}")
             return draft
         except ValueError as error:
             raise ApiError(400, f"{param}: {error}.", param) from error
         except RecursionError:
-            raise ApiError(400, f"{param}: it is too deep. Use definitions ($defs) for its parts.", param) from None
+            raise ApiError(
+                400, f"{param}: it is nested too deeply. Use definitions ($defs) for its parts.", param
+            ) from None
 
     def _grammars(self) -> "Grammars":
         from serve.grammar.json_grammar import Grammars
@@ -134,11 +138,11 @@ class Formats:
         for param in ("response_format", "structured_outputs"):
             wanted = getattr(request, param)
             if wanted is not None and getattr(wanted, "type", "") != "text":
-                raise ApiError(400, f"{param}: a reply that has to be a tool call has no other format.", param)
+                raise ApiError(400, f"{param}: a required tool call cannot have another format.", param)
 
 
 def _asked_for(request: GenerationFields) -> tuple[str, str, Any] | None:
-    """The kind of a format, by the name of what writes it in `Grammars`, the field, and its value."""
+    """The requested format: the name of its method in `Grammars`, the field, and its value."""
     wanted = request.response_format
     if isinstance(wanted, JsonObjectFormat):
         any_object = wanted.schema_ is None

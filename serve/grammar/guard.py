@@ -1,4 +1,4 @@
-"""Nobody's grammar stops the others: each is tried in a process with limits of time and memory before it is used.
+"""The guard against expensive grammars: a process with limits of time and memory checks each before it is used.
 
 guard = GrammarGuard(Setup(tokens, vocab_size, end_token_ids, Bounds()))
 verdict = await guard.verdict(grammar)      # at most `Bounds.patience` later
@@ -24,19 +24,19 @@ Answer = TypeVar("Answer")
 
 logger = logging.getLogger(__name__)
 
-# What takes too much on a machine that is busy may do on an idle one: it is tried again after a while.
+# A grammar that takes too long on a busy machine may pass on an idle one: it is checked again after a while.
 _EXCESS_STAYS_S = 60.0
 _MAX_KNOWN = 1024
-# What an answer may take beyond its time, as a message in a process that others keep from the processor.
+# Extra time for an answer to arrive on a busy machine.
 _GRACE_S = 0.5
-# To start, with a vocabulary of 256,000 on a machine that is busy.
+# Time to start, with a vocabulary of 256,000 on a busy machine.
 _START_S = 60.0
-# A process that ended by itself is started anew at once, but not without end.
+# A process that ended by itself is restarted immediately, but only this often.
 _RESTARTS, _RESTARTS_WITHIN_S = 3, 60.0
 
 
 class GrammarGuard:
-    """Verdicts about grammars, by a process that is started at the first one, and anew when it has ended."""
+    """Checks grammars in a process that starts at the first one, and again after it has ended."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -48,11 +48,11 @@ class GrammarGuard:
 
     @property
     def process_id(self) -> int | None:
-        """Of the process that tries grammars, where there is one."""
+        """The id of the process that checks grammars, if it is running."""
         return self._trier.process.pid if self._trier else None
 
     async def verdict(self, grammar: str) -> Verdict:
-        """Known, or found in time. Several askers of one grammar wait for one trial of it."""
+        """The verdict, cached or found in time. Concurrent requests with the same grammar share one check."""
         key = hashlib.sha256(grammar.encode("utf-8", "surrogatepass")).hexdigest()
         if (known := self._remembered(key)) is not None:
             return known
@@ -106,20 +106,20 @@ class GrammarGuard:
         return asked
 
     def _give_up(self) -> None:
-        """It has not kept its own time: what it does then is not known."""
+        """Kill the process: it did not keep its own time limit, so its state is unknown."""
         with self._lock:
             if self._trier is not None and self._trier.is_silent(self._setup.bounds.patience):
-                logger.error("the process that tries grammars has not answered in time and is started anew")
+                logger.error("the process that checks grammars has not answered in time and is restarted")
                 self._trier.end()
 
 
 async def _within(future: "Future[Answer]", seconds: float) -> Answer:
-    """Whoever else waits for it goes on waiting."""
+    """The future's result within this time; other waiters are not affected."""
     return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), seconds)
 
 
 class _Trier:
-    """One life of the process."""
+    """One run of the process."""
 
     def __init__(self, setup: Setup) -> None:
         self.started: Future[None] = Future()
@@ -137,7 +137,7 @@ class _Trier:
             threading.Thread(target=work, name=f"grammar-guard{work.__name__}", daemon=True).start()
 
     def ask(self, key: str, grammar: str) -> "tuple[Future[Verdict], bool]":
-        """The verdict to come, and whether it was not asked for already."""
+        """A future verdict, and whether this starts a new check."""
         with self._lock:
             if (found := self._by_key.get(key)) is not None:
                 return found, False
@@ -152,11 +152,11 @@ class _Trier:
             return asked, True
 
     def is_silent(self, seconds: float) -> bool:
-        """Whether nothing has come from it for so long."""
+        """Whether the process has sent nothing for this long."""
         return time.monotonic() - self._heard > seconds
 
     def end(self) -> None:
-        """Kill it; who waits for it is told."""
+        """Kill the process; its waiters get an error."""
         self.process.kill()
 
     def _send(self) -> None:

@@ -1,9 +1,9 @@
-"""Replies that follow a JSON schema: checked before an engine sees them, and given to it token by token.
+"""Grammars of replies: checked before an engine gets them, and followed token by token.
 
 grammars = Grammars(tokenizer, engine.vocab_size, end_token_ids)
 request = GenerationRequest(prompt_ids, 100, grammar=grammars.of({"type": "object"}))
 
-A model that thinks does so before: what follows the schema, or is the call, is the rest of the reply.
+A reasoning model thinks first: the rest of the reply follows the schema, or is the call.
 """
 
 import json
@@ -31,25 +31,25 @@ from serve.parsing.form import ReplyForm, learned_form
 from serve.parsing.thinking import Place
 
 Where = Place | Literal["alone"]
-"""... or a text that is no turn of a conversation: nothing is thought before it"""
+"""... or "alone": a text outside a conversation, without thinking before it"""
 
-# llguidance writes out a rule for every item of a list, and a state for every remainder of a division: 10,000 take
-# 0.2 s, a billion all memory of the machine.
+# llguidance creates a rule for every item of a list, and a state for every remainder of a division: 10,000 take 0.2
+# s, a billion all memory of the machine.
 _MAX_ITEMS = 10_000
 _LARGEST_DIVISOR = 10_000
-# It is turned into Lark here, and not where a grammar may take as long as it likes.
+# It is converted to Lark in this process, not in the one with a time limit.
 _MAX_GBNF = 8 << 10
-# Compiled grammars that stay, of those that take little; few take more than 1 MB.
+# The number of cached compiled grammars; only small ones are cached, and few take more than 1 MB.
 _MAX_KEPT, _SMALL_BYTES = 32, 4 << 20
-# A reply's tokens wait for its masks, and everybody's in its batch: so much of the processor's time at any moment,
-# and so much for each of its tokens.
+# A reply's tokens wait for its masks, and so do all others in its batch: CPU seconds allowed in a burst, and per
+# token.
 _SPARE_S = 1.0
 _SECONDS_PER_TOKEN = 0.01
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A grammar that is written and not compiled; its fields are those of `serve.engines.base.Grammar`."""
+    """A grammar that is not compiled yet; its fields are those of `serve.engines.base.Grammar`."""
 
     lark: str
     schema: str | None
@@ -57,12 +57,12 @@ class Draft:
 
 
 class Grammars:
-    """Grammars over one tokenizer, of replies that are written in this form."""
+    """Grammars for one tokenizer and one form of replies."""
 
     def __init__(
         self, tokenizer: Any, vocab_size: int, end_token_ids: frozenset[int], form: ReplyForm | None = None
     ) -> None:
-        """`form` is learned where it is not known yet."""
+        """`form` None: it is found from the chat template."""
         self._tokenizer = tokenizer
         self._form = form or learned_form(tokenizer)
         self._vocab_size = vocab_size
@@ -71,30 +71,30 @@ class Grammars:
         self._kept: OrderedDict[str, Any] = OrderedDict()
 
     def of(self, schema: dict[str, Any], place: Place = "before") -> "JsonGrammar":
-        """JSON, after what is thought; `place` is where the prompt leaves the model (`ReplyForm.place_after`).
+        """JSON after the thinking; `place` is the model's state after the prompt (`ReplyForm.place_after`).
 
-        Raises ValueError for a schema that is none, refers to what it has not, or takes too much to follow.
+        Raises ValueError for a schema that is invalid, has undefined references, or takes too much to follow.
         """
         return self.compiled(self.json(schema, place))
 
     def of_call(self, functions: dict[str, dict[str, Any]], place: Place = "before") -> "JsonGrammar":
-        """One call of one of these functions, by their names; the values are the schemas of their arguments."""
+        """One call of one of these functions; the values are the schemas of their arguments."""
         return self.compiled(self.call(functions, place))
 
     def json(self, schema: dict[str, Any], place: Where = "before", param: str = "response_format") -> Draft:
-        """What `of` compiles; raises ValueError."""
+        """The draft that `of` compiles; raises ValueError."""
         schema = in_plain_form(rules_of(schema))
         _check_counts(schema)
         rules = Rules(self._form.marks)
         lark = self._around(rules, rules.json(schema), place)
         must_think = place == "within" or (self._form.writes_channels and place != "alone")
         text = json.dumps(schema, ensure_ascii=False)
-        # What knows schemas alone would write a constant "<think>" as the token of that name.
+        # An engine that follows only schemas would write a constant "<think>" as the token of that name.
         has_token = any(name in text for name in self._names)
         return Draft(lark, None if must_think or has_token else text, param)
 
     def call(self, functions: dict[str, dict[str, Any]], place: Place = "before") -> Draft:
-        """What `of_call` compiles; raises ValueError."""
+        """The draft that `of_call` compiles; raises ValueError."""
         functions = {name: in_plain_form(rules_of(schema)) for name, schema in functions.items()}
         _check_counts(functions)
         assert self._form.style is not None
@@ -111,20 +111,20 @@ class Grammars:
         return Draft(self._around(rules, body, place), None, param)
 
     def regex(self, pattern: str, place: Where = "before", param: str = "regex") -> Draft:
-        """What matches this regular expression from its first letter to its last."""
+        """Text that this regular expression matches completely."""
         rules = Rules(self._form.marks)
         return Draft(self._around(rules, rules.add(_lark_regex(pattern)), place), None, param)
 
     def lark(self, grammar: str, place: Where = "before", param: str = "grammar") -> Draft:
-        """What follows a grammar of llguidance's Lark, from its rule `start`, or of GBNF, from `root`. Raises
-        ValueError for one of GBNF that is none."""
+        """Text of a grammar in llguidance's Lark, from its rule `start`, or in GBNF, from `root`. Raises ValueError
+        for invalid GBNF."""
         rules = Rules(self._form.marks)
         own = _from_gbnf(grammar) if "::=" in grammar else grammar
         return Draft(self._around(rules, rules.add(f"%lark {{\n{own}\n}}"), place), None, param)
 
     def compiled(self, draft: Draft, memory: int = 0) -> "JsonGrammar":
-        """Takes the time that it takes: see serve/grammar/guard.py, which tells how much `memory` it takes. Raises
-        ValueError for one that is none."""
+        """Compile a draft, without a time limit; serve/grammar/guard.py has checked it, and measured its `memory`.
+        Raises ValueError for an invalid one."""
         start = self._kept.pop(draft.lark, None) or compiled(self._mapped, draft.lark)
         if memory <= _SMALL_BYTES:
             self._kept[draft.lark] = start
@@ -133,7 +133,7 @@ class Grammars:
         return JsonGrammar(draft, start, self._vocab_size)
 
     def setup(self, bounds: Bounds, compiler: str) -> Setup:
-        """What the process needs to try these grammars."""
+        """The settings of the process that checks these grammars."""
         ends = tuple(sorted(self._end_token_ids))
         return Setup(self._source, self._vocab_size, ends, bounds, compiler)
 
@@ -152,7 +152,7 @@ class Grammars:
         thinking = rules.thinking(form.thinking, is_open=place == "within")
         if place == "within":
             return thinking
-        # Where something stands before words, the end of thinking has it as well.
+        # If the template writes something before the text, the closing of the thinking includes it.
         return f"({lead} {thinking} | {words})" if words else f"({lead} {thinking})?"
 
     @cached_property
@@ -165,7 +165,7 @@ class Grammars:
 
 
 class JsonGrammar:
-    """What can be followed; `schema` is None where a reply cannot be JSON of it alone."""
+    """A compiled grammar; `schema` is None if the grammar is more than a JSON schema."""
 
     def __init__(self, draft: Draft, start: Any, vocab_size: int) -> None:
         self.lark = draft.lark
@@ -175,12 +175,12 @@ class JsonGrammar:
         self._vocab_size = vocab_size
 
     def start(self) -> "JsonState":
-        """Where a reply begins."""
+        """The state at the start of a reply."""
         return JsonState(self._start.deep_copy(), self._vocab_size)
 
 
 class JsonState:
-    """How far a reply has come."""
+    """A reply's position in its grammar."""
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher = matcher
@@ -188,13 +188,13 @@ class JsonState:
         self._left_s = _SPARE_S
 
     def allowed(self) -> np.ndarray:
-        """For every token of the vocabulary: may it come next?"""
+        """Whether each token of the vocabulary may come next."""
         mask = self._timed(self._matcher.compute_bitmask)
         self._left_s = min(self._left_s + _SECONDS_PER_TOKEN, _SPARE_S)
         return np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")[: self._vocab_size].astype(bool)
 
     def accept(self, token_id: int) -> None:
-        """It came next."""
+        """Advance by this token."""
         self._timed(self._matcher.consume_token, token_id)
 
     def _timed(self, work: Callable[..., Any], *given: Any) -> Any:
@@ -202,7 +202,7 @@ class JsonState:
         found = work(*given)
         self._left_s -= time.thread_time() - began
         if self._left_s < 0:
-            raise Unfollowable("the format takes too much time to follow: use fewer alternatives, shorter patterns")
+            raise Unfollowable("the format takes too much time to follow: use fewer alternatives or shorter patterns")
         if self._matcher.is_error():
             raise Unfollowable(f"the schema cannot be followed: {told(self._matcher)}")
         return found
@@ -210,15 +210,15 @@ class JsonState:
 
 def _from_gbnf(grammar: str) -> str:
     if len(grammar) > _MAX_GBNF:
-        raise ValueError(f"of GBNF (`::=`) at most {_MAX_GBNF} letters are read; write it in Lark (`start: ...`)")
+        raise ValueError(f"a GBNF grammar (`::=`) has at most {_MAX_GBNF} characters; use Lark (`start: ...`)")
     try:
         return gbnf_to_lark(grammar)
     except (GbnfToLarkError, RecursionError) as error:
-        raise ValueError(f"it has `::=`, and is no grammar of GBNF: {error}") from error
+        raise ValueError(f"it has `::=`, but is not a valid GBNF grammar: {error}") from error
 
 
 def _lark_regex(pattern: str) -> str:
-    """Between slashes, on one line; where it matches from the first letter to the last, both ends say nothing."""
+    """The pattern in slashes, on one line, without ^ and $, which do nothing in a complete match."""
     inner = in_ascii(pattern).removeprefix("^")
     if re.search(r"(?<!\\)(\\\\)*\$$", inner):
         inner = inner[:-1]
@@ -227,7 +227,7 @@ def _lark_regex(pattern: str) -> str:
 
 
 def _check_counts(schema: Any) -> None:
-    """Raise ValueError for a schema that llguidance would take all time and memory for."""
+    """Raise ValueError for a schema that would take llguidance too much time and memory."""
     items, divisor = 0, 1
     for rule, value in _numbers(schema):
         if rule in ("minItems", "maxItems"):
@@ -235,18 +235,18 @@ def _check_counts(schema: Any) -> None:
         elif rule == "multipleOf":
             divisor = math.lcm(divisor, _digits(value))
     if items > _MAX_ITEMS:
-        raise ValueError(f"minItems and maxItems together are more than {_MAX_ITEMS}, which are not followed")
+        raise ValueError(f"minItems and maxItems together exceed the limit of {_MAX_ITEMS}")
     if divisor > _LARGEST_DIVISOR:
-        raise ValueError(f"what multipleOf asks for is beyond {_LARGEST_DIVISOR}, which is not followed")
+        raise ValueError(f"multipleOf exceeds the limit of {_LARGEST_DIVISOR} after its decimal point is removed")
 
 
 def _digits(number: float) -> int:
-    """4.5 as 45, and so is 0.045."""
+    """The significant digits as an integer: 45 for 4.5 and for 0.045."""
     return int("".join(map(str, Decimal(repr(number)).as_tuple().digits))) or 1
 
 
 def _numbers(schema: Any) -> Iterator[tuple[str, float]]:
-    """Every finite number in it that stands under a name."""
+    """Every finite number in a schema, with its key."""
     parts = schema.items() if isinstance(schema, dict) else enumerate(schema) if isinstance(schema, list) else ()
     for name, part in parts:
         if isinstance(name, str) and (isinstance(part, int) or (isinstance(part, float) and math.isfinite(part))):

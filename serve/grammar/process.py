@@ -1,8 +1,9 @@
-"""The process that tries grammars: it compiles each in a fork of itself, with limits of time and memory.
+"""The process that checks grammars: it compiles each in a fork of itself, with limits of time and memory.
 
-A few rules of a schema can keep a compiler busy without end. What a fork cannot compile within its limits is refused,
-and no other request waits for it. Forked, because this process has one thread, knows the tokens already, and loses
-nothing with a fork that is killed. Started by serve/grammar/guard.py; needs neither torch nor transformers.
+A few rules of a schema can keep a compiler busy forever. A grammar that a fork cannot compile within its limits is
+refused, and no other request waits for it. Forks work because this process has one thread, has loaded the tokens
+already, and loses nothing when a fork is killed. Started by serve/grammar/guard.py; needs neither torch nor
+transformers.
 
     in:  Setup, then (number, grammar)
     out: "ready", then (number, Verdict)
@@ -26,10 +27,10 @@ from typing import Any, Literal
 from serve.grammar.compile import tokens_of
 
 COMPILER = "serve.grammar.compile:compiled"
-# Deeply nested rules take stack; a thread of the process that uses the grammar has 8 MiB.
+# Deeply nested rules need stack; a thread of the process that uses the grammar has 8 MiB.
 _STACK_BYTES = 4 << 20
 _POLL_SECONDS = 0.05
-# A tenth of the processor beside an engine that wants all of it.
+# A tenth of the CPU time beside an engine that uses all of it.
 _NICENESS = 10
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_PDEATHSIG = 1
@@ -40,28 +41,28 @@ Excess = Literal["time", "memory", "queue"]
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a grammar may take. All seconds are of the clock, but for `kept_seconds`, which are the processor's."""
+    """Limits of a grammar. Seconds are wall-clock time, except `kept_seconds`, which are CPU time."""
 
     seconds: float = 2.5
-    """to compile one"""
+    """to compile one grammar"""
     crowded_seconds: float = 0.5
-    """to compile one while others wait"""
+    """to compile one grammar while others wait"""
     patience: float = 4.0
-    """from when it is asked for to its verdict, whatever it is"""
+    """from the request to its verdict"""
     memory: int = 1 << 30
-    """bytes for one"""
+    """bytes for one grammar"""
     memory_together: int = 2 << 30
-    """for all that are compiled; the largest ends"""
+    """bytes for all that are being compiled; beyond it the largest is killed"""
     at_once: int = 6
     kept_seconds: float = 0.3
-    """a grammar is compiled once more where it is used, and that cannot be ended"""
+    """a grammar is compiled again in the process that uses it, without a limit"""
     kept_memory: int = 64 << 20
-    """every open request that uses it may hold as much"""
+    """every open request with the grammar may use this much"""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The tokens, as llguidance reads them, and how to try grammars; `compiler` is a module's function."""
+    """The tokens, as llguidance reads them, and how to check grammars; `compiler` is a function's path."""
 
     tokens: str
     vocab_size: int
@@ -72,12 +73,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Nothing where a grammar may be used; else what is wrong with it, or what it takes too much of."""
+    """Whether a grammar may be used: no fields are set if so; else its error, or the limit that it exceeds."""
 
     error: str | None = None
     excess: Excess | None = None
     seconds: float = 0.0
-    """that it had, where its time is up; else that the processor took"""
+    """its time limit if that is exceeded; else the CPU time that it took"""
     memory: int = 0
 
 
@@ -94,7 +95,7 @@ class _Fork:
 
 
 class Trials:
-    """Grammars that wait, and those that are compiled in forks."""
+    """Waiting grammars, and those that forks compile."""
 
     def __init__(self, parent: Connection, setup: Setup) -> None:
         self._parent = parent
@@ -107,7 +108,7 @@ class Trials:
         self._bytes = _own_bytes(os.getpid())
 
     def run(self) -> None:
-        """Until the other side is gone; then nothing is left of it."""
+        """Run until the other side is gone, then kill all forks."""
         try:
             while True:
                 self._turn()
@@ -133,7 +134,7 @@ class Trials:
         ours, theirs = os.pipe()
         process_id = os.fork()
         if process_id == 0:
-            self._parent.close()  # else it would seem alive as long as this is
+            self._parent.close()  # otherwise the parent process would seem alive as long as the fork
             os.close(ours)
             _try_out(theirs, lambda: self._compile(self._tokens, grammar), self._bounds)
         os.close(theirs)
@@ -141,7 +142,7 @@ class Trials:
         self._forks.append(_Fork(number, process_id, Connection(ours, writable=False), arrived, began))
 
     def _end(self, fork: _Fork) -> None:
-        """It has answered, or it is dead."""
+        """Finish a fork that has answered or died."""
         try:
             error, seconds, memory = pickle.loads(fork.answers.recv_bytes())
         except EOFError:
@@ -166,7 +167,7 @@ class Trials:
             if had > most or (had > bounds.crowded_seconds and now - fork.arrived > bounds.patience):
                 self._kill(fork, "time")
             elif now - fork.arrived > bounds.patience:
-                self._kill(fork, "queue")  # the machine is busy with others, and nothing is known of this one
+                self._kill(fork, "queue")  # the machine is busy, so the grammar itself may be fine
         taken = {fork.process_id: _own_bytes(fork.process_id) for fork in self._forks}
         if sum(taken.values()) - len(taken) * self._bytes > bounds.memory_together:
             self._kill(max(self._forks, key=lambda fork: taken[fork.process_id]), "memory")
@@ -174,11 +175,11 @@ class Trials:
     @staticmethod
     def _kill(fork: _Fork, excess: Excess) -> None:
         fork.excess = fork.excess or excess
-        os.kill(fork.process_id, signal.SIGKILL)  # its end is read from its pipe
+        os.kill(fork.process_id, signal.SIGKILL)  # its end shows in its pipe
 
 
 def _try_out(answers: int, compile_it: Callable[[], Any], bounds: Bounds) -> None:
-    """The whole life of a fork."""
+    """The main function of a fork."""
     try:
         _limit(bounds)
         before = _own_bytes(os.getpid())
@@ -197,11 +198,11 @@ def _try_out(answers: int, compile_it: Callable[[], Any], bounds: Bounds) -> Non
 
 
 def _limit(bounds: Bounds) -> None:
-    """From here on."""
+    """Set the limits of this fork."""
     _let_others_go_first()
-    with contextlib.suppress(AttributeError, OSError):  # a kernel without it: the clock ends it all the same
+    with contextlib.suppress(AttributeError, OSError):  # a kernel without it: the wall-clock limit still applies
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    with open(os.devnull, "w") as nowhere:  # what a compiler says when it has no memory
+    with open(os.devnull, "w") as nowhere:  # the compiler's messages when it runs out of memory
         os.dup2(nowhere.fileno(), 2)
     size = int(_statm(os.getpid())[0]) * _PAGE_BYTES
     for kind, most in (
@@ -215,7 +216,7 @@ def _limit(bounds: Bounds) -> None:
 
 
 def _waited_seconds(process_id: int) -> float:
-    """How long a process had something to do and no processor; 0 where the kernel does not say."""
+    """How long a process has waited for a CPU; 0 if the kernel does not report it."""
     try:
         with open(f"/proc/{process_id}/schedstat") as file:
             return int(file.read().split()[1]) / 1e9
@@ -224,7 +225,7 @@ def _waited_seconds(process_id: int) -> float:
 
 
 def _own_bytes(process_id: int) -> int:
-    """Memory that it shares with no file; a process that is gone has none."""
+    """The anonymous memory of a process; 0 if it is gone."""
     try:
         fields = _statm(process_id)
     except OSError:
@@ -238,15 +239,15 @@ def _statm(process_id: int) -> list[str]:
 
 
 def _let_others_go_first() -> None:
-    """A fork alone: the process itself has to see in time that one takes too much."""
+    """Lower the priority of a fork; the process itself must notice in time that a fork exceeds its limits."""
     os.nice(_NICENESS)
-    os.setsid()  # where each session has a share of the processor of its own, that is all that counts
+    os.setsid()  # with autogroups, each session has its own share of the CPU, and nice has no effect
     with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as file:
         file.write(str(_NICENESS))
 
 
 def main() -> None:
-    """The process' whole life."""
+    """The main function of the process."""
     connection = Connection(int(sys.argv[1]))
     with contextlib.suppress(EOFError, OSError):
         trials = Trials(connection, connection.recv())

@@ -1,8 +1,8 @@
-"""JSON schemas in a form that llguidance follows as JSON Schema means it.
+"""JSON schemas rewritten so that llguidance follows them with JSON Schema's meaning.
 
-`oneOf` becomes `anyOf` where no value can match two of its schemas: llguidance sees that of few, and not through
-`$ref`, in which pydantic writes its unions. In patterns `\\d` and `\\w` are what ECMA-262 has them be, ASCII: a model
-that has to write a digit would take one of any script.
+`oneOf` becomes `anyOf` if no value can match two of its schemas: llguidance detects this for few schemas, and not
+through `$ref`, which pydantic uses for unions. In patterns `\\d` and `\\w` become ASCII classes, as in ECMA-262;
+otherwise a model could write digits of any script.
 """
 
 import itertools
@@ -13,14 +13,14 @@ from typing import Any
 from serve.grammar.schema_notes import mapped
 
 _DEEPEST = 8
-# Compared in a document: two schemas take some microseconds.
+# The maximum number of comparisons in a document; each takes some microseconds.
 _MAX_PAIRS = 5000
 _TYPES = frozenset({"string", "number", "boolean", "null", "object", "array"})
 _ASCII = {"d": "0-9", "w": "A-Za-z0-9_"}
 
 
 def in_plain_form(schema: Any) -> Any:
-    """The same schema, in a form that is followed; values of other rules stay whatever they are."""
+    """An equivalent schema that llguidance follows; values of other rules stay unchanged."""
     apart = _Apart(schema)
     return mapped(schema, lambda part: _plain(part, apart))
 
@@ -38,7 +38,7 @@ def _plain(schema: dict[str, Any], apart: "_Apart") -> dict[str, Any]:
 
 
 def in_ascii(pattern: str) -> str:
-    r"""A regular expression whose `\d` and `\w` are ASCII's; `\D` and `\W` within brackets stay."""
+    r"""A regular expression with ASCII `\d` and `\w`; `\D` and `\W` inside brackets stay unchanged."""
     found, is_within = "", False
     for part in re.findall(r"\\.|.", pattern, re.DOTALL):
         letter = part[1:]
@@ -54,19 +54,19 @@ def in_ascii(pattern: str) -> str:
 
 
 class _Apart:
-    """Whether it is plain that no value matches two schemas of a document."""
+    """Tests whether no value can match two schemas of a document."""
 
     def __init__(self, root: Any) -> None:
         self._root = root
         self._left = _MAX_PAIRS
 
     def all(self, schemas: list[Any]) -> bool:
-        """Of each two of these."""
+        """Whether no value can match any two of these."""
         several = [_resolved(schema, self._root) for schema in schemas]
         return all(self.differ(one, other) for one, other in itertools.combinations(several, 2))
 
     def differ(self, one: Any, other: Any, depth: int = 0) -> bool:
-        """Of these two, with their references resolved; no where it takes too much to see."""
+        """Whether no value can match both, with references resolved; False if that takes too much to prove."""
         self._left -= 1
         if not isinstance(one, dict) or not isinstance(other, dict) or depth > _DEEPEST or self._left < 0:
             return False
@@ -83,7 +83,7 @@ class _Apart:
 
 
 def _named(schema: dict[str, Any]) -> list[str]:
-    """Properties that are always there and have a schema."""
+    """Required properties with a schema."""
     required, properties = schema.get("required"), schema.get("properties")
     if not isinstance(required, list) or not isinstance(properties, dict):
         return []
@@ -91,7 +91,7 @@ def _named(schema: dict[str, Any]) -> list[str]:
 
 
 def _types(schema: dict[str, Any]) -> frozenset[str]:
-    """Of all values that may match; an integer is a number."""
+    """The types of all values that may match; an integer counts as a number."""
     if (values := _values(schema)) is not None:
         return frozenset(value.partition(":")[0] for value in values)
     given = schema.get("type", list(_TYPES))
@@ -100,7 +100,7 @@ def _types(schema: dict[str, Any]) -> frozenset[str]:
 
 
 def _values(schema: dict[str, Any]) -> frozenset[str] | None:
-    """Of `const` or `enum`, each after its type; None where they are not counted up."""
+    """The values of `const` or `enum`, each with its type; None if the schema lists no values."""
     several = [schema["const"]] if "const" in schema else schema.get("enum")
     if not isinstance(several, list):
         return None
@@ -118,7 +118,7 @@ def _type_of(value: Any) -> str:
 
 
 def _resolved(schema: Any, root: Any) -> Any:
-    """What a schema refers to within its document."""
+    """A schema with its own reference resolved."""
     for _ in range(_DEEPEST):
         reference = schema.get("$ref") if isinstance(schema, dict) else None
         if not isinstance(reference, str) or not reference.startswith("#/"):

@@ -1,4 +1,5 @@
-"""JSON schemas without what says nothing about a value: zod writes `$schema`, pydantic `title` and `default`.
+"""JSON schemas without annotations, which do not constrain values: `$schema` from zod, `title` and `default` from
+pydantic.
 
 rules_of({"$schema": "...", "type": "string", "default": "a"})    # {"type": "string"}
 """
@@ -10,9 +11,9 @@ NOTES = frozenset({
     "$schema", "$id", "$comment", "title", "description", "default", "example", "examples", "deprecated", "readOnly",
     "writeOnly", "contentMediaType", "contentEncoding", "discriminator", "externalDocs", "xml",
 })  # fmt: skip
-"""what notes are called in JSON Schema, and in OpenAPI's"""
+"""the annotations of JSON Schema and of OpenAPI's schemas"""
 
-# Formats that llguidance follows; others are notes, as JSON Schema has it ("format" is an annotation).
+# Formats that llguidance enforces; others are annotations, as JSON Schema defines "format".
 FORMATS = frozenset({
     "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
 })  # fmt: skip
@@ -26,8 +27,8 @@ _SINGLE = frozenset({
 
 
 def rules_of(schema: Any) -> Any:
-    """The same schema without notes; names of properties and constants stay whatever they are."""
-    # An $id is what references begin with, where there are any that are not "#/...".
+    """The same schema without annotations; property names and constants stay unchanged."""
+    # References that do not start with "#/" may start with an $id.
     notes = NOTES - {"$id"} if "$id" in str(schema) and "$ref" in str(schema) else NOTES
     return mapped(
         schema, lambda part: {rule: value for rule, value in part.items() if not _is_note(rule, value, notes)}
@@ -39,8 +40,8 @@ def _is_note(rule: str, value: Any, notes: frozenset[str]) -> bool:
 
 
 def mapped(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """A schema with every schema in it changed, the outer ones first."""
-    if isinstance(schema, list):  # the older form of `items`
+    """A schema with `change` applied to every schema in it, outer ones first."""
+    if isinstance(schema, list):  # the deprecated form of `items`
         return [mapped(part, change) for part in schema]
     if not isinstance(schema, dict):
         return schema

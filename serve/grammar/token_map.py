@@ -1,19 +1,20 @@
-"""A tokenizer as llguidance knows it, in which control tokens have names that nobody writes.
+"""A tokenizer for llguidance in which control tokens have names that do not occur in text.
 
-llguidance spells what it forces as the tokenizer would, and so writes a constant "<think>" as the token of that name,
-which it then refuses: a token is no text. With another name for the token, the constant is spelled in pieces.
+llguidance encodes forced text like the tokenizer, so a constant "<think>" becomes the control token of that name,
+which it then refuses, since a control token is not text. With another name for the token, the constant becomes
+several tokens.
 """
 
 import json
 from copy import copy
 from typing import Any
 
-# Of Unicode's private use, and not a letter of anybody's text.
+# From Unicode's private use area, so it does not occur in text.
 _SIGN = "\U0010fffd"
 
 
 def token_source(tokenizer: Any) -> str:
-    """What llguidance makes a map of: the tokenizer as JSON."""
+    """The tokenizer as JSON, for llguidance."""
     backend = copy(tokenizer.backend_tokenizer)
     backend.no_padding()
     backend.no_truncation()
@@ -25,7 +26,7 @@ def token_source(tokenizer: Any) -> str:
 def _rename(tokenizer: dict[str, Any]) -> None:
     model = tokenizer["model"]
     names = {token["content"] for token in tokenizer["added_tokens"] if not token["content"].isspace()}
-    # Tokens of white space and the like, which text is spelled with as well.
+    # Tokens such as white space, which ordinary text uses too.
     pieces = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.get("merges", ()))
     names -= {part for one, other in pieces for part in (one, other, one + other) if part in names}
     renamed = {}

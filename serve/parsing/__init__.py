@@ -1,1 +1,1 @@
-"""What a model writes, read back: thinking, calls of tools, channels, text."""
+"""Parsing of a model's output: thinking, tool calls, channels, text."""

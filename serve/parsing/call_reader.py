@@ -1,7 +1,7 @@
-"""Reading calls out of the text that begins with one.
+"""Parses the calls at the start of a text.
 
 scan = scan_calls(text, style, {"weather": schema}, is_final=False)
-scan.calls, scan.end, scan.is_open        # what is read, up to where, and whether more may come
+scan.calls, scan.end, scan.is_open        # the calls, their end, and whether there may be more
 """
 
 import json
@@ -19,8 +19,8 @@ _OUTER_KEYS = {"type", "id", "function"}
 
 @dataclass(frozen=True)
 class Call:
-    """A function's name, and its arguments as JSON: cut off where `is_cut`; then the part `settled` of them stays as
-    it is when more comes."""
+    """A function's name, and its arguments as JSON. With `is_cut` they are incomplete, and more text changes only
+    what comes after the part `settled`."""
 
     name: str
     arguments: str
@@ -30,7 +30,7 @@ class Call:
 
 @dataclass
 class Scan:
-    """What was read: `is_open` says that more text may add to it, `cut` is a call whose end is not there."""
+    """A result: `is_open` means that more text may add to it, `cut` is an incomplete call."""
 
     calls: list[Call] = field(default_factory=list)
     end: int = 0
@@ -39,9 +39,9 @@ class Scan:
 
 
 def scan_calls(text: str, style: CallStyle, functions: Mapping[str, Any], is_final: bool = False) -> Scan:
-    """The calls that a text begins with; `functions` are the schemas of their parameters by name.
+    """The calls at the start of a text; `functions` are the schemas of their parameters by name.
 
-    With `is_final` nothing follows, because the model has ended its reply: what closes a call may be left out.
+    With `is_final` the model has ended its reply, so the closing of a call may be missing.
     """
     scan = Scan()
     for mark in style.other_marks:
@@ -100,7 +100,7 @@ def _next_call(cursor: Cursor, style: CallStyle, functions: Mapping[str, Any], i
 
 
 def _further(style: CallStyle) -> list[str]:
-    """What may stand before another call: as the template has it, or as models write several all the same."""
+    """Texts between two calls: the template's, and others that models write anyway."""
     found = [] if style.between is None else [style.between]
     again = style.closing.strip() + "\n" + style.opening
     marks = [mark for mark in (",", ";") if style.opening.strip() in ("", "[")]
@@ -168,7 +168,7 @@ def _object(cursor: Cursor, unit: JsonUnit, functions: Mapping[str, Any]) -> Cal
 
 
 def as_written(text: str, arguments: dict[str, Any]) -> str:
-    """Arguments in the model's own JSON if `text` is that: so they are streamed as they are written."""
+    """The arguments as the model wrote them if that is JSON, so that a stream equals the final text."""
     try:
         is_so = json.loads(text) == arguments
     except (ValueError, RecursionError):
@@ -177,7 +177,7 @@ def as_written(text: str, arguments: dict[str, Any]) -> str:
 
 
 def _refute(text: str, unit: JsonUnit, functions: Mapping[str, Any]) -> None:
-    """Raise NoCall as soon as the beginning of an object shows that it is no call."""
+    """Raise NoCall as soon as the start of an object shows that it is not a call."""
     first = re.match(r'\{\s*"([^"\\]*)"', text)
     known = {*unit.names, *unit.arguments, *unit.keys, *_OUTER_KEYS}
     if first and first[1] not in known:
@@ -190,7 +190,7 @@ def _refute(text: str, unit: JsonUnit, functions: Mapping[str, Any]) -> None:
 
 
 def _begun(text: str, unit: JsonUnit, functions: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The name in an object that is not whole, and its arguments as far as they have come."""
+    """The name in an incomplete object, and its arguments so far."""
     found = re.search(rf'"{re.escape(unit.names[-1])}"\s*:\s*"([^"\\]*)"', text)
     if not found or found[1] not in functions:
         return None, None
@@ -204,7 +204,7 @@ def _begun(text: str, unit: JsonUnit, functions: Mapping[str, Any]) -> tuple[str
 
 
 def names_one(text: str, style: CallStyle, functions: Mapping[str, Any]) -> bool:
-    """Whether an object has begun to name one of the functions."""
+    """Whether the start of an object names one of the functions."""
     if not isinstance(style.unit, JsonUnit):
         return False
     found = re.search(rf'"{re.escape(style.unit.names[-1])}"\s*:\s*"([^"\\]+)', text)
@@ -271,7 +271,7 @@ def _key(cursor: Cursor, unit: FieldsUnit) -> str:
 
 
 def _check_end(cursor: Cursor, style: CallStyle) -> None:
-    """After the last argument comes the end of the calls, or another one; it is left to be read."""
+    """Check that the end of the calls or another call follows the last argument, without consuming it."""
     for following in (style.closing, style.between):
         if following is None:
             continue
@@ -290,7 +290,7 @@ def _check_end(cursor: Cursor, style: CallStyle) -> None:
 
 
 def _cut_off(found: dict[str, Any], key: str, end: Unfinished) -> str:
-    """Arguments in JSON as far as they have come."""
+    """The arguments so far, as incomplete JSON."""
     begun = json.dumps(found, ensure_ascii=False)[:-1] + (", " if found else "")
     value = json.dumps(end.partial, ensure_ascii=False)[:-1] if end.is_text else end.partial
     return f"{begun}{json.dumps(key, ensure_ascii=False)}: {value}"

@@ -1,6 +1,6 @@
-"""How a model writes calls of tools, learned from what its chat template writes.
+"""A model's format of tool calls, found from its chat template.
 
-style = learned_style(probes, thinking)      # None: no place for tools, or a way that cannot be read back
+style = learned_style(probes, thinking)      # None: no tools, or a format that cannot be parsed
 """
 
 import json
@@ -27,35 +27,35 @@ from serve.parsing.thinking import Thinking
 from serve.parsing.values import Syntax, syntax_of
 
 ID = "\ufdd3"
-"""stands for a call's id in what a template writes; a noncharacter of Unicode"""
+"""replaces a call's id in a template's text; a Unicode noncharacter"""
 NAME = "\ufdd4"
-"""stands for the function's name, where it comes again"""
+"""replaces the function's name where it is repeated"""
 
 
 @dataclass(frozen=True)
 class JsonUnit:
-    """A call is one JSON object; `names` lead to the function's name in it, `arguments` to its arguments. `others`
-    are what it has besides: the value, or ID.
+    """A call is one JSON object; `names` and `arguments` are the paths to the function's name and its arguments.
+    `others` are further keys with their value, or ID.
     """
 
     names: tuple[str, ...]
     arguments: tuple[str, ...]
     others: tuple[tuple[str, Any], ...] = ()
     keys: tuple[str, ...] = ()
-    """in the order in which they are written"""
+    """the keys in their order"""
 
 
 @dataclass(frozen=True)
 class NamedUnit:
-    """A call is the function's name, `middle`, and its arguments as one JSON object."""
+    """A call is the function's name, `middle`, and the arguments as one JSON object."""
 
     middle: str
 
 
 @dataclass(frozen=True)
 class FieldsUnit:
-    """A call is the function's name and one argument after the other: `first`, its name, `middle`, its value,
-    `closing`; the next one begins with `next`. Without any, `empty` follows the name.
+    """A call is the function's name and its arguments one by one: `first`, the argument's name, `middle`, its value,
+    `closing`; further ones start with `next`. Without arguments, `empty` follows the name.
     """
 
     first: str
@@ -68,29 +68,31 @@ class FieldsUnit:
 
 @dataclass(frozen=True)
 class CallStyle:
-    """`opening`, a call, and for each further one `between` and it; then `closing`. Texts are marked ones."""
+    """`opening`, a call, for each further call `between` and the call, then `closing`. Texts are
+    marked (marks.py).
+    """
 
     opening: str
     unit: JsonUnit | NamedUnit | FieldsUnit
     between: str | None
-    """None: the template has place for one call in a turn"""
+    """None: the template supports only one call per turn"""
     closing: str
 
     other_marks: tuple[str, ...] = ()
-    """control tokens that a model may write before a call, as Llama 3.1's <|python_tag|>"""
+    """control tokens that a model may write before a call, such as Llama 3.1's <|python_tag|>"""
 
     follows_words: bool = False
-    """whether a bare call may come after words"""
+    """whether a call without a mark may follow text"""
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What a call begins with, at any place of a reply."""
+        """The texts that start a call anywhere in a reply."""
         own = self._mark() or (self._first() if self.follows_words else "")
         return (*([own] if own else []), *self.other_marks)
 
     @property
     def is_bare(self) -> bool:
-        """Whether nothing does, but that it begins the reply."""
+        """Whether calls have no mark, and are only recognized at the start of a reply."""
         return not self._mark()
 
     def _first(self) -> str:
@@ -105,7 +107,7 @@ class CallStyle:
 
 
 def learned_style(probes: Probes, thinking: Thinking | None) -> CallStyle | None:
-    """The style, as far as its parts are found; `serve.parsing.form` tries whether it reads calls back."""
+    """The style, if its parts can be found; `serve.parsing.form` tests whether it parses calls."""
     prompt = probes.prompt(TOOLS)
     if prompt is None or TOOL not in prompt:
         return None
@@ -119,7 +121,7 @@ def learned_style(probes: Probes, thinking: Thinking | None) -> CallStyle | None
 
 
 def _calls_alone(written: str | None, thinking: Thinking | None) -> str | None:
-    """Without the thinking before it, and with a call's id as its sign."""
+    """The text without thinking before it, and with ID in place of a call's id."""
     if written is None:
         return None
     if thinking is not None and thinking.closing in written.partition(TOOL)[0]:
@@ -151,7 +153,7 @@ def _in_json(one: str, two: str | None) -> CallStyle | None:
 
 
 def _objects(text: str) -> Iterator[tuple[dict[str, Any], int, int]]:
-    """The JSON objects in a text, none within another, and where they begin and end."""
+    """The outermost JSON objects in a text, with start and end."""
     place = text.find("{")
     while place >= 0:
         try:
@@ -201,7 +203,7 @@ def _in_fields(one: str, two: str | None, none: str | None) -> CallStyle | None:
 
 
 def _in_other_order(one: str, two: str | None, none: str | None) -> CallStyle | None:
-    """Templates that sort arguments by their names."""
+    """The style of templates that sort arguments by name."""
     if not one.find(TOOL) < one.find(SECOND) < one.find(str(NUMBER)) < one.find(FIRST) < one.find(VALUE):
         return None
     return _fields_style(one, two, none, (SECOND, str(NUMBER), FIRST, VALUE))
@@ -245,7 +247,7 @@ def _fields_style(one: str, two: str | None, none: str | None, parts: tuple[str,
 
 
 def _closing(followers: list[str]) -> str:
-    """What closes a value: what all that follows one begins with, up to the end of a tag or a control token."""
+    """The closing of a value: the common start of all texts after one, up to the end of a tag or a control token."""
     shared = common_start(followers)
     ends = [place + 1 for place, letter in enumerate(shared) if letter == ">" or is_mark(letter)]
     return shared[: ends[-1]] if ends else ""

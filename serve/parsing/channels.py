@@ -1,4 +1,4 @@
-"""Replies in channels, each message with a header, as gpt-oss writes them (OpenAI's format Harmony):
+"""Parses replies with channels, whose messages have headers, as gpt-oss writes them (OpenAI's Harmony format):
 
 <|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Paris.
 <|channel|>commentary to=functions.weather <|constrain|>json<|message|>{"city": "Paris"}
@@ -21,13 +21,13 @@ _LONGEST_HEADER = 300
 
 
 def writes_channels(turn: str, marks: Marks) -> bool:
-    """Whether a template writes an assistant's turn so."""
+    """Whether a template writes an assistant's turn in this format."""
     names = [marks.of(name) for name in (START, CHANNEL, MESSAGE, END)]
     return all(len(name) == 1 for name in names) and names[1] in turn and names[2] in turn
 
 
 class ChannelReader(Reader):
-    """What is in the channel `analysis` is thought, what goes to a function is a call, all else is said."""
+    """The channel `analysis` is thinking, messages to a function are calls, and all others are text."""
 
     def __init__(self, marks: Marks, functions: Mapping[str, Any]) -> None:
         super().__init__(functions)
@@ -57,7 +57,7 @@ class ChannelReader(Reader):
         return bool(self._held) and (self._read_header() if self._state == "header" else self._read_body(parts))
 
     def _is_header(self) -> bool:
-        """Whether what is held can be one."""
+        """Whether the held text can be a header."""
         text = self._held.lstrip()
         begins = (self._start, self._channel, "to=")
         return len(text) < _LONGEST_HEADER and any(text.startswith(each) or each.startswith(text) for each in begins)

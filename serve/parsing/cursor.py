@@ -1,4 +1,4 @@
-"""A place in the text of a call that may go on, and what is expected there."""
+"""A position in the incomplete text of a call, and the expected text there."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ _PARTS = re.compile(r"\s+|\S+")
 
 
 class Cursor:
-    """A place in a text that may go on."""
+    """A position in a text that may be incomplete."""
 
     def __init__(self, text: str, at: int = 0, is_final: bool = False) -> None:
         self.text = text
@@ -20,12 +20,14 @@ class Cursor:
         self.is_final = is_final
         self.name: str | None = None
         self.given: str | None = None
-        """arguments as far as they have come, once the name is known"""
+        """the arguments so far, once the name is known"""
         self.settled = ""
-        """as much of them as stays as it is"""
+        """the part of them that more text does not change"""
 
     def literal(self, wanted: str) -> None:
-        """White space within `wanted` may be any; that at its end is taken as far as it is there."""
+        """Consume `wanted`; any white space matches white space inside it, and its white space at the end is
+        optional.
+        """
         parts = _PARTS.findall(wanted)
         for number, part in enumerate(parts):
             if not part.isspace():

@@ -1,4 +1,4 @@
-"""Token ids to text while they arrive: whole characters only, no special tokens; and nothing of a stop string."""
+"""Token ids to text as they arrive: only whole characters, no special tokens, and no part of a stop string."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 REPLACEMENT = "\ufffd"
 
-# A character has at most 4 bytes, so this many tokens without a whole one are not the start of a character.
+# A character has at most 4 bytes, so more tokens without a whole character are not the start of one.
 MAX_HELD_TOKENS = 8
 
 
@@ -15,18 +15,18 @@ _BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 def token_text(tokenizer: Any, token_id: int) -> str:
-    """The text of a token by itself."""
+    """The text of a single token."""
     return str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
 
 
 def token_bytes(tokenizer: Any, token_id: int, text: str) -> bytes | None:
-    """The bytes of a token whose text by itself is `text`, which may be a part of a character; None where its
-    vocabulary does not tell.
+    """The bytes of a token whose own text is `text`; they may be a part of a character. None if the vocabulary does
+    not contain them.
     """
     if REPLACEMENT not in text:
         return text.encode()
     name = str(tokenizer.convert_ids_to_tokens(token_id))
-    if found := _BYTE.fullmatch(name):  # of SentencePiece
+    if found := _BYTE.fullmatch(name):  # a byte token of SentencePiece
         return bytes([int(found[1], 16)])
     letters = _byte_letters()
     return bytes(letters[letter] for letter in name) if all(letter in letters for letter in name) else None
@@ -34,15 +34,15 @@ def token_bytes(tokenizer: Any, token_id: int, text: str) -> bytes | None:
 
 @cache
 def _byte_letters() -> dict[str, int]:
-    """The bytes by the letters that byte-level vocabularies write them with."""
+    """The bytes by the characters of byte-level vocabularies."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     return {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 def _decoder_of(tokenizer: Any) -> Callable[[list[int]], str]:
-    """`tokenizer.decode` without special tokens. Of the usual class what is under it: that transformers looks at the
-    kind of its argument takes several times as long as decoding a token or two."""
+    """`tokenizer.decode` without special tokens. For the usual class the backend's function: transformers' check of
+    the argument's type takes several times as long as decoding a token or two."""
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     kind = type(tokenizer)
@@ -57,15 +57,16 @@ def _decoder_of(tokenizer: Any) -> Callable[[list[int]], str]:
 
 
 class _Texts:
-    """What a tokenizer makes of tokens, without special ones; how long single tokens are is asked once for all
-    replies."""
+    """A tokenizer's texts of tokens, without special ones; the lengths of single tokens are cached
+    for all replies.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self.of = _decoder_of(tokenizer)
         self._lengths: dict[int, int] = {}
 
     def length(self, token_ids: list[int]) -> int:
-        """Of these tokens' text."""
+        """The length of these tokens' text."""
         if len(token_ids) != 1:
             return len(self.of(token_ids)) if token_ids else 0
         found = self._lengths.get(token_ids[0])
@@ -80,16 +81,16 @@ def _texts_of(tokenizer: Any) -> _Texts:
 
 
 class TokenDecoder:
-    """Text of a growing list of tokens; the bytes of an unfinished character are held back."""
+    """The text of a growing list of tokens; bytes of an incomplete character are held back."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._texts = _texts_of(tokenizer)
-        # Tokens are decoded together with those before them: a tokenizer may write " a" or "a" by position.
+        # Tokens are decoded together with previous ones: a tokenizer may write " a" or "a" depending on the position.
         self._context_ids: list[int] = []
         self._held_ids: list[int] = []
 
     def push(self, token_id: int) -> str:
-        """The text that `token_id` completes."""
+        """The text that is complete with `token_id`."""
         self._held_ids.append(token_id)
         text = self._held_text()
         if text.endswith(REPLACEMENT) and len(self._held_ids) < MAX_HELD_TOKENS:
@@ -98,13 +99,13 @@ class TokenDecoder:
         return text
 
     def finish(self) -> str:
-        """What is left at the end, without the half of a character."""
+        """The rest at the end, without an incomplete character."""
         text = self._held_text().rstrip(REPLACEMENT)
         self._held_ids = []
         return text
 
     def cut(self) -> str:
-        """The same before a token that is no text."""
+        """The same, before a token that is not text."""
         held = self._held_ids
         text = self.finish()
         self._context_ids = held or self._context_ids
@@ -115,10 +116,10 @@ class TokenDecoder:
 
 
 class StopFilter:
-    """Passes text on until the first of `stops`, or with `shows_stop` until its end; holds back what may be the
-    beginning of one.
+    """Passes text up to the first of `stops`, or with `shows_stop` including it; holds back text that may be the
+    start of one.
 
-    `rest` is what came from there on, in the push that found it.
+    `rest` is the text after that, from the push that found it.
     """
 
     def __init__(self, stops: Sequence[str], shows_stop: bool = False) -> None:
@@ -126,19 +127,19 @@ class StopFilter:
         self._shows_stop = shows_stop
         self._held = ""
         self.is_on = True
-        """whether stops are looked for in what comes next"""
+        """whether to search further text for stop strings"""
         self.is_stopped = False
         self.found: str | None = None
-        """the stop string that was met"""
+        """the stop string that was found"""
         self.rest = ""
 
     @property
     def num_held(self) -> int:
-        """Characters that are held back now."""
+        """The number of characters that are held back."""
         return len(self._held)
 
     def push(self, text: str) -> str:
-        """The text that may be shown now."""
+        """The text that can be shown now."""
         if self.is_stopped:
             self.rest += text
             return ""
@@ -160,13 +161,13 @@ class StopFilter:
         return shown
 
     def finish(self) -> str:
-        """What was held back for a stop string that did not come."""
+        """The text that was held back."""
         held, self._held = self._held, ""
         return held
 
 
 def overlap(text: str, stop: str) -> int:
-    """The most characters at the end of `text` that are the beginning of `stop`."""
+    """The length of the longest suffix of `text` that is a prefix of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if stop.startswith(text[-length:]):
             return length

@@ -1,4 +1,4 @@
-"""How a model's replies are written, learned from its chat template, and readers of them.
+"""The form of a model's replies, found from its chat template, and readers of such replies.
 
 form = learned_form(tokenizer)
 reader = form.reader({"weather": schema}, prompt_ids)    # None: all of the reply is text
@@ -35,7 +35,7 @@ from serve.parsing.thinking import Place, Thinking, learned_thinking
 logger = logging.getLogger(__name__)
 
 _PYTHON_TAG = "<|python_tag|>"
-# What a prompt may end with, in tokens.
+# The number of tokens at the end of a prompt that show its state.
 _TAIL = 32
 _FUNCTIONS = dict.fromkeys((TOOL, OTHER_TOOL), PARAMETERS)
 _ODD = [{"probe_first": text, "probe_second": -2} for text in ('a "b"\n c', 'a "b" c', "a b c")]
@@ -44,8 +44,8 @@ _AROUND: list[dict[str, Any]] = [{}, {"text": WORDS}, {"thought": THOUGHT}]
 
 @dataclass(frozen=True)
 class ReplyForm:
-    """`style` None: no tools. `writes_channels`: messages with headers. A reply begins with the white space `lead`;
-    `words` stands before what is said, `tail` after it."""
+    """`style` None: no tools. `writes_channels`: messages with headers. A reply starts with the white space `lead`;
+    its text is between `words` and `tail`."""
 
     marks: Marks
     tokenizer: Any = field(repr=False)
@@ -59,18 +59,20 @@ class ReplyForm:
 
     @property
     def thinks(self) -> bool:
-        """Whether replies may have thinking."""
+        """Whether replies may contain thinking."""
         return self.thinking is not None or self.writes_channels
 
     @property
     def is_parallel(self) -> bool:
-        """Whether a turn may have several calls."""
+        """Whether a turn may contain several calls."""
         return self.style is not None and self.style.between is not None
 
     def reader(
         self, functions: Mapping[str, Any], prompt_ids: Sequence[int] = (), must_call: bool = False
     ) -> Reader | None:
-        """What reads a reply to this prompt; `functions` are the schemas of what it may call, or has to."""
+        """A reader of the reply to this prompt; `functions` are the schemas of the functions that it may or must
+        call.
+        """
         functions = functions if self.style is not None else {}
         if self.writes_channels:
             return ChannelReader(self.marks, functions)
@@ -80,18 +82,18 @@ class ReplyForm:
         return ReplyReader(self.thinking, self.words, self.style, functions, is_thinking, must_call, self.lead)
 
     def place_after(self, prompt_ids: Sequence[int]) -> Place:
-        """Where the prompt leaves the model: within its thinking, behind it, or before it."""
+        """The model's state after the prompt: within its thinking, behind it, or before it."""
         if self.thinking is None or not prompt_ids:
             return "before"
         return self.thinking.after(marked_text(self.tokenizer, self.marks, prompt_ids[-_TAIL:]))
 
     def new_call_id(self) -> str:
-        """An id that the template takes when the call comes back."""
+        """An id that the template accepts when the call is sent back."""
         return uuid4().hex[:SHORT_ID] if self.has_short_ids else f"call_{uuid4().hex[:24]}"
 
 
 def learned_form(tokenizer: Any) -> ReplyForm:
-    """What is written by this tokenizer's template, as far as it is read back as it was meant."""
+    """The form that this tokenizer's template writes, as far as parsing gives back what was written."""
     probes = Probes(tokenizer)
     form = ReplyForm(probes.marks, tokenizer)
     turn = probes.turn(ANSWER)
@@ -108,13 +110,13 @@ def learned_form(tokenizer: Any) -> ReplyForm:
     thought = probes.reply({**ANSWER, "reasoning_content": THOUGHT})
     is_written = form.thinking is not None and thought is not None and THOUGHT in thought
     if is_written and not _says(form, thought, WORDS, THOUGHT):
-        logger.warning("thinking is not told from replies: the chat template writes it in an unknown way")
+        logger.warning("thinking is not separated from replies: the chat template writes it in an unknown format")
         form = replace(form, thinking=None, words="")
     return _with_calls(form, probes, tokenizer)
 
 
 def _words(probes: Probes, thinking: Thinking | None) -> str:
-    """What the template writes between the prompt and a reply's words."""
+    """The template's text between the prompt and a reply's text."""
     written = (probes.reply(ANSWER) or "").partition(WORDS)[0]
     if thinking is not None and thinking.closing in written:
         written = written.rpartition(thinking.closing)[2]
@@ -128,14 +130,14 @@ def _with_calls(form: ReplyForm, probes: Probes, tokenizer: Any) -> ReplyForm:
     if _PYTHON_TAG in tokenizer.get_added_vocab() and style.is_bare:
         style = replace(style, other_marks=(probes.marks.of(_PYTHON_TAG),))
     form = replace(form, style=style)
-    # The oddest text of them that the template can write at all.
+    # The most difficult text that the template can write.
     odd = next((each for each in _ODD if probes.reply(calling(each), TOOLS) is not None), ARGUMENTS)
     tried = [form] + [replace(form, style=replace(style, follows_words=True))] * style.is_bare
     for form in tried:
         if all(_reads(form, probes, [given], **around) for given in (ARGUMENTS, odd) for around in _AROUND):
             break
     else:
-        logger.warning("tools are not served: the chat template writes calls in a way that cannot be read back")
+        logger.warning("tools are not supported: the chat template writes calls in a format that cannot be parsed")
         return replace(form, style=None)
     assert form.style is not None
     if not _reads(form, probes, [ARGUMENTS, odd], is_needed=True):
@@ -144,7 +146,7 @@ def _with_calls(form: ReplyForm, probes: Probes, tokenizer: Any) -> ReplyForm:
 
 
 def _channel_style(probes: Probes) -> CallStyle | None:
-    """Calls in messages of their own: what stands before and after the name."""
+    """The style of calls in separate messages: the text before and after the name."""
     written = probes.reply(calling(ARGUMENTS), TOOLS)
     prompt = probes.prompt(TOOLS)
     if written is None or prompt is None or TOOL not in prompt:
@@ -155,7 +157,7 @@ def _channel_style(probes: Probes) -> CallStyle | None:
 
 
 def _says(form: ReplyForm, written: str | None, words: str, thought: str = "") -> bool:
-    """Whether that is what is read in a reply."""
+    """Whether parsing a reply gives this text and thinking."""
     reader = form.reader({})
     if written is None or reader is None:
         return written is not None and form.marks.shown(written).strip() == words
@@ -171,13 +173,13 @@ def _reads(
     thought: str = "",
     is_needed: bool = False,
 ) -> bool:
-    """Whether calls with these arguments are read back as they were, where the template writes them at all."""
+    """Whether parsing gives back calls with these arguments, if the template writes them at all."""
     written = probes.reply(calling(*arguments, text=text, thought=thought), TOOLS)
     if written is None or (thought and thought not in written):
         return not is_needed and bool(text or thought)
     reader = form.reader(_FUNCTIONS)
     assert reader is not None
-    # What a template writes beside a call may be thought, as gpt-oss's does.
+    # A template may write the text beside a call as thinking, as gpt-oss's does.
     found = "".join(_read(form, reader, written))
     expected = [(name, given) for name, given in zip((TOOL, OTHER_TOOL), arguments, strict=False)]
     return found == thought + text and [_as_given(call) for call in reader.calls] == expected
@@ -188,7 +190,7 @@ def _as_given(call: Call) -> tuple[str, Any]:
 
 
 def _read(form: ReplyForm, reader: Reader, written: str) -> tuple[str, str]:
-    """What is thought and said in a written reply; its prompt may have opened the thinking."""
+    """Thinking and text of a written reply; its prompt may have opened the thinking."""
     thinking = form.thinking
     if thinking and thinking.closing in written and thinking.opening not in written.partition(thinking.closing)[0]:
         written = thinking.opening + written

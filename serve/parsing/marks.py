@@ -1,10 +1,10 @@
-"""Control tokens as single characters, so that what a model writes can be read as text without taking its text for
-control: `<tool_call>` in pieces is text, the token of that name is one character that no text has.
+"""Control tokens as single characters, so that output can be parsed as text without confusing text and control
+tokens: `<tool_call>` in pieces is text, and the token of that name is one character that does not occur in text.
 
 marks = Marks(tokenizer)
-marks.of("<tool_call>\\n")          # "\\ud800\\n", where the tokenizer has this token
+marks.of("<tool_call>\\n")          # "\\ud800\\n", if the tokenizer has this token
 decoder = MarkedDecoder(tokenizer, marks)
-decoder.push(token_id)             # text, with the tokens that `of` has met as their characters
+decoder.push(token_id)             # text, with the tokens that `of` has seen as their characters
 """
 
 import json
@@ -14,12 +14,12 @@ from typing import Any
 
 from serve.parsing.decoder import REPLACEMENT, TokenDecoder
 
-# Halves of UTF-16 pairs: decoded text never has one.
+# UTF-16 surrogates: decoded text never contains one.
 _FIRST, _LAST = 0xD800, 0xDFFF
 
 
 class Marks:
-    """The control tokens that have been met in what a template writes; other added tokens are text or nothing."""
+    """The control tokens that occur in a template's text; other added tokens are text or nothing."""
 
     def __init__(self, tokenizer: Any) -> None:
         added = {
@@ -35,27 +35,27 @@ class Marks:
         self._tokens: dict[str, tuple[int, str]] = {}
 
     def of(self, text: str) -> str:
-        """`text`, with every control token in it as its character."""
+        """`text`, with every control token replaced by its character."""
         return self._names.sub(lambda found: self._char(found[0]), text)
 
     def char(self, token_id: int) -> str | None:
-        """The character of a token that was met."""
+        """The character of a token that `of` has seen."""
         return self._chars.get(token_id)
 
     def token_id(self, char: str) -> int | None:
-        """The token of a character; None for text."""
+        """The token of a character; None for a text character."""
         return self._tokens[char][0] if is_mark(char) else None
 
     def shown(self, marked: str) -> str:
-        """As a reader gets to see it: without special tokens, and with the names of other ones."""
+        """The visible text: without special tokens, and with the names of other ones."""
         return "".join(self._shown_char(char) if is_mark(char) else char for char in marked)
 
     def names(self, marked: str) -> str:
-        """As the template has written it."""
+        """The text with the names of control tokens, as the template wrote it."""
         return "".join(self._tokens[char][1] if is_mark(char) else char for char in marked)
 
     def in_json(self, text: str) -> str:
-        """JSON without marks: in a text of it stands the name of a token that a model has written there."""
+        """JSON without marks: a control token inside a JSON string becomes its name."""
         if not any(map(is_mark, text)):
             return text
         names = {char: json.dumps(name, ensure_ascii=False)[1:-1] for char, (_, name) in self._tokens.items()}
@@ -82,26 +82,26 @@ def is_mark(char: str) -> bool:
 
 
 class MarkedDecoder:
-    """Text of a growing list of tokens, like TokenDecoder, with marks for control tokens."""
+    """The text of a growing list of tokens, like TokenDecoder, with marks for control tokens."""
 
     def __init__(self, tokenizer: Any, marks: Marks | None) -> None:
         self._decoder = TokenDecoder(tokenizer)
         self._marks = marks
 
     def push(self, token_id: int) -> str:
-        """The text that `token_id` completes."""
+        """The text that is complete with `token_id`."""
         mark = self._marks.char(token_id) if self._marks else None
         if mark is None:
             return self._decoder.push(token_id)
         return self._decoder.cut() + mark
 
     def finish(self) -> str:
-        """What is left at the end, without the half of a character."""
+        """The rest at the end, without an incomplete character."""
         return self._decoder.finish()
 
 
 def marked_text(tokenizer: Any, marks: Marks, token_ids: Iterable[int]) -> str:
-    """Text of whole tokens, special ones that are no marks included."""
+    """The text of tokens, including special ones without a mark."""
     text, plain = "", []
     for token_id in token_ids:
         mark = marks.char(token_id)

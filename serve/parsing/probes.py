@@ -1,8 +1,8 @@
-"""What a chat template writes, found out by rendering small conversations with it.
+"""Test conversations, rendered with a chat template to find its format.
 
 probes = Probes(tokenizer)
-probes.turn(ANSWER)           # all of a conversation that ends with this turn
-probes.reply(calling(CALL))   # what a model generates for it, without the token that ends it
+probes.turn(ANSWER)           # the text of a conversation that ends with this turn
+probes.reply(calling(CALL))   # the reply as a model generates it, without its end token
 """
 
 import itertools
@@ -36,7 +36,7 @@ SHORT_IDS = ("probe0000", "probe0001")
 VARIABLES: list[dict[str, Any]] = [
     {}, *({name: value} for name in ("enable_thinking", "thinking") for value in (True, False))
 ]  # fmt: skip
-"""names by which templates let thinking be chosen"""
+"""names of template variables that turn thinking on or off"""
 
 
 def calling(*arguments: Mapping[str, Any], text: str = "", thought: str = "") -> dict[str, Any]:
@@ -50,25 +50,25 @@ def calling(*arguments: Mapping[str, Any], text: str = "", thought: str = "") ->
 
 
 def common_start(texts: Sequence[str]) -> str:
-    """What all of them begin with."""
+    """The common prefix of all texts."""
     shortest = min(texts, key=len)
     length = next((n for n, letter in enumerate(shortest) if any(text[n] != letter for text in texts)), len(shortest))
     return shortest[:length]
 
 
 class Probes:
-    """Texts are marked ones (serve/parsing/marks.py), None where the template refuses."""
+    """Texts are marked (serve/parsing/marks.py); None if the template refuses the messages."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.marks = Marks(tokenizer)
         self._renderer = renderer_of(tokenizer)
 
     def literals(self) -> str:
-        """What the template writes or compares of its own."""
+        """The string literals of the template."""
         return self._renderer.template.literals()
 
     def prompt(self, tools: Any = None, **variables: Any) -> str | None:
-        """What is read before a reply to the question."""
+        """The prompt of a reply to the question."""
         prepared = self._renderer.prepared([QUESTION])
         try:
             return self.marks.of(self._renderer.prompt(prepared, tools, variables))
@@ -78,7 +78,7 @@ class Probes:
     def turn(
         self, message: Mapping[str, Any], later: Sequence[Mapping[str, Any]] = (), tools: Any = None
     ) -> str | None:
-        """The question, this turn, and later ones."""
+        """The text of the question, this turn, and later ones."""
         try:
             prepared = self._renderer.prepared([QUESTION, message, *later])
             return self.marks.of(self._renderer.text(prepared, tools))
@@ -86,7 +86,7 @@ class Probes:
             return None
 
     def reply(self, message: Mapping[str, Any], tools: Any = None) -> str | None:
-        """What is generated for this turn, without the token that ends it."""
+        """This turn as a model generates it, without its end token."""
         try:
             reply = self._renderer.reply(self._renderer.prepared([QUESTION, message]), 1, tools)
         except ChatTemplateError:

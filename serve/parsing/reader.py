@@ -1,4 +1,4 @@
-"""A reply as it grows, in its parts: what is thought, what is said, and calls of tools.
+"""A growing reply, parsed into thinking, text and tool calls.
 
 reader = ReplyReader(thinking, words, style, functions={"weather": schema}, is_thinking=False)
 reader.push(text), reader.finish(is_cut=False)     # Parts; then reader.calls
@@ -14,12 +14,12 @@ from serve.parsing.call_style import CallStyle
 from serve.parsing.decoder import overlap
 from serve.parsing.thinking import Thinking
 
-# A call that is longer than this is read again only when it has grown by so much.
+# A call longer than this is parsed again only after it has grown by this much.
 _READ_AGAIN, _GROWN = 400, 1.05
 
 
 class Part(NamedTuple):
-    """Some text, marked, and where it begins in the reply."""
+    """A marked text, and its start in the reply."""
 
     kind: Literal["thought", "said"]
     text: str
@@ -27,28 +27,30 @@ class Part(NamedTuple):
 
 
 class Reader(ABC):
-    """Text is marked (serve/parsing/marks.py); places are counted in it. What only looks like a call is text."""
+    """Texts are marked (serve/parsing/marks.py), and positions count marked characters. Text that only looks like a
+    call stays text.
+    """
 
     def __init__(self, functions: Mapping[str, Any]) -> None:
-        """`functions` are those that may be called: the schemas of their parameters by name."""
+        """`functions` are the callable functions: the schemas of their parameters by name."""
         self._functions = functions
         self._held = ""
-        self._at = 0  # where `held` begins in the reply
+        self._at = 0  # the start of `held` in the reply
         self.calls: list[Call] = []
         self.pending: list[Call] = []
-        """what follows `calls` while it is written, where it is certain that these are calls"""
+        """further calls while they are written, once they are certain to be calls"""
         self.thought: list[tuple[int, int]] = []
-        """from where to where it was thought, with what stands around that"""
+        """start and end of thinking, including its opening and closing"""
         self.headers: list[tuple[int, int]] = []
-        """what else is neither said nor called"""
+        """other spans that are neither text nor calls"""
 
     @property
     def settled(self) -> int:
-        """How far into the reply it is known what all of it is."""
+        """The position up to which the reply is parsed for certain."""
         return self._at
 
     def push(self, text: str) -> list[Part]:
-        """What is known now."""
+        """The parts that are certain now."""
         self._held += text
         parts: list[Part] = []
         while self._step(parts):
@@ -57,18 +59,18 @@ class Reader(ABC):
 
     @abstractmethod
     def finish(self, is_cut: bool) -> list[Part]:
-        """The rest, when no more comes: with `is_cut` because the reply may not be longer, else because it ended."""
+        """The rest, when no more text comes; `is_cut`: the reply reached its maximum length instead of ending."""
 
     @abstractmethod
     def _step(self, parts: list[Part]) -> bool:
-        """Read on; False to wait for more."""
+        """Parse more; False if it needs more text."""
 
     @abstractmethod
     def begun_call(self) -> Call | None:
-        """The call that is being written, cut off where it is now."""
+        """The incomplete call that is being written."""
 
     def stop_in_call(self, stops: Sequence[str]) -> bool:
-        """Whether the arguments of the last call have come to a stop string; they then end before it."""
+        """Whether the last call's arguments contain a stop string; they are then cut before it."""
         begun = self.begun_call()
         call = begun or (self.calls[-1] if self.calls else None)
         places = [place for stop in stops if call and (place := call.arguments.find(stop)) >= 0]
@@ -94,7 +96,7 @@ class Reader(ABC):
 
 
 class ReplyReader(Reader):
-    """Thinking between an opening and a closing, then words, then calls."""
+    """Reads thinking between an opening and a closing, then text, then calls."""
 
     def __init__(
         self,
@@ -106,9 +108,8 @@ class ReplyReader(Reader):
         must_call: bool = False,
         lead: str = "",
     ) -> None:
-        """`words` stands before what is said, where a template writes something there, and the white space `lead`
-        before all of a reply; with `is_thinking` the prompt
-        has opened the thinking; with `must_call` what is begun is a call."""
+        """`words` is the template's text before a reply's text, and the white space `lead` comes before everything;
+        with `is_thinking` the prompt has opened the thinking; with `must_call` the reply must be a call."""
         super().__init__(functions)
         self._thinking = thinking
         self._words = words.strip()
@@ -116,7 +117,7 @@ class ReplyReader(Reader):
         self._style = style if functions else None
         self._marks = list(self._style.marks) if self._style else []
         self._state: Literal["start", "thought", "said", "call"] = "thought" if is_thinking else "start"
-        self._is_new = True  # nothing of this state was given yet
+        self._is_new = True  # this state has given no part yet
         self._may_open = self._style is not None and self._style.is_bare
         self._next_scan = 0
         self._must_call = must_call
@@ -207,7 +208,7 @@ class ReplyReader(Reader):
             return False
         starts = [start for mark in self._marks if (start := self._held.find(mark)) >= 0]
         if starts:
-            # The white space between is the template's, unless this is no call.
+            # The white space before it is the template's, unless this is not a call.
             self._give(parts, "said", len(self._held[: min(starts)].rstrip()))
             return self._go_to("call")
         self._give(parts, "said", len(self._held) - (_held_back(self._held, self._marks) if self._marks else 0))
@@ -251,7 +252,7 @@ class ReplyReader(Reader):
         self._go_to("said")
 
     def _is_certain(self) -> bool:
-        """Whether what has begun is a call for all that is there of it."""
+        """Whether the text so far is certainly the start of a call."""
         assert self._style is not None
         if self._must_call or names_one(self._held, self._style, self._functions):
             return True
@@ -259,6 +260,6 @@ class ReplyReader(Reader):
 
 
 def _held_back(text: str, marks: Sequence[str]) -> int:
-    """How much of its end may be the beginning of a mark, with the white space before that."""
+    """The length of the end of a text that may be the start of a mark, with the white space before it."""
     most = max((overlap(text, mark) for mark in marks), default=0)
     return len(text) - len(text[: len(text) - most].rstrip())

@@ -1,6 +1,4 @@
-"""A reply's text, token by token: what is said and what is thought, without calls and without anything of a stop
-string.
-"""
+"""A reply's text and thinking, token by token, without calls and stop strings."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -12,17 +10,17 @@ from serve.parsing.reader import Part, Reader
 
 
 class Shown(NamedTuple):
-    """What a token adds."""
+    """Text and thinking that a token adds."""
 
     said: str = ""
     thought: str = ""
 
 
 class ReplyText:
-    """`is_stopped` once a stop string was met: in what is said, or in a call's arguments, not in what is thought.
+    """`is_stopped` is true once the text or a call's arguments, but not the thinking, contain a stop string.
 
-    `num_decoded` and `num_shown` count characters, control tokens as one: of all tokens so far, and up to where it is
-    known what is shown.
+    `num_decoded` and `num_shown` count characters, with control tokens as one: of all tokens so far, and of the part
+    for which it is certain what is shown.
     """
 
     def __init__(
@@ -34,7 +32,7 @@ class ReplyText:
         shows_stop: bool = False,
         min_tokens: int = 0,
     ):
-        """Without a `reader` all of it is said. Stops are not looked for in the first `min_tokens` tokens."""
+        """Without a `reader` everything is text. Stop strings do not count in the first `min_tokens` tokens."""
         self._decoder = MarkedDecoder(tokenizer, marks if reader is not None else None)
         self._filter = StopFilter(stops, shows_stop)
         self._min_tokens = min_tokens
@@ -43,14 +41,15 @@ class ReplyText:
         self._reader = reader
         self._marks = marks
         self._num_said = 0
-        # Of what was said last: its place there, its place in the reply, its length. No stop string is longer.
+        # The last parts of the text: position in the text, position in the reply, length. Stop strings are not
+        # longer.
         self._said_at: deque[tuple[int, int, int]] = deque(maxlen=512)
         self.is_stopped = False
         self.num_decoded = 0
         self.num_shown = 0
 
     def push(self, token_id: int) -> Shown:
-        """What may be shown after `token_id`."""
+        """Text and thinking that can be shown after `token_id`."""
         text = self._decoder.push(token_id)
         self._num_tokens += 1
         self._filter.is_on = self._num_tokens > self._min_tokens
@@ -64,7 +63,7 @@ class ReplyText:
         return shown
 
     def finish(self, is_cut: bool) -> Shown:
-        """The rest, when no more tokens come: with `is_cut` because there may be no more."""
+        """The rest, when no more tokens come; `is_cut`: the reply reached its maximum length."""
         text = self._decoder.finish()
         self.num_decoded += len(text)
         parts = self._read(text)
@@ -78,17 +77,17 @@ class ReplyText:
 
     @property
     def stop(self) -> str | None:
-        """The stop string that was met in what is said."""
+        """The stop string that ended the text."""
         return self._filter.found
 
     def is_said(self, place: int) -> bool:
-        """Whether what stands there is neither thought nor a header."""
+        """Whether the character at this position is text, not thinking or a header."""
         reader = self._reader
         spans = (*reader.thought, *reader.headers) if reader else ()
         return not any(begin <= place < end for begin, end in spans)
 
     def num_thought(self, places: Sequence[int]) -> int:
-        """How many of the tokens that begin at these places were thought."""
+        """The number of thinking tokens among tokens that start at these positions."""
         spans = self._reader.thought if self._reader else ()
         return sum(any(begin <= place < end for begin, end in spans) for place in places) if spans else 0
 
@@ -115,7 +114,7 @@ class ReplyText:
         return Shown(said, thought)
 
     def _place(self, num_said: int) -> int:
-        """Where in the reply this character of what is said stands."""
+        """The position in the reply of a character of the text."""
         for begin, start, length in reversed(self._said_at):
             if num_said >= begin:
                 return start + min(num_said - begin, length)

@@ -1,6 +1,6 @@
-"""How a model's thinking is told from what it says: by what the chat template writes before and after it.
+"""A model's thinking, recognized by the chat template's text before and after it.
 
-thinking = learned_thinking(probes)     # None: the template has no place for it
+thinking = learned_thinking(probes)     # None: the template does not support it
 thinking.after(marked)          # "within": this prompt has opened it
 """
 
@@ -24,7 +24,7 @@ from serve.parsing.probes import (
 
 _TAG = re.compile(r"</([^<>/]+)>")
 _OPENED = re.compile(r"<([\w:]+)>\s*$")
-# Templates that write no thinking know it by these: they drop it from earlier turns.
+# Templates that write no thinking contain these: they remove it from earlier turns.
 _KNOWN = [("<think>", "</think>"), ("<|START_THINKING|>", "<|END_THINKING|>"), ("[THINK]", "[/THINK]")]
 
 Place = Literal["before", "within", "behind"]
@@ -32,7 +32,7 @@ Place = Literal["before", "within", "behind"]
 
 @dataclass(frozen=True)
 class Thinking:
-    """`opening` and `closing` are around it, without white space; `gap` follows."""
+    """Thinking is between `opening` and `closing`, without white space; `gap` follows."""
 
     opening: str
     closing: str
@@ -40,13 +40,13 @@ class Thinking:
     """None: not known"""
 
     def after(self, prompt: str) -> Place:
-        """Where a prompt has left the model: within thinking, behind it, or before it."""
+        """The model's state after a prompt: within thinking, behind it, or before it."""
         text = prompt.rstrip()
         return "within" if text.endswith(self.opening) else "behind" if text.endswith(self.closing) else "before"
 
 
 def learned_thinking(probes: Probes) -> Thinking | None:
-    """What this template writes around thinking; None for nothing."""
+    """The template's format of thinking; None if there is none."""
     return _written(probes) or _opened(probes) or _dropped(probes)
 
 
@@ -63,7 +63,7 @@ def _written(probes: Probes) -> Thinking | None:
         between, found, _ = right.partition(word)
         if not found:
             continue
-        if word == TOOL:  # the call's own opening stands before its name
+        if word == TOOL:  # the call's own opening comes before its name
             opened = without[: without.rfind(TOOL)]
             shared = len(common_start([between[::-1], opened[::-1]]))
             between = between[: len(between) - shared] or between
@@ -87,7 +87,7 @@ def _opening(probes: Probes, left: str, closing: str, tools: object) -> str:
 
 
 def _opened(probes: Probes) -> Thinking | None:
-    """Where the prompt alone shows it."""
+    """The format, if only the prompt shows it."""
     for variables in VARIABLES:
         prompt = probes.prompt(**variables)
         if prompt is not None and (tag := _OPENED.search(probes.marks.names(prompt[-40:]))):

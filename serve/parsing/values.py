@@ -1,6 +1,6 @@
-"""How a template writes the arguments of a call one by one, and reading them back.
+"""The syntax in which a template writes the arguments of a call one by one, and its parser.
 
-syntax = syntax_of('"', '"')      # by what stands around a text
+syntax = syntax_of('"', '"')      # from the text around a string
 value, end = syntax.read(text, start, closing, schema)
 """
 
@@ -14,7 +14,7 @@ from serve.parsing.decoder import overlap
 
 
 class Unfinished(Exception):
-    """More of the reply may make it a call; `partial` is what there is of a value, a part of a text or of JSON."""
+    """More text may complete the call; `partial` is the value so far, a part of a string or of JSON."""
 
     def __init__(self, partial: str = "", is_text: bool = False) -> None:
         super().__init__(partial)
@@ -23,19 +23,19 @@ class Unfinished(Exception):
 
 
 class NoCall(Exception):
-    """Whatever comes, this is no call."""
+    """This is not a call, whatever text follows."""
 
 
 @dataclass(frozen=True)
 class Syntax:
-    """`raw`: texts stand as they are, all else in JSON, up to what closes a value; `json`, `python`: literals;
-    `quoted`: texts between `quote`, the rest in JSON whose names have no quotes."""
+    """`raw`: strings without quotes, all else in JSON, up to the closing of a value; `json`, `python`: literals;
+    `quoted`: strings between `quote`, all else in JSON with unquoted keys."""
 
     kind: Literal["raw", "json", "python", "quoted"]
     quote: str = ""
 
     def read(self, text: str, start: int, closing: str, schema: Any) -> tuple[Any, int]:
-        """The value at `start`, and where it ends: before `closing`. Raises Unfinished, NoCall."""
+        """The value at `start`, and its end, before `closing`. Raises Unfinished, NoCall."""
         if self.kind == "raw":
             end = text.find(closing, start)
             if end < 0:
@@ -49,7 +49,7 @@ class Syntax:
 
 
 def syntax_of(before: str, after: str) -> Syntax | None:
-    """By what stands right before and after a text that is an argument; None for what is not known."""
+    """The syntax, from the text right before and after a string argument; None if it is unknown."""
     if before == after == "":
         return Syntax("raw")
     if before == after == '"':
@@ -60,7 +60,7 @@ def syntax_of(before: str, after: str) -> Syntax | None:
 
 
 def json_end(text: str, start: int) -> int:
-    """Where the JSON value that begins there ends; raises Unfinished, NoCall."""
+    """The end of the JSON value at `start`; raises Unfinished, NoCall."""
     if start >= len(text):
         raise Unfinished
     if text[start] not in '{["':
@@ -98,15 +98,15 @@ def _parsed(text: str) -> Any:
 
 
 def _trimmed(text: str) -> str:
-    """Without the line ends that templates put around a value."""
+    """A value without the line breaks that templates put around it."""
     return text.removeprefix("\n").removesuffix("\n")
 
 
 def _raw(text: str, schema: Any) -> Any:
-    """A value that stands as it is: by its schema a text, or what JSON makes of it."""
+    """A value without quotes: a string, or parsed JSON, depending on its schema."""
     if _is_text(schema):
         return text
-    if text in ("True", "False", "None"):  # some templates write these as Python does
+    if text in ("True", "False", "None"):  # some templates write Python's literals
         return {"True": True, "False": False, "None": None}[text]
     try:
         return json.loads(text)
@@ -176,7 +176,7 @@ def _quoted(text: str, start: int, quote: str) -> tuple[str, int]:
 
 
 def _ends_text(text: str, place: int, quote: str) -> bool:
-    """Whether a quote ends the text that it stands in: some templates write those within a text as they are."""
+    """Whether a quote ends its string: some templates do not escape quotes inside a string."""
     if text[place] != quote:
         return False
     after = _skipped(text, place + 1)

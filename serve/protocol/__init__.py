@@ -1,1 +1,1 @@
-"""Requests and answers of OpenAI's API, and what the front and the replicas share of HTTP."""
+"""Requests, answers and errors of OpenAI's API, and HTTP constants that the front and the replicas share."""

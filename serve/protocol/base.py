@@ -1,6 +1,6 @@
-"""What all requests of OpenAI's API share: unknown fields are refused by name, null means the default.
+"""The base of all requests of OpenAI's API: unknown fields are refused, null means the default.
 
-A field that is not declared is refused by name: a client never believes that an ignored setting worked.
+The error names the unknown field, so a client never assumes that an ignored setting had an effect.
 """
 
 from collections.abc import Collection
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-# Names that pydantic puts into an error's location for the branches of a union; they name no field.
+# pydantic puts names of union branches into an error's location; they are not names of fields.
 BRANCH = "as "
 TEXT_TAG = BRANCH + "text"
 LIST_TAG = BRANCH + "list"
@@ -30,19 +30,19 @@ def _only(wanted: int) -> AfterValidator:
     return AfterValidator(check)
 
 
-# Not Literal[False] and Literal[1], which take 0.0 and true as well.
+# Not Literal[False] and Literal[1], which also accept 0.0 and true.
 Off = Annotated[bool, _only(False), WithJsonSchema({"type": "boolean", "const": False})]
 On = Annotated[bool, _only(True), WithJsonSchema({"type": "boolean", "const": True})]
 One = Annotated[int, _only(1), WithJsonSchema({"type": "integer", "const": 1})]
 
 
 def one_or_many(rule: str) -> Discriminator:
-    """Tells a text from a list; `rule` is what is said of anything else."""
+    """A discriminator of a text and a list; `rule` is the error message for anything else."""
     return Discriminator(_text_or_list, custom_error_type="text_or_list", custom_error_message=rule)
 
 
 def type_branch(value: Any, kinds: Collection[str], default: str | None = None) -> str | None:
-    """The branch of an object by its `type`, which is `default` where it has none; None for one that is unknown."""
+    """The branch of an object by its `type`, or `default` if it has none; None for an unknown type."""
     kind = (value.get("type") or default) if isinstance(value, dict) else getattr(value, "type", None)
     return f"{BRANCH}{kind}" if isinstance(kind, str) and kind in kinds else None
 

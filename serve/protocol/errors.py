@@ -1,4 +1,4 @@
-"""Every failure as OpenAI's error body: a message, a type, the field, a code; and all answers "retry later"."""
+"""Error answers with OpenAI's error body: message, type, field and code; and all "retry later" answers."""
 
 import math
 
@@ -13,15 +13,15 @@ from models.errors import RayconteurError, nearest
 from serve.protocol.base import BRANCH
 from serve.protocol.responses import Error, ErrorBody
 
-# nginx's number for a client that left before its answer; it stands in logs alone.
+# nginx's status for a client that disconnected before its answer; only for logs.
 CLIENT_CLOSED_REQUEST = 499
 
 LOST = "rayconteur-lost"
-"""header of an answer that says: this replica's engine is gone, ask another one. "before" the request, or "in" it"""
+"""header of an answer if the replica's engine has failed, "before" or "in" the request; the front then retries"""
 
 
 class ApiError(RayconteurError):
-    """A request that gets an error answer; `param` names the field at fault, `kind` the type if not the status'."""
+    """An error answer to a request; `param` names the field, and `kind` replaces the status' default error type."""
 
     def __init__(
         self,
@@ -47,12 +47,12 @@ class ApiError(RayconteurError):
         return ErrorBody(error=self.error).model_dump_json()
 
 
-# Every answer that means "retry later": 429 and 503, with Retry-After. The OpenAPI document describes these statuses
+# All "retry later" answers, 429 and 503 with Retry-After. The OpenAPI document describes these statuses
 # in general, in serve/api/openapi.py.
 
 
 def queue_full(running: int, limit: int) -> ApiError:
-    """429 of a replica that already has as many replies as it takes (serve/api/admission.py)."""
+    """429 of a replica whose queue is full (serve/api/admission.py)."""
     return _retry_later(
         429,
         f"Too many requests: {running} replies are running or queued, the limit is {limit}; retry later.",
@@ -72,26 +72,24 @@ def rate_limited(kind: str, per_minute: int, amount: int, remaining: int, wait_s
     """
     limit = f"This API key may have {per_minute} {kind} a minute"
     if math.isinf(wait_s):
-        message = (
-            f"{limit}, and this request alone may come to {amount}: shorten its prompt or lower its token limit."
-        )
+        message = f"{limit}, and this request alone may use {amount}: shorten its prompt or lower its token limit."
         headers = {"x-should-retry": "false"}  # for OpenAI's clients, which would retry otherwise
         return ApiError(429, message, code="rate_limit_exceeded", kind=kind, headers=headers)
-    message = f"{limit}: {remaining} are left, {amount} are asked for. Try again in {duration(wait_s)}."
+    message = f"{limit}: {remaining} are left, and this request needs {amount}. Retry in {duration(wait_s)}."
     return _retry_later(429, message, math.ceil(wait_s), code="rate_limit_exceeded", kind=kind)
 
 
 def format_queue_full(param: str) -> ApiError:
-    """429 of a replica whose check of formats has too much to do (serve/grammar/formats.py)."""
+    """429 of a replica whose queue of formats to check is full (serve/grammar/formats.py)."""
     message = f"{param}: the endpoint is too busy to prepare this format in time; retry in a few seconds."
     return _retry_later(429, message, 3, param=param)
 
 
 def bodies_full(limit_mib: int) -> ApiError:
-    """503 of the front: open requests hold all the memory that it has for bodies (serve/front/bodies.py)."""
+    """503 of the front: the bodies of open requests use all its memory for bodies (serve/front/bodies.py)."""
     return _retry_later(
         503,
-        f"The bodies of the requests that are open take the {limit_mib} MiB that there are for them; try again.",
+        f"The request bodies in progress use up the {limit_mib} MiB that are reserved for them; retry later.",
         code="overloaded",
     )
 
@@ -104,7 +102,7 @@ def _retry_later(
 
 
 def duration(seconds: float) -> str:
-    """As OpenAI's headers write it: 250ms, 1.5s, 6m0s."""
+    """A duration in the format of OpenAI's headers: 250ms, 1.5s, 6m0s."""
     if seconds < 1:
         return f"{math.ceil(seconds * 1000)}ms"
     minutes, rest = divmod(round(seconds, 2), 60)
@@ -116,14 +114,14 @@ def _kind_of(status: int) -> str:
 
 
 def refusal(error: ValidationError, kind: type[BaseModel]) -> ApiError:
-    """The answer to a body that is not a `kind`: its first fault."""
+    """The answer to an invalid body: its first error."""
     first = error.errors(include_url=False)[0]
     param = _field_path(first["loc"])
     return ApiError(400, _sentence(first, param, kind), param)
 
 
 def install(app: FastAPI) -> None:
-    """Make `app` answer every failure in this shape, those of the framework included."""
+    """Make `app` answer all errors in this form, including the framework's own."""
 
     async def on_api_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
@@ -133,9 +131,9 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         message = error.detail
         if error.status_code == 404:
-            message = f"There is no {request.method} {request.url.path} here."
+            message = f"There is no route {request.method} {request.url.path}."
         if error.status_code == 405:
-            message = f"{request.url.path} does not answer {request.method} requests."
+            message = f"{request.url.path} does not support {request.method} requests."
         return response(ApiError(error.status_code, message, headers=dict(error.headers or {})))
 
     async def on_departure(request: Request, error: Exception) -> Response:
@@ -151,7 +149,7 @@ def install(app: FastAPI) -> None:
 
 
 def response(error: ApiError) -> JSONResponse:
-    """The answer to the request."""
+    """The HTTP response of an error."""
     return JSONResponse({"error": error.error.model_dump()}, error.status, error.headers)
 
 
@@ -167,7 +165,7 @@ def _field_path(location: tuple[int | str, ...]) -> str | None:
 
 
 def _sentence(fault: ErrorDetails, param: str | None, kind_of_request: type[BaseModel]) -> str:
-    """The field, the rule and what it got, for one fault that pydantic found."""
+    """The error message for one of pydantic's errors: the field, the rule and the value."""
     kind, rule = fault["type"], fault["msg"]
     if kind == "json_invalid":
         return f"The request body is not valid JSON: {rule.removeprefix('Invalid JSON: ')}."

@@ -1,28 +1,28 @@
-"""What the front and the replicas share of streams: headers, the comment that keeps one alive, its end."""
+"""Constants of streams that the front and the replicas share: headers, the keep-alive comment, the end."""
 
 import json
 
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",  # nginx's word for a proxy that is to pass on what comes
+    "X-Accel-Buffering": "no",  # tells nginx to forward events immediately
 }
 
 DONE = "data: [DONE]\n\n"
 
 RESPONSES = "/v1/responses"
-"""the route whose events have types and numbers"""
+"""the route with typed and numbered events"""
 
 COMMENT = ": keep-alive\n\n"
 
-# What fails sooner has a status of its own; later its client has had the headers of a stream.
+# Earlier failures have their own status; after this time the client has the stream's headers.
 EARLY_SECONDS = 1.0
 
 COMMENT_SECONDS = 10.0
 
 
 def failure(body: str | bytes, path: str, number: int = 0) -> str:
-    """An error's body in the middle of the stream of a route, after `number` events, and the stream's end."""
+    """An error event for the stream of a route, after `number` events, and the stream's end."""
     if path != RESPONSES:
         text = body if isinstance(body, str) else body.decode()
         return f"data: {' '.join(text.splitlines())}\n\n{DONE}"

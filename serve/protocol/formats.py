@@ -1,4 +1,4 @@
-"""Formats that a request may ask its reply to have."""
+"""Response formats of requests."""
 
 from typing import Annotated, Any, Literal
 
@@ -19,22 +19,22 @@ class JsonObjectFormat(RequestModel):
 
     type: Literal["json_object"]
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
-    """Not in OpenAI's API: what it has to look like."""
+    """Not in OpenAI's API: a JSON schema for the object."""
 
 
 class JsonSchema(RequestModel):
-    """What a reply has to look like."""
+    """A named JSON schema of the reply."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     """None: any JSON object"""
     description: str | None = None
     strict: bool | None = None
-    """A reply always follows the schema, whatever this says."""
+    """Ignored: the reply always follows the schema."""
 
 
 class JsonSchemaFormat(RequestModel):
-    """JSON of a schema."""
+    """JSON that follows a schema."""
 
     type: Literal["json_schema"]
     json_schema: JsonSchema
@@ -57,7 +57,7 @@ Choices = Annotated[list[Annotated[str, Field(min_length=1, max_length=4096)]], 
 
 
 def _schema(value: Any) -> dict[str, Any]:
-    """A JSON schema, or one as text."""
+    """A JSON schema, as an object or as JSON text."""
     found = value
     if isinstance(value, str):
         try:
@@ -66,7 +66,7 @@ def _schema(value: Any) -> dict[str, Any]:
             found = None
     if isinstance(found, dict):
         return found
-    raise PydanticCustomError("schema", "Input should be a JSON schema, an object or the text of one")
+    raise PydanticCustomError("schema", "Input should be a JSON schema, as an object or as JSON text")
 
 
 _JSON = {"type": "string", "contentMediaType": "application/json"}
@@ -76,32 +76,32 @@ SchemaOrText = Annotated[
 
 
 class StructuredOutputs(RequestModel):
-    """What vLLM calls structured outputs: one of these, and no `response_format` beside it."""
+    """vLLM's structured outputs: exactly one of these, and no `response_format`."""
 
     choice: Choices | None = None
-    """The reply is one of these texts."""
+    """The reply is one of these strings."""
     regex: Annotated[str, Field(min_length=1)] | None = None
-    """The reply matches this regular expression from its first letter to its last."""
+    """The whole reply matches this regular expression."""
     grammar: Annotated[str, Field(min_length=1)] | None = None
-    """The reply follows this grammar in Lark's form, from its rule `start`."""
+    """The reply follows this grammar in Lark syntax, from its rule `start`."""
     json_: Annotated[SchemaOrText | None, Field(alias="json")] = None
-    """The reply is JSON of this schema."""
+    """The reply is JSON that follows this schema."""
     json_object: bool | None = None
     """The reply is any JSON object."""
     disable_any_whitespace: bool | None = None
     disable_fallback: bool | None = None
     whitespace_pattern: None = None
     structural_tag: None = None
-    """Of these the first two are taken and not used: white space is fixed, and nothing falls back."""
+    """The first two of these are accepted and ignored: white space is fixed, and there is no fallback."""
 
     def kinds(self) -> list[str]:
-        """The names of those that are asked for."""
+        """The names of the requested kinds."""
         found = {"choice": self.choice, "regex": self.regex, "grammar": self.grammar, "json": self.json_}
         return [name for name, value in found.items() if value is not None] + ["json_object"] * bool(self.json_object)
 
 
 def one_kind(value: StructuredOutputs | None) -> StructuredOutputs | None:
-    """Raises where several are asked for, or none."""
+    """Raise if several kinds are requested, or none."""
     if value is not None and len(value.kinds()) != 1:
-        raise PydanticCustomError("conflict", "Give one of choice, regex, grammar, json and json_object")
+        raise PydanticCustomError("conflict", "Give exactly one of choice, regex, grammar, json and json_object")
     return value

@@ -1,6 +1,6 @@
-"""Fields of requests that change nothing of a reply: clients send them, they are taken and not used.
+"""Fields that clients send and that do not change a reply: they are accepted and ignored.
 
-What they ask for is the case anyway, or does not exist here. A value that would change a reply is refused.
+What they request is always the case, or does not exist here. A value that would change a reply is refused.
 """
 
 from typing import Annotated, Any, Literal
@@ -16,26 +16,26 @@ Metadata = Annotated[
 
 
 _INSTEAD = {
-    "audio": "This endpoint answers in text; leave it out, or null",
-    "web_search_options": "This endpoint searches nothing; leave it out, or give the model a tool",
+    "audio": "This endpoint answers in text; remove it, or send null",
+    "web_search_options": "This endpoint has no web search; remove it, or give the model a tool",
 }
 
 
 class Hints(RequestModel):
-    """Of chats and of plain texts."""
+    """Ignored fields of chat and text completions."""
 
     user: Annotated[str, Field(max_length=512)] | None = None
     safety_identifier: Annotated[str, Field(max_length=512)] | None = None
     prompt_cache_key: Annotated[str, Field(max_length=512)] | None = None
     prompt_cache_retention: Annotated[str, Field(max_length=64)] | None = None
-    """Prompts are cached without being asked."""
+    """Ignored: prompts are always cached."""
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
-    """There is one."""
+    """Ignored: there is one service tier."""
     priority: int | None = None
     cache_salt: Annotated[str, Field(max_length=512)] | None = None
     request_id: Annotated[str, Field(max_length=512)] | None = None
     rid: Annotated[str, Field(max_length=512)] | None = None
-    """The id of a request is in the header `x-request-id`."""
+    """Ignored: the request id is in the header `x-request-id`."""
     use_beam_search: Off | None = None
     length_penalty: Annotated[float, Field(ge=1, le=1)] | None = None
     early_stopping: Off | None = None
@@ -58,19 +58,19 @@ class Hints(RequestModel):
     timings_per_token: Off | None = None
     id_slot: int | None = None
     lora_path: None = None
-    """These are of the APIs of vLLM, SGLang and llama.cpp, where they have this meaning unless they are set."""
+    """These are from the APIs of vLLM, SGLang and llama.cpp; only their default behavior is supported."""
 
 
 class ChatHints(Hints):
-    """Of chats alone."""
+    """Ignored fields of chat completions."""
 
     store: Off | None = None
-    """Nothing is stored."""
+    """Ignored: nothing is stored."""
     metadata: Metadata | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
-    """No chat template knows it."""
+    """Ignored: no chat template supports it."""
     prediction: dict[str, Any] | None = None
-    """It would make OpenAI's answers quicker, not different."""
+    """Ignored: it makes OpenAI's answers faster, not different."""
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     audio: None = None
     web_search_options: None = None

@@ -1,4 +1,4 @@
-"""Messages and tools of a request; what the endpoint answers with can be sent back as it is."""
+"""Messages and tools of a request; messages from the endpoint's answers can be sent back unchanged."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -10,15 +10,15 @@ from serve.protocol.base import LIST_TAG, TEXT_TAG, RequestModel, one_or_many
 
 
 class ContentPart(RequestModel):
-    """One part of a message's content; this endpoint reads text alone."""
+    """One part of a message's content; this endpoint only reads text."""
 
     type: Literal["text", "refusal", "input_text", "output_text"]
-    """The last two are what the Responses API calls texts."""
+    """The last two are the Responses API's text types."""
     text: Annotated[str | None, Field(validate_default=True)] = None
     refusal: Annotated[str | None, Field(validate_default=True)] = None
-    """The text of a part of that type, in an assistant's message."""
+    """The text of a part of type `refusal`, in an assistant's message."""
     cache_control: Any = None
-    """Taken and not used: prompts are cached without it."""
+    """Accepted and ignored: prompts are always cached."""
     annotations: Any = None
     """Taken and not used."""
 
@@ -31,7 +31,7 @@ class ContentPart(RequestModel):
         return value
 
     def said(self) -> str:
-        """Its text."""
+        """The part's text."""
         return self.text or self.refusal or ""
 
 
@@ -40,16 +40,16 @@ _Arguments = Annotated[str, Field(json_schema_extra={"contentMediaType": "applic
 
 
 class FunctionCall(RequestModel):
-    """What a model has called."""
+    """A function and its arguments, as called by the model."""
 
     name: ToolName
     arguments: Any
-    """A JSON object as text, or the object; an empty text and null mean none. Of one that `max_tokens` has cut, what
-    there is of it."""
+    """A JSON object, or its text; an empty text and null mean no arguments. If `max_tokens` cut the call, the text so
+    far."""
     parsed_arguments: Any = None
-    """What OpenAI's client adds when it parses a call: taken and not used."""
+    """OpenAI's client adds this when it parses a call: accepted and ignored."""
     provider_specific_fields: Any = None
-    """What LiteLLM adds: taken and not used."""
+    """LiteLLM adds this: accepted and ignored."""
 
     @field_validator("arguments", mode="plain", json_schema_input_type=_Arguments)
     @classmethod
@@ -60,7 +60,7 @@ class FunctionCall(RequestModel):
             return "{}"
         for partial in (False, "trailing-strings"):
             try:
-                # Not json.loads, which takes NaN, halves of characters, and lists in lists without end.
+                # Not json.loads, which accepts NaN, lone surrogates, and endlessly nested lists.
                 found = from_json(value, allow_inf_nan=False, allow_partial=partial)
             except (ValueError, TypeError):
                 continue
@@ -70,19 +70,19 @@ class FunctionCall(RequestModel):
 
 
 class ToolCall(RequestModel):
-    """A call of a model's, as it was answered with."""
+    """A tool call from an earlier answer."""
 
     id: Annotated[str, Field(max_length=256)] | None = None
-    """The first answer without `tool_call_id` belongs to the first call without an id."""
+    """The first result without `tool_call_id` belongs to the first call without an id."""
     type: Literal["function"] | None = None
     function: FunctionCall
     index: int | None = None
-    """What streams have: taken and not used."""
+    """From streams: accepted and ignored."""
     provider_specific_fields: Any = None
 
 
 class ChatMessage(RequestModel):
-    """One turn of the conversation, a call in the assistant's turn, or what a tool has answered to one."""
+    """One turn of the conversation; an assistant's turn may contain tool calls, and a tool's turn is a result."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: (
@@ -93,45 +93,45 @@ class ChatMessage(RequestModel):
         | None
     ) = None
     reasoning_content: str | None = None
-    """Not in OpenAI's API: what the assistant thought, as it was answered with; the chat template decides what it
-    writes of that."""
+    """Not in OpenAI's API: the assistant's reasoning from an earlier answer; the chat template decides whether the
+    prompt contains it."""
     reasoning: str | None = None
-    """Another name of it."""
+    """Another name of `reasoning_content`."""
     tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
     function_call: FunctionCall | None = None
-    """The older form of one call."""
+    """The deprecated form of a single tool call."""
     tool_call_id: str | None = None
     name: Annotated[str, Field(max_length=256)] | None = None
-    """The speaker's, or the tool's; most templates write none."""
+    """The name of the speaker or the tool; most chat templates ignore it."""
     refusal: str | None = None
-    """The assistant's text where `content` is empty."""
+    """The assistant's text if `content` is empty."""
     audio: None = None
     annotations: Any = None
     parsed: Any = None
     index: int | None = None
     provider_specific_fields: Any = None
-    """These four are there in what clients send back: taken and not used."""
+    """Clients send back these four: accepted and ignored."""
 
     def text(self) -> str | None:
-        """What it says, in one text."""
+        """The message's content as one text."""
         content = self.content
         found = "".join(part.said() for part in content) if isinstance(content, list) else content
         return found or self.refusal or found
 
 
 class Function(RequestModel):
-    """What a model may call."""
+    """A function that the model may call."""
 
     name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    """JSON schema of the arguments, an object; None means that there are none"""
+    """JSON schema of the arguments, an object; null means no arguments"""
     strict: bool | None = None
-    """Where the reply has to be a call, its arguments follow the schema, whatever this says."""
+    """Ignored: the arguments of a required call always follow the schema."""
 
 
 class Tool(RequestModel):
-    """A function with its kind."""
+    """A tool of type function."""
 
     type: Literal["function"]
     function: Function
@@ -146,7 +146,7 @@ class FunctionName(RequestModel):
 
 
 class NamedTool(RequestModel):
-    """The function that has to be called."""
+    """The function that must be called."""
 
     type: Literal["function"]
     function: FunctionName
@@ -160,7 +160,7 @@ class AllowedTools(RequestModel):
 
 
 class AllowedToolsChoice(RequestModel):
-    """A reply may call, or with `required` has to call, one of these; the prompt has these alone."""
+    """The reply may call, or with `required` must call, one of these; the prompt contains only these."""
 
     type: Literal["allowed_tools"]
     allowed_tools: AllowedTools

@@ -1,7 +1,7 @@
 """Requests of OpenAI's API, as far as this endpoint serves it; serve/protocol/responses.py has the answers.
 
-serve/protocol/messages.py has messages and tools, serve/protocol/formats.py formats, serve/protocol/hints.py the
-fields that are taken and change nothing.
+serve/protocol/messages.py has messages and tools, serve/protocol/formats.py response formats, serve/protocol/hints.py
+fields that are accepted and ignored.
 """
 
 import re
@@ -42,7 +42,7 @@ TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=128)]
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
-# Ten digits: Python reads no numbers of thousands of them.
+# At most ten digits: Python refuses to parse numbers with thousands of them.
 _TOKEN_NAME = r"^(0|[1-9][0-9]{0,9})$"
 TokenName = Annotated[str, WithJsonSchema({"type": "string", "pattern": _TOKEN_NAME})]
 
@@ -137,7 +137,7 @@ class GenerationFields(FurtherFields):
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
     def num_replies(self) -> int:
-        """That are generated to each prompt."""
+        """The number of replies that are generated for each prompt."""
         return self.n or 1
 
     def token_limit(self) -> tuple[str, int | None]:
@@ -145,15 +145,17 @@ class GenerationFields(FurtherFields):
         return "max_tokens", self.max_tokens
 
     def num_logprobs(self) -> int | None:
-        """Of how many likely tokens log-probabilities are wanted beside the drawn one's; None for none at all."""
+        """The number of likely tokens to return log-probabilities of, beside the sampled one; None for no
+        log-probabilities.
+        """
         raise NotImplementedError
 
     def num_prompt_logprobs(self) -> int | None:
-        """The same of the prompt's tokens."""
+        """The same for the prompt's tokens."""
         return self.prompt_logprobs
 
     def calls_functions(self) -> bool:
-        """Whether calls are told in their older form."""
+        """Whether the answer has calls in their deprecated form."""
         return False
 
 
@@ -235,7 +237,7 @@ class ChatRequest(GenerationFields, ChatHints):
     @classmethod
     def _unless_it_goes_on(cls, value: bool | None, info: ValidationInfo) -> bool | None:
         if value and info.data.get("continue_final_message"):
-            raise PydanticCustomError("conflict", "It is false where continue_final_message is true")
+            raise PydanticCustomError("conflict", "Should be false if continue_final_message is true")
         return value
 
     @field_validator("tool_choice")
@@ -304,7 +306,7 @@ class ChatRequest(GenerationFields, ChatHints):
         return bool(self.functions)
 
     def usable_tools(self) -> list[Tool]:
-        """What the reply may call."""
+        """The tools that the reply may call."""
         if self.functions:
             given = [Tool(type="function", function=function) for function in self.functions]
             return [] if self.function_call == "none" else given
@@ -315,7 +317,7 @@ class ChatRequest(GenerationFields, ChatHints):
         return [tool for tool in tools if tool.function.name in allowed]
 
     def required_tools(self) -> list[Function]:
-        """What the reply has to call one of; empty where it may be text."""
+        """The functions of which the reply must call one; empty if it may be text."""
         functions = [tool.function for tool in self.usable_tools()]
         chosen = self.tool_choice.function if isinstance(self.tool_choice, NamedTool) else self.function_call
         if isinstance(chosen, FunctionName):
@@ -325,7 +327,7 @@ class ChatRequest(GenerationFields, ChatHints):
         return functions if mode == "required" else []
 
 
-# For the OpenAPI document alone: with these, pydantic would tell a fault once for each way to read it.
+# Only for the OpenAPI document: with these types pydantic would report an error once for each alternative.
 _Prompt = Annotated[str, Field(min_length=1)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 _SEVERAL = Field(min_length=1, max_length=MAX_PROMPTS)
 
@@ -366,7 +368,7 @@ class CompletionRequest(GenerationFields):
     @classmethod
     def _as_many_as_replies(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and value < (info.data.get("n") or 1):
-            raise PydanticCustomError("conflict", "It must be as many as n; leave it out")
+            raise PydanticCustomError("conflict", "Should equal n; remove it")
         return value
 
     def prompts(self) -> list[str | list[int]]:

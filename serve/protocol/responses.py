@@ -13,17 +13,17 @@ class _Answer(BaseModel):
 
 
 class CompletionTokensDetails(_Answer):
-    """What completion tokens were generated for."""
+    """Details of the completion tokens."""
 
     reasoning_tokens: int
-    """of thinking, with those that open and close it"""
+    """tokens of thinking, including its opening and closing"""
 
 
 class PromptTokensDetails(_Answer):
-    """Where prompt tokens come from."""
+    """Details of the prompt tokens."""
 
     cached_tokens: int
-    """that were read before, for another request"""
+    """prompt tokens that were cached from an earlier request"""
 
 
 class Usage(_Answer):
@@ -33,21 +33,21 @@ class Usage(_Answer):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails | None = None
-    """None where the engine cannot tell."""
+    """null if the engine does not report it."""
     completion_tokens_details: CompletionTokensDetails
 
 
 class TopLogprob(_Answer):
-    """A token that might have been drawn, and the natural logarithm of its probability."""
+    """A token at this position, and the natural logarithm of its probability."""
 
     token: str
     logprob: float
     bytes: list[int] | None
-    """Of a token that is a part of a character too; None for one whose bytes the vocabulary does not tell."""
+    """The token's bytes, which may be a part of a character; null if the vocabulary does not contain them."""
 
 
 class TokenLogprob(TopLogprob):
-    """The token that was drawn, with the likeliest ones in its place. By the model's own scores: before temperature,
+    """The sampled token, with the most likely ones at its position, by the model's own logits: before temperature,
     penalties and biases."""
 
     top_logprobs: list[TopLogprob]
@@ -61,21 +61,21 @@ class ChoiceLogprobs(_Answer):
 
 
 class PromptLogprob(_Answer):
-    """Of a token of the prompt, or of one that might have stood there; not in OpenAI's API."""
+    """The log-probability of a token at a position of the prompt; not in OpenAI's API."""
 
     logprob: float
     rank: int | None
-    """From 1, the likeliest; None for a token that is none of the likeliest ones that were asked for."""
+    """1 for the most likely token; null if the token is not among the requested most likely ones."""
     decoded_token: str
 
 
 PromptLogprobs = list[dict[str, PromptLogprob] | None]
-"""of each token of a prompt, by the tokens' ids; the first one follows nothing and has null"""
+"""for each token of a prompt, by token id; null for the first one"""
 
 
 class TextLogprobs(_Answer):
-    """The same for a plain text, in that API's form; an offset counts the characters of the answer's text before a
-    token. With `echo` the prompt's tokens stand before the reply's; the first one follows nothing and has nulls."""
+    """Log-probabilities of a text completion; an offset counts the characters before a token in the answer's text.
+    With `echo` the prompt's tokens come before the reply's, and the first one has nulls."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -84,14 +84,14 @@ class TextLogprobs(_Answer):
 
 
 class CalledFunction(_Answer):
-    """What the model calls; `arguments` is JSON, cut off where finish_reason is `length`."""
+    """A called function; `arguments` is JSON, truncated if finish_reason is `length`."""
 
     name: str
     arguments: str
 
 
 class CalledTool(_Answer):
-    """One call."""
+    """A tool call."""
 
     id: str
     type: Literal["function"]
@@ -99,14 +99,14 @@ class CalledTool(_Answer):
 
 
 class CalledFunctionDelta(_Answer):
-    """The name with the first event of a call, and more of its arguments with each."""
+    """The function's name in the first event of a call, and the next part of its arguments in each."""
 
     name: str | None = None
     arguments: str
 
 
 class CalledToolDelta(_Answer):
-    """Some more of a call; unset fields are left out of the JSON."""
+    """The next part of a tool call; unset fields are omitted from the JSON."""
 
     index: int
     id: str | None = None
@@ -115,25 +115,25 @@ class CalledToolDelta(_Answer):
 
 
 class ReplyMessage(_Answer):
-    """The assistant's whole turn; its content is null where it is nothing but calls."""
+    """The assistant's whole turn; `content` is null if it only contains tool calls."""
 
     role: Literal["assistant"] = "assistant"
     content: str | None
     reasoning_content: str | None = None
-    """Not in OpenAI's API: what the model thought before, where its chat template has a place for that."""
+    """Not in OpenAI's API: the model's reasoning before the text, if its chat template supports reasoning."""
     refusal: None = None
     tool_calls: list[CalledTool] | None = None
     function_call: CalledFunction | None = None
-    """The older form, of a request that has `functions`."""
+    """The deprecated form, in the answer to a request with `functions`."""
 
 
 class BestOf(_Answer):
-    """How a reply was taken, where there was a choice: not in OpenAI's API."""
+    """How `best_of` chose the reply; not in OpenAI's API."""
 
     scores: list[float]
-    """of every reply that was generated: the discriminator's logits, higher for what is more like the data's"""
+    """the discriminator's logit of every generated reply; higher means closer to the replies of the training data"""
     chosen: int
-    """the number of the one that was taken, from 0"""
+    """the index of the chosen reply"""
 
 
 class Choice(_Answer):
@@ -146,7 +146,7 @@ class Choice(_Answer):
     stop_reason: str | int | None = None
     """Not in OpenAI's API: the stop string, or the one of `stop_token_ids`, that ended the reply."""
     token_ids: list[int] | None = None
-    """Not in OpenAI's API: with `return_token_ids`, those of the reply."""
+    """Not in OpenAI's API: with `return_token_ids`, the token ids of the reply."""
     best_of: BestOf | None = None
 
 
@@ -159,16 +159,16 @@ class ChatCompletion(_Answer):
     """Seconds since 1970."""
     model: str
     system_fingerprint: str | None
-    """The key of the release that is served."""
+    """The key of the served release."""
     choices: list[Choice]
     usage: Usage
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: PromptLogprobs | None = None
-    """Not in OpenAI's API: what `return_token_ids` and `prompt_logprobs` ask for."""
+    """Not in OpenAI's API: with `return_token_ids` and `prompt_logprobs`."""
 
 
 class Delta(_Answer):
-    """What a chunk adds to the assistant's turn; unset fields are left out of the JSON."""
+    """What a chunk adds to the assistant's turn; unset fields are omitted from the JSON."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
@@ -212,7 +212,7 @@ class TextChoice(_Answer):
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: PromptLogprobs | None = None
-    """These four are as in the answers of chats."""
+    """These four are as in chat completions."""
 
 
 class TextCompletion(_Answer):
@@ -244,10 +244,10 @@ class Tokens(_Answer):
 
     count: int
     max_model_len: int
-    """Tokens that a prompt and its reply may have together."""
+    """Maximum number of tokens of a prompt and its reply together."""
     tokens: list[int]
     token_strs: list[str] | None = None
-    """With `return_token_strs`: their names in the vocabulary."""
+    """With `return_token_strs`: the tokens' names in the vocabulary."""
 
 
 class Model(_Answer):
@@ -259,9 +259,9 @@ class Model(_Answer):
     owned_by: str = "rayconteur"
     root: str
     parent: str | None = None
-    """Not in OpenAI's API, as `root`, which is its own name: the model whose adapter this is."""
+    """Not in OpenAI's API, like `root`, the model's own name: the base model of this adapter."""
     max_model_len: int
-    """Not in OpenAI's API: tokens that a prompt and its reply may have together."""
+    """Not in OpenAI's API: maximum number of tokens of a prompt and its reply together."""
 
 
 class ModelList(_Answer):
@@ -272,18 +272,18 @@ class ModelList(_Answer):
 
 
 class Health(_Answer):
-    """The answer of GET /health; `release` is the key of the release that is served. Idle: there is no replica now,
-    the next request starts one."""
+    """The answer of GET /health; `release` is the key of the served release. Idle: there is no replica now, and the
+    next request starts one."""
 
     status: Literal["ok", "failed", "idle"]
     model: str
     release: str
     problem: str | None = None
-    """What is stuck or has stopped, where that is so."""
+    """The part that is stuck or has stopped, if there is one."""
 
 
 class Error(_Answer):
-    """What was wrong; `param` names the field, `code` the kind for programs."""
+    """An error; `param` names the field, and `code` identifies the kind of error."""
 
     message: str
     type: str
@@ -292,6 +292,6 @@ class Error(_Answer):
 
 
 class ErrorBody(_Answer):
-    """The body of every answer that is not a success."""
+    """The body of every error answer."""
 
     error: Error

@@ -1,1 +1,1 @@
-"""A request to token ids, and tokens to an answer."""
+"""Requests to token ids, and generated tokens to answers."""

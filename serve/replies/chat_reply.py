@@ -1,4 +1,4 @@
-"""The answer to a chat: its choices, or the events of its stream."""
+"""The answer to a chat completion: its choices, or the events of its stream."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -50,7 +50,7 @@ class ChatReply(Reply):
         )
 
     def _answered(self) -> list[int]:
-        """The numbers of the replies that the answer has."""
+        """The indices of the replies in the answer."""
         return list(range(len(self._generations))) if self._best_of is None else [self._best_of.chosen]
 
     def _opening(self, index: int) -> Chunk:

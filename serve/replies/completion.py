@@ -1,4 +1,4 @@
-"""Generated replies as one answer of OpenAI's API, or as the events of a stream."""
+"""Generated replies as an answer of OpenAI's API, or as the events of a stream."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ from serve.replies.generation import DrawnToken, Generation, Piece
 
 Chunk = ChatCompletionChunk | TextCompletionChunk
 Choose = Callable[[list[int], list[list[int]]], Awaitable[BestOf]]
-"""of a prompt's replies, in tokens, the one to answer with"""
+"""chooses one of the replies to a prompt, all in token ids"""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Reply(ABC):
         self.id = f"{self._prefix}-{uuid4().hex}"
         self.created = int(time.time())
         self.model = options.model
-        self.status = CLIENT_CLOSED_REQUEST  # until it is known better
-        """HTTP's, as it would have been had all of it been known when the answer began"""
+        self.status = CLIENT_CLOSED_REQUEST  # until the answer is complete or fails
+        """the HTTP status for the log; a stream's headers are sent before it is known"""
         self._generations = generations
         self._n = options.n
         self._with_logprobs = options.with_logprobs
@@ -88,7 +88,7 @@ class Reply(ABC):
     @property
     @abstractmethod
     def _prefix(self) -> str:
-        """Of the answer's id."""
+        """The prefix of the answer's id."""
 
     @abstractmethod
     def _whole(self, texts: list[str], thoughts: list[str], tokens: list[list[DrawnToken]]) -> BaseModel:
@@ -96,38 +96,40 @@ class Reply(ABC):
 
     @abstractmethod
     def _opening(self, index: int) -> Chunk | None:
-        """The event before the first one of a reply."""
+        """An event before the first one of a reply, if it needs one."""
 
     @abstractmethod
     def _event(self, index: int, piece: Piece | None) -> Chunk:
-        """What an event says of a reply; None for its end."""
+        """The event for a piece of a reply; None for its end."""
 
     @abstractmethod
     def _tell_prompt(self, event: Any, index: int) -> None:
-        """Put the ids of the prompt's tokens into an event of the reply."""
+        """Add the prompt's token ids to an event of the reply."""
 
     @abstractmethod
     def _chunk(self, choices: list[Any]) -> Chunk:
         """An event with these choices."""
 
     def _ids(self, index: int) -> list[int] | None:
-        """Those of a reply's tokens, if they are wanted."""
+        """A reply's token ids, if requested."""
         return self._generations[index].token_ids if self._has_ids else None
 
     def _prompt_logprobs(self, index: int) -> PromptLogprobs | None:
-        """Those of the prompt of a reply, if they are wanted; of several replies to it the first one has them."""
+        """The log-probabilities of a reply's prompt, if requested; the first of several replies to the prompt has
+        them.
+        """
         if self._num_prompt_logprobs is None:
             return None
         return self._generations[index - index % self._n].prompt_logprobs(self._num_prompt_logprobs)
 
     def _usage_event(self) -> Chunk:
-        """The last one, if it was asked for."""
+        """The last event, if usage is requested."""
         chunk = self._chunk([])
         chunk.usage = self.usage()
         return chunk
 
     def usage(self) -> Usage:
-        """Tokens so far; a prompt counts once, however many replies it has."""
+        """The tokens so far; a prompt counts once for all its replies."""
         prompts = sum(generation.num_prompt_tokens for generation in self._generations[:: self._n])
         replies = sum(generation.num_tokens for generation in self._generations)
         thought = sum(generation.num_thought for generation in self._generations)
@@ -140,7 +142,7 @@ class Reply(ABC):
         )
 
     def _cached(self) -> PromptTokensDetails | None:
-        """Of a prompt with several replies, what none of them has read."""
+        """Cached tokens; for a prompt with several replies, the minimum over the replies."""
         told = [generation.num_cached for generation in self._generations]
         known = [number for number in told if number is not None]
         if len(known) < len(told):
@@ -149,7 +151,7 @@ class Reply(ABC):
         return PromptTokensDetails(cached_tokens=sum(min(known[first : first + self._n]) for first in prompts))
 
     def _common(self) -> dict[str, Any]:
-        """What every answer and event begins with."""
+        """The common fields of answers and events."""
         return {
             "id": self.id,
             "created": self.created,
@@ -181,10 +183,10 @@ class Reply(ABC):
         return self._whole(texts, thoughts, tokens)
 
     async def events(self, include_usage: bool, usage_so_far: bool = False) -> AsyncGenerator[str, None]:
-        """The answer as server-sent events: the pieces as they come, each reply's end, the usage if asked for, with
+        """The answer as server-sent events: pieces as they arrive, each reply's end, and the usage if requested, with
         `usage_so_far` in every event.
 
-        Nothing comes before there is something of a reply: until then ApiError is raised, later it is an event.
+        There is no event before the first piece: until then it raises ApiError, later the error is an event.
         """
         begun: set[int] = set()
         with_usage = include_usage and usage_so_far
@@ -221,13 +223,13 @@ class Reply(ABC):
             events.insert(0, opening)
         if is_first and self._has_ids:
             self._tell_prompt(events[0], index)
-        if self._tells_usage:  # as in OpenAI's API, where the last one alone has it
+        if self._tells_usage:  # as in OpenAI's API, where only the last event has it
             for event in events:
                 event.usage = None
         return events
 
     def _plain(self, index: int, text: str) -> str:
-        """The event of a piece that is nothing but text, which most are: around the text it is always the same."""
+        """The event of a piece with only text, as most are: everything around the text is always the same."""
         frame = self._frames.get(index)
         if frame is None:
             [event] = self._events_of(index, Piece("\0"), is_first=False)
@@ -236,7 +238,7 @@ class Reply(ABC):
         return before + encode_basestring(text) + after
 
     async def _pieces(self) -> AsyncGenerator[tuple[int, Piece | None], None]:
-        """Of all replies as they come, with their numbers; None after a reply's last one."""
+        """The pieces of all replies as they arrive, with the replies' indices; None after a reply's last one."""
         if len(self._generations) == 1:
             async with aclosing(self._generations[0].pieces()) as pieces:
                 async for piece in pieces:

@@ -1,4 +1,4 @@
-"""Messages of a request in the form in which they are learned, too; a fault is told with its message and field."""
+"""Messages of a request in the normal form of training; errors name the message and the field."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ _OF_CALLS: Any = {"id": True, "type": True, "function": {"name", "arguments"}}
 
 
 def turns_of(messages: list[ChatMessage], form: ReplyForm) -> list[Any]:
-    """The conversation in normal form, to be replied to; raises ApiError.
+    """The conversation in normal form; raises ApiError.
 
-    Where one call in a turn is read back, several are turns of their own, each with its answer after it.
+    If the template supports only one call per turn, several calls become separate turns, each followed by its result.
     """
     for number, message in enumerate(messages):
         if message.refusal and message.role != "assistant":
             param = f"messages[{number}].refusal"
-            raise ApiError(400, f"{param}: only an assistant refuses; leave it out, or null.", param)
+            raise ApiError(400, f"{param}: only an assistant's message can have it; remove it, or send null.", param)
     try:
         turns: list[Any] = list(normal_messages([_given(message) for message in messages], is_asked=True))
     except MessageError as error:

@@ -1,4 +1,4 @@
-"""One generated reply as it grows: what is thought and said in pieces, calls, log-probabilities, why it ended."""
+"""One reply while it is generated: pieces of text and thinking, tool calls, log-probabilities, finish reason."""
 
 import asyncio
 import dataclasses
@@ -25,15 +25,15 @@ _LEAST = -9999.0  # JSON has no infinity; OpenAI's API writes this too
 
 @dataclass(frozen=True)
 class DrawnToken:
-    """A token with its log-probability, and how many characters of the reply come before it."""
+    """A sampled token with its log-probability, and the number of characters of the reply before it."""
 
     offset: int
     logprob: TokenLogprob
 
 
 class Piece(NamedTuple):
-    """Some more of the visible text, the tokens that are wholly shown with it, if they were asked for, and some more
-    of what is thought. A tuple: of these, made at every token, a frozen dataclass takes three times as long."""
+    """The next part of the visible text, the tokens that it completes, if requested, and the next part of the
+    thinking. A tuple, since it is created for every token: a frozen dataclass takes three times as long."""
 
     text: str
     tokens: "Sequence[DrawnToken]" = ()
@@ -42,13 +42,13 @@ class Piece(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is nothing but text."""
+        """Whether it only has text."""
         return not (self.tokens or self.thought or self.calls)
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call that a model has made; `arguments` is JSON, cut off where the reply was."""
+    """A tool call of the model; `arguments` is JSON, truncated if the reply was."""
 
     id: str
     name: str
@@ -57,7 +57,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class CallDelta:
-    """Some more of call number `index`: its id and name with the first, and more of its arguments."""
+    """The next part of call number `index`: its arguments, and in the first part its id and name."""
 
     index: int
     arguments: str
@@ -67,7 +67,7 @@ class CallDelta:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a reply is read: by `reader`, which is for this reply alone; at most `max_calls` calls count."""
+    """How a reply is parsed: by `reader`, which is only for this reply; at most `max_calls` calls count."""
 
     form: ReplyForm
     reader: Reader
@@ -76,22 +76,22 @@ class Reading:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a request wants to be told of a reply beside its text."""
+    """What a request wants to know about a reply besides its text."""
 
     shows_stop: bool = False
-    """the stop string that ended it, too"""
+    """whether the text includes the stop string that ended it"""
     prompt_text: str | None = None
-    """what the reply follows, where the answer begins with that"""
+    """the prompt's text, if the answer starts with it (`echo`)"""
     names_ids: bool = False
-    """log-probabilities name tokens by their ids"""
+    """whether log-probabilities name tokens by id"""
     stop_token_ids: frozenset[int] = frozenset()
-    """tokens that end it beside the model's own"""
+    """tokens that end the reply beside the model's own end tokens"""
     is_prompt_alone: bool = False
-    """nothing of a reply is wanted"""
+    """whether only the prompt's log-probabilities are requested, and no reply"""
 
 
 class Generation:
-    """A reply while it is generated; by `reading` its thinking and its calls of tools are told from its text."""
+    """A reply while it is generated; `reading` separates thinking and tool calls from its text."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Generation:
     ) -> None:
         self.finish_reason: ReplyReason = "length"
         self.stop_reason: str | int | None = None
-        """the stop string or the token of the request's own that ended it"""
+        """the stop string, or the one of the request's stop tokens, that ended it"""
         self.prompt_text = wishes.prompt_text
         self.token_ids: list[int] = []
         self.num_prompt_tokens = len(request.prompt_ids)
@@ -121,34 +121,33 @@ class Generation:
         self._wishes = wishes
         self._prompt_logprobs: Sequence[tuple[float, Any]] = ()
         self.num_cached: int | None = None
-        """tokens of the prompt that were read for another request; None where the engine cannot tell, or nothing has
-        come yet"""
-        self._places: list[int] = []  # where in the text each token begins
-        self._unshown: list[tuple[int, DrawnToken]] = []  # with the reply's characters up to its end
+        """cached tokens of the prompt; None if the engine does not report it, or before the first token"""
+        self._places: list[int] = []  # the start of each token in the text
+        self._unshown: list[tuple[int, DrawnToken]] = []  # each with its end in the reply's characters
         self._is_late = False
         self._clock = clock
         self._told_calls: list[ToolCall] = []
         self._seen_calls: tuple[int, list[Call]] = (0, [])
         self.tool_calls: list[ToolCall] = []
-        """What the reply calls, once it has ended."""
+        """the tool calls, once the reply has ended"""
 
     @property
     def prompt_ids(self) -> list[int]:
-        """What the reply follows."""
+        """The prompt's token ids."""
         return self._request.prompt_ids
 
     @property
     def num_tokens(self) -> int:
-        """Of the reply so far, its end token too."""
+        """The number of tokens so far, including the end token."""
         return len(self.token_ids)
 
     @property
     def num_thought(self) -> int:
-        """Tokens of it that were thought, with those that open and close the thinking."""
+        """The number of thinking tokens, including the opening and the closing."""
         return self._text.num_thought(self._places)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """The visible text as it grows; closing this cancels the generation. Raises ApiError."""
+        """The pieces of the reply; closing this generator cancels the generation. Raises ApiError."""
         deadline = asyncio.get_running_loop().call_later(self._max_seconds, self._end_late)
         try:
             async with aclosing(self._engine.submit(self._request)) as events:
@@ -198,11 +197,11 @@ class Generation:
             self.finish_reason = "length" if calls[-1].is_cut else "tool_calls"
 
     def _call_deltas(self) -> list[CallDelta]:
-        """What of calls is known now and was not told before."""
+        """New parts of calls."""
         reading = self._reading
         if reading is None or not (reading.reader.calls or reading.reader.pending):
             return []
-        # The reader makes a new list where a call has grown; most tokens of a long one change nothing.
+        # The reader creates a new list if a call has grown; most tokens of a long call do not change it.
         seen = (len(reading.reader.calls), reading.reader.pending)
         if not self.tool_calls and seen[0] == self._seen_calls[0] and seen[1] is self._seen_calls[1]:
             return []
@@ -226,14 +225,14 @@ class Generation:
         return deltas
 
     def _settled(self, call: Call) -> str:
-        """As much of its arguments as can be told: nothing that may be the beginning of a stop string."""
+        """The final part of a call's arguments: without an end that may be the start of a stop string."""
         assert self._reading is not None
         text = self._reading.form.marks.in_json(call.settled if call.is_cut else call.arguments)
         return text[: len(text) - max((overlap(text, stop) for stop in self._stops), default=0)]
 
     def prompt_tokens(self) -> list[tuple[int, TokenLogprob | None]]:
-        """The prompt's tokens with their places in its text, and their log-probabilities if they were asked for; the
-        first token has none.
+        """The prompt's tokens as positions in its text, and their log-probabilities, if requested; the first token
+        has none.
         """
         decoder = TokenDecoder(self._tokenizer)
         place, found = 0, []
@@ -244,7 +243,9 @@ class Generation:
         return found
 
     def prompt_logprobs(self, count: int) -> list[dict[str, PromptLogprob] | None]:
-        """Those of the prompt's tokens and of the `count` likeliest ones in the place of each, by their ids."""
+        """The log-probabilities of the prompt's tokens and of the `count` likeliest ones at each position, by token
+        id.
+        """
         found: list[dict[str, PromptLogprob] | None] = [None]
         for token_id, (own, likeliest) in zip(self.prompt_ids[1:], self._prompt_logprobs, strict=False):
             ranks = {each: rank for rank, (each, _) in enumerate(likeliest, 1)}
@@ -258,7 +259,7 @@ class Generation:
         return found
 
     def token_name(self, token_id: int) -> str:
-        """The text of a token by itself, or where the request wants that its id."""
+        """The text of a single token, or its id if the request says so."""
         return f"token_id:{token_id}" if self._wishes.names_ids else self._text_of(token_id)
 
     def _text_of(self, token_id: int) -> str:
@@ -288,7 +289,7 @@ class Generation:
         return Piece(shown.said, tokens, shown.thought, calls) if is_something else None
 
     def _shown_tokens(self) -> list[DrawnToken]:
-        """The tokens that are wholly shown now, and were not before: nothing of a stop string, nor of thinking."""
+        """The tokens that are completely shown since the last call; without stop strings and thinking."""
         shown = [token for end, token in self._unshown if end <= self._text.num_shown]
         self._unshown = self._unshown[len(shown) :]
         return [token for token in shown if self._text.is_said(token.offset)]
@@ -298,7 +299,7 @@ class Generation:
         return self._told(event.token_id, event.logprob, event.top_logprobs)
 
     def _told(self, token_id: int, logprob: float, likeliest: Sequence[tuple[int, float]]) -> TokenLogprob:
-        """The drawn token is among the likeliest ones, as the last where it is none of them."""
+        """The sampled token with the likeliest ones; it is added to them at the end if it is not among them."""
         if likeliest and token_id not in {each for each, _ in likeliest}:
             likeliest = [*likeliest, (token_id, logprob)]
         tops = [self._top(each, value) for each, value in likeliest]
@@ -326,7 +327,7 @@ class Generation:
             return EngineError("the generation was cancelled")
         return ApiError(
             504,
-            f"The reply took longer than the {self._max_seconds:g} seconds that a request may; "
+            f"The reply took longer than the limit of {self._max_seconds:g} seconds; "
             f"{self.num_tokens} tokens were generated.",
             code="deadline_exceeded",
         )

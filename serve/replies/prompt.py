@@ -1,4 +1,4 @@
-"""A request to what the engine needs: rules of the conversation, token ids, room for the reply."""
+"""Requests to engine requests: conversation rules, token ids, maximum reply length."""
 
 import asyncio
 import copy
@@ -21,17 +21,17 @@ Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 
 _WHOLE_FUNCTION = {"description": "", "parameters": {"type": "object", "properties": {}}}
-# A prompt that takes seconds leaves three for the others.
+# While one prompt takes seconds, three threads are left for others.
 _THREADS = 4
-# So many renderings may look for the message that a template refuses.
+# The maximum number of renderings to find the message that a template refuses.
 _MAX_TRIED = 64
 
 
 class PromptEncoder:
-    """Turns requests into prompts in threads of its own, so that a long one does not delay other replies."""
+    """Converts requests to prompts in its own threads, so that a long one does not delay other replies."""
 
     def __init__(self, tokenizer: Any, engine: Engine, default_max_tokens: int) -> None:
-        # A copy: a fast tokenizer refuses to encode in one thread while another thread changes its settings.
+        # A copy: a fast tokenizer fails to encode in one thread while another thread changes its settings.
         self._tokenizer = copy.deepcopy(tokenizer)
         self._end_token_ids = end_token_ids(tokenizer)
         self._engine = engine
@@ -43,7 +43,7 @@ class PromptEncoder:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="prompt")
 
     def reading(self, request: GenerationFields, prompt_ids: list[int]) -> Reading | None:
-        """How the reply to this prompt is read; None where all of it is text."""
+        """How to parse the reply to this prompt; None if everything is text."""
         if not isinstance(request, ChatRequest):
             return None
         functions = {tool.function.name: tool.function.parameters or {} for tool in request.usable_tools()}
@@ -52,7 +52,7 @@ class PromptEncoder:
         return Reading(self._form, reader, 1 if is_single else None) if reader is not None else None
 
     def echoes(self, request: GenerationFields, wanted: list[GenerationRequest]) -> list[str | None]:
-        """With what each answer begins, if it does with the prompt."""
+        """The text that each answer starts with, if it echoes the prompt."""
         if isinstance(request, ChatRequest) and request.echo and request.continue_final_message:
             return [(request.messages[-1].text() or "").lstrip()] * len(wanted)
         if not isinstance(request, CompletionRequest) or not request.echo:
@@ -64,12 +64,12 @@ class PromptEncoder:
         return [text for text in texts for _ in range(request.num_replies())]
 
     async def chat(self, request: ChatRequest) -> list[GenerationRequest]:
-        """The engine's requests, one for each reply; raises ApiError."""
+        """The engine requests, one for each reply; raises ApiError."""
         prompt_ids = self._cut(request, await self._in_thread(self._prompt_of_chat, request))
         return self._requests(request, prompt_ids, "messages", await self._grammar(request, prompt_ids))
 
     async def completion(self, request: CompletionRequest) -> list[GenerationRequest]:
-        """The same for plain texts: the replies to the first one, then those to the next."""
+        """The same for text completions: the replies to the first prompt, then those to the next."""
         found = []
         for whole in await self._in_thread(self._prompts_of_texts, request):
             prompt_ids = self._cut(request, whole)
@@ -82,22 +82,22 @@ class PromptEncoder:
             return None
         for name in ("ignore_eos", "min_tokens"):
             if getattr(request, name):
-                raise ApiError(400, f"{name}: a reply that follows a format ends where the format does.", name)
+                raise ApiError(400, f"{name}: the format decides where the reply ends; remove one of the two.", name)
         return await self._formats.compiled(draft)
 
     async def tokens(self, request: TokenizeRequest) -> list[int]:
-        """Token ids of a text, or of messages as a chat's prompt; raises ApiError."""
+        """The token ids of a text, or of messages as a chat prompt; raises ApiError."""
         return await self._in_thread(self._tokens, request)
 
     def answers(self) -> "Future[int]":
-        """Done when one of the threads is free."""
+        """A future that is done when one of the threads is free."""
         return self._threads.submit(int)
 
     def parts(self) -> "dict[str, Callable[[], Future[int]]]":
-        """What has to answer for a request to come to the engine."""
+        """The parts that must work for requests to reach the engine (serve/api/watch.py)."""
         return {
-            "the threads that make prompts": self.answers,
-            "the thread that makes grammars": self._formats.answers,
+            "the prompt threads": self.answers,
+            "the grammar thread": self._formats.answers,
         }
 
     async def _in_thread(self, function: Callable[[Asked], Answer], request: Asked) -> Answer:
@@ -125,11 +125,11 @@ class PromptEncoder:
         return self._text_ids(request.prompt, "prompt", begins) if request.prompt else []
 
     def names(self, token_ids: list[int]) -> list[str]:
-        """Of tokens, in the vocabulary."""
+        """The tokens' names in the vocabulary."""
         return [str(name) for name in self._tokenizer.convert_ids_to_tokens(token_ids)]
 
     def _cut(self, request: GenerationFields, prompt_ids: list[int]) -> list[int]:
-        """The end of the prompt that is read, where the request says how long that may be."""
+        """The prompt, truncated from the left to the request's `truncate_prompt_tokens`."""
         most = request.truncate_prompt_tokens
         if most is None:
             return prompt_ids
@@ -137,12 +137,12 @@ class PromptEncoder:
         return prompt_ids[-(room if most < 0 else most) :]
 
     def _check_letters(self, count: int, param: str) -> None:
-        """Raise ApiError for a text that cannot fit, before it takes seconds to encode."""
+        """Raise ApiError for a text that is certainly too long, before encoding it for seconds."""
         if count > self._max_letters:
             raise ApiError(
                 400,
                 f"This model's maximum context length is {self._engine.max_positions} tokens, and the {param} "
-                f"{'has' if param == 'prompt' else 'have'} {count} letters, too long for that many tokens. "
+                f"{'has' if param == 'prompt' else 'have'} {count} characters, too many for that. "
                 f"Shorten the {param}.",
                 param,
                 "context_length_exceeded",
@@ -153,19 +153,19 @@ class PromptEncoder:
         try:
             token_ids = list(self._tokenizer(text, add_special_tokens=begins)["input_ids"])
         except UnicodeEncodeError as error:
-            raise ApiError(400, f"{param}: a character that is no text: {error.reason}.", param) from None
+            raise ApiError(400, f"{param}: invalid character: {error.reason}.", param) from None
         if not token_ids:
-            raise ApiError(400, f"{param}: no token stands for this text; there is nothing to go on with.", param)
+            raise ApiError(400, f"{param}: this text has no tokens; there is nothing to continue.", param)
         return token_ids
 
     def _chat_ids(self, request: ChatRequest | TokenizeRequest, used: list[Tool]) -> list[int]:
-        """The prompt of a chat in which these tools may be called."""
+        """The token ids of a chat's prompt with these tools."""
         given = request.messages or []
         self._check_letters(sum(len((message.text() or "").strip()) for message in given), "messages")
         continues = bool(request.continue_final_message)
         if continues and given[-1].role != "assistant":
             words = (
-                "continue_final_message: the last message is not the assistant's, so there is nothing to go on with."
+                "continue_final_message: the last message is not the assistant's, so there is nothing to continue."
             )
             raise ApiError(400, words, "continue_final_message")
         messages = turns_of(given, self._form)
@@ -178,7 +178,7 @@ class PromptEncoder:
         variables = self._variables(request)
         tools = [tool.model_dump(exclude_unset=True, exclude={"cache_control"}) for tool in used]
         whole = [{**tool, "function": {**_WHOLE_FUNCTION, **tool["function"]}} for tool in tools]
-        # Some templates need what a tool may be without; others would write it.
+        # Some templates need fields that a tool may omit; others would write them.
         for shown in (tools, whole) if tools != whole else (tools,):
             try:
                 opens = request.add_generation_prompt is not False
@@ -189,11 +189,11 @@ class PromptEncoder:
         raise ApiError(400, f"{param}: {refusal}.", param) from refusal
 
     def _variables(self, request: ChatRequest | TokenizeRequest) -> dict[str, Any]:
-        """Variables of the chat template that the request sets."""
+        """The variables of the chat template in the request."""
         variables = dict(request.chat_template_kwargs or {})
         if taken := sorted(variables.keys() & self._reserved):
             param = f"chat_template_kwargs.{taken[0]}"
-            raise ApiError(400, f"{param}: the endpoint sets this itself.", param)
+            raise ApiError(400, f"{param}: the endpoint sets this variable itself; remove it.", param)
         if isinstance(request, ChatRequest) and request.documents:
             if "documents" not in self._tokenizer.get_chat_template():
                 why = "this model's chat template has no place for them; write them into a message"
@@ -207,13 +207,11 @@ class PromptEncoder:
             return {"enable_thinking": False, **variables}
         if effort != "none" and "reasoning_effort" in template:
             return {"reasoning_effort": effort, **variables}
-        why = (
-            "this model's chat template has no levels of thinking" if effort != "none" else "it cannot be turned off"
-        )
-        raise ApiError(400, f"reasoning_effort: got {effort!r}; {why}. Leave the field out.", "reasoning_effort")
+        why = "this model's chat template has no reasoning levels" if effort != "none" else "it cannot be turned off"
+        raise ApiError(400, f"reasoning_effort: got {effort!r}; {why}. Remove the field.", "reasoning_effort")
 
     def _refused(self, messages: list[ChatMessage], tools: list[Any], variables: dict[str, Any]) -> str:
-        """The message with which the template's refusal begins, as far as that can be told."""
+        """The first message that makes the template refuse, if it can be found."""
         for count in range(len(messages) - 1, max(0, len(messages) - _MAX_TRIED), -1):
             try:
                 encode_prompt(self._tokenizer, turns_of(messages[:count], self._form), tools or None, variables)
@@ -225,12 +223,12 @@ class PromptEncoder:
     def _requests(
         self, request: GenerationFields, prompt_ids: list[int], param: str, grammar: Any = None
     ) -> list[GenerationRequest]:
-        """One for each reply; raises ApiError for what does not fit, or the engine cannot do."""
+        """One request for each reply; raises ApiError if it does not fit, or the engine does not support it."""
         if request.prompt_logprobs is not None and request.stream:
-            raise ApiError(400, "prompt_logprobs: they are not told in streams.", "prompt_logprobs")
+            raise ApiError(400, "prompt_logprobs: not supported with stream; remove one of them.", "prompt_logprobs")
         most = self._room(request, len(prompt_ids), param)
         if (request.min_tokens or 0) > most:
-            why = f"got {request.min_tokens}; the reply may have {most} tokens"
+            why = f"got {request.min_tokens}; the reply has at most {most} tokens"
             raise ApiError(400, f"min_tokens: {why}.", "min_tokens")
         first = GenerationRequest(
             prompt_ids=prompt_ids,
@@ -255,7 +253,7 @@ class PromptEncoder:
         )
         if (refusal := self._engine.refusal(first)) is not None:
             name, why = refusal
-            raise ApiError(400, f"{name}: this endpoint's engine cannot do this: {why}.", name)
+            raise ApiError(400, f"{name}: this endpoint's engine does not support it: {why}.", name)
         return [first, *(_again(first, number) for number in range(1, request.num_replies()))]
 
     def _ends(self, request: GenerationFields) -> frozenset[int]:
@@ -273,7 +271,7 @@ class PromptEncoder:
         return frozenset(allowed)
 
     def _bad_words(self, request: GenerationFields) -> tuple[tuple[int, ...], ...]:
-        """The ways in which the tokenizer writes them."""
+        """The words' token ids, with and without a space before them."""
         written = (text for word in request.bad_words or () for text in (word, f" {word}"))
         return tuple(tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"]) for text in written)
 
@@ -284,7 +282,9 @@ class PromptEncoder:
         return bias
 
     def _room(self, request: GenerationFields, num_prompt_tokens: int, param: str) -> int:
-        """Tokens that the reply may have; raises ApiError when it does not fit in the model's positions."""
+        """The maximum number of tokens of the reply; raises ApiError if prompt and reply exceed the model's
+        positions.
+        """
         limit_name, limit = request.token_limit()
         most = self._engine.max_positions
         left = most - num_prompt_tokens
@@ -302,7 +302,7 @@ class PromptEncoder:
 
 
 def _again(request: GenerationRequest, number: int) -> GenerationRequest:
-    """The request for another reply to the same prompt."""
+    """The engine request for another reply to the same prompt."""
     seed = None if request.seed is None else request.seed + number
     return dataclasses.replace(
         request, seed=seed, num_prompt_logprobs=None, request_id=f"{request.request_id}-{number}"
@@ -310,8 +310,8 @@ def _again(request: GenerationRequest, number: int) -> GenerationRequest:
 
 
 def max_letters(tokenizer: Any, max_tokens: int) -> int:
-    """Of a text that may be so many tokens: as many as the vocabulary's longest names have, and more where the
-    tokenizer changes texts before it reads them.
+    """The maximum number of characters of a text with `max_tokens` tokens: by the vocabulary's longest name, and more
+    if the tokenizer normalizes texts.
     """
     longest = max(map(len, tokenizer.get_vocab()), default=1)
     normalizes = tokenizer.backend_tokenizer.normalizer is not None
@@ -319,4 +319,4 @@ def max_letters(tokenizer: Any, max_tokens: int) -> int:
 
 
 def _unknown_token(param: str, token_id: int, vocab_size: int) -> ApiError:
-    return ApiError(400, f"{param}: got token {token_id}; the model knows 0 to {vocab_size - 1}.", param)
+    return ApiError(400, f"{param}: got token id {token_id}; the model's are 0 to {vocab_size - 1}.", param)

@@ -2,9 +2,9 @@
 
 best = await Reranker(folder).chooser("softmax", seed=0)(prompt_ids, replies)
 
-Drawn by the softmax of the scores of n replies of the model's, a reply comes from p(y|h) exp(D(h, y)) / Z as n grows:
-sampling-importance-resampling from the residual energy-based model that both are together (Deng et al. 2020,
-arXiv:2004.11714).
+A reply sampled by the softmax of the scores of n generated replies has, for growing n, the distribution
+p(y|h) exp(D(h, y)) / Z: sampling-importance-resampling from the residual energy-based model of generator and
+discriminator (Deng et al. 2020, arXiv:2004.11714).
 """
 
 import asyncio
@@ -21,14 +21,16 @@ from serve.replies.completion import Choose
 
 
 class Reranker:
-    """Scores replies in a thread of its own."""
+    """Scores replies in its own thread."""
 
     def __init__(self, folder: Path) -> None:
         self._discriminator = open_discriminator(folder)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reranker")
 
     def chooser(self, by: str, seed: int | None) -> Choose:
-        """Takes one of a prompt's replies: `by` argmax, or drawn by softmax, the same with the same seed."""
+        """A function that chooses one of a prompt's replies `by` argmax or softmax; the same seed gives the same
+        choice.
+        """
 
         async def choose(prompt_ids: list[int], replies: list[list[int]]) -> BestOf:
             loop = asyncio.get_running_loop()
@@ -40,7 +42,7 @@ class Reranker:
         return choose
 
     def scores(self, prompt_ids: list[int], replies: list[list[int]]) -> list[float]:
-        """The discriminator's logit of each reply, as much of it as it has learned to judge."""
+        """The discriminator's logit of each reply, truncated to the length that it was trained on."""
         most = self._discriminator.max_reply_tokens
         exchanges = [Exchange(prompt_ids, reply[:most]) for reply in replies]
         with torch.inference_mode():

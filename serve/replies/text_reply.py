@@ -1,4 +1,4 @@
-"""The answer to plain texts that are gone on with: its choices, or the events of its stream."""
+"""The answer to a text completion: its choices, or the events of its stream."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +51,7 @@ class TextReply(Reply):
         event.choices[0].prompt_token_ids = self._generations[index].prompt_ids
 
     def _logprobs(self, tokens: Sequence[DrawnToken], begin: int = 0) -> TextLogprobs | None:
-        """Of tokens of the reply, which begins there in the answer's text."""
+        """Log-probabilities of tokens of the reply, which starts at `begin` in the answer's text."""
         if not self._with_logprobs:
             return None
         found = [token.logprob for token in tokens]
@@ -63,7 +63,7 @@ class TextReply(Reply):
         )
 
     def _with_prompt(self, index: int, tokens: Sequence[DrawnToken]) -> TextLogprobs | None:
-        """Those of the prompt as well, where the answer begins with it."""
+        """The same, with those of the prompt if the answer echoes it."""
         generation = self._generations[index]
         found = self._logprobs(tokens, len(generation.prompt_text or ""))
         if found is None or generation.prompt_text is None:

@@ -1,1 +1,1 @@
-"""OpenAI's Responses API, over the same replies."""
+"""OpenAI's Responses API, translated to chats."""

@@ -10,11 +10,11 @@ from serve.responses_api.answer import OutputItem, OutputText, ReasoningText, Re
 
 class _Event(BaseModel):
     sequence_number: int = 0
-    """Given when it is sent."""
+    """Set when the event is sent."""
 
 
 class ResponseEvent(_Event):
-    """The whole answer as it is now: at the beginning and at the end."""
+    """The whole answer in its current state: at the start and at the end."""
 
     type: Literal[
         "response.created", "response.in_progress", "response.completed", "response.incomplete", "response.failed"
@@ -23,7 +23,7 @@ class ResponseEvent(_Event):
 
 
 class ItemEvent(_Event):
-    """An item begins, or is complete."""
+    """An item starts, or is complete."""
 
     type: Literal["response.output_item.added", "response.output_item.done"]
     output_index: int
@@ -36,7 +36,7 @@ class _PlacedEvent(_Event):
 
 
 class PartEvent(_PlacedEvent):
-    """A part of an item begins, or is complete."""
+    """A part of an item starts, or is complete."""
 
     type: Literal["response.content_part.added", "response.content_part.done"]
     content_index: int
@@ -44,7 +44,7 @@ class PartEvent(_PlacedEvent):
 
 
 class TextDelta(_PlacedEvent):
-    """Some more of what is said."""
+    """The next part of the text."""
 
     type: Literal["response.output_text.delta"] = "response.output_text.delta"
     content_index: int
@@ -53,7 +53,7 @@ class TextDelta(_PlacedEvent):
 
 
 class TextDone(_PlacedEvent):
-    """All that was said in one part."""
+    """The whole text of one part."""
 
     type: Literal["response.output_text.done"] = "response.output_text.done"
     content_index: int
@@ -62,7 +62,7 @@ class TextDone(_PlacedEvent):
 
 
 class ReasoningDelta(_PlacedEvent):
-    """Some more of what is thought."""
+    """The next part of the thinking."""
 
     type: Literal["response.reasoning_text.delta"] = "response.reasoning_text.delta"
     content_index: int
@@ -70,7 +70,7 @@ class ReasoningDelta(_PlacedEvent):
 
 
 class ReasoningDone(_PlacedEvent):
-    """All that was thought in one part."""
+    """The whole thinking of one part."""
 
     type: Literal["response.reasoning_text.done"] = "response.reasoning_text.done"
     content_index: int
@@ -78,7 +78,7 @@ class ReasoningDone(_PlacedEvent):
 
 
 class ArgumentsDelta(_PlacedEvent):
-    """Some more of a call's arguments."""
+    """The next part of a call's arguments."""
 
     type: Literal["response.function_call_arguments.delta"] = "response.function_call_arguments.delta"
     delta: str
@@ -93,7 +93,7 @@ class ArgumentsDone(_PlacedEvent):
 
 
 class ErrorEvent(_Event):
-    """What went wrong after the stream had begun; `response.failed` follows."""
+    """An error after the start of the stream; `response.failed` follows."""
 
     type: Literal["error"] = "error"
     code: str | None

@@ -11,9 +11,9 @@ from serve.responses_api.translation import Translation
 async def encoded(
     encoder: PromptEncoder, asked: ResponsesRequest, chat: Translation
 ) -> tuple[ChatRequest, list[GenerationRequest]]:
-    """The chat that is asked for, or the longest end of it that fits, and what the engine gets.
+    """The requested chat, or the longest end of it that fits, and its engine requests.
 
-    Raises ApiError in the terms of the Responses request.
+    Raises ApiError with the Responses request's field names.
     """
     try:
         try:
@@ -29,7 +29,7 @@ async def encoded(
 async def _longest_that_fits(
     encoder: PromptEncoder, chat: Translation, too_long: ApiError
 ) -> tuple[ChatRequest, list[GenerationRequest]]:
-    """By halves: each try encodes a prompt."""
+    """Binary search: each try encodes a prompt."""
     found = None
     starts = chat.later_turns()
     low, high = 0, len(starts)

@@ -1,4 +1,4 @@
-"""Items of a Responses request's `input`: messages, calls, what tools have answered, reasoning."""
+"""Items of a Responses request's `input`: messages, calls, tool results, reasoning."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,33 +16,33 @@ def _is_a_text_part(value: Any) -> Any:
     kind = value.get("type") if isinstance(value, dict) else None
     if isinstance(kind, str) and kind not in _TEXT_PARTS:
         raise PydanticCustomError(
-            "conflict", "This model reads text alone; leave out parts of type {kind}", {"kind": repr(kind[:60])}
+            "conflict", "This model only reads text; remove parts of type {kind}", {"kind": repr(kind[:60])}
         )
     return value
 
 
 class InputPart(RequestModel):
-    """One part of a content; this endpoint reads text alone."""
+    """One part of a content; this endpoint only reads text."""
 
     type: Literal["input_text", "output_text", "text", "refusal"]
     text: str | None = None
     refusal: str | None = None
-    """The text of a part of that type."""
+    """The text of a part of type `refusal`."""
     annotations: Any = None
     logprobs: Any = None
     parsed: Any = None
     prompt_cache_breakpoint: Any = None
-    """These four are there in what clients send back: taken and not used."""
+    """Clients send back these four: accepted and ignored."""
 
     @field_validator("refusal")
     @classmethod
     def _one_text(cls, value: str | None, info: Any) -> str | None:
         if (value is None) == (info.data.get("text") is None):
-            raise PydanticCustomError("conflict", "A part has one of `text` and `refusal`")
+            raise PydanticCustomError("conflict", "Give exactly one of `text` and `refusal`")
         return value
 
     def said(self) -> str:
-        """Its text."""
+        """The part's text."""
         return self.text or self.refusal or ""
 
 
@@ -56,11 +56,11 @@ Content = Annotated[
 class _Item(RequestModel):
     id: str | None = None
     status: Literal["in_progress", "completed", "incomplete"] | None = None
-    """Taken and not used, as ids are: nothing is stored that they could name."""
+    """Accepted and ignored, like ids, since nothing is stored."""
 
 
 class MessageItem(_Item):
-    """What somebody has said; `type` may be left out."""
+    """A message; `type` is optional."""
 
     type: Literal["message"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
@@ -70,21 +70,21 @@ class MessageItem(_Item):
 
 
 class CallItem(_Item):
-    """What the model has called."""
+    """A function call of the model."""
 
     type: Literal["function_call"]
     call_id: Annotated[str, Field(min_length=1, max_length=256)]
     name: ToolName
     arguments: Annotated[str, Field(json_schema_extra={"contentMediaType": "application/json"})]
     parsed_arguments: Any = None
-    """What OpenAI's client adds when it parses a call: taken and not used."""
+    """OpenAI's client adds this when it parses a call: accepted and ignored."""
     namespace: None = None
     caller: Any = None
     created_by: Any = None
 
 
 class CallOutputItem(_Item):
-    """What a tool has answered to a call."""
+    """A tool's result of a call."""
 
     type: Literal["function_call_output"]
     call_id: Annotated[str, Field(min_length=1, max_length=256)]
@@ -96,14 +96,14 @@ class CallOutputItem(_Item):
 
 
 class ReasoningPart(RequestModel):
-    """One text of what was thought."""
+    """One text of the reasoning."""
 
     type: Literal["reasoning_text", "summary_text", "text"]
     text: str
 
 
 class ReasoningItem(_Item):
-    """What the model has thought; of one without `content` the summary is taken."""
+    """The model's reasoning; without `content` the summary is used."""
 
     type: Literal["reasoning"]
     summary: list[ReasoningPart] | None = None
@@ -114,11 +114,11 @@ class ReasoningItem(_Item):
     @classmethod
     def _can_be_read(cls, value: Any) -> Any:
         if value is not None:
-            raise PydanticCustomError("conflict", "Only the server that encrypted it can read it; leave the item out")
+            raise PydanticCustomError("conflict", "Only the server that encrypted it can read it; remove the item")
         return value
 
     def thought(self) -> str:
-        """The text of it."""
+        """The reasoning's text."""
         return "".join(part.text for part in self.content or self.summary or ())
 
 
@@ -130,9 +130,9 @@ def _is_served(value: Any) -> Any:
     if not isinstance(kind, str) or kind in _KINDS:
         return value
     if kind in _STORED:
-        rule = "Nothing is stored here that an item of type {kind} could stand for; send the items themselves"
+        rule = "Nothing is stored here, so an item of type {kind} refers to nothing; send the items themselves"
     else:
-        rule = "Items of type {kind} belong to tools that this endpoint does not have; leave them out"
+        rule = "Items of type {kind} belong to tools that this endpoint does not have; remove them"
     raise PydanticCustomError("conflict", rule, {"kind": repr(kind[:60])})
 
 

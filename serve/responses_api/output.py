@@ -1,4 +1,4 @@
-"""The items of an answer of the Responses API as a reply grows, and the events that tell of them."""
+"""The items of a Responses API answer while the reply is generated, and their events."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -28,24 +28,24 @@ from serve.responses_api.events import (
 
 
 class Output:
-    """An item is open until another kind of item follows.
+    """The items of one answer; an item is open until an item of another kind follows.
 
-    Events share the items with it: they have to be written before the next one is asked for.
+    Events share these items: serialize each event before requesting the next one.
     """
 
     def __init__(self) -> None:
         self.items: list[OutputItem] = []
-        """Those that are complete, and the open one."""
-        self._calls: list[int] = []  # the places of the calls among them
+        """the complete items, and the open one"""
+        self._calls: list[int] = []  # the indices of the calls among them
         self._is_open = False
 
     def fail(self) -> None:
-        """No more of it comes."""
+        """End the output after an error."""
         if self._is_open:
             self.items[-1].status = "incomplete"
 
     def take(self, piece: Piece) -> Iterator[Event]:
-        """Some more of the reply."""
+        """Add a piece of the reply."""
         if piece.thought:
             yield from self._think(piece.thought)
         if piece.text or piece.tokens:
@@ -54,7 +54,7 @@ class Output:
             yield from self._go_on_calling(delta)
 
     def end(self, calls: list[ToolCall], is_cut: bool) -> Iterator[Event]:
-        """All of the reply has come, and it has these calls."""
+        """End the output of a complete reply with these calls."""
         for place, call in enumerate(calls):
             if place == len(self._calls):
                 yield from self._go_on_calling(CallDelta(place, call.arguments, call.id, call.name))

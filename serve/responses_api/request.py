@@ -1,4 +1,6 @@
-"""The body of POST /v1/responses, OpenAI's Responses API; serve/responses_api/translation.py makes a chat of it."""
+"""The body of POST /v1/responses, OpenAI's Responses API; serve/responses_api/translation.py
+converts it to a chat.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -25,29 +27,29 @@ Includable = Literal[
 ]
 
 _NOT_HERE = {
-    "store": "Nothing is stored here; leave it out, or send false",
+    "store": "Nothing is stored here; remove it, or send false",
     "previous_response_id": "Nothing is stored here; send the whole conversation in input",
     "conversation": "Nothing is stored here; send the whole conversation in input",
-    "background": "Nothing is stored here to be asked for later; leave it out, and use stream for long replies",
-    "prompt": "No prompts are stored here; send its text as instructions or input",
+    "background": "Nothing is stored here for later; remove it, and use stream for long replies",
+    "prompt": "No prompts are stored here; send the text as instructions or input",
 }
 
 
 class Reasoning(RequestModel):
-    """How the model shall think."""
+    """Reasoning settings."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    """As `reasoning_effort` of a chat."""
+    """Like `reasoning_effort` in chat completions."""
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
-    """Both are taken and not used: what was thought is answered with as it is."""
+    """Both are accepted and ignored: the answer contains the thinking itself."""
     context: Literal["auto"] | None = None
     mode: Literal["standard"] | None = None
-    """Both are so here: the chat template decides what it writes of earlier thinking."""
+    """Both are accepted and ignored: the chat template decides about earlier thinking."""
 
 
 class ResponseStreamOptions(RequestModel):
-    """What a stream carries besides the text."""
+    """Options of the stream."""
 
     include_obfuscation: bool | None = None
     """Taken and not used."""
@@ -62,29 +64,29 @@ class ResponsesRequest(Hints):
         | Annotated[list[InputItem], Field(min_length=1, max_length=4096, fail_fast=True), Tag(LIST_TAG)],
         one_or_many("Input should be a string or a list of items"),
     ]
-    """What the user says, or the conversation so far."""
+    """The user's message, or the conversation so far."""
     instructions: str | None = None
-    """A system message before it."""
+    """A system message before the input."""
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Tokens to generate at most, those of thinking too."""
+    """Maximum number of generated tokens, including thinking."""
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
-    """Of tools that OpenAI's servers run: taken, since there are none."""
+    """For tools that OpenAI's servers run: accepted and ignored, since there are none."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    """Default 1; 0 takes the likeliest token each time."""
+    """Default 1; 0 always takes the most likely token."""
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     include: Annotated[list[Includable], Field(max_length=64)] | None = None
-    """The first of these is done; the others are of what there is none here."""
+    """Only the first of these has an effect; the others concern features that do not exist here."""
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    """With `message.output_text.logprobs` in `include`."""
+    """Only with `message.output_text.logprobs` in `include`."""
     tools: Annotated[list[AnyTool], Field(max_length=128)] | None = None
     tool_choice: ToolChoice | None = None
-    """Default auto, where there are tools."""
+    """Default: auto if the request has tools."""
     parallel_tool_calls: bool | None = None
-    """False: of several calls in a reply the first counts."""
+    """False: only the first tool call of a reply counts."""
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    """Auto: a conversation that is too long loses its oldest turns."""
+    """auto: a conversation that is too long loses its oldest turns."""
     metadata: Metadata | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
@@ -102,7 +104,7 @@ class ResponsesRequest(Hints):
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     chat_template_kwargs: TemplateVariables | None = None
-    """These eight are not in OpenAI's Responses API: as in a chat."""
+    """These eight are not in OpenAI's Responses API; they are as in chat completions."""
 
     @field_validator(*_NOT_HERE, mode="before")
     @classmethod
@@ -135,5 +137,5 @@ class ResponsesRequest(Hints):
         return value
 
     def has_logprobs(self) -> bool:
-        """Whether log-probabilities are asked for."""
+        """Whether log-probabilities are requested."""
         return LOGPROBS in (self.include or ())

@@ -1,4 +1,4 @@
-"""Tools and formats of a Responses request, which are flatter there than in a chat."""
+"""Tools and formats of a Responses request, which are less nested than in a chat."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -16,43 +16,43 @@ def _is_a_function(value: Any) -> Any:
     if not isinstance(kind, str) or kind == "function":
         return value
     if kind == "custom":
-        rule = "Tools of type custom take free text, which calls here cannot be; make it a function with one text"
+        rule = "Tools of type custom take free text, which is not supported; use a function with one string"
     else:
         rule = (
-            "Tools of type {kind} are run by OpenAI's servers, and this endpoint has none; make it a function of your"
+            "Tools of type {kind} run on OpenAI's servers, not on this endpoint; use a function of your"
             " own and answer its calls"
         )
     raise PydanticCustomError("conflict", rule, {"kind": repr(kind[:60])})
 
 
 class FunctionTool(RequestModel):
-    """What the model may call."""
+    """A function that the model may call."""
 
     type: Literal["function"]
     name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    """JSON schema of the arguments, an object; None means that there are none"""
+    """JSON schema of the arguments, an object; null means no arguments"""
     strict: bool | None = None
-    """Where the reply has to be a call, its arguments follow the schema, whatever this says."""
+    """Ignored: the arguments of a required call always follow the schema."""
     defer_loading: Off | None = None
     allowed_callers: list[Literal["direct"]] | None = None
     output_schema: Any = None
-    """Taken and not used: no prompt tells it."""
+    """Accepted and ignored."""
 
 
 AnyTool = Annotated[FunctionTool, BeforeValidator(_is_a_function)]
 
 
 class ChosenFunction(RequestModel):
-    """The function that has to be called, or one that may be."""
+    """A function that must or may be called."""
 
     type: Literal["function"]
     name: ToolName
 
 
 class AllowedTools(RequestModel):
-    """Of all tools those that may be called; the prompt has these alone."""
+    """The tools that may be called; the prompt contains only these."""
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
@@ -76,7 +76,7 @@ ToolChoice = Annotated[
 
 
 class SchemaFormat(RequestModel):
-    """JSON of a schema, which a reply always follows, whatever `strict` says."""
+    """JSON that follows a schema; `strict` is ignored, since a reply always follows it."""
 
     type: Literal["json_schema"]
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -86,7 +86,7 @@ class SchemaFormat(RequestModel):
 
 
 class TextOptions(RequestModel):
-    """What the text of the reply has to be."""
+    """The format of the reply's text."""
 
     format: (
         Annotated[
@@ -98,10 +98,10 @@ class TextOptions(RequestModel):
         | None
     ) = None
     verbosity: Literal["low", "medium", "high"] | None = None
-    """Taken and not used: a hint to models that were trained with it."""
+    """Accepted and ignored: a hint for models that were trained with it."""
 
     def chat_format(self) -> dict[str, Any] | None:
-        """`response_format` of a chat."""
+        """The `response_format` of a chat request."""
         if not isinstance(self.format, SchemaFormat):
             return None if self.format is None else {"type": self.format.type}
         return {"type": "json_schema", "json_schema": self.format.model_dump(exclude={"type"}, by_alias=True)}
@@ -110,7 +110,7 @@ class TextOptions(RequestModel):
 def chat_tools(
     tools: Sequence[FunctionTool] | None, choice: str | ChosenFunction | AllowedTools | None
 ) -> tuple[list[dict[str, Any]] | None, Any]:
-    """`tools` and `tool_choice` of a chat, which has no choice where there are none."""
+    """The `tools` and `tool_choice` of a chat request; without tools there is no choice."""
     chosen: Any = choice
     if isinstance(choice, AllowedTools):
         allowed = {each.name for each in choice.tools}

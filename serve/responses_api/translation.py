@@ -1,8 +1,8 @@
-"""A Responses request as a chat: one prompt encoder and one way to generate are behind both.
+"""A Responses request as a chat request, so that both APIs share prompt encoding and generation.
 
 chat = Translation(request)
-chat.request                     # a ChatRequest; raises ApiError in the terms of the Responses request
-chat.explained(error)            # what is wrong with the chat, in those terms too
+chat.request                     # a ChatRequest; raises ApiError with the Responses request's field names
+chat.explained(error)            # an error of the chat request, with those names too
 """
 
 import re
@@ -21,7 +21,7 @@ _SAME = (
     "model", "temperature", "top_p", "parallel_tool_calls", "metadata", "stream", "top_k", "min_p",
     "seed", "stop", "stop_token_ids", "ignore_eos", "min_tokens", "chat_template_kwargs", "user", "service_tier",
 )  # fmt: skip
-# Names of a chat's fields by those of the Responses request, the longest first.
+# Chat fields with the names of the same Responses fields, the longest first.
 _NAMES = {
     "response_format.json_schema.schema": "text.format.schema",
     "response_format.json_schema": "text.format",
@@ -36,26 +36,26 @@ _NUMBERED = re.compile(r"\bmessage (\d+)\b")
 
 
 class Translation:
-    """The chat that a Responses request asks for, and what of it comes from where."""
+    """The chat request of a Responses request, and the input items of each message."""
 
     def __init__(self, asked: ResponsesRequest) -> None:
         self._asked = asked
         self._messages: list[dict[str, Any]] = []
-        self._places: list[list[int]] = []  # of each message, the items that it is made of
+        self._places: list[list[int]] = []  # for each message, the items that it consists of
         self._add_all()
         self.request = self._chat(self._messages)
 
     def later_turns(self) -> list[int]:
-        """The messages with which the chat could begin, if it had to be shorter."""
+        """The messages that a shortened chat can start with."""
         return [number for number, message in enumerate(self._messages) if message["role"] == "user"][1:]
 
     def beginning_at(self, start: int) -> ChatRequest:
-        """The same chat without the messages before that one, but for those of the system."""
+        """The same chat without the messages before `start`, except for system messages."""
         kept = [message for message in self._messages[:start] if message["role"] in ("system", "developer")]
         return self._chat(kept + self._messages[start:])
 
     def explained(self, error: ApiError) -> ApiError:
-        """The same error with the names that the Responses request has for what is wrong."""
+        """The same error with the Responses request's field names."""
         param, message = error.error.param, error.error.message
         if param is not None:
             renamed = self._renamed(param)
@@ -79,7 +79,7 @@ class Translation:
         return re.sub(r"^(tools\[\d+\])\.function", r"\1", param)
 
     def _place(self, message: int, part: int) -> int:
-        """The number of the item from which a message has its first or another part; -1 for the instructions."""
+        """The index of the item of a message's part; -1 for the instructions."""
         places = self._places[message] if message < len(self._places) else [message]
         calls = [place for place in places if place >= 0 and isinstance(self._item(place), CallItem)]
         if part and calls:
@@ -120,7 +120,7 @@ class Translation:
             self._add(place, {"role": item.role, "content": _text(item.content)})
 
     def _assistant(self, place: int, *ended_by: str) -> dict[str, Any]:
-        """The assistant's turn that an item belongs to: a new one if the last one has any of these."""
+        """The assistant's turn that an item belongs to; a new one if the last turn has any key of `ended_by`."""
         last = self._messages[-1] if self._messages else {}
         if last.get("role") != "assistant" or any(name in last for name in ended_by):
             self._add(place, {"role": "assistant"})

@@ -144,7 +144,7 @@ def test_requests_a_minute(endpoint: Endpoint) -> None:
         assert client.models.list().data, "looking costs nothing"
     error, response = raised.value, raised.value.response
     assert (error.code, error.type) == ("rate_limit_exceeded", "requests")
-    assert "3 requests a minute: 0 are left, 1 are asked for. Try again in 20s." in error.message
+    assert "3 requests a minute: 0 are left, and this request needs 1. Retry in 20s." in error.message
     assert response.headers["retry-after"] == "20"
     assert headers_of(response, "requests") == ("3", "0", "1m0s")
     assert endpoint.post(endpoint.key(requests_per_minute=1)).status_code == 200, "another key is not touched"
@@ -202,7 +202,7 @@ def test_a_request_that_can_never_pass_is_not_tried_again(endpoint: Endpoint) ->
     secret = endpoint.key(tokens_per_minute=50, requests_per_minute=10)
     with endpoint.client(secret, max_retries=5) as client, pytest.raises(openai.RateLimitError) as raised:
         client.chat.completions.create(**{**ASK, "max_tokens": 60})
-    assert "this request alone may come to" in raised.value.message
+    assert "this request alone may use" in raised.value.message
     assert "retry-after" not in raised.value.response.headers
     assert headers_of(raised.value.response, "requests")[:2] == ("10", "9")
     assert headers_of(raised.value.response, "tokens")[1] == "50"

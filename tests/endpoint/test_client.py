@@ -159,7 +159,7 @@ def test_the_terminal_keeps_the_conversation(
     output = capsys.readouterr()
     assert "Talking with tiny." in output.out
     assert "an answer [stopped]" in output.out
-    assert "no command /what" in output.out
+    assert "Unknown command /what" in output.out
     assert output.err == "error: It broke.\n"
 
 

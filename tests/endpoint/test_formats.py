@@ -104,13 +104,13 @@ def test_no_format_is_none(formats: Formats) -> None:
 
 
 @pytest.mark.parametrize(("fields", "param", "words"), [
-    (json_schema({"not": {"type": "null"}}), "response_format.json_schema.schema", "`not` is a rule that cannot be"),
+    (json_schema({"not": {"type": "null"}}), "response_format.json_schema.schema", "`not` is not supported"),
     (json_schema({"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}), "response_format.json_schema.schema",
-     "`oneOf` is followed where no value can match two"),
+     "`oneOf` is supported if no value can match two"),
     ({"structured_outputs": {"regex": "a("}}, "structured_outputs.regex", "unclosed group"),
     ({"structured_outputs": {"grammar": "start: x"}}, "structured_outputs.grammar", 'unknown name: "x"'),
-    ({"structured_outputs": {"grammar": "a ::= ("}}, "structured_outputs.grammar", "no grammar of GBNF"),
-    ({"structured_outputs": {"choice": ["a" * 4000] * 20}}, "structured_outputs.choice", "65536 letters"),
+    ({"structured_outputs": {"grammar": "a ::= ("}}, "structured_outputs.grammar", "not a valid GBNF grammar"),
+    ({"structured_outputs": {"choice": ["a" * 4000] * 20}}, "structured_outputs.choice", "than 65536 characters"),
 ])  # fmt: skip
 def test_unsupported_rules_are_refused_with_their_field(
     formats: Formats, fields: dict[str, Any], param: str, words: str

@@ -178,7 +178,7 @@ def test_bodies_are_bounded_by_their_decompressed_size(
     (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414, "first line"),
     (b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: " + b"a" * 20_000 + b"\r\n\r\n", 431, "8192 bytes"),
     (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"A: b\r\n" * 200 + b"\r\n", 431, "128 headers"),
-    (b"what is this?\r\n\r\n", 400, "not a request"),
+    (b"what is this?\r\n\r\n", 400, "not a valid HTTP/1.1 request"),
     (b"GET / HTTP/1.1\r\n\r\n", 400, "Host"),
     (b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 400, "target"),
     (b"POST /v1/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "chunk"),

@@ -140,7 +140,7 @@ def test_steps_that_would_hold_others_up_for_too_long_read_less(exported: Path) 
 
 @pytest.mark.parametrize("token_id", [-1, 257, 10**6])
 def test_a_token_that_the_model_does_not_know_is_refused(engine: OpenVINOEngine, token_id: int) -> None:
-    with pytest.raises(ValueError, match=f"prompt_ids: got {token_id}; the model knows tokens 0 to 256"):
+    with pytest.raises(ValueError, match=f"prompt_ids: got {token_id}; the model.s token ids are 0 to 256"):
         asyncio.run(reply_to(engine, GenerationRequest([1, token_id, 2], 5)))
 
 
@@ -169,7 +169,7 @@ def test_an_error_in_a_step_ends_its_requests_and_the_pipeline_serves_again(expo
 
 
 @pytest.mark.parametrize(("config", "words"), [
-    (Gemma2Config(), "model_type 'gemma2' is not among those proven to be exact: .*llama"),
+    (Gemma2Config(), "model_type 'gemma2' is not among those that are verified to be exact: .*llama"),
     (MistralConfig(sliding_window=4096, max_position_embeddings=32768), "a window of 4096 tokens"),
     (LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), "rope_type 'dynamic'"),
 ])  # fmt: skip
@@ -267,5 +267,6 @@ def test_the_release_is_measured_and_refused_above_its_bound(
 
     refused: dict[Weights, Path] = {"int4": tmp_path / "int4"}
     with pytest.raises(ValueError, match=r"max_perplexity_increase: the OpenVINO export with int4 weights has .* the "
-                       r"checkpoint \d.* more, at most 1.00% are allowed \(greedy agreement \d"):  # fmt: skip
+                       r"checkpoint \d.*: an increase of \d.*, where at most 1.00% are allowed "
+                       r"\(greedy agreement \d"):  # fmt: skip
         release_for_openvino(tmp_path / "model", refused, "int4", probe)

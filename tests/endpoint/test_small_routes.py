@@ -48,8 +48,8 @@ def test_tokens_are_their_text_again(client: httpx.Client, text: str) -> None:
 
 
 @pytest.mark.parametrize(("body", "param", "words"), [
-    ({"tokens": [1, 10**6]}, "tokens", "got token 1000000"),
-    ({"tokens": [1] * 201}, "tokens", "got 201; at most 200"),
+    ({"tokens": [1, 10**6]}, "tokens", "got token id 1000000"),
+    ({"tokens": [1] * 201}, "tokens", "got 201; the model reads at most 200"),
     ({"tokens": [-1]}, "tokens[0]", "got -1"),
     ({"tokens": "abc"}, "tokens", "got 'abc'"),
     ({}, "tokens", "Missing"),

@@ -487,4 +487,4 @@ def test_far_too_long_texts_are_refused_by_their_number_of_characters(endpoint: 
     ):
         answer = httpx.post(endpoint.url + path, json={"model": MODEL, **body}, timeout=20)
         assert answer.status_code == 400
-        assert "letters" in answer.json()["error"]["message"] or path == "/tokenize"
+        assert "characters" in answer.json()["error"]["message"] or path == "/tokenize"

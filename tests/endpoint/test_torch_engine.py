@@ -134,7 +134,7 @@ def test_adapters_mixed_in_one_batch_are_each_pefts_own(
         assert engine.adapters == ("a", "v1.5", "c")
         assert engine.decodes_together
         found = replies(engine, *requests)
-        with pytest.raises(ValueError, match=r"adapter: got 'd'; there are a, v1\.5, c"):
+        with pytest.raises(ValueError, match=r"adapter: got 'd'; available: a, v1\.5, c"):
             replies(engine, GenerationRequest([1], 1, adapter="d"))
     finally:
         engine.close()
@@ -150,7 +150,7 @@ def test_an_adapter_of_another_model_is_refused(tiny_llama: Path, tiny_gpt2: Pat
     other = adapted(tiny_gpt2, tmp_path / "other", 1, target_modules=["c_attn"])
     (tmp_path / "none").mkdir()
     for folder, words in ((dora, "DoRA"), (other, "c_attn"), (tmp_path / "none", "adapter_config.json")):
-        with pytest.raises(ValueError, match=rf"no adapter that can be served on this model: (.|\n)*{words}"):
+        with pytest.raises(ValueError, match=rf"the adapter cannot be served on this model: (.|\n)*{words}"):
             TorchEngine(tiny_llama, precision="fp32", num_threads=1, adapters={"a": folder})
 
 

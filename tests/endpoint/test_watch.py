@@ -71,7 +71,7 @@ def test_an_engine_that_generates_nothing_is_stuck_after_the_maximum_reply_time(
     watched.engine.state = EngineHealth(True, 1, 0)
     assert watched.after(50) is None
     assert watched.after(50) is None
-    assert watched.after(20) == "the engine has made no token for 120 seconds"
+    assert watched.after(20) == "the engine has generated no token for 120 seconds"
     watched.tokens += 1
     assert watched.after(1) is None
 
@@ -116,7 +116,7 @@ def test_a_replica_whose_parts_are_stuck_fails_its_health(
     assert httpx.get(health).json() == {"status": "ok", "model": "tiny", "release": ""}
     go_on = threading.Event()
     if part == "prompts":
-        pool = watch._parts["the threads that make prompts"]
+        pool = watch._parts["the prompt threads"]
         stuck: list[Future[Any]] = []
         threads = _pool_of(pool.ask)
         stuck = [threads.submit(go_on.wait) for _ in range(threads._max_workers)]
@@ -125,7 +125,7 @@ def test_a_replica_whose_parts_are_stuck_fails_its_health(
         loop = server._server.servers[0].get_loop()
         loop.call_soon_threadsafe(go_on.wait)
     _until(lambda: watch.problem() is not None)
-    expected = "the threads that make prompts" if part == "prompts" else "the HTTP server"
+    expected = "the prompt threads" if part == "prompts" else "the HTTP server"
     assert str(watch.problem()).startswith(expected)
     if part == "prompts":
         answer = httpx.get(health)

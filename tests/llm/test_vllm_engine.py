@@ -259,7 +259,7 @@ def test_what_does_not_fit_is_refused_and_harms_nobody(engine: VLLMEngine, run: 
         str(failures[0]) == f"prompt and reply together need {engine.max_positions + 1} positions; the model has 1024"
     )
     assert [str(failure) for failure in failures[1:]] == [
-        f"prompt_ids: got {token_id}; the model knows tokens 0 to 259" for token_id in (-1, 260)
+        f"prompt_ids: got {token_id}; the model's token ids are 0 to 259" for token_id in (-1, 260)
     ]
 
     async def twice() -> None:

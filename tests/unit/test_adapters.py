@@ -122,7 +122,10 @@ def test_a_quantised_base_trains_an_adapter(tiny_llama: Path) -> None:
 
 
 def test_an_unknown_layer_is_named_with_its_field(tiny_llama: Path) -> None:
-    told = r"^train\.adapter\.target_modules: 'q_prj' is .* mean q_proj\? There are .*v_proj"
+    told = (
+        r"^train\.adapter\.target_modules: no layer has the name 'q_prj' \(did you mean q_proj\?\); "
+        r"the model has .*v_proj"
+    )
     with pytest.raises(ValueError, match=told):
         attached(tiny_llama, ["v_proj", "q_prj"])
 
@@ -164,7 +167,7 @@ def test_an_adapted_head_or_embedding_is_merged_exactly(
     tiny_llama: Path, token_rows: list[Conversation], targets: list[str], tmp_path: Path
 ) -> None:
     """For models that do not tie head and embedding: otherwise changing one would change the other."""
-    tied = f"train.adapter.target_modules: .*{targets[-1]} is one matrix with the .*leave it out"
+    tied = f"train.adapter.target_modules: .*{targets[-1]} shares its matrix with the .*leave it out"
     with pytest.raises(ValueError, match=tied):
         attached(tiny_llama, targets)
     config = AutoConfig.from_pretrained(tiny_llama)

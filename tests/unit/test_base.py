@@ -17,7 +17,7 @@ from models.training.memory import MemoryEstimate, estimate_training_memory
 @pytest.mark.parametrize(("name", "words"), [
     ("random:tiny-lama", "unknown name 'random:tiny-lama'; known are builtin:smollm2-135m-instruct, random:tiny-ll"),
     ("builtin:gpt5", "unknown name 'builtin:gpt5'; known are builtin:smollm2"),
-    ("./no/such/folder", "there is no folder no/such/folder; give a Hugging Face model folder"),
+    ("./no/such/folder", "no/such/folder is not a folder; give a Hugging Face model folder"),
     ("no name at all", "neither a folder nor a Hub id"),
 ])  # fmt: skip
 def test_a_name_that_resolves_to_nothing_is_reported(name: str, words: str) -> None:

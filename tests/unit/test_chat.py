@@ -146,7 +146,7 @@ def test_white_space_before_a_reply_belongs_to_it() -> None:
 
 
 @pytest.mark.parametrize(("template", "words"), [
-    (CHATML.replace("assistant\n{% endif", "bot\n{% endif"), "opens a reply with .*bot.* when it is asked for"),
+    (CHATML.replace("assistant\n{% endif", "bot\n{% endif"), "opens a reply with .*bot.* in a prompt"),
     ("{{ raise_exception('only one turn') }}", "refuses these messages: only one turn"),
     ("{{ messages[9]['content'] + 1 }}", "refuses these messages"),
 ])  # fmt: skip
@@ -166,7 +166,7 @@ def test_a_template_that_opens_a_reply_in_another_way_is_refused(tiny_gpt2: Path
     ([{"role": "user", "content": " \n"}], r"message 0 \(user\) has no text"),
     ([{"role": "user", "content": None}], r"message 0 \(user\) has no text"),
     ([{"role": "user"}], r"message 0 \(user\) has no text"),
-    ([*TALK[:1], *TALK[:1]], "messages 0 and 1 are both from 'user'"),
+    ([*TALK[:1], *TALK[:1]], "messages 0 and 1 both have the `role` 'user'"),
     ([*TALK[:1], {"role": "system", "content": "y"}], "message 1 is a system message; only the first"),
 ])  # fmt: skip
 def test_an_invalid_conversation_has_its_reason(messages: Any, words: str) -> None:

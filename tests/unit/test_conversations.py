@@ -270,13 +270,13 @@ def test_two_turns_of_one_role_are_merged_or_refused() -> None:
     record = line({"messages": [ASKED, AGAIN, SAID]})
     joined = {"role": "user", "content": "Hi\n\nAnd now?"}
     assert parse_conversation(record) == Conversation([joined, SAID])
-    with pytest.raises(ValueError, match="messages 0 and 1 are both from 'user'"):
+    with pytest.raises(ValueError, match="messages 0 and 1 both have the `role` 'user'"):
         parse_conversation(record, same_role="refuse")
     with pytest.raises(ValueError, match="`system` of the record and message 0 are different system messages"):
         parse_conversation(line({"system": "x", "messages": [SYSTEM, *TALK]}), same_role="refuse")
     pair = line({"prompt": [ASKED, AGAIN], "chosen": "x", "rejected": "y"})
     assert parse_pair(pair)[0].messages[0] == joined
-    with pytest.raises(ValueError, match="messages 0 and 1 are both from 'user'"):
+    with pytest.raises(ValueError, match="messages 0 and 1 both have the `role` 'user'"):
         parse_pair(pair, same_role="refuse")
 
 

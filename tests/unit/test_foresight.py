@@ -67,8 +67,8 @@ def test_there_is_no_note_if_all_is_well(spec_of: Build, data: dict[str, Any], t
     ("data", "train", "words"),
     [
         ({"max_length": 2049}, {}, "data.max_length: 2049 exceeds the 2048 positions of "),
-        ({}, {"adapter": {"target_modules": ["q_prj"]}}, f"{TARGETS}: 'q_prj' is the name of no layer"),
-        ({}, {"adapter": {"target_modules": ["lm_head"]}}, f"{TARGETS}: lm_head is one matrix with the"),
+        ({}, {"adapter": {"target_modules": ["q_prj"]}}, f"{TARGETS}: no layer has the name 'q_prj'"),
+        ({}, {"adapter": {"target_modules": ["lm_head"]}}, f"{TARGETS}: lm_head shares its matrix with the"),
         ({}, {"adapter": {"target_modules": ["norm"]}}, f"{TARGETS}: Target module LlamaRMSNorm"),
         ({}, {"adapter": None, "frozen": ["layers.0.*"]}, "train.frozen: 'layers.0.*' matches no parameter"),
         ({"new_tokens": ["a b"]}, {"adapter": None, "frozen": ["*embed*"]}, "train.frozen: *embed* freeze"),
@@ -90,10 +90,10 @@ def test_what_would_fail_is_reported_with_its_field(
 @pytest.mark.parametrize(
     ("template", "data", "words"),
     [
-        ("{{ messages", {}, r"data\.chat_template: the chat template is no Jinja template: line 1"),
+        ("{{ messages", {}, r"data\.chat_template: the chat template is not valid Jinja: line 1"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}", {}, "writes no token at the end of a reply"),
         (None, {"chat_template_kwargs": {"messages": 1}}, r"data\.chat_template_kwargs: messages is set by"),
-        (None, {"chat_template_kwargs": {"a b": 1}}, r"data\.chat_template_kwargs: 'a b' is no name"),
+        (None, {"chat_template_kwargs": {"a b": 1}}, r"data\.chat_template_kwargs: 'a b' is not a valid name"),
     ],
 )
 def test_a_chat_template_is_tried(

@@ -164,12 +164,12 @@ def test_a_key_ring_continues_with_the_keys_it_has_read(
     seen = len(reads)
     until(lambda: len(reads) > seen + 3)
     assert ring.find(secret.encode()) == key
-    assert "going on with the 1 read last" in caplog.text
+    assert "the 1 keys read last stay valid" in caplog.text
     assert caplog.text.count("cannot be read") == 1, "said once, not every few seconds"
     if harm == "unreadable":
         path.rmdir()
     path.write_text(healthy)
-    until(lambda: "API keys are read again" in caplog.text)
+    until(lambda: "API keys can be read again" in caplog.text)
     file.revoke("alice")
     until(lambda: ring.find(secret.encode()) is None)
 

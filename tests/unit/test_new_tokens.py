@@ -54,9 +54,9 @@ def test_a_new_token_is_one_id_wherever_it_stands_and_is_shown(base: Path, tmp_p
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
-        (["one", "two", "one"], "'one' is there twice"),
-        ([" one"], "' one' begins or ends with white space"),
-        (["", "one"], "'' begins or ends with white space"),
+        (["one", "two", "one"], "'one' is listed twice"),
+        ([" one"], "' one' starts or ends with white space"),
+        (["", "one"], "'' starts or ends with white space"),
     ],
 )
 def test_invalid_new_tokens_are_refused(tiny_llama: Path, texts: list[str], words: str) -> None:

@@ -101,7 +101,7 @@ def test_arguments_may_be_escaped_as_python_escapes_them(tokenizer_of: Callable[
 
 def test_a_text_that_is_left_out_is_not_found_in_the_arguments(tokenizer_of: Callable[[str], Any]) -> None:
     talk = [{"role": "user", "content": "Price?"}, {**call(thing="lamp ok"), "content": "ok"}]
-    with pytest.raises(ChatTemplateError, match="leaves the text of message 1 out"):
+    with pytest.raises(ChatTemplateError, match="omits the text of message 1"):
         encode_conversation(tokenizer_of(PYTHON), talk, tools=TOOLS)
 
 
@@ -121,17 +121,17 @@ SAID = {"role": "assistant", "content": "It is 27."}
 @pytest.mark.parametrize(("body", "talk", "words"), [
     # like GLM-4: drops unknown roles
     ("{% if m.role != 'tool' %}{{ m.content }}{{ m.tool_calls or '' }}<end>{% endif %}",
-     [ASKED, {**call(), "train": False}, RESULT, SAID], r"leaves out message 2 \(tool\)"),
-    ("{{ m.content }}<end>", [ASKED, {**call(), "content": "price_of says so"}], "leaves tool calls of message 1"),
+     [ASKED, {**call(), "train": False}, RESULT, SAID], r"omits message 2 \(tool\)"),
+    ("{{ m.content }}<end>", [ASKED, {**call(), "content": "price_of says so"}], "omits tool calls of message 1"),
     # like Mistral: writes the system message only before a user message
     ("{% if m.role == 'user' and loop.last %}{{ messages[0].content }} {% endif %}"
      "{% if m.role != 'system' %}{{ m.content }}{{ m.tool_calls or '' }}<end>{% endif %}",
      [{"role": "system", "content": "27"}, ASKED, {**call(), "train": False}, RESULT, SAID],
-     r"leaves out message 0 \(system\)"),
+     r"omits message 0 \(system\)"),
     # like SmolLM3: a word in the system message is a switch and not written; in later messages it is
     ("{{ m.content.replace('/think', '') if m.role == 'system' else m.content }}<end>",
      [{"role": "system", "content": "/think"}, {"role": "user", "content": "Hi"}, SAID,
-      {"role": "user", "content": "What is /think?"}, SAID], r"leaves out message 0 \(system\)"),
+      {"role": "user", "content": "What is /think?"}, SAID], r"omits message 0 \(system\)"),
 ])  # fmt: skip
 def test_dropped_text_is_not_found_elsewhere(
     tokenizer_of: Callable[[str], Any], body: str, talk: list[Any], words: str

@@ -29,9 +29,13 @@ def test_a_note_says_what_a_recurrent_model_costs(tmp_path: Path, tiny_llama: Pa
 
 def test_a_model_that_cannot_learn_is_refused_by_its_field(tmp_path: Path, tiny_llama: Path) -> None:
     T5Config().save_pretrained(tmp_path)
-    with pytest.raises(StageFailed, match=r"^base_model: of model_type 't5' transformers has no causal language"):
+    with pytest.raises(
+        StageFailed, match=r"^base_model: transformers has no causal language model of model_type 't5'"
+    ):
         known_reading(spec_of(tmp_path))
-    with pytest.raises(StageFailed, match=r"^train.objective.teacher: of model_type 't5'"):
+    with pytest.raises(
+        StageFailed, match=r"^train.objective.teacher: transformers has no causal language model of model_type 't5'"
+    ):
         known_reading(spec_of(tiny_llama, objective={"name": "distill", "teacher": str(tmp_path)}))
 
 

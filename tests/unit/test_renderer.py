@@ -238,7 +238,7 @@ def test_the_models_end_tokens_are_saved_with_its_tokenizer(
 @pytest.mark.parametrize(("template", "turn", "words"), [
     ("closes", {"tool_calls": [CALL]}, "tool calls of message 1"),
     ("plain", {"reasoning_content": "I think"}, r"the reasoning of message 1.*data\.reasoning"),
-    ("{% for m in messages %}{{ m.content[:2] }}<end>{% endfor %}", {}, "leaves the text of message 1 out"),
+    ("{% for m in messages %}{{ m.content[:2] }}<end>{% endfor %}", {}, "omits the text of message 1"),
 ])  # fmt: skip
 def test_what_a_template_leaves_out_is_refused_by_name(
     tokenizer_of: Callable[[str], Any], template: str, turn: dict[str, Any], words: str
@@ -389,7 +389,7 @@ def test_settings_are_variables_of_the_template(tokenizer_of: Callable[[str], An
     assert said == "31 Jan 2026 31 Jan 2026Hi<end>"
     with pytest.raises(ChatTemplateError, match=r"data\.chat_template_kwargs: messages is set by Rayconteur"):
         change_template(tokenizer, variables={"messages": 1})
-    with pytest.raises(ChatTemplateError, match="no Jinja template: line 1"):
+    with pytest.raises(ChatTemplateError, match="not valid Jinja: line 1"):
         change_template(tokenizer, template="{% for %}")
 
 

@@ -16,8 +16,8 @@ OTHERS = {"api/openapi.py": "describes it", "front/cors.py": "lets browsers read
 @pytest.mark.parametrize(("error", "status", "code", "seconds", "words"), [
     (errors.queue_full(7, 8), 429, "queue_full", "1", "7 replies are running or queued, the limit is 8"),
     (errors.replicas_busy(), 429, "queue_full", "1", "All replicas are busy"),
-    (errors.rate_limited("tokens", 100, 60, 40, 11.2), 429, "rate_limit_exceeded", "12", "Try again in 11.2s."),
-    (errors.rate_limited("requests", 60, 1, 0, 0.2), 429, "rate_limit_exceeded", "1", "Try again in 200ms."),
+    (errors.rate_limited("tokens", 100, 60, 40, 11.2), 429, "rate_limit_exceeded", "12", "Retry in 11.2s."),
+    (errors.rate_limited("requests", 60, 1, 0, 0.2), 429, "rate_limit_exceeded", "1", "Retry in 200ms."),
     (errors.format_queue_full("tools"), 429, None, "3", "tools: the endpoint is too busy"),
     (errors.bodies_full(128), 503, "overloaded", "1", "128 MiB"),
 ])  # fmt: skip

@@ -107,8 +107,8 @@ def test_an_architecture_unknown_to_transformers_is_estimated(family: str, tmp_p
     ("config", "words"),
     [
         ("{", r"config\.json is not JSON: "),
-        ("[]", r"config\.json is no JSON object"),
-        ({"model_type": "of_tomorrow"}, r"config\.json: none of its names for the num_layers \(num_hidden_layers, "),
+        ("[]", r"config\.json is not a JSON object"),
+        ({"model_type": "of_tomorrow"}, r"config\.json: it has no num_layers \(none of num_hidden_layers, "),
         (
             {"model_type": "of_tomorrow", "num_hidden_layers": 2, "hidden_size": 8, "vocab_size": "many"},
             r"config\.json: its vocab_size is 'many'",

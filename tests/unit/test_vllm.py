@@ -44,16 +44,16 @@ def test_heads_that_gpus_cannot_share_are_refused(tiny_llama: Path, tiny_gpt2: P
         for num_gpus in (0, 0.5, 1, 2, 4):
             check_heads(folder, num_gpus)
         with pytest.raises(ValueError, match=r"serve.gpus_per_replica: the model has 4 attention heads, which 3 GPUs "
-                           r"cannot share evenly; take 1, 2, or more replicas"):  # fmt: skip
+                           r"cannot share evenly; use 1, 2, or more replicas"):  # fmt: skip
             check_heads(folder, 3)
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"peft_type": "IA3"}, "vLLM serves LoRA alone"),
+    ({"peft_type": "IA3"}, "vLLM only serves LoRA"),
     ({"use_dora": True}, "without DoRA"),
     ({"modules_to_save": ["lm_head"]}, "without DoRA and modules_to_save"),
-    ({"r": 1024}, "its rank is 1024; vLLM serves 512 at most"),
-    (None, "is no PEFT adapter"),
+    ({"r": 1024}, "its rank is 1024; vLLM serves at most 512"),
+    (None, "is not a PEFT adapter"),
 ])  # fmt: skip
 def test_adapters_get_capacity_and_those_that_vllm_cannot_serve_are_refused(
     tmp_path: Path, change: dict[str, Any] | None, words: str
@@ -249,9 +249,9 @@ def test_closing_ends_everything(engine: VLLMEngine) -> None:
 
 @pytest.mark.parametrize(("request_", "words"), [
     (GenerationRequest([5] * 40, 11), "prompt and reply together need 51 positions; the model has 50"),
-    (GenerationRequest([5, 100], 1), "prompt_ids: got 100; the model knows tokens 0 to 99"),
+    (GenerationRequest([5, 100], 1), "prompt_ids: got 100; the model's token ids are 0 to 99"),
     (GenerationRequest([-1, 5], 1), "prompt_ids: got -1"),
-    (GenerationRequest([5], 1, adapter="x"), "adapter: got 'x'; there are one"),
+    (GenerationRequest([5], 1, adapter="x"), "adapter: got 'x'; available: one"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(engine: VLLMEngine, request_: GenerationRequest, words: str) -> None:
     with pytest.raises(ValueError, match=words):
