@@ -53,8 +53,8 @@ from models.objectives.adversarial import Discriminate, Generate
 from models.packing import pack
 from models.training.adversarial import AdversarialSettings, AdversarialTrainer
 from models.training.engine import TorchEngine
-from workflows.scorecard.adversarial import Controls, Diversity, RepliesFigures
 from workflows.scorecard.adversarial_plot import pair_page
+from workflows.scorecard.records import Controls, Diversity, RepliesFigures
 
 MAX_WORDS, MAX_REPLY_TOKENS = 20, 32
 SYSTEM = {"role": "system", "content": "You chat."}

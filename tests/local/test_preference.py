@@ -8,7 +8,8 @@ import re
 import pyarrow.dataset
 import pytest
 
-from workflows.scorecard.scorecard import Scorecard, gate_verdict
+from workflows.scorecard.records import Scorecard
+from workflows.scorecard.scorecard import gate_verdict
 from workflows.spec import GateSpec
 from workflows.stage import StageFailed
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from workflows.scorecard.adversarial import AdversarialScorecard, Controls, Diversity, RepliesFigures
 from workflows.scorecard.adversarial_plot import pair_page
 from workflows.scorecard.questions import Prompt, Question
-from workflows.scorecard.scorecard import Scorecard, scorecard_of, scorecard_text
+from workflows.scorecard.records import AdversarialScorecard, Controls, Diversity, RepliesFigures, Scorecard
+from workflows.scorecard.scorecard import scorecard_of, scorecard_text
 from workflows.scorecard.worker import ScoreRow
 from workflows.spec import GateSpec
 

@@ -11,9 +11,9 @@ import yaml
 
 from workflows.figures import OptimizeFigures
 from workflows.progress import duration, figure
-from workflows.record import JsonObject
 from workflows.release.table import HEADINGS, forms_table
 from workflows.runs.records import find_run, status_of
+from workflows.scorecard.records import Scorecard
 from workflows.search.records import Search, read_search
 from workflows.search.table import headings, headline, ranked, trial_rows, winner_line, winner_values
 from workflows.stage import STAGE_NAMES
@@ -95,9 +95,9 @@ def _stage(artifact: Artifact) -> _StageRow:
     return _StageRow(artifact.stage, artifact.key, duration(artifact.seconds), shown)
 
 
-def _read_scorecard(store: Store, artifact: Artifact) -> JsonObject:
-    found: JsonObject | None = store.read_json(store.path("evaluate", artifact.key, "scorecard.json"))
-    return found or {**artifact.figures, "questions": [], "replies": []}
+def _read_scorecard(store: Store, artifact: Artifact) -> Scorecard:
+    found = store.read_json(store.path("evaluate", artifact.key, "scorecard.json"))
+    return Scorecard.from_json(found or artifact.figures)
 
 
 @dataclass(frozen=True)

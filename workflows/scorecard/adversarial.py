@@ -8,7 +8,6 @@ likelihood training for the same time, at several temperatures.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from models.trees import COLUMNS
 from workflows.cluster.board import watching
 from workflows.cluster.workers import worker_environment
 from workflows.corpus.new_model import discriminator_base
-from workflows.record import Record, optional
+from workflows.scorecard.records import AdversarialScorecard, Controls, Diversity, PairLosses, RepliesFigures
 from workflows.spec import AdversarialSpec, PairSpec, PipelineSpec
 from workflows.stage import CONTINUED, DISCRIMINATOR, Context
 from workflows.store import Store
@@ -31,68 +30,6 @@ GENERATOR, LIKELIHOOD = "generator", "likelihood continued"
 Replies = list[list[Exchange]]
 Scores = list[list[float]]
 """logits of the discriminator for each history's replies"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Diversity(Record):
-    """The diversity of replies."""
-
-    distinct_1: float
-    """share of distinct tokens; the next field is of pairs of tokens"""
-    distinct_2: float
-    self_bleu: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class RepliesFigures(Record):
-    """How real one model's replies look at one temperature."""
-
-    model: str
-    temperature: float
-    fresh_accuracy: float
-    """accuracy of a fresh discriminator"""
-    length_accuracy: float
-    """accuracy of a classifier that sees only lengths"""
-    frechet_distance: float
-    distinct_1: float
-    distinct_2: float
-    self_bleu: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Controls(Record):
-    """Controls of the fresh discriminator: must be about 0.5, and about 1."""
-
-    real_against_real: float
-    random_tokens: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Losses(Record):
-    """Held-out losses of the last replies, in nats per token."""
-
-    loss: float
-    reranked_loss: float
-    """with the discriminator among `candidates` replies"""
-    candidates: int
-    discriminator_accuracy: float
-    verdict: str
-    """whether the discriminator lowers the loss"""
-    continued_loss: float | None = optional()
-    """of the control: likelihood training for the same time"""
-    turns_verdict: str | None = optional()
-    """whether the turns lower it"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdversarialScorecard(_Losses):
-    """The scorecard's part `pair`."""
-
-    histories: int
-    replies: tuple[RepliesFigures, ...]
-    controls: Controls
-    real: Diversity
-    """of the real replies"""
 
 
 def measure_pair(context: Context) -> AdversarialScorecard | None:
@@ -155,7 +92,7 @@ def _real_replies(spec: PipelineSpec, store: Store, corpus: str) -> list[Exchang
     return [exchange_of(row, most, lambda n: n - 1) for row in rows]
 
 
-def _losses(players: "Players", scores: Scores, candidates: int) -> _Losses:
+def _losses(players: "Players", scores: Scores, candidates: int) -> PairLosses:
     """`scores` has those of the real reply to each history, and of drawn ones."""
     from models.measures.adversarial import reply_log_probabilities, reranked_log_probabilities
 
@@ -179,7 +116,7 @@ def _losses(players: "Players", scores: Scores, candidates: int) -> _Losses:
             else "no gain from the turns: likelihood training in the same time reaches a held-out loss as low, "
             "within chance, or lower"
         )
-    return _Losses(
+    return PairLosses(
         loss=loss,
         reranked_loss=reranked_loss,
         candidates=candidates,

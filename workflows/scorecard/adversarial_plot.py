@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from workflows.scorecard.adversarial import Controls, Diversity, RepliesFigures
+from workflows.scorecard.records import Controls, Diversity, RepliesFigures
 
 _PANELS = (
     ("distinct_2", "distinct-2 (more diverse to the right)", "success", "fresh discriminator deceived"),

@@ -2,56 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from workflows.figures import EvaluateFigures
-from workflows.record import JsonObject, Record, optional
-from workflows.scorecard.adversarial import AdversarialScorecard, pair_text
+from workflows.scorecard.adversarial import pair_text
 from workflows.scorecard.questions import Prompt
+from workflows.scorecard.records import AskedQuestion, ComparedReply, Scorecard
 from workflows.scorecard.worker import ScoreRow
 from workflows.spec import GateSpec
 from workflows.stage import StageFailed
-
-
-@dataclass(frozen=True, kw_only=True)
-class AskedQuestion(Record):
-    """A question, both models' replies, and the number of facts in each."""
-
-    question: str
-    facts: list[list[str]]
-    base: str
-    tuned: str
-    base_facts: int
-    tuned_facts: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparedReply(Record):
-    """A held-out conversation up to its last reply, that reply, and both models' replies."""
-
-    messages: Sequence[JsonObject]
-    reference: str
-    base: str
-    tuned: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scorecard(EvaluateFigures):
-    """scorecard.json: the figures, and the data behind them."""
-
-    questions: tuple[AskedQuestion, ...] = ()
-    replies: tuple[ComparedReply, ...] = ()
-    pair: AdversarialScorecard | None = optional()
-    """for an adversarial pair"""
-
-    @property
-    def figures(self) -> EvaluateFigures:
-        """The figures of the artifact."""
-        pair = {} if self.pair is None else self.pair.to_json()
-        names = ("loss", "reranked_loss", "continued_loss", "verdict", "turns_verdict")
-        return EvaluateFigures.from_json(
-            {**self.to_json(), **{f"pair_{name}": pair[name] for name in names if name in pair}}
-        )
 
 
 def scorecard_of(results: Sequence[ScoreRow], asked: Sequence[Prompt], gate: GateSpec) -> Scorecard:

@@ -21,9 +21,10 @@ from workflows.cluster.workers import check_fits, worker_environment
 from workflows.corpus.reader import corpus_files
 from workflows.corpus.rows import CorpusRow
 from workflows.figures import EvaluateFigures, PrepareFigures
-from workflows.scorecard.adversarial import AdversarialScorecard, measure_pair
+from workflows.scorecard.adversarial import measure_pair
 from workflows.scorecard.adversarial_plot import pair_page
 from workflows.scorecard.questions import Prompt, read_questions
+from workflows.scorecard.records import AdversarialScorecard
 from workflows.scorecard.scorecard import scorecard_of, scorecard_text
 from workflows.scorecard.worker import SCORED_SCHEMA, ScoringSettings, ScoringWorker
 from workflows.spec import AdversarialSpec

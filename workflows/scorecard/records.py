@@ -1,0 +1,110 @@
+"""scorecard.json as types. Imports neither Ray nor torch: a run's page reads it too."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from workflows.figures import EvaluateFigures
+from workflows.record import JsonObject, Record, optional
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diversity(Record):
+    """The diversity of replies."""
+
+    distinct_1: float
+    """share of distinct tokens; the next field is of pairs of tokens"""
+    distinct_2: float
+    self_bleu: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepliesFigures(Record):
+    """How real one model's replies look at one temperature."""
+
+    model: str
+    temperature: float
+    fresh_accuracy: float
+    """accuracy of a fresh discriminator"""
+    length_accuracy: float
+    """accuracy of a classifier that sees only lengths"""
+    frechet_distance: float
+    distinct_1: float
+    distinct_2: float
+    self_bleu: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Controls(Record):
+    """Controls of the fresh discriminator: must be about 0.5, and about 1."""
+
+    real_against_real: float
+    random_tokens: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairLosses(Record):
+    """Held-out losses of the last replies, in nats per token."""
+
+    loss: float
+    reranked_loss: float
+    """with the discriminator among `candidates` replies"""
+    candidates: int
+    discriminator_accuracy: float
+    verdict: str
+    """whether the discriminator lowers the loss"""
+    continued_loss: float | None = optional()
+    """of the control: likelihood training for the same time"""
+    turns_verdict: str | None = optional()
+    """whether the turns lower it"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialScorecard(PairLosses):
+    """The scorecard's part `pair`."""
+
+    histories: int
+    replies: tuple[RepliesFigures, ...]
+    controls: Controls
+    real: Diversity
+    """of the real replies"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedQuestion(Record):
+    """A question, both models' replies, and the number of facts in each."""
+
+    question: str
+    facts: list[list[str]]
+    base: str
+    tuned: str
+    base_facts: int
+    tuned_facts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedReply(Record):
+    """A held-out conversation up to its last reply, that reply, and both models' replies."""
+
+    messages: Sequence[JsonObject]
+    reference: str
+    base: str
+    tuned: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorecard(EvaluateFigures):
+    """scorecard.json: the figures, and the data behind them."""
+
+    questions: tuple[AskedQuestion, ...] = ()
+    replies: tuple[ComparedReply, ...] = ()
+    pair: AdversarialScorecard | None = optional()
+    """for an adversarial pair"""
+
+    @property
+    def figures(self) -> EvaluateFigures:
+        """The figures of the artifact."""
+        pair = {} if self.pair is None else self.pair.to_json()
+        names = ("loss", "reranked_loss", "continued_loss", "verdict", "turns_verdict")
+        return EvaluateFigures.from_json(
+            {**self.to_json(), **{f"pair_{name}": pair[name] for name in names if name in pair}}
+        )
