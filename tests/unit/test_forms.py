@@ -100,7 +100,7 @@ def test_what_has_no_linear_layers_is_not_compressed(tiny_gpt2: Path, tmp_path: 
             vocab_size=99,
         )
     )  # fmt: skip
-    assert compressed_refusal(odd) == "the inputs of layers.0.self_attn.q_proj are no multiple of 32"
+    assert compressed_refusal(odd) == "the number of inputs of layers.0.self_attn.q_proj is not a multiple of 32"
 
 
 @pytest.mark.parametrize(("weights", "least", "most"), [
@@ -157,12 +157,12 @@ BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
 ])  # fmt: skip
 def test_tokenizers_that_llama_cpp_would_split_otherwise_are_refused(splitting: Any, is_known: bool) -> None:
     refusal = gguf_refusal(LlamaConfig(), trained_tokenizer(splitting))
-    assert refusal is None if is_known else str(refusal).startswith("its tokenizer is no byte-level BPE")
+    assert refusal is None if is_known else str(refusal).startswith("its tokenizer is not a byte-level BPE")
 
 
 def test_models_that_are_not_known_as_gguf_are_refused(tiny_gpt2: Path, tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"^optimize\.targets: gguf: .*its model_type is 'gpt2'; llama alone is known"
+        ValueError, match=r"^optimize\.targets: gguf: .*its model_type is 'gpt2'; only llama is supported"
     ):
         write_gguf(tiny_gpt2, tmp_path, "bf16", "shop")
     tokenizer = load_tokenizer(tiny_llama)

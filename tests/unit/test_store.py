@@ -138,7 +138,7 @@ def test_a_second_program_waits_until_the_first(tmp_path: Path, end: str) -> Non
             holder.kill()
         else:
             holder.stdin.close()
-        assert held.wait(10)
+        assert held.wait(60)
         thread.join()
     assert holder.returncode == (-9 if end == "is killed" else 0)
 
