@@ -59,6 +59,7 @@ def said_by(*arguments):
     return done.stdout
 
 
+@pytest.mark.slow  # test_pair.py kills a training too
 def test_a_terminated_run_resumes_and_a_finished_one_is_not_repeated(command, pipeline):
     status, said = stopped(command, pipeline, signal.SIGTERM)
     assert status == 130

@@ -100,7 +100,7 @@ def served(cluster: None, folders: dict[str, str], free_port: Callable[[], int])
     close_fronts()
 
 
-@pytest.mark.parametrize("victim", ["replica", "engine"])
+@pytest.mark.parametrize("victim", [pytest.param("replica", marks=pytest.mark.slow), "engine"])
 def test_a_death_loses_no_request_and_open_streams_end_with_an_error(
     served: Callable[..., Served], victim: str
 ) -> None:

@@ -38,7 +38,7 @@ def test_auto_fits_and_reports_its_choice(run, tiny, wider):
 
 def test_what_can_never_fit_is_reported(run, tiny):
     tiny["train"] |= {"batch_tokens": "auto", "num_workers": 1, "memory_gb_per_worker": 0.2}
-    with pytest.raises(StageFailed, match=r"train\.batch_tokens: a worker would hold about .* may hold 0\.2 GB"):
+    with pytest.raises(StageFailed, match=r"train\.batch_tokens: a worker would hold about .* its limit is 0\.2 GB"):
         run("train", tiny)
 
 

@@ -11,7 +11,8 @@ from models.chat import encode_prompt
 from models.generation import greedy_replies
 
 
-@pytest.mark.parametrize("kind", ["lora", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_release_encodes_and_generates_them_as_one_token(run, tiny, tmp_path, kind):
     file = tmp_path / "talks.jsonl"
     file.write_text(
