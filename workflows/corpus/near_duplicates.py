@@ -1,0 +1,176 @@
+"""Near-duplicates among the rows of a corpus, found by tasks over its files on all nodes.
+
+found = find_near_duplicates(filesystem, files, threshold=0.8, board=board)
+found.members, found.kept, found.similarity
+
+Four steps, each a task for a file or for a share of the keys; between them Ray's object store holds the pieces, and
+spills them to disk where memory is short:
+
+1. of each file, the keys of its rows' signatures, by key;
+2. of each share of the keys, the pairs of rows that have one in common, by pair;
+3. of each file, the shingles of the rows that are in a pair;
+4. of each share of the pairs, those whose texts are similar enough.
+
+What comes back to this process grows with the near-duplicates found, not with the corpus.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import ray
+
+from models.text.near_duplicates import Bands, Numbers, candidate_pairs, components
+from models.text.shingles import Hashes, Shingles, similarity
+
+_ROWS_AT_ONCE = 512
+_BYTES_OF_A_KEY = 16
+_BYTES_OF_A_SHARE = 64 << 20
+_LINE_BITS = 40
+"""of a row's number; the rest is its source"""
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """Clusters of rows, each row by its number; all arrays are (M,), in the order of the numbers."""
+
+    members: Numbers
+    """all rows that are in a cluster"""
+
+    kept: Numbers
+    """the longest row of each one's cluster, of equally long ones the first"""
+
+    similarity: Any
+    """the largest Jaccard index of each one with another of its cluster"""
+
+
+def number_of(source: Any, line: Any) -> Any:
+    """The number of a row, or of arrays of rows: by it they are in the order of the sources."""
+    return source << _LINE_BITS | line
+
+
+def place_of(number: int) -> tuple[int, int]:
+    """The source and the line of a row."""
+    return number >> _LINE_BITS, number & (1 << _LINE_BITS) - 1
+
+
+def find_near_duplicates(filesystem: Any, files: Sequence[str], threshold: float, board: Any) -> NearDuplicates:
+    """Clusters among the rows of Parquet files with `source`, `line` and `messages`; `board` counts rows, each twice."""
+    rows = sum(pyarrow.parquet.read_metadata(file, filesystem=filesystem).num_rows for file in files)
+    board.post.remote(total=2 * rows)
+    size = rows * Bands.at(threshold).count * _BYTES_OF_A_KEY
+    shares = 2 + size // _BYTES_OF_A_SHARE
+    many = {"num_returns": shares}
+    keys = [_keys.options(**many).remote(filesystem, file, threshold, shares, board) for file in files]
+    found = [_candidates.options(**many).remote(shares, *(each[share] for each in keys)) for share in range(shares)]
+    del keys
+    pairs = [_unique.options(num_returns=2).remote(*(each[share] for each in found)) for share in range(shares)]
+    del found
+    wanted = [each[1] for each in pairs]
+    texts = [_wanted_shingles.options(**many).remote(filesystem, file, board, *wanted) for file in files]
+    similar = [
+        _similar.remote(threshold, pairs[share][0], *(each[share] for each in texts)) for share in range(shares)
+    ]
+    del texts
+    return _clusters(ray.get(similar))
+
+
+_Share = tuple[Hashes, Numbers]
+_Texts = tuple[Numbers, Numbers, Shingles]  # number, length in characters and shingles of each
+_Similar = tuple[Numbers, Numbers, Any]  # (P, 2) pairs, (P, 2) lengths, (P,) similarity
+
+
+@ray.remote(num_cpus=1)
+def _keys(filesystem: Any, file: str, threshold: float, shares: int, board: Any) -> list[_Share]:
+    """Keys and numbers of the file's rows, by share."""
+    bands = Bands.at(threshold)
+    found: list[_Share] = [(np.empty(0, np.uint64), np.empty(0, np.int64))]
+    for numbers, texts in _batches(filesystem, file):
+        keys = bands.keys(Shingles.of(texts))
+        found.append((keys.ravel(), np.repeat(numbers, bands.count)))
+        board.add.remote(done=len(texts))
+    keys, numbers = (np.concatenate(column) for column in zip(*found, strict=True))
+    share = keys % np.uint64(shares)
+    return [(keys[share == each], numbers[share == each]) for each in range(shares)]
+
+
+@ray.remote(num_cpus=1)
+def _candidates(shares: int, *pieces: _Share) -> list[Numbers]:
+    """Pairs of rows with a key in common, by share."""
+    keys, numbers = (np.concatenate(column) for column in zip(*pieces, strict=True))
+    pairs = candidate_pairs(keys, numbers)
+    share = pairs[:, 0] % shares
+    return [pairs[share == each] for each in range(shares)]
+
+
+@ray.remote(num_cpus=1)
+def _unique(*pieces: Numbers) -> tuple[Numbers, Numbers]:
+    """Each pair once, and the rows that are in them."""
+    pairs = np.unique(np.concatenate(pieces), axis=0)
+    return pairs, np.unique(pairs)
+
+
+@ray.remote(num_cpus=1)
+def _wanted_shingles(filesystem: Any, file: str, board: Any, *wanted: Numbers) -> list[_Texts]:
+    """The file's rows that each share wants."""
+    found: list[list[_Texts]] = [[] for _ in wanted]
+    everything = np.unique(np.concatenate(wanted))
+    for numbers, texts in _batches(filesystem, file):
+        places = np.flatnonzero(np.isin(numbers, everything))
+        shingles = Shingles.of([texts[place] for place in places])
+        lengths = np.array([len(texts[place]) for place in places], np.int64)
+        for share, theirs in enumerate(wanted):
+            inside = np.isin(numbers[places], theirs)
+            found[share].append((numbers[places][inside], lengths[inside], shingles.only(inside)))
+        board.add.remote(done=len(texts))
+    return [_joined(each) for each in found]
+
+
+@ray.remote(num_cpus=1)
+def _similar(threshold: float, pairs: Numbers, *pieces: _Texts) -> _Similar:
+    """The pairs whose texts are as similar as `threshold`, with the lengths of both."""
+    numbers, lengths, shingles = _joined(pieces)
+    order = np.argsort(numbers)
+    at = order[np.searchsorted(numbers, pairs, sorter=order)]
+    alike = np.array([similarity(shingles[one], shingles[other]) for one, other in at], np.float64)
+    enough = alike >= threshold
+    return pairs[enough], lengths[at[enough]], alike[enough]
+
+
+def _batches(filesystem: Any, file: str) -> Iterator[tuple[Numbers, list[str]]]:
+    """Numbers and texts of a file's rows, some at a time."""
+    with pyarrow.parquet.ParquetFile(file, filesystem=filesystem) as opened:
+        for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=["source", "line", "messages"]):
+            source, line = (batch[name].to_numpy().astype(np.int64) for name in ("source", "line"))
+            yield number_of(source, line), [text_of(json.loads(each)) for each in batch["messages"].to_pylist()]
+
+
+def text_of(messages: Sequence[Any]) -> str:
+    """What is compared: the words of all turns, one after the other."""
+    return "\n".join(message["content"] for message in messages)
+
+
+def _joined(pieces: Sequence[_Texts]) -> _Texts:
+    numbers, lengths, shingles = zip(*pieces, strict=True)
+    return np.concatenate(numbers), np.concatenate(lengths), Shingles.joined(shingles)
+
+
+def _clusters(found: Sequence[_Similar]) -> NearDuplicates:
+    pairs, lengths, alike = (np.concatenate(column) for column in zip(*found, strict=True))
+    members, clusters = components(pairs)
+    size = np.zeros(len(members), np.int64)
+    most = np.zeros(len(members))
+    for side in (0, 1):
+        place = np.searchsorted(members, pairs[:, side])
+        size[place] = lengths[:, side]
+        np.maximum.at(most, place, alike)
+    # By cluster, the longest first, then the first in the order of the sources.
+    order = np.lexsort((members, -size, clusters))
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = clusters[order][1:] != clusters[order][:-1]
+    longest = members[order][is_first]
+    kept = longest[np.searchsorted(clusters[order][is_first], clusters)]
+    return NearDuplicates(members, kept, most)
