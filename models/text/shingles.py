@@ -74,7 +74,7 @@ class WordRuns:
         return cls(np.fromiter(flat, np.uint64, count=int(starts[-1])), starts)
 
     def runs(self, size: int) -> "WordRuns":
-        """The hashes of all runs of `size` words; a text of fewer words, but at least one, has one run of them all."""
+        """The hashes of all runs of `size` words; a text of fewer words has one run of them all."""
         lengths = np.diff(self.starts)
         counts = np.where(lengths >= size, lengths - size + 1, np.minimum(lengths, 1))
         starts = _starts(counts)

@@ -58,7 +58,10 @@ def place_of(number: int) -> tuple[int, int]:
 
 
 def find_near_duplicates(filesystem: Any, files: Sequence[str], threshold: float, board: Any) -> NearDuplicates:
-    """Clusters among the rows of Parquet files with `source`, `line` and `messages`; `board` counts rows, each twice."""
+    """Clusters among the rows of Parquet files with `source`, `line` and `messages`.
+
+    `board` counts every row twice.
+    """
     rows = sum(pyarrow.parquet.read_metadata(file, filesystem=filesystem).num_rows for file in files)
     board.post.remote(total=2 * rows)
     size = rows * Bands.at(threshold).count * _BYTES_OF_A_KEY

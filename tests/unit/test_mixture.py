@@ -1,0 +1,80 @@
+"""Sources by weight, repeats and temperature: each epoch's rows."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from models.errors import RayconteurError
+from models.mixture import Mixture, MixtureSettings
+
+SOURCES = [0] * 60 + [1] * 30 + [2] * 10
+TOKENS = [10] * 60 + [20] * 30 + [100] * 10  # 600, 600 and 1,000 tokens
+
+
+def read(settings: MixtureSettings, epochs: int) -> list[Counter[int]]:
+    mixture = Mixture.of(SOURCES, TOKENS, settings)
+    return [Counter(mixture.rows(epoch, seed=3).tolist()) for epoch in range(epochs)]
+
+
+def tokens_by_source(rows: Counter[int]) -> dict[int, int]:
+    found: Counter[int] = Counter()
+    for row, times in rows.items():
+        found[SOURCES[row]] += TOKENS[row] * times
+    return dict(found)
+
+
+def test_without_settings_an_epoch_reads_every_row_once() -> None:
+    for rows in read(MixtureSettings(), 3):
+        assert rows == Counter(range(100))
+
+
+def test_weights_are_shares_of_tokens() -> None:
+    settings = MixtureSettings(weights={0: 1, 1: 2, 2: 1})
+    for rows in read(settings, 4):
+        found = tokens_by_source(rows)
+        assert sum(found.values()) == pytest.approx(2200, rel=0.05)
+        assert found[1] / sum(found.values()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_source_is_read_evenly_over_the_epochs() -> None:
+    """However its share falls between whole passes, no row is read twice more than another."""
+    total: Counter[int] = Counter()
+    for rows in read(MixtureSettings(weights={0: 5, 1: 2, 2: 1}), 7):
+        total += rows
+        for source in (0, 1, 2):
+            counts = [total[row] for row in range(100) if SOURCES[row] == source]
+            assert max(counts) - min(counts) <= 1
+
+
+def test_a_source_without_a_weight_is_not_read() -> None:
+    assert set(tokens_by_source(read(MixtureSettings(weights={1: 1}), 1)[0])) == {1}
+
+
+def test_repeats() -> None:
+    first, second = read(MixtureSettings(repeats={2: 2.5}), 2)
+    assert all(first[row] == 1 for row in range(90))
+    assert sum(first[row] for row in range(90, 100)) == 25
+    assert all(first[row] + second[row] == 5 for row in range(90, 100))
+
+
+def test_temperature_favours_small_sources() -> None:
+    shares = []
+    for temperature in (1.0, 2.0, 1e9):
+        found = tokens_by_source(read(MixtureSettings(temperature=temperature), 1)[0])
+        shares.append(found[2] / sum(found.values()))
+    assert shares[0] == pytest.approx(1000 / 2200, abs=0.02)
+    assert shares[0] > shares[1] > shares[2] == pytest.approx(1 / 3, abs=0.04)
+
+
+def test_an_epoch_is_known_from_its_number_alone() -> None:
+    settings = MixtureSettings(weights={0: 1, 1: 3, 2: 2})
+    one, other = (Mixture.of(SOURCES, TOKENS, settings) for _ in range(2))
+    expected = [one.rows(epoch, seed=1) for epoch in range(5)]
+    assert np.array_equal(other.rows(4, seed=1), expected[4])
+    assert not np.array_equal(other.rows(4, seed=2), expected[4])
+
+
+def test_weights_of_zero_alone_are_refused() -> None:
+    with pytest.raises(RayconteurError, match=r"data\.sources: every source that has conversations has weight 0"):
+        Mixture.of(SOURCES, TOKENS, MixtureSettings(weights={0: 0, 7: 1}))
