@@ -44,8 +44,8 @@ LAYERS = {
         "objectives export",
         "base",
         "kernels exchange",
-        "packing chat generation files text",
-        "trees mixture errors",
+        "packing chat generation files text mixture",
+        "trees errors",
     ],
 }
 # A package imports its own modules and those of packages after it.
