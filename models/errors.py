@@ -24,6 +24,7 @@ class RayconteurError(ValueError):
             EndpointError
             MessageError
             NoSmallModel
+            PatternTooSlow
             Refused
             ReplyCut
             SourceError
