@@ -11,6 +11,7 @@ address spelled "jane at example dot com", a bare number of 10 digits without a 
 introduces. benchmarks/private_details.py has the figures.
 """
 
+import bisect
 import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -163,9 +164,14 @@ def _without_overlaps(details: Sequence[Detail]) -> list[Detail]:
     """Those that overlap none before them, in order of the text."""
     kept: list[Detail] = []
     for each in details:
-        if all(each.end <= other.start or other.end <= each.start for other in kept):
-            kept.append(each)
-    return sorted(kept, key=operator.attrgetter("start"))
+        place = bisect.bisect_left(kept, each.start, key=_start)
+        is_after = not place or kept[place - 1].end <= each.start
+        if is_after and (place == len(kept) or each.end <= kept[place].start):
+            kept.insert(place, each)
+    return kept
+
+
+_start = operator.attrgetter("start")
 
 
 def _known(field: str, names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:

@@ -58,8 +58,7 @@ strange strangelove stark right incredible brightside potato engineering science
 studies um uh ah hm hmm haha hahaha lol
 nope dang don unfortunately honestly eh wow omg yep yup nah mhm alright mostly usually
 ## places that people say they are from or in
-london paris berlin rome madrid york spain france germany italy england europe africa asia texas california inc
-ltd llc gmbh corp group bank hotel restaurant store street avenue
+london paris berlin rome madrid york spain france germany italy england europe africa asia texas california
 ## German
 damen herren herr frau kollegen kollegin kolleginnen kunde kunden kundin freunde freundin gott leser eltern mama
 papa oma opa grüße gruß präsident präsidentin minister ministerin kanzler kanzlerin studentin deutscher deutsche
@@ -77,6 +76,25 @@ portugues português heer mevrouw klant klanten collega iedereen allemaal wereld
 _NO_NAMES = frozenset(re.sub(r"##.*", "", _NO_NAMES_TEXT).split())
 # Less those that are names behind a title or a first name: Dr. King, Betty White.
 _NEVER_NAMES = _NO_NAMES - {"king", "white", "black", "christian", "prince", "english", "french", "london", "york"}
+# Behind another word they make a company of it, or a place.
+_OF_COMPANIES = {
+    *(
+        "inc",
+        "ltd",
+        "llc",
+        "gmbh",
+        "corp",
+        "group",
+        "bank",
+        "hotel",
+        "restaurant",
+        "store",
+        "street",
+        "avenue",
+        "team",
+    ),
+    *("support", "service", "department", "office", "clinic", "center", "centre", "garden", "university", "school"),
+}
 
 _TITLE = (
     r"(?:(?:Mr|Mrs|Ms|Mx|Dr|Prof|Sr|Sra|Srta)\.? |(?:Mister|Miss|Professor|Doctor|Señora?|Madame|Monsieur|Signora?) |"
@@ -146,16 +164,18 @@ _RULES = (
         r"(?=,? (?:speaking|here|calling|from|with|am Apparat)\b)",
     ),
     _rule("again speaking calling", rf"\b[Ii]t['’]s {_NAME}(?=,? (?:again|speaking|calling)\b)"),
+    _rule("hi hello hey", rf"(?:^|\n)(?:[Hh]i|[Hh]ello|[Hh]ey),? (?:[Ii]t['’]s|this is) {_NAME}{_STRICT_END}"),
+    _rule("voicemail", rf"(?<![\p{{L}}\d]){_NAME}(?=['’]s voicemail)"),
     _rule("ici", rf"\b[Bb]onjour,? ici {_NAME}{_STRICT_END}"),
     _rule(
         "m am bin suis soy sono sou ben",
-        r"\b(?:[Ii]['’]m|I am|[Ii]ch bin|[Jj]e suis|[Ss]oy|[Ss]ono|[Ee]u sou|[Ii]k ben) "
+        r"\b(?:[Ii]['’]m|[Ii] am|[Ii]ch bin|[Jj]e suis|[Ss]oy|[Ss]ono|[Ee]u sou|[Ii]k ben) "
         + _NAME
         + r"(?=\s*(?:[,.!](?!\d)|$|\n|(?:and|und|et|y|e|en) \p{L}|from\b|your\b|de la\b|aus\b|with\b))",
     ),
     _rule(
         "speaking under",
-        r"(?:\b[Yy]ou(?:['’]| a)re speaking (?:with|to)|\bunder the name(?: of)?|"
+        r"(?:\b[Yy]ou(?:['’]| a)re speaking (?:with|to)|(?:\bunder the name(?: of)?|\b[Ii]t(?:['’]s| is) under)|"
         rf"\b(?:[Pp]ut|[Bb]ook|[Rr]eserv\p{{L}}+|[Aa]ppointment)\b[^.!?\n]{{0,20}} under) "
         rf"(?:{_TITLE})?{_NAME}{_STRICT_END}",
     ),
@@ -198,8 +218,8 @@ _RULES = (
     ),
     # A field.
     _rule(
-        "name nombre nom nome naam patient",
-        r"(?:^|[\n,;|{\"'(*] *)(?i:(?:full |your )?name|nom|nombre|nome|naam|vor- und nachname|patient)"
+        "name nombre nom nome naam patient contact",
+        r"(?:^|[\n,;|{\"'(*] *)(?i:(?:full |your )?name|nom|nombre|nome|naam|vor- und nachname|patient|contact)"
         r"\"?[ ]?[:=]\**[ ]*\"?" + _FULL_NAME + r"(?=\s*(?:[,;|\n\"')*]|$))",
     ),
     _rule(
@@ -219,24 +239,33 @@ _HAN_RULES = tuple(
             rf"(?:我的名字(?:是|叫)|姓名[:：]) ?{_HAN_NAME}",
             rf"我是{_HAN_NAME}{_HAN_END}",
             rf"(?:我|免贵)姓(?P<name>{_HAN_COMPOUND}|[{_HAN_FAMILY}]){_HAN_END}",
-            r"(?<![《·])(?<![^\P{Han}问是的和找给跟向请到约叫见位了让帮联系])"
+            r"(?<![《·])(?<![^\P{Han}问是的和找给跟向请到约叫见位了让帮联系转])"
             rf"(?P<name>(?:{_HAN_COMPOUND})\p{{Han}}{{0,2}}?|[{_HAN_FAMILY.replace('文', '').replace('高', '')}])"
             r"(?:先生|女士|小姐|太太|老师|医生|经理)",
         ),
     )
 )
-_RULES_OF: dict[str, list[_Rule]] = {}
+_RULES_OF: dict[str | bytes, list[_Rule]] = {}
 for _each in _RULES:
     for _trigger in _each.words:
         _RULES_OF.setdefault(_trigger, []).append(_each)
-_TRIGGERS = frozenset(_RULES_OF)
+        _RULES_OF.setdefault(_trigger.encode(), []).append(_each)
+_TRIGGERS: frozenset[str | bytes] = frozenset(_RULES_OF)
 _WORDS = re.compile(r"\w+")
+# Splitting bytes is four times as fast as a regular expression, and most texts are ASCII.
+_ASCII_WORDS = bytes(code if chr(code).isalnum() or code == ord("_") else ord(" ") for code in range(128)) + bytes(
+    128
+)
 _HAN = re.compile("[\u4e00-\u9fff]")
 
 
 def persons(text: str) -> Iterator[Detail]:
     """The names in a text that its words introduce; those of two rules may overlap."""
-    triggers = _TRIGGERS.intersection(_WORDS.findall(text.lower()))
+    lowered = text.lower()
+    if lowered.isascii():
+        triggers = _TRIGGERS.intersection(lowered.encode().translate(_ASCII_WORDS).split())
+    else:
+        triggers = _TRIGGERS.intersection(_WORDS.findall(lowered))
     if triggers:
         several_lines = "\n" in text
         for rule in {rule: None for word in triggers for rule in _RULES_OF[word]}:
@@ -256,6 +285,8 @@ def _named(text: str, start: int, end: int) -> Iterator[Detail]:
         is_particle = word[0].islower() and words[-1][0].isupper()
         is_initial = len(word) == 2 and word[1] == "."
         is_after = number > 0 or text[:start].endswith(("Mr. ", "Mrs. ", "Ms. ", "Dr. ", "Mr ", "Mrs ", "Ms ", "Dr "))
+        if number and word.lower() in _OF_COMPANIES:
+            return
         nothing = _NEVER_NAMES if is_after else _NO_NAMES
         if word.lower().rstrip(".") in nothing and not is_particle and not is_initial:
             words = words[:number]

@@ -28,7 +28,7 @@ _LETTERS = "A-Za-z0-9_\u00c0-\u024f"
 _ABOUT_OTHERS = re.compile(
     r"\b(?:order|orders|confirmation|case|ticket|invoice|reference|ref|booking|tracking|track|ups|usps|fedex|dhl|"
     r"account|acct|serial|imei|sku|item|po|ean|upc|gtin|isbn|issn|barcode|pmid|doi|id|ids|uid|uuid|ssn|ein|zip|vin|"
-    r"timestamp|unix|user|session|model|part|policy|member|licen[cs]e|passport|usd|eur|gbp|"
+    r"timestamp|unix|user|session|model|part|policy|member|customer|password|licen[cs]e|passport|usd|eur|gbp|"
     r"\w*(?:bestell|rechnungs?|kunden|artikel|auftrags?|vertrags?|konto|sendungs?)(?:nummer|nr)?|aktenzeichen|rechnung|"
     r"commande|facture|dossier|pedido|orden|factura|ordine|fattura|fatura|bestelling|factuur)\b"
     r"|订单|单号|编号|身份证|学号|账号|工号",
@@ -48,7 +48,13 @@ _ABOUT_CARDS = re.compile(
     re.IGNORECASE,
 )
 # Words that only repeat the noun before them: "order number is".
-_NEUTRAL = re.compile(r"(?:number|numbers|nummer|num[eé]ro|numero|n[uú]mero|号码)$", re.IGNORECASE)
+_NEUTRAL = re.compile(r"numbers?|nummer|num[eé]ro|n[uú]mero|号码", re.IGNORECASE)
+# Which number it is, if no noun says so: "my number", "the number is".
+_NUMBER_OF = re.compile(
+    r"\b(?:my|your|their|his|her|our|its|['’]s|meine?|mon|mi|mio|meu|mijn|ons|local|direct|work|home|office)\s+(?:\w+\s+)?n[uú]m+[eé]?(?:ro|r|ber)s?\b"
+    r"|\bnumbers?(?:\s+(?:\w+\s+)?(?:is|on|are)\b|:)|号码|number for",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"[!?;\n]|,\s|[a-z]\.$|(?<!\bno)(?<!\bNo)(?<!\bnr)(?<!\bNr)\.\s")
 _WINDOW = 48
 
@@ -74,10 +80,10 @@ def _verdict(window: str, wanted: re.Pattern[str]) -> bool | None:
     other = _last(_ABOUT_OTHERS, sentence)
     if other >= 0:
         other += len(window) - len(sentence)
-    strong = max((m.end() for m in wanted.finditer(window) if not _NEUTRAL.search(m.group())), default=-1)
+    strong = max((m.end() for m in wanted.finditer(window) if not _NEUTRAL.fullmatch(m.group())), default=-1)
     if other >= 0 or strong >= 0:
         return strong > other
-    return True if wanted.search(window) else None
+    return True if wanted.search(window) and _NUMBER_OF.search(window) else None
 
 
 # --- Phones
@@ -88,7 +94,7 @@ _PHONE = re.compile(
     rf"(?![{_LETTERS}%°])(?![.,:/*+=-]\d|\s?[*=°€£]|\$)",
 )
 # "text me 2 415-555-0132", "Suite 12. 415-555-0132"
-_AFTER_A_DIGIT = re.compile(r"(\d{1,4}[ .]{1,2})(?<!\b1 )\(?\d{3}\)?[ -.]\d{3}[-.]\d{4}")
+_AFTER_A_DIGIT = re.compile(r"(\d{1,4}[ .]{1,2})(?<!\b1[ .])\(?\d{3}\)?[ -.]\d{3}[-.]\d{4}")
 _EXTENSION = re.compile(r",?\s?[A-Za-z].*")
 # Their national prefix is 0, and few write it.
 _WITHOUT_PREFIX = frozenset({"CN", "BR", "IN"})
@@ -102,8 +108,7 @@ class Phones:
     """Finds phone numbers: international ones, and those of some regions."""
 
     def __init__(self, regions: Sequence[str]) -> None:
-        self._regions = regions
-        self._parsed = lru_cache(maxsize=4096)(self._parse)
+        self._regions = tuple(regions)
 
     @staticmethod
     def all_regions() -> Sequence[str]:
@@ -112,59 +117,72 @@ class Phones:
 
     def find(self, text: str, before: str = "") -> Iterator[Detail]:
         """The phone numbers of a text."""
+        is_chinese = not text.isascii() and bool(_HAN.search(text))
         for match in _PHONE.finditer(text):
             for start, end in _pieces(text, *match.span()):
                 written = text[start:end]
-                number = self._number(
-                    written, _says(text, start, end, _ABOUT_PHONES, before), bool(_HAN.search(text))
-                )
+                groups = re.findall(r"\d+", _EXTENSION.sub("", written))
+                if _is_list(groups) and "+" not in written:
+                    continue
+                is_phone = _says(text, start, end, _ABOUT_PHONES, before)
+                number = self._number(written, groups, is_phone, is_chinese) if is_phone is not False else None
                 if number:
                     yield Detail("phone", start, end, number)
 
-    def _number(self, written: str, is_phone: bool | None, is_chinese: bool) -> str | None:
-        """E.164, or None if it is no phone number; `is_phone` is what the words before it say."""
-        if is_phone is False:
-            return None
-        digits = "".join(filter(str.isdecimal, _EXTENSION.sub("", written)))
-        groups = re.findall(r"\d+", _EXTENSION.sub("", written))
+    def _number(self, written: str, groups: list[str], is_phone: bool | None, is_chinese: bool) -> str | None:
+        """E.164, or None if it is no phone number; `is_phone`: the words before it say that it is one."""
+        digits = "".join(groups)
         if written.startswith(("+", "(+")):
-            return self._international(written, bool(is_phone) or len(groups) > 1)
-        if digits.startswith("00"):
-            return self._international(f"+{digits[2:]}", True) if is_phone or len(groups) > 2 else None
-        # A list of numbers: 4 8 15 16 23 42.
-        if len(groups) > 6 or any(len(group) == 1 for group in groups[1:]) or groups[0] in _DIGITS:
-            return None
+            return _international(written, bool(is_phone) or len(groups) > 1)
+        if written.startswith("00"):
+            return _international(f"+{digits[2:]}", True) if is_phone or len(groups) > 2 else None
         if not is_phone and not _looks_national(written, groups, is_chinese):
             return None
-        found: str | None = self._parsed(written, digits)
-        if found is None and len(digits) in (10, 11) and [len(group) for group in groups][-2:] == [3, 4]:
+        found = _national(written, self._regions)
+        shape = [len(group) for group in groups]
+        if found is None and len(digits) in (10, 11) and shape[-2:] == [3, 4] and (is_phone or _AREA.match(written)):
             # (555) 123-4567: no area has this code, but whoever writes it means a phone.
-            is_american = {"US", "CA"} & set(self._regions) and (is_phone or _AREA.match(written))
-            found = f"+1{digits[-10:]}" if is_american else None
-        if found is None and is_phone and [len(group) for group in groups] == [3, 4] and "-" in written:
-            found = digits
-        return found
+            found = f"+1{digits[-10:]}" if "US" in self._regions else None
+        return digits if found is None and is_phone and shape == [3, 4] and "-" in written else found
 
-    def _international(self, written: str, is_formatted: bool) -> str | None:
-        try:
-            number = phonenumbers.parse(written)
-        except phonenumbers.NumberParseException:
-            return None
-        is_number = phonenumbers.is_valid_number(number) or (is_formatted and phonenumbers.is_possible_number(number))
-        return _e164(number) if is_number else None
 
-    def _parse(self, written: str, digits: str) -> str | None:
-        """E.164 of a number without a country code, by the first region in whose plan it is."""
-        for region in self._regions:
-            plan = phonenumbers.PhoneMetadata.metadata_for_region(region)
-            # Where numbers begin with a 0 at home (030 in Berlin), one without it is none.
-            has_prefix = plan is not None and plan.national_prefix == "0" and region not in _WITHOUT_PREFIX
-            if has_prefix and digits[0] != "0":
-                continue
-            number = phonenumbers.parse(written, region)
-            if phonenumbers.is_valid_number_for_region(number, region):
-                return _e164(number)
+def _international(written: str, is_formatted: bool) -> str | None:
+    try:
+        number = phonenumbers.parse(written)
+    except phonenumbers.NumberParseException:
         return None
+    is_number = phonenumbers.is_valid_number(number) or (is_formatted and phonenumbers.is_possible_number(number))
+    return _e164(number) if is_number else None
+
+
+@lru_cache(maxsize=4096)
+def _national(written: str, regions: tuple[str, ...]) -> str | None:
+    """E.164 of a number without a country code, by the first region in whose plan it is."""
+    first = next(filter(str.isdecimal, written))
+    for region in regions:
+        plan = phonenumbers.PhoneMetadata.metadata_for_region(region)
+        # Where numbers begin with a 0 at home (030 in Berlin), one without it is none.
+        has_prefix = plan is not None and plan.national_prefix == "0" and region not in _WITHOUT_PREFIX
+        if has_prefix and first != "0":
+            continue
+        try:
+            number = phonenumbers.parse(written, region)
+        except phonenumbers.NumberParseException:
+            continue
+        if phonenumbers.is_valid_number_for_region(number, region):
+            return _e164(number)
+    return None
+
+
+def _is_list(groups: list[str]) -> bool:
+    """Several numbers, not one: 4 8 15 16 23 42; or more digits than a phone has."""
+    return (
+        sum(map(len, groups)) > 15
+        or len(groups) > 6
+        or [len(group) for group in groups] == [2] * 6
+        or any(len(group) == 1 for group in groups[1:])
+        or groups[0] in _DIGITS
+    )
 
 
 def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
