@@ -5,9 +5,9 @@
 The lines are in private_details.txt beside this file, each with its details marked, written by hand: all kinds in ten
 languages, and traps (order numbers, dates, prices, versions, ISBNs, street addresses, words that look like names).
 Details that nothing in the line gives away, such as a name in mid-sentence, are in there too. The first 553 lines
-shaped the recognisers; the last 152 were written when those were done. A detail is found if exactly its characters are. `--write` writes the lines without marks; `--corpus` measures the speed on conversations
-and counts what is found there. Prints a Markdown table and what is missed or invented, and one JSON object as the
-last line.
+shaped the recognisers; the last 152 were written when those were done. A detail is found if exactly its characters
+are. `--write` writes the lines without marks; `--corpus` measures the speed on conversations and counts what is found
+there. Prints a Markdown table and what is missed or invented, and one JSON object as the last line.
 """
 
 import argparse
