@@ -79,4 +79,5 @@ class Mixture:
             np.random.default_rng([seed, source, number]).permutation(rows)
             for number in range(first, -(-end // len(rows)))
         ]
-        return np.concatenate([rows[:0], *stream])[begin - first * len(rows) : end - first * len(rows)]
+        drawn: Rows = np.concatenate([rows[:0], *stream])[begin - first * len(rows) : end - first * len(rows)]
+        return drawn

@@ -31,6 +31,20 @@ class SetAsideGroup(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NearDuplicateFigures(Record):
+    """Conversations that are nearly the same as another one."""
+
+    conversations: int
+    """that have a near-duplicate"""
+    clusters: int
+    """sets of conversations that are alike; without near-duplicates one of each remains"""
+    exact: int
+    """of the conversations, those with the same words as another one"""
+    on_both_sides: int
+    """held-out conversations with a near-duplicate among those to train on; what is measured on them flatters"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrepareFigures(Record):
     """Counts of the corpus; `quarantined` counts lines, all others count usable conversations."""
 
@@ -47,6 +61,7 @@ class PrepareFigures(Record):
     """in tokens"""
     set_aside: tuple[SetAsideGroup, ...] = ()
     """the largest group first"""
+    near_duplicates: NearDuplicateFigures | None = optional()
 
 
 @dataclass(frozen=True, kw_only=True)

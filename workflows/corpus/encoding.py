@@ -9,7 +9,7 @@ from models.chat.renderer import renderer_of
 from workflows.corpus.conversations import parse_conversation, parse_judged, parse_pair
 from workflows.corpus.errors import UnusableLine
 from workflows.corpus.rows import CorpusRow
-from workflows.corpus.split import side_of, split_key
+from workflows.corpus.split import group_of, side_of, split_key
 from workflows.spec import DataSpec
 
 
@@ -34,6 +34,7 @@ class Encoding:
         messages = json.dumps(conversation.messages, ensure_ascii=False)
         tools = None if conversation.tools is None else json.dumps(conversation.tools, ensure_ascii=False)
         key = messages if other is None else split_key(conversation.messages, is_pair=True)
+        group = group_of(text, self.data.group_by) if self.data.group_by else None
         first = encoded[0]
         row: CorpusRow = {
             "input_ids": first.input_ids,
@@ -44,7 +45,8 @@ class Encoding:
             "truncated": any(each.is_cut for each in encoded),
             "messages": messages,
             "tools": tools,
-            "split": side_of(key, self.data.held_out_share),
+            "group": group,
+            "split": side_of(key if group is None else group, self.data.held_out_share),
         }
         if other is not None:
             row["other_input_ids"], row["other_supervised"] = encoded[1].input_ids, encoded[1].supervised

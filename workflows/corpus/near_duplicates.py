@@ -1,6 +1,6 @@
 """Near-duplicates among the rows of a corpus, found by tasks over its files on all nodes.
 
-found = find_near_duplicates(filesystem, files, threshold=0.8, board=board)
+found = find_near_duplicates(filesystem, files, data.deduplicate, board)
 found.members, found.kept, found.similarity
 
 Four steps, each a task for a file or for a share of the keys; between them Ray's object store holds the pieces, and
@@ -23,12 +23,14 @@ import numpy as np
 import pyarrow.parquet
 import ray
 
+from models.chat.form import Message
 from models.text.near_duplicates import Bands, Numbers, candidate_pairs, components
 from models.text.shingles import Hashes, Shingles, similarity
+from workflows.spec.data import DeduplicateSpec
 
 _ROWS_AT_ONCE = 512
 _BYTES_OF_A_KEY = 16
-_BYTES_OF_A_SHARE = 64 << 20
+_SHARE_BYTES = 64 << 20
 _LINE_BITS = 40
 """of a row's number; the rest is its source"""
 
@@ -57,25 +59,30 @@ def place_of(number: int) -> tuple[int, int]:
     return number >> _LINE_BITS, number & (1 << _LINE_BITS) - 1
 
 
-def find_near_duplicates(filesystem: Any, files: Sequence[str], threshold: float, board: Any) -> NearDuplicates:
+def find_near_duplicates(
+    filesystem: Any, files: Sequence[str], settings: DeduplicateSpec, board: Any, bytes_of_a_share: int = _SHARE_BYTES
+) -> NearDuplicates:
     """Clusters among the rows of Parquet files with `source`, `line` and `messages`.
 
     `board` counts every row twice.
     """
+    threshold, compare = settings.threshold, settings.compare
     rows = sum(pyarrow.parquet.read_metadata(file, filesystem=filesystem).num_rows for file in files)
     board.post.remote(total=2 * rows)
     size = rows * Bands.at(threshold).count * _BYTES_OF_A_KEY
-    shares = 2 + size // _BYTES_OF_A_SHARE
-    many = {"num_returns": shares}
-    keys = [_keys.options(**many).remote(filesystem, file, threshold, shares, board) for file in files]
-    found = [_candidates.options(**many).remote(shares, *(each[share] for each in keys)) for share in range(shares)]
+    shares = 2 + size // bytes_of_a_share
+    many = ray.remote(num_cpus=1, num_returns=shares)
+    keys_of, candidates_of, shingles_of = map(many, (_keys, _candidates, _wanted_shingles))
+    unique_of, similar_of = ray.remote(num_cpus=1, num_returns=2)(_unique), ray.remote(num_cpus=1)(_similar)
+    keys = [keys_of.remote(filesystem, file, settings, shares, board) for file in files]
+    found = [candidates_of.remote(shares, *(each[share] for each in keys)) for share in range(shares)]
     del keys
-    pairs = [_unique.options(num_returns=2).remote(*(each[share] for each in found)) for share in range(shares)]
+    pairs = [unique_of.remote(*(each[share] for each in found)) for share in range(shares)]
     del found
     wanted = [each[1] for each in pairs]
-    texts = [_wanted_shingles.options(**many).remote(filesystem, file, board, *wanted) for file in files]
+    texts = [shingles_of.remote(filesystem, file, compare, board, *wanted) for file in files]
     similar = [
-        _similar.remote(threshold, pairs[share][0], *(each[share] for each in texts)) for share in range(shares)
+        similar_of.remote(threshold, pairs[share][0], *(each[share] for each in texts)) for share in range(shares)
     ]
     del texts
     return _clusters(ray.get(similar))
@@ -86,12 +93,11 @@ _Texts = tuple[Numbers, Numbers, Shingles]  # number, length in characters and s
 _Similar = tuple[Numbers, Numbers, Any]  # (P, 2) pairs, (P, 2) lengths, (P,) similarity
 
 
-@ray.remote(num_cpus=1)
-def _keys(filesystem: Any, file: str, threshold: float, shares: int, board: Any) -> list[_Share]:
+def _keys(filesystem: Any, file: str, settings: DeduplicateSpec, shares: int, board: Any) -> list[_Share]:
     """Keys and numbers of the file's rows, by share."""
-    bands = Bands.at(threshold)
+    bands = Bands.at(settings.threshold)
     found: list[_Share] = [(np.empty(0, np.uint64), np.empty(0, np.int64))]
-    for numbers, texts in _batches(filesystem, file):
+    for numbers, texts in _batches(filesystem, file, settings.compare):
         keys = bands.keys(Shingles.of(texts))
         found.append((keys.ravel(), np.repeat(numbers, bands.count)))
         board.add.remote(done=len(texts))
@@ -100,7 +106,6 @@ def _keys(filesystem: Any, file: str, threshold: float, shares: int, board: Any)
     return [(keys[share == each], numbers[share == each]) for each in range(shares)]
 
 
-@ray.remote(num_cpus=1)
 def _candidates(shares: int, *pieces: _Share) -> list[Numbers]:
     """Pairs of rows with a key in common, by share."""
     keys, numbers = (np.concatenate(column) for column in zip(*pieces, strict=True))
@@ -109,19 +114,17 @@ def _candidates(shares: int, *pieces: _Share) -> list[Numbers]:
     return [pairs[share == each] for each in range(shares)]
 
 
-@ray.remote(num_cpus=1)
 def _unique(*pieces: Numbers) -> tuple[Numbers, Numbers]:
     """Each pair once, and the rows that are in them."""
     pairs = np.unique(np.concatenate(pieces), axis=0)
     return pairs, np.unique(pairs)
 
 
-@ray.remote(num_cpus=1)
-def _wanted_shingles(filesystem: Any, file: str, board: Any, *wanted: Numbers) -> list[_Texts]:
+def _wanted_shingles(filesystem: Any, file: str, compare: str, board: Any, *wanted: Numbers) -> list[_Texts]:
     """The file's rows that each share wants."""
     found: list[list[_Texts]] = [[] for _ in wanted]
     everything = np.unique(np.concatenate(wanted))
-    for numbers, texts in _batches(filesystem, file):
+    for numbers, texts in _batches(filesystem, file, compare):
         places = np.flatnonzero(np.isin(numbers, everything))
         shingles = Shingles.of([texts[place] for place in places])
         lengths = np.array([len(texts[place]) for place in places], np.int64)
@@ -132,7 +135,6 @@ def _wanted_shingles(filesystem: Any, file: str, board: Any, *wanted: Numbers) -
     return [_joined(each) for each in found]
 
 
-@ray.remote(num_cpus=1)
 def _similar(threshold: float, pairs: Numbers, *pieces: _Texts) -> _Similar:
     """The pairs whose texts are as similar as `threshold`, with the lengths of both."""
     numbers, lengths, shingles = _joined(pieces)
@@ -143,17 +145,21 @@ def _similar(threshold: float, pairs: Numbers, *pieces: _Texts) -> _Similar:
     return pairs[enough], lengths[at[enough]], alike[enough]
 
 
-def _batches(filesystem: Any, file: str) -> Iterator[tuple[Numbers, list[str]]]:
+def _batches(filesystem: Any, file: str, compare: str) -> Iterator[tuple[Numbers, list[str]]]:
     """Numbers and texts of a file's rows, some at a time."""
     with pyarrow.parquet.ParquetFile(file, filesystem=filesystem) as opened:
         for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=["source", "line", "messages"]):
             source, line = (batch[name].to_numpy().astype(np.int64) for name in ("source", "line"))
-            yield number_of(source, line), [text_of(json.loads(each)) for each in batch["messages"].to_pylist()]
+            yield (
+                number_of(source, line),
+                [text_of(json.loads(each), compare) for each in batch["messages"].to_pylist()],
+            )
 
 
-def text_of(messages: Sequence[Any]) -> str:
-    """What is compared: the words of all turns, one after the other."""
-    return "\n".join(message["content"] for message in messages)
+def text_of(messages: Sequence[Message], compare: str) -> str:
+    """What is compared: the texts of all messages, or of the replies, one after the other."""
+    taken = [message for message in messages if compare == "conversations" or message["role"] == "assistant"]
+    return "\n".join(message["content"] for message in taken)
 
 
 def _joined(pieces: Sequence[_Texts]) -> _Texts:

@@ -41,10 +41,10 @@ def revise(filesystem: Any, corpus: str, moves: Moves) -> None:
     files = pa.dataset.dataset(corpus, filesystem=filesystem, format="parquet", partitioning="hive").files
     table = pa.table({"split": list(moves.splits), "reason": pa.array(moves.reasons, pa.string())})
     shared = ray.put((moves.numbers, table))
-    ray.get([_revise_file.remote(filesystem, corpus, file, shared) for file in files])
+    task = ray.remote(num_cpus=1)(_revise_file)
+    ray.get([task.remote(filesystem, corpus, file, shared) for file in files])
 
 
-@ray.remote(num_cpus=1)
 def _revise_file(filesystem: Any, corpus: str, file: str, moves: tuple[Any, pa.Table]) -> None:
     numbers, places = moves
     side = file.rpartition("split=")[2].partition("/")[0]

@@ -29,6 +29,8 @@ class CorpusRow(TypedDict, total=False):
     """the conversation, as JSON"""
     tools: str | None
     """as JSON"""
+    group: str | None
+    """the value of `data.group_by`, as JSON"""
     split: str
     reason: str
     """the reason why a line is set aside"""

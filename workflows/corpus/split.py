@@ -17,6 +17,14 @@ def split_key(messages: list[Any], is_pair: bool) -> str:
     return json.dumps(messages[:-1] if is_pair else messages, ensure_ascii=False)
 
 
+def group_of(text: bytes, field: str) -> str | None:
+    """The value of a record's key, or of a key within another (`metadata.user`), as JSON; None if it has none."""
+    value = json.loads(text.decode().removeprefix("\ufeff"))
+    for name in field.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return None if value is None else json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
 def side_of(key: str, held_out_share: float) -> str:
     """The side of a conversation with this key."""
     return HELD_OUT if _falls(key) < held_out_share else TRAIN

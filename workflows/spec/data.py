@@ -1,11 +1,11 @@
 """The sections data and new_model."""
 
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from workflows.spec.section import Section, Share
+from workflows.spec.section import ADDED, Section, Share
 
 NEW_MODEL = "new"
 """the `base_model` that is trained from scratch"""
@@ -33,6 +33,25 @@ class Source(Section):
 
     limit: Annotated[int, Field(ge=1, le=1_000_000_000_000)] | None = None
     """Maximum number of lines (rows, elements) to read from each file."""
+
+
+def _action(value: Any) -> Any:
+    """Expand the short form of a section that is mostly its action: `drop` becomes `{action: drop}`."""
+    return {"action": value} if isinstance(value, str) else value
+
+
+class DeduplicateSpec(Section):
+    """Near-duplicates: conversations that share most runs of three words, whatever their case and punctuation."""
+
+    action: Literal["report", "split", "drop"] = "report"
+    """`report` counts them and keeps all; `split` keeps all, but those that are alike on one side of the split;
+    `drop` keeps the longest of those that are alike and sets the others aside."""
+
+    threshold: Annotated[float, Field(ge=0.5, le=1.0)] = 0.8
+    """Smallest Jaccard index of their runs of three words at which two conversations are near-duplicates."""
+
+    compare: Literal["conversations", "replies"] = "conversations"
+    """What is compared: whole conversations, or the assistant's replies alone, all of a conversation together."""
 
 
 class DataSpec(Section):
@@ -92,6 +111,15 @@ class DataSpec(Section):
     cut_replies: Literal["cut", "drop", "fail"] = "cut"
     """How to treat a reply that `max_length` cuts: `cut` trains on it up to the cut, `drop` leaves it out, `fail`
     fails the stage."""
+
+    group_by: Annotated[str, Field(min_length=1)] | None = Field(default=None, json_schema_extra=ADDED)
+    """A key of the records, such as `user` or `metadata.account`; all conversations with the same value fall on the
+    same side of the split. A conversation without it is split by its text."""
+
+    deduplicate: Annotated[DeduplicateSpec, BeforeValidator(_action)] = Field(
+        default=DeduplicateSpec(), json_schema_extra=ADDED
+    )
+    """How to treat near-duplicates; short form: the action, as in `deduplicate: drop`."""
 
     @property
     def names(self) -> dict[str, str]:

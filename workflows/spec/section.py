@@ -13,6 +13,9 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 HOW: JsonDict = {"affects_result": False}
 """marks a field that changes how a stage runs but not its result: an artifact's key leaves it out"""
 
+ADDED: JsonDict = {"in_key_at_default": False}
+"""marks a field that is younger than the stores in use: an artifact's key has it only where it is not the default"""
+
 
 def named(value: Any) -> Any:
     """Expand the short form of a field that chooses a section by `name`: `dpo` becomes `{name: dpo}`."""
@@ -34,6 +37,8 @@ class Section(BaseModel):
             if isinstance(extra, dict) and extra.get("affects_result") is False:
                 continue
             value = getattr(self, name)
+            if extra == ADDED and value == field.get_default(call_default_factory=True):
+                continue
             values[name] = value.result_fields() if isinstance(value, Section) else _plain(value)
         return values
 

@@ -19,6 +19,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,10 @@ from workflows.corpus.files.sources import PACKED, SourceFile, source_files
 from workflows.corpus.files.text import Record
 from workflows.corpus.new_model import CHAT_TEMPLATE, make_base, with_base
 from workflows.corpus.rows import CorpusRow
+from workflows.corpus.separation import separate
 from workflows.corpus.set_aside import SetAside, set_aside_text
 from workflows.corpus.split import HELD_OUT, QUARANTINE, TRAIN, fill_empty_side
-from workflows.figures import PrepareFigures
+from workflows.figures import NearDuplicateFigures, PrepareFigures
 from workflows.spec import NEW_MODEL, PipelineSpec
 from workflows.stage import Context, StageFailed
 
@@ -84,6 +86,7 @@ _SCHEMA = pa.schema(
         ("truncated", pa.bool_()),
         ("messages", pa.string()),
         ("tools", pa.string()),
+        ("group", pa.string()),
         ("reason", pa.string()),
         ("split", pa.string()),
     ]
@@ -91,8 +94,8 @@ _SCHEMA = pa.schema(
 
 
 def run(context: Context) -> PrepareFigures:
-    """Read, render, split and write all conversations as a stream; returns the corpus statistics."""
-    spec, store, examples = context.spec, context.store, context.spec.train.objective.examples
+    """Write the corpus, look for near-duplicates in it, and return its statistics."""
+    spec, store = context.spec, context.store
     store.clear("prepare", context.key)
     files = source_files(spec)
     if spec.base_model == NEW_MODEL:
@@ -102,13 +105,30 @@ def run(context: Context) -> PrepareFigures:
         template = read_template(spec.data.chat_template)
         store.write_file(store.path("prepare", context.key, CHAT_TEMPLATE), template.encode())
         spec = with_base(spec, store, context.key)
-    corpus_path = store.path("prepare", context.key, "corpus")
+    _write_corpus(context, spec, files)
+    paths = [file.path for file in files]
+    corpus = store.path("prepare", context.key, "corpus")
+    figures, crashes = _statistics(context, paths)
+    _note_crashes(context, crashes)
+    _check(context, figures, paths)
+    with watching(context.progress, "conversations compared") as board:
+        alike = separate(store.filesystem, corpus, spec.data, paths, board)
+    _note_near_duplicates(context, alike)
+    _check_groups(context, corpus)
+    if spec.data.deduplicate.action != "report":
+        figures, _ = _statistics(context, paths)
+    return replace(_with_both_sides(context, figures, paths), near_duplicates=alike)
+
+
+def _write_corpus(context: Context, spec: PipelineSpec, files: list[SourceFile]) -> None:
+    """Read, render and split all conversations as a stream."""
     _set_block_size(files)
     _start_workers()
     tokenizer = chat_tokenizer(spec)
     end_token_ids(tokenizer)  # a template without an end token fails here, not on every line
     for note in template_notes(spec, tokenizer):
         context.progress.note(f"prepare: {note}")
+    store, examples = context.store, spec.train.objective.examples
     # A worker that unpickles the tokenizer need not import torch, which takes longer than a thousand conversations.
     pickled = ray.put(tokenizer)
     with watching(context.progress, "lines") as board:
@@ -145,12 +165,10 @@ def run(context: Context) -> PrepareFigures:
                 },
                 batch_format="pyarrow",
             )
-            .write_parquet(corpus_path, filesystem=store.filesystem, partition_cols=["split"])
+            .write_parquet(
+                store.path("prepare", context.key, "corpus"), filesystem=store.filesystem, partition_cols=["split"]
+            )
         )
-    paths = [file.path for file in files]
-    figures = _statistics(context, paths)
-    _check(context, figures, paths)
-    return _with_both_sides(context, figures, paths)
 
 
 def _start_workers() -> None:
@@ -268,7 +286,7 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, kind.value_type), mask=is_null)
 
 
-def _statistics(context: Context, paths: list[str]) -> PrepareFigures:
+def _statistics(context: Context, paths: list[str]) -> tuple[PrepareFigures, dict[str, str]]:
     """Count over the written shards, a batch at a time; also writes quarantine.jsonl."""
     store = context.store
     counts = Counter(dict.fromkeys(_COUNTS, 0))
@@ -294,10 +312,13 @@ def _statistics(context: Context, paths: list[str]) -> PrepareFigures:
                 groups.add(reason, row["source"], paths[row["source"]], row["line"])
                 if traceback and len(crashes) < _MAX_TRACEBACKS:
                     crashes.setdefault(reason, traceback)
+    return PrepareFigures(set_aside=groups.groups(), near_duplicates=None, **counts), crashes
+
+
+def _note_crashes(context: Context, crashes: dict[str, str]) -> None:
     for reason, traceback in crashes.items():
         file = write_traceback(traceback)
         context.progress.note(f"prepare: lines are set aside for {reason} (details in {file})", traceback=file)
-    return PrepareFigures(**counts, set_aside=groups.groups())
 
 
 def _count(counts: Counter[str], row: CorpusRow) -> None:
@@ -344,6 +365,34 @@ def _check(context: Context, figures: PrepareFigures, paths: list[str]) -> None:
         )
 
 
+def _check_groups(context: Context, corpus: str) -> None:
+    """Raise StageFailed if no conversation has the key of `data.group_by`; note how many lack it."""
+    if (field := context.spec.data.group_by) is None:
+        return
+    parts = pa.dataset.dataset(corpus, filesystem=context.store.filesystem, format="parquet", partitioning="hive")
+    is_good = pa.dataset.field("split") != QUARANTINE
+    total = parts.count_rows(filter=is_good)
+    lacking = parts.count_rows(filter=is_good & ~pa.dataset.field("group").is_valid())
+    if lacking == total:
+        raise StageFailed(
+            f"data.group_by: none of {total:,} conversations has {field!r}; name a key of the records, or a key "
+            "within another as in metadata.user"
+        )
+    if lacking:
+        context.progress.note(
+            f"prepare: {lacking:,} of {total:,} conversations have no {field!r} (data.group_by) and are split by "
+            "their text"
+        )
+
+
+def _note_near_duplicates(context: Context, found: NearDuplicateFigures) -> None:
+    if found.on_both_sides:
+        context.progress.note(
+            f"prepare: {found.on_both_sides:,} held-out conversations have a near-duplicate among those to train on, "
+            "so what is measured on them flatters the model; set data.deduplicate to drop or split"
+        )
+
+
 def _with_both_sides(context: Context, figures: PrepareFigures, paths: list[str]) -> PrepareFigures:
     """If few conversations leave one side empty by chance, move the nearest one there. Raises StageFailed if all have
     the same text.
@@ -366,4 +415,4 @@ def _with_both_sides(context: Context, figures: PrepareFigures, paths: list[str]
         f"prepare: with data.held_out_share {share:g}, by chance none of {total} conversations would be {side}; "
         f"{moved} {'is' if moved == 1 else 'are'} {side} anyway"
     )
-    return _statistics(context, paths)
+    return _statistics(context, paths)[0]
