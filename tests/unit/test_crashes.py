@@ -302,7 +302,8 @@ def test_a_librarys_error_over_a_line_sets_it_aside_and_leaves_a_file(
     store = Store(str(tmp_path / "store"))
     pq.write_to_dataset(encoded, store.path("prepare", "key", "corpus"), partition_cols=["split"])
     context = Context(PipelineSpec.model_validate(tiny), store, "key", {}, Progress())
-    figures = prepare._statistics(context, ["talks.jsonl"])
+    figures, crashes = prepare._statistics(context, ["talks.jsonl"])
+    prepare._note_crashes(context, crashes)
     assert figures.quarantined == 3
     kept = Path(store.path("prepare", "key", "quarantine.jsonl")).read_text().splitlines()
     words = "ValueError: invalid literal for int() with base 10: 'planted'"
