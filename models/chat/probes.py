@@ -253,11 +253,6 @@ class Probes:
         return self._writes([_QUESTION, call, *answers], "probe_value", "probe_second", tools=[TOOL])
 
     @cached_property
-    def writes_reasoning(self) -> bool:
-        """Whether the template writes the reasoning before a reply, or opens a block for it."""
-        return (REASONING, False) not in self.never_written
-
-    @cached_property
     def never_written(self) -> set[tuple[str, bool]]:
         """The parts that the template omits from a text reply (False), or from one with a call (True). The test uses
         unique words, since a short text may occur in another part of the reply by chance.

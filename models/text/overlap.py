@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from models.text.places import places
 from models.text.run_index import Found, Numbers, RunHashes, RunIndex
+from models.text.shingles import is_first
 from models.text.texts import TURN_SEPARATOR, Texts
 
 SIZE = 13
@@ -81,19 +82,19 @@ class OverlapIndex:
     def find(self, texts: Texts) -> list[Overlap]:
         """The overlaps of these texts with all references, text by text."""
         found = _joined(self.runs.find(texts.by_text), self.turns.find(texts.by_turn, only_whole=True))
-        text = np.searchsorted(texts.by_text.starts, found.starts, side="right") - 1
+        text = texts.by_text.texts_at(found.starts)
         order = np.lexsort((found.starts, found.owners, text))
         text, starts, owners = text[order], found.starts[order], found.owners[order]
         ends = starts + found.lengths[order]
         # Runs of one reference, in one text, with less than a run between them, are one overlap.
         far = starts[1:] >= ends[:-1] + max(self.runs.lengths, default=0)
-        is_first = np.ones(len(starts), bool)
-        is_first[1:] = (text[1:] != text[:-1]) | (owners[1:] != owners[:-1]) | far
-        firsts = np.flatnonzero(is_first)
+        is_new = is_first(text, owners)
+        is_new[1:] |= far
+        firsts = np.flatnonzero(is_new)
         if not len(firsts):
             return []
         own = ends - starts
-        own[:-1] = np.where(is_first[1:], own[:-1], np.minimum(own[:-1], np.diff(starts)))
+        own[:-1] = np.where(is_new[1:], own[:-1], np.minimum(own[:-1], np.diff(starts)))
         shared = np.add.reduceat(own, firsts)
         lasts = np.append(firsts[1:], len(starts)) - 1
         shares = np.minimum(1.0, shared / self.words[owners[firsts]])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from models.text.shingles import Hashes, WordRuns
+from models.text.shingles import Hashes, WordRuns, is_first
 
 Numbers = npt.NDArray[np.int64]
 _BASE = 0x9E3779B97F4A7C15
@@ -91,8 +91,7 @@ class RunIndex:
         owners = np.concatenate([np.empty(0, np.uint32), *(runs[length][1].astype(np.uint32) for length in lengths)])
         order = np.lexsort((owners, hashes))
         hashes, owners = hashes[order], owners[order]
-        is_new = np.ones(len(hashes), bool)
-        is_new[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
+        is_new = is_first(hashes, owners)
         hashes, owners = hashes[is_new], owners[is_new]
         kept = np.arange(len(hashes)) - np.searchsorted(hashes, hashes) < _MAX_OWNERS
         hashes, owners = hashes[kept], owners[kept]

@@ -16,6 +16,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +74,11 @@ class WordRuns:
         flat = map(_HASHES.__getitem__, itertools.chain.from_iterable(split))
         return cls(np.fromiter(flat, np.uint64, count=int(starts[-1])), starts)
 
+    def texts_at(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The number of the text of each of these words, which are counted over all texts."""
+        found: npt.NDArray[np.int64] = np.searchsorted(self.starts, places, side="right") - 1
+        return found
+
     def runs(self, size: int) -> "WordRuns":
         """The hashes of all runs of `size` words; a text of fewer words has one run of them all."""
         lengths = np.diff(self.starts)
@@ -127,10 +133,16 @@ class Shingles:
         owner = np.concatenate([owner, wordless])
         order = np.lexsort((hashes, owner))
         hashes, owner = hashes[order], owner[order]
-        is_new = np.ones(len(hashes), bool)
-        is_new[1:] = (hashes[1:] != hashes[:-1]) | (owner[1:] != owner[:-1])
+        is_new = is_first(owner, hashes)
         hashes, owner = hashes[is_new], owner[is_new]
         return cls(hashes, np.searchsorted(owner, np.arange(len(texts) + 1)).astype(np.int64))
+
+
+def is_first(*columns: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """(N,) which rows have another value in any of the columns, each (N,), than the row before them."""
+    found = np.ones(len(columns[0]), bool)
+    found[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    return found
 
 
 def similarity(one: Hashes, other: Hashes) -> float:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.text.run_index import Numbers, RunHashes, RunIndex
+from models.text.run_index import RunHashes, RunIndex
 from models.text.shingles import words
 from models.text.texts import TURN_SEPARATOR, Texts
 
@@ -51,7 +51,8 @@ class WordList:
         """Of each text the entries that stand in it, each once."""
         found: list[set[int]] = [set() for _ in range(len(texts))]
         runs = self.runs.find(texts.by_text)
-        for text, owner in np.unique(np.stack([_text_of(texts, runs.starts), runs.owners], axis=1), axis=0).tolist():
+        pairs = np.stack([texts.by_text.texts_at(runs.starts), runs.owners], axis=1)
+        for text, owner in np.unique(pairs, axis=0).tolist():
             found[text].add(owner)
         if self.parts:
             for numbers, turns in zip(found, texts.turns, strict=True):
@@ -67,8 +68,3 @@ def _is_part(entry: str) -> bool:
 
 def _normalized(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()
-
-
-def _text_of(texts: Texts, starts: Numbers) -> Numbers:
-    found: Numbers = np.searchsorted(texts.by_text.starts, starts, side="right") - 1
-    return found

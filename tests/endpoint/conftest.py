@@ -8,11 +8,15 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import torch
 import uvicorn
 
 from models.base.load import load_tokenizer
+from serve.api.routes import create_app
+from serve.api.settings import ApiSettings
+from serve.engines.torch import TorchEngine
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +56,29 @@ def save_talker(make_loud: Callable[[Path], Any], tiny_llama: Path) -> Callable[
         return folder
 
     return save
+
+
+@pytest.fixture(scope="session")
+def serving_talker(
+    save_talker: Callable[..., Path],
+    serving: Callable[[Any], AbstractContextManager[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., AbstractContextManager[tuple[TorchEngine, str, openai.OpenAI]]]:
+    """`with serving_talker(model, ends, template, positions)`: its engine, the endpoint's URL, a client for it.
+
+    Further arguments are of `ApiSettings`.
+    """
+
+    @contextmanager
+    def served(model: str, *release: Any, **settings: Any) -> Iterator[tuple[TorchEngine, str, openai.OpenAI]]:
+        folder = save_talker(tmp_path_factory.mktemp("release"), *release)
+        engine = TorchEngine(folder, precision="fp32", max_active=2, num_threads=1)
+        app = create_app(engine, load_tokenizer(folder), model, "3f2a", ApiSettings(max_new_tokens=16, **settings))
+        with (
+            serving(app) as url,
+            openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=20) as client,
+        ):
+            yield engine, url, client
+        engine.close()
+
+    return served

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -16,9 +15,6 @@ import openai
 import pydantic
 import pytest
 
-from models.base.load import load_tokenizer
-from serve.api.routes import create_app
-from serve.api.settings import ApiSettings
 from serve.engines.torch import TorchEngine
 from serve.protocol.transport import LEASE
 
@@ -41,21 +37,12 @@ class Endpoint:
 
 @pytest.fixture(scope="module")
 def open_endpoint(
-    save_talker: Callable[..., Path],
-    serving: Callable[[Any], AbstractContextManager[str]],
-    tmp_path_factory: pytest.TempPathFactory,
+    serving_talker: Callable[..., AbstractContextManager[tuple[TorchEngine, str, openai.OpenAI]]],
 ) -> Callable[..., AbstractContextManager[Endpoint]]:
     @contextmanager
     def opened(ends: bool, template: str | None = None, **limits: Any) -> Iterator[Endpoint]:
-        release = save_talker(tmp_path_factory.mktemp("release"), ends, template)
-        engine = TorchEngine(release, precision="fp32", max_active=2, num_threads=1)
-        app = create_app(engine, load_tokenizer(release), MODEL, "3f2a", ApiSettings(max_new_tokens=16, **limits))
-        with (
-            serving(app) as url,
-            openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=20) as client,
-        ):
-            yield Endpoint(engine, url, client)
-        engine.close()
+        with serving_talker(MODEL, ends, template, **limits) as served:
+            yield Endpoint(*served)
 
     return opened
 

@@ -5,7 +5,6 @@ import json
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -13,9 +12,6 @@ import openai
 import pydantic
 import pytest
 
-from models.base.load import load_tokenizer
-from serve.api.routes import create_app
-from serve.api.settings import ApiSettings
 from serve.engines.torch import TorchEngine
 from serve.protocol.errors import ApiError
 from serve.replies.generation import CallDelta, Piece, ToolCall
@@ -202,21 +198,12 @@ class Endpoint:
 
 @pytest.fixture(scope="module")
 def open_endpoint(
-    save_talker: Callable[..., Path],
-    serving: Callable[[Any], AbstractContextManager[str]],
-    tmp_path_factory: pytest.TempPathFactory,
+    serving_talker: Callable[..., AbstractContextManager[tuple[TorchEngine, str, openai.OpenAI]]],
 ) -> Callable[..., AbstractContextManager[Endpoint]]:
     @contextmanager
     def opened(template: str | None = None, ends: bool = False, positions: int = 2000) -> Iterator[Endpoint]:
-        release = save_talker(tmp_path_factory.mktemp("release"), ends, template, positions)
-        engine = TorchEngine(release, precision="fp32", max_active=2, num_threads=1)
-        app = create_app(engine, load_tokenizer(release), MODEL, "3f2a", ApiSettings(max_new_tokens=16))
-        with (
-            serving(app) as url,
-            openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=20) as client,
-        ):
+        with serving_talker(MODEL, ends, template, positions) as (_, url, client):
             yield Endpoint(url, client)
-        engine.close()
 
     return opened
 

@@ -15,7 +15,8 @@ import ray
 
 from models.text.shingles import Shingles, similarity
 from workflows.cluster.board import Board
-from workflows.corpus.near_duplicates import find_near_duplicates, number_of, place_of, text_of
+from workflows.corpus.near_duplicates import find_near_duplicates, text_of
+from workflows.corpus.rows import number_of, place_of
 from workflows.figures import PrepareFigures
 from workflows.spec.data import DeduplicateSpec
 from workflows.stage import StageFailed

@@ -215,6 +215,14 @@ def _unknown(record: RawObject, fields: Mapping[str, str]) -> list[Any]:
     )
 
 
+def group_of(line: bytes, field: str) -> str | None:
+    """The value of a record's key, or of a key within another (`metadata.user`), as JSON; None if it has none."""
+    value: object = _record_of(line)
+    for name in field.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return None if value is None else json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
 def _record_of(line: bytes) -> RawObject:
     try:
         # Decoded first: given bytes, json guesses the encoding, and reads truncated UTF-16 as UTF-8.

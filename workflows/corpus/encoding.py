@@ -6,10 +6,10 @@ from typing import Any
 
 from models.chat import Conversation, EncodedConversation, Message, common_prompt, encode_conversation
 from models.chat.renderer import renderer_of
-from workflows.corpus.conversations import parse_conversation, parse_judged, parse_pair
+from workflows.corpus.conversations import group_of, parse_conversation, parse_judged, parse_pair
 from workflows.corpus.errors import UnusableLine
 from workflows.corpus.rows import CorpusRow
-from workflows.corpus.split import group_of, side_of, split_key
+from workflows.corpus.split import side_of, split_key
 from workflows.spec import DataSpec
 
 

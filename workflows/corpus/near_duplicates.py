@@ -25,14 +25,13 @@ import ray
 
 from models.chat.form import Message
 from models.text.near_duplicates import Bands, Numbers, candidate_pairs, components
-from models.text.shingles import Hashes, Shingles, similarity
+from models.text.shingles import Hashes, Shingles, is_first, similarity
+from workflows.corpus.rows import numbers_of
 from workflows.spec.data import DeduplicateSpec
 
 _ROWS_AT_ONCE = 512
 _BYTES_OF_A_KEY = 16
 _SHARE_BYTES = 64 << 20
-_LINE_BITS = 40
-"""of a row's number; the rest is its source"""
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,6 @@ class NearDuplicates:
 
     similarity: Any
     """the largest Jaccard index of each one with another of its cluster"""
-
-
-def number_of(source: Any, line: Any) -> Any:
-    """The number of a row, or of arrays of rows: by it they are in the order of the sources."""
-    return source << _LINE_BITS | line
-
-
-def place_of(number: int) -> tuple[int, int]:
-    """The source and the line of a row."""
-    return number >> _LINE_BITS, number & (1 << _LINE_BITS) - 1
 
 
 def find_near_duplicates(
@@ -149,11 +138,8 @@ def _batches(filesystem: Any, file: str, compare: str) -> Iterator[tuple[Numbers
     """Numbers and texts of a file's rows, some at a time."""
     with pyarrow.parquet.ParquetFile(file, filesystem=filesystem) as opened:
         for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=["source", "line", "messages"]):
-            source, line = (batch[name].to_numpy().astype(np.int64) for name in ("source", "line"))
-            yield (
-                number_of(source, line),
-                [text_of(json.loads(each), compare) for each in batch["messages"].to_pylist()],
-            )
+            texts = [text_of(json.loads(each), compare) for each in batch["messages"].to_pylist()]
+            yield numbers_of(batch), texts
 
 
 def text_of(messages: Sequence[Message], compare: str) -> str:
@@ -178,8 +164,6 @@ def _clusters(found: Sequence[_Similar]) -> NearDuplicates:
         np.maximum.at(most, place, alike)
     # By cluster, the longest first, then the first in the order of the sources.
     order = np.lexsort((members, -size, clusters))
-    is_first = np.ones(len(order), bool)
-    is_first[1:] = clusters[order][1:] != clusters[order][:-1]
-    longest = members[order][is_first]
-    kept = longest[np.searchsorted(clusters[order][is_first], clusters)]
+    first = order[is_first(clusters[order])]
+    kept = members[first][np.searchsorted(clusters[first], clusters)]
     return NearDuplicates(members, kept, most)

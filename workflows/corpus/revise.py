@@ -1,6 +1,6 @@
 """Changes to rows of a corpus that is already written, by a task for each of its files.
 
-revise(filesystem, corpus, sides=Sides(numbers, splits, reasons))
+revise(filesystem, corpus, Moves(numbers, splits, reasons))
 
 A corpus is a folder of Parquet files by side (`split=train/...`). Rows are moved between sides; a row that is set
 aside loses its tokens and keeps an excerpt, as a line that could not be read does.
@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset
 import pyarrow.parquet
 import ray
 
-from workflows.corpus.near_duplicates import number_of
-from workflows.corpus.split import QUARANTINE
+from workflows.corpus.rows import numbers_of
+from workflows.corpus.set_aside import EXCERPT_CHARACTERS
+from workflows.corpus.split import QUARANTINE, all_sides, write_sides
 
-EXCERPT_CHARACTERS = 200
-_KEPT_OF_SET_ASIDE = ("source", "line", "messages", "reason")
+_KEPT_OF_SET_ASIDE = ("source", "line", "reason")
 
 
 @dataclass(frozen=True)
@@ -38,50 +37,42 @@ class Moves:
 
 def revise(filesystem: Any, corpus: str, moves: Moves) -> None:
     """Bring every row of `moves` to its side."""
-    files = pa.dataset.dataset(corpus, filesystem=filesystem, format="parquet", partitioning="hive").files
-    table = pa.table({"split": list(moves.splits), "reason": pa.array(moves.reasons, pa.string())})
-    shared = ray.put((moves.numbers, table))
+    if not len(moves.numbers):
+        return
+    targets = pa.table({"split": list(moves.splits), "reason": pa.array(moves.reasons, pa.string())})
+    shared = ray.put((moves.numbers, targets))
     task = ray.remote(num_cpus=1)(_revise_file)
-    ray.get([task.remote(filesystem, corpus, file, shared) for file in files])
+    ray.get([task.remote(filesystem, corpus, file, shared) for file in all_sides(filesystem, corpus).files])
 
 
 def _revise_file(filesystem: Any, corpus: str, file: str, moves: tuple[Any, pa.Table]) -> None:
-    numbers, places = moves
+    numbers, targets = moves
     side = file.rpartition("split=")[2].partition("/")[0]
-    name = file.rpartition("/")[2]
-    place = pyarrow.parquet.read_table(file, columns=["source", "line"], filesystem=filesystem)
-    own = number_of(*(place[column].to_numpy().astype(np.int64) for column in ("source", "line")))
-    at = np.minimum(np.searchsorted(numbers, own), max(0, len(numbers) - 1))
-    is_moved = (numbers[at] == own) if len(numbers) else np.zeros(len(own), bool)
-    targets = places.take(at[is_moved])
+    own = numbers_of(pyarrow.parquet.read_table(file, columns=["source", "line"], filesystem=filesystem))
+    at = np.minimum(np.searchsorted(numbers, own), len(numbers) - 1)
+    is_moved = numbers[at] == own
+    target = targets.take(at[is_moved])
     splits = np.full(len(own), side, object)
-    splits[is_moved] = targets["split"].to_pylist()
-    if all(split == side for split in splits):
+    splits[is_moved] = target["split"].to_pylist()
+    if all(splits == side):
         return
     rows = pyarrow.parquet.read_table(file, filesystem=filesystem, partitioning=None)
     reasons = np.array(rows["reason"].to_pylist(), object)
-    reasons[is_moved] = targets["reason"].to_pylist()
+    reasons[is_moved] = target["reason"].to_pylist()
     rows = rows.set_column(rows.schema.get_field_index("reason"), "reason", pa.array(reasons, pa.string()))
-    for split in sorted(set(splits) - {side}):
-        taken = rows.filter(pa.array(splits == split))
-        filesystem.create_dir(f"{corpus}/split={split}", recursive=True)
-        pyarrow.parquet.write_table(
-            _set_aside(taken) if split == QUARANTINE else taken,
-            f"{corpus}/split={split}/from-{side}-{name}", filesystem=filesystem,
-        )  # fmt: skip
-    kept = rows.filter(pa.array(splits == side))
-    if kept.num_rows:
-        pyarrow.parquet.write_table(kept, file, filesystem=filesystem)
-    else:
-        filesystem.delete_file(file)
+    write_sides(filesystem, corpus, file, _without_tokens(rows, splits == QUARANTINE), splits.tolist())
 
 
-def _set_aside(rows: pa.Table) -> pa.Table:
-    """Without tokens."""
+def _without_tokens(rows: pa.Table, is_set_aside: Any) -> pa.Table:
+    """The rows; of those that are set aside only where they stand, why, and an excerpt."""
     columns = {}
     for field in rows.schema:
-        kept = rows[field.name] if field.name in _KEPT_OF_SET_ASIDE else pa.nulls(rows.num_rows, field.type)
-        columns[field.name] = (
-            pc.utf8_slice_codeunits(kept, 0, EXCERPT_CHARACTERS) if field.name == "messages" else kept
-        )
+        column = rows[field.name]
+        if field.name == "messages":
+            shown = pc.utf8_slice_codeunits(column, 0, EXCERPT_CHARACTERS)
+        elif field.name in _KEPT_OF_SET_ASIDE:
+            shown = column
+        else:
+            shown = pa.scalar(None, field.type)
+        columns[field.name] = pc.if_else(pa.array(is_set_aside), shown, column)
     return pa.table(columns, schema=rows.schema)

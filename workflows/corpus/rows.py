@@ -1,6 +1,12 @@
-"""A row of the corpus, written by `prepare` and read by workers."""
+"""A row of the corpus, written by `prepare` and read by workers, and the number by which a row is known.
 
-from typing import TypedDict
+place_of(number_of(source=2, line=17))      # (2, 17)
+"""
+
+from typing import Any, TypedDict
+
+_LINE_BITS = 40
+"""of a row's number; the rest is its source"""
 
 
 class CorpusRow(TypedDict, total=False):
@@ -40,3 +46,18 @@ class CorpusRow(TypedDict, total=False):
     teacher_tokens: list[int]
     """the teacher's most likely tokens at every supervised position; like the next one, a reference value"""
     teacher_log_probabilities: list[float]
+
+
+def number_of(source: Any, line: Any) -> Any:
+    """The number of a row, or of arrays of rows: by it they are in the order of the sources."""
+    return source << _LINE_BITS | line
+
+
+def place_of(number: int) -> tuple[int, int]:
+    """The source and the line of a row."""
+    return number >> _LINE_BITS, number & (1 << _LINE_BITS) - 1
+
+
+def numbers_of(table: Any) -> Any:
+    """(N,) the numbers of the rows of a table or a batch that has their `source` and `line`."""
+    return number_of(*(table[name].to_numpy().astype("int64") for name in ("source", "line")))

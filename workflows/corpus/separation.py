@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from models.text.near_duplicates import Numbers, components
-from workflows.corpus.near_duplicates import NearDuplicates, find_near_duplicates, number_of, place_of
+from workflows.corpus.near_duplicates import NearDuplicates, find_near_duplicates
 from workflows.corpus.revise import Moves, revise
-from workflows.corpus.split import HELD_OUT, QUARANTINE, TRAIN
+from workflows.corpus.rows import numbers_of, place_of
+from workflows.corpus.split import HELD_OUT, QUARANTINE, TRAIN, all_sides
 from workflows.figures import NearDuplicateFigures
 from workflows.spec import DataSpec
 
@@ -23,23 +24,22 @@ def separate(filesystem: Any, corpus: str, data: DataSpec, paths: Sequence[str],
 
     `paths`: of the files, by the number of each source.
     """
-    parts = pa.dataset.dataset(corpus, filesystem=filesystem, format="parquet", partitioning="hive")
+    parts = all_sides(filesystem, corpus)
     files = [file for file in parts.files if f"split={QUARANTINE}/" not in file]
     settings = data.deduplicate
     found = find_near_duplicates(filesystem, files, settings, board)
-    is_held_out = _is_held_out(parts, found.members)
-    moves = None
+    on_both_sides = 0
     if settings.action == "drop":
-        moves = _drops(found, paths)
+        revise(filesystem, corpus, _drops(found, paths))
     elif settings.action == "split":
-        moves = _one_side(parts, found, has_groups=data.group_by is not None)
-    if moves is not None:
-        revise(filesystem, corpus, moves)
+        revise(filesystem, corpus, _one_side(parts, found, has_groups=data.group_by is not None))
+    else:
+        on_both_sides = _on_both_sides(found, _is_held_out(parts, found.members))
     return NearDuplicateFigures(
         conversations=len(found.members),
         clusters=len(np.unique(found.kept)),
         exact=int((found.similarity == 1).sum()),
-        on_both_sides=0 if moves is not None else _on_both_sides(found, is_held_out),
+        on_both_sides=on_both_sides,
     )
 
 
@@ -67,7 +67,7 @@ def _one_side(parts: Any, found: NearDuplicates, has_groups: bool) -> Moves:
 def _group_pairs(parts: Any) -> Numbers:
     """(P, 2) each row that has a group with the first row of that group."""
     table = parts.to_table(columns=["source", "line", "group"], filter=pa.dataset.field("group").is_valid())
-    numbers = number_of(*(table[name].to_numpy().astype(np.int64) for name in ("source", "line")))
+    numbers = numbers_of(table)
     codes = table["group"].combine_chunks().dictionary_encode().indices.to_numpy()
     first = np.full(codes.max(initial=-1) + 1, np.iinfo(np.int64).max)
     np.minimum.at(first, codes, numbers)
@@ -76,13 +76,8 @@ def _group_pairs(parts: Any) -> Numbers:
 
 def _is_held_out(parts: Any, numbers: Numbers) -> Any:
     """Whether the rows of these numbers are held out."""
-    found = np.zeros(len(numbers), bool)
     held_out = parts.to_table(columns=["source", "line"], filter=pa.dataset.field("split") == HELD_OUT)
-    own = np.sort(number_of(*(held_out[name].to_numpy().astype(np.int64) for name in ("source", "line"))))
-    if len(own):
-        place = np.minimum(np.searchsorted(own, numbers), len(own) - 1)
-        found = own[place] == numbers
-    return found
+    return np.isin(numbers, numbers_of(held_out))
 
 
 def _on_both_sides(found: NearDuplicates, is_held_out: Any) -> int:

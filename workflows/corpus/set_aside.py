@@ -14,6 +14,8 @@ from workflows.figures import SetAsideGroup
 # Reasons contain quoted values and numbers; without them, the kind of mistake is left.
 _QUOTED = re.compile(r"""(?<!\w)'(?:[^'\\]|\\.)*'(?!\w)|"(?:[^"\\]|\\.)*\"""")
 _NUMBER = re.compile(r"\b(?:0x[0-9a-fA-F]+|\d[\d,]*(?:\.\d+)?)\b")
+EXCERPT_CHARACTERS = 200
+"""of a line's text that the quarantine keeps"""
 _MAX_GROUPS = 200
 _OTHERS = "other reasons"
 _MAX_SHOWN = 8

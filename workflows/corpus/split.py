@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -17,17 +18,29 @@ def split_key(messages: list[Any], is_pair: bool) -> str:
     return json.dumps(messages[:-1] if is_pair else messages, ensure_ascii=False)
 
 
-def group_of(text: bytes, field: str) -> str | None:
-    """The value of a record's key, or of a key within another (`metadata.user`), as JSON; None if it has none."""
-    value = json.loads(text.decode().removeprefix("\ufeff"))
-    for name in field.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return None if value is None else json.dumps(value, sort_keys=True, ensure_ascii=False)
-
-
 def side_of(key: str, held_out_share: float) -> str:
     """The side of a conversation with this key."""
     return HELD_OUT if _falls(key) < held_out_share else TRAIN
+
+
+def all_sides(filesystem: Any, corpus: str) -> Any:
+    """A corpus, a folder of Parquet files by side, as a `pyarrow.dataset.Dataset` with the column `split`."""
+    return pa.dataset.dataset(corpus, filesystem=filesystem, format="parquet", partitioning="hive")
+
+
+def write_sides(filesystem: Any, corpus: str, file: str, rows: pa.Table, splits: Sequence[str]) -> None:
+    """Write all rows of a file of the corpus again, each into a file of its side."""
+    side, _, name = file.rpartition("split=")[2].partition("/")
+    sides = pa.array(splits, pa.string())
+    for split in sorted({*splits} - {side}):
+        filesystem.create_dir(f"{corpus}/split={split}", recursive=True)
+        taken = rows.filter(pc.equal(sides, split))
+        pa.parquet.write_table(taken, f"{corpus}/split={split}/from-{side}-{name}", filesystem=filesystem)
+    kept = rows.filter(pc.equal(sides, side))
+    if kept.num_rows:
+        pa.parquet.write_table(kept, file, filesystem=filesystem)
+    else:
+        filesystem.delete_file(file)
 
 
 def fill_empty_side(filesystem: Any, corpus: str, empty: str, is_pair: bool) -> int:
@@ -52,16 +65,9 @@ def fill_empty_side(filesystem: Any, corpus: str, empty: str, is_pair: bool) -> 
         if nearest not in places:
             continue
         rows = pa.parquet.read_table(file, filesystem=filesystem, partitioning=None)
-        moves = pa.array([place == nearest for place in places])
-        taken, kept = rows.filter(moves), rows.filter(pc.invert(moves))
-        filesystem.create_dir(f"{corpus}/split={empty}", recursive=True)
-        name = file.rpartition("/")[2]
-        pa.parquet.write_table(taken, f"{corpus}/split={empty}/{name}", filesystem=filesystem)
-        if kept.num_rows:
-            pa.parquet.write_table(kept, file, filesystem=filesystem)
-        else:
-            filesystem.delete_file(file)
-        moved += taken.num_rows
+        splits = [empty if place == nearest else other for place in places]
+        write_sides(filesystem, corpus, file, rows, splits)
+        moved += splits.count(empty)
     return moved
 
 

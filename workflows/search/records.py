@@ -14,6 +14,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter
 
 from models.training.report import Report
+from workflows.spec.space import Values
 from workflows.store import Store
 
 TRIALS = "trials"
@@ -27,9 +28,6 @@ failed, with a reason
 
 HIGHER_IS_BETTER = {"held_out_accuracy", "held_out_margin"}
 """the metrics of which higher is better; of all others, lower is better"""
-
-Values = dict[str, object]
-"""a trial's settings: dotted field of the pipeline file -> value"""
 
 
 Kept = TypeVar("Kept", "Trial", "Search")

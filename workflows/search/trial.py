@@ -21,12 +21,11 @@ from workflows.search.records import (
     RUNNING,
     Origin,
     Trial,
-    Values,
     read_trial,
     trial_folder,
 )
 from workflows.spec import PipelineSpec
-from workflows.spec.space import with_values
+from workflows.spec.space import Values, with_values
 from workflows.store import Store, content_key
 
 if TYPE_CHECKING:

@@ -20,11 +20,10 @@ from workflows.cluster.ray_private import HEAD_NODE
 from workflows.search.records import (
     HIGHER_IS_BETTER,
     Search,
-    Values,
 )
 from workflows.search.trial import TOGETHER, event_of
 from workflows.spec import AshaSpec, GridSpec, MedianSpec, PipelineSpec, PopulationSpec, TpeSpec, TuneSpec
-from workflows.spec.space import Choice, Dimension, parse
+from workflows.spec.space import Choice, Dimension, Values, parse
 
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # it prints the search space at any verbosity

@@ -44,15 +44,14 @@ from workflows.corpus.files.text import Record
 from workflows.corpus.new_model import CHAT_TEMPLATE, make_base, with_base
 from workflows.corpus.rows import CorpusRow
 from workflows.corpus.separation import separate
-from workflows.corpus.set_aside import SetAside, set_aside_text
-from workflows.corpus.split import HELD_OUT, QUARANTINE, TRAIN, fill_empty_side
+from workflows.corpus.set_aside import EXCERPT_CHARACTERS, SetAside, set_aside_text
+from workflows.corpus.split import HELD_OUT, QUARANTINE, TRAIN, all_sides, fill_empty_side
 from workflows.figures import NearDuplicateFigures, PrepareFigures
 from workflows.spec import NEW_MODEL, PipelineSpec
 from workflows.stage import Context, StageFailed
 
 _LINES_PER_BLOCK = 512
 _BYTES_PER_BLOCK = 64 << 20
-_EXCERPT_CHARACTERS = 200
 _STARTED_EARLY = 16
 # About the size of conversations relative to their compressed files.
 _PACKED_FACTOR = 6
@@ -254,7 +253,7 @@ def _encode_lines(
                 "to cut or drop"
             ) from None
         except ValueError as error:
-            excerpt = text[:_EXCERPT_CHARACTERS].decode(errors="replace").strip()
+            excerpt = text[:EXCERPT_CHARACTERS].decode(errors="replace").strip()
             row.update({"split": QUARANTINE, "reason": _reason(error), "messages": excerpt})
         rows.append(row)
     good = sum(row["split"] != QUARANTINE for row in rows)
@@ -293,7 +292,7 @@ def _statistics(context: Context, paths: list[str]) -> tuple[PrepareFigures, dic
     path = store.path("prepare", context.key, "corpus")
     if store.filesystem.get_file_info(path).type == pa.fs.FileType.NotFound:  # nothing was written
         raise StageFailed(f"data.sources: no lines in {', '.join(paths)}")
-    parts = pa.dataset.dataset(path, filesystem=store.filesystem, format="parquet", partitioning="hive")
+    parts = all_sides(store.filesystem, path)
     columns = ["split", "num_tokens", "num_targets", "truncated"]
     for batch in parts.to_batches(columns=columns):
         for row in batch.to_pylist():
@@ -369,7 +368,7 @@ def _check_groups(context: Context, corpus: str) -> None:
     """Raise StageFailed if no conversation has the key of `data.group_by`; note how many lack it."""
     if (field := context.spec.data.group_by) is None:
         return
-    parts = pa.dataset.dataset(corpus, filesystem=context.store.filesystem, format="parquet", partitioning="hive")
+    parts = all_sides(context.store.filesystem, corpus)
     is_good = pa.dataset.field("split") != QUARANTINE
     total = parts.count_rows(filter=is_good)
     lacking = parts.count_rows(filter=is_good & ~pa.dataset.field("group").is_valid())

@@ -27,7 +27,6 @@ from workflows.search.records import (
     STOPPED,
     TRIALS,
     Search,
-    Values,
     read_search,
     write_search,
 )
@@ -36,7 +35,7 @@ from workflows.search.trial import Shared, TrialRunner, key_of
 from workflows.search.tuner import ENVIRONMENT, tuner_of
 from workflows.search.winner import find_winner
 from workflows.spec import PipelineSpec, PopulationSpec
-from workflows.spec.space import combinations, trials_wanted, with_values
+from workflows.spec.space import Values, combinations, trials_wanted, with_values
 from workflows.stage import Context, StageFailed
 from workflows.store import Store, content_key
 from workflows.training.steps import num_steps, steps_per_epoch
