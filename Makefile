@@ -8,11 +8,8 @@ export HF_HUB_OFFLINE = 1
 # Where it is set, every process of a test would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Tests run side by side, each file in one process. Those with Ray mostly wait; the others measure time, and get a core each.
-UNIT         = tests/unit tests/test_house.py tests/test_layers.py tests/test_docs.py
-SIDE_BY_SIDE = --dist loadfile --no-loadscope-reorder
-RAY_FREE     = -n 2 $(SIDE_BY_SIDE) tests/endpoint $(UNIT)
-WITH_RAY     = -n 3 $(SIDE_BY_SIDE) tests/local tests/hosts tests/llm
+# Tests run side by side, each file in one process; some measure time, so each process needs a core.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo test test-unit test-all check check-llm test-clients clean
 
@@ -30,17 +27,15 @@ demo: install
 	$(BIN)/rayconteur run workflows/pipelines/demo.yaml $(if $(DEMO_EXIT),--exit-after-reply)
 
 test: check
-	$(BIN)/python -m pytest $(RAY_FREE)
-	$(BIN)/python -m pytest $(WITH_RAY)
+	$(PYTEST) tests
 
 # The tests that start no Ray, no engine, no server and no browser.
 test-unit: install
-	$(BIN)/python -m pytest -n 2 $(SIDE_BY_SIDE) $(UNIT)
+	$(PYTEST) tests/unit tests/test_house.py tests/test_layers.py tests/test_docs.py
 
 # Includes the slow tests, of a minute or more each: lost workers, kills, whole searches.
 test-all: check
-	$(BIN)/python -m pytest $(RAY_FREE) -m ""
-	$(BIN)/python -m pytest $(WITH_RAY) -m ""
+	$(PYTEST) tests -m ""
 
 check: install
 	$(BIN)/ruff check .

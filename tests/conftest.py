@@ -20,6 +20,9 @@ Conversation = tuple[list[int], list[bool]]
 TESTS = len(Path(__file__).parts) - 1  # where a test's path has the folder below tests
 
 
+_FOLDERS = {"endpoint": 1, "local": 2, "hosts": 3, "llm": 3}
+_LONGEST = ("bad_requests", "formats", "endpoint", "pair", "search", "jobs", "deploy", "preference", "crashes")
+
 # Collecting makes objects by the hundred thousand that stay: the collector would go through them again and again.
 gc.disable()
 
@@ -30,9 +33,13 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the slowest files first: one that begins last would keep one of several processes busy alone."""
-    folders = ["unit", "endpoint", "local"]
-    items.sort(key=lambda item: -folders.index(name) if (name := item.path.parts[TESTS]) in folders else 0)
+    """Put the files with Ray last, and of these the longest first: one that begins last would run alone."""
+    items.sort(key=lambda item: _place(item.path.parts[TESTS:]))
+
+
+def _place(parts: tuple[str, ...]) -> tuple[int, int]:
+    folder, name = _FOLDERS.get(parts[0], 0), parts[-1].removeprefix("test_").removesuffix(".py")
+    return folder, _LONGEST.index(name) if folder and name in _LONGEST else len(_LONGEST)
 
 
 @pytest.fixture(scope="session")

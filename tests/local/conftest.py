@@ -30,7 +30,7 @@ def cluster() -> Iterator[None]:
     os.environ.update(ours.ENVIRONMENT)
     # Workers import a trial's class from the test file, and thus everything that the file imports.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (tests, os.environ.get("PYTHONPATH"))))
-    ray.init(address="local", num_cpus=4, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 

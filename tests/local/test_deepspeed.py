@@ -249,7 +249,7 @@ def norms(folder, passes, kinds, num_workers=1):
 
 @pytest.mark.parametrize(("passes", "kinds", "num_workers"), [
     ((1, 7, 64), ("full",), 1),
-    ((1, 7), ("full",), 2),
+    pytest.param((1, 7), ("full",), 2, marks=pytest.mark.slow),
     pytest.param((1, 7, 64), ("lora", "frozen"), 1, marks=pytest.mark.slow),
     pytest.param((1, 7), ("lora", "frozen"), 2, marks=pytest.mark.slow),
     pytest.param((1, 1000, 1024), ("full", "lora", "frozen"), 1, marks=pytest.mark.slow),

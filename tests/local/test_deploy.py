@@ -16,7 +16,7 @@ def test_from_conversations_to_an_endpoint_and_a_refusal(run, tiny, free_port):
 
     from serve.deployment.front_actor import close_fronts
 
-    tiny["train"] |= {"adapter": {"rank": 4}, "learning_rate": 1e-2}
+    tiny["train"] |= {"adapter": {"rank": 4}, "learning_rate": 1e-2, "num_workers": 1, "gradient_accumulation": 2}
     tiny["serve"] |= {"port": free_port(), "max_replicas": 1}
     done, store = run("optimize", tiny)
     assert done["evaluate"].figures["passed"]

@@ -143,6 +143,7 @@ def test_an_update_drops_nothing(served: Callable[..., Served]) -> None:
     assert len(set(asked)) == 1
 
 
+@pytest.mark.slow
 def test_replicas_follow_the_load_from_none_to_three_and_back(served: Callable[..., Served]) -> None:
     endpoint = served(
         min_replicas=0, max_replicas=3, target_ongoing_requests=2, upscale_delay_seconds=1, downscale_delay_seconds=3

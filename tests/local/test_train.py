@@ -39,7 +39,10 @@ def held_out_loss(store, done, model):
 
 
 @pytest.mark.parametrize(("kind", "stage", "num_workers"), [
-    ("full", 0, 1), ("full", 3, 2), ("lora", 2, 2), pytest.param("lora", 3, 2, marks=pytest.mark.slow),
+    ("full", 0, 1),
+    ("full", 3, 2),
+    pytest.param("lora", 2, 2, marks=pytest.mark.slow),
+    pytest.param("lora", 3, 2, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_workers_and_stages_change_nothing_and_the_export_is_what_was_measured(
     run, tiny, losses, kind, stage, num_workers
