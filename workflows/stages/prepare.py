@@ -121,8 +121,7 @@ def run(context: Context) -> PrepareFigures:
 
 def _write_corpus(context: Context, spec: PipelineSpec, files: list[SourceFile]) -> None:
     """Read, render and split all conversations as a stream."""
-    _set_block_size(files)
-    _start_workers()
+    _start_workers(_set_block_size(files))
     tokenizer = chat_tokenizer(spec)
     end_token_ids(tokenizer)  # a template without an end token fails here, not on every line
     for note in template_notes(spec, tokenizer):
@@ -170,24 +169,25 @@ def _write_corpus(context: Context, spec: PipelineSpec, files: list[SourceFile])
         )
 
 
-def _start_workers() -> None:
-    """Start workers that import what encoding needs, while this process loads the tokenizer."""
+def _start_workers(blocks: int) -> None:
+    """Start workers that import what encoding needs, one a block, while this process loads the tokenizer."""
 
     def start() -> None:
         import transformers.tokenization_utils_tokenizers  # noqa: F401
 
     cpus = int(ray.cluster_resources().get("CPU", 1))
     starter = ray.remote(num_cpus=1)(start)
-    for _ in range(min(cpus, _STARTED_EARLY)):
+    for _ in range(min(cpus, blocks, _STARTED_EARLY)):
         starter.remote()
 
 
-def _set_block_size(files: list[SourceFile]) -> None:
-    """One task reads a file and streams its lines in blocks; all CPUs render the blocks."""
+def _set_block_size(files: list[SourceFile]) -> int:
+    """One task reads a file and streams its lines in blocks; all CPUs render the blocks. Returns about how many."""
     size = sum(file.size * (_PACKED_FACTOR if file.path.endswith((*PACKED, ".parquet")) else 1) for file in files)
     cpus = int(ray.cluster_resources().get("CPU", 1))
     block = min(64 << 20, max(256 << 10, size // (4 * cpus)))
     ray.data.DataContext.get_current().target_max_block_size = block
+    return max(len(files), size // block)
 
 
 def _read_lines(batch: Mapping[str, np.ndarray], judged: _Reading | None, board: Any) -> Iterator[_Lines]:
