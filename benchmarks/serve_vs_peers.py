@@ -109,7 +109,7 @@ async def load(url: str, at_once: int, prompts: list[list[int]], stream: bool) -
                     return
                 response.raise_for_status()
                 async for line in response.content:
-                    if line in (b"\n", b"data: [DONE]\n"):
+                    if line in (b"\n", b"data: [DONE]\n") or line.startswith(b":"):  # a comment while it waits
                         continue
                     event = json.loads(line.removeprefix(b"data: "))
                     usage = event.get("usage") or usage
