@@ -44,7 +44,8 @@ LAYERS = {
         "objectives export",
         "base",
         "kernels exchange",
-        "packing chat generation files text mixture",
+        "packing chat generation files text",
+        "mixture",
         "trees errors",
     ],
 }

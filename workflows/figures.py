@@ -45,13 +45,27 @@ class NearDuplicateFigures(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContaminationFigures(Record):
+    """Conversations that contain a reference text, such as a question of the evaluation."""
+
+    conversations: int
+    references: int
+    """that were found in them"""
+    of: int
+    """references that were looked for"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrepareFigures(Record):
-    """Counts of the corpus; `quarantined` counts lines, all others count usable conversations."""
+    """Counts of the corpus; `quarantined` and `left_out` count lines, all others count usable conversations."""
 
     conversations: int
     """to train on"""
     held_out_conversations: int
     quarantined: int
+    """lines that cannot be used"""
+    left_out: int = 0
+    """conversations that the settings of `data` leave out"""
     tokens: int
     """of training conversations, as `supervised_tokens`"""
     supervised_tokens: int
@@ -62,6 +76,7 @@ class PrepareFigures(Record):
     set_aside: tuple[SetAsideGroup, ...] = ()
     """the largest group first"""
     near_duplicates: NearDuplicateFigures | None = optional()
+    contamination: ContaminationFigures | None = optional()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +175,8 @@ class EvaluateFigures(Record):
     base_fact_share: float | None = optional()
     """of questions with facts, as the one after it"""
     tuned_fact_share: float | None = optional()
+    leaked_questions: int | None = optional()
+    """of these questions, those that stand in the conversations trained on"""
     passed: bool
     verdict: str
     pair_loss: float | None = optional()

@@ -15,7 +15,7 @@ import ray
 
 from models.text.shingles import Shingles, similarity
 from workflows.cluster.board import Board
-from workflows.corpus.near_duplicates import find_near_duplicates, text_of
+from workflows.corpus.revision.near_duplicates import find_near_duplicates, text_of
 from workflows.corpus.rows import number_of, place_of
 from workflows.figures import PrepareFigures
 from workflows.spec.data import DeduplicateSpec
@@ -61,7 +61,7 @@ def alike(tiny: Spec, tmp_path: Path) -> Spec:
 def rows_of(store: Any, key: str) -> list[dict[str, Any]]:
     path = store.path("prepare", key, "corpus")
     parts = pyarrow.dataset.dataset(path, filesystem=store.filesystem, format="parquet", partitioning="hive")
-    return [row for row in parts.to_table().to_pylist() if row["split"] != "quarantine"]
+    return [row for row in parts.to_table().to_pylist() if row["split"] in ("train", "held_out")]
 
 
 def clusters_of(rows: list[dict[str, Any]], threshold: float = 0.8) -> list[set[int]]:
@@ -147,7 +147,7 @@ def test_drop_keeps_the_longest_and_names_it(run: Callable[..., Any], alike: Spe
     for record in records:
         source, line = place_of(kept_of[number_of(files.index(record["file"]), record["line"])])
         assert f"near-duplicate of {files[source]}:{line} (Jaccard index " in record["reason"]
-    assert done["prepare"].figures["quarantined"] == len(records)
+    assert done["prepare"].figures["left_out"] == len(records)
 
 
 def test_replies_alone_can_be_compared(run: Callable[..., Any], tiny: Spec, tmp_path: Path) -> None:

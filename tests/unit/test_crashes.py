@@ -21,6 +21,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from models.base.load import BaseModelError
+from models.chat import Conversation
 from models.errors import RayconteurError
 from models.training.fit import TrainingDiverged
 from serve.deployment import front_actor
@@ -34,10 +35,14 @@ from workflows.cluster.errors import (
     mistake_in,
     note_traceback,
 )
+from workflows.corpus import lines
+from workflows.corpus.checks import Checks
 from workflows.corpus.encoding import Encoding
 from workflows.corpus.errors import UnusableLine
+from workflows.corpus.example import Example
 from workflows.progress import Progress
 from workflows.spec import PipelineSpec
+from workflows.spec.data import FiltersSpec, PrivateSpec
 from workflows.stage import Context, GateFailed, StageFailed
 from workflows.stages import deploy, prepare
 from workflows.store import Store
@@ -289,16 +294,18 @@ def test_a_librarys_error_over_a_line_sets_it_aside_and_leaves_a_file(
     files: Callable[[], list[Path]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def row(self: Encoding, text: bytes, mismatched: str) -> dict[str, Any]:
+    def read(self: Encoding, text: bytes, mismatched: str) -> Example:
         if text == b"mine":
             raise UnusableLine("not JSON")
-        return {"split": str(int("planted"))}
+        return Example(Conversation([{"role": "user", "content": str(int("planted"))}]))
 
-    monkeypatch.setattr(prepare, "_encoding", lambda spec, tokenizer: Encoding.__new__(Encoding))
-    monkeypatch.setattr(Encoding, "row", row)
+    checks = Checks.of(PrivateSpec(), FiltersSpec(), None, None)
+    monkeypatch.setattr(lines, "_made_ready", lambda *_: (Encoding.__new__(Encoding), checks))
+    monkeypatch.setattr(Encoding, "read", read)
     columns = {"source": [0, 0, 0], "line": [1, 2, 3], "text": [b"mine", b"a", b"b"], "unread": [""] * 3}
     batch = pa.table({**columns, "mismatched": [""] * 3})
-    encoded = prepare._encode_lines(batch, "", None, ["talks.jsonl"], NoBoard)  # type: ignore[arg-type]
+    shared = lines.Shared("", None, None, None, ["talks.jsonl"])  # type: ignore[arg-type]
+    encoded = lines.encode_lines(batch, shared, NoBoard)
     store = Store(str(tmp_path / "store"))
     pq.write_to_dataset(encoded, store.path("prepare", "key", "corpus"), partition_cols=["split"])
     context = Context(PipelineSpec.model_validate(tiny), store, "key", {}, Progress())

@@ -363,7 +363,7 @@ def test_the_plan_of_a_finished_corpus_counts_the_steps_of_training(
     lengths = [100] * 70 + [200] * 5
     shard = Path(store.path("prepare", states[0].key, "corpus", "split=train", "part.parquet"))
     shard.parent.mkdir(parents=True)
-    pyarrow.parquet.write_table(pyarrow.table({"num_tokens": lengths}), shard)
+    pyarrow.parquet.write_table(pyarrow.table({"num_tokens": lengths, "source": [0] * len(lengths)}), shard)
 
     def training(**changes: Any) -> TrainingPlan:
         spec = spec_with(train={**train, **changes})

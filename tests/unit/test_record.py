@@ -30,7 +30,7 @@ RELEASE = {"checkpoint_perplexity": 4.2, "held_out_tokens": 624, "forms": [FORM,
 # As builds have written them.
 STORED: list[tuple[type[Record], dict[str, Any]]] = [
     (PrepareFigures, {
-        "conversations": 284, "held_out_conversations": 13, "quarantined": 2, "tokens": 37781,
+        "conversations": 284, "held_out_conversations": 13, "quarantined": 2, "left_out": 0, "tokens": 37781,
         "supervised_tokens": 13875, "held_out_tokens": 1693, "truncated": 0, "longest": 213,
         "set_aside": [{"reason": "not JSON", "count": 2, "file": "a.jsonl", "line": 7, "example": "not JSON"}],
     }),

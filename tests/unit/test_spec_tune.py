@@ -5,10 +5,11 @@ import yaml
 
 from workflows.cluster.capacity import trainings_at_once, why_none_fits
 from workflows.runs.state import examine
+from workflows.search.trial import key_of
 from workflows.spec import PipelineSpec, TrainSpec
 from workflows.spec.errors import SpecError
 from workflows.spec.read import read_spec
-from workflows.spec.space import Choice, Range, combinations, parse, with_values
+from workflows.spec.space import Choice, Range, combinations, parse, problems_of, with_values
 from workflows.store import Store
 
 SPACE = {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}, "train.adapter.rank": [8, 16]}
@@ -67,6 +68,9 @@ def test_an_invalid_entry_is_reported(entry, words):
     ("train.adapter", [None], "is a section"),
     ("train.zero.stage.x", [1], "train.zero.stage is not a section"),
     ("train.adapter.rank", [8, 2000], "the value 2000"),
+    ("data.sources.0.weight", {"uniform": [0, 1]}, "give every source a weight in data.sources first"),
+    ("data.sources.3.weight", {"uniform": [0, 1]}, "there is no source 3; data.sources has 0 to 0"),
+    ("data.sources.0.path", ["a"], "decides what all trials share"),
 ])  # fmt: skip
 def test_a_field_that_cannot_be_searched_is_named_with_its_line(problems, field, entry, words):
     text = problems({"space": {field: entry}, "trials": 2})
@@ -109,6 +113,17 @@ def test_a_trial_is_the_pipeline_with_its_values(tiny):
     spec = PipelineSpec.model_validate(tiny | {"tune": {"space": {"train.zero.stage": [0, 2]}, "trials": 2}})
     trial = with_values(spec, {"train.zero.stage": 2})
     assert (trial.train.zero.stage, trial.tune, spec.train.zero.stage) == (2, None, 0)
+
+
+def test_weights_of_sources_are_searched_on_one_corpus(tiny):
+    tiny["data"]["sources"] = [{"path": "a.jsonl", "weight": 1}, {"path": "b.jsonl", "weight": 1}]
+    tiny["tune"] = {"space": {"data.sources.1.weight": {"uniform": [0, 3]}}, "trials": 2}
+    spec = PipelineSpec.model_validate(tiny)
+    assert problems_of(spec) == []
+    trial = with_values(spec, {"data.sources.1.weight": 2.5})
+    assert [source.weight for source in trial.data.sources] == [1, 2.5]
+    assert trial.data.result_fields() == spec.data.result_fields()
+    assert key_of(trial, {"prepare": "x"}) != key_of(with_values(spec, {}), {"prepare": "x"})
 
 
 def test_a_search_precedes_training_and_a_changed_budget_is_shown(tiny, tmp_path):

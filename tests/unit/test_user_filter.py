@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from workflows.corpus.errors import UnusableLine
 from workflows.corpus.user_code import files_beside
 from workflows.corpus.user_filter import UserFilter
 from workflows.stage import StageFailed
@@ -91,7 +92,9 @@ def test_true_keeps_and_false_leaves_out(folder: Path) -> None:
     ("counts", "returned 2 (int); it must return True or False"),
 ])  # fmt: skip
 def test_what_goes_wrong_on_a_line_is_the_reason_of_that_line(folder: Path, name: str, words: str) -> None:
-    assert str(reason(folder, f"shop_filter:{name}")).startswith(f"data.filter: shop_filter:{name} {words}")
+    with pytest.raises(UnusableLine) as raised:
+        reason(folder, f"shop_filter:{name}")
+    assert str(raised.value).startswith(f"data.filter: shop_filter:{name} {words}")
 
 
 def test_a_filter_cannot_change_the_messages(folder: Path) -> None:

@@ -95,6 +95,26 @@ def prepare(pipeline: str, overrides: tuple[str, ...], json_lines: bool, show: i
 
 @command.command()
 @options("set", "json")
+def inspect(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
+    """Show what the conversations are, by source: lengths, languages, duplicates, private details. Runs prepare."""
+    run_to("prepare", pipeline, overrides, False, json_lines)
+    from workflows.corpus.inspection.tally import read_inspection
+    from workflows.corpus.inspection.text import inspection_text
+    from workflows.runs.state import examine
+
+    spec, store = open_pipeline(pipeline, overrides)
+    key = examine(spec, store, "prepare")[0].key
+    found = read_inspection(store, key)
+    if found is None:  # an earlier version has prepared the corpus
+        store.clear("prepare", key)
+        run_to("prepare", pipeline, overrides, False, json_lines)
+        found = read_inspection(store, key)
+    assert found is not None
+    click.echo(json.dumps({"event": "inspection", **found.to_json()}) if json_lines else inspection_text(found))
+
+
+@command.command()
+@options("set", "json")
 def reference(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
     """Compute the reference values that some objectives learn against (Ray Data)."""
     run_to("reference", pipeline, overrides, False, json_lines)

@@ -8,6 +8,7 @@ from models.chat import Conversation, EncodedConversation, Message, common_promp
 from models.chat.renderer import renderer_of
 from workflows.corpus.conversations import group_of, parse_conversation, parse_judged, parse_pair
 from workflows.corpus.errors import UnusableLine
+from workflows.corpus.example import Example
 from workflows.corpus.rows import CorpusRow
 from workflows.corpus.split import side_of, split_key
 from workflows.spec import DataSpec
@@ -25,11 +26,26 @@ class Encoding:
     def __post_init__(self) -> None:
         renderer_of(self.tokenizer).encoder.expect_many()
 
-    def row(self, text: bytes, mismatched: str) -> CorpusRow:
-        """A row of the corpus; raises RayconteurError if nothing can be learned from the line, and
+    def read(self, text: bytes, mismatched: str) -> Example:
+        """The messages of a line; raises RayconteurError with the reason if it has none of the objective's kind."""
+        fields, same_role = self.data.names, self.data.same_role
+        if self.examples == "conversations":
+            return Example(self._thought(parse_conversation(text, fields, same_role)))
+        if self.examples == "pairs":
+            chosen, rejected = parse_pair(text, fields, same_role)
+            return Example(self._thought(chosen), self._thought(rejected))
+        judged, desirable = parse_judged(text, fields, same_role)
+        judged = self._thought(judged)
+        if not mismatched:
+            raise UnusableLine("KTO's reference point needs another prompt and reply near this line; there is none")
+        reply: Message = {"role": "assistant", "content": mismatched}
+        return Example(judged, Conversation([*judged.messages[:-1], reply], judged.tools), desirable)
+
+    def row(self, example: Example, text: bytes) -> CorpusRow:
+        """A row of the corpus, of the line `text`; raises RayconteurError if nothing can be learned from it, and
         `models.chat.ReplyCut` if `data.cut_replies` is `fail` and a reply is cut.
         """
-        conversation, other, desirable = self._read(text, mismatched)
+        conversation, other = example.conversation, example.other
         encoded = [self._encoded(each, other is not None) for each in (conversation, other) if each is not None]
         messages = json.dumps(conversation.messages, ensure_ascii=False)
         tools = None if conversation.tools is None else json.dumps(conversation.tools, ensure_ascii=False)
@@ -39,10 +55,11 @@ class Encoding:
         row: CorpusRow = {
             "input_ids": first.input_ids,
             "supervised": first.supervised,
-            "desirable": desirable,
+            "desirable": example.desirable,
             "num_tokens": sum(len(each.input_ids) for each in encoded) - (common_prompt(*encoded) if other else 0),
             "num_targets": sum(sum(each.supervised[1:]) for each in encoded),
             "truncated": any(each.is_cut for each in encoded),
+            "num_messages": len(conversation.messages),
             "messages": messages,
             "tools": tools,
             "group": group,
@@ -53,20 +70,6 @@ class Encoding:
         if first.piece_lengths:
             row["piece_lengths"], row["piece_parents"] = first.piece_lengths, first.piece_parents
         return row
-
-    def _read(self, text: bytes, mismatched: str) -> tuple[Conversation, Conversation | None, bool | None]:
-        fields, same_role = self.data.names, self.data.same_role
-        if self.examples == "conversations":
-            return self._thought(parse_conversation(text, fields, same_role)), None, None
-        if self.examples == "pairs":
-            chosen, rejected = parse_pair(text, fields, same_role)
-            return self._thought(chosen), self._thought(rejected), None
-        judged, desirable = parse_judged(text, fields, same_role)
-        judged = self._thought(judged)
-        if not mismatched:
-            raise UnusableLine("KTO's reference point needs another prompt and reply near this line; there is none")
-        reply: Message = {"role": "assistant", "content": mismatched}
-        return judged, Conversation([*judged.messages[:-1], reply], judged.tools), desirable
 
     def _thought(self, conversation: Conversation) -> Conversation:
         """The message with its reasoning handled as `data.reasoning` states."""

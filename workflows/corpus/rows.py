@@ -31,15 +31,22 @@ class CorpusRow(TypedDict, total=False):
     num_tokens: int
     num_targets: int
     truncated: bool
+    num_messages: int
     messages: str
     """the conversation, as JSON"""
     tools: str | None
     """as JSON"""
     group: str | None
     """the value of `data.group_by`, as JSON"""
+    language: str | None
+    """as a BCP 47 tag"""
+    private: str | None
+    """how many private details it has of each kind, as a JSON object; None without any"""
+    flags: str | None
+    """the entries of the word list in it, as a JSON list; None without any"""
     split: str
     reason: str
-    """the reason why a line is set aside"""
+    """why a line cannot be used, or why a conversation is left out"""
     reference_log_probability: float
     """of its reply under the base model, in nats; like the next one, a reference value from the stage `reference`"""
     other_reference_log_probability: float
@@ -53,8 +60,8 @@ def number_of(source: Any, line: Any) -> Any:
     return source << _LINE_BITS | line
 
 
-def place_of(number: int) -> tuple[int, int]:
-    """The source and the line of a row."""
+def place_of(number: Any) -> tuple[Any, Any]:
+    """The source and the line of a row, or of an array of rows."""
     return number >> _LINE_BITS, number & (1 << _LINE_BITS) - 1
 
 

@@ -10,7 +10,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet
 
-TRAIN, HELD_OUT, QUARANTINE = "train", "held_out", "quarantine"
+TRAIN, HELD_OUT = "train", "held_out"
+QUARANTINE = "quarantine"
+"""of lines that cannot be used"""
+LEFT_OUT = "left_out"
+"""of conversations that the settings of `data` leave out"""
 
 
 def split_key(messages: list[Any], is_pair: bool) -> str:
@@ -26,6 +30,12 @@ def side_of(key: str, held_out_share: float) -> str:
 def all_sides(filesystem: Any, corpus: str) -> Any:
     """A corpus, a folder of Parquet files by side, as a `pyarrow.dataset.Dataset` with the column `split`."""
     return pa.dataset.dataset(corpus, filesystem=filesystem, format="parquet", partitioning="hive")
+
+
+def used_files(filesystem: Any, corpus: str, sides: Sequence[str] = (TRAIN, HELD_OUT)) -> list[str]:
+    """The files of the conversations of these sides."""
+    folders = {f"split={side}" for side in sides}
+    return [file for file in all_sides(filesystem, corpus).files if file.split("/")[-2] in folders]
 
 
 def write_sides(filesystem: Any, corpus: str, file: str, rows: pa.Table, splits: Sequence[str]) -> None:

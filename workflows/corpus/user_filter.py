@@ -24,6 +24,7 @@ import numpy as np
 from models.chat.form import Message
 from models.errors import nearest
 from workflows.cluster.errors import describe_error
+from workflows.corpus.errors import UnusableLine
 from workflows.corpus.user_code import UserCode
 from workflows.stage import StageFailed
 
@@ -69,17 +70,21 @@ class UserFilter:
         return _IMPORTED[self.key]
 
     def reason(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> str | None:
-        """Why a conversation is left out, or None; raises StageFailed where the function cannot be imported."""
+        """Why a conversation is left out, or None. Raises UnusableLine where the function fails on it, and
+        StageFailed where it cannot be imported.
+        """
         function = self.function()
         # Copies: what a filter changes must not change the corpus.
         conversation = {"messages": [dict(message) for message in messages], "tools": tools}
         try:
             found = function(conversation)
         except (Exception, SystemExit) as error:
-            return f"{FIELD}: {self.name} raised {describe_error(error)}{self._place(error)}"
+            raise UnusableLine(f"{FIELD}: {self.name} raised {describe_error(error)}{self._place(error)}") from None
         if not isinstance(found, bool | np.bool_):
             shown = repr(found)[:_MAX_SHOWN]
-            return f"{FIELD}: {self.name} returned {shown} ({type(found).__name__}); it must return True or False"
+            raise UnusableLine(
+                f"{FIELD}: {self.name} returned {shown} ({type(found).__name__}); it must return True or False"
+            )
         return None if found else f"{FIELD}: {self.name} returned False"
 
     def _import(self) -> Function:

@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from workflows.corpus.files.sources import files_at
+from workflows.corpus.user_filter import UserFilter
 from workflows.record import JsonObject
 from workflows.spec import PipelineSpec
 from workflows.spec.paths import local_paths, with_paths
@@ -52,10 +53,15 @@ def pack(spec: PipelineSpec, beside: Path, folder: Path) -> JsonObject:
             "gs://, a shared folder) and use that path"
         )
     plain = with_paths(spec, travelling).model_dump(mode="json")
+    if spec.data.filter is not None:
+        keep = UserFilter.of(spec.data.filter)
+        keep.code.write(folder)
+        plain["data"]["filter"] = keep.name
     plain["cluster"] = {"address": "auto"}
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
     local = pa.fs.LocalFileSystem()
-    return {"pipeline": plain, "files": [fingerprint(local, str(file)) for file in copies]}
+    code = UserFilter.of(spec.data.filter).key if spec.data.filter else None
+    return {"pipeline": plain, "files": [*[fingerprint(local, str(file)) for file in copies], code]}
 
 
 def _copy(field: str, path: str, folder: Path, target: str) -> str:

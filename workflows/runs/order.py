@@ -8,6 +8,7 @@ import pyarrow as pa
 from models.base import load as base
 from models.files import open_uri
 from workflows.corpus.files.sources import source_files
+from workflows.corpus.user_filter import UserFilter
 from workflows.figures import OptimizeFigures
 from workflows.record import JsonObject
 from workflows.spec import NEW_MODEL, AdversarialSpec, DistillRepliesSpec, DistillSpec, PipelineSpec, SpinSpec
@@ -20,8 +21,28 @@ def _prepare_settings(spec: PipelineSpec) -> JsonObject:
     section = {**spec.data.result_fields(), "sources": files}
     if spec.data.chat_template is not None:
         section["chat_template"] = _fingerprint_of("data.chat_template", spec.data.chat_template)
+    section |= _checks_settings(spec)
     examples = spec.train.objective.examples
     return {"data": section, "base_model": _base(spec), "examples": examples}
+
+
+def _checks_settings(spec: PipelineSpec) -> JsonObject:
+    """The content of the files and of the code that `data` names, where it names any."""
+    data = spec.data
+    found: dict[str, object] = {}
+    if data.filter is not None:
+        found["filter"] = UserFilter.of(data.filter).key
+    if data.filters.word_list is not None:
+        words = _fingerprint_of("data.filters.word_list", data.filters.word_list)
+        found["filters"] = {**data.filters.result_fields(), "word_list": words}
+    against = data.check_against
+    if against != type(against)():  # with the defaults, evaluate's questions are only counted
+        named = {f"data.check_against.files.{index}": file for index, file in enumerate(against.files)}
+        if spec.evaluate.questions is not None:
+            named["evaluate.questions"] = spec.evaluate.questions
+        contents = [_fingerprint_of(field, file) for field, file in named.items()]
+        found["check_against"] = {**against.result_fields(), "files": contents}
+    return found
 
 
 def _base(spec: PipelineSpec) -> object:
@@ -51,7 +72,9 @@ def _tune_settings(spec: PipelineSpec) -> JsonObject:
 
 
 def _train_settings(spec: PipelineSpec) -> JsonObject:
-    return {"train": spec.train.result_fields(), "base_model": _base(spec)}
+    settings = {"train": spec.train.result_fields(), "base_model": _base(spec)}
+    mixture = spec.data.mixture_fields()
+    return settings if mixture is None else {**settings, "mixture": mixture}
 
 
 def _evaluate_settings(spec: PipelineSpec) -> JsonObject:

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from workflows.corpus.inspection.tally import FaultExample, read_inspection
+from workflows.corpus.inspection.text import FAULT_TITLES, inspection_table
 from workflows.figures import OptimizeFigures
 from workflows.progress import duration, figure
 from workflows.release.table import HEADINGS, forms_table
@@ -43,7 +45,8 @@ def _page(store: Store, record: RunRecord) -> str:
     optimize, evaluate = artifacts.get("optimize"), artifacts.get("evaluate")
     tune, release = record.key_of("tune"), optimize and OptimizeFigures.from_json(optimize.figures)
     search = read_search(store, tune) if tune else None
-    is_drawn = search is not None or "train" in artifacts
+    data = _data(store, artifacts["prepare"]) if "prepare" in artifacts else None
+    is_drawn = search is not None or data is not None or "train" in artifacts
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -59,6 +62,7 @@ def _page(store: Store, record: RunRecord) -> str:
         scorecard=_read_scorecard(store, evaluate) if evaluate else None,
         plotly=_plotly() if is_drawn else "",
         search=_search(search) if search else None,
+        data=data,
         curves=_curves(store, artifacts["train"]) if "train" in artifacts else "",
         spec=yaml.safe_dump(record.spec, sort_keys=False, allow_unicode=True),
         versions=next((artifact.versions for artifact in reversed(list(artifacts.values()))), {}),
@@ -98,6 +102,35 @@ def _stage(artifact: Artifact) -> _StageRow:
 def _read_scorecard(store: Store, artifact: Artifact) -> Scorecard:
     found = store.read_json(store.path("evaluate", artifact.key, "scorecard.json"))
     return Scorecard.from_json(found or artifact.figures)
+
+
+@dataclass(frozen=True)
+class _DataPart:
+    headings: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    plots: list[str]
+    faults: dict[str, list[FaultExample]]
+    """examples by the title of their fault"""
+
+
+def _data(store: Store, artifact: Artifact) -> _DataPart | None:
+    """The inspection of the conversations on the page; None of those that an earlier version has prepared."""
+    from workflows.corpus.inspection.plots import language_bars, length_bars
+
+    found = read_inspection(store, artifact.key)
+    if found is None:
+        return None
+    headings, rows = inspection_table(found)
+    faults = {
+        title: [example for example in found.examples if example.fault == fault]
+        for fault, title in FAULT_TITLES.items()
+    }
+    return _DataPart(
+        headings=headings,
+        rows=rows,
+        plots=[_drawn(figure) for figure in (length_bars(found), language_bars(found)) if figure is not None],
+        faults={title: examples for title, examples in faults.items() if examples},
+    )
 
 
 @dataclass(frozen=True)

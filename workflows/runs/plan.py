@@ -15,6 +15,7 @@ from workflows.spec import PipelineSpec
 from workflows.spec.space import trials_wanted
 from workflows.store import Store
 from workflows.training.foresight import troubles
+from workflows.training.inputs import inputs_of
 from workflows.training.readings import known_reading, reading_text
 from workflows.training.steps import num_steps, steps_per_epoch
 
@@ -184,7 +185,7 @@ def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> Training
     train, corpus = spec.train, prepare.artifact
     if corpus is not None:
         tokens = PrepareFigures.from_json(corpus.figures).tokens
-        in_epoch = steps_per_epoch(train, store, prepare.key)
+        in_epoch = steps_per_epoch(spec, store, inputs_of(spec, {"prepare": prepare.key}))
     else:
         tokens = _estimated_tokens(spec)
         per_step = train.pass_tokens * train.passes * train.max_workers

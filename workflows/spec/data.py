@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from workflows.spec.section import ADDED, Section, Share
+from workflows.spec.section import ADDED, HOW, PositiveInt, Section, Share
 
 NEW_MODEL = "new"
 """the `base_model` that is trained from scratch"""
@@ -15,6 +15,8 @@ FieldName = Literal[
     "train", "prompt", "input", "completion", "history", "chosen", "rejected", "label",
 ]  # fmt: skip
 """the key names that `data.fields` can map"""
+
+PrivateKind = Literal["email", "iban", "card", "ip", "phone", "person"]
 
 
 class Source(Section):
@@ -34,10 +36,30 @@ class Source(Section):
     limit: Annotated[int, Field(ge=1, le=1_000_000_000_000)] | None = None
     """Maximum number of lines (rows, elements) to read from each file."""
 
+    name: Annotated[str, Field(min_length=1)] | None = Field(default=None, json_schema_extra=HOW)
+    """Name of the source in reports; defaults to the last part of its path."""
+
+    weight: Annotated[float, Field(ge=0.0, le=1e6)] | None = Field(default=None, json_schema_extra=HOW)
+    """Relative share of this source in the tokens that an epoch reads; 0 leaves the source out of training. If one
+    source has a weight, all need one. A change of weights does not encode the corpus again."""
+
+    repeat: Annotated[float, Field(gt=0.0, le=1000.0)] | None = Field(default=None, json_schema_extra=HOW)
+    """How many times an epoch reads this source; defaults to 1. Not together with weights."""
+
+    @property
+    def shown_name(self) -> str:
+        """`name`, or the last part of the path."""
+        return self.name or self.path.partition("?")[0].rstrip("/").rpartition("/")[2] or self.path
+
 
 def _action(value: Any) -> Any:
     """Expand the short form of a section that is mostly its action: `drop` becomes `{action: drop}`."""
     return {"action": value} if isinstance(value, str) else value
+
+
+def _files(value: Any) -> Any:
+    """Expand the short form of `check_against`: a list of files."""
+    return {"files": value} if isinstance(value, list) else value
 
 
 class DeduplicateSpec(Section):
@@ -52,6 +74,73 @@ class DeduplicateSpec(Section):
 
     compare: Literal["conversations", "replies"] = "conversations"
     """What is compared: whole conversations, or the assistant's replies alone, all of a conversation together."""
+
+
+class CheckAgainstSpec(Section):
+    """Conversations that contain evaluation questions or other reference texts: runs of 13 words in common (Brown et
+    al. 2020, arXiv:2005.14165), or all words of a shorter text."""
+
+    files: list[Annotated[str, Field(min_length=1)]] = Field(default=[])
+    """Files of questions or conversations to look for; `evaluate.questions` is always looked for. A relative path
+    starts at the pipeline file's folder."""
+
+    action: Literal["report", "drop", "fail"] = "report"
+    """`report` counts the conversations and keeps them; `drop` sets them aside; `fail` fails the stage."""
+
+
+class PrivateSpec(Section):
+    """Private details in messages. Found are those with a form, a checksum or a word that introduces them."""
+
+    action: Literal["report", "replace", "drop"] = "report"
+    """`report` counts them; `replace` writes placeholders such as `[EMAIL_1]`, the same one for the same detail of a
+    conversation; `drop` sets the conversation aside."""
+
+    kinds: list[PrivateKind] = Field(default=["email", "iban", "card", "ip", "phone", "person"])
+    """The kinds of details to find."""
+
+    patterns: dict[str, str] = Field(default={})
+    """Further kinds: a name for each, and the regular expression of its details."""
+
+    regions: list[Annotated[str, Field(pattern=r"^[A-Z]{2}$")]] | None = None
+    """Countries (ISO 3166, such as US) whose phone numbers are found without a country code; defaults to a list of
+    large ones."""
+
+
+class FiltersSpec(Section):
+    """Which conversations to keep."""
+
+    languages: list[Annotated[str, Field(min_length=2)]] | None = None
+    """Languages (BCP 47, such as en) to keep; `und` stands for undetermined ones, such as short texts and code."""
+
+    max_language_share: dict[str, Share] = Field(default={})
+    """Largest share of the conversations that a language may have, as in `{en: 0.5}`; a hash of the text decides
+    which of them are kept."""
+
+    min_turns: PositiveInt | None = None
+    """Minimum number of messages."""
+
+    max_turns: PositiveInt | None = None
+    """Maximum number of messages."""
+
+    min_words: PositiveInt | None = None
+    """Minimum number of words, or of characters in Chinese and Japanese."""
+
+    max_words: PositiveInt | None = None
+    """Maximum number of words, or of characters in Chinese and Japanese."""
+
+    max_repetition: Share | None = None
+    """Maximum share of repeated text: of lines that repeat, and of the most frequent run of 2 to 4 words (Rae et al.
+    2021, arXiv:2112.11446, table A1)."""
+
+    max_non_letters: Share | None = None
+    """Maximum share of characters that are no letters, not counting white space."""
+
+    word_list: str | None = None
+    """A file of words or phrases, one a line: conversations that contain one are flagged. A relative path starts at
+    the pipeline file's folder."""
+
+    flagged: Literal["report", "drop"] = "report"
+    """What happens to flagged conversations: `report` counts them and keeps them, `drop` sets them aside."""
 
 
 class DataSpec(Section):
@@ -120,6 +209,46 @@ class DataSpec(Section):
         default=DeduplicateSpec(), json_schema_extra=ADDED
     )
     """How to treat near-duplicates; short form: the action, as in `deduplicate: drop`."""
+
+    check_against: Annotated[CheckAgainstSpec, BeforeValidator(_files)] = Field(
+        default=CheckAgainstSpec(), json_schema_extra=ADDED
+    )
+    """How to treat conversations that contain evaluation questions or other texts; short form: the list of files."""
+
+    private: Annotated[PrivateSpec, BeforeValidator(_action)] = Field(default=PrivateSpec(), json_schema_extra=ADDED)
+    """How to treat private details; short form: the action, as in `private: replace`."""
+
+    filters: FiltersSpec = Field(default=FiltersSpec(), json_schema_extra=ADDED)
+    """Which conversations to keep."""
+
+    filter: str | None = Field(default=None, json_schema_extra=ADDED)
+    """A Python function, as in `mymodule:keep`, that gets `{"messages": [...], "tools": [...]}` and returns whether
+    to keep the conversation. A module beside the pipeline file is sent to all nodes."""
+
+    temperature: Annotated[float, Field(ge=0.1, le=1000.0)] | None = Field(default=None, json_schema_extra=HOW)
+    """Reads each source in proportion to its tokens^(1/temperature): 1 in proportion to its size, more favours small
+    sources (Arivazhagan et al. 2019, arXiv:1907.05019, section 3). Not together with weights and repeats."""
+
+    @model_validator(mode="after")
+    def _mixture_is_one(self) -> "DataSpec":
+        weighted = [source.weight is not None for source in self.sources]
+        if any(weighted) and not all(weighted):
+            raise ValueError(
+                f"sources.{weighted.index(False)} has no weight, and others have one; give every source a weight"
+            )
+        if all(weighted) and not any(source.weight for source in self.sources):
+            raise ValueError("every source has weight 0; give one of them a larger weight")
+        repeats = any(source.repeat is not None for source in self.sources)
+        if any(weighted) + repeats + (self.temperature is not None) > 1:
+            raise ValueError("weights, repeats and temperature exclude each other; keep one of them")
+        return self
+
+    def mixture_fields(self) -> dict[str, Any] | None:
+        """Weights and repeats of each source, and the temperature; None if an epoch reads each source once."""
+        weights, repeats = ([getattr(each, name) for each in self.sources] for name in ("weight", "repeat"))
+        if self.temperature is None and not any(value is not None for value in (*weights, *repeats)):
+            return None
+        return {"weights": weights, "repeats": repeats, "temperature": self.temperature}
 
     @property
     def names(self) -> dict[str, str]:

@@ -11,7 +11,13 @@ def local_paths(spec: PipelineSpec) -> dict[str, str]:
     if isinstance(objective, TeacherSpec):
         models["train.objective.teacher"] = objective.teacher
     paths = {f"data.sources.{index}.path": source.path for index, source in enumerate(spec.data.sources)}
-    named = {"evaluate.questions": spec.evaluate.questions, "data.chat_template": spec.data.chat_template}
+    data = spec.data
+    named = {
+        "evaluate.questions": spec.evaluate.questions,
+        "data.chat_template": data.chat_template,
+        "data.filters.word_list": data.filters.word_list,
+    }
+    named |= {f"data.check_against.files.{index}": file for index, file in enumerate(data.check_against.files)}
     paths |= {field: path for field, path in named.items() if path}
     paths |= {f"serve.adapters.{name}": path for name, path in spec.serve.adapters.items()}
     paths |= {field: name for field, name in models.items() if name.startswith(("/", "./", "../", "~"))}
@@ -30,13 +36,20 @@ def with_paths(spec: PipelineSpec, paths: dict[str, str]) -> PipelineSpec:
         teacher = paths.get("train.objective.teacher", objective.teacher)
         objective = objective.model_copy(update={"teacher": teacher})
     questions = paths.get("evaluate.questions", spec.evaluate.questions)
+    named = enumerate(spec.data.check_against.files)
+    files = [paths.get(f"data.check_against.files.{index}", file) for index, file in named]
+    word_list = paths.get("data.filters.word_list", spec.data.filters.word_list)
+    data = {
+        "sources": sources,
+        "chat_template": paths.get("data.chat_template", spec.data.chat_template),
+        "check_against": spec.data.check_against.model_copy(update={"files": files}),
+        "filters": spec.data.filters.model_copy(update={"word_list": word_list}),
+    }
     return spec.model_copy(
         update={
             "base_model": paths.get("base_model", spec.base_model),
             "train": spec.train.model_copy(update={"objective": objective}),
-            "data": spec.data.model_copy(
-                update={"sources": sources, "chat_template": paths.get("data.chat_template", spec.data.chat_template)}
-            ),
+            "data": spec.data.model_copy(update=data),
             "evaluate": spec.evaluate.model_copy(update={"questions": questions}),
             "serve": spec.serve.model_copy(update={"adapters": adapters}),
         }

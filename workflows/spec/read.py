@@ -72,7 +72,14 @@ def read_spec(
     absolute = {
         field: str((folder / Path(named).expanduser()).resolve()) for field, named in local_paths(spec).items()
     }
-    return _with_certificate_files(with_paths(spec, absolute), folder)
+    return _with_filter_folder(_with_certificate_files(with_paths(spec, absolute), folder), folder)
+
+
+def _with_filter_folder(spec: PipelineSpec, folder: Path) -> PipelineSpec:
+    """Put the folder in which the module of `data.filter` may be before its name."""
+    if spec.data.filter is None:
+        return spec
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"filter": f"{folder}/{spec.data.filter}"})})
 
 
 def _with_certificate_files(spec: PipelineSpec, folder: Path) -> PipelineSpec:

@@ -124,9 +124,9 @@ def with_values(spec: PipelineSpec, values: Values) -> PipelineSpec:
     plain = spec.model_dump() | {"tune": None}
     for field, value in values.items():
         *sections, last = field.split(".")
-        place = plain
+        place: Any = plain
         for section in sections:
-            place = place[section]
+            place = place[int(section)] if section.isdigit() else place[section]
         place[last] = value
     return PipelineSpec.model_validate(plain)
 
@@ -134,8 +134,13 @@ def with_values(spec: PipelineSpec, values: Values) -> PipelineSpec:
 def field_problem(spec: PipelineSpec, field: str) -> str:
     """Why a field cannot be searched; empty if it can."""
     *sections, last = field.split(".")
+    if sections[:2] == ["data", "sources"] and last == "weight" and len(sections) == 3:
+        return _weight_problem(spec, sections[2])
     if not sections or sections[0] != "train":
-        return "decides what all trials share; the space contains fields of train, such as train.learning_rate"
+        return (
+            "decides what all trials share; the space contains fields of train, such as train.learning_rate, and "
+            "data.sources.N.weight"
+        )
     place: Any = spec
     for depth, section in enumerate(sections):
         place = getattr(place, section, None)
@@ -152,6 +157,16 @@ def field_problem(spec: PipelineSpec, field: str) -> str:
         return "is the same for all trials: it decides their corpus, their reference or their workers"
     if hasattr(type(getattr(place, last)), "model_fields"):
         return "is a section; name one of its fields"
+    return ""
+
+
+def _weight_problem(spec: PipelineSpec, number: str) -> str:
+    """Why the weight of a source cannot be searched; empty if it can."""
+    sources = spec.data.sources
+    if not number.isdigit() or int(number) >= len(sources):
+        return f"there is no source {number}; data.sources has 0 to {len(sources) - 1}"
+    if any(source.weight is None for source in sources):
+        return "give every source a weight in data.sources first, such as weight: 1"
     return ""
 
 

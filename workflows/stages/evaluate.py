@@ -18,8 +18,11 @@ import ray.data
 from models.chat import Message
 from workflows.cluster.board import watching
 from workflows.cluster.workers import check_fits, worker_environment
+from workflows.corpus.files.sources import source_files
 from workflows.corpus.reader import corpus_files
+from workflows.corpus.revision.contamination import find_contamination, question_file, read_references
 from workflows.corpus.rows import CorpusRow
+from workflows.corpus.split import TRAIN, used_files
 from workflows.figures import EvaluateFigures, PrepareFigures
 from workflows.scorecard.adversarial import measure_pair
 from workflows.scorecard.adversarial_plot import pair_page
@@ -27,7 +30,7 @@ from workflows.scorecard.questions import Prompt, read_questions
 from workflows.scorecard.records import AdversarialScorecard
 from workflows.scorecard.scorecard import scorecard_of, scorecard_text
 from workflows.scorecard.worker import SCORED_SCHEMA, ScoringSettings, ScoringWorker
-from workflows.spec import AdversarialSpec
+from workflows.spec import AdversarialSpec, PipelineSpec
 from workflows.stage import Context
 
 _SCORED_AT_ONCE = 16
@@ -45,7 +48,9 @@ def run(context: Context) -> EvaluateFigures:
     )
     prompts = [_held_out_prompt(row) for row in first.to_pylist()]
     asked = [*(Prompt([{"role": "user", "content": each.text}], question=each) for each in questions), *prompts]
-    scored = ray.data.read_parquet(path, filesystem=context.store.filesystem).select_columns(SCORED_SCHEMA.names[1:])
+    known = corpus_files(context.store, corpus_key, "held_out").schema.names  # earlier versions wrote fewer columns
+    columns = [name for name in SCORED_SCHEMA.names if name in known]
+    scored = ray.data.read_parquet(path, filesystem=context.store.filesystem).select_columns(columns)
     corpus = PrepareFigures.from_json(context.inputs["prepare"].figures)
     num_rows = corpus.held_out_conversations + len(asked)
     rows = scored.map_batches(_as_scored, batch_format="pyarrow")
@@ -64,7 +69,9 @@ def run(context: Context) -> EvaluateFigures:
             num_gpus=evaluate.gpus_per_worker or None,
             runtime_env={"env_vars": worker_environment(evaluate.cpus_per_worker, evaluate.gpus_per_worker)},
         ).take_all()
-    scorecard = scorecard_of(results, asked, evaluate.gate)
+    scorecard = scorecard_of(results, asked, evaluate.gate, _names(context.spec))
+    if questions:
+        scorecard = replace(scorecard, leaked_questions=_leaked_questions(context))
     if isinstance(context.spec.train.objective, AdversarialSpec):
         scorecard = replace(scorecard, pair=measure_pair(context))
     content = scorecard.to_json()
@@ -73,6 +80,22 @@ def run(context: Context) -> EvaluateFigures:
         _write_page(context, scorecard.pair)
     context.progress.result("scorecard", content, scorecard_text(scorecard))
     return scorecard.figures
+
+
+def _names(spec: PipelineSpec) -> list[str]:
+    """The name of the source of each file of the corpus, if there are several sources."""
+    sources = spec.data.sources
+    return [sources[file.entry].shown_name for file in source_files(spec)] if len(sources) > 1 else []
+
+
+def _leaked_questions(context: Context) -> int:
+    """How many of the questions stand in the conversations that were trained on."""
+    store, index = context.store, read_references(question_file(context.spec))
+    assert index is not None
+    files = used_files(store.filesystem, store.path("prepare", context.inputs["prepare"].key, "corpus"), [TRAIN])
+    with watching(context.progress, "conversations checked for the questions") as board:
+        found = find_contamination(store.filesystem, files, index, board)
+    return len({each.reference for each in found})
 
 
 def _settings(context: Context) -> ScoringSettings:
@@ -113,6 +136,8 @@ def _said(message: Message) -> str:
 
 def _as_scored(table: pa.Table) -> pa.Table:
     marked = table.append_column("question", pa.array([-1] * len(table), pa.int32()))
+    if "language" not in table.column_names:
+        marked = marked.append_column("language", pa.nulls(len(table), pa.string()))
     return marked.select(SCORED_SCHEMA.names).cast(SCORED_SCHEMA)
 
 

@@ -14,82 +14,54 @@ last reply is supervised, `num_tokens` counts the prompt once, since training co
 decides the split.
 """
 
-import functools
-import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.fs
 import ray
 import ray.data
 
-from models.chat import Message, ReplyCut, end_token_ids
-from models.chat.messages import SameRole
-from models.errors import RayconteurError
+from models.chat import end_token_ids
 from workflows.cluster.board import watching
-from workflows.cluster.errors import describe_error, full_traceback, write_traceback
+from workflows.cluster.errors import write_traceback
 from workflows.corpus.chat_tokenizer import chat_tokenizer, read_template, template_notes
-from workflows.corpus.conversations import mismatched_replies
-from workflows.corpus.encoding import Encoding
-from workflows.corpus.errors import UnusableLine
-from workflows.corpus.files.formats import records
 from workflows.corpus.files.sources import PACKED, SourceFile, source_files
-from workflows.corpus.files.text import Record
+from workflows.corpus.inspection.inspect import inspect_corpus
+from workflows.corpus.inspection.tally import inspection_file
+from workflows.corpus.lines import LINES_PER_BLOCK, TRACEBACK, Shared, encode_lines, read_lines, read_words
 from workflows.corpus.new_model import CHAT_TEMPLATE, make_base, with_base
+from workflows.corpus.revision.contamination import (
+    Contaminated,
+    contamination_text,
+    find_contamination,
+    read_references,
+    reference_files,
+    without_contaminated,
+)  # fmt: skip
+from workflows.corpus.revision.near_duplicates import NearDuplicates
+from workflows.corpus.revision.quotas import over_quota
+from workflows.corpus.revision.revise import revise
+from workflows.corpus.revision.separation import separate
 from workflows.corpus.rows import CorpusRow
-from workflows.corpus.separation import separate
-from workflows.corpus.set_aside import EXCERPT_CHARACTERS, SetAside, set_aside_text
-from workflows.corpus.split import HELD_OUT, QUARANTINE, TRAIN, all_sides, fill_empty_side
-from workflows.figures import NearDuplicateFigures, PrepareFigures
+from workflows.corpus.set_aside import SetAside, set_aside_text
+from workflows.corpus.split import HELD_OUT, LEFT_OUT, QUARANTINE, TRAIN, all_sides, fill_empty_side, used_files
+from workflows.corpus.user_filter import UserFilter
+from workflows.figures import ContaminationFigures, NearDuplicateFigures, PrepareFigures
 from workflows.spec import NEW_MODEL, PipelineSpec
 from workflows.stage import Context, StageFailed
 
-_LINES_PER_BLOCK = 512
-_BYTES_PER_BLOCK = 64 << 20
 _STARTED_EARLY = 16
 # About the size of conversations relative to their compressed files.
 _PACKED_FACTOR = 6
 # Above this share of cut conversations, print a note.
 _MANY_CUT = 0.05
-# Separates a reason from its traceback.
-_TRACEBACK = "\0traceback\0"
 _MAX_TRACEBACKS = 5
 # The figures that are sums over the rows.
-_COUNTS = ("conversations", "held_out_conversations", "quarantined", "tokens", "supervised_tokens", "held_out_tokens",
-           "truncated", "longest")  # fmt: skip
-_Reading = tuple[dict[str, str], SameRole]  # data.fields, data.same_role
-
-_Lines = dict[str, list[Any]]
-"""conversations of a file, by column: source, line, text, unread, mismatched"""
-
-
-_SCHEMA = pa.schema(
-    [
-        ("source", pa.int32()),
-        ("line", pa.int64()),
-        ("input_ids", pa.list_(pa.int32())),
-        ("supervised", pa.list_(pa.bool_())),
-        ("other_input_ids", pa.list_(pa.int32())),
-        ("other_supervised", pa.list_(pa.bool_())),
-        ("piece_lengths", pa.list_(pa.int32())),
-        ("piece_parents", pa.list_(pa.int32())),
-        ("desirable", pa.bool_()),
-        ("num_tokens", pa.int32()),
-        ("num_targets", pa.int32()),
-        ("truncated", pa.bool_()),
-        ("messages", pa.string()),
-        ("tools", pa.string()),
-        ("group", pa.string()),
-        ("reason", pa.string()),
-        ("split", pa.string()),
-    ]
-)
+_COUNTS = ("conversations", "held_out_conversations", "quarantined", "left_out", "tokens", "supervised_tokens",
+           "held_out_tokens", "truncated", "longest")  # fmt: skip
 
 
 def run(context: Context) -> PrepareFigures:
@@ -106,17 +78,71 @@ def run(context: Context) -> PrepareFigures:
         spec = with_base(spec, store, context.key)
     _write_corpus(context, spec, files)
     paths = [file.path for file in files]
-    corpus = store.path("prepare", context.key, "corpus")
     figures, crashes = _statistics(context, paths)
     _note_crashes(context, crashes)
     _check(context, figures, paths)
+    alike, near = _near_duplicates(context, paths)
+    contamination, contaminated = _contamination(context, paths)
+    _check_groups(context)
+    _apply_quotas(context)
+    figures, _ = _statistics(context, paths)
+    _check(context, figures, paths)
+    _show_set_aside(context, figures)
+    figures = _with_both_sides(context, figures, paths)
+    inspection = inspect_corpus(store.filesystem, _corpus(context), spec.data, files, near, contaminated)
+    store.write_file(inspection_file(store, context.key), json.dumps(inspection.to_json()).encode())
+    for source in inspection.sources:
+        if not source.conversations:
+            context.progress.note(
+                f"prepare: no conversation of the source {source.name} is left: {source.left_out:,} are left out, "
+                f"{source.quarantined:,} cannot be used"
+            )
+    return replace(figures, near_duplicates=alike, contamination=contamination)
+
+
+def _near_duplicates(context: Context, paths: list[str]) -> tuple[NearDuplicateFigures, NearDuplicates]:
     with watching(context.progress, "conversations compared") as board:
-        alike = separate(store.filesystem, corpus, spec.data, paths, board)
-    _note_near_duplicates(context, alike)
-    _check_groups(context, corpus)
-    if spec.data.deduplicate.action != "report":
-        figures, _ = _statistics(context, paths)
-    return replace(_with_both_sides(context, figures, paths), near_duplicates=alike)
+        figures, found = separate(context.store.filesystem, _corpus(context), context.spec.data, paths, board)
+    if figures.on_both_sides:
+        context.progress.note(
+            f"prepare: {figures.on_both_sides:,} held-out conversations have a near-duplicate among those to train "
+            "on, so what is measured on them flatters the model; set data.deduplicate to drop or split"
+        )
+    return figures, found
+
+
+def _contamination(context: Context, paths: list[str]) -> tuple[ContaminationFigures | None, list[Contaminated]]:
+    """Look for reference texts in the corpus; raises StageFailed where `data.check_against.action` is fail."""
+    index = read_references(reference_files(context.spec))
+    if index is None:
+        return None, []
+    filesystem, action = context.store.filesystem, context.spec.data.check_against.action
+    with watching(context.progress, "conversations checked against reference texts") as board:
+        found = find_contamination(filesystem, used_files(filesystem, _corpus(context)), index, board)
+    if found and action == "fail":
+        raise StageFailed(f"data.check_against: {contamination_text(found, paths)}; set its action to drop or report")
+    if found and action == "drop":
+        revise(filesystem, _corpus(context), without_contaminated(found))
+    elif found:
+        context.progress.note(
+            f"prepare: {contamination_text(found, paths)}; set data.check_against.action to drop to leave them out"
+        )
+    figures = ContaminationFigures(
+        conversations=len({each.number for each in found}),
+        references=len({each.reference for each in found}),
+        of=len(index.names),
+    )
+    return figures, found
+
+
+def _apply_quotas(context: Context) -> None:
+    if shares := context.spec.data.filters.max_language_share:
+        filesystem, corpus = context.store.filesystem, _corpus(context)
+        revise(filesystem, corpus, over_quota(filesystem, corpus, shares))
+
+
+def _corpus(context: Context) -> str:
+    return context.store.path("prepare", context.key, "corpus")
 
 
 def _write_corpus(context: Context, spec: PipelineSpec, files: list[SourceFile]) -> None:
@@ -128,45 +154,40 @@ def _write_corpus(context: Context, spec: PipelineSpec, files: list[SourceFile])
         context.progress.note(f"prepare: {note}")
     store, examples = context.store, spec.train.objective.examples
     # A worker that unpickles the tokenizer need not import torch, which takes longer than a thousand conversations.
-    pickled = ray.put(tokenizer)
+    shared = Shared(
+        spec=spec.model_dump_json(),
+        tokenizer=ray.put(tokenizer),
+        words=read_words(spec.data.filters),
+        keep=_user_filter(context),
+        paths=[file.path for file in files],
+    )
+    reading = (spec.data.fields, spec.data.same_role) if examples == "judged" else None
     with watching(context.progress, "lines") as board:
         items = [
-            {
-                "source": index,
-                "uri": file.source,
-                "path": file.path,
-                "limit": file.limit or -1,
-                "field": file.field,
-            }
+            {"source": index, "uri": file.source, "path": file.path, "limit": file.limit or -1, "field": file.field}
             for index, file in enumerate(files)
         ]
         (
             ray.data.from_items(items, override_num_blocks=len(items))
             # With other resources than the encoding, Ray Data does not fuse both into one task per file.
+            .map_batches(read_lines, batch_size=1, fn_kwargs={"judged": reading, "board": board}, num_cpus=0)
             .map_batches(
-                _read_lines,
-                batch_size=1,
-                fn_kwargs={
-                    "judged": (spec.data.fields, spec.data.same_role) if examples == "judged" else None,
-                    "board": board,
-                },
-                num_cpus=0,
-            )
-            .map_batches(
-                _encode_lines,
-                batch_size=_LINES_PER_BLOCK,
-                fn_kwargs={
-                    "spec": spec.model_dump_json(),
-                    "tokenizer": pickled,
-                    "paths": [file.path for file in files],
-                    "board": board,
-                },
+                encode_lines,
+                batch_size=LINES_PER_BLOCK,
+                fn_kwargs={"shared": shared, "board": board},
                 batch_format="pyarrow",
             )
-            .write_parquet(
-                store.path("prepare", context.key, "corpus"), filesystem=store.filesystem, partition_cols=["split"]
-            )
+            .write_parquet(_corpus(context), filesystem=store.filesystem, partition_cols=["split"])
         )
+
+
+def _user_filter(context: Context) -> "ray.ObjectRef[UserFilter] | None":
+    """The function `data.filter`, imported here once so that a mistake in it is told at once; raises StageFailed."""
+    if (path := context.spec.data.filter) is None:
+        return None
+    keep = UserFilter.of(path)
+    keep.function()
+    return ray.put(keep)
 
 
 def _start_workers(blocks: int) -> None:
@@ -190,106 +211,11 @@ def _set_block_size(files: list[SourceFile]) -> int:
     return max(len(files), size // block)
 
 
-def _read_lines(batch: Mapping[str, np.ndarray], judged: _Reading | None, board: Any) -> Iterator[_Lines]:
-    """The conversations of a file, in blocks of (source, line, text, unread, mismatched)."""
-    source, limit = int(batch["source"][0]), int(batch["limit"][0])
-    uri, path, field = (str(batch[name][0]) for name in ("uri", "path", "field"))
-    file = SourceFile(uri, path, limit if limit > 0 else None, fingerprint="", field=field)
-    block: list[Record] = []
-    before: list[Record] = []
-    size = 0
-    for record in records(file):
-        block.append(record)
-        size += len(record.text)
-        if len(block) == _LINES_PER_BLOCK or size >= _BYTES_PER_BLOCK:
-            board.add.remote(total=len(block))
-            yield _lines_block(source, block, judged, before=[])
-            before, block, size = block, [], 0
-    if block:
-        board.add.remote(total=len(block))
-        yield _lines_block(source, block, judged, before)
-
-
-def _lines_block(source: int, block: list[Record], judged: _Reading | None, before: list[Record]) -> _Lines:
-    """`judged`: how lines are read where they are judged replies. `before`: more lines that mismatched replies may
-    come from, for the last block, which may be a short one.
-    """
-    numbers, texts, unread = zip(*block, strict=True)
-    replies: list[Message | None] = [None] * len(block)
-    if judged is not None:
-        replies = mismatched_replies([record.text for record in before + block], *judged)[len(before) :]
-    mismatched = ["" if reply is None else reply["content"] for reply in replies]
-    return {
-        "source": [source] * len(block),
-        "line": list(numbers),
-        "text": list(texts),
-        "unread": list(unread),
-        "mismatched": mismatched,
-    }
-
-
-@functools.lru_cache(maxsize=2)
-def _encoding(spec: str, tokenizer: "ray.ObjectRef[Any]") -> Encoding:
-    """Cached, so that a process makes it once for all its blocks."""
-    pipeline = PipelineSpec.model_validate_json(spec)
-    return Encoding(ray.get(tokenizer), pipeline.data, pipeline.train.objective.examples)
-
-
-def _encode_lines(
-    batch: pa.Table, spec: str, tokenizer: "ray.ObjectRef[Any]", paths: list[str], board: Any
-) -> pa.Table:
-    encoding = _encoding(spec, tokenizer)
-    columns = (batch[name].to_pylist() for name in ("source", "line", "text", "unread", "mismatched"))
-    rows = []
-    for source, line, text, unread, mismatched in zip(*columns, strict=True):
-        row: CorpusRow = {"source": source, "line": line, "num_tokens": 0, "num_targets": 0, "truncated": False}
-        try:
-            if unread:
-                raise UnusableLine(unread)
-            row.update(encoding.row(text, mismatched))
-        except ReplyCut as error:
-            raise StageFailed(
-                f"data.cut_replies: {paths[source]}:{line}: {error}; raise data.max_length, or set data.cut_replies "
-                "to cut or drop"
-            ) from None
-        except ValueError as error:
-            excerpt = text[:EXCERPT_CHARACTERS].decode(errors="replace").strip()
-            row.update({"split": QUARANTINE, "reason": _reason(error), "messages": excerpt})
-        rows.append(row)
-    good = sum(row["split"] != QUARANTINE for row in rows)
-    tokens = sum(row["num_tokens"] for row in rows)
-    board.add.remote(done=len(rows), conversations=good, set_aside=len(rows) - good, tokens=tokens)
-    return pa.table([_column([row.get(field.name) for row in rows], field.type) for field in _SCHEMA], schema=_SCHEMA)
-
-
-def _reason(error: ValueError) -> str:
-    """The reason to set a line aside; for an error that is not ours, with its traceback, which `_statistics` removes.
-
-    Such a line does not end the run, because one among millions should not.
-    """
-    if isinstance(error, RayconteurError):
-        return str(error)
-    return f"{describe_error(error)}{_TRACEBACK}{full_traceback(error)}"
-
-
-def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """`values` as a column; converts lists of numbers through one long array, which is ten times as fast."""
-    if not pa.types.is_list(kind) or all(value is None for value in values):
-        return pa.array(values, kind)
-    lengths = [len(value) if value is not None else 0 for value in values]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    flat = np.fromiter(
-        itertools.chain.from_iterable(value or () for value in values), kind.value_type.to_pandas_dtype()
-    )
-    is_null = pa.array([value is None for value in values])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, kind.value_type), mask=is_null)
-
-
 def _statistics(context: Context, paths: list[str]) -> tuple[PrepareFigures, dict[str, str]]:
     """Count over the written shards, a batch at a time; also writes quarantine.jsonl."""
     store = context.store
     counts = Counter(dict.fromkeys(_COUNTS, 0))
-    path = store.path("prepare", context.key, "corpus")
+    path = _corpus(context)
     if store.filesystem.get_file_info(path).type == pa.fs.FileType.NotFound:  # nothing was written
         raise StageFailed(f"data.sources: no lines in {', '.join(paths)}")
     parts = all_sides(store.filesystem, path)
@@ -300,18 +226,19 @@ def _statistics(context: Context, paths: list[str]) -> tuple[PrepareFigures, dic
     groups = SetAside()
     crashes: dict[str, str] = {}
     bad = parts.to_batches(
-        columns=["source", "line", "reason", "messages"], filter=pa.dataset.field("split") == QUARANTINE
+        columns=["source", "line", "reason", "messages"],
+        filter=pa.dataset.field("split").isin([QUARANTINE, LEFT_OUT]),
     )
     with store.filesystem.open_output_stream(store.path("prepare", context.key, "quarantine.jsonl")) as stream:
         for batch in bad:
             for row in batch.to_pylist():
-                reason, _, traceback = row["reason"].partition(_TRACEBACK)
+                reason, _, traceback = row["reason"].partition(TRACEBACK)
                 record = {"file": paths[row["source"]], "line": row["line"], "reason": reason}
                 stream.write((json.dumps({**record, "text": row["messages"]}, ensure_ascii=False) + "\n").encode())
                 groups.add(reason, row["source"], paths[row["source"]], row["line"])
                 if traceback and len(crashes) < _MAX_TRACEBACKS:
                     crashes.setdefault(reason, traceback)
-    return PrepareFigures(set_aside=groups.groups(), near_duplicates=None, **counts), crashes
+    return PrepareFigures(set_aside=groups.groups(), near_duplicates=None, contamination=None, **counts), crashes
 
 
 def _note_crashes(context: Context, crashes: dict[str, str]) -> None:
@@ -321,8 +248,8 @@ def _note_crashes(context: Context, crashes: dict[str, str]) -> None:
 
 
 def _count(counts: Counter[str], row: CorpusRow) -> None:
-    if row["split"] == QUARANTINE:
-        counts["quarantined"] += 1
+    if row["split"] in (QUARANTINE, LEFT_OUT):
+        counts["quarantined" if row["split"] == QUARANTINE else "left_out"] += 1
         return
     held_out = row["split"] == HELD_OUT
     counts["held_out_conversations" if held_out else "conversations"] += 1
@@ -334,29 +261,34 @@ def _count(counts: Counter[str], row: CorpusRow) -> None:
 
 def _check(context: Context, figures: PrepareFigures, paths: list[str]) -> None:
     """Raise StageFailed if the corpus cannot be trained on."""
-    data = context.spec.data
+    most = context.spec.data.max_bad_share
     good = figures.conversations + figures.held_out_conversations
-    bad = figures.quarantined
+    bad, lines = figures.quarantined, good + figures.quarantined + figures.left_out
     listing = context.store.path("prepare", context.key, "quarantine.jsonl")
-    if good + bad == 0:
+    if lines == 0:
         raise StageFailed(f"data.sources: no lines in {', '.join(paths)}")
     if good == 0:
         raise StageFailed(
-            f"data.sources: none of {bad} lines can be used, by reason, with the first line of each:\n"
+            f"data.sources: none of {lines} lines can be used, by reason, with the first line of each:\n"
             f"{set_aside_text(figures.set_aside)}\nall of them: {listing}"
         )
-    if bad > data.max_bad_share * (good + bad):
+    if bad > most * lines:
         raise StageFailed(
-            f"data.max_bad_share: {bad} of {good + bad} lines ({bad / (good + bad):.1%}) cannot be used, more than "
-            f"{data.max_bad_share:.1%}; by reason, with the first line of each:\n"
-            f"{set_aside_text(figures.set_aside)}\nall of them: {listing}"
+            f"data.max_bad_share: {bad} of {lines} lines ({bad / lines:.1%}) cannot be used, more than {most:.1%}; "
+            f"by reason, with the first line of each:\n{set_aside_text(figures.set_aside)}\nall of them: {listing}"
         )
+
+
+def _show_set_aside(context: Context, figures: PrepareFigures) -> None:
+    """Show what the corpus does not have, and how much of it is cut."""
+    data, good = context.spec.data, figures.conversations + figures.held_out_conversations
     if figures.truncated > _MANY_CUT * good:
         context.progress.note(
             f"prepare: {figures.truncated:,} of {good:,} conversations ({figures.truncated / good:.0%}) are "
             f"longer than data.max_length, {data.max_length} tokens, and are cut; raise it or set data.truncate: left"
         )
-    if bad:
+    if figures.set_aside:
+        listing = context.store.path("prepare", context.key, "quarantine.jsonl")
         context.progress.result(
             "set_aside",
             {"groups": [group.to_json() for group in figures.set_aside], "listing": listing},
@@ -364,12 +296,12 @@ def _check(context: Context, figures: PrepareFigures, paths: list[str]) -> None:
         )
 
 
-def _check_groups(context: Context, corpus: str) -> None:
+def _check_groups(context: Context) -> None:
     """Raise StageFailed if no conversation has the key of `data.group_by`; note how many lack it."""
     if (field := context.spec.data.group_by) is None:
         return
-    parts = all_sides(context.store.filesystem, corpus)
-    is_good = pa.dataset.field("split") != QUARANTINE
+    parts = all_sides(context.store.filesystem, _corpus(context))
+    is_good = pa.dataset.field("split").isin([TRAIN, HELD_OUT])
     total = parts.count_rows(filter=is_good)
     lacking = parts.count_rows(filter=is_good & ~pa.dataset.field("group").is_valid())
     if lacking == total:
@@ -384,14 +316,6 @@ def _check_groups(context: Context, corpus: str) -> None:
         )
 
 
-def _note_near_duplicates(context: Context, found: NearDuplicateFigures) -> None:
-    if found.on_both_sides:
-        context.progress.note(
-            f"prepare: {found.on_both_sides:,} held-out conversations have a near-duplicate among those to train on, "
-            "so what is measured on them flatters the model; set data.deduplicate to drop or split"
-        )
-
-
 def _with_both_sides(context: Context, figures: PrepareFigures, paths: list[str]) -> PrepareFigures:
     """If few conversations leave one side empty by chance, move the nearest one there. Raises StageFailed if all have
     the same text.
@@ -401,7 +325,7 @@ def _with_both_sides(context: Context, figures: PrepareFigures, paths: list[str]
     if empty is None:
         return figures
     is_pair = context.spec.train.objective.examples != "conversations"
-    corpus = context.store.path("prepare", context.key, "corpus")
+    corpus = _corpus(context)
     moved = fill_empty_side(context.store.filesystem, corpus, empty, is_pair)
     if not moved:
         raise StageFailed(

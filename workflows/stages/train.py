@@ -37,6 +37,7 @@ from workflows.stage import CONTINUED, DISCRIMINATOR, Context, StageFailed
 from workflows.store import Store
 from workflows.training.curves import check_mlflow, log_to_mlflow, write_curves
 from workflows.training.history import HISTORY, History
+from workflows.training.inputs import TrainingInputs, inputs_of
 from workflows.training.recovery import Recovery, clear_unfinished, decisions, failure_text
 from workflows.training.reporter import Callbacks
 from workflows.training.trainer import torch_trainer
@@ -60,9 +61,9 @@ def run(context: Context) -> TrainFigures:
     elastic = isinstance(train.num_workers, list)
     if elastic:  # Ray takes a while to notice a lost machine, and would wait a minute for workers on it
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _ELASTIC_START_SECONDS)
-    keys = {name: artifact.key for name, artifact in context.inputs.items()}
+    inputs = inputs_of(spec, {name: artifact.key for name, artifact in context.inputs.items()})
     with watching(context.progress, "steps") as board:
-        payload = _Payload(spec, store.uri, keys, f"{folder}/run", board)
+        payload = _Payload(spec, store.uri, inputs, f"{folder}/run", board)
         trainer = torch_trainer(
             train,
             lambda: _work(payload),
@@ -170,8 +171,7 @@ class _Payload:
 
     spec: PipelineSpec
     store: str
-    keys: dict[str, str]
-    """the keys of its input artifacts, by stage"""
+    inputs: TrainingInputs
     run_folder: str
     board: Any
     """the display's actor"""
@@ -216,5 +216,5 @@ def _train(payload: _Payload) -> None:
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else contextlib.nullcontext() as folder:
         resume_from = Path(folder) if folder else None
-        settings = WorkerSettings(payload.spec, store, payload.keys, run_folder, resume_from=resume_from)
+        settings = WorkerSettings(payload.spec, store, payload.inputs, run_folder, resume_from=resume_from)
         TrainWorker().train(settings, callbacks)

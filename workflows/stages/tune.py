@@ -12,6 +12,7 @@ import logging
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray.tune
@@ -38,6 +39,7 @@ from workflows.spec import PipelineSpec, PopulationSpec
 from workflows.spec.space import Values, combinations, trials_wanted, with_values
 from workflows.stage import Context, StageFailed
 from workflows.store import Store, content_key
+from workflows.training.inputs import TrainingInputs, inputs_of
 from workflows.training.steps import num_steps, steps_per_epoch
 
 
@@ -53,7 +55,7 @@ def run(context: Context) -> TuneFigures:
         check_build_tools()
     os.environ.update(ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    keys = {name: artifact.key for name, artifact in context.inputs.items()}
+    inputs = inputs_of(spec, {name: artifact.key for name, artifact in context.inputs.items()})
     folder = store.path("tune", context.key)
     search = Search(
         pipeline=spec.name,
@@ -65,13 +67,13 @@ def run(context: Context) -> TuneFigures:
         wanted=trials_wanted(tune),
         seconds_allowed=tune.time_minutes and tune.time_minutes * 60,
         at_once=trials_at_once(spec, nodes),
-        family=family_of(spec, keys),
+        family=family_of(spec, inputs.keys),
     )
     earlier = _earlier(store, search)
     shared = Shared(
         spec=spec.model_copy(update={"tune": None}),
         store=store.uri,
-        keys=keys,
+        inputs=inputs,
         folder=folder,
         metrics=search.metrics,
         is_population=isinstance(tune.scheduler, PopulationSpec),
@@ -84,7 +86,7 @@ def run(context: Context) -> TuneFigures:
         ray.tune.with_parameters(TrialRunner, shared=shared),
         spec,
         search,
-        most_steps=lambda: _most_steps(spec, store, keys["prepare"]),
+        most_steps=lambda: _most_steps(spec, store, inputs),
         earlier=earlier,
         run_config=ray.tune.RunConfig(
             name="run",
@@ -109,7 +111,7 @@ def run(context: Context) -> TuneFigures:
     return _figures(search)
 
 
-def family_of(spec: PipelineSpec, keys: dict[str, str]) -> str:
+def family_of(spec: PipelineSpec, keys: Mapping[str, str]) -> str:
     """A key that is the same for searches that differ only in their budget."""
     assert spec.tune is not None
     settings = spec.tune.result_fields()
@@ -118,15 +120,16 @@ def family_of(spec: PipelineSpec, keys: dict[str, str]) -> str:
     return content_key({"tune": settings, "trial": key_of(spec, keys)})
 
 
-def _most_steps(spec: PipelineSpec, store: Store, corpus: str) -> int:
+def _most_steps(spec: PipelineSpec, store: Store, inputs: TrainingInputs) -> int:
     """The number of steps of the longest training in the space."""
-    per_epoch: dict[tuple[int, int, int], int] = {}
+    per_epoch: dict[str, int] = {}
     most = 1
     for values in combinations(spec):
-        train = with_values(spec, values).train
-        packed_by = (train.pass_tokens, train.passes, train.seed)
+        trial = with_values(spec, values)
+        train = trial.train
+        packed_by = repr((train.pass_tokens, train.passes, train.seed, trial.data.mixture_fields()))
         if packed_by not in per_epoch:
-            per_epoch[packed_by] = steps_per_epoch(train, store, corpus)
+            per_epoch[packed_by] = steps_per_epoch(trial, store, inputs)
         most = max(most, num_steps(train, per_epoch[packed_by]) + train.pair_steps)
     return most
 

@@ -6,7 +6,7 @@ Endings matter only for files in folders: a file's content decides its format (w
 """
 
 import fnmatch
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -45,6 +45,8 @@ class SourceFile:
     """size in bytes, compressed or not"""
     field: str = "data.sources"
     """the dotted field, for messages"""
+    entry: int = 0
+    """the number of its entry in `data.sources`"""
 
 
 def find_files(spec: PipelineSpec) -> list[SourceFile]:
@@ -53,7 +55,7 @@ def find_files(spec: PipelineSpec) -> list[SourceFile]:
     for index, source in enumerate(spec.data.sources):
         field = f"data.sources.{index}"
         try:
-            files += _files_of(source, field)
+            files += [replace(file, entry=index) for file in _files_of(source, field)]
         except (OSError, pa.ArrowException) as error:
             raise SourceError(f"{field}.path: cannot read {without_secrets(source.path)}: {error}") from error
     return files

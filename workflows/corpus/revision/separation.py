@@ -1,6 +1,6 @@
 """What becomes of near-duplicates in a written corpus, by `data.deduplicate`.
 
-figures = separate(filesystem, corpus, data, paths, board)
+figures, found = separate(filesystem, corpus, data, paths, board)
 """
 
 from collections.abc import Sequence
@@ -11,23 +11,24 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from models.text.near_duplicates import Numbers, components
-from workflows.corpus.near_duplicates import NearDuplicates, find_near_duplicates
-from workflows.corpus.revise import Moves, revise
+from workflows.corpus.revision.near_duplicates import NearDuplicates, find_near_duplicates
+from workflows.corpus.revision.revise import Moves, revise
 from workflows.corpus.rows import numbers_of, place_of
-from workflows.corpus.split import HELD_OUT, QUARANTINE, TRAIN, all_sides
+from workflows.corpus.split import HELD_OUT, LEFT_OUT, TRAIN, all_sides, used_files
 from workflows.figures import NearDuplicateFigures
 from workflows.spec import DataSpec
 
 
-def separate(filesystem: Any, corpus: str, data: DataSpec, paths: Sequence[str], board: Any) -> NearDuplicateFigures:
-    """Find near-duplicates among the rows of a corpus, and move or set aside rows as `data.deduplicate` says.
+def separate(
+    filesystem: Any, corpus: str, data: DataSpec, paths: Sequence[str], board: Any
+) -> tuple[NearDuplicateFigures, NearDuplicates]:
+    """Find near-duplicates among the rows of a corpus, and move or leave out rows as `data.deduplicate` says.
 
     `paths`: of the files, by the number of each source.
     """
     parts = all_sides(filesystem, corpus)
-    files = [file for file in parts.files if f"split={QUARANTINE}/" not in file]
     settings = data.deduplicate
-    found = find_near_duplicates(filesystem, files, settings, board)
+    found = find_near_duplicates(filesystem, used_files(filesystem, corpus), settings, board)
     on_both_sides = 0
     if settings.action == "drop":
         revise(filesystem, corpus, _drops(found, paths))
@@ -35,23 +36,24 @@ def separate(filesystem: Any, corpus: str, data: DataSpec, paths: Sequence[str],
         revise(filesystem, corpus, _one_side(parts, found, has_groups=data.group_by is not None))
     else:
         on_both_sides = _on_both_sides(found, _is_held_out(parts, found.members))
-    return NearDuplicateFigures(
+    figures = NearDuplicateFigures(
         conversations=len(found.members),
         clusters=len(np.unique(found.kept)),
         exact=int((found.similarity == 1).sum()),
         on_both_sides=on_both_sides,
     )
+    return figures, found
 
 
 def _drops(found: NearDuplicates, paths: Sequence[str]) -> Moves:
-    """All but the longest of each cluster are set aside."""
+    """All but the longest of each cluster are left out."""
     others = np.flatnonzero(found.members != found.kept)
     reasons = []
     for place in others:
         source, line = place_of(int(found.kept[place]))
         alike = float(found.similarity[place])
         reasons.append(f"data.deduplicate: near-duplicate of {paths[source]}:{line} (Jaccard index {alike:.2f})")
-    return Moves(found.members[others], [QUARANTINE] * len(others), reasons)
+    return Moves(found.members[others], [LEFT_OUT] * len(others), reasons)
 
 
 def _one_side(parts: Any, found: NearDuplicates, has_groups: bool) -> Moves:

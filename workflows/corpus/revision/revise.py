@@ -2,8 +2,8 @@
 
 revise(filesystem, corpus, Moves(numbers, splits, reasons))
 
-A corpus is a folder of Parquet files by side (`split=train/...`). Rows are moved between sides; a row that is set
-aside loses its tokens and keeps an excerpt, as a line that could not be read does.
+A corpus is a folder of Parquet files by side (`split=train/...`). Rows are moved between sides; a row that is left
+out loses its tokens and keeps an excerpt, as a line that could not be read does.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ import ray
 
 from workflows.corpus.rows import numbers_of
 from workflows.corpus.set_aside import EXCERPT_CHARACTERS
-from workflows.corpus.split import QUARANTINE, all_sides, write_sides
+from workflows.corpus.split import LEFT_OUT, all_sides, write_sides
 
-_KEPT_OF_SET_ASIDE = ("source", "line", "reason")
+_KEPT_OF_LEFT_OUT = ("source", "line", "reason")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Moves:
 
     splits: Sequence[str]
     reasons: Sequence[str | None]
-    """why a row is set aside"""
+    """why a row is left out"""
 
 
 def revise(filesystem: Any, corpus: str, moves: Moves) -> None:
@@ -60,19 +60,19 @@ def _revise_file(filesystem: Any, corpus: str, file: str, moves: tuple[Any, pa.T
     reasons = np.array(rows["reason"].to_pylist(), object)
     reasons[is_moved] = target["reason"].to_pylist()
     rows = rows.set_column(rows.schema.get_field_index("reason"), "reason", pa.array(reasons, pa.string()))
-    write_sides(filesystem, corpus, file, _without_tokens(rows, splits == QUARANTINE), splits.tolist())
+    write_sides(filesystem, corpus, file, _without_tokens(rows, splits == LEFT_OUT), splits.tolist())
 
 
-def _without_tokens(rows: pa.Table, is_set_aside: Any) -> pa.Table:
-    """The rows; of those that are set aside only where they stand, why, and an excerpt."""
+def _without_tokens(rows: pa.Table, is_left_out: Any) -> pa.Table:
+    """The rows; of those that are left out only where they stand, why, and an excerpt."""
     columns = {}
     for field in rows.schema:
         column = rows[field.name]
         if field.name == "messages":
             shown = pc.utf8_slice_codeunits(column, 0, EXCERPT_CHARACTERS)
-        elif field.name in _KEPT_OF_SET_ASIDE:
+        elif field.name in _KEPT_OF_LEFT_OUT:
             shown = column
         else:
             shown = pa.scalar(None, field.type)
-        columns[field.name] = pc.if_else(pa.array(is_set_aside), shown, column)
+        columns[field.name] = pc.if_else(pa.array(is_left_out), shown, column)
     return pa.table(columns, schema=rows.schema)

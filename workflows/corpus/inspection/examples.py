@@ -1,0 +1,124 @@
+"""Examples of what is wrong in a corpus, as a person reads them.
+
+examples = FaultExamples(filesystem, corpus, paths)
+[*examples.near_duplicates(found), *examples.contaminated(found), *examples.private(numbers, details)]
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from models.text.private import PrivateDetails, Replacements
+from workflows.corpus.inspection.tally import MAX_EXAMPLES, FaultExample
+from workflows.corpus.revision.contamination import Contaminated
+from workflows.corpus.revision.near_duplicates import NearDuplicates
+from workflows.corpus.rows import numbers_of, place_of
+from workflows.corpus.split import LEFT_OUT, QUARANTINE, all_sides
+
+_MAX_CHARACTERS = 600
+
+
+@dataclass(frozen=True)
+class FaultExamples:
+    """Reads some rows of a corpus; `details` hide private details in all of them."""
+
+    filesystem: Any
+    corpus: str
+    paths: Sequence[str]
+    """of the files, by the number of each source"""
+
+    details: PrivateDetails
+
+    def near_duplicates(self, found: NearDuplicates) -> Iterator[FaultExample]:
+        """Of some clusters one that is not the longest, beside the longest."""
+        others = found.members != found.kept
+        pairs = list(zip(found.members[others].tolist(), found.kept[others].tolist(), strict=True))
+        alike = found.similarity[others].tolist()
+        chosen = list(
+            {kept: (member, kept, share) for (member, kept), share in zip(pairs, alike, strict=True)}.values()
+        )
+        chosen = sorted(chosen)[:MAX_EXAMPLES]
+        texts = self._texts([number for member, kept, _ in chosen for number in (member, kept)])
+        for member, kept, share in chosen:
+            yield FaultExample(
+                fault="near_duplicate",
+                place=self._place(member),
+                text=texts[member],
+                of=f"{self._place(kept)} (Jaccard index {share:.2f})",
+                other=texts[kept],
+            )
+
+    def contaminated(self, found: Sequence[Contaminated]) -> Iterator[FaultExample]:
+        """What some of them share with a reference."""
+        shown = [each for each in found if each.shown is not None][:MAX_EXAMPLES]
+        for each in shown:
+            before, shared, after = each.shown or ("", "", "")
+            yield FaultExample(
+                fault="contamination",
+                place=self._place(each.number),
+                text=self._hidden([f"… {before}⟦{shared}⟧{after} …"])[0],
+                of=f"{each.reference} ({each.words} words, {each.share:.0%} of it)",
+            )
+
+    def with_private(self, numbers: Sequence[int]) -> Iterator[FaultExample]:
+        """Conversations with their private details hidden."""
+        for number, text in self._texts(numbers).items():
+            yield FaultExample(fault="private", place=self._place(number), text=text)
+
+    def flagged(self, numbers: Sequence[int]) -> Iterator[FaultExample]:
+        """Conversations with entries of the word list."""
+        flags = self._column(numbers, "flags")
+        for number, text in self._texts(numbers).items():
+            of = ", ".join(json.loads(flags[number] or "[]"))
+            yield FaultExample(fault="flagged", place=self._place(number), text=text, of=of)
+
+    def set_aside(self) -> Iterator[FaultExample]:
+        """Some lines that cannot be used, and some conversations that are left out."""
+        parts = all_sides(self.filesystem, self.corpus)
+        for side in (QUARANTINE, LEFT_OUT):
+            table = parts.head(
+                MAX_EXAMPLES, columns=["source", "line", "reason", "messages"], filter=pc.field("split") == side
+            )
+            for number, row in zip(numbers_of(table).tolist(), table.to_pylist(), strict=True):
+                text = self._hidden([row["messages"] or ""])[0]
+                reason = row["reason"].partition("\0")[0]
+                fault = "quarantined" if side == QUARANTINE else "left_out"
+                yield FaultExample(fault=fault, place=self._place(number), text=text, of=reason)
+
+    def _place(self, number: int) -> str:
+        source, line = place_of(number)
+        return f"{self.paths[source]}:{line}"
+
+    def _texts(self, numbers: Sequence[int]) -> dict[int, str]:
+        """The beginning of each conversation, a line for each message."""
+        found = self._column(numbers, "messages")
+        return {number: self._written(found[number]) for number in numbers if number in found}
+
+    def _column(self, numbers: Sequence[int], name: str) -> dict[int, Any]:
+        places = [place_of(number) for number in numbers]
+        is_near = pc.field("source").isin([source for source, _ in places])
+        is_near &= pc.field("line").isin([line for _, line in places])
+        table = all_sides(self.filesystem, self.corpus).to_table(columns=["source", "line", name], filter=is_near)
+        return dict(zip(numbers_of(table).tolist(), table[name].to_pylist(), strict=True))
+
+    def _written(self, messages: str) -> str:
+        try:
+            turns = json.loads(messages)
+        except ValueError:  # an excerpt of a line that is left out
+            return self._hidden([messages])[0]
+        texts = self._hidden([turn["content"] for turn in turns])
+        lines = [f"{turn['role']}: {text}" for turn, text in zip(turns, texts, strict=True)]
+        return _short("\n".join(lines))
+
+    def _hidden(self, texts: Sequence[str]) -> list[str]:
+        """The texts with placeholders for private details."""
+        replacements = Replacements()
+        found = self.details.find_in_conversation(texts)
+        return [_short(replacements.apply(text, details)) for text, details in zip(texts, found, strict=True)]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]} …"

@@ -1,0 +1,61 @@
+"""Inspect a written corpus: its counts by source, and examples of its faults.
+
+inspection = inspect_corpus(filesystem, corpus, data, files, near_duplicates, contaminated)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from models.text.private import PrivateDetails
+from models.text.private_numbers import REGIONS
+from workflows.corpus.files.sources import SourceFile
+from workflows.corpus.inspection.examples import FaultExamples
+from workflows.corpus.inspection.tally import COLUMNS, Faults, Inspection, Tally
+from workflows.corpus.revision.contamination import Contaminated
+from workflows.corpus.revision.near_duplicates import NearDuplicates
+from workflows.corpus.rows import numbers_of
+from workflows.corpus.split import LEFT_OUT, all_sides
+from workflows.spec import DataSpec
+
+
+def inspect_corpus(
+    filesystem: Any,
+    corpus: str,
+    data: DataSpec,
+    files: Sequence[SourceFile],
+    near: NearDuplicates,
+    contaminated: Sequence[Contaminated],
+) -> Inspection:
+    """Go through the rows once, a batch at a time; `near` and `contaminated` are what was found in them."""
+    tally = Tally([source.shown_name for source in data.sources], [file.entry for file in files])
+    parts = all_sides(filesystem, corpus)
+    for batch in parts.to_batches(columns=list(COLUMNS)):
+        for row in batch.to_pylist():
+            tally.add(row)
+    private = data.private
+    details = PrivateDetails(private.patterns, private.kinds, private.regions or REGIONS)
+    examples = FaultExamples(filesystem, corpus, [file.path for file in files], details)
+    found = [
+        *examples.near_duplicates(near),
+        *examples.contaminated(contaminated),
+        *examples.with_private(tally.first("private")),
+        *examples.flagged(tally.first("flags")),
+        *examples.set_aside(),
+    ]
+    return tally.inspection(_faults(parts, data, near, contaminated), found)
+
+
+def _faults(parts: Any, data: DataSpec, near: NearDuplicates, contaminated: Sequence[Contaminated]) -> Faults:
+    """The rows with faults, without those that are left out; of dropped duplicates no other one is left."""
+    left_out = numbers_of(parts.to_table(columns=["source", "line"], filter=pc.field("split") == LEFT_OUT))
+    members, is_exact = near.members, near.similarity == 1
+    if data.deduplicate.action == "drop":
+        members, is_exact = members[:0], is_exact[:0]
+    is_used = ~np.isin(members, left_out)
+    found = np.array(sorted({each.number for each in contaminated}), np.int64)
+    return Faults(
+        exact=members[is_used & is_exact], near=members[is_used], contaminated=found[~np.isin(found, left_out)]
+    )

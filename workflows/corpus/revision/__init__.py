@@ -1,0 +1,1 @@
+"""Changes to a written corpus, by what only the whole of it shows: near-duplicates, copied texts, shares."""
