@@ -36,6 +36,7 @@ from workflows.search.trial import Shared, TrialRunner
 from workflows.search.tuner import ENVIRONMENT, tuner_of
 from workflows.spec import PipelineSpec
 from workflows.store import Store
+from workflows.training.inputs import TrainingInputs
 
 NODES, CPUS = 64, 8
 STEPS, EVERY = 90, 10
@@ -105,7 +106,7 @@ def one(side: str, trials: int, at_once: int) -> dict[str, float]:
             "scale", "key", ["held_out_loss"], spec.tune.space, "random", "asha", trials, at_once=at_once
         )  # fmt: skip
         shared = Shared(
-            spec.model_copy(update={"tune": None}), store.uri, {"prepare": "none"},
+            spec.model_copy(update={"tune": None}), store.uri, TrainingInputs({"prepare": "none"}),
             store.path("tune", "key"), search.metrics, is_population=False, max_failures=0,
         )  # fmt: skip
         recorder = SearchRecorder(search, store, Progress(), is_population=False)

@@ -38,6 +38,7 @@ from workflows.spec import PipelineSpec
 from workflows.spec.read import read_spec
 from workflows.spec.space import with_values
 from workflows.store import Store
+from workflows.training.inputs import TrainingInputs
 from workflows.training.reporter import Callbacks
 from workflows.training.worker import TrainWorker, WorkerSettings
 
@@ -95,7 +96,7 @@ def peer_worker(config: dict[str, Any]) -> None:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(name))
 
     spec = PipelineSpec.model_validate(config["spec"])
-    settings = WorkerSettings(spec, store, config["keys"], store.path("peer", config["name"]))
+    settings = WorkerSettings(spec, store, TrainingInputs(config["keys"]), store.path("peer", config["name"]))
     TrainWorker().train(settings, Callbacks(on_checkpoint))
 
 
@@ -131,7 +132,7 @@ def one(side: str, spec: PipelineSpec, keys: dict[str, str], trials: int) -> lis
     callbacks: list[Any] = [clock]
     if side == "us":
         folder = store.path("tune", "us")
-        shared = Shared(plain, store.uri, keys, folder, search.metrics, False, 0)
+        shared = Shared(plain, store.uri, TrainingInputs(keys), folder, search.metrics, False, 0)
         trainable = ray.tune.with_parameters(TrialRunner, shared=shared)
         callbacks.append(SearchRecorder(search, store, Progress(), is_population=False))
     else:

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 
 from models.errors import RayconteurError
+from models.mixture import Mixture
 from models.trees import Tree
 
+_EPOCHS_COUNTED = 4
 Conversation = tuple[Sequence[int], Sequence[bool]]
 """(input_ids, supervised) of one conversation"""
 
@@ -209,23 +211,35 @@ class StepPlan:
         num_workers: int,
         gradient_accumulation: int,
         seed: int,
+        mixture: Mixture | None = None,
     ) -> None:
+        """`mixture`: which rows an epoch reads, some of them several times; None: each once."""
         self._num_tokens = np.asarray(num_tokens, dtype=np.int64)
         self._weights = np.asarray(weights, dtype=np.int64)
         self._seed = seed
+        self._mixture = mixture
         self._per_step = num_workers * gradient_accumulation
-        if len(self._num_tokens) < self._per_step:
+        rows = len(self._epoch_rows(0))
+        if rows < self._per_step:
             raise RayconteurError(
-                f"train: {len(self._num_tokens)} training conversations are fewer than the {self._per_step} "
+                f"train: {rows} training conversations are fewer than the {self._per_step} "
                 f"micro-batches of one step (num_workers {num_workers} x gradient_accumulation "
                 f"{gradient_accumulation}); lower one of them or add data"
             )
-        self.steps_per_epoch = self._count_steps(micro_batch_tokens)
+        # The epochs of a mixture have as many rows as each other, but not the same ones.
+        counted = range(1 if mixture is None else _EPOCHS_COUNTED)
+        self.steps_per_epoch = max(self._count_steps(micro_batch_tokens, self._epoch_rows(each)) for each in counted)
         self._epoch: tuple[int, list[list[int]]] | None = None
 
-    def _count_steps(self, budget: int) -> int:
+    def _epoch_rows(self, epoch: int) -> Any:
+        """(R,) the rows of an epoch, not yet shuffled."""
+        if self._mixture is None:
+            return np.arange(len(self._num_tokens))
+        return self._mixture.rows(epoch, self._seed)
+
+    def _count_steps(self, budget: int, rows: Any) -> int:
         """The smallest number of steps such that no micro-batch of several conversations exceeds the budget."""
-        lengths = np.sort(self._num_tokens)[::-1]
+        lengths = np.sort(self._num_tokens[rows])[::-1]
         most = len(lengths) // self._per_step
         steps = min(most, max(1, math.ceil(int(lengths.sum()) / (budget * self._per_step))))
         while steps < most:
@@ -289,7 +303,7 @@ class StepPlan:
 
     def _shuffled_epoch(self, epoch: int) -> list[list[int]]:
         random = np.random.default_rng([self._seed, epoch])
-        shuffled = random.permutation(len(self._num_tokens))
+        shuffled = random.permutation(self._epoch_rows(epoch))
         rows = shuffled[np.argsort(-self._num_tokens[shuffled], kind="stable")]
         bins = _spread(self._num_tokens[rows], rows, self.steps_per_epoch * self._per_step)
         return [bins[index] for index in random.permutation(len(bins))]

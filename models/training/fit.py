@@ -54,6 +54,15 @@ class FitCallbacks:
     """whether to end the training early; called after a checkpoint"""
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """This worker's share of the held-out conversations; every other worker has as many batches."""
+
+    batches: Sequence[PackedBatch]
+    labels: Sequence[Sequence[str]] = ()
+    """of each batch the parts of the conversations to which it belongs, such as a source; the same on all workers"""
+
+
 class TrainingDiverged(RayconteurError):
     """Too many steps could not be applied."""
 
@@ -78,15 +87,15 @@ def fit(
     plan: StepPlan,
     read: Callable[[Sequence[int]], PackedBatch],
     settings: FitSettings,
-    held_out: Sequence[PackedBatch],
+    held_out: HeldOut,
     callbacks: FitCallbacks,
     before: Sequence[Progress] = (),
     micro_batch_parts: int = 1,
 ) -> None:
     """Train up to step `settings.num_steps`, after the steps of `before`. Raises TrainingDiverged.
 
-    `read(rows)` gives rows of the corpus as a batch. `held_out` is this worker's share of the held-out batches. Each
-    micro-batch is split into `micro_batch_parts`.
+    `read(rows)` gives rows of the corpus as a batch. Each micro-batch is split into
+    `micro_batch_parts`.
     """
     steps, loop = range(len(before), settings.num_steps), _Loop(engine, plan, settings, before, micro_batch_parts)
     for step, batches in zip(steps, _read_ahead(plan, steps, engine, read, micro_batch_parts), strict=True):
@@ -154,7 +163,7 @@ class _Loop:
             return due or self._has_left
         return due
 
-    def report(self, progress: Progress, held_out: Sequence[PackedBatch]) -> tuple[Report, list[float]]:
+    def report(self, progress: Progress, held_out: HeldOut) -> tuple[Report, list[float]]:
         """The step's figures and the held-out ones, and how many seconds each worker took for these."""
         means, seconds_each = measure(self._engine, held_out)
         figures = {
@@ -209,18 +218,30 @@ def _diverged(step: int, why_not: str, worst: list[list[int]], settings: FitSett
     )
 
 
-def measure(engine: TrainingEngine, batches: Sequence[PackedBatch]) -> tuple[Sums, list[float]]:
-    """Mean loss and figures over all workers' batches, and the seconds that each worker took for its own.
+def measure(engine: TrainingEngine, held_out: HeldOut) -> tuple[Sums, list[float]]:
+    """Mean loss and figures over all workers' batches, with `loss_<label>` for each label, and the seconds that each
+    worker took for its own.
 
     Every worker must have the same number of batches: with ZeRO-3 they wait for each other (and take the same time).
     """
     began = time.monotonic()
-    sums = added([engine.measure(batch.to(engine.device)) for batch in batches])
+    each = [engine.measure(batch.to(engine.device)) for batch in held_out.batches]
+    sums, weights = added(each), [float(batch.weight) for batch in held_out.batches]
     seconds = [0.0] * engine.num_workers
     seconds[engine.rank] = time.monotonic() - began
-    totals = engine.total([*sums.values(), float(sum(batch.weight for batch in batches)), *seconds])
-    weight = totals[len(sums)]
-    return {name: total / weight for name, total in zip(sums, totals, strict=False)}, totals[len(sums) + 1 :]
+    by_label = {label: [0.0, 0.0] for labels in held_out.labels for label in labels}
+    for labels, found, weight in zip(held_out.labels, each, weights, strict=bool(held_out.labels)):
+        for label in labels:
+            by_label[label] = [by_label[label][0] + found["loss"], by_label[label][1] + weight]
+    parts = [value for pair in by_label.values() for value in pair]
+    totals = engine.total([*sums.values(), sum(weights), *seconds, *parts])
+    whole, rest = totals[len(sums)], totals[len(sums) + 1 :]
+    means = {name: total / whole for name, total in zip(sums, totals, strict=False)}
+    seconds, parts = rest[: engine.num_workers], rest[engine.num_workers :]
+    means |= {
+        f"loss_{label}": loss / weight for label, loss, weight in zip(by_label, parts[::2], parts[1::2], strict=True)
+    }
+    return means, seconds
 
 
 def held_out_figures(means: Sums) -> dict[str, float]:

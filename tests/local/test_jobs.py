@@ -98,6 +98,7 @@ def test_a_job_is_shown_like_a_run_and_ends_like_one(command, file):
     assert json.loads(lines[-2])["event"] == "up_to_date"
 
 
+@pytest.mark.slow
 def test_a_failed_job_prints_why_and_exits_with_1(command, file):
     path = file(name="wrong")
     (path.parent / "sums.jsonl.gz").write_bytes(b"no gzip")

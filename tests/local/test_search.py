@@ -25,6 +25,7 @@ from workflows.search.worker_group import WorkerGroup, job_of
 from workflows.spec import PipelineSpec
 from workflows.spec.space import with_values
 from workflows.stage import StageFailed
+from workflows.training.inputs import TrainingInputs
 
 
 @pytest.fixture
@@ -156,9 +157,9 @@ def group(run, searched):
     searched["train"] |= {"max_steps": 9}
     done, store = run("prepare", searched)
     spec = PipelineSpec.model_validate(searched)
-    keys = {"prepare": done["prepare"].key}
+    inputs = TrainingInputs({"prepare": done["prepare"].key})
     folder = store.path("tune", "by-hand")
-    group = WorkerGroup(spec, store, keys, folder, max_failures=1)
+    group = WorkerGroup(spec, store, inputs, folder, max_failures=1)
     job = job_of(with_values(spec, {"train.learning_rate": 3e-3}), folder=trial_folder(store, "one"))
     yield group, store, job
     group.close()

@@ -20,6 +20,7 @@ from models.training.engine import TorchEngine
 from models.training.fit import (
     FitCallbacks,
     FitSettings,
+    HeldOut,
     TrainingDiverged,
     fit,
     held_out_batches,
@@ -62,8 +63,8 @@ def train(
 ) -> list[Progress]:
     history: list[Progress] = []
     fit(
-        engine, plan or plan_of(rows), lambda numbers: pack([rows[n] for n in numbers]), wanted, [pack(rows[:3])],
-        FitCallbacks(history.append, on_checkpoint), before=before,
+        engine, plan or plan_of(rows), lambda numbers: pack([rows[n] for n in numbers]), wanted,
+        HeldOut([pack(rows[:3])]), FitCallbacks(history.append, on_checkpoint), before=before,
     )  # fmt: skip
     return history
 
@@ -200,7 +201,7 @@ def test_a_broken_step_leaves_no_trace(tiny_llama: Path, sums: list[Conversation
         history.append(progress)
         weights[progress.step] = torch.cat([p.detach().flatten().clone() for p in engine.model.parameters()])
 
-    fit(engine, plan, lambda numbers: pack([rows[n] for n in numbers]), wanted, [pack(rows[:3])],
+    fit(engine, plan, lambda numbers: pack([rows[n] for n in numbers]), wanted, HeldOut([pack(rows[:3])]),
         FitCallbacks(on_step, lambda *_: None))  # fmt: skip
     skipped = [progress.step for progress in history if progress.skipped]
     assert skipped == [step for step in broken if step > 8 or math.isnan(factor) or math.isinf(factor)]
@@ -235,7 +236,7 @@ def test_a_split_micro_batch_gives_the_same_step(tiny_llama: Path, sums: list[Co
     [whole] = train(engine_of(tiny_llama), sums, settings(1))
     history: list[Progress] = []
     fit(engine_of(tiny_llama), plan_of(sums), lambda numbers: pack([sums[n] for n in numbers]), settings(1),
-        [pack(sums[:3])], FitCallbacks(history.append, lambda *_: None), micro_batch_parts=split)  # fmt: skip
+        HeldOut([pack(sums[:3])]), FitCallbacks(history.append, lambda *_: None), (), split)  # fmt: skip
     assert history[0].loss == pytest.approx(whole.loss, rel=1e-5)
     assert history[0].gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-4)
 
@@ -253,7 +254,7 @@ def test_a_machine_about_to_be_preempted_saves_a_checkpoint(
 
     fit(
         engine_of(tiny_llama), plan_of(sums), lambda numbers: pack([sums[n] for n in numbers]), settings(6),
-        [pack(sums[:3])], FitCallbacks(lambda _: None, lambda report, _: saved.append(report.step), leaving),
+        HeldOut([pack(sums[:3])]), FitCallbacks(lambda _: None, lambda report, _: saved.append(report.step), leaving),
     )  # fmt: skip
     assert saved == [3, 6], "once for the notice, once at the end"
 
@@ -279,11 +280,19 @@ def test_the_measure_is_over_all_targets(
     with torch.no_grad():
         total = float(plain_loss_sum(load_model(tiny_llama, torch.float32), token_rows))
     targets = sum(sum(supervised[1:]) for _, supervised in token_rows)
-    assert measure(engine_of(tiny_llama), batches)[0]["loss"] == pytest.approx(total / targets, rel=1e-5)
+    assert measure(engine_of(tiny_llama), HeldOut(batches))[0]["loss"] == pytest.approx(total / targets, rel=1e-5)
 
 
 def test_the_held_out_loss_is_measured_without_dropout(tiny_llama: Path, sums: list[Conversation]) -> None:
     engine = engine_of(tiny_llama, dropout=0.5)
     train(engine, sums, settings(3))
-    assert measure(engine, [pack(sums)])[0] == measure(engine, [pack(sums)])[0]
+    assert measure(engine, HeldOut([pack(sums)]))[0] == measure(engine, HeldOut([pack(sums)]))[0]
     assert engine.model.training
+
+
+def test_labels_have_a_loss_of_their_own(tiny_llama: Path, sums: list[Conversation]) -> None:
+    engine, parts = engine_of(tiny_llama), [sums[:2], sums[2:3], sums[3:6]]
+    means, _ = measure(engine, HeldOut([pack(part) for part in parts], [("shop", "de"), ("shop",), ()]))
+    assert set(means) == {"loss", "loss_shop", "loss_de"}
+    alone = [measure(engine, HeldOut([pack(part)]))[0]["loss"] for part in (sums[:3], sums[:2], sums[:6])]
+    assert [means["loss_shop"], means["loss_de"], means["loss"]] == pytest.approx(alone, rel=1e-4)

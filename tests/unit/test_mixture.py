@@ -4,9 +4,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from models.errors import RayconteurError
 from models.mixture import Mixture, MixtureSettings
+from models.packing import StepPlan
+from workflows.spec import DataSpec
+from workflows.training.steps import mixture_of
 
 SOURCES = [0] * 60 + [1] * 30 + [2] * 10
 TOKENS = [10] * 60 + [20] * 30 + [100] * 10  # 600, 600 and 1,000 tokens
@@ -78,3 +82,53 @@ def test_an_epoch_is_known_from_its_number_alone() -> None:
 def test_weights_of_zero_alone_are_refused() -> None:
     with pytest.raises(RayconteurError, match=r"data\.sources: every source that has conversations has weight 0"):
         Mixture.of(SOURCES, TOKENS, MixtureSettings(weights={0: 0, 7: 1}))
+
+
+def plan_of(settings: MixtureSettings) -> StepPlan:
+    mixture = Mixture.of(SOURCES, TOKENS, settings)
+    return StepPlan(TOKENS, TOKENS, 150, num_workers=2, gradient_accumulation=2, seed=5, mixture=mixture)
+
+
+def test_the_steps_of_an_epoch_read_the_rows_of_the_mixture_in_any_order_of_asking() -> None:
+    settings = MixtureSettings(repeats={0: 0.5, 2: 2.0})
+    plan = plan_of(settings)
+    for epoch in (3, 0, 1):
+        steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+        found = Counter(row for step in steps for rows in plan.rows(step) for row in rows)
+        assert found == Counter(Mixture.of(SOURCES, TOKENS, settings).rows(epoch, seed=5).tolist())
+        assert plan_of(settings).rows(steps[1]) == plan.rows(steps[1])
+        assert all(sum(TOKENS[row] for row in rows) <= 150 for step in steps for rows in plan.rows(step) if rows[1:])
+
+
+def test_without_settings_the_steps_are_those_without_a_mixture() -> None:
+    plain = StepPlan(TOKENS, TOKENS, 150, num_workers=2, gradient_accumulation=2, seed=5)
+    mixed = plan_of(MixtureSettings())
+    assert mixed.steps_per_epoch == plain.steps_per_epoch
+    counts = [Counter(row for rows in plan.rows(2) for row in rows) for plan in (plain, mixed)]
+    assert counts[0].total() > 1
+    assert counts[0].keys() <= set(range(100))
+
+
+@pytest.mark.parametrize(("data", "problem"), [
+    ({"sources": [{"path": "a", "weight": 1}, {"path": "b"}]}, "sources.1 has no weight, and others have one"),
+    ({"sources": [{"path": "a", "weight": 0}, {"path": "b", "weight": 0}]}, "every source has weight 0"),
+    ({"sources": [{"path": "a", "weight": 1}], "temperature": 2}, "exclude each other"),
+    ({"sources": [{"path": "a", "repeat": 2}], "temperature": 2}, "exclude each other"),
+    ({"sources": [{"path": "a", "weight": 1, "repeat": 2}]}, "exclude each other"),
+])  # fmt: skip
+def test_what_cannot_be_one_mixture_is_refused(data: dict[str, object], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        DataSpec.model_validate(data)
+
+
+def test_the_entries_of_the_sources_decide_and_not_their_files() -> None:
+    data = DataSpec.model_validate({"sources": [{"path": "folder", "weight": 3}, {"path": "b", "weight": 1}]})
+    mixture = mixture_of(data, entries=(0, 0, 1), files=SOURCES, num_tokens=TOKENS)
+    assert mixture is not None
+    found = tokens_by_source(Counter(mixture.rows(0, 0).tolist()))
+    assert found[2] / sum(found.values()) == pytest.approx(0.25, abs=0.05)
+    assert mixture_of(DataSpec.model_validate({"sources": [{"path": "a"}]}), (), SOURCES, TOKENS) is None
+    one = DataSpec.model_validate({"sources": [{"path": "folder", "repeat": 2}]})
+    twice = mixture_of(one, (), SOURCES, TOKENS)
+    assert twice is not None
+    assert len(twice.rows(0, 0)) == 200

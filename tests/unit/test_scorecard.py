@@ -57,6 +57,21 @@ def test_losses_are_means_over_all_tokens_and_facts_are_counted(scorecard: Score
     assert "reference Good day." in words
 
 
+def test_sources_and_languages_have_losses_of_their_own_if_there_are_several() -> None:
+    rows: list[ScoreRow] = [
+        {"question": -1, "base_loss": 30.0, "tuned_loss": 20.0, "targets": 10, "source": 0, "language": "de"},
+        {"question": -1, "base_loss": 10.0, "tuned_loss": 10.0, "targets": 10, "source": 2, "language": "de"},
+        {"question": -1, "base_loss": 10.0, "tuned_loss": 4.0, "targets": 4, "source": 1, "language": "de"},
+    ]
+    found = scorecard_of(rows, [], GateSpec(), names=["shop", "shop", "news"])
+    assert [(each.part, each.base_loss, each.tuned_loss, each.scored_tokens) for each in found.parts] == [
+        ("news", 1.0, 1.0, 10), ("shop", 2.8571, 1.7143, 14)
+    ]  # fmt: skip
+    assert "    news: base 1.0000, tuned 1.0000 (10 tokens)" in scorecard_text(found)
+    assert Scorecard.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert scorecard_of(rows, [], GateSpec()).parts == ()
+
+
 def test_pairs_have_their_margins() -> None:
     rows: list[ScoreRow] = [
         {"question": -1, "base_loss": 1.0, "tuned_loss": 2.0, "targets": 1, "margins": [0.5, -0.25, 1.0]}

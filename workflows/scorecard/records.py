@@ -92,11 +92,24 @@ class ComparedReply(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartLoss(Record):
+    """The held-out losses of one part of the conversations, in nats per token."""
+
+    part: str
+    """the name of a source, or `language` and its tag"""
+    base_loss: float
+    tuned_loss: float
+    scored_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scorecard(EvaluateFigures):
     """scorecard.json: the figures, and the data behind them."""
 
     questions: tuple[AskedQuestion, ...] = ()
     replies: tuple[ComparedReply, ...] = ()
+    parts: tuple[PartLoss, ...] = ()
+    """by source and by language, if there are several"""
     pair: AdversarialScorecard | None = optional()
     """for an adversarial pair"""
 

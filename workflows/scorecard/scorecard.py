@@ -1,20 +1,22 @@
 """The scorecard: tuned against base model in figures, and whether the gate passes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from workflows.figures import EvaluateFigures
 from workflows.scorecard.adversarial import pair_text
 from workflows.scorecard.questions import Prompt
-from workflows.scorecard.records import AskedQuestion, ComparedReply, Scorecard
+from workflows.scorecard.records import AskedQuestion, ComparedReply, PartLoss, Scorecard
 from workflows.scorecard.worker import ScoreRow
 from workflows.spec import GateSpec
 from workflows.stage import StageFailed
 
 
-def scorecard_of(results: Sequence[ScoreRow], asked: Sequence[Prompt], gate: GateSpec) -> Scorecard:
-    """The scorecard, from the workers' results."""
+def scorecard_of(
+    results: Sequence[ScoreRow], asked: Sequence[Prompt], gate: GateSpec, names: Sequence[str] = ()
+) -> Scorecard:
+    """The scorecard, from the workers' results. `names`: of the source of each file of the corpus."""
     scored = [row for row in results if row["question"] < 0]
     targets = sum(row["targets"] for row in scored)
     if not targets:
@@ -23,7 +25,7 @@ def scorecard_of(results: Sequence[ScoreRow], asked: Sequence[Prompt], gate: Gat
         sum(row["base_loss"] for row in scored) / targets,
         sum(row["tuned_loss"] for row in scored) / targets,
     )
-    margins = [margin for row in scored for margin in row["margins"] or []]
+    margins = [margin for row in scored for margin in row.get("margins") or []]
     said = {row["question"]: row for row in results if row["question"] >= 0}
     questions = [_asked(prompt, said[index]) for index, prompt in enumerate(asked) if prompt.question]
     num_facts = sum(len(item.facts) for item in questions)
@@ -41,11 +43,33 @@ def scorecard_of(results: Sequence[ScoreRow], asked: Sequence[Prompt], gate: Gat
         tuned_fact_share=round(sum(item.tuned_facts for item in questions) / num_facts, 4) if questions else None,
         passed=False,
         verdict="",
+        parts=tuple(_parts(scored, names)),
         questions=tuple(questions),
         replies=tuple(_compared(prompt, said[index]) for index, prompt in enumerate(asked) if not prompt.question),
     )
     passed, verdict = gate_verdict(scorecard, gate)
     return replace(scorecard, passed=passed, verdict=verdict)
+
+
+def _parts(scored: Sequence[ScoreRow], names: Sequence[str]) -> Iterator[PartLoss]:
+    """The losses of each source and of each language, if there are several."""
+    by_source: dict[str, list[ScoreRow]] = {}
+    by_language: dict[str, list[ScoreRow]] = {}
+    for row in scored:
+        if names:
+            by_source.setdefault(names[row["source"]], []).append(row)
+        if row.get("language"):
+            by_language.setdefault(f"language {row['language']}", []).append(row)
+    for parts in (by_source, by_language):
+        for part, rows in sorted(parts.items()) if len(parts) > 1 else ():
+            targets = sum(row["targets"] for row in rows)
+            if targets:
+                yield PartLoss(
+                    part=part,
+                    base_loss=round(sum(row["base_loss"] for row in rows) / targets, 4),
+                    tuned_loss=round(sum(row["tuned_loss"] for row in rows) / targets, 4),
+                    scored_tokens=targets,
+                )
 
 
 def _asked(prompt: Prompt, said: ScoreRow) -> AskedQuestion:
@@ -102,6 +126,10 @@ def scorecard_text(scorecard: Scorecard) -> str:
         f"(perplexity {scorecard.base_perplexity:.2f} -> {scorecard.tuned_perplexity:.2f}, "
         f"{scorecard.scored_tokens:,} tokens)",
     ]
+    lines += [
+        f"    {each.part}: base {each.base_loss:.4f}, tuned {each.tuned_loss:.4f} ({each.scored_tokens:,} tokens)"
+        for each in scorecard.parts
+    ]
     if scorecard.preference_accuracy is not None:
         lines.append(
             f"  held-out preference accuracy: {scorecard.preference_accuracy:.2f} "
@@ -110,6 +138,11 @@ def scorecard_text(scorecard: Scorecard) -> str:
     if scorecard.tuned_fact_share is not None:
         shares = f"base {scorecard.base_fact_share:.2f}, tuned {scorecard.tuned_fact_share:.2f}"
         lines.append(f"  share of facts right: {shares}")
+    if scorecard.leaked_questions:
+        lines.append(
+            f"  {scorecard.leaked_questions} of the {len(scorecard.questions)} questions stand in the conversations "
+            "trained on: the share of facts flatters the model"
+        )
     lines += pair_text(scorecard.pair) if scorecard.pair is not None else []
     return "\n".join([*lines, f"  {scorecard.verdict}"])
 

@@ -1,5 +1,6 @@
 """A worker that scores conversations and answers prompts, with the base model and the tuned one."""
 
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -22,6 +23,8 @@ SCORED_SCHEMA = pa.schema(
         ("desirable", pa.bool_()),
         ("messages", pa.string()),
         ("tools", pa.string()),
+        ("source", pa.int32()),
+        ("language", pa.string()),
     ]
 )
 
@@ -42,6 +45,9 @@ class ScoreRow(TypedDict, total=False):
     """in nats, summed over `targets` tokens"""
     tuned_loss: float
     targets: int
+    source: int
+    """index of their file, as in the corpus"""
+    language: str | None
     margins: list[float] | None
     """for pairs, each one's reward margin"""
     base_reply: str
@@ -85,7 +91,12 @@ class ScoringWorker:
         rows: list[ScoredRow] = batch.to_pylist()
         scored = [row for row in rows if row["question"] < 0 and row["desirable"] is not False]
         asked = [row for row in rows if row["question"] >= 0]
-        results = [self._score(scored)] if scored else []
+        scored.sort(key=_part)
+        parts = itertools.groupby(scored, _part)
+        results: list[ScoreRow] = [
+            {**self._score(list(rows)), "source": source, "language": language or None}
+            for (source, language), rows in parts
+        ]
         if asked:
             conversations = [
                 Conversation(json.loads(row["messages"]), json.loads(row["tools"]) if row["tools"] else None)
@@ -120,12 +131,19 @@ class ScoringWorker:
         return {"question": -1, "base_loss": base_loss, "tuned_loss": tuned_loss, "targets": len(batch.targets)}
 
 
+def _part(row: ScoredRow) -> tuple[int, str]:
+    """The part of the corpus to which a row belongs: the loss of each is told apart."""
+    return row["source"], row["language"] or ""
+
+
 _RESULT_SCHEMA = pa.schema(
     [
         ("question", pa.int32()),
         ("base_loss", pa.float64()),
         ("tuned_loss", pa.float64()),
         ("targets", pa.int64()),
+        ("source", pa.int32()),
+        ("language", pa.string()),
         ("margins", pa.list_(pa.float64())),
         ("base_reply", pa.string()),
         ("tuned_reply", pa.string()),

@@ -27,6 +27,7 @@ from workflows.search.records import (
 from workflows.spec import PipelineSpec
 from workflows.spec.space import Values, with_values
 from workflows.store import Store, content_key
+from workflows.training.inputs import TrainingInputs
 
 if TYPE_CHECKING:
     from workflows.search.worker_group import WorkerGroup
@@ -42,8 +43,7 @@ class Shared:
     spec: PipelineSpec
     """without its section `tune`"""
     store: str
-    keys: dict[str, str]
-    """the keys of their input artifacts, by stage"""
+    inputs: TrainingInputs
     folder: str
     """the search's folder in the store"""
     metrics: list[str]
@@ -101,7 +101,7 @@ def values_of(config: Mapping[str, Any]) -> Values:
     return dict(config.get(TOGETHER, config))
 
 
-def key_of(spec: PipelineSpec, keys: dict[str, str], origin: Origin | None = None, number: int = 0) -> str:
+def key_of(spec: PipelineSpec, keys: Mapping[str, str], origin: Origin | None = None, number: int = 0) -> str:
     """The key of a trial: the same for the same training, in any search.
 
     Two members of a population may copy the same trial and draw the same settings; then the key includes their
@@ -112,6 +112,8 @@ def key_of(spec: PipelineSpec, keys: dict[str, str], origin: Origin | None = Non
         "base_model": base.identity(spec.base_model),
         "inputs": keys,
     }
+    if (mixture := spec.data.mixture_fields()) is not None:
+        settings["mixture"] = mixture
     if origin is not None:
         settings["origin"] = [origin.key, origin.step, number]
     return content_key(settings)
@@ -139,7 +141,7 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
     ) -> None:
         """Begin another trial, from its start or from a checkpoint in the store."""
         self._trial_spec = with_values(self._spec, values)
-        key = key_of(self._trial_spec, self._shared.keys, origin, int(self.trial_name))
+        key = key_of(self._trial_spec, self._shared.inputs.keys, origin, int(self.trial_name))
         known = read_trial(self._store, key) or Trial(0, key, values)
         if known.state == FAILED and known.failures:  # lost workers are not the settings' fault, so try again
             known.state = RUNNING
@@ -172,7 +174,7 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
 
         if self._group is None:
             self._group = WorkerGroup(
-                self._spec, self._store, self._shared.keys, self._shared.folder, self._shared.max_failures
+                self._spec, self._store, self._shared.inputs, self._shared.folder, self._shared.max_failures
             )
         if not self._is_at_work:
             folder = trial_folder(self._store, self._trial.key)

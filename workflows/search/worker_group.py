@@ -1,6 +1,6 @@
 """A worker group: workers that are started once and train one job after another.
 
-group = WorkerGroup(spec, store, keys, folder)
+group = WorkerGroup(spec, store, inputs, folder)
 group.begin(TrainingJob(...))        # ends the previous job
 update = group.next_update()       # its next checkpoint; workers wait there until the next call
 group.close()
@@ -31,6 +31,7 @@ from workflows.cluster.errors import describe_error, full_traceback, is_users_mi
 from workflows.search.job_queue import Assignment, JobQueue, JobUpdate, TrainingJob
 from workflows.spec import PipelineSpec
 from workflows.store import Store
+from workflows.training.inputs import TrainingInputs
 from workflows.training.recovery import failure_text, failure_traceback, halve_micro_batches
 from workflows.training.trainer import torch_trainer
 
@@ -66,11 +67,11 @@ class WorkerGroup:
     """The workers for `spec.train`, for jobs that differ only in their settings."""
 
     def __init__(
-        self, spec: PipelineSpec, store: Store, keys: dict[str, str], folder: str, max_failures: int
+        self, spec: PipelineSpec, store: Store, inputs: TrainingInputs, folder: str, max_failures: int
     ) -> None:
         """Start the workers; `folder` in the store is for Ray Train's files and for decisions that all jobs share."""
         self._queue: Any = JobQueue.remote(max_failures)  # type: ignore[attr-defined]
-        payload = _Payload(store.uri, keys, folder, self._queue)
+        payload = _Payload(store.uri, inputs, folder, self._queue)
         trainer = torch_trainer(
             spec.train,
             lambda: _work(payload),
@@ -118,8 +119,7 @@ class _Payload:
     """What a worker is started with."""
 
     store: str
-    keys: dict[str, str]
-    """the artifacts that it reads, by stage"""
+    inputs: TrainingInputs
     folder: str
     """the search's, on the store"""
     queue: Any
@@ -154,7 +154,7 @@ def _do(worker: "TrainWorker", payload: _Payload, assignment: Assignment) -> Non
     on_checkpoint = _Checkpoints(store, payload.queue, assignment).keep
     with _local(store, job.checkpoint) as resume_from:
         settings = WorkerSettings(
-            spec, store, payload.keys, job.folder,
+            spec, store, payload.inputs, job.folder,
             resume_from=resume_from, search_folder=payload.folder, only_measure=job.only_measure,
         )  # fmt: skip
         worker.train(settings, Callbacks(on_checkpoint))

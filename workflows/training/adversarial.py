@@ -202,7 +202,7 @@ class AdversarialPhases:
         tokens = max(1, train.pass_tokens // (1 + self._settings.num_replies))
         return StepPlan(
             lengths, [1] * len(lengths), tokens, train.max_workers,
-            gradient_accumulation=train.passes, seed=train.seed + 1,
+            gradient_accumulation=train.passes, seed=train.seed + 1, mixture=self._data.mixture,
         )  # fmt: skip
 
     def _copied(self, model: Any) -> Any:

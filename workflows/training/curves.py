@@ -22,6 +22,7 @@ _TITLES = {
 _FROM_ZERO = {"tokens_per_second", "utilisation", "memory_gb"}
 _NO_CURVES = {"step", "num_steps", "time", "num_tokens", "skipped", "seconds"}
 _PANEL_PIXELS = 260
+_PARTS = "held_out_loss_"
 
 
 def write_curves(name: str, lines: Sequence[HistoryLine], folder: Path) -> None:
@@ -55,16 +56,19 @@ def curves_figure(lines: Sequence[HistoryLine]) -> Any:
 
     curves = curves_of(lines)
     loss = "loss" if "loss" in curves else next(iter(curves))
-    # Both losses share a panel; every other figure has its own.
-    panels = [curve for curve in curves if curve != "held_out_loss"]
+    # Both losses share a panel, and the held-out losses of sources and languages; every other figure has its own.
+    parts = [curve for curve in curves if curve.startswith(_PARTS)]
+    panels = [curve for curve in curves if curve != "held_out_loss" and curve not in parts[1:]]
     rows = -(-len(panels) // 2)
-    titles = [_TITLES.get(panel, panel.replace("_", " ")) for panel in panels]
+    titles = [_title(panel) for panel in panels]
     figure = make_subplots(rows=rows, cols=2, subplot_titles=titles, vertical_spacing=min(0.12, 0.3 / rows))
     for index, panel in enumerate(panels):
         place = {"row": index // 2 + 1, "col": index % 2 + 1}
-        steps, values = curves[panel]
-        line = plotly.graph_objects.Scatter(x=steps, y=values, name=panel, mode="lines", showlegend=False)
-        figure.add_trace(line, **place)
+        for curve in parts if panel in parts else [panel]:
+            steps, values = curves[curve]
+            name = curve.removeprefix(_PARTS).replace("language_", "language ")
+            line = plotly.graph_objects.Scatter(x=steps, y=values, name=name, mode="lines", showlegend=panel in parts)
+            figure.add_trace(line, **place)
         if panel in _FROM_ZERO:
             figure.update_yaxes(rangemode="tozero", **place)
         if panel == loss and "held_out_loss" in curves:
@@ -80,6 +84,12 @@ def curves_figure(lines: Sequence[HistoryLine]) -> Any:
     figure.update_xaxes(title_text="step")
     figure.update_layout(height=_PANEL_PIXELS * rows + 120, template="plotly_white")
     return figure
+
+
+def _title(panel: str) -> str:
+    if panel.startswith(_PARTS):
+        return "held-out loss by source and language, nats"
+    return _TITLES.get(panel, panel.replace("_", " "))
 
 
 def _write_events(lines: Sequence[HistoryLine], folder: Path) -> None:

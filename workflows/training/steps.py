@@ -1,22 +1,49 @@
 """The number of optimizer steps of a training, and the rows that each of them reads."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from workflows.spec import TrainSpec
+from workflows.spec import DataSpec, PipelineSpec, TrainSpec
 from workflows.store import Store
+from workflows.training.inputs import TrainingInputs
 
 if TYPE_CHECKING:
+    from models.mixture import Mixture
     from models.packing import StepPlan  # at run time it would import torch
 
 
-def step_plan(train: TrainSpec, lengths: Sequence[int], weights: Sequence[int]) -> "StepPlan":
+def step_plan(
+    train: TrainSpec, lengths: Sequence[int], weights: Sequence[int], mixture: "Mixture | None" = None
+) -> "StepPlan":
     """The rows that every step reads, for rows of these lengths and weights."""
     from models.packing import StepPlan
 
     return StepPlan(
-        lengths, weights, train.pass_tokens, train.max_workers, gradient_accumulation=train.passes, seed=train.seed
+        lengths, weights, train.pass_tokens, train.max_workers, gradient_accumulation=train.passes, seed=train.seed,
+        mixture=mixture,
+    )  # fmt: skip
+
+
+def mixture_of(data: DataSpec, entries: Sequence[int], files: Any, num_tokens: Sequence[int]) -> "Mixture | None":
+    """How often an epoch reads each row, for rows of these files; None: each once. `entries`: `TrainingInputs`."""
+    if (fields := data.mixture_fields()) is None:
+        return None
+    from models.mixture import Mixture, MixtureSettings
+
+    settings = MixtureSettings(
+        {index: weight for index, weight in enumerate(fields["weights"]) if weight is not None},
+        {index: repeat for index, repeat in enumerate(fields["repeats"]) if repeat is not None},
+        fields["temperature"],
     )
+    return Mixture.of(entries_of_rows(entries, files), num_tokens, settings)
+
+
+def entries_of_rows(entries: Sequence[int], files: Any) -> Any:
+    """(N,) the number in `data.sources` of each row, for rows of these files. `entries`: `TrainingInputs`."""
+    import numpy as np
+
+    files = np.asarray(files)
+    return np.asarray(entries)[files] if entries else np.zeros_like(files)
 
 
 def num_steps(train: TrainSpec, steps_per_epoch: int) -> int:
@@ -25,9 +52,11 @@ def num_steps(train: TrainSpec, steps_per_epoch: int) -> int:
     return min(steps, train.max_steps) if train.max_steps else steps
 
 
-def steps_per_epoch(train: TrainSpec, store: Store, key: str) -> int:
-    """Steps per epoch over the corpus `key`, packed as in training; reads only the lengths of its rows."""
+def steps_per_epoch(spec: PipelineSpec, store: Store, inputs: TrainingInputs) -> int:
+    """Steps per epoch over the corpus, packed as in training; reads only the lengths and the files of its rows."""
     from workflows.corpus.reader import corpus_files
 
-    lengths = corpus_files(store, key, "train").to_table(columns=["num_tokens"])["num_tokens"].to_numpy()
-    return step_plan(train, lengths, lengths).steps_per_epoch
+    rows = corpus_files(store, inputs.keys["prepare"], "train").to_table(columns=["num_tokens", "source"])
+    lengths, files = rows["num_tokens"].to_numpy(), rows["source"].to_numpy()
+    mixture = mixture_of(spec.data, inputs.entries, files, lengths)
+    return step_plan(spec.train, lengths, lengths, mixture).steps_per_epoch

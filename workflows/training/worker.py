@@ -5,7 +5,6 @@ worker.train(settings, callbacks)                # and again with others; reuses
 """
 
 import gc
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from workflows.store import Store
 from workflows.training.adversarial import AdversarialPhases
 from workflows.training.data import TrainingData, open_data, places
 from workflows.training.history import HISTORY, History
+from workflows.training.inputs import TrainingInputs
 from workflows.training.readings import note_of
 from workflows.training.recovery import Decisions, Watchdog, decide, decisions
 from workflows.training.reporter import Callbacks, Reporter
@@ -43,8 +43,7 @@ class WorkerSettings:
 
     spec: PipelineSpec
     store: Store
-    keys: Mapping[str, str]
-    """the keys of its input artifacts, by stage"""
+    inputs: TrainingInputs
     run_folder: str
     """the folder in the store for decisions that hold for later starts of this training"""
     resume_from: Path | None = None
@@ -75,7 +74,7 @@ class TrainWorker:
         forget_peak()
         rank = torch.distributed.get_rank()
         with Watchdog(train.hang_minutes * 60, lambda: callbacks.post(hung_worker=rank)) as watchdog:
-            data = open_data(spec, settings.store, settings.keys)
+            data = open_data(spec, settings.store, settings.inputs)
             precision = _precision(train, settings.store, settings.search_folder or settings.run_folder)
             models = TrainedModels(self._bases, spec, precision)
             engine = _first_engine(models, data, callbacks)
