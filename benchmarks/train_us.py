@@ -54,7 +54,7 @@ def train(kind: str, precision: str, folder: str, data: str, save_to: str | None
     from models.packing import StepPlan
     from models.training.deepspeed_config import DeepSpeedSettings
     from models.training.deepspeed_engine import DeepSpeedEngine
-    from models.training.fit import FitCallbacks, FitSettings, fit
+    from models.training.fit import FitCallbacks, FitSettings, HeldOut, fit
     from models.training.report import Progress
 
     rendezvous = Path(tempfile.mkdtemp()) / "rendezvous"
@@ -76,7 +76,7 @@ def train(kind: str, precision: str, folder: str, data: str, save_to: str | None
     settings = FitSettings(plan.steps_per_epoch, 1e-4, 0.0, 1.0, plan.steps_per_epoch + 1)
     fit(
         engine, plan, lambda numbers: objective.batch([rows[number] for number in numbers]), settings,
-        [objective.batch(rows[:2])],
+        HeldOut([objective.batch(rows[:2])]),
         FitCallbacks(lambda progress: steps.append((time.perf_counter(), progress)), lambda *_: None),
     )  # fmt: skip
     if save_to is not None:

@@ -23,7 +23,7 @@ from models.chat import encode_conversation
 from models.training.deepspeed_config import DeepSpeedSettings
 from models.training.deepspeed_engine import DeepSpeedEngine
 from models.training.engine import TorchEngine
-from models.training.fit import FitCallbacks, FitSettings, fit
+from models.training.fit import FitCallbacks, FitSettings, HeldOut, fit
 from models.training.report import Progress
 from models.base.new_tokens import fit_rows
 from models.objectives.sft import Sft
@@ -60,7 +60,7 @@ def train(engine, end, before=(), state=None):
     if state is not None:
         saved = lambda report, seconds: engine.snapshot()(state) if report.step == 3 else None
     fit(engine, plan, lambda numbers: pack([mine[n] for n in numbers]), FitSettings(end, 3e-3, 0.0, 1.0, 3),
-        [pack(mine[:3])], FitCallbacks(steps.append, saved), before=before)
+        HeldOut([pack(mine[:3])]), FitCallbacks(steps.append, saved), before=before)
     return steps
 
 def plain(steps):
