@@ -60,6 +60,6 @@ def test_a_hanging_replica_reports_itself_and_is_replaced(url: str) -> None:
         health = httpx.get(f"{url}/health", timeout=60)
         seen.add((health.status_code, str(health.json().get("problem")).partition(" for ")[0]))
         time.sleep(0.5)
-    assert (503, "the engine has made no token") in seen
+    assert (503, "the engine has generated no token") in seen
     assert httpx.post(chat, json=body, timeout=60).json()["choices"] == expected
     assert httpx.get(f"{url}/health", timeout=60).json()["status"] == "ok"
