@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from models.chat.form import SYSTEM_ROLES
 from models.chat.kinds import rounds_of
 from models.chat.messages import ROLES, Conversation, Message, MessageError, check_messages
 from models.chat.renderer import Prepared, Renderer, renderer_of
@@ -147,7 +148,7 @@ def _as_taken(renderer: Renderer, messages: Sequence[Mapping[str, Any]]) -> Sequ
             messages = with_short_ids(messages)
         if not renderer.probes.takes_several_calls:
             messages = one_call_each(messages)
-    head = list(itertools.takewhile(lambda message: message["role"] in ("system", "developer"), messages))
+    head = list(itertools.takewhile(lambda message: message["role"] in SYSTEM_ROLES, messages))
     if not head:
         return messages
     rest = messages[len(head) :]

@@ -8,7 +8,8 @@ from models.errors import RayconteurError
 
 MAX_LEVELS = 100
 """levels of nesting in calls, tools and results"""
-ROLES = ("system", "developer", "user", "assistant", "tool")
+SYSTEM_ROLES = ("system", "developer")
+ROLES = (*SYSTEM_ROLES, "user", "assistant", "tool")
 
 
 class Message(TypedDict, total=False):

@@ -3,8 +3,7 @@
 finder = PrivateDetails(patterns={"ticket": r"TCK-\\d{6}"}, regions=("US", "DE"))
 finder.find("Mail ann@example.org")          # [Detail(kind="email", start=5, end=20, value="ann@example.org")]
 found = finder.find_in_conversation(texts)   # a list for each text; a name given once is found wherever it recurs
-replacements = Replacements()                # one for each conversation
-[replacements.apply(text, details) for text, details in zip(texts, found)]      # "Mail [EMAIL_1]"
+replaced(texts, found)                       # ["Mail [EMAIL_1]", ...]
 
 What has a checksum, a form, or a word that says so ("call me at", "my name is") is found. What has none is left: an
 address spelled "jane at example dot com", a bare number of 10 digits without a word about phones, a name that nobody
@@ -24,7 +23,7 @@ from models.text.private_detail import Detail
 from models.text.private_names import mentions, persons
 from models.text.private_numbers import REGIONS, SEVEN_DIGITS, Phones, addresses, cards, ibans
 
-__all__ = ["KINDS", "Detail", "PatternTooSlow", "PrivateDetails", "Replacements"]
+__all__ = ["KINDS", "Detail", "PatternTooSlow", "PrivateDetails", "Replacements", "replaced"]
 
 KINDS = ("email", "iban", "card", "ip", "phone", "person")
 """Where two of the same length overlap, the first of these wins; a user's pattern wins over all."""
@@ -140,6 +139,12 @@ class Replacements:
             number = max(known.values(), default=0) + 1
         known.setdefault(detail.value, number)
         return f"[{detail.kind.upper()}_{number}]"
+
+
+def replaced(texts: Iterable[str], details: Iterable[Iterable[Detail]]) -> list[str]:
+    """The texts of one conversation with placeholders for their details, as `find_in_conversation` returns them."""
+    replacements = Replacements()
+    return [replacements.apply(text, of_text) for text, of_text in zip(texts, details, strict=True)]
 
 
 def _same_person(one: str, other: str) -> bool:

@@ -94,8 +94,7 @@ def fit(
 ) -> None:
     """Train up to step `settings.num_steps`, after the steps of `before`. Raises TrainingDiverged.
 
-    `read(rows)` gives rows of the corpus as a batch. Each micro-batch is split into
-    `micro_batch_parts`.
+    `read(rows)` gives rows of the corpus as a batch. Each micro-batch is split into `micro_batch_parts`.
     """
     steps, loop = range(len(before), settings.num_steps), _Loop(engine, plan, settings, before, micro_batch_parts)
     for step, batches in zip(steps, _read_ahead(plan, steps, engine, read, micro_batch_parts), strict=True):

@@ -11,10 +11,10 @@ Near-duplicates, reference texts and the shares of languages need the whole corp
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from models.text.language import languages_of
-from models.text.private import Detail, PatternTooSlow, PrivateDetails, Replacements
+from models.text.private import PatternTooSlow, PrivateDetails, replaced
 from models.text.private_numbers import REGIONS
 from models.text.quality import Limits, figures_of
 from models.text.texts import Texts
@@ -55,14 +55,6 @@ class Checks:
     limits: Limits | None
     word_list: WordList | None
     keep: UserFilter | None
-    _steps: Sequence[Callable[[Sequence[Checked]], None]] = field(init=False, compare=False)
-
-    def __post_init__(self) -> None:
-        steps: list[Callable[[Sequence[Checked]], None]] = [self._private, self._languages]
-        steps += [self._limits] if self.limits else []
-        steps += [self._words] if self.word_list else []
-        steps += [self._kept] if self.keep else []
-        object.__setattr__(self, "_steps", steps)
 
     @classmethod
     def of(
@@ -71,7 +63,7 @@ class Checks:
         """Raises RayconteurError for patterns and regions that cannot be used. `words`: of the word list."""
         limits = Limits(**{name: getattr(filters, name) for name in _LIMITS})
         return cls(
-            private=PrivateDetails(private.patterns, private.kinds, private.regions or REGIONS),
+            private=private_details(private),
             private_action=private.action,
             filters=filters,
             limits=None if limits == Limits() else limits,
@@ -82,7 +74,11 @@ class Checks:
     def run(self, examples: Sequence[Example]) -> list[Checked]:
         """What is found in each; raises StageFailed where the user's function cannot be imported."""
         found = [Checked(example, _empty()) for example in examples]
-        for step in self._steps:
+        steps: list[Callable[[Sequence[Checked]], None]] = [self._private, self._languages]
+        steps += [self._limits] if self.limits else []
+        steps += [self._words] if self.word_list else []
+        steps += [self._kept] if self.keep else []
+        for step in steps:
             # What is left out or broken is not looked at again, so its reason is the first one.
             step([each for each in found if each.left_out is None and each.error is None])
         return found
@@ -103,7 +99,7 @@ class Checks:
                 shown = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
                 each.left_out = f"data.private: has private details ({shown})"
             elif self.private_action == "replace":
-                each.example = each.example.with_texts(_replaced(texts, details))
+                each.example = each.example.with_texts(replaced(texts, details))
 
     def _languages(self, found: Sequence[Checked]) -> None:
         kept = self.filters.languages
@@ -140,6 +136,11 @@ class Checks:
 _LIMITS = ("min_turns", "max_turns", "min_words", "max_words", "max_repetition", "max_non_letters")
 
 
+def private_details(settings: PrivateSpec) -> PrivateDetails:
+    """What finds the details of `data.private`; raises RayconteurError for what cannot be used."""
+    return PrivateDetails(settings.patterns, settings.kinds, settings.regions or REGIONS)
+
+
 def _empty() -> CorpusRow:
     return {"language": None, "private": None, "flags": None}
 
@@ -150,8 +151,3 @@ def _prose(checked: Checked) -> str:
 
 def _texts(found: Sequence[Checked]) -> Texts:
     return Texts.of(each.example.turns() for each in found)
-
-
-def _replaced(texts: Sequence[str], details: Sequence[Sequence[Detail]]) -> list[str]:
-    replacements = Replacements()
-    return [replacements.apply(text, of_text) for text, of_text in zip(texts, details, strict=True)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.chat import Conversation, Message
+from models.chat.form import SYSTEM_ROLES
 
 _KEYS = ("content", "reasoning_content")
 
@@ -42,7 +43,7 @@ class Example:
 
     def turns(self) -> list[str]:
         """The content of each message but the system's, in which conversations of one source are alike."""
-        return [message["content"] for message in self._messages() if message["role"] not in ("system", "developer")]
+        return [message["content"] for message in self._messages() if message["role"] not in SYSTEM_ROLES]
 
     def _messages(self) -> list[Message]:
         other = [] if self.other is None else self.other.messages[-1:]

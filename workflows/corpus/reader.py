@@ -1,5 +1,6 @@
 """Read the corpus in a worker: memory-mapped, in the order of the sources, with the rows' reference values."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -8,11 +9,13 @@ import numpy as np
 import pyarrow.compute
 import pyarrow.parquet
 
+from models.chat.form import Message
 from models.files import cache_folder
-from workflows.corpus.rows import CorpusRow
+from workflows.corpus.rows import CorpusRow, numbers_of
 from workflows.store import Store
 
 _PLACE = ["source", "line"]
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,13 @@ def corpus_files(store: Store, key: str, split: str) -> Any:
 
     path = store.path("prepare", key, "corpus", f"split={split}")
     return pyarrow.dataset.dataset(path, filesystem=store.filesystem, format="parquet")
+
+
+def conversations_of(filesystem: Any, file: str) -> Iterator[tuple[Any, list[list[Message]]]]:
+    """The numbers and the messages of the rows of one of the corpus's files, some at a time."""
+    with pyarrow.parquet.ParquetFile(file, filesystem=filesystem) as opened:
+        for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=[*_PLACE, "messages"]):
+            yield numbers_of(batch), [json.loads(each) for each in batch["messages"].to_pylist()]
 
 
 def open_split(store: Store, stage: str, key: str, name: str, split: str, columns: Sequence[str]) -> Any:

@@ -53,15 +53,14 @@ def pack(spec: PipelineSpec, beside: Path, folder: Path) -> JsonObject:
             "gs://, a shared folder) and use that path"
         )
     plain = with_paths(spec, travelling).model_dump(mode="json")
-    if spec.data.filter is not None:
-        keep = UserFilter.of(spec.data.filter)
+    keep = None if spec.data.filter is None else UserFilter.of(spec.data.filter)
+    if keep is not None:
         keep.code.write(folder)
         plain["data"]["filter"] = keep.name
     plain["cluster"] = {"address": "auto"}
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
     local = pa.fs.LocalFileSystem()
-    code = UserFilter.of(spec.data.filter).key if spec.data.filter else None
-    return {"pipeline": plain, "files": [*[fingerprint(local, str(file)) for file in copies], code]}
+    return {"pipeline": plain, "files": [*(fingerprint(local, str(file)) for file in copies), keep and keep.key]}
 
 
 def _copy(field: str, path: str, folder: Path, target: str) -> str:

@@ -37,7 +37,7 @@ def _checks_settings(spec: PipelineSpec) -> JsonObject:
         found["filters"] = {**data.filters.result_fields(), "word_list": words}
     against = data.check_against
     if against != type(against)():  # with the defaults, evaluate's questions are only counted
-        named = {f"data.check_against.files.{index}": file for index, file in enumerate(against.files)}
+        named = against.by_field
         if spec.evaluate.questions is not None:
             named["evaluate.questions"] = spec.evaluate.questions
         contents = [_fingerprint_of(field, file) for field, file in named.items()]

@@ -87,6 +87,11 @@ class CheckAgainstSpec(Section):
     action: Literal["report", "drop", "fail"] = "report"
     """`report` counts the conversations and keeps them; `drop` sets them aside; `fail` fails the stage."""
 
+    @property
+    def by_field(self) -> dict[str, str]:
+        """The files by their dotted fields."""
+        return {f"data.check_against.files.{index}": file for index, file in enumerate(self.files)}
+
 
 class PrivateSpec(Section):
     """Private details in messages. Found are those with a form, a checksum or a word that introduces them."""

@@ -17,7 +17,7 @@ def local_paths(spec: PipelineSpec) -> dict[str, str]:
         "data.chat_template": data.chat_template,
         "data.filters.word_list": data.filters.word_list,
     }
-    named |= {f"data.check_against.files.{index}": file for index, file in enumerate(data.check_against.files)}
+    named |= data.check_against.by_field
     paths |= {field: path for field, path in named.items() if path}
     paths |= {f"serve.adapters.{name}": path for name, path in spec.serve.adapters.items()}
     paths |= {field: name for field, name in models.items() if name.startswith(("/", "./", "../", "~"))}
@@ -36,8 +36,7 @@ def with_paths(spec: PipelineSpec, paths: dict[str, str]) -> PipelineSpec:
         teacher = paths.get("train.objective.teacher", objective.teacher)
         objective = objective.model_copy(update={"teacher": teacher})
     questions = paths.get("evaluate.questions", spec.evaluate.questions)
-    named = enumerate(spec.data.check_against.files)
-    files = [paths.get(f"data.check_against.files.{index}", file) for index, file in named]
+    files = [paths.get(field, file) for field, file in spec.data.check_against.by_field.items()]
     word_list = paths.get("data.filters.word_list", spec.data.filters.word_list)
     data = {
         "sources": sources,

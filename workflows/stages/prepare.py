@@ -50,7 +50,7 @@ from workflows.corpus.set_aside import SetAside, set_aside_text
 from workflows.corpus.split import HELD_OUT, LEFT_OUT, QUARANTINE, TRAIN, all_sides, fill_empty_side, used_files
 from workflows.corpus.user_filter import UserFilter
 from workflows.figures import ContaminationFigures, NearDuplicateFigures, PrepareFigures
-from workflows.spec import NEW_MODEL, PipelineSpec
+from workflows.spec import NEW_MODEL, DataSpec, PipelineSpec
 from workflows.stage import Context, StageFailed
 
 _STARTED_EARLY = 16
@@ -85,8 +85,9 @@ def run(context: Context) -> PrepareFigures:
     contamination, contaminated = _contamination(context, paths)
     _check_groups(context)
     _apply_quotas(context)
-    figures, _ = _statistics(context, paths)
-    _check(context, figures, paths)
+    if _is_revised(spec.data):
+        figures, _ = _statistics(context, paths)
+        _check(context, figures, paths)
     _show_set_aside(context, figures)
     figures = _with_both_sides(context, figures, paths)
     inspection = inspect_corpus(store.filesystem, _corpus(context), spec.data, files, near, contaminated)
@@ -98,6 +99,12 @@ def run(context: Context) -> PrepareFigures:
                 f"{source.quarantined:,} cannot be used"
             )
     return replace(figures, near_duplicates=alike, contamination=contamination)
+
+
+def _is_revised(data: DataSpec) -> bool:
+    """Whether rows of the written corpus may have been moved or left out."""
+    revises = data.deduplicate.action != "report" or data.check_against.action == "drop"
+    return revises or bool(data.filters.max_language_share)
 
 
 def _near_duplicates(context: Context, paths: list[str]) -> tuple[NearDuplicateFigures, NearDuplicates]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from models.text.private import PrivateDetails, Replacements
+from models.text.private import PrivateDetails, replaced
 from workflows.corpus.inspection.tally import MAX_EXAMPLES, FaultExample
+from workflows.corpus.lines import TRACEBACK
 from workflows.corpus.revision.contamination import Contaminated
 from workflows.corpus.revision.near_duplicates import NearDuplicates
 from workflows.corpus.rows import numbers_of, place_of
@@ -84,7 +85,7 @@ class FaultExamples:
             )
             for number, row in zip(numbers_of(table).tolist(), table.to_pylist(), strict=True):
                 text = self._hidden([row["messages"] or ""])[0]
-                reason = row["reason"].partition("\0")[0]
+                reason = row["reason"].partition(TRACEBACK)[0]
                 fault = "quarantined" if side == QUARANTINE else "left_out"
                 yield FaultExample(fault=fault, place=self._place(number), text=text, of=reason)
 
@@ -115,9 +116,7 @@ class FaultExamples:
 
     def _hidden(self, texts: Sequence[str]) -> list[str]:
         """The texts with placeholders for private details."""
-        replacements = Replacements()
-        found = self.details.find_in_conversation(texts)
-        return [_short(replacements.apply(text, details)) for text, details in zip(texts, found, strict=True)]
+        return list(map(_short, replaced(texts, self.details.find_in_conversation(texts))))
 
 
 def _short(text: str) -> str:

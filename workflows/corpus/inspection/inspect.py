@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from models.text.private import PrivateDetails
-from models.text.private_numbers import REGIONS
+from workflows.corpus.checks import private_details
 from workflows.corpus.files.sources import SourceFile
 from workflows.corpus.inspection.examples import FaultExamples
 from workflows.corpus.inspection.tally import COLUMNS, Faults, Inspection, Tally
@@ -35,9 +34,8 @@ def inspect_corpus(
     for batch in parts.to_batches(columns=list(COLUMNS)):
         for row in batch.to_pylist():
             tally.add(row)
-    private = data.private
-    details = PrivateDetails(private.patterns, private.kinds, private.regions or REGIONS)
-    examples = FaultExamples(filesystem, corpus, [file.path for file in files], details)
+    paths = [file.path for file in files]
+    examples = FaultExamples(filesystem, corpus, paths, private_details(data.private))
     found = [
         *examples.near_duplicates(near),
         *examples.contaminated(contaminated),

@@ -15,6 +15,7 @@ import pyarrow.parquet
 import ray
 
 from models.chat import Message
+from models.chat.form import SYSTEM_ROLES
 from models.errors import RayconteurError
 from models.files import open_uri
 from models.text.overlap import Overlap, OverlapIndex, excerpt
@@ -22,17 +23,16 @@ from models.text.texts import Texts
 from workflows.corpus.conversations import parse_conversation
 from workflows.corpus.files.formats import records
 from workflows.corpus.files.sources import SourceFile, files_at
+from workflows.corpus.reader import conversations_of
 from workflows.corpus.revision.revise import Moves
-from workflows.corpus.rows import numbers_of, place_of
+from workflows.corpus.rows import place_of
 from workflows.corpus.split import LEFT_OUT
 from workflows.spec import PipelineSpec
 from workflows.stage import StageFailed
-from workflows.store import fingerprint, without_secrets
+from workflows.store import without_secrets
 
 MAX_SHOWN = 10
 """conversations of each file whose text is kept"""
-_ROWS_AT_ONCE = 512
-_SYSTEM = ("system", "developer")
 _TEXT_KEYS = ("question", "prompt", "text", "instruction", "input")
 
 
@@ -58,8 +58,7 @@ class Contaminated:
 
 def reference_files(spec: PipelineSpec) -> dict[str, str]:
     """The files of the texts to look for in a corpus, by their dotted fields."""
-    named = {f"data.check_against.files.{index}": uri for index, uri in enumerate(spec.data.check_against.files)}
-    return named | question_file(spec)
+    return spec.data.check_against.by_field | question_file(spec)
 
 
 def question_file(spec: PipelineSpec) -> dict[str, str]:
@@ -117,7 +116,7 @@ def _found(named: Mapping[str, str]) -> list[SourceFile]:
         try:
             filesystem, path = open_uri(uri, patient=False)
             names = files_at(filesystem, path)
-            found += [SourceFile(uri, name, None, fingerprint(filesystem, name), field=field) for name in names]
+            found += [SourceFile(uri, name, None, fingerprint="", field=field) for name in names]
         except (OSError, pa.ArrowException, RayconteurError) as error:
             raise StageFailed(f"{field}: cannot read {without_secrets(uri)}: {error}") from error
         if not names:
@@ -146,14 +145,11 @@ def _text_of(record: Any, file: SourceFile) -> list[str]:
 
 def _in_file(filesystem: Any, file: str, index: OverlapIndex, board: Any) -> list[Contaminated]:
     found: list[Contaminated] = []
-    with pyarrow.parquet.ParquetFile(file, filesystem=filesystem) as opened:
-        for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=["source", "line", "messages"]):
-            conversations = [json.loads(each) for each in batch["messages"].to_pylist()]
-            for place, reference, overlap, shown in _overlaps(index, conversations):
-                number = int(numbers_of(batch)[place])
-                kept = shown if len(found) < MAX_SHOWN else None
-                found.append(Contaminated(number, reference, overlap.words, overlap.share, kept))
-            board.add.remote(done=len(conversations))
+    for numbers, conversations in conversations_of(filesystem, file):
+        for place, reference, overlap, shown in _overlaps(index, conversations):
+            kept = shown if len(found) < MAX_SHOWN else None
+            found.append(Contaminated(int(numbers[place]), reference, overlap.words, overlap.share, kept))
+        board.add.remote(done=len(conversations))
     return found
 
 
@@ -176,5 +172,5 @@ def _turns(messages: Sequence[Message], role: str | None = None) -> list[str]:
     return [
         message["content"]
         for message in messages
-        if (message["role"] not in _SYSTEM if role is None else message["role"] == role)
+        if (message["role"] not in SYSTEM_ROLES if role is None else message["role"] == role)
     ]

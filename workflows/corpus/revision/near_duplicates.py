@@ -14,7 +14,6 @@ spills them to disk where memory is short:
 What comes back to this process grows with the near-duplicates found, not with the corpus.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +25,9 @@ import ray
 from models.chat.form import Message
 from models.text.near_duplicates import Bands, Numbers, candidate_pairs, components
 from models.text.shingles import Hashes, Shingles, is_first, similarity
-from workflows.corpus.rows import numbers_of
+from workflows.corpus.reader import conversations_of
 from workflows.spec.data import DeduplicateSpec
 
-_ROWS_AT_ONCE = 512
 _BYTES_OF_A_KEY = 16
 _SHARE_BYTES = 64 << 20
 
@@ -86,7 +84,7 @@ def _keys(filesystem: Any, file: str, settings: DeduplicateSpec, shares: int, bo
     """Keys and numbers of the file's rows, by share."""
     bands = Bands.at(settings.threshold)
     found: list[_Share] = [(np.empty(0, np.uint64), np.empty(0, np.int64))]
-    for numbers, texts in _batches(filesystem, file, settings.compare):
+    for numbers, texts in _texts(filesystem, file, settings.compare):
         keys = bands.keys(Shingles.of(texts))
         found.append((keys.ravel(), np.repeat(numbers, bands.count)))
         board.add.remote(done=len(texts))
@@ -113,7 +111,7 @@ def _wanted_shingles(filesystem: Any, file: str, compare: str, board: Any, *want
     """The file's rows that each share wants."""
     found: list[list[_Texts]] = [[] for _ in wanted]
     everything = np.unique(np.concatenate(wanted))
-    for numbers, texts in _batches(filesystem, file, compare):
+    for numbers, texts in _texts(filesystem, file, compare):
         places = np.flatnonzero(np.isin(numbers, everything))
         shingles = Shingles.of([texts[place] for place in places])
         lengths = np.array([len(texts[place]) for place in places], np.int64)
@@ -134,12 +132,10 @@ def _similar(threshold: float, pairs: Numbers, *pieces: _Texts) -> _Similar:
     return pairs[enough], lengths[at[enough]], alike[enough]
 
 
-def _batches(filesystem: Any, file: str, compare: str) -> Iterator[tuple[Numbers, list[str]]]:
+def _texts(filesystem: Any, file: str, compare: str) -> Iterator[tuple[Numbers, list[str]]]:
     """Numbers and texts of a file's rows, some at a time."""
-    with pyarrow.parquet.ParquetFile(file, filesystem=filesystem) as opened:
-        for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=["source", "line", "messages"]):
-            texts = [text_of(json.loads(each), compare) for each in batch["messages"].to_pylist()]
-            yield numbers_of(batch), texts
+    for numbers, conversations in conversations_of(filesystem, file):
+        yield numbers, [text_of(messages, compare) for messages in conversations]
 
 
 def text_of(messages: Sequence[Message], compare: str) -> str:
