@@ -1,6 +1,7 @@
 """An inspection: counted by source, as a table, on a run's page."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from stored import run_record
 
+from models.text.private import Detail, PatternTooSlow, PrivateDetails
+from workflows.corpus.inspection.examples import FaultExamples
 from workflows.corpus.inspection.tally import (
     COLUMNS,
     FaultExample,
@@ -63,6 +66,16 @@ def test_sources_are_counted_by_their_entry_and_in_all(inspection: Inspection) -
     assert news.labels is not None
     assert (news.labels.desirable, news.labels.undesirable, shop.labels) == (1, 1, None)
     assert Inspection.from_json(json.loads(json.dumps(inspection.to_json()))) == inspection
+
+
+def test_a_text_on_which_a_pattern_is_too_slow_is_not_shown() -> None:
+    class Slow(PrivateDetails):
+        def find_in_conversation(self, texts: Sequence[str]) -> list[list[Detail]]:
+            raise PatternTooSlow("data.private.patterns.ticket: takes more than 1 s")
+
+    examples = FaultExamples(None, "", [], Slow())
+    assert examples._hidden(["one", "two"]) == ["(not shown: data.private.patterns takes too long on it)"] * 2
+    assert FaultExamples(None, "", [], PrivateDetails())._hidden(["Mail ann@example.org"]) == ["Mail [EMAIL_1]"]
 
 
 def test_the_table_has_a_column_for_each_source_and_no_rows_of_zeros(inspection: Inspection) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from models.text.private import PrivateDetails, replaced
+from models.text.private import PatternTooSlow, PrivateDetails, replaced
 from workflows.corpus.inspection.tally import MAX_EXAMPLES, FaultExample
 from workflows.corpus.lines import TRACEBACK
 from workflows.corpus.revision.contamination import Contaminated
@@ -20,6 +20,7 @@ from workflows.corpus.rows import numbers_of, place_of
 from workflows.corpus.split import LEFT_OUT, QUARANTINE, all_sides
 
 _MAX_CHARACTERS = 600
+_NOT_SHOWN = "(not shown: data.private.patterns takes too long on it)"
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,10 @@ class FaultExamples:
 
     def _hidden(self, texts: Sequence[str]) -> list[str]:
         """The texts with placeholders for private details."""
-        return list(map(_short, replaced(texts, self.details.find_in_conversation(texts))))
+        try:
+            return list(map(_short, replaced(texts, self.details.find_in_conversation(texts))))
+        except PatternTooSlow:  # such a line is set aside, and must not end `prepare` here
+            return [_NOT_SHOWN] * len(texts)
 
 
 def _short(text: str) -> str:
