@@ -93,12 +93,12 @@ def test_a_hanging_worker_counts_as_lost(run, pipeline, losses_alone):
 
 @pytest.mark.slow
 def test_memory_that_runs_out_halves_the_micro_batch(run, pipeline, losses_alone):
-    """In the first backward pass, DeepSpeed allocates a bucket of 2 GB; one worker's limit allows less than that."""
+    """In the first backward pass, DeepSpeed allocates a bucket of 0.2 GB; one worker's limit allows less than that."""
 
     def refuse_much(worker):
         with contextlib.suppress(psutil.NoSuchProcess):
             while worker.is_running():
-                worker.rlimit(resource.RLIMIT_DATA, (worker.memory_info().data + (3 << 29), resource.RLIM_INFINITY))
+                worker.rlimit(resource.RLIMIT_DATA, (worker.memory_info().data + (150 << 20), resource.RLIM_INFINITY))
                 time.sleep(0.001)
 
     with Disturbance(lambda: bool(workers()), refuse_much) as refusing:
