@@ -93,7 +93,7 @@ def test_a_hanging_worker_counts_as_lost(run, pipeline, losses_alone):
 
 @pytest.mark.slow
 def test_memory_that_runs_out_halves_the_micro_batch(run, pipeline, losses_alone):
-    """In the first backward pass, DeepSpeed allocates a bucket of 0.2 GB; one worker's limit allows less than that."""
+    """In its first backward pass, DeepSpeed allocates a bucket of 0.2 GB; a worker's limit allows less than that."""
 
     def refuse_much(worker):
         with contextlib.suppress(psutil.NoSuchProcess):
