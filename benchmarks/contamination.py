@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from itertools import permutations
 from pathlib import Path
 
-from models.text.overlap import MIN_WORDS, SIZE, OverlapIndex, excerpt
+from models.text.overlap import MIN_WORDS, SIZE, Overlap, OverlapIndex, excerpt
 from models.text.shingles import words
 from models.text.texts import Texts
 
@@ -56,14 +56,31 @@ REWORDED = [
     "In which wrapping does a gift come?",
     "How is the club for regular customers called, and which free thing comes with it?",
 ]
-MUST_BE_FOUND = ("word for word", "case and punctuation changed", "split over two turns")
-Conversation = list[str]
+MUST_BE_FOUND = (
+    "word for word", "case and punctuation changed", "split over two turns", "split, with a reply between",
+)  # fmt: skip
+Turns = list[tuple[str, str]]
+"""role and text of each"""
 
 
-def read(file: Path) -> list[Conversation]:
+def read(file: Path) -> list[Turns]:
     """The turns of each conversation."""
     with gzip.open(file) as lines:
-        return [[message["content"] for message in json.loads(line)["messages"]] for line in lines]
+        return [[(each["role"], each["content"]) for each in json.loads(line)["messages"]] for line in lines]
+
+
+def texts_of(turns: Turns, role: str | None) -> list[str]:
+    """The texts of the turns of a role, or of all."""
+    return [text for each, text in turns if role in (None, each)]
+
+
+def find(index: OverlapIndex, corpus: Sequence[Turns]) -> dict[tuple[int, int], tuple[Overlap, str | None]]:
+    """What `prepare` finds, over all turns or else over the user's: by conversation and question."""
+    found: dict[tuple[int, int], tuple[Overlap, str | None]] = {}
+    for role in (None, "user"):
+        for overlap in index.find(Texts.of([texts_of(turns, role) for turns in corpus])):
+            found.setdefault((overlap.text, overlap.reference), (overlap, role))
+    return found
 
 
 def planted(question: str, reworded: str) -> Iterator[tuple[str, list[str]]]:
@@ -76,10 +93,10 @@ def planted(question: str, reworded: str) -> Iterator[tuple[str, list[str]]]:
     yield "one word left out in the middle", [" ".join(parts[:half] + parts[half + 1 :])]
     yield "reworded", [reworded]
     yield "split over two turns", [first, second]
-    yield "split, with a reply between", [first, "Go on, please.", second]
+    yield "split, with a reply between", [first, "Please go on, I am listening.", second]
 
 
-def plant(corpus: Sequence[Conversation], questions: Sequence[str]) -> tuple[list[Conversation], dict[int, tuple]]:
+def plant(corpus: Sequence[Turns], questions: Sequence[str]) -> tuple[list[Turns], dict[int, tuple[int, str]]]:
     """A copy of the corpus with each question in each way; what was planted where, by the conversation's number."""
     draw = random.Random(0)
     copy = [list(turns) for turns in corpus]
@@ -87,27 +104,30 @@ def plant(corpus: Sequence[Conversation], questions: Sequence[str]) -> tuple[lis
         (number, *way) for number, question in enumerate(questions) for way in planted(question, REWORDED[number])
     ]
     places = draw.sample([place for place, turns in enumerate(corpus) if len(turns) >= 4], len(ways))
-    for place, (_, kind, texts) in zip(places, ways, strict=True):
+    for place, (_, _, texts) in zip(places, ways, strict=True):
         turns = copy[place]
         at = draw.randrange(len(turns) - 1)
-        if kind == "split over two turns":
-            turns[at] += " " + texts[0]
-            turns[at + 1] = texts[1] + " " + turns[at + 1]
-        elif len(texts) == 1:
-            turns[at] += " " + texts[0]
-        else:
-            turns[at:at] = texts
+        if len(texts) == 3:
+            turns[at:at] = [("user", texts[0]), ("assistant", texts[1]), ("user", texts[2])]
+            continue
+        role, text = turns[at]
+        turns[at] = role, f"{text} {texts[0]}"
+        if len(texts) == 2:
+            role, text = turns[at + 1]
+            turns[at + 1] = role, f"{texts[1]} {text}"
     return copy, {place: (number, kind) for place, (number, kind, _) in zip(places, ways, strict=True)}
 
 
-def by_chance(corpora: dict[str, list[Conversation]]) -> dict[str, dict[int, tuple[int, int]]]:
+def by_chance(corpora: dict[str, list[Turns]]) -> dict[str, dict[int, tuple[int, int]]]:
     """For each two corpora, by length: how many questions of one stand in the other, and of how many."""
     found = {}
     for one, other in permutations(corpora, 2):
-        texts = {text.strip() for turns in corpora[one] for text in turns if text.strip().endswith("?")}
+        texts = {text.strip() for turns in corpora[one] for _, text in turns if text.strip().endswith("?")}
         questions = sorted(text for text in texts if 0 < len(words(text)) < SIZE)
         index = OverlapIndex.of(Texts.of(questions), questions, min_words=1)
-        there = {overlap.reference for overlap in index.find(Texts.of(corpora[other]))}
+        there = {
+            overlap.reference for overlap in index.find(Texts.of([texts_of(turns, None) for turns in corpora[other]]))
+        }
         all_lengths = Counter(int(count) for count in index.words)
         lengths = Counter(int(index.words[number]) for number in there)
         found[f"{one} in {other}"] = {n: (lengths[n], all_lengths[n]) for n in range(1, SIZE)}
@@ -124,19 +144,20 @@ def main() -> None:
     index = OverlapIndex.of(Texts.of(questions), names)
     corpus = read(options.data)
     started = time.process_time()
-    clean = index.find(Texts.of(corpus))
+    clean = find(index, corpus)
     seconds = time.process_time() - started
-    size = sum(len(text.encode()) for turns in corpus for text in turns) / 1e6
+    size = sum(len(text.encode()) for turns in corpus for _, text in turns) / 1e6
 
     copy, where = plant(corpus, questions)
-    hits = {(overlap.text, overlap.reference): overlap for overlap in index.find(Texts.of(copy))}
+    hits = find(index, copy)
     kinds = dict.fromkeys(kind for _, kind in where.values())
     counts = {kind: [0, 0] for kind in kinds}
     for place, (number, kind) in where.items():
-        overlap = hits.pop((place, number), None)
-        counts[kind][overlap is None] += 1
-        if overlap is not None and number == 0:
-            before, inside, after = excerpt(copy[place], overlap, 20)
+        hit = hits.pop((place, number), None)
+        counts[kind][hit is None] += 1
+        if hit is not None and number == 0:
+            overlap, role = hit
+            before, inside, after = excerpt(texts_of(copy[place], role), overlap, 20)
             print(f"{kind}: {index.names[number]}: {before!r} [{inside!r}] {after!r}")
     print(f"\n{'planted':34}{'found':>8}{'missed':>8}")
     for kind, (found, missed) in counts.items():

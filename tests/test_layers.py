@@ -46,6 +46,7 @@ LAYERS = {
         "kernels exchange",
         "packing chat generation files text",
         "mixture",
+        "mixture_law",
         "trees errors",
     ],
 }

@@ -144,7 +144,8 @@ def _small(values: dict[str, Any]) -> dict[str, Any]:
 
 def _small_size(name: str, value: int, values: dict[str, Any]) -> int:
     if name in _KEY_VALUE_HEADS:
-        return max(1, _HEADS * value // (values.get(_KEY_VALUE_HEADS[name]) or value))
+        heads = values.get(_KEY_VALUE_HEADS[name]) or value
+        return max(1, min(heads, _HEADS) * value // heads)
     if name == "num_heads" and "state_size" in values:  # Mamba 2
         return 2 * _HIDDEN // _HEAD
     if name in ("attention_hidden_size", "attention_head_dim") and "n_mamba_heads" in values:  # Zamba

@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import random
 import time
 
+import pyarrow.parquet
 import yaml
 
 
@@ -61,6 +63,46 @@ def test_a_worker_is_lost_in_prepare(hosts, tiny):
     figures = ends_well(hosts, process, output)["figures"]
     assert figures["conversations"] + figures["held_out_conversations"] == len(lines)
     print(f"prepare: 6,000 lines after the cut were there {stalled:.0f} s later; all lines once")
+
+
+def is_comparing(event):
+    return event.get("unit") == "conversations compared"
+
+
+def left_out(store):
+    """(source, line, reason) of each conversation that is left out."""
+    [folder] = store.glob("prepare/*/corpus/split=left_out")
+    rows = pyarrow.parquet.read_table(folder, columns=["source", "line", "reason"], partitioning=None).to_pylist()
+    return sorted((row["source"], row["line"], row["reason"]) for row in rows)
+
+
+def test_a_worker_is_lost_while_near_duplicates_are_looked_for(hosts, tiny):
+    draw = random.Random(0)
+    words = [f"w{number}" for number in range(3000)]
+    texts = [" ".join(draw.choices(words, k=60)) for _ in range(30_000)]
+    for place in range(0, len(texts), 10):
+        texts[place] = texts[draw.randrange(len(texts))] + f" again{place}"
+    for part in range(6):
+        lines = [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "I see."}]}
+                 for text in texts[part::6]]  # fmt: skip
+        with gzip.open(hosts.shared / f"part{part}.jsonl.gz", "wt", compresslevel=1) as stream:
+            stream.writelines(json.dumps(line) + "\n" for line in lines)
+    data = {"sources": [{"path": f"{hosts.shared}/part*.jsonl.gz"}], "deduplicate": "drop"}
+    stores = {}
+    for name in ("undisturbed", "disturbed"):
+        output = hosts.shared / name
+        file = pipeline(hosts, tiny, data=data)
+        command = f"rayconteur prepare {file} --set store={hosts.shared}/{name}-store --json"
+        process = hosts.begin("h1", command, output)
+        if name == "disturbed":
+            hosts.wait_for(output, "comparing", is_comparing, seconds=400)
+            hosts.call("off", "h4")
+        ends_well(hosts, process, output)
+        stores[name] = hosts.shared / f"{name}-store"
+    expected = left_out(stores["undisturbed"])
+    assert len(expected) > 2_500
+    assert left_out(stores["disturbed"]) == expected
+    print(f"prepare: h4 was cut off while conversations were compared; the same {len(expected):,} are left out")
 
 
 def test_a_worker_is_lost_in_train(hosts, sums_file, tiny):

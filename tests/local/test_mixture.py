@@ -1,13 +1,16 @@
-"""Training on several sources: their weights, and the loss of each, in the history and on the scorecard."""
+"""Training on several sources: their weights, the loss of each, and a search for the best weights."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import sums
 
 from workflows.scorecard.records import Scorecard
+from workflows.search.mixture import CANDIDATES
+from workflows.search.records import read_search
 
 LETTERS = "abcdefghij"
 
@@ -46,3 +49,37 @@ def test_each_source_has_its_weight_and_its_loss(
     }
     other, _ = run("prepare", changed)
     assert other["prepare"].key == done["prepare"].key
+
+
+def test_small_models_find_a_mixture_and_a_wider_search_trains_what_is_new(
+    run: Callable[..., Any], tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    files = {"sums": sums(150), "letters": [spelled(number) for number in range(150)]}
+    for name, records in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    tiny["data"]["sources"] = [{"path": str(tmp_path / f"{name}.jsonl")} for name in files]
+    tiny["train"] |= {"num_workers": 1, "max_steps": 6, "checkpoint_every_steps": 6}
+    searcher = {"name": "mixture", "proxies": 10, "proxy": {"hidden_size": 32, "num_layers": 1, "max_steps": 8}}
+    tiny["tune"] = {"searcher": searcher, "max_concurrent": 2}
+    done, store = run("train", tiny)
+    key = done["tune"].key
+    search, proxies = read_search(store, key), read_search(store, f"{key}/proxies")
+    assert len(proxies.trials) == len({trial.key for trial in proxies.trials}) == 10
+    assert all(trial.last.step == 8 for trial in proxies.trials)
+    weights = [list(trial.values.values()) for trial in search.trials]
+    assert len(weights) == 3
+    assert weights[2] == [0.5, 0.5]
+    assert all(sum(each) == pytest.approx(1, abs=1e-3) for each in weights)
+    assert search.forecast.candidates == list(CANDIDATES)
+    assert search.forecast.sources == ["sums.jsonl", "letters.jsonl"]
+    assert len(search.forecast.predicted) == 3
+    assert search.forecast.predicted[0] <= min(search.forecast.predicted) + 1e-3
+    assert search.winner.reported == min(trial.last.figures["held_out_loss"] for trial in search.trials)
+    assert not list(Path(store.path("tune", key)).glob("**/run"))
+    checkpoints = list(Path(store.root, "trials").glob("*/checkpoint_*"))
+    assert len(checkpoints) == 2, "the winner's, and that of the best small model"
+
+    searcher["proxies"] = 12
+    wider, _ = run("tune", tiny)
+    wider = read_search(store, f"{wider['tune'].key}/proxies")
+    assert [trial.number for trial in wider.trials if len(trial.reports) > trial.reused] == [10, 11]

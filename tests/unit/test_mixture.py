@@ -1,6 +1,7 @@
 """Sources by weight, repeats and temperature: each epoch's rows."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 from models.errors import RayconteurError
 from models.mixture import Mixture, MixtureSettings
 from models.packing import StepPlan
-from workflows.spec import DataSpec
+from workflows.spec import DataSpec, PipelineSpec
 from workflows.training.steps import mixture_of
 
 SOURCES = [0] * 60 + [1] * 30 + [2] * 10
@@ -132,3 +133,26 @@ def test_the_entries_of_the_sources_decide_and_not_their_files() -> None:
     twice = mixture_of(one, (), SOURCES, TOKENS)
     assert twice is not None
     assert len(twice.rows(0, 0)) == 200
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"tune": {"searcher": "mixture", "trials": 5}}, "leave out trials"),
+        ({"tune": {"searcher": "mixture", "space": {"train.epochs": [1, 2]}}}, "leave out space"),
+        ({"tune": {"searcher": "mixture", "scheduler": "asha"}}, "leave out scheduler and metric"),
+        ({"tune": {"searcher": {"name": "mixture", "proxy": {"hidden_size": 100}}}}, "multiple of 64"),
+        ({"train": {"objective": "dpo"}}, "with train.objective sft, which is dpo"),
+        ({"data": {"sources": [{"path": "a"}]}}, "needs two or more data.sources"),
+        ({"data": {"sources": [{"path": "a"}, {"path": "b"}], "temperature": 2}}, "leave out data.temperature"),
+        ({"data": {"sources": [{"path": "a"}, {"path": "b", "repeat": 2}]}}, "leave out data.temperature and repeat"),
+    ],
+)
+def test_a_search_over_mixtures_that_cannot_be_is_refused(changed: dict[str, Any], words: str) -> None:
+    plain = {
+        "name": "mix", "base_model": "random:tiny-llama", "data": {"sources": [{"path": "a"}, {"path": "b"}]},
+        "tune": {"searcher": "mixture"},
+    }  # fmt: skip
+    PipelineSpec.model_validate(plain)
+    with pytest.raises(ValidationError, match=words):
+        PipelineSpec.model_validate({**plain, **changed})

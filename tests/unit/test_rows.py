@@ -67,6 +67,15 @@ def test_a_recurrent_model_learns_each_conversation_separately(
             assert torch.linalg.vector_norm(one.grad - other.grad) <= 1e-3 * torch.linalg.vector_norm(other.grad)
 
 
+@pytest.mark.parametrize(("heads", "key_value_heads"), [(1, 1), (2, 1), (3, 3), (12, 4)])
+def test_models_of_any_number_of_heads_can_be_tried(tmp_path, heads, key_value_heads):
+    LlamaConfig(
+        vocab_size=300, hidden_size=16 * heads, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=heads, num_key_value_heads=key_value_heads,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    assert reading_of(tmp_path).how == "packed"
+
+
 def test_replies_that_share_a_history_and_the_discriminators_states(mamba: Path) -> None:
     model = load_model(mamba, torch.float32, PACKED_ATTENTION)
     whole = [([*history, *reply], [False] * len(history) + marks) for history, reply, marks in EXCHANGES]

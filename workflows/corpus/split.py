@@ -39,7 +39,10 @@ def used_files(filesystem: Any, corpus: str, sides: Sequence[str] = (TRAIN, HELD
 
 
 def write_sides(filesystem: Any, corpus: str, file: str, rows: pa.Table, splits: Sequence[str]) -> None:
-    """Write all rows of a file of the corpus again, each into a file of its side."""
+    """Write all rows of a file of the corpus again, each into a file of its side.
+
+    An attempt that is lost halfway leaves the file as it was, so that another one writes the same.
+    """
     side, _, name = file.rpartition("split=")[2].partition("/")
     sides = pa.array(splits, pa.string())
     for split in sorted({*splits} - {side}):
@@ -48,7 +51,10 @@ def write_sides(filesystem: Any, corpus: str, file: str, rows: pa.Table, splits:
         pa.parquet.write_table(taken, f"{corpus}/split={split}/from-{side}-{name}", filesystem=filesystem)
     kept = rows.filter(pc.equal(sides, side))
     if kept.num_rows:
-        pa.parquet.write_table(kept, file, filesystem=filesystem)
+        folder, _, name = file.rpartition("/")
+        unfinished = f"{folder}/.{name}"  # no reader takes a hidden file
+        pa.parquet.write_table(kept, unfinished, filesystem=filesystem)
+        filesystem.move(unfinished, file)
     else:
         filesystem.delete_file(file)
 

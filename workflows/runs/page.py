@@ -17,7 +17,15 @@ from workflows.release.table import HEADINGS, forms_table
 from workflows.runs.records import find_run, status_of
 from workflows.scorecard.records import Scorecard
 from workflows.search.records import Search, read_search
-from workflows.search.table import headings, headline, ranked, trial_rows, winner_line, winner_values
+from workflows.search.table import (
+    forecast_rows,
+    headings,
+    headline,
+    ranked,
+    trial_rows,
+    winner_line,
+    winner_values,
+)
 from workflows.stage import STAGE_NAMES
 from workflows.store import Artifact, RunRecord, Store
 from workflows.training.curves import curves_figure
@@ -143,13 +151,22 @@ class _SearchPart:
     headings: list[str]
     trials: list[list[str]]
     is_long: bool
+    mixtures: tuple[list[str], list[list[str]]]
+    """of a search over mixtures: headings and rows of the candidates"""
 
 
 def _search(search: Search) -> _SearchPart:
     """A search on the page."""
-    from workflows.search.plots import importance_bars, metric_over_steps, parallel_coordinates, pareto
+    from workflows.search.plots import (
+        forecast_points,
+        importance_bars,
+        metric_over_steps,
+        parallel_coordinates,
+        pareto,
+    )
 
-    figures = [draw(search) for draw in (parallel_coordinates, metric_over_steps, importance_bars, pareto)]
+    draws = (forecast_points, parallel_coordinates, metric_over_steps, importance_bars, pareto)
+    figures = [draw(search) for draw in draws]
     return _SearchPart(
         how=f"{search.searcher}, {search.scheduler}",
         headline=headline(search),
@@ -159,6 +176,7 @@ def _search(search: Search) -> _SearchPart:
         headings=headings(search),
         trials=trial_rows(search, ranked(search)),
         is_long=len(search.trials) > _MAX_OPEN_TRIALS,
+        mixtures=forecast_rows(search),
     )
 
 

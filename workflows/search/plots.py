@@ -274,6 +274,23 @@ def importance_bars(search: Search) -> Any | None:
     return _laid_out(figure, f"importance for {plain(search.metrics[0])}{rough}", 150 + 36 * len(found))
 
 
+def forecast_points(search: Search) -> Any | None:
+    """For a search over mixtures: the loss of each small model against what a regression without it predicted."""
+    import plotly.graph_objects
+
+    forecast = search.forecast
+    if forecast is None:
+        return None
+    x, y = forecast.predicted_of_proxies, forecast.measured_of_proxies
+    ends = [min(*x, *y), max(*x, *y)]
+    figure = plotly.graph_objects.Figure()
+    figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": _GREY, "dash": "dot"}, name="as predicted")
+    figure.add_scatter(x=x, y=y, mode="markers", marker={"color": "#31688e"}, name="small models")
+    figure.update_xaxes(title_text="predicted held out loss")
+    figure.update_yaxes(title_text="measured held out loss")
+    return _laid_out(figure, f"small models: rank correlation {forecast.spearman:.2f}", 480)
+
+
 def _laid_out(figure: Any, title: str, height: int, **layout: Any) -> Any:
     figure.update_layout(title=title, height=height, template="plotly_white", **layout)
     return figure

@@ -85,6 +85,22 @@ class Winner:
 
 
 @dataclass
+class Forecast:
+    """What the small models of a search over mixtures predict."""
+
+    sources: list[str]
+    candidates: list[str]
+    """what each trial of the base model is, by its number"""
+    predicted: list[float]
+    """the small model's held-out loss for each candidate"""
+    measured_of_proxies: list[float]
+    predicted_of_proxies: list[float]
+    """of each small model that came to its end, by a regression fitted without it"""
+    spearman: float
+    """the rank correlation of these two"""
+
+
+@dataclass
 class Search:
     """A whole search; the display, the page and `rayconteur trials` show it."""
 
@@ -106,6 +122,8 @@ class Search:
     winner: Winner | None = None
     family: str = ""
     """the same for searches that differ only in their budget"""
+    forecast: Forecast | None = None
+    """of a search over mixtures"""
 
     def leader(self) -> tuple[Trial, Report] | None:
         """The best report of all trials by the first metric, and its trial."""

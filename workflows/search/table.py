@@ -106,6 +106,9 @@ def _remarks(search: Search) -> dict[str, list[str]]:
         found[leader[0].key] = ["leads"]
     for trial, _ in search.front() if len(search.metrics) > 1 else []:
         found.setdefault(trial.key, []).append("Pareto front")
+    if search.forecast is not None:
+        for trial in search.trials:
+            found.setdefault(trial.key, []).append(search.forecast.candidates[trial.number])
     return found
 
 
@@ -248,6 +251,11 @@ def search_text(search: Search) -> str:
     rows = trial_rows(search, trials)
     numbers = [number for number, column in enumerate(zip(*rows, strict=True)) if _are_numbers(column)]
     lines += [table_text(headings(search), rows, right=numbers), "", *_outcome(search)]
+    if search.forecast is not None:
+        mixtures, candidates = forecast_rows(search)
+        lines += ["", table_text(mixtures, candidates, right=range(1, len(mixtures)))]
+        lines += [f"rank correlation of predicted and measured losses of {len(search.forecast.measured_of_proxies)} "
+                  f"small models: {search.forecast.spearman:.2f}"]  # fmt: skip
     return "\n".join(lines).rstrip()
 
 
@@ -263,6 +271,23 @@ def winner_line(search: Search) -> str:
         return f"no winner yet: trial {leader[0].number} leads" if leader else "no trial has reported yet"
     measured = f"reported {won.reported:.4f}, measured again {won.remeasured:.4f}"
     return f"winner: trial {won.trial} at step {won.step}, {metric} {measured}"
+
+
+def forecast_rows(search: Search) -> tuple[list[str], list[list[str]]]:
+    """For a search over mixtures, headings and a row for each candidate: its weights, its losses."""
+    forecast, metric = search.forecast, search.metrics[0]
+    if forecast is None:
+        return [], []
+    rows = []
+    for trial in sorted(search.trials, key=lambda trial: trial.number):
+        measured = best_value(search, trial, metric)
+        rows.append([
+            forecast.candidates[trial.number],
+            *(f"{float(str(weight)):.1%}" for weight in trial.values.values()),
+            figure(forecast.predicted[trial.number]),
+            "" if measured is None else figure(measured),
+        ])  # fmt: skip
+    return ["mixture", *forecast.sources, "small model, predicted", f"{plain(metric)}, measured"], rows
 
 
 def winner_values(search: Search) -> dict[str, str]:

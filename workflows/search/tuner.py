@@ -51,11 +51,13 @@ def tuner_of(
     most_steps: Callable[[], int],
     earlier: Sequence[Values],
     run_config: Any,
+    chosen: Sequence[Values] | None = None,
 ) -> Any:
     """A Tuner with this search's searcher and scheduler.
 
     `most_steps()` is the length of the longest training, which a scheduler may need to know; `earlier` are settings
-    to begin with, those that a search before this one had chosen.
+    to begin with, those that a search before this one had chosen; `chosen` are the settings of all trials, where they
+    are known before.
     """
     tune = spec.tune
     assert tune is not None
@@ -70,7 +72,11 @@ def tuner_of(
     # All members of a population are alive, and those that have no workers wait: what limits them is a resource.
     # A trial's memory is a word: its workers' own request says what it really needs.
     resources = {HEAD_NODE: _seat(search.at_once)} if is_population else {"memory": 1.0}
-    drawing = _drawing(tune, dimensions, directions, search, earlier, None if is_population else search.at_once)
+    limit = None if is_population else search.at_once
+    if chosen is None:
+        drawing = _drawing(tune, dimensions, directions, search, earlier, limit)
+    else:
+        drawing = _listed(tune.seed, chosen, limit)
     single = len(tune.metric) == 1
     return ray.tune.Tuner(
         ray.tune.with_resources(trainable, ray.tune.PlacementGroupFactory([resources])),
@@ -115,13 +121,19 @@ def _drawing(
     samples = -1 if search.wanted is None else search.wanted
     if isinstance(tune.searcher, TpeSpec):
         return _Drawing(_tpe(tune, dimensions, directions, earlier[: search.wanted]), {}, samples, limit)
-    searcher = BasicVariantGenerator(max_concurrent=limit or 0, random_state=tune.seed)
     if isinstance(tune.searcher, GridSpec):
         combined = itertools.product(*(dimension.ends for dimension in dimensions.values()))
         cut = [dict(zip(dimensions, values, strict=True)) for values in itertools.islice(combined, search.wanted)]
-        return _Drawing(searcher, {TOGETHER: ray.tune.grid_search(cut)}, 1, None)
+        return _listed(tune.seed, cut, limit)
+    searcher = BasicVariantGenerator(max_concurrent=limit or 0, random_state=tune.seed)
     space = {field: _domain(dimension) for field, dimension in dimensions.items()}
     return _Drawing(searcher, space, samples, None)
+
+
+def _listed(seed: int, settings: Sequence[Values], limit: int | None) -> _Drawing:
+    """One trial for each of these settings."""
+    searcher = BasicVariantGenerator(max_concurrent=limit or 0, random_state=seed)
+    return _Drawing(searcher, {TOGETHER: ray.tune.grid_search(list(settings))}, 1, None)
 
 
 def _domain(dimension: Dimension) -> Any:

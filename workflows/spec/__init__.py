@@ -21,7 +21,18 @@ from workflows.spec.pipeline import PipelineSpec
 from workflows.spec.section import Precision
 from workflows.spec.serve import ServeSpec, TlsSpec
 from workflows.spec.train import AdapterSpec, TrainSpec, ZeroSpec
-from workflows.spec.tune import AllSpec, AshaSpec, GridSpec, MedianSpec, PopulationSpec, RandomSpec, TpeSpec, TuneSpec
+from workflows.spec.tune import (
+    AllSpec,
+    AshaSpec,
+    GridSpec,
+    MedianSpec,
+    MixtureSearchSpec,
+    PopulationSpec,
+    ProxySpec,
+    RandomSpec,
+    TpeSpec,
+    TuneSpec,
+)
 
 __all__ = [
     "NEW_MODEL",
@@ -39,6 +50,7 @@ __all__ = [
     "GridSpec",
     "KtoSpec",
     "MedianSpec",
+    "MixtureSearchSpec",
     "NewModelSpec",
     "ObjectiveSpec",
     "OptimizeSpec",
@@ -47,6 +59,7 @@ __all__ = [
     "PipelineSpec",
     "PopulationSpec",
     "Precision",
+    "ProxySpec",
     "RandomSpec",
     "ScaleSpec",
     "ServeSpec",

@@ -89,6 +89,22 @@ class PipelineSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _mixture_can_be_searched(self) -> "PipelineSpec":
+        if self.tune is None or self.tune.searcher.name != "mixture":
+            return self
+        objective = self.train.objective
+        if objective.name != "sft":
+            raise ValueError(
+                f"tune.searcher: mixture trains small models with train.objective sft, which is {objective.name}; "
+                "search the mixture with sft, then take its weights"
+            )
+        if len(self.data.sources) < 2:
+            raise ValueError("tune.searcher: mixture needs two or more data.sources, which has 1")
+        if self.data.temperature is not None or any(source.repeat is not None for source in self.data.sources):
+            raise ValueError("tune.searcher: mixture finds the weights; leave out data.temperature and repeat")
+        return self
+
+    @model_validator(mode="after")
     def _rounded_weights_need_a_form(self) -> "PipelineSpec":
         optimize = self.optimize
         if optimize.is_rounded and not optimize.targets and not self.serve.may_use_openvino:

@@ -19,7 +19,7 @@ from models.errors import nearest
 from workflows.spec.pipeline import PipelineSpec
 from workflows.spec.section import HOW
 from workflows.spec.train import TrainSpec
-from workflows.spec.tune import TuneSpec
+from workflows.spec.tune import MixtureSearchSpec, TuneSpec
 
 Values = dict[str, object]
 """the settings of a trial: dotted field of the pipeline file -> value"""
@@ -109,11 +109,21 @@ def dimension_of(entry: Any) -> Dimension:
 
 
 def trials_wanted(tune: TuneSpec) -> int | None:
-    """The number of trials; None if only time ends the search."""
+    """The number of trials; None if only time ends the search. For a mixture, the number of small models."""
+    if isinstance(tune.searcher, MixtureSearchSpec):
+        return tune.searcher.proxies
     if tune.searcher.name != "grid":
         return tune.trials
     whole = math.prod(len(parse(entry).ends) for entry in tune.space.values())
     return min(whole, tune.trials or whole)
+
+
+def space_of(spec: PipelineSpec) -> dict[str, Any]:
+    """`tune.space`; for a search over mixtures, the weights of all sources."""
+    assert spec.tune is not None
+    if spec.tune.searcher.name == "mixture":
+        return {f"data.sources.{number}.weight": {"uniform": [0.0, 1.0]} for number in range(len(spec.data.sources))}
+    return spec.tune.space
 
 
 def with_values(spec: PipelineSpec, values: Values) -> PipelineSpec:
@@ -197,6 +207,8 @@ def problems_of(spec: PipelineSpec) -> list[SpaceProblem]:
     """Every mistake in `tune.space`, found before anything starts."""
     if spec.tune is None:
         return []
+    if not spec.tune.space and spec.tune.searcher.name != "mixture":
+        return [SpaceProblem("", "is empty; give it a field of train, such as train.learning_rate: [1e-4, 3e-4]")]
     found = []
     for field, entry in spec.tune.space.items():
         if problem := field_problem(spec, field):

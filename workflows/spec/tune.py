@@ -5,7 +5,7 @@ Like all of the spec, it imports no library except pydantic.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from workflows.spec.section import HOW, PositiveInt, Section, named
 
@@ -38,6 +38,46 @@ class TpeSpec(Section):
 
     startup_trials: Annotated[int, Field(ge=1, le=100_000)] = 10
     """Random trials before TPE takes over."""
+
+
+class ProxySpec(Section):
+    """A small model that tries a mixture: a transformer like Llama with random weights and the base model's
+    tokenizer."""
+
+    hidden_size: Annotated[int, Field(ge=2, le=8192)] = 64
+    """Size of embeddings and hidden states: a multiple of 64, or an even number below 64."""
+
+    num_layers: Annotated[int, Field(ge=1, le=64)] = 2
+    """Number of layers."""
+
+    max_steps: PositiveInt = 200
+    """Optimizer steps of its training, each with the tokens of a step of one worker of `train`."""
+
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 2e-3
+    """Peak learning rate of its training."""
+
+    @field_validator("hidden_size")
+    @classmethod
+    def _heads_fit(cls, size: int) -> int:
+        if size % 64 and (size > 64 or size % 2):
+            raise ValueError(f"got {size}; must be a multiple of 64, or even and below 64")
+        return size
+
+
+class MixtureSearchSpec(Section):
+    """A search over the weights of the sources (RegMix, Liu et al. 2025, arXiv:2407.01492)."""
+
+    name: Literal["mixture"] = "mixture"
+    """A search over `data.sources.N.weight` (RegMix, Liu et al. 2025, arXiv:2407.01492): small models train on random
+    mixtures of the sources, and a regression of their held-out losses predicts the best mixture. The base model then
+    trains on that mixture, on the sources in proportion to their tokens, and on equal shares; the best of these three
+    wins. Leave out `tune.space`, `trials` and `time_minutes`."""
+
+    proxies: Annotated[int, Field(ge=10, le=100_000)] = 64
+    """Number of small models."""
+
+    proxy: ProxySpec = ProxySpec()
+    """The small models."""
 
 
 class AllSpec(Section):
@@ -103,9 +143,10 @@ def _one_or_two(metrics: list[str]) -> list[str]:
 class TuneSpec(Section):
     """tune: a hyperparameter search over `train`; the winner becomes the checkpoint."""
 
-    space: Annotated[dict[str, Any], Field(min_length=1)]
-    """The search space: dotted fields of `train`, each with a list of values such as `[8, 16, 32]` or a range:
-    `{uniform: [0, 0.1]}`, `{loguniform: [1e-5, 1e-3]}`, or for integers `{int: [1, 64]}` and `{logint: [1, 64]}`."""
+    space: dict[str, Any] = Field(default={})
+    """The search space: dotted fields of `train`, or `data.sources.N.weight`, each with a list of values such as
+    `[8, 16, 32]` or a range: `{uniform: [0, 0.1]}`, `{loguniform: [1e-5, 1e-3]}`, or for integers `{int: [1, 64]}`
+    and `{logint: [1, 64]}`."""
 
     trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Number of settings to try, including those that an earlier search measured."""
@@ -122,7 +163,8 @@ class TuneSpec(Section):
     first decides the winner, and the search reports the trials that no other beats in both."""
 
     searcher: Annotated[
-        Annotated[RandomSpec | GridSpec | TpeSpec, Field(discriminator="name")], BeforeValidator(named)
+        Annotated[RandomSpec | GridSpec | TpeSpec | MixtureSearchSpec, Field(discriminator="name")],
+        BeforeValidator(named),
     ] = RandomSpec()
     """How to choose settings: a name, or a mapping with `name` and the fields of that searcher."""
 
@@ -143,7 +185,22 @@ class TuneSpec(Section):
     """How often a trial that lost its workers continues from its last checkpoint before it counts as failed."""
 
     @model_validator(mode="after")
+    def _mixture_decides_itself(self) -> "TuneSpec":
+        if self.searcher.name != "mixture":
+            return self
+        given = [name for name in ("space", "trials", "time_minutes") if getattr(self, name)]
+        if given:
+            raise ValueError(
+                f"searcher mixture tries its own mixtures, searcher.proxies of them; leave out {' and '.join(given)}"
+            )
+        if self.scheduler.name != "none" or self.metric != ["held_out_loss"]:
+            raise ValueError("searcher mixture compares held_out_loss at the end; leave out scheduler and metric")
+        return self
+
+    @model_validator(mode="after")
     def _ends(self) -> "TuneSpec":
+        if self.searcher.name == "mixture":
+            return self
         if self.trials is None and self.time_minutes is None and self.searcher.name != "grid":
             raise ValueError("has neither trials nor time_minutes; set one of them, or both")
         return self

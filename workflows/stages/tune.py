@@ -15,13 +15,10 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import ray.tune
-
 from models.training.deepspeed_operator import check_build_tools
 from workflows.cluster.capacity import need_of_trial, nodes_of_cluster, trials_at_once, why_none_fits
-from workflows.cluster.errors import StageCrashed, describe_error, is_users_mistake
 from workflows.figures import TuneFigures
-from workflows.search.recorder import SearchRecorder
+from workflows.search.mixture import PROXIES, forecast_mixtures, proxies_of
 from workflows.search.records import (
     FAILED,
     FINISHED,
@@ -31,12 +28,13 @@ from workflows.search.records import (
     read_search,
     write_search,
 )
+from workflows.search.run import run_trials
 from workflows.search.tensorboard import write_events
-from workflows.search.trial import Shared, TrialRunner, key_of
-from workflows.search.tuner import ENVIRONMENT, tuner_of
+from workflows.search.trial import Shared, key_of
+from workflows.search.tuner import ENVIRONMENT
 from workflows.search.winner import find_winner
-from workflows.spec import PipelineSpec, PopulationSpec
-from workflows.spec.space import Values, combinations, trials_wanted, with_values
+from workflows.spec import MixtureSearchSpec, PipelineSpec, PopulationSpec
+from workflows.spec.space import Values, combinations, space_of, trials_wanted, with_values
 from workflows.stage import Context, StageFailed
 from workflows.store import Store, content_key
 from workflows.training.inputs import TrainingInputs, inputs_of
@@ -61,7 +59,7 @@ def run(context: Context) -> TuneFigures:
         pipeline=spec.name,
         key=context.key,
         metrics=list(tune.metric),
-        space=tune.space,
+        space=space_of(spec),
         searcher=tune.searcher.name,
         scheduler=tune.scheduler.name,
         wanted=trials_wanted(tune),
@@ -80,29 +78,21 @@ def run(context: Context) -> TuneFigures:
         max_failures=tune.max_failures,
     )
     write_search(store, search)
-    recorder = SearchRecorder(search, store, context.progress, shared.is_population)
     context.progress.note(f"tune: concurrent trials: {search.at_once}, each with {need_of_trial(spec.train)}")
-    tuner = tuner_of(
-        ray.tune.with_parameters(TrialRunner, shared=shared),
+    chosen = None
+    if isinstance(tune.searcher, MixtureSearchSpec):
+        search.forecast, chosen = forecast_mixtures(spec, store, context.progress, search, shared)
+        search.wanted = len(chosen)
+        search.at_once = min(search.at_once, len(chosen))
+    run_trials(
         spec,
         search,
+        shared,
+        context.progress,
         most_steps=lambda: _most_steps(spec, store, inputs),
         earlier=earlier,
-        run_config=ray.tune.RunConfig(
-            name="run",
-            storage_path=folder,
-            storage_filesystem=store.filesystem,
-            callbacks=[recorder],
-            failure_config=ray.tune.FailureConfig(max_failures=tune.max_failures),
-            verbose=0,
-        ),
+        chosen=chosen,
     )
-    try:
-        tuner.fit()
-    except ray.tune.TuneError as error:
-        failure = StageFailed if is_users_mistake(error) else StageCrashed
-        raise failure(f"tune: {describe_error(error)}") from error
-    recorder.close()
     search.winner = find_winner(spec, store, search, shared)
     write_search(store, search)
     with tempfile.TemporaryDirectory() as name:
@@ -166,12 +156,14 @@ def _figures(search: Search) -> TuneFigures:
 def tidy(context: Context) -> None:
     """Once the artifact is complete, delete Tune's and the worker groups' files, and checkpoints without a record."""
     store = context.store
-    for name in ("run", "gangs"):
+    for name in ("run", "gangs", f"{PROXIES}/run", f"{PROXIES}/gangs"):
         store.remove(store.path("tune", context.key, name))
     search = read_search(store, context.key)
     assert search is not None
-    known = {(trial.key, report.checkpoint) for trial in search.trials for report in trial.reports}
-    for key in {trial.key for trial in search.trials}:
+    proxies = proxies_of(store, search)
+    trials = [*search.trials, *(proxies.trials if proxies else [])]
+    known = {(trial.key, report.checkpoint) for trial in trials for report in trial.reports}
+    for key in {trial.key for trial in trials}:
         for info in store.folders(TRIALS, key):
             if (key, info.base_name) not in known:
                 store.remove(info.path)

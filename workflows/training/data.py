@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from workflows.spec import DataSpec, ObjectiveSpec, PipelineSpec
 from workflows.store import Store
 from workflows.training.foresight import check_worker
 from workflows.training.inputs import TrainingInputs
-from workflows.training.steps import entries_of_rows, mixture_of, step_plan
+from workflows.training.steps import entries_of_rows, mixture_of, part_names, step_plan
 
 _MAX_NAMED = 20
 _ROUNDING = 1e-6
@@ -121,7 +120,7 @@ def _first(rows: Examples, entries: Sequence[int], max_tokens: int) -> list[int]
 
 def _labels(entries: Sequence[int], rows: Sequence[CorpusRow], data: DataSpec) -> list[tuple[str, ...]]:
     """The source and the language of each row, if there are several, as parts of the names of figures."""
-    names = [re.sub(r"[^\w.-]+", "_", source.shown_name) for source in data.sources]
+    names = part_names(data)
     languages = [row.get("language") or UNDETERMINED for row in rows]
     several = len(set(entries)) > 1, len(set(languages)) > 1
     found = zip((names[entry] for entry in entries), (f"language_{each}" for each in languages), strict=True)

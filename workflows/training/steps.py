@@ -1,5 +1,6 @@
 """The number of optimizer steps of a training, and the rows that each of them reads."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,11 @@ def entries_of_rows(entries: Sequence[int], files: Any) -> Any:
 
     files = np.asarray(files)
     return np.asarray(entries)[files] if entries else np.zeros_like(files)
+
+
+def part_names(data: DataSpec) -> list[str]:
+    """The name of each source in the names of figures, as in `held_out_loss_<name>`."""
+    return [re.sub(r"[^\w.-]+", "_", source.shown_name) for source in data.sources]
 
 
 def num_steps(train: TrainSpec, steps_per_epoch: int) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs
 import pyarrow.parquet
 import ray
 
@@ -46,6 +47,8 @@ def revise(filesystem: Any, corpus: str, moves: Moves) -> None:
 
 
 def _revise_file(filesystem: Any, corpus: str, file: str, moves: tuple[Any, pa.Table]) -> None:
+    if filesystem.get_file_info(file).type == pa.fs.FileType.NotFound:
+        return  # an attempt that was lost had moved all of its rows
     numbers, targets = moves
     side = file.rpartition("split=")[2].partition("/")[0]
     own = numbers_of(pyarrow.parquet.read_table(file, columns=["source", "line"], filesystem=filesystem))
