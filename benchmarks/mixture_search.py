@@ -51,7 +51,7 @@ def pipeline(asked: argparse.Namespace, store: str) -> dict[str, Any]:
         "name": "mixture",
         "store": store,
         "base_model": "builtin:smollm2-135m-instruct",
-        "data": {"sources": sources, "held_out_share": 0.04, "max_length": 512},
+        "data": {"sources": sources, "fields": {"messages": "messages"}, "held_out_share": 0.04, "max_length": 512},
         "train": {
             "max_steps": asked.steps, "checkpoint_every_steps": asked.steps, "batch_tokens": 512,
             "learning_rate": 5e-4, "held_out_tokens": 16_384,

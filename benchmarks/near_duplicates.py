@@ -276,19 +276,23 @@ from datatrove.pipeline.writers import JsonlWriter
 from datatrove.utils.hashing import HashConfig
 from datatrove.utils.typeshelper import Languages
 
-folder, data = tempfile.mkdtemp(), sys.argv[1]
-config = MinhashConfig(hash_config=HashConfig(precision=64), num_buckets=21, hashes_per_bucket=6, n_grams=3)
-reader = JsonlReader(data, text_key="text")
-began = time.perf_counter()
-LocalPipelineExecutor([reader, MinhashDedupSignature(f"{folder}/s", config=config, language=Languages.english)],
-                      tasks=2, workers=2, logging_dir=f"{folder}/l1").run()
-LocalPipelineExecutor([MinhashDedupBuckets(f"{folder}/s", f"{folder}/b", config=config)], tasks=21, workers=2,
-                      logging_dir=f"{folder}/l2").run()
-LocalPipelineExecutor([MinhashDedupCluster(f"{folder}/b", f"{folder}/c", config=config)], tasks=1, workers=1,
-                      logging_dir=f"{folder}/l3").run()
-LocalPipelineExecutor([reader, MinhashDedupFilter(f"{folder}/c"), JsonlWriter(f"{folder}/o")], tasks=2, workers=2,
-                      logging_dir=f"{folder}/l4").run()
-print(json.dumps({"seconds": time.perf_counter() - began}))
+def main():
+    folder, data = tempfile.mkdtemp(), sys.argv[1]
+    config = MinhashConfig(hash_config=HashConfig(precision=64), num_buckets=21, hashes_per_bucket=6, n_grams=3)
+    reader = JsonlReader(data, text_key="text")
+    began = time.perf_counter()
+    LocalPipelineExecutor([reader, MinhashDedupSignature(f"{folder}/s", config=config, language=Languages.english)],
+                          tasks=2, workers=2, logging_dir=f"{folder}/l1").run()
+    LocalPipelineExecutor([MinhashDedupBuckets(f"{folder}/s", f"{folder}/b", config=config)], tasks=21, workers=2,
+                          logging_dir=f"{folder}/l2").run()
+    LocalPipelineExecutor([MinhashDedupCluster(f"{folder}/b", f"{folder}/c", config=config)], tasks=1, workers=1,
+                          logging_dir=f"{folder}/l3").run()
+    LocalPipelineExecutor([reader, MinhashDedupFilter(f"{folder}/c"), JsonlWriter(f"{folder}/o")], tasks=2, workers=2,
+                          logging_dir=f"{folder}/l4").run()
+    print(json.dumps({"seconds": time.perf_counter() - began}))
+
+if __name__ == "__main__":  # its workers import this file
+    main()
 """
 
 
@@ -305,10 +309,12 @@ def peer(files: Sequence[str], python: str, repeats: int) -> dict[str, Any]:
                 for messages in clean[number * half : (number + 1) * half]:
                     stream.write(json.dumps({"text": text_of(messages), "id": "x"}) + "\n")
         ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR")
+        program = Path(folder, "program.py")
+        program.write_text(PEER)
         mine, theirs = [], []
         for _ in range(repeats):
             mine.append(ours(written)[0])
-            said = subprocess.run([python, "-c", PEER, f"{folder}/peer"], check=True, capture_output=True, text=True)
+            said = subprocess.run([python, program, f"{folder}/peer"], check=True, capture_output=True, text=True)
             theirs.append(json.loads(said.stdout.splitlines()[-1])["seconds"])
         ray.shutdown()
     us, them = statistics.median(mine), statistics.median(theirs)

@@ -184,7 +184,7 @@ def start(script, folder, *arguments, num_workers=1):
         for rank in range(num_workers)
     ]  # fmt: skip
     for process in processes:
-        _, errors = process.communicate(timeout=600)
+        _, errors = process.communicate(timeout=1800)
         assert process.returncode == 0, errors[-3000:]
 
 
@@ -252,7 +252,8 @@ def norms(folder, passes, kinds, num_workers=1):
     pytest.param((1, 7), ("full",), 2, marks=pytest.mark.slow),
     pytest.param((1, 7, 64), ("lora", "frozen"), 1, marks=pytest.mark.slow),
     pytest.param((1, 7), ("lora", "frozen"), 2, marks=pytest.mark.slow),
-    pytest.param((1, 1000, 1024), ("full", "lora", "frozen"), 1, marks=pytest.mark.slow),
+    pytest.param((1, 1000, 1024), ("full",), 1, marks=pytest.mark.slow),
+    pytest.param((1, 1000, 1024), ("lora", "frozen"), 1, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_gradient_does_not_depend_on_its_number_of_passes(tmp_path, passes, kinds, num_workers):
     """By default, DeepSpeed sums micro-batches in bfloat16: with 64 the sum is 0.3 % too small, with 1,024 two

@@ -165,7 +165,7 @@ def test_on_s3_a_living_program_keeps_its_lease_and_a_second_waits(s3_uri: str) 
         assert not held.wait(4.0), "twice as long as a lease lives unrenewed"
         [text] = said
         assert f":{os.getpid()}:" in text
-    assert held.wait(10)
+    assert held.wait(60)
     thread.join()
     assert Store(s3_uri).find("train", "k") is None
     with Store(s3_uri).lock("train", "k", pytest.fail):
