@@ -2,21 +2,25 @@
 
     python benchmarks/near_duplicates.py found --data sgd.jsonl.gz chitchat.jsonl.gz
     python benchmarks/near_duplicates.py speed --data sgd.jsonl.gz chitchat.jsonl.gz [--times 1 4 16]
+    python benchmarks/near_duplicates.py prepare --data sgd.jsonl.gz chitchat.jsonl.gz
     python benchmarks/near_duplicates.py peer  --data sgd.jsonl.gz --python OTHER/bin/python
 
-`found` plants 2,000 edited copies (1 or 3 typos, upper case, a turn left out, two turns exchanged), runs `prepare`
-with each action, and compares with all pairs of conversations, by a product of sparse matrices: recall and precision
-of the pairs at 0.8, and the planted copies on both sides of the split. `speed` writes the conversations as a corpus,
-several times with other words each time, and measures the whole search over it on a local cluster (seconds, MB a
-second and core, the memory of all its processes), in turns with bare rensa, that is with signatures of the same lines
-alone in one process. `peer` does the same with datatrove's four MinHash steps in its own environment. Each prints a
-Markdown table, and one JSON object as the last line.
+`found` plants 2,000 edited copies (1 or 3 typos, upper case, a name exchanged, a turn left out, two turns exchanged),
+runs `prepare` with each action, and compares with all pairs of conversations, by a product of sparse matrices: recall
+and precision of the pairs at 0.8, and the planted copies on both sides of the split. `speed` writes the conversations
+as a corpus, several times with other words each time, and measures the whole search over it on a local cluster
+(seconds, MB a second and core, the memory of all its processes), in turns with bare rensa, that is with signatures of
+the same lines alone in one process. `prepare` measures the stage with the search and without it, in turns. `peer`
+does the search with datatrove's four MinHash steps in its own environment (`datatrove[processing]==0.10.1`). Each
+prints a Markdown table, and one JSON object as the last line.
 """
 
 import argparse
 import gzip
+import itertools
 import json
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -33,7 +37,9 @@ Messages = list[dict[str, str]]
 THRESHOLD = 0.8
 PLANTED = 2000
 ROWS_PER_FILE = 8192
-KINDS = ("typo", "3 typos", "case", "a turn left out", "two turns exchanged")
+KINDS = ("typo", "3 typos", "case", "a name exchanged", "a turn left out", "two turns exchanged")
+_NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]{2,}")
+NAMES = ("Brindle", "Wick", "Marlow", "Odette", "Pemberton")
 
 
 def conversations(files: Sequence[str]) -> Iterator[Messages]:
@@ -50,6 +56,11 @@ def edited(messages: Messages, kind: str, draw: random.Random) -> Messages:
             message = draw.choice([each for each in found if each["content"]])
             place, text = draw.randrange(len(message["content"])), message["content"]
             message["content"] = text[:place] + draw.choice("abcdefgh") + text[place + 1 :]
+    elif kind == "a name exchanged":
+        names = sorted({name for message in found for name in _NAME.findall(message["content"])})
+        if names:
+            old, new = draw.choice(names), draw.choice(NAMES)
+            found = [{**message, "content": message["content"].replace(old, new)} for message in found]
     elif kind == "case":
         found = [{**message, "content": message["content"].upper()} for message in found]
     elif len(found) > 4:
@@ -83,7 +94,10 @@ def found(files: Sequence[str]) -> dict[str, Any]:
     alike = [pair in truth for pair in planted_pairs]
     result["planted_alike"] = sum(alike)
     print(f"planted: {PLANTED}, of which {sum(alike)} have a Jaccard index of {THRESHOLD} and more\n")
-    print("| data.deduplicate | planted copies on both sides | left out | near-duplicates left |\n|---|---|---|---|")
+    print(
+        f"| data.deduplicate | copies of {THRESHOLD} and more on both sides | others | left out | near-duplicates |"
+    )
+    print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name, part in (("clean", clean), ("planted", copies)):
             with Path(folder, f"{name}.jsonl").open("w") as stream:
@@ -100,16 +114,19 @@ def found(files: Sequence[str]) -> dict[str, Any]:
             with Progress() as progress:
                 done = run_stages(spec, store, progress, "prepare", connect=lambda stages: None)["prepare"]
             sides = sides_of(store, done.key)
-            both = sum(
+            split = [
                 len({sides.get((0, source + 1)), sides.get((1, number + 1))} & {"train", "held_out"}) == 2
-                for (source, _), number, is_alike in zip(planted_pairs, range(PLANTED), alike, strict=True)
-                if is_alike
-            )
+                for number, (source, _) in enumerate(planted_pairs)
+            ]
+            both = sum(itertools.compress(split, alike))
+            below = sum(split) - both
             inspection = read_inspection(store, done.key)
             assert inspection is not None
             left, near = inspection.total.left_out, inspection.total.near_duplicates
-            print(f"| {action} | {both} | {left:,} | {near:,} |")
-            result[action] = {"on_both_sides": both, "left_out": left, "near_duplicates": near}
+            print(f"| {action} | {both} | {below} | {left:,} | {near:,} |")
+            result[action] = {
+                "on_both_sides": both, "below_on_both_sides": below, "left_out": left, "near_duplicates": near,
+            }  # fmt: skip
     return result
 
 
@@ -265,6 +282,45 @@ def ours(files: Sequence[str]) -> tuple[float, float]:
     return took, peak
 
 
+def prepare(files: Sequence[str], repeats: int) -> dict[str, Any]:
+    """The stage with the search for near-duplicates, and without it, in turns."""
+    import ray
+
+    from workflows.corpus.revision.near_duplicates import NearDuplicates
+    from workflows.figures import NearDuplicateFigures
+    from workflows.progress import Progress
+    from workflows.runs.run import run_stages
+    from workflows.spec import PipelineSpec
+    from workflows.stages import prepare as stage
+    from workflows.store import Store
+
+    def nothing(context: Any, paths: Any) -> Any:
+        empty = np.empty(0, np.int64)
+        none = NearDuplicateFigures(conversations=0, clusters=0, exact=0, on_both_sides=0)
+        return none, NearDuplicates(empty, empty, np.empty(0))
+
+    looks = stage._near_duplicates
+    took: dict[str, list[float]] = {"without": [], "with": []}
+    ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR")
+    for number in range(repeats + 1):  # the first round warms up
+        for name, way in (("without", nothing), ("with", looks)):
+            stage._near_duplicates = way
+            with tempfile.TemporaryDirectory() as folder:
+                spec = PipelineSpec.model_validate({
+                    "name": "timed", "base_model": "builtin:smollm2-135m-instruct", "store": folder,
+                    "data": {"sources": [{"path": file} for file in files], "fields": {"messages": "messages"}},
+                })  # fmt: skip
+                began = time.perf_counter()
+                with Progress() as progress:
+                    run_stages(spec, Store(folder), progress, "prepare", connect=lambda stages: None)
+                took[name] += [time.perf_counter() - began] * bool(number)
+    ray.shutdown()
+    alone, whole = statistics.median(took["without"]), statistics.median(took["with"])
+    print("| prepare without, s | with, s | ratio |\n|---|---|---|")
+    print(f"| {alone:.1f} | {whole:.1f} | {whole / alone:.2f} |")
+    return {"without_s": alone, "with_s": whole, "ratio": whole / alone, "rounds": took}
+
+
 PEER = """
 import json, sys, tempfile, time
 from datatrove.executor import LocalPipelineExecutor
@@ -326,7 +382,7 @@ def peer(files: Sequence[str], python: str, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["found", "speed", "peer"])
+    parser.add_argument("what", choices=["found", "speed", "prepare", "peer"])
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE")
     parser.add_argument("--times", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--repeats", type=int, default=3)
@@ -339,6 +395,8 @@ def main() -> None:
         result = found(asked.data)
     elif asked.what == "speed":
         result = speed(asked.data, asked.times, asked.repeats)
+    elif asked.what == "prepare":
+        result = prepare(asked.data, asked.repeats)
     else:
         result = peer(asked.data, asked.python, asked.repeats)
     print(json.dumps(result))

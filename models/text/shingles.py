@@ -7,12 +7,11 @@ similarity(shingles[0], shingles[1])         # 0.0
 
 Two texts are compared by their sets of shingles (Broder 1997, "On the resemblance and containment of documents").
 Words are runs of letters and digits after NFKC and case folding, so punctuation, case and white space make no
-difference. Where a script writes no spaces between words (Chinese, Japanese), each character is a word.
+difference. Where a script writes no spaces between words (Chinese, Japanese, Thai), each character is a word.
 """
 
 import hashlib
 import itertools
-import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,12 +19,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import regex
 
 Hashes = npt.NDArray[np.uint64]
 
 WORDS_PER_SHINGLE = 3
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+_UNSPACED = (
+    "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Japanese, Chinese
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+)
+# A letter's combining marks belong to it: the vowels of Indian scripts are such marks.
+_WORD = regex.compile(rf"[{_UNSPACED}]\p{{M}}*|(?:[^\W_{_UNSPACED}]|\p{{M}})+")
 # Splitting bytes is four times as fast as a regular expression, and most texts are ASCII.
 _ASCII_WORDS = bytes(code if chr(code).isalnum() else ord(" ") for code in range(128)) + b" " * 128
 _MAX_REMEMBERED = 1 << 20
