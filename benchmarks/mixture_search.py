@@ -24,8 +24,10 @@ import ray
 import torch
 from scipy.stats import spearmanr
 
-from models.base.load import resolve
-from models.measures.base_and_tuned import BaseAndTuned
+from models.base import adapters
+from models.base.load import load_model, resolve
+from models.kernels.attention import PACKED_ATTENTION
+from models.kernels.loss import supervised_loss_sum
 from models.mixture_law import MixtureLaw
 from models.packing import pack_trees
 from models.trees import tree_of
@@ -116,12 +118,13 @@ def held_out_losses(values: dict[str, Any]) -> tuple[Any, Any]:
     """Train; (N,) the summed loss and (N,) the targets of each held-out conversation."""
     done, store = run(values, "train")
     folder = store.local_folder("train", done["train"].key, "model")
-    pair = BaseAndTuned(resolve(values["base_model"]), folder, torch.float32)
+    base = load_model(resolve(values["base_model"]), torch.float32, PACKED_ATTENTION)
+    model = adapters.load(base, folder).eval()
     rows = corpus_files(store, done["prepare"].key, "held_out").to_table().to_pylist()
     batches = [pack_trees([tree_of(row)]) for row in rows]
-    return np.array([pair.loss_sums(batch)[1] for batch in batches]), np.array(
-        [len(each.targets) for each in batches]
-    )
+    with torch.inference_mode():
+        losses = np.array([float(supervised_loss_sum(model, batch)) for batch in batches])
+    return losses, np.array([len(each.targets) for each in batches])
 
 
 def interval(one: Any, other: Any, targets: Any) -> tuple[float, float, float]:

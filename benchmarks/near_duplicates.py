@@ -156,7 +156,7 @@ def recall(everything: Sequence[Messages], truth: set[tuple[int, int]]) -> dict[
 
     bands = Bands.at(THRESHOLD)
     shingles = Shingles.of([text_of(messages) for messages in everything])
-    keys = bands.keys(shingles)
+    keys = bands.keys([text_of(messages) for messages in everything])
     pairs = candidate_pairs(keys.ravel(), np.repeat(np.arange(len(everything)), bands.count))
     good = {(one, other) for one, other in pairs.tolist() if similarity(shingles[one], shingles[other]) >= THRESHOLD}
     return {"recall": len(good & truth) / len(truth), "precision": len(good & truth) / len(good)}

@@ -1,7 +1,7 @@
 """Near-duplicates among texts: MinHash signatures in bands propose pairs, the texts' own shingles decide.
 
 bands = Bands.at(threshold=0.8)
-keys = bands.keys(shingles)                          # (D, 21): texts with one key in common are candidates
+keys = bands.keys(texts)                              # (D, 21): texts with one key in common are candidates
 pairs = candidate_pairs(keys.ravel(), np.repeat(numbers, bands.count))      # (P, 2), to be compared by `similarity`
 members, clusters = components(similar_pairs)        # (M,) numbers, and the smallest number of the cluster of each
 
@@ -9,12 +9,13 @@ Signatures: Broder 1997; bands: Leskovec, Rajaraman and Ullman, "Mining of Massi
 band and b bands, two texts with Jaccard index s share a key with probability 1 - (1 - s^r)^b.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from models.text.shingles import Hashes, Shingles
+from models.text.shingles import Hashes, all_shingles
 
 _PERMUTATIONS = 128
 _SEED = 1
@@ -43,16 +44,17 @@ class Bands:
         """The probability that two texts with this Jaccard index share a key."""
         return 1 - (1 - similarity**self.rows) ** self.count
 
-    def keys(self, shingles: Shingles) -> Hashes:
+    def keys(self, texts: Sequence[str]) -> Hashes:
         """(D, count) the keys of each text; those of different bands differ."""
         from rensa import RMinHash
 
-        if not len(shingles):
+        if not len(texts):
             return np.empty((0, self.count), np.uint64)
+        shingles = all_shingles(texts)
         size = self.count * self.rows
         starts = shingles.starts.astype(np.uint64)
         signatures = RMinHash.digest_matrix_from_flat_token_hashes(shingles.hashes, starts, size, _SEED).to_rows()
-        parts = np.array(signatures, np.uint64).reshape(len(shingles), self.count, self.rows)
+        parts = np.array(signatures, np.uint64).reshape(len(texts), self.count, self.rows)
         keys = np.broadcast_to(np.arange(self.count, dtype=np.uint64), parts.shape[:2]).copy()
         for row in range(self.rows):
             keys = (keys ^ parts[:, :, row]) * np.uint64(0x9E3779B97F4A7C15)

@@ -129,17 +129,23 @@ class Shingles:
     @classmethod
     def of(cls, texts: Sequence[str], size: int = WORDS_PER_SHINGLE) -> "Shingles":
         """The shingles of `size` words. A text without any word (an emoji alone) has one, of its characters."""
-        runs = WordRuns.of(texts).runs(size)
+        runs = all_shingles(texts, size)
+        hashes = runs.hashes.copy()
+        for begin, end in itertools.pairwise(runs.starts.tolist()):
+            hashes[begin:end].sort()
         owner = np.repeat(np.arange(len(texts)), np.diff(runs.starts))
-        wordless = np.flatnonzero(np.diff(runs.starts) == 0)
-        own = [_HASHES["".join(texts[number].split()).encode()] for number in wordless]
-        hashes = np.concatenate([runs.hashes, np.array(own, np.uint64)])
-        owner = np.concatenate([owner, wordless])
-        order = np.lexsort((hashes, owner))
-        hashes, owner = hashes[order], owner[order]
         is_new = is_first(owner, hashes)
-        hashes, owner = hashes[is_new], owner[is_new]
-        return cls(hashes, np.searchsorted(owner, np.arange(len(texts) + 1)).astype(np.int64))
+        return cls(hashes[is_new], _starts(np.bincount(owner[is_new], minlength=len(texts))))
+
+
+def all_shingles(texts: Sequence[str], size: int = WORDS_PER_SHINGLE) -> WordRuns:
+    """The shingles of each text in their order, with repetitions: enough for signatures, and quicker than sets."""
+    runs = WordRuns.of(texts).runs(size)
+    lengths = np.diff(runs.starts)
+    wordless = np.flatnonzero(lengths == 0)
+    own = np.array([_HASHES["".join(texts[number].split()).encode()] for number in wordless], np.uint64)
+    lengths[wordless] = 1
+    return WordRuns(np.insert(runs.hashes, runs.starts[wordless], own), _starts(lengths))
 
 
 def is_first(*columns: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models.text.near_duplicates import Bands, candidate_pairs, components
-from models.text.shingles import Shingles, similarity, words
+from models.text.shingles import Shingles, all_shingles, similarity, words
 
 
 def jaccard(one: str, other: str, size: int = 3) -> float:
@@ -80,7 +80,7 @@ def test_pairs_as_similar_as_the_threshold_become_candidates(threshold: float) -
     found = texts(200)
     shingles = Shingles.of(found)
     bands = Bands.at(threshold)
-    keys = bands.keys(shingles)
+    keys = bands.keys(found)
     pairs = {tuple(pair) for pair in candidate_pairs(keys.ravel(), np.repeat(np.arange(200), bands.count)).tolist()}
     similar = {
         (one, other)
@@ -90,6 +90,19 @@ def test_pairs_as_similar_as_the_threshold_become_candidates(threshold: float) -
     assert len(similar) > 20
     assert len(similar & pairs) >= 0.98 * len(similar)
     assert len(pairs) < 0.2 * 200 * 199 / 2
+
+
+def test_all_shingles_have_the_signature_of_their_set() -> None:
+    rensa = pytest.importorskip("rensa")
+    found = ["so so so so so so so", "\U0001f600 \U0001f600", "", *texts(20), "one", "\U0001f600"]
+    signatures = [
+        rensa.RMinHash.digest_matrix_from_flat_token_hashes(
+            each.hashes, each.starts.astype(np.uint64), 126, 1
+        ).to_rows()
+        for each in (all_shingles(found), Shingles.of(found))
+    ]
+    assert signatures[0] == signatures[1]
+    assert [len(Shingles.of(found)[number]) for number in range(3)] == [1, 1, 1]
 
 
 def test_signatures_agree_with_datasketch() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
@@ -71,11 +72,17 @@ def corpus_files(store: Store, key: str, split: str) -> Any:
     return pyarrow.dataset.dataset(path, filesystem=store.filesystem, format="parquet")
 
 
-def conversations_of(filesystem: Any, file: str) -> Iterator[tuple[Any, list[list[Message]]]]:
-    """The numbers and the messages of the rows of one of the corpus's files, some at a time."""
+def conversations_of(filesystem: Any, file: str, only: Any = None) -> Iterator[tuple[Any, list[list[Message]]]]:
+    """The numbers and the messages of the rows of one of the corpus's files, some at a time; `only` rows of these
+    numbers, which costs less than reading all.
+    """
     with pyarrow.parquet.ParquetFile(file, filesystem=filesystem) as opened:
         for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=[*_PLACE, "messages"]):
-            yield numbers_of(batch), [json.loads(each) for each in batch["messages"].to_pylist()]
+            numbers, messages = numbers_of(batch), batch["messages"]
+            if only is not None:
+                taken = np.isin(numbers, only)
+                numbers, messages = numbers[taken], messages.filter(pa.array(taken))
+            yield numbers, [json.loads(each) for each in messages.to_pylist()]
 
 
 def open_split(store: Store, stage: str, key: str, name: str, split: str, columns: Sequence[str]) -> Any:

@@ -85,7 +85,7 @@ def _keys(filesystem: Any, file: str, settings: DeduplicateSpec, shares: int, bo
     bands = Bands.at(settings.threshold)
     found: list[_Share] = [(np.empty(0, np.uint64), np.empty(0, np.int64))]
     for numbers, texts in _texts(filesystem, file, settings.compare):
-        keys = bands.keys(Shingles.of(texts))
+        keys = bands.keys(texts)
         found.append((keys.ravel(), np.repeat(numbers, bands.count)))
         board.add.remote(done=len(texts))
     keys, numbers = (np.concatenate(column) for column in zip(*found, strict=True))
@@ -111,14 +111,13 @@ def _wanted_shingles(filesystem: Any, file: str, compare: str, board: Any, *want
     """The file's rows that each share wants."""
     found: list[list[_Texts]] = [[] for _ in wanted]
     everything = np.unique(np.concatenate(wanted))
-    for numbers, texts in _texts(filesystem, file, compare):
-        places = np.flatnonzero(np.isin(numbers, everything))
-        shingles = Shingles.of([texts[place] for place in places])
-        lengths = np.array([len(texts[place]) for place in places], np.int64)
+    for numbers, texts in _texts(filesystem, file, compare, everything):
+        shingles = Shingles.of(texts)
+        lengths = np.array([len(text) for text in texts], np.int64)
         for share, theirs in enumerate(wanted):
-            inside = np.isin(numbers[places], theirs)
-            found[share].append((numbers[places][inside], lengths[inside], shingles.only(inside)))
-        board.add.remote(done=len(texts))
+            inside = np.isin(numbers, theirs)
+            found[share].append((numbers[inside], lengths[inside], shingles.only(inside)))
+    board.add.remote(done=pyarrow.parquet.read_metadata(file, filesystem=filesystem).num_rows)
     return [_joined(each) for each in found]
 
 
@@ -132,9 +131,11 @@ def _similar(threshold: float, pairs: Numbers, *pieces: _Texts) -> _Similar:
     return pairs[enough], lengths[at[enough]], alike[enough]
 
 
-def _texts(filesystem: Any, file: str, compare: str) -> Iterator[tuple[Numbers, list[str]]]:
-    """Numbers and texts of a file's rows, some at a time."""
-    for numbers, conversations in conversations_of(filesystem, file):
+def _texts(
+    filesystem: Any, file: str, compare: str, only: Numbers | None = None
+) -> Iterator[tuple[Numbers, list[str]]]:
+    """Numbers and texts of a file's rows, or of `only` these, some at a time."""
+    for numbers, conversations in conversations_of(filesystem, file, only):
         yield numbers, [text_of(messages, compare) for messages in conversations]
 
 
