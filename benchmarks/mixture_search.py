@@ -46,7 +46,7 @@ RESAMPLES = 10_000
 
 def pipeline(asked: argparse.Namespace, store: str) -> dict[str, Any]:
     """The search's pipeline file."""
-    proxy = {"hidden_size": 64, "num_layers": 2, "max_steps": asked.proxy_steps, "learning_rate": 5e-3}
+    proxy = {"hidden_size": 32, "num_layers": 1, "max_steps": asked.proxy_steps, "learning_rate": 2e-3}
     searcher = {"name": "mixture", "proxies": asked.proxies + asked.unseen, "proxy": proxy}
     sources = [{"path": str(Path(file).resolve()), "limit": asked.limit} for file in asked.data]
     return {
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE")
     parser.add_argument("--proxies", type=int, default=64)
     parser.add_argument("--unseen", type=int, default=16)
-    parser.add_argument("--proxy-steps", type=int, default=100)
+    parser.add_argument("--proxy-steps", type=int, default=200)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--limit", type=int, default=3000, help="lines of each file")
     parser.add_argument("--store", default=tempfile.mkdtemp())

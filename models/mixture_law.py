@@ -7,7 +7,7 @@ best_weights(law, shares, seed=0)            # (S,) the mixture of the lowest pr
 The search is RegMix's (Liu et al. 2025, arXiv:2407.01492): many small models, a regression, and the mean of the best
 of many simulated mixtures. The regression is the data mixing law (Ye et al. 2025, arXiv:2403.16952, eq. 8), which
 needs fewer points than RegMix's trees: the loss of each part of the held-out conversations is
-L(r) = c + exp(t r) for the shares r, with c and the S values of t fitted by least squares. (The paper's further
+L(r) = c + exp(t r) for the shares r, with c and the S values of t fitted by robust least squares. (The paper's
 factor k is in t, since the shares have a sum of 1.)
 """
 
@@ -25,6 +25,8 @@ _FOLDS = 5
 # RegMix draws from Dirichlet distributions around the sources' own shares, concentrated to different degrees.
 _CONCENTRATIONS = (0.5, 5.0)
 _DECIMALS = 4
+# In nats; larger differences count less than their squares: with hardly any of a source, small models differ much.
+_NOISE = 0.05
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def _fit_part(weights: Numbers, losses: Numbers) -> tuple[float, Numbers]:
     # From half the lowest loss, where the logarithm of what is above it is nearly linear in the shares.
     floor = losses.min() / 2
     slopes, *_ = np.linalg.lstsq(weights, np.log(losses - floor), rcond=None)
-    found = least_squares(rest, np.concatenate([[floor], slopes]), max_nfev=2000)
+    found = least_squares(rest, np.concatenate([[floor], slopes]), loss="soft_l1", f_scale=_NOISE, max_nfev=2000)
     return float(found.x[0]), found.x[1:]
 
 

@@ -44,10 +44,10 @@ class ProxySpec(Section):
     """A small model that tries a mixture: a transformer like Llama with random weights and the base model's
     tokenizer."""
 
-    hidden_size: Annotated[int, Field(ge=2, le=8192)] = 64
+    hidden_size: Annotated[int, Field(ge=2, le=8192)] = 32
     """Size of embeddings and hidden states: a multiple of 64, or an even number below 64."""
 
-    num_layers: Annotated[int, Field(ge=1, le=64)] = 2
+    num_layers: Annotated[int, Field(ge=1, le=64)] = 1
     """Number of layers."""
 
     max_steps: PositiveInt = 200
