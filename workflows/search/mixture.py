@@ -107,9 +107,10 @@ def forecast_of(proxies: Search, names: Sequence[str], shares: Any, seed: int) -
 
 
 def losses_of(proxies: Search, names: Sequence[str]) -> tuple[Any, Any, Any]:
-    """(N, S) weights, (N, P) losses of the measured parts, and (N,) losses over all, of proxies with a report."""
+    """(N, S) weights, (N, P) losses of the measured parts, and (N,) losses over all, by the numbers of the proxies."""
     metric = proxies.metrics[0]
-    found = [(trial.values, report.figures) for trial in proxies.trials if (report := trial.best(metric))]
+    trials = sorted(proxies.trials, key=lambda trial: trial.number)
+    found = [(trial.values, report.figures) for trial in trials if (report := trial.best(metric))]
     weights = [
         [float(str(values[f"data.sources.{number}.weight"])) for number in range(len(names))] for values, _ in found
     ]
