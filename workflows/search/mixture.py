@@ -107,7 +107,7 @@ def forecast_of(proxies: Search, names: Sequence[str], shares: Any, seed: int) -
 
 
 def losses_of(proxies: Search, names: Sequence[str]) -> tuple[Any, Any, Any]:
-    """(N, S) weights, (N, P) losses of the measured parts, and (N,) losses over all, by the numbers of the proxies."""
+    """(N, S) weights, (N, P) losses of the measured parts, and (N,) losses over all, in the order of the numbers."""
     metric = proxies.metrics[0]
     trials = sorted(proxies.trials, key=lambda trial: trial.number)
     found = [(trial.values, report.figures) for trial in trials if (report := trial.best(metric))]
