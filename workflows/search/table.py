@@ -284,8 +284,8 @@ def forecast_rows(search: Search) -> tuple[list[str], list[list[str]]]:
         rows.append([
             forecast.candidates[trial.number],
             *(f"{float(str(weight)):.1%}" for weight in trial.values.values()),
-            figure(forecast.predicted[trial.number]),
-            "" if measured is None else figure(measured),
+            f"{forecast.predicted[trial.number]:.4f}",
+            "" if measured is None else f"{measured:.4f}",
         ])  # fmt: skip
     return ["mixture", *forecast.sources, "small model, predicted", f"{plain(metric)}, measured"], rows
 
