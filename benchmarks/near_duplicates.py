@@ -155,8 +155,8 @@ def recall(everything: Sequence[Messages], truth: set[tuple[int, int]]) -> dict[
     from models.text.shingles import Shingles, similarity
 
     bands = Bands.at(THRESHOLD)
-    shingles = Shingles.of([text_of(messages) for messages in everything])
-    keys = bands.keys([text_of(messages) for messages in everything])
+    texts = [text_of(messages) for messages in everything]
+    shingles, keys = Shingles.of(texts), bands.keys(texts)
     pairs = candidate_pairs(keys.ravel(), np.repeat(np.arange(len(everything)), bands.count))
     good = {(one, other) for one, other in pairs.tolist() if similarity(shingles[one], shingles[other]) >= THRESHOLD}
     return {"recall": len(good & truth) / len(truth), "precision": len(good & truth) / len(good)}

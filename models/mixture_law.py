@@ -1,6 +1,6 @@
 """Predict the held-out loss of a mixture of sources from the losses that small models reached on other mixtures.
 
-law = MixtureLaw.fit(weights, losses)        # (N, S) shares of the sources, (N, P) losses of the parts
+law = MixtureLaw.fit(weights, losses, total) # (N, S) shares of the sources, (N, P) losses of the parts, (N,) of all
 law.predict(weights)                         # (N,) the loss over all parts
 best_weights(law, shares, seed=0)            # (S,) the mixture of the lowest predicted loss
 

@@ -22,16 +22,18 @@ def spelled(number: int) -> dict[str, Any]:
     }
 
 
+def written(folder: Path, sources: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The entries of `data.sources` for these conversations, each in a file of its name."""
+    for name, records in sources.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return [{"path": str(folder / f"{name}.jsonl")} for name in sources]
+
+
 def test_each_source_has_its_weight_and_its_loss(
     run: Callable[..., Any], tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    files = {"sums": sums(100), "letters": [spelled(number) for number in range(200)]}
-    for name, records in files.items():
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    tiny["data"]["sources"] = [
-        {"path": str(tmp_path / "sums.jsonl"), "weight": 0},
-        {"path": str(tmp_path / "letters.jsonl"), "weight": 1, "name": "the letters"},
-    ]
+    first, second = written(tmp_path, {"sums": sums(100), "letters": [spelled(number) for number in range(200)]})
+    tiny["data"]["sources"] = [{**first, "weight": 0}, {**second, "weight": 1, "name": "the letters"}]
     tiny["train"] |= {"num_workers": 1, "checkpoint_every_steps": 100}
     done, store = run("evaluate", tiny)
     lines = Path(store.path("train", done["train"].key, "history.jsonl")).read_text().splitlines()
@@ -55,10 +57,8 @@ def test_each_source_has_its_weight_and_its_loss(
 def test_small_models_find_a_mixture_and_a_wider_search_trains_what_is_new(
     run: Callable[..., Any], tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    files = {"sums": sums(150), "letters": [spelled(number) for number in range(150)]}
-    for name, records in files.items():
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    tiny["data"]["sources"] = [{"path": str(tmp_path / f"{name}.jsonl")} for name in files]
+    letters = [spelled(number) for number in range(150)]
+    tiny["data"]["sources"] = written(tmp_path, {"sums": sums(150), "letters": letters})
     tiny["train"] |= {"num_workers": 1, "max_steps": 6, "checkpoint_every_steps": 6}
     searcher = {"name": "mixture", "proxies": 10, "proxy": {"hidden_size": 32, "num_layers": 1, "max_steps": 8}}
     tiny["tune"] = {"searcher": searcher, "max_concurrent": 2}

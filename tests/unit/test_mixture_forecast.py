@@ -42,7 +42,7 @@ def drawn(count: int) -> list[list[float]]:
 
 
 def test_the_best_mixture_is_predicted_from_the_losses_of_the_sources() -> None:
-    forecast, best = forecast_of(searched(drawn(40)), NAMES, SHARES, seed=0)
+    forecast, (best, *_) = forecast_of(searched(drawn(40)), NAMES, SHARES, seed=0)
     grid = np.linspace(0, 1, 1001)
     losses = SHARES[0] * np.exp(-3 * grid) + SHARES[1] * np.exp(-3 * (1 - grid))
     assert best[0] == pytest.approx(grid[losses.argmin()], abs=0.03)
@@ -51,7 +51,7 @@ def test_the_best_mixture_is_predicted_from_the_losses_of_the_sources() -> None:
 
 
 def test_a_source_without_held_out_conversations_helps_nothing() -> None:
-    forecast, best = forecast_of(searched(drawn(40), held_out=["talk"]), NAMES, SHARES, seed=0)
+    forecast, (best, *_) = forecast_of(searched(drawn(40), held_out=["talk"]), NAMES, SHARES, seed=0)
     assert best[1] > 0.99
     assert forecast.spearman > 0.95
 
@@ -64,7 +64,7 @@ def test_too_few_small_models_are_an_error_with_their_reasons() -> None:
 
 
 def test_it_is_in_the_text_on_the_page_and_in_the_record(tmp_path: Path) -> None:
-    forecast, best = forecast_of(searched(drawn(40)), NAMES, SHARES, seed=0)
+    forecast, (best, *_) = forecast_of(searched(drawn(40)), NAMES, SHARES, seed=0)
     search = replace(searched([list(best), [0.75, 0.25], [0.5, 0.5]]), forecast=forecast)
     text = search_text(search)
     assert "predicted best" in text

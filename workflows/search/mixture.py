@@ -25,7 +25,7 @@ from workflows.spec.space import Values
 from workflows.stage import StageFailed
 from workflows.store import Store, content_key
 from workflows.training.inputs import TrainingInputs
-from workflows.training.steps import part_names
+from workflows.training.steps import entries_of_rows, lengths_and_files, part_names
 
 PROXIES = "proxies"
 """the folder of the proxies' search in the artifact of a search, and of their random weights in the store"""
@@ -63,13 +63,12 @@ def forecast_mixtures(
         chosen=[values_of_weights(weights) for weights in drawn],
     )
     write_search(store, proxies)
-    forecast, best = forecast_of(proxies, part_names(spec.data), shares, spec.tune.seed)
-    candidates = [best, rounded(shares), rounded(np.full(len(shares), 1 / len(shares)))]
+    forecast, candidates = forecast_of(proxies, part_names(spec.data), shares, spec.tune.seed)
+    shown = ", ".join(f"{name} {share:.0%}" for name, share in zip(forecast.sources, candidates[0], strict=True))
+    low = "" if forecast.spearman >= _LOW_AGREEMENT else "; that is low: more searcher.proxies may help"
     progress.note(
-        f"tune: the small models predict the best mixture: "
-        f"{', '.join(f'{name} {share:.0%}' for name, share in zip(part_names(spec.data), best, strict=True))}; rank "
-        f"correlation of predicted and measured losses {forecast.spearman:.2f}"
-        + ("" if forecast.spearman >= _LOW_AGREEMENT else "; that is low: more searcher.proxies may help")
+        f"tune: the small models predict the best mixture: {shown}; rank correlation of predicted and measured "
+        f"losses {forecast.spearman:.2f}{low}"
     )
     return forecast, [values_of_weights(weights) for weights in candidates]
 
@@ -80,7 +79,7 @@ def values_of_weights(weights: Any) -> Values:
 
 
 def forecast_of(proxies: Search, names: Sequence[str], shares: Any, seed: int) -> tuple[Forecast, Any]:
-    """The forecast of the proxies that came to their end, and the predicted best weights (S,)."""
+    """The forecast of the proxies that came to their end, and the (3, S) weights of `CANDIDATES`."""
     from scipy.stats import spearmanr
 
     weights, losses, total = losses_of(proxies, names)
@@ -92,9 +91,8 @@ def forecast_of(proxies: Search, names: Sequence[str], shares: Any, seed: int) -
             f"{'; '.join(sorted(reasons)) or 'tune.searcher.proxies is too small'}"
         )
     law = MixtureLaw.fit(weights, losses, total)
-    best = best_weights(law, shares, seed)
+    candidates = rounded([best_weights(law, shares, seed), shares, np.full(len(names), 1 / len(names))])
     checked = cross_validated(weights, losses, total)
-    candidates = [best, np.asarray(shares, float), np.full(len(names), 1 / len(names))]
     forecast = Forecast(
         sources=list(names),
         candidates=list(CANDIDATES),
@@ -103,7 +101,7 @@ def forecast_of(proxies: Search, names: Sequence[str], shares: Any, seed: int) -
         predicted_of_proxies=[float(loss) for loss in checked],
         spearman=float(spearmanr(checked, total).statistic),
     )
-    return forecast, best
+    return forecast, candidates
 
 
 def losses_of(proxies: Search, names: Sequence[str]) -> tuple[Any, Any, Any]:
@@ -122,12 +120,8 @@ def losses_of(proxies: Search, names: Sequence[str]) -> tuple[Any, Any, Any]:
 
 def _shares(store: Store, inputs: TrainingInputs) -> Any:
     """(S,) each source's share of the corpus's tokens."""
-    from workflows.corpus.reader import corpus_files
-    from workflows.training.steps import entries_of_rows
-
-    rows = corpus_files(store, inputs.keys["prepare"], "train").to_table(columns=["num_tokens", "source"])
-    entries = entries_of_rows(inputs.entries, rows["source"].to_numpy())
-    tokens = np.bincount(entries, rows["num_tokens"].to_numpy(), minlength=max(inputs.entries) + 1)
+    lengths, files = lengths_and_files(store, inputs)
+    tokens = np.bincount(entries_of_rows(inputs.entries, files), lengths, minlength=max(inputs.entries) + 1)
     return tokens / tokens.sum()
 
 

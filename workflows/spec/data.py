@@ -261,6 +261,13 @@ class DataSpec(Section):
         return {str(ours): theirs for ours, theirs in self.fields.items()}
 
 
+def check_transformer_size(hidden_size: int) -> int:
+    """`hidden_size` unchanged; raises ValueError if it is not a whole number of heads, nor that of one small head."""
+    if hidden_size % 64 and (hidden_size > 64 or hidden_size % 2):
+        raise ValueError(f"hidden_size is {hidden_size}; a transformer's is a multiple of 64, or even and below 64")
+    return hidden_size
+
+
 class NewModelSpec(Section):
     """The model that `base_model: new` trains from scratch, with a tokenizer trained on the conversations."""
 
@@ -292,10 +299,7 @@ class NewModelSpec(Section):
     @model_validator(mode="after")
     def _sizes_fit(self) -> "NewModelSpec":
         if self.architecture == "transformer":
-            if self.hidden_size % 64 and (self.hidden_size > 64 or self.hidden_size % 2):
-                raise ValueError(
-                    f"hidden_size is {self.hidden_size}; a transformer's is a multiple of 64, or even and below 64"
-                )
+            check_transformer_size(self.hidden_size)
             if self.noise_size or self.dropout:
                 raise ValueError("noise_size and dropout are for architecture: lstm; leave them out")
         return self

@@ -5,8 +5,9 @@ Like all of the spec, it imports no library except pydantic.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from workflows.spec.data import check_transformer_size
 from workflows.spec.section import HOW, PositiveInt, Section, named
 
 Metric = Literal["held_out_loss", "held_out_accuracy", "held_out_margin", "seconds", "peak_memory_gb"]
@@ -44,7 +45,7 @@ class ProxySpec(Section):
     """A small model that tries a mixture: a transformer like Llama with random weights and the base model's
     tokenizer."""
 
-    hidden_size: Annotated[int, Field(ge=2, le=8192)] = 32
+    hidden_size: Annotated[int, Field(ge=2, le=8192), AfterValidator(check_transformer_size)] = 32
     """Size of embeddings and hidden states: a multiple of 64, or an even number below 64."""
 
     num_layers: Annotated[int, Field(ge=1, le=64)] = 1
@@ -55,13 +56,6 @@ class ProxySpec(Section):
 
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 2e-3
     """Peak learning rate of its training."""
-
-    @field_validator("hidden_size")
-    @classmethod
-    def _heads_fit(cls, size: int) -> int:
-        if size % 64 and (size > 64 or size % 2):
-            raise ValueError(f"got {size}; must be a multiple of 64, or even and below 64")
-        return size
 
 
 class MixtureSearchSpec(Section):

@@ -59,10 +59,15 @@ def num_steps(train: TrainSpec, steps_per_epoch: int) -> int:
 
 
 def steps_per_epoch(spec: PipelineSpec, store: Store, inputs: TrainingInputs) -> int:
-    """Steps per epoch over the corpus, packed as in training; reads only the lengths and the files of its rows."""
+    """Steps per epoch over the corpus, packed as in training."""
+    lengths, files = lengths_and_files(store, inputs)
+    mixture = mixture_of(spec.data, inputs.entries, files, lengths)
+    return step_plan(spec.train, lengths, lengths, mixture).steps_per_epoch
+
+
+def lengths_and_files(store: Store, inputs: TrainingInputs) -> tuple[Any, Any]:
+    """(N,) the tokens and (N,) the file of each row to train on; reads nothing else of the corpus."""
     from workflows.corpus.reader import corpus_files
 
     rows = corpus_files(store, inputs.keys["prepare"], "train").to_table(columns=["num_tokens", "source"])
-    lengths, files = rows["num_tokens"].to_numpy(), rows["source"].to_numpy()
-    mixture = mixture_of(spec.data, inputs.entries, files, lengths)
-    return step_plan(spec.train, lengths, lengths, mixture).steps_per_epoch
+    return rows["num_tokens"].to_numpy(), rows["source"].to_numpy()
