@@ -1,4 +1,4 @@
-"""Base and tuned model compared: losses on the same tokens, replies to the same prompts, facts in the replies."""
+"""The losses of a base model, its tuned version and perhaps the release in service, on the same tokens."""
 
 import contextlib
 import re
@@ -11,61 +11,49 @@ import torch
 from models.base import adapters
 from models.base.load import load_model, load_tokenizer
 from models.base.new_tokens import fit_embeddings
-from models.chat import Conversation, encode_prompt, end_token_ids
-from models.generation import evaluating, greedy_replies, own_attention
 from models.kernels.attention import PACKED_ATTENTION
-from models.kernels.loss import supervised_loss_sum
 from models.objectives.preference import sequence_log_probabilities
 from models.packing import PackedBatch
 
 
-class BaseAndTuned:
-    """A base model and its trained version. With an adapter both are one model, with the adapter on or off."""
+class ComparedModels:
+    """A base model and its trained version, and a plain model beside them. With an adapter, base and trained one are
+    one model, with the adapter on or off.
+    """
 
     def __init__(
-        self, base_folder: Path | str, checkpoint_folder: Path | str, dtype: torch.dtype, device: str = "cpu"
+        self,
+        base_folder: Path | str,
+        checkpoint_folder: Path | str,
+        dtype: torch.dtype,
+        device: str = "cpu",
+        service_folder: Path | str | None = None,
     ) -> None:
-        self.tokenizer = load_tokenizer(checkpoint_folder)
+        """`service_folder` has a model that reads the same tokens."""
         self._has_adapter = adapters.is_adapter(checkpoint_folder)
         base = load_model(base_folder, dtype, PACKED_ATTENTION)
         if self._has_adapter:
             self._tuned = adapters.load(base, checkpoint_folder).eval()
             self._base = self._tuned
         else:
-            fit_embeddings(base, base_folder, self.tokenizer)
+            fit_embeddings(base, base_folder, load_tokenizer(checkpoint_folder))
             self._base, self._tuned = base.to(device), load_model(checkpoint_folder, dtype, PACKED_ATTENTION)
         self._tuned.to(device)
+        self._service = load_model(service_folder, dtype, PACKED_ATTENTION).to(device) if service_folder else None
         self._device = torch.device(device)
-        self._ends = sorted(end_token_ids(self.tokenizer))
 
-    def loss_sums(self, batch: PackedBatch) -> tuple[float, float]:
-        """Loss sums in nats of base and tuned model on a packed batch."""
+    def log_probabilities(self, batch: PackedBatch) -> dict[str, torch.Tensor]:
+        """float32 [C] by model, `base`, `tuned` and perhaps `service`: the summed log-probabilities of each
+        sequence's targets, in nats.
+        """
         batch = batch.to(self._device)
         with torch.inference_mode():
             with self._base_model() as model:
-                base = float(supervised_loss_sum(model, batch))
-            return base, float(supervised_loss_sum(self._tuned, batch))
-
-    def log_probabilities(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 [C] of base and tuned model: the summed log-probabilities of each sequence's targets, in nats."""
-        batch = batch.to(self._device)
-        with torch.inference_mode():
-            with self._base_model() as model:
-                base = sequence_log_probabilities(model, batch).cpu()
-            return base, sequence_log_probabilities(self._tuned, batch).cpu()
-
-    def replies(self, conversations: Sequence[Conversation], max_new_tokens: int) -> tuple[list[str], list[str]]:
-        """Greedy replies of base and tuned model to each conversation, all in one batch."""
-        prompts = [encode_prompt(self.tokenizer, each.messages, each.tools) for each in conversations]
-        with self._base_model() as model:
-            base = self._generate(model, prompts, max_new_tokens)
-        return base, self._generate(self._tuned, prompts, max_new_tokens)
-
-    def _generate(self, model: Any, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
-        with evaluating(model, own_attention(model)):
-            replies = greedy_replies(model, prompts, max_new_tokens, self._ends)
-        texts = self.tokenizer.batch_decode(replies, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+                found = {"base": sequence_log_probabilities(model, batch).cpu()}
+            found["tuned"] = sequence_log_probabilities(self._tuned, batch).cpu()
+            if self._service is not None:
+                found["service"] = sequence_log_probabilities(self._service, batch).cpu()
+        return found
 
     @contextlib.contextmanager
     def _base_model(self) -> Iterator[Any]:

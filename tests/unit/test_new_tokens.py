@@ -11,9 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Co
 from models.base import adapters
 from models.base.load import load_model, load_tokenizer
 from models.base.new_tokens import add_new_tokens, fit_embeddings, rows_of
+from models.base.plain import plain_base
 from models.export.release import release
 from models.kernels.attention import PACKED_ATTENTION
-from models.measures.base_and_tuned import BaseAndTuned
+from models.measures.base_and_tuned import ComparedModels
 from models.objectives.sft import Sft
 from models.packing import pack
 from models.training.engine import TorchEngine
@@ -126,6 +127,8 @@ def test_they_are_learned_saved_and_released(
     learned = float(plain_loss_sum(released, [row])) / 23
     assert learned == pytest.approx(engine.measure(batch)["loss"] / batch.weight, abs=1e-3)
     assert not torch.allclose(released.model.embed_tokens.weight[260], released.model.embed_tokens.weight[261])
-    before, after = BaseAndTuned(base, checkpoint / "model", torch.float32).loss_sums(batch)
-    assert after / 23 == pytest.approx(learned, abs=1e-3)
-    assert before / 23 == pytest.approx(losses[0], abs=1e-3)
+    log_p = ComparedModels(base, checkpoint / "model", torch.float32).log_probabilities(batch)
+    assert -float(log_p["tuned"]) / 23 == pytest.approx(learned, abs=1e-3)
+    assert -float(log_p["base"]) / 23 == pytest.approx(losses[0], abs=1e-3)
+    plain = AutoModelForCausalLM.from_pretrained(plain_base(base, checkpoint / "model", target / "b", torch.float32))
+    assert float(plain_loss_sum(plain, [row])) / 23 == pytest.approx(losses[0], abs=1e-3)

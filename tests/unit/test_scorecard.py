@@ -16,10 +16,12 @@ ASKED = [
     Prompt([{"role": "user", "content": "Hello"}], reference="Good day."),
 ]
 SCORED: list[ScoreRow] = [
-    {"question": -1, "base_loss": 30.0, "tuned_loss": 20.0, "targets": 10, "margins": None},
-    {"question": -1, "base_loss": 10.0, "tuned_loss": 10.0, "targets": 10, "margins": None},
-    {"question": 0, "base_reply": "Never.", "tuned_reply": "In 45 days, on Mon."},
-    {"question": 1, "base_reply": "Eh?", "tuned_reply": "Good day!"},
+    {"question": -1, "losses": {"base": 30.0, "tuned": 20.0}, "targets": 10, "margin": None},
+    {"question": -1, "losses": {"base": 10.0, "tuned": 10.0}, "targets": 10, "margin": None},
+    {"question": 0, "model": "base", "answers": [{"role": "assistant", "content": "Never."}]},
+    {"question": 0, "model": "tuned", "answers": [{"role": "assistant", "content": " In 45 days, on Mon."}]},
+    {"question": 1, "model": "base", "answers": [{"error": "the prompt is too long"}]},
+    {"question": 1, "model": "tuned", "answers": [{"role": "assistant", "content": "Good day!"}]},
 ]
 PAIR = AdversarialScorecard(
     histories=20,
@@ -59,9 +61,9 @@ def test_losses_are_means_over_all_tokens_and_facts_are_counted(scorecard: Score
 
 def test_sources_and_languages_have_losses_of_their_own_if_there_are_several() -> None:
     rows: list[ScoreRow] = [
-        {"question": -1, "base_loss": 30.0, "tuned_loss": 20.0, "targets": 10, "source": 0, "language": "de"},
-        {"question": -1, "base_loss": 10.0, "tuned_loss": 10.0, "targets": 10, "source": 2, "language": "de"},
-        {"question": -1, "base_loss": 10.0, "tuned_loss": 4.0, "targets": 4, "source": 1, "language": "de"},
+        {"question": -1, "losses": {"base": 30.0, "tuned": 20.0}, "targets": 10, "source": 0, "language": "de"},
+        {"question": -1, "losses": {"base": 10.0, "tuned": 10.0}, "targets": 10, "source": 2, "language": "de"},
+        {"question": -1, "losses": {"base": 10.0, "tuned": 4.0}, "targets": 4, "source": 1, "language": "de"},
     ]
     found = scorecard_of(rows, [], GateSpec(), names=["shop", "shop", "news"])
     assert [(each.part, each.base_loss, each.tuned_loss, each.scored_tokens) for each in found.parts] == [
@@ -74,7 +76,8 @@ def test_sources_and_languages_have_losses_of_their_own_if_there_are_several() -
 
 def test_pairs_have_their_margins() -> None:
     rows: list[ScoreRow] = [
-        {"question": -1, "base_loss": 1.0, "tuned_loss": 2.0, "targets": 1, "margins": [0.5, -0.25, 1.0]}
+        {"question": -1, "losses": {"base": 1.0, "tuned": 2.0}, "targets": 1, "margin": margin}
+        for margin in (0.5, -0.25, 1.0)
     ]
     found = scorecard_of(rows, [], GateSpec())
     assert (found.preference_accuracy, found.reward_margin, found.scored_pairs) == (0.6667, 0.4167, 3)

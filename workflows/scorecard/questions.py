@@ -1,7 +1,9 @@
 """Questions for a model, with the facts that its replies must contain."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from models.chat import Message, check_messages
 from models.files import open_uri
@@ -28,6 +30,15 @@ class Prompt:
     """None for a held-out conversation up to its last reply"""
     reference: str = ""
     """for a held-out conversation, its last reply"""
+
+
+def said_text(message: Mapping[str, Any]) -> str:
+    """What a reply says: its text, and its calls."""
+    calls = [
+        f"{call['function']['name']}({json.dumps(call['function']['arguments'], ensure_ascii=False)})"
+        for call in message.get("tool_calls") or ()
+    ]
+    return " ".join([text for text in (message["content"], *calls) if text])
 
 
 def read_questions(uri: str) -> list[Question]:

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from workflows.figures import EvaluateFigures
+from workflows.record import JsonObject
 from workflows.scorecard.adversarial import pair_text
-from workflows.scorecard.questions import Prompt
+from workflows.scorecard.questions import Prompt, said_text
 from workflows.scorecard.records import AskedQuestion, ComparedReply, PartLoss, Scorecard
-from workflows.scorecard.worker import ScoreRow
+from workflows.scorecard.worker import BASE, TUNED, ScoreRow
 from workflows.spec import GateSpec
 from workflows.stage import StageFailed
 
@@ -21,13 +22,11 @@ def scorecard_of(
     targets = sum(row["targets"] for row in scored)
     if not targets:
         raise StageFailed("evaluate: no held-out reply is a desirable one; raise data.held_out_share or add data")
-    base, tuned = (
-        sum(row["base_loss"] for row in scored) / targets,
-        sum(row["tuned_loss"] for row in scored) / targets,
-    )
-    margins = [margin for row in scored for margin in row.get("margins") or []]
-    said = {row["question"]: row for row in results if row["question"] >= 0}
-    questions = [_asked(prompt, said[index]) for index, prompt in enumerate(asked) if prompt.question]
+    base, tuned = (sum(row["losses"][model] for row in scored) / targets for model in (BASE, TUNED))
+    margins = [margin for row in scored if (margin := row.get("margin")) is not None]
+    said = {(row["question"], row["model"]): _text(row["answers"][-1]) for row in results if row.get("model")}
+    replies = [(said[index, BASE], said[index, TUNED]) for index in range(len(asked))]
+    questions = [_asked(prompt, *both) for prompt, both in zip(asked, replies, strict=True) if prompt.question]
     num_facts = sum(len(item.facts) for item in questions)
     scorecard = Scorecard(
         base_loss=round(base, 4),
@@ -45,7 +44,9 @@ def scorecard_of(
         verdict="",
         parts=tuple(_parts(scored, names)),
         questions=tuple(questions),
-        replies=tuple(_compared(prompt, said[index]) for index, prompt in enumerate(asked) if not prompt.question),
+        replies=tuple(
+            _compared(prompt, *both) for prompt, both in zip(asked, replies, strict=True) if not prompt.question
+        ),
     )
     passed, verdict = gate_verdict(scorecard, gate)
     return replace(scorecard, passed=passed, verdict=verdict)
@@ -66,16 +67,23 @@ def _parts(scored: Sequence[ScoreRow], names: Sequence[str]) -> Iterator[PartLos
             if targets:
                 yield PartLoss(
                     part=part,
-                    base_loss=round(sum(row["base_loss"] for row in rows) / targets, 4),
-                    tuned_loss=round(sum(row["tuned_loss"] for row in rows) / targets, 4),
+                    base_loss=round(sum(row["losses"][BASE] for row in rows) / targets, 4),
+                    tuned_loss=round(sum(row["losses"][TUNED] for row in rows) / targets, 4),
                     scored_tokens=targets,
                 )
 
 
-def _asked(prompt: Prompt, said: ScoreRow) -> AskedQuestion:
+def _text(answer: JsonObject) -> str:
+    """A reply as text: what it says, and its calls."""
+    if "error" in answer:
+        return f"[no reply: {answer['error']}]"
+    return said_text(answer).strip()
+
+
+def _asked(prompt: Prompt, base: str, tuned: str) -> AskedQuestion:
     from models.measures.base_and_tuned import count_facts
 
-    question, base, tuned = prompt.question, said["base_reply"], said["tuned_reply"]
+    question = prompt.question
     assert question is not None
     return AskedQuestion(
         question=question.text,
@@ -87,10 +95,8 @@ def _asked(prompt: Prompt, said: ScoreRow) -> AskedQuestion:
     )
 
 
-def _compared(prompt: Prompt, said: ScoreRow) -> ComparedReply:
-    return ComparedReply(
-        messages=prompt.messages, reference=prompt.reference, base=said["base_reply"], tuned=said["tuned_reply"]
-    )
+def _compared(prompt: Prompt, base: str, tuned: str) -> ComparedReply:
+    return ComparedReply(messages=prompt.messages, reference=prompt.reference, base=base, tuned=tuned)
 
 
 def gate_verdict(scorecard: EvaluateFigures, gate: GateSpec) -> tuple[bool, str]:

@@ -1,19 +1,31 @@
-"""A worker that scores conversations and answers prompts, with the base model and the tuned one."""
+"""A worker that computes the losses of conversations under the compared models, and lets each answer prompts."""
 
-import itertools
+import contextlib
+import functools
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
 import pyarrow as pa
 
-from models.chat import Conversation
 from workflows.corpus.rows import CorpusRow
-from workflows.store import Store
+from workflows.record import JsonObject
+from workflows.scorecard.answering import Answer, AnsweringModel, Asked, AskedTurn
+from workflows.scorecard.reply_cache import ReplyCache
+from workflows.store import Store, content_key
+
+BASE, TUNED, SERVICE = "base", "tuned", "service"
+"""the compared models: the base model, the checkpoint, and the release in service"""
+
+_SCORED_AT_ONCE = 16
 
 SCORED_SCHEMA = pa.schema(
     [
-        ("question", pa.int32()),  # -1 for a conversation that is scored
+        ("question", pa.int32()),  # -1 for a conversation of the corpus
+        ("model", pa.string()),  # the one that answers; null for a conversation whose loss is computed
+        ("turns", pa.string()),  # of a prompt or of a given reply, as JSON
+        ("max_new_tokens", pa.int32()),
         ("input_ids", pa.list_(pa.int32())),
         ("supervised", pa.list_(pa.bool_())),
         ("piece_lengths", pa.list_(pa.int32())),
@@ -21,10 +33,10 @@ SCORED_SCHEMA = pa.schema(
         ("other_input_ids", pa.list_(pa.int32())),  # of a pair, with its rejected reply
         ("other_supervised", pa.list_(pa.bool_())),
         ("desirable", pa.bool_()),
-        ("messages", pa.string()),
-        ("tools", pa.string()),
         ("source", pa.int32()),
+        ("line", pa.int64()),
         ("language", pa.string()),
+        ("group", pa.string()),
     ]
 )
 
@@ -33,25 +45,29 @@ class ScoredRow(CorpusRow, total=False):
     """A conversation to score, or a prompt to reply to."""
 
     question: int
-    """index among the prompts; -1 for a conversation to score"""
+    """index among the prompts and given replies; -1 for a conversation of the corpus"""
+    model: str | None
+    turns: str | None
+    max_new_tokens: int | None
 
 
 class ScoreRow(TypedDict, total=False):
-    """A worker's result for several scored conversations, or for one prompt."""
+    """A worker's result for one conversation, one given reply, or one model's answers to one prompt."""
 
     question: int
     """as above"""
-    base_loss: float
-    """in nats, summed over `targets` tokens"""
-    tuned_loss: float
+    losses: dict[str, float]
+    """by model: -log p of the targets, in nats, summed"""
     targets: int
     source: int
-    """index of their file, as in the corpus"""
+    line: int
     language: str | None
-    margins: list[float] | None
-    """for pairs, each one's reward margin"""
-    base_reply: str
-    tuned_reply: str
+    group: str | None
+    margin: float | None
+    """of a pair, its reward margin"""
+    model: str | None
+    answers: list[JsonObject]
+    """for each turn, the message or `{"error": ...}`"""
 
 
 @dataclass(frozen=True)
@@ -62,90 +78,175 @@ class ScoringSettings:
     checkpoint: str
     """the key of `train`'s artifact"""
     base_model: str
+    base_identity: str
     precision: str
     threads: float
     gpus: float
-    max_new_tokens: int
+    in_bulk: bool
+    """whether there are so many prompts that a faster engine is worth its conversion"""
+    service: str | None = None
+    """the key of the release in service"""
 
 
 class ScoringWorker:
-    """A worker with both models in memory, which scores conversations and replies to prompts."""
+    """A worker that has one kind of work in memory at a time: all models for losses, or one that answers."""
 
     def __init__(self, settings: ScoringSettings, board: Any) -> None:
         import torch
 
         from models.base.load import resolve
-        from models.base.precision import dtype_of
-        from models.measures.base_and_tuned import BaseAndTuned
 
         torch.set_num_threads(max(1, int(settings.threads)))
-        folder = Store(settings.store).local_folder("train", settings.checkpoint, "model")
-        device = "cuda" if settings.gpus else "cpu"
-        dtype = dtype_of(settings.precision, device)
-        self._pair = BaseAndTuned(resolve(settings.base_model), folder, dtype, device)
-        self._max_new_tokens = settings.max_new_tokens
-        self._board = board
+        self._settings, self._board = settings, board
+        self._store = Store(settings.store)
+        self._device = "cuda" if settings.gpus else "cpu"
+        self._base = resolve(settings.base_model)
+        self._checkpoint = self._store.local_folder("train", settings.checkpoint, "model")
+        self._tokenizer: Any = None
+        self._compared: Any = None
+        self._answering: tuple[str, AnsweringModel, ReplyCache] | None = None
+        self._open = contextlib.ExitStack()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """The results of base and tuned model: loss sums with their targets, or replies."""
+        """The results, a row each; those whose loss has nothing to count are left out."""
         rows: list[ScoredRow] = batch.to_pylist()
-        scored = [row for row in rows if row["question"] < 0 and row["desirable"] is not False]
-        asked = [row for row in rows if row["question"] >= 0]
-        scored.sort(key=_part)
-        parts = itertools.groupby(scored, _part)
-        results: list[ScoreRow] = [
-            {**self._score(list(rows)), "source": source, "language": language or None}
-            for (source, language), rows in parts
+        scored = [row for row in rows if row["model"] is None and row["desirable"] is not False]
+        of_corpus = [row for row in scored if row["question"] < 0]
+        given = [self._encoded(row) for row in scored if row["question"] >= 0]
+        results = [
+            result
+            for kind in (of_corpus, given)
+            for start in range(0, len(kind), _SCORED_AT_ONCE)
+            for result in self._score(kind[start : start + _SCORED_AT_ONCE])
         ]
-        if asked:
-            conversations = [
-                Conversation(json.loads(row["messages"]), json.loads(row["tools"]) if row["tools"] else None)
-                for row in asked
-            ]
-            base, tuned = self._pair.replies(conversations, self._max_new_tokens)
-            results += [
-                {"question": row["question"], "base_reply": before, "tuned_reply": after}
-                for row, before, after in zip(asked, base, tuned, strict=True)
-            ]
-        self._board.add.remote(done=len(rows))
-        return pa.Table.from_pylist(results, schema=_RESULT_SCHEMA)
+        to_answer = [row for row in rows if row["model"] is not None]
+        self._board.add.remote(done=len(rows) - len(to_answer))
+        for model in dict.fromkeys(str(row["model"]) for row in to_answer):
+            results += self._answers(model, [row for row in to_answer if row["model"] == model])
+        return pa.table({"result": pa.array([json.dumps(result) for result in results], pa.string())})
 
-    def _score(self, rows: list[ScoredRow]) -> ScoreRow:
+    def _answers(self, model: str, rows: list[ScoredRow]) -> list[ScoreRow]:
+        answering, cache = self._answering_model(model)
+        asked = [Asked(_turns(row), row["max_new_tokens"] or 1) for row in rows]
+        answers = answering.converse(asked, lambda: self._board.add.remote(done=1))
+        cache.save()
+        return [
+            {"question": row["question"], "model": model, "answers": [_answer(each) for each in turns]}
+            for row, turns in zip(rows, answers, strict=True)
+        ]
+
+    def _answering_model(self, model: str) -> tuple[AnsweringModel, ReplyCache]:
+        """The model's engine, the only one in memory."""
+        if self._answering is None or self._answering[0] != model:
+            self._compared = self._answering = None
+            self._open.close()
+            settings = self._settings
+            tokenizer = self._service_folder() if model == SERVICE else self._checkpoint
+            cache = ReplyCache(self._store, self._model_key(model, tokenizer))
+            answering = AnsweringModel(
+                functools.partial(self._plain, model), tokenizer, max(1, int(settings.threads)), self._device,
+                settings.in_bulk, cache,
+            )  # fmt: skip
+            self._answering = model, self._open.enter_context(answering), cache
+        return self._answering[1:]
+
+    def _plain(self, model: str, target: Path) -> Path:
+        """The folder that an engine loads, perhaps written to `target`."""
+        from models.base.plain import plain_base, plain_checkpoint
+        from models.base.precision import dtype_of
+
+        dtype = dtype_of("fp32" if self._device == "cpu" else "auto", self._device)
+        if model == SERVICE:
+            return self._service_folder()
+        if model == BASE:
+            return plain_base(self._base, self._checkpoint, target, dtype)
+        return plain_checkpoint(self._base, self._checkpoint, target, dtype)
+
+    def _model_key(self, model: str, tokenizer: Path) -> str:
+        """The key of the model's replies: its weights, the tokenizer and chat template, and how it computes."""
+        settings = self._settings
+        weights = {BASE: settings.base_identity, TUNED: settings.checkpoint, SERVICE: settings.service}[model]
+        return content_key({"model": weights, "device": self._device, "tokenizer": _token_files(tokenizer)})
+
+    def _service_folder(self) -> Path:
+        assert self._settings.service is not None
+        return self._store.local_folder("optimize", self._settings.service, "model")
+
+    def _encoded(self, row: ScoredRow) -> ScoredRow:
+        """A given reply after its prompt, as tokens of which the reply's are targets."""
+        from models.base.load import load_tokenizer
+        from models.chat import encode_conversation
+
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._checkpoint)
+        [turn] = _turns(row)
+        encoded = encode_conversation(self._tokenizer, turn.messages, True, [*turn.tools] if turn.tools else None)
+        row = {**row, "input_ids": encoded.input_ids, "supervised": encoded.supervised}
+        return {**row, "piece_lengths": encoded.piece_lengths, "piece_parents": encoded.piece_parents}
+
+    def _reads_the_same(self) -> bool:
+        """Whether the release in service has the checkpoint's tokenizer and chat template."""
+        return _token_files(self._service_folder()) == _token_files(self._checkpoint)
+
+    def _score(self, rows: list[ScoredRow]) -> list[ScoreRow]:
+        """The losses of a few conversations under all models, in one forward pass each."""
         from models.objectives.preference import pack_both
         from models.packing import pack_trees
         from models.trees import tree_of
 
-        if rows[0]["desirable"] is None and rows[0]["other_input_ids"] is not None:
+        if not rows:
+            return []
+        models = self._compared_models()
+        if rows[0]["question"] < 0 and rows[0]["desirable"] is None and rows[0]["other_input_ids"] is not None:
             batch = pack_both(rows)
-            base, tuned = (log_p.view(-1, 2) for log_p in self._pair.log_probabilities(batch))
-            ratios = tuned - base
-            return {
-                "question": -1,
-                "base_loss": -float(base[:, 0].sum()),
-                "tuned_loss": -float(tuned[:, 0].sum()),
-                "targets": int((batch.target_sequences % 2 == 0).sum()),
-                "margins": (ratios[:, 0] - ratios[:, 1]).tolist(),
+            both = {name: sums.view(-1, 2) for name, sums in models.log_probabilities(batch).items()}
+            log_p = {name: sums[:, 0] for name, sums in both.items()}
+            ratios = both[TUNED] - both[BASE]
+            margins = (ratios[:, 0] - ratios[:, 1]).tolist()
+            targets = batch.target_sequences.bincount(minlength=2 * len(rows))[::2].tolist()
+        else:
+            batch = pack_trees([tree_of(row) for row in rows])
+            log_p = models.log_probabilities(batch)
+            margins = [None] * len(rows)
+            targets = batch.target_sequences.bincount(minlength=len(rows)).tolist()
+        return [
+            {
+                "question": row["question"],
+                "losses": {name: -float(sums[place]) for name, sums in log_p.items()},
+                "targets": targets[place],
+                "source": row["source"],
+                "line": row["line"],
+                "language": row["language"],
+                "group": row["group"],
+                "margin": margins[place],
             }
-        batch = pack_trees([tree_of(row) for row in rows])
-        base_loss, tuned_loss = self._pair.loss_sums(batch)
-        return {"question": -1, "base_loss": base_loss, "tuned_loss": tuned_loss, "targets": len(batch.targets)}
+            for place, row in enumerate(rows)
+            if targets[place]
+        ]
+
+    def _compared_models(self) -> Any:
+        """All models, with nothing else in memory."""
+        if self._compared is None:
+            from models.base.precision import dtype_of
+            from models.measures.base_and_tuned import ComparedModels
+
+            self._open.close()
+            self._answering = None
+            dtype = dtype_of(self._settings.precision, self._device)
+            service = self._service_folder() if self._settings.service and self._reads_the_same() else None
+            self._compared = ComparedModels(self._base, self._checkpoint, dtype, self._device, service)
+        return self._compared
 
 
-def _part(row: ScoredRow) -> tuple[int, str]:
-    """The part of the corpus to which a row belongs: the loss of each is told apart."""
-    return row["source"], row["language"] or ""
+def _token_files(folder: Path) -> dict[str, str]:
+    """What decides a model's tokens."""
+    files = ("tokenizer.json", "chat_template.jinja")
+    return {name: (folder / name).read_text() for name in files if (folder / name).is_file()}
 
 
-_RESULT_SCHEMA = pa.schema(
-    [
-        ("question", pa.int32()),
-        ("base_loss", pa.float64()),
-        ("tuned_loss", pa.float64()),
-        ("targets", pa.int64()),
-        ("source", pa.int32()),
-        ("language", pa.string()),
-        ("margins", pa.list_(pa.float64())),
-        ("base_reply", pa.string()),
-        ("tuned_reply", pa.string()),
-    ]
-)
+def _turns(row: ScoredRow) -> list[AskedTurn]:
+    return [AskedTurn(**turn) for turn in json.loads(row["turns"] or "[]")]
+
+
+def _answer(answer: Answer) -> JsonObject:
+    return {"error": answer.error} if answer.message is None else {**answer.message}

@@ -9,12 +9,14 @@ chosen reply than that of the rejected one, in nats. For labelled replies (KTO),
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pyarrow as pa
 import ray
 import ray.data
 
+from models.base.load import identity
 from models.chat import Message
 from workflows.cluster.board import watching
 from workflows.cluster.workers import check_fits, worker_environment
@@ -26,14 +28,26 @@ from workflows.corpus.split import TRAIN, used_files
 from workflows.figures import EvaluateFigures, PrepareFigures
 from workflows.scorecard.adversarial import measure_pair
 from workflows.scorecard.adversarial_plot import pair_page
-from workflows.scorecard.questions import Prompt, read_questions
+from workflows.scorecard.questions import Prompt, read_questions, said_text
 from workflows.scorecard.records import AdversarialScorecard
 from workflows.scorecard.scorecard import scorecard_of, scorecard_text
-from workflows.scorecard.worker import SCORED_SCHEMA, ScoringSettings, ScoringWorker
+from workflows.scorecard.worker import (
+    BASE,
+    SCORED_SCHEMA,
+    TUNED,
+    ScoredRow,
+    ScoreRow,
+    ScoringSettings,
+    ScoringWorker,
+)
 from workflows.spec import AdversarialSpec, PipelineSpec
 from workflows.stage import Context
 
-_SCORED_AT_ONCE = 16
+# Prompts are answered together, in a batch that an engine keeps full as replies end.
+_BATCH_SIZES = 16, 256
+_BATCHES_OF_A_WORKER = 4
+# With more tokens to generate than this, the conversion for a faster engine takes less time than it saves.
+_TOKENS_IN_BULK = 8_000
 
 
 def run(context: Context) -> EvaluateFigures:
@@ -52,23 +66,25 @@ def run(context: Context) -> EvaluateFigures:
     columns = [name for name in SCORED_SCHEMA.names if name in known]
     scored = ray.data.read_parquet(path, filesystem=context.store.filesystem).select_columns(columns)
     corpus = PrepareFigures.from_json(context.inputs["prepare"].figures)
-    num_rows = corpus.held_out_conversations + len(asked)
+    to_answer = _to_answer(asked, [BASE, TUNED], evaluate.max_new_tokens)
+    num_rows = corpus.held_out_conversations + len(to_answer)
     rows = scored.map_batches(_as_scored, batch_format="pyarrow")
-    if asked:
-        rows = rows.union(ray.data.from_arrow(_as_prompts(asked)))
+    if to_answer:
+        rows = rows.union(ray.data.from_arrow(pa.Table.from_pylist(to_answer, schema=SCORED_SCHEMA)))
     # Read before the workers start: if they take all CPUs of the cluster, a read would wait for them forever.
     rows = rows.materialize()
     with watching(context.progress, "conversations", total=num_rows) as board:
-        results = rows.map_batches(
+        found = rows.map_batches(
             ScoringWorker,
-            fn_constructor_kwargs={"settings": _settings(context), "board": board},
-            batch_size=_SCORED_AT_ONCE,
+            fn_constructor_kwargs={"settings": _settings(context, to_answer), "board": board},
+            batch_size=_batch_size(num_rows, evaluate.num_workers),
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=evaluate.num_workers),
             num_cpus=evaluate.cpus_per_worker,
             num_gpus=evaluate.gpus_per_worker or None,
             runtime_env={"env_vars": worker_environment(evaluate.cpus_per_worker, evaluate.gpus_per_worker)},
         ).take_all()
+    results: list[ScoreRow] = [json.loads(row["result"]) for row in found]
     scorecard = scorecard_of(results, asked, evaluate.gate, _names(context.spec))
     if questions:
         scorecard = replace(scorecard, leaked_questions=_leaked_questions(context))
@@ -98,16 +114,23 @@ def _leaked_questions(context: Context) -> int:
     return len({each.reference for each in found})
 
 
-def _settings(context: Context) -> ScoringSettings:
+def _batch_size(num_rows: int, num_workers: int) -> int:
+    smallest, largest = _BATCH_SIZES
+    return min(max(-(-num_rows // (num_workers * _BATCHES_OF_A_WORKER)), smallest), largest)
+
+
+def _settings(context: Context, to_answer: Sequence[ScoredRow]) -> ScoringSettings:
     evaluate = context.spec.evaluate
+    tokens = sum(row["max_new_tokens"] or 0 for row in to_answer)
     return ScoringSettings(
         store=context.store.uri,
         checkpoint=context.inputs["train"].key,
         base_model=context.spec.base_model,
+        base_identity=identity(context.spec.base_model),
         precision=context.spec.train.precision,
         threads=evaluate.cpus_per_worker,
         gpus=evaluate.gpus_per_worker,
-        max_new_tokens=evaluate.max_new_tokens,
+        in_bulk=tokens > _TOKENS_IN_BULK * evaluate.num_workers,
     )
 
 
@@ -122,28 +145,28 @@ def _held_out_prompt(row: CorpusRow) -> Prompt:
     """A held-out conversation up to its last assistant turn, and that turn as the real reply."""
     messages: list[Message] = json.loads(row["messages"])
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    return Prompt(messages[: max(last, 1)], row["tools"], reference=_said(messages[last]))
-
-
-def _said(message: Message) -> str:
-    """A reply's text or calls."""
-    calls = [
-        f"{call['function']['name']}({json.dumps(call['function']['arguments'], ensure_ascii=False)})"
-        for call in message.get("tool_calls", ())
-    ]
-    return " ".join([text for text in (message["content"], *calls) if text])
+    return Prompt(messages[: max(last, 1)], row["tools"], reference=said_text(messages[last]))
 
 
 def _as_scored(table: pa.Table) -> pa.Table:
-    marked = table.append_column("question", pa.array([-1] * len(table), pa.int32()))
-    if "language" not in table.column_names:
-        marked = marked.append_column("language", pa.nulls(len(table), pa.string()))
-    return marked.select(SCORED_SCHEMA.names).cast(SCORED_SCHEMA)
+    """Rows of the corpus in the form of rows to score."""
+    columns = {"question": pa.array([-1] * len(table), pa.int32())}
+    for field in SCORED_SCHEMA:
+        if field.name in table.column_names:
+            columns[field.name] = table[field.name].cast(field.type)
+        columns.setdefault(field.name, pa.nulls(len(table), field.type))
+    return pa.table(columns).select(SCORED_SCHEMA.names)
 
 
-def _as_prompts(asked: list[Prompt]) -> pa.Table:
-    rows = [
-        {"question": index, "messages": json.dumps(prompt.messages), "tools": prompt.tools}
+def _to_answer(asked: list[Prompt], models: Sequence[str], max_new_tokens: int) -> list[ScoredRow]:
+    """A row for each model and prompt, model by model, so that a worker changes its model once."""
+    return [
+        {
+            "question": index,
+            "model": model,
+            "turns": json.dumps([{"messages": prompt.messages, "tools": json.loads(prompt.tools or "null")}]),
+            "max_new_tokens": max_new_tokens,
+        }
+        for model in models
         for index, prompt in enumerate(asked)
     ]
-    return pa.Table.from_pylist(rows, schema=SCORED_SCHEMA)
