@@ -294,10 +294,10 @@ def prepare(files: Sequence[str], repeats: int) -> dict[str, Any]:
     from workflows.stages import prepare as stage
     from workflows.store import Store
 
-    def nothing(context: Any, paths: Any) -> Any:
+    def nothing(*given: Any) -> Any:
         empty = np.empty(0, np.int64)
         none = NearDuplicateFigures(conversations=0, clusters=0, exact=0, on_both_sides=0)
-        return none, NearDuplicates(empty, empty, np.empty(0))
+        return none, NearDuplicates(empty, empty, np.empty(0)), []
 
     looks = stage._near_duplicates
     took: dict[str, list[float]] = {"without": [], "with": []}

@@ -32,16 +32,18 @@ class SetAsideGroup(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class NearDuplicateFigures(Record):
-    """Conversations that are nearly the same as another one."""
+    """Conversations or replies that are nearly the same as another one."""
 
     conversations: int
-    """that have a near-duplicate"""
+    """that have a near-duplicate, or a reply that has one"""
+    replies: int | None = optional()
+    """that have a near-duplicate, if replies are compared; the following numbers are then of replies"""
     clusters: int
-    """sets of conversations that are alike; without near-duplicates one of each remains"""
+    """sets of those that are alike; without near-duplicates one of each remains"""
     exact: int
-    """of the conversations, those with the same words as another one"""
+    """those with the same words as another one"""
     on_both_sides: int
-    """held-out conversations with a near-duplicate among those to train on; what is measured on them flatters"""
+    """those held out with a near-duplicate among those to train on; what is measured on them flatters"""
 
 
 @dataclass(frozen=True, kw_only=True)

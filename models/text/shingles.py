@@ -41,6 +41,11 @@ def words(text: str) -> list[str]:
     return [word.decode() for word in _words(text)]
 
 
+def word_count(text: str) -> int:
+    """How many words a text has."""
+    return len(_words(text))
+
+
 def _words(text: str) -> list[bytes]:
     if text.isascii():
         return text.lower().encode().translate(_ASCII_WORDS).split()

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,12 @@ import ray
 
 from models.text.shingles import Shingles, similarity
 from workflows.cluster.board import Board
-from workflows.corpus.revision.near_duplicates import find_near_duplicates, text_of
-from workflows.corpus.rows import number_of, place_of
+from workflows.corpus.inspection.tally import read_inspection
+from workflows.corpus.inspection.text import inspection_text
+from workflows.corpus.revision.near_duplicates import find_near_duplicates, replies_of, text_of
+from workflows.corpus.rows import number_of, place_of, reply_numbers, reply_of
 from workflows.figures import PrepareFigures
-from workflows.spec.data import DeduplicateSpec
+from workflows.spec.data import Compared, DeduplicateSpec
 from workflows.stage import StageFailed
 
 Spec = dict[str, Any]
@@ -66,14 +69,18 @@ def rows_of(store: Any, key: str) -> list[dict[str, Any]]:
 
 def clusters_of(rows: list[dict[str, Any]], threshold: float = 0.8) -> list[set[int]]:
     """By all pairs: the numbers of the rows of each cluster."""
-    shingles = Shingles.of([text_of(json.loads(row["messages"]), "conversations") for row in rows])
-    clusters = [{place} for place in range(len(rows))]
-    for one, other in itertools.combinations(range(len(rows)), 2):
+    numbers = [number_of(row["source"], row["line"]) for row in rows]
+    return clusters_by_all_pairs(numbers, [text_of(json.loads(row["messages"])) for row in rows], threshold)
+
+
+def clusters_by_all_pairs(numbers: list[int], texts: list[str], threshold: float = 0.8) -> list[set[int]]:
+    shingles = Shingles.of(texts)
+    clusters = [{place} for place in range(len(texts))]
+    for one, other in itertools.combinations(range(len(texts)), 2):
         if similarity(shingles[one], shingles[other]) >= threshold and clusters[one] is not clusters[other]:
             clusters[one] |= clusters[other]
             for place in clusters[one]:
                 clusters[place] = clusters[one]
-    numbers = [number_of(row["source"], row["line"]) for row in rows]
     return [{numbers[place] for place in cluster} for cluster in {id(each): each for each in clusters}.values()]
 
 
@@ -127,10 +134,7 @@ def test_drop_keeps_the_longest_and_names_it(run: Callable[..., Any], alike: Spe
     alike["data"]["deduplicate"] = {"action": "report", "threshold": 0.8}
     before, store = run("prepare", alike)
     everything = rows_of(store, before["prepare"].key)
-    length = {
-        number_of(row["source"], row["line"]): len(text_of(json.loads(row["messages"]), "conversations"))
-        for row in everything
-    }
+    length = {number_of(row["source"], row["line"]): len(text_of(json.loads(row["messages"]))) for row in everything}
     alike["data"]["deduplicate"] = "drop"
     done, store = run("prepare", alike)
     kept = {number_of(row["source"], row["line"]) for row in rows_of(store, done["prepare"].key)}
@@ -150,18 +154,143 @@ def test_drop_keeps_the_longest_and_names_it(run: Callable[..., Any], alike: Spe
     assert done["prepare"].figures["left_out"] == len(records)
 
 
-def test_replies_alone_can_be_compared(run: Callable[..., Any], tiny: Spec, tmp_path: Path) -> None:
-    draw = random.Random(1)
+@pytest.fixture
+def repeating(tiny: Spec, tmp_path: Path) -> Spec:
+    """A pipeline on 120 conversations in two files: a third of the replies are another one with some words replaced,
+    many are the same short one, and some conversations have a single reply.
+    """
+    draw = random.Random(2)
+    replies: list[str] = []
     lines = []
-    for number in range(40):
-        asked, said = (" ".join(draw.choices(WORDS, k=20)) for _ in range(2))
-        said = said if number % 2 else "we are open from nine to five on all days but sunday"
-        lines.append({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]})
-    file = tmp_path / "replies.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    tiny["data"] = {"sources": [{"path": str(file)}], "deduplicate": {"action": "drop", "compare": "replies"}}
-    done, store = run("prepare", tiny)
-    assert len(rows_of(store, done["prepare"].key)) == 21
+    for number in range(120):
+        messages = []
+        for _ in range(1 if number % 6 == 0 else 3):
+            said = draw.choices(WORDS, k=draw.randrange(10, 40))
+            if replies and draw.random() < 0.35:
+                said = draw.choice(replies).split()
+                for _ in range(draw.randrange(3)):
+                    said[draw.randrange(len(said))] = draw.choice(WORDS)
+            replies.append(" ".join(said))
+            asked = " ".join(draw.choices(WORDS, k=8))
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": replies[-1]}]
+        if number % 3:
+            messages += [{"role": "user", "content": "bye"}, {"role": "assistant", "content": "you are welcome bye"}]
+        lines.append({"messages": messages})
+    sources = []
+    for number, part in enumerate((lines[:50], lines[50:])):
+        file = tmp_path / f"replies{number}.jsonl"
+        file.write_text("".join(json.dumps(line) + "\n" for line in part))
+        sources.append({"path": str(file)})
+    tiny["data"] = {"sources": sources, "held_out_share": 0.3, "deduplicate": {"compare": "replies"}}
+    return tiny
+
+
+def repeated_in(rows: list[dict[str, Any]]) -> tuple[list[set[int]], dict[int, str]]:
+    """By all pairs: the clusters of the replies, by their numbers, and the texts of all of them."""
+    texts: dict[int, str] = {}
+    for row in rows:
+        for place, text in replies_of(json.loads(row["messages"])):
+            texts[int(reply_numbers(number_of(row["source"], row["line"]), place))] = text
+    found = clusters_by_all_pairs(list(texts), list(texts.values()))
+    return [cluster for cluster in found if len(cluster) > 1], texts
+
+
+def test_replies_alike_are_reported_with_what_they_repeat(
+    run: Callable[..., Any], repeating: Spec, capsys: Any
+) -> None:
+    done, store = run("prepare", repeating)
+    found = PrepareFigures.from_json(done["prepare"].figures).near_duplicates
+    rows = rows_of(store, done["prepare"].key)
+    clusters, texts = repeated_in(rows)
+    held_out = {number_of(row["source"], row["line"]) for row in rows if row["split"] == "held_out"}
+    is_held_out = {number: reply_of(number)[0] in held_out for number in texts}
+    both = [cluster for cluster in clusters if len({is_held_out[number] for number in cluster}) == 2]
+    members = [number for cluster in clusters for number in cluster]
+    assert len(clusters) > 30
+    assert found is not None
+    assert (found.replies, found.clusters) == (len(members), len(clusters))
+    assert found.conversations == len({reply_of(number)[0] for number in members})
+    same = Counter(texts.values())
+    assert found.exact == sum(same[texts[number]] > 1 for number in members) > 5
+    assert found.on_both_sides == sum(is_held_out[number] for cluster in both for number in cluster) > 5
+    assert f"{found.on_both_sides} held-out replies have a near-duplicate among those to train" in (
+        capsys.readouterr().out.replace("\n", " ")
+    )
+    inspection = read_inspection(store, done["prepare"].key)
+    assert inspection is not None
+    total = inspection.total
+    assert (total.near_duplicate_replies, total.exact_duplicate_replies) == (found.replies, found.exact)
+    assert (total.near_duplicates, total.exact_duplicates) == (0, 0)
+    assert "near-duplicate replies, for example:" in inspection_text(inspection)
+    examples = [each for each in inspection.examples if each.fault == "near_duplicate_reply"]
+    assert len(examples) == 10
+    files = [source["path"] for source in repeating["data"]["sources"]]
+    said = {
+        f"{files[source]}:{line}, message {message}": f"assistant: {text}"
+        for number, text in texts.items()
+        for row, message in [reply_of(number)]
+        for source, line in [place_of(row)]
+    }
+    for each in examples:
+        assert each.text == said[each.place]
+        assert each.other == said[each.of.partition(" (")[0]]
+
+
+def test_of_replies_alike_the_longest_alone_is_trained_on(
+    run: Callable[..., Any], repeating: Spec, tmp_path: Path
+) -> None:
+    """The corpus is that of lines with `train: false` on the others."""
+    everything, store = run("prepare", repeating)
+    clusters, texts = repeated_in(rows_of(store, everything["prepare"].key))
+    kept = {min(cluster, key=lambda number: (-len(texts[number]), number)) for cluster in clusters}
+    others = {reply_of(number) for cluster in clusters for number in cluster - kept}
+    marked = {
+        **repeating,
+        "data": {**repeating["data"], "max_bad_share": 1.0, "deduplicate": "report", "sources": []},
+    }
+    for source, path in enumerate(each["path"] for each in repeating["data"]["sources"]):
+        lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        for line, record in enumerate(lines, 1):
+            for place, message in enumerate(record["messages"]):
+                if (number_of(source, line), place) in others:
+                    message["train"] = False
+        file = tmp_path / f"marked{source}.jsonl"
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        marked["data"]["sources"].append({"path": str(file)})
+    repeating["data"]["deduplicate"]["action"] = "drop"
+    done, store = run("prepare", repeating)
+    expected, _ = run("prepare", marked)
+    names = ("input_ids", "supervised", "piece_lengths", "piece_parents", "num_tokens", "num_targets", "truncated",
+             "num_messages", "tools", "language", "private", "flags")  # fmt: skip
+    rows, theirs = (
+        {(row["source"], row["line"]): row for row in rows_of(store, each["prepare"].key)}
+        for each in (done, expected)
+    )
+    assert rows.keys() == theirs.keys()
+    for place, row in rows.items():
+        assert [row[name] for name in names] == [theirs[place][name] for name in names]
+        assert json.loads(row["messages"]) == json.loads(theirs[place]["messages"])
+    figures = PrepareFigures.from_json(done["prepare"].figures)
+    assert figures.left_out == 120 - len(rows) > 2
+    assert (figures.quarantined, figures.near_duplicates and figures.near_duplicates.on_both_sides) == (0, 0)
+    original = r"message 1 is a near-duplicate of .*:\d+, message \d+ \(Jaccard index \d\.\d\d\)"
+    reason = rf"data\.deduplicate: no other reply to train on is left; {original}"
+    assert re.fullmatch(reason, figures.set_aside[0].example)
+
+
+def test_conversations_with_replies_alike_come_on_one_side(run: Callable[..., Any], repeating: Spec) -> None:
+    repeating["data"]["deduplicate"]["action"] = "split"
+    for source in repeating["data"]["sources"]:  # fewer, so that not all of them are joined
+        source["limit"] = 30
+    done, store = run("prepare", repeating)
+    rows = rows_of(store, done["prepare"].key)
+    side = {number_of(row["source"], row["line"]): row["split"] for row in rows}
+    clusters, _ = repeated_in(rows)
+    joined = [{reply_of(number)[0] for number in cluster} for cluster in clusters]
+    assert len([conversations for conversations in joined if len(conversations) > 1]) > 5
+    assert all(len({side[number] for number in conversations}) == 1 for conversations in joined)
+    assert len(rows) == 60
+    assert len(set(side.values())) == 2
 
 
 def test_short_texts_are_no_near_duplicates(run: Callable[..., Any], tiny: Spec, tmp_path: Path) -> None:
@@ -191,17 +320,22 @@ def test_a_key_of_group_by_that_some_lines_lack(run: Callable[..., Any], alike: 
         run("prepare", alike)
 
 
-def test_the_shares_of_keys_make_no_difference(cluster: None, run: Callable[..., Any], alike: Spec) -> None:
+@pytest.mark.parametrize(("compare", "pipeline"), [("conversations", "alike"), ("replies", "repeating")])
+def test_the_shares_of_keys_make_no_difference(
+    cluster: None, run: Callable[..., Any], request: Any, compare: Compared, pipeline: str
+) -> None:
     """As over many files and shares of keys on several nodes."""
-    done, store = run("prepare", alike)
+    done, store = run("prepare", request.getfixturevalue(pipeline))
     path = store.path("prepare", done["prepare"].key, "corpus")
     files = pyarrow.dataset.dataset(path, filesystem=store.filesystem, format="parquet", partitioning="hive").files
     board = Board.remote()  # type: ignore[attr-defined]
     found = [
-        find_near_duplicates(pyarrow.fs.LocalFileSystem(), files, DeduplicateSpec(), board, bytes_of_a_share=size)
+        find_near_duplicates(
+            pyarrow.fs.LocalFileSystem(), files, DeduplicateSpec(compare=compare), board, bytes_of_a_share=size
+        )
         for size in (64 << 20, 1 << 13)
     ]
     ray.kill(board)
-    assert len(found[0].members) > 100
+    assert len(found[0].members) > 80
     for name in ("members", "kept", "similarity"):
         assert getattr(found[0], name).tolist() == getattr(found[1], name).tolist()

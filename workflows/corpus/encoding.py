@@ -1,6 +1,7 @@
 """Convert a record of a file to a row of the corpus: its messages, its tokens, its side of the split."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,25 +52,23 @@ class Encoding:
         tools = None if conversation.tools is None else json.dumps(conversation.tools, ensure_ascii=False)
         key = messages if other is None else split_key(conversation.messages, is_pair=True)
         group = group_of(text, self.data.group_by) if self.data.group_by else None
-        first = encoded[0]
         row: CorpusRow = {
-            "input_ids": first.input_ids,
-            "supervised": first.supervised,
             "desirable": example.desirable,
-            "num_tokens": sum(len(each.input_ids) for each in encoded) - (common_prompt(*encoded) if other else 0),
-            "num_targets": sum(sum(each.supervised[1:]) for each in encoded),
-            "truncated": any(each.is_cut for each in encoded),
             "num_messages": len(conversation.messages),
             "messages": messages,
             "tools": tools,
             "group": group,
             "split": side_of(key if group is None else group, self.data.held_out_share),
         }
-        if other is not None:
-            row["other_input_ids"], row["other_supervised"] = encoded[1].input_ids, encoded[1].supervised
-        if first.piece_lengths:
-            row["piece_lengths"], row["piece_parents"] = first.piece_lengths, first.piece_parents
-        return row
+        return row | _tokens(encoded)
+
+    def again(self, messages: str, tools: str | None) -> CorpusRow:
+        """The columns of a row whose messages, as JSON, were changed; raises UnusableLine if nothing can be learned
+        from it.
+        """
+        conversation = Conversation(json.loads(messages), None if tools is None else json.loads(tools))
+        changed: CorpusRow = {"messages": messages}
+        return changed | _tokens([self._encoded(conversation, last_reply_only=False)])
 
     def _thought(self, conversation: Conversation) -> Conversation:
         """The message with its reasoning handled as `data.reasoning` states."""
@@ -90,6 +89,23 @@ class Encoding:
             where = f"within the first {data.max_length} tokens (data.max_length)" if found.is_cut else "in it"
             raise UnusableLine(f"nothing to learn: no {turn} {where}")
         return found
+
+
+def _tokens(encoded: Sequence[EncodedConversation]) -> CorpusRow:
+    """The columns that have a row's tokens; `encoded` has one or two sequences."""
+    first, *others = encoded
+    row: CorpusRow = {
+        "input_ids": first.input_ids,
+        "supervised": first.supervised,
+        "num_tokens": sum(len(each.input_ids) for each in encoded) - (common_prompt(first, *others) if others else 0),
+        "num_targets": sum(sum(each.supervised[1:]) for each in encoded),
+        "truncated": any(each.is_cut for each in encoded),
+    }
+    if others:
+        row["other_input_ids"], row["other_supervised"] = others[0].input_ids, others[0].supervised
+    if first.piece_lengths:
+        row["piece_lengths"], row["piece_parents"] = first.piece_lengths, first.piece_parents
+    return row
 
 
 def _without_reasoning(message: Message, how: str) -> Message:

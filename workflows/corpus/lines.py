@@ -4,7 +4,6 @@ files.map_batches(read_lines, ...).map_batches(encode_lines, ...)      # of a ra
 """
 
 import functools
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,7 @@ from workflows.corpus.example import Example
 from workflows.corpus.files.formats import records
 from workflows.corpus.files.sources import SourceFile
 from workflows.corpus.files.text import Record
-from workflows.corpus.rows import CorpusRow
+from workflows.corpus.rows import CorpusRow, table_of
 from workflows.corpus.set_aside import EXCERPT_CHARACTERS
 from workflows.corpus.split import HELD_OUT, LEFT_OUT, QUARANTINE, TRAIN
 from workflows.spec import PipelineSpec
@@ -183,7 +182,7 @@ def encode_lines(batch: pa.Table, shared: Shared, board: Any) -> pa.Table:
     good = sum(row["split"] in (TRAIN, HELD_OUT) for row in rows)
     tokens = sum(row["num_tokens"] for row in rows)
     board.add.remote(done=len(rows), conversations=good, set_aside=len(rows) - good, tokens=tokens)
-    return pa.table([_column([row.get(field.name) for row in rows], field.type) for field in _SCHEMA], schema=_SCHEMA)
+    return table_of(rows, _SCHEMA)
 
 
 @functools.lru_cache(maxsize=2)
@@ -191,10 +190,16 @@ def _made_ready(
     spec: str, tokenizer: "ray.ObjectRef[Any]", words: tuple[str, ...] | None, keep: "ray.ObjectRef[Any] | None"
 ) -> tuple[Encoding, Checks]:
     """Cached, so that a process makes them once for all its blocks."""
-    pipeline = PipelineSpec.model_validate_json(spec)
-    data = pipeline.data
+    data = PipelineSpec.model_validate_json(spec).data
     checks = Checks.of(data.private, data.filters, words, None if keep is None else ray.get(keep))
-    return Encoding(ray.get(tokenizer), data, pipeline.train.objective.examples), checks
+    return encoding_of(spec, tokenizer), checks
+
+
+@functools.lru_cache(maxsize=2)
+def encoding_of(spec: str, tokenizer: "ray.ObjectRef[Any]") -> Encoding:
+    """The settings of a pipeline, as JSON, that decide how lines become rows."""
+    pipeline = PipelineSpec.model_validate_json(spec)
+    return Encoding(ray.get(tokenizer), pipeline.data, pipeline.train.objective.examples)
 
 
 def _aside(side: str, reason: str, text: bytes) -> CorpusRow:
@@ -210,16 +215,3 @@ def _reason(error: ValueError) -> str:
     if isinstance(error, RayconteurError):
         return str(error)
     return f"{describe_error(error)}{TRACEBACK}{full_traceback(error)}"
-
-
-def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """`values` as a column; converts lists of numbers through one long array, which is ten times as fast."""
-    if not pa.types.is_list(kind) or all(value is None for value in values):
-        return pa.array(values, kind)
-    lengths = [len(value) if value is not None else 0 for value in values]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    flat = np.fromiter(
-        itertools.chain.from_iterable(value or () for value in values), kind.value_type.to_pandas_dtype()
-    )
-    is_null = pa.array([value is None for value in values])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, kind.value_type), mask=is_null)

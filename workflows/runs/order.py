@@ -35,6 +35,8 @@ def _checks_settings(spec: PipelineSpec) -> JsonObject:
     if data.filters.word_list is not None:
         words = _fingerprint_of("data.filters.word_list", data.filters.word_list)
         found["filters"] = {**data.filters.result_fields(), "word_list": words}
+    if data.deduplicate.compare == "replies":  # in older stores, all replies of a conversation were one text
+        found["deduplicate"] = {**data.deduplicate.result_fields(), "compare": "single replies"}
     against = data.check_against
     if against != type(against)():  # with the defaults, evaluate's questions are only counted
         named = against.by_field

@@ -16,6 +16,10 @@ FieldName = Literal[
 ]  # fmt: skip
 """the key names that `data.fields` can map"""
 
+Compared = Literal["conversations", "replies"]
+MIN_REPLY_WORDS = 10
+"""of a reply that `data.deduplicate` compares; shorter ones are alike in any conversation"""
+
 PrivateKind = Literal["email", "iban", "card", "ip", "phone", "person"]
 
 
@@ -63,17 +67,20 @@ def _files(value: Any) -> Any:
 
 
 class DeduplicateSpec(Section):
-    """Near-duplicates: conversations that share most runs of three words, whatever their case and punctuation."""
+    """Near-duplicates: conversations or replies that share most runs of three words, whatever their case and
+    punctuation."""
 
     action: Literal["report", "split", "drop"] = "report"
     """`report` counts them and keeps all; `split` keeps all, but those that are alike on one side of the split;
-    `drop` keeps the longest of those that are alike and sets the others aside."""
+    `drop` keeps the longest of those that are alike: other conversations are set aside, other replies stay in their
+    conversations and are not trained on."""
 
     threshold: Annotated[float, Field(ge=0.5, le=1.0)] = 0.8
-    """Smallest Jaccard index of their runs of three words at which two conversations are near-duplicates."""
+    """Smallest Jaccard index of their runs of three words at which two are near-duplicates."""
 
-    compare: Literal["conversations", "replies"] = "conversations"
-    """What is compared: whole conversations, or the assistant's replies alone, all of a conversation together."""
+    compare: Compared = "conversations"
+    """What is compared: whole conversations, or each single reply of 10 words and more. `replies` is not for
+    preference pairs and labelled replies."""
 
 
 class CheckAgainstSpec(Section):

@@ -89,6 +89,17 @@ class PipelineSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _replies_are_of_conversations(self) -> "PipelineSpec":
+        objective = self.train.objective
+        if self.data.deduplicate.compare == "replies" and objective.examples != "conversations":
+            learned = {"pairs": "a chosen and a rejected reply", "judged": "a labelled reply"}[objective.examples]
+            raise ValueError(
+                f"data.deduplicate.compare: replies is for conversations, of which any reply can be left untrained; "
+                f"with train.objective {objective.name}, all of a line is about {learned}; compare conversations"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _mixture_can_be_searched(self) -> "PipelineSpec":
         if self.tune is None or self.tune.searcher.name != "mixture":
             return self

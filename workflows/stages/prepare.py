@@ -29,8 +29,9 @@ from workflows.cluster.board import watching
 from workflows.cluster.errors import write_traceback
 from workflows.corpus.chat_tokenizer import chat_tokenizer, read_template, template_notes
 from workflows.corpus.files.sources import PACKED, SourceFile, source_files
-from workflows.corpus.inspection.inspect import inspect_corpus
-from workflows.corpus.inspection.tally import inspection_file
+from workflows.corpus.inspection.examples import FaultExamples
+from workflows.corpus.inspection.inspect import fault_examples, inspect_corpus
+from workflows.corpus.inspection.tally import FaultExample, inspection_file
 from workflows.corpus.lines import LINES_PER_BLOCK, TRACEBACK, Shared, encode_lines, read_lines, read_words
 from workflows.corpus.new_model import CHAT_TEMPLATE, make_base, with_base
 from workflows.corpus.revision.contamination import (
@@ -41,7 +42,7 @@ from workflows.corpus.revision.contamination import (
     reference_files,
     without_contaminated,
 )  # fmt: skip
-from workflows.corpus.revision.near_duplicates import NearDuplicates
+from workflows.corpus.revision.near_duplicates import NearDuplicates, find_near_duplicates
 from workflows.corpus.revision.quotas import over_quota
 from workflows.corpus.revision.revise import revise
 from workflows.corpus.revision.separation import separate
@@ -76,12 +77,15 @@ def run(context: Context) -> PrepareFigures:
         template = read_template(spec.data.chat_template)
         store.write_file(store.path("prepare", context.key, CHAT_TEMPLATE), template.encode())
         spec = with_base(spec, store, context.key)
-    _write_corpus(context, spec, files)
+    _start_workers(_set_block_size(files))
+    shared = _shared(context, spec, files)
+    _write_corpus(context, files, shared)
     paths = [file.path for file in files]
     figures, crashes = _statistics(context, paths)
     _note_crashes(context, crashes)
     _check(context, figures, paths)
-    alike, near = _near_duplicates(context, paths)
+    examples = fault_examples(store.filesystem, _corpus(context), spec.data, files)
+    alike, near, shown = _near_duplicates(context, shared, examples)
     contamination, contaminated = _contamination(context, paths)
     _check_groups(context)
     _apply_quotas(context)
@@ -90,7 +94,7 @@ def run(context: Context) -> PrepareFigures:
         _check(context, figures, paths)
     _show_set_aside(context, figures)
     figures = _with_both_sides(context, figures, paths)
-    inspection = inspect_corpus(store.filesystem, _corpus(context), spec.data, files, near, contaminated)
+    inspection = inspect_corpus(examples, spec.data, files, near, shown, contaminated)
     store.write_file(inspection_file(store, context.key), json.dumps(inspection.to_json()).encode())
     for source in inspection.sources:
         if not source.conversations:
@@ -107,15 +111,29 @@ def _is_revised(data: DataSpec) -> bool:
     return revises or bool(data.filters.max_language_share)
 
 
-def _near_duplicates(context: Context, paths: list[str]) -> tuple[NearDuplicateFigures, NearDuplicates]:
-    with watching(context.progress, "conversations compared") as board:
-        figures, found = separate(context.store.filesystem, _corpus(context), context.spec.data, paths, board)
+def _near_duplicates(
+    context: Context, shared: Shared, examples: FaultExamples
+) -> tuple[NearDuplicateFigures, NearDuplicates, list[FaultExample]]:
+    """Look for them, with some as examples, and do about them what `data.deduplicate` says."""
+    filesystem, corpus, data = context.store.filesystem, _corpus(context), context.spec.data
+    settings = data.deduplicate
+    what = settings.compare
+    unit = "conversations compared" if what == "conversations" else "conversations whose replies are compared"
+    with watching(context.progress, unit) as board:
+        found = find_near_duplicates(filesystem, used_files(filesystem, corpus), settings, board)
+        shown = list(examples.near_duplicates(found))
+        figures = separate(filesystem, corpus, data, shared, found)
     if figures.on_both_sides:
         context.progress.note(
-            f"prepare: {figures.on_both_sides:,} held-out conversations have a near-duplicate among those to train "
-            "on, so what is measured on them flatters the model; set data.deduplicate to drop or split"
+            f"prepare: {figures.on_both_sides:,} held-out {what} have a near-duplicate among those to train "
+            "on, so what is measured on them flatters the model; set data.deduplicate.action to drop or split"
         )
-    return figures, found
+    if figures.replies and settings.action == "drop":
+        context.progress.note(
+            f"prepare: {figures.replies - figures.clusters:,} replies repeat another one and are not trained on "
+            "(data.deduplicate)"
+        )
+    return figures, found, shown
 
 
 def _contamination(context: Context, paths: list[str]) -> tuple[ContaminationFigures | None, list[Contaminated]]:
@@ -152,23 +170,26 @@ def _corpus(context: Context) -> str:
     return context.store.path("prepare", context.key, "corpus")
 
 
-def _write_corpus(context: Context, spec: PipelineSpec, files: list[SourceFile]) -> None:
-    """Read, render and split all conversations as a stream."""
-    _start_workers(_set_block_size(files))
+def _shared(context: Context, spec: PipelineSpec, files: list[SourceFile]) -> Shared:
+    """What all tasks that encode need; notes what a user may not expect of the chat template."""
     tokenizer = chat_tokenizer(spec)
     end_token_ids(tokenizer)  # a template without an end token fails here, not on every line
     for note in template_notes(spec, tokenizer):
         context.progress.note(f"prepare: {note}")
-    store, examples = context.store, spec.train.objective.examples
     # A worker that unpickles the tokenizer need not import torch, which takes longer than a thousand conversations.
-    shared = Shared(
+    return Shared(
         spec=spec.model_dump_json(),
         tokenizer=ray.put(tokenizer),
         words=read_words(spec.data.filters),
         keep=_user_filter(context),
         paths=[file.path for file in files],
     )
-    reading = (spec.data.fields, spec.data.same_role) if examples == "judged" else None
+
+
+def _write_corpus(context: Context, files: list[SourceFile], shared: Shared) -> None:
+    """Read, render and split all conversations as a stream."""
+    data, examples = context.spec.data, context.spec.train.objective.examples
+    reading = (data.fields, data.same_role) if examples == "judged" else None
     with watching(context.progress, "lines") as board:
         items = [
             {"source": index, "uri": file.source, "path": file.path, "limit": file.limit or -1, "field": file.field}
@@ -184,7 +205,7 @@ def _write_corpus(context: Context, spec: PipelineSpec, files: list[SourceFile])
                 fn_kwargs={"shared": shared, "board": board},
                 batch_format="pyarrow",
             )
-            .write_parquet(_corpus(context), filesystem=store.filesystem, partition_cols=["split"])
+            .write_parquet(_corpus(context), filesystem=context.store.filesystem, partition_cols=["split"])
         )
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from models.chat.form import Message
 from models.text.private import PatternTooSlow, PrivateDetails, replaced
 from workflows.corpus.inspection.tally import MAX_EXAMPLES, FaultExample
 from workflows.corpus.lines import TRACEBACK
 from workflows.corpus.revision.contamination import Contaminated
 from workflows.corpus.revision.near_duplicates import NearDuplicates
-from workflows.corpus.rows import numbers_of, place_of
+from workflows.corpus.rows import numbers_of, place_of, reply_of
 from workflows.corpus.split import LEFT_OUT, QUARANTINE, all_sides
 
 _MAX_CHARACTERS = 600
@@ -35,7 +36,7 @@ class FaultExamples:
     details: PrivateDetails
 
     def near_duplicates(self, found: NearDuplicates) -> Iterator[FaultExample]:
-        """Of some clusters one that is not the longest, beside the longest."""
+        """Of some clusters one that is not the longest, beside the longest; before they are left out."""
         others = found.members != found.kept
         pairs = list(zip(found.members[others].tolist(), found.kept[others].tolist(), strict=True))
         alike = found.similarity[others].tolist()
@@ -43,13 +44,14 @@ class FaultExamples:
             {kept: (member, kept, share) for (member, kept), share in zip(pairs, alike, strict=True)}.values()
         )
         chosen = sorted(chosen)[:MAX_EXAMPLES]
-        texts = self._texts([number for member, kept, _ in chosen for number in (member, kept)])
+        numbers = [number for member, kept, _ in chosen for number in (member, kept)]
+        texts = self._replies(numbers) if found.are_replies else self._texts(numbers)
         for member, kept, share in chosen:
             yield FaultExample(
-                fault="near_duplicate",
-                place=self._place(member),
+                fault="near_duplicate_reply" if found.are_replies else "near_duplicate",
+                place=found.place(member, self.paths),
                 text=texts[member],
-                of=f"{self._place(kept)} (Jaccard index {share:.2f})",
+                of=f"{found.place(kept, self.paths)} (Jaccard index {share:.2f})",
                 other=texts[kept],
             )
 
@@ -99,6 +101,12 @@ class FaultExamples:
         found = self._column(numbers, "messages")
         return {number: self._written(found[number]) for number in numbers if number in found}
 
+    def _replies(self, numbers: Sequence[int]) -> dict[int, str]:
+        """The beginning of each reply."""
+        places = {number: reply_of(number) for number in numbers}
+        found = self._column([row for row, _ in places.values()], "messages")
+        return {number: self._turns(json.loads(found[row]))[message] for number, (row, message) in places.items()}
+
     def _column(self, numbers: Sequence[int], name: str) -> dict[int, Any]:
         places = [place_of(number) for number in numbers]
         is_near = pc.field("source").isin([source for source, _ in places])
@@ -111,9 +119,12 @@ class FaultExamples:
             turns = json.loads(messages)
         except ValueError:  # an excerpt of a line that is left out
             return self._hidden([messages])[0]
-        texts = self._hidden([turn["content"] for turn in turns])
-        lines = [f"{turn['role']}: {text}" for turn, text in zip(turns, texts, strict=True)]
-        return _short("\n".join(lines))
+        return _short("\n".join(self._turns(turns)))
+
+    def _turns(self, messages: Sequence[Message]) -> list[str]:
+        """The beginning of each message, after its role."""
+        texts = self._hidden([message["content"] for message in messages])
+        return [f"{message['role']}: {text}" for message, text in zip(messages, texts, strict=True)]
 
     def _hidden(self, texts: Sequence[str]) -> list[str]:
         """The texts with placeholders for private details."""

@@ -57,9 +57,12 @@ class SourceInspection(Record):
     turn_counts: Mapping[str, int]
     """conversations by their number of messages"""
     exact_duplicates: int
-    """with the same words as another one"""
+    """with the same words as another one; like the next one, 0 if replies are compared"""
     near_duplicates: int
     """with nearly the same words as another one, the exact ones among them"""
+    exact_duplicate_replies: int | None = optional()
+    """single replies with the same words as another one, if replies are compared; like the next one"""
+    near_duplicate_replies: int | None = optional()
     contaminated: int
     """that contain a text of `data.check_against` or `evaluate.questions`"""
     with_private: int
@@ -78,16 +81,16 @@ class FaultExample(Record):
     """A conversation with a fault."""
 
     fault: str
-    """near_duplicate, contamination, private, flagged, quarantined or left_out"""
+    """near_duplicate, near_duplicate_reply, contamination, private, flagged, quarantined or left_out"""
     place: str
-    """its file and line"""
+    """its file and line; of a near-duplicate reply also the message"""
     text: str
     """the beginning of it, with placeholders for private details; of a contamination what is shared, with what is
-    around it"""
+    around it; of a near-duplicate reply the reply"""
     of: str = ""
-    """the conversation or text that it repeats, the reason, or the entries"""
+    """the conversation, reply or text that it repeats, the reason, or the entries"""
     other: str = ""
-    """the beginning of the conversation that it repeats"""
+    """the beginning of the conversation or reply that it repeats"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,8 @@ class Faults:
     exact: Any
     near: Any
     contaminated: Any
+    are_replies: bool = False
+    """whether `exact` and `near` have the row of each reply, and not rows that are duplicates as a whole"""
 
 
 @dataclass
@@ -145,7 +150,7 @@ class _Counts:
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return _Counts(*(one + another for one, another in pairs))
 
-    def inspection(self, name: str, exact: int, near: int, contaminated: int) -> SourceInspection:
+    def inspection(self, name: str, duplicates: Mapping[str, int], contaminated: int) -> SourceInspection:
         plain = self.plain
         is_labelled = plain["desirable"] + plain["undesirable"] > 0
         return SourceInspection(
@@ -153,13 +158,12 @@ class _Counts:
             languages=dict(self.languages.most_common()),
             token_lengths={str(1 << power): count for power, count in sorted(self.lengths.items())},
             turn_counts={str(turns): count for turns, count in sorted(self.turns.items())},
-            exact_duplicates=exact,
-            near_duplicates=near,
             contaminated=contaminated,
             private=dict(self.private.most_common()),
             flags=dict(self.flags.most_common(_MAX_FLAGS)),
             labels=Labels(**{each: plain[each] for each in ("desirable", "undesirable")}) if is_labelled else None,
             **{each: plain[each] for each in _PLAIN},
+            **{"exact_duplicates": 0, "near_duplicates": 0, **duplicates},
         )
 
 
@@ -196,16 +200,19 @@ class Tally:
 
     def inspection(self, faults: Faults, examples: Sequence[FaultExample]) -> Inspection:
         """The counts, with what was found in the whole corpus."""
-        by_entry = [self._by_entry(numbers) for numbers in (faults.exact, faults.near, faults.contaminated)]
+        contaminated = self._by_entry(faults.contaminated)
+        duplicates = {name: self._by_entry(numbers) for name, numbers in _duplicates(faults).items()}
         sources = [
-            counts.inspection(name, *(found[entry] for found in by_entry))
+            counts.inspection(name, {each: found[entry] for each, found in duplicates.items()}, contaminated[entry])
             for entry, (name, counts) in enumerate(zip(self._names, self._counts, strict=True))
         ]
         total = _Counts()
         for counts in self._counts:
             total = total.plus(counts)
         return Inspection(
-            total=total.inspection("all", *(sum(found) for found in by_entry)),
+            total=total.inspection(
+                "all", {each: sum(found) for each, found in duplicates.items()}, sum(contaminated)
+            ),
             sources=tuple(sources),
             examples=tuple(examples),
         )
@@ -216,6 +223,12 @@ class Tally:
         for file, count in Counter(place_of(numbers)[0].tolist()).items():
             found[self._entry_of[file]] += count
         return found
+
+
+def _duplicates(faults: Faults) -> dict[str, Any]:
+    """The duplicates by the field of `SourceInspection` that counts them."""
+    what = "duplicate_replies" if faults.are_replies else "duplicates"
+    return {f"exact_{what}": faults.exact, f"near_{what}": faults.near}
 
 
 def inspection_file(store: Store, key: str) -> str:

@@ -10,6 +10,7 @@ _EXAMPLES_SHOWN = 2
 _MAX_CHARACTERS = 240
 FAULT_TITLES = {
     "near_duplicate": "near-duplicates",
+    "near_duplicate_reply": "near-duplicate replies",
     "contamination": "texts of data.check_against and evaluate.questions",
     "private": "private details",
     "flagged": "entries of the word list",
@@ -87,6 +88,8 @@ _ROWS = (
     ("desirable / undesirable", _labels),
     ("exact duplicates", lambda each: f"{each.exact_duplicates:,}"),
     ("near-duplicates", lambda each: f"{each.near_duplicates:,}"),
+    ("exact duplicate replies", lambda each: f"{each.exact_duplicate_replies or 0:,}"),
+    ("near-duplicate replies", lambda each: f"{each.near_duplicate_replies or 0:,}"),
     ("contaminated", lambda each: f"{each.contaminated:,}"),
     ("with private details", lambda each: f"{each.with_private:,}"),
     ("private details", lambda each: _named(each.private)),

@@ -63,10 +63,10 @@ def _revise_file(filesystem: Any, corpus: str, file: str, moves: tuple[Any, pa.T
     reasons = np.array(rows["reason"].to_pylist(), object)
     reasons[is_moved] = target["reason"].to_pylist()
     rows = rows.set_column(rows.schema.get_field_index("reason"), "reason", pa.array(reasons, pa.string()))
-    write_sides(filesystem, corpus, file, _without_tokens(rows, splits == LEFT_OUT), splits.tolist())
+    write_sides(filesystem, corpus, file, without_tokens(rows, splits == LEFT_OUT), splits.tolist())
 
 
-def _without_tokens(rows: pa.Table, is_left_out: Any) -> pa.Table:
+def without_tokens(rows: pa.Table, is_left_out: Any) -> pa.Table:
     """The rows; of those that are left out only where they stand, why, and an excerpt."""
     columns = {}
     for field in rows.schema:

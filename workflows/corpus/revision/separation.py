@@ -1,9 +1,8 @@
 """What becomes of near-duplicates in a written corpus, by `data.deduplicate`.
 
-figures, found = separate(filesystem, corpus, data, paths, board)
+figures = separate(filesystem, corpus, data, shared, found)     # as find_near_duplicates has found them
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,58 +10,69 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from models.text.near_duplicates import Numbers, components
-from workflows.corpus.revision.near_duplicates import NearDuplicates, find_near_duplicates
+from workflows.corpus.lines import Shared
+from workflows.corpus.revision.near_duplicates import NearDuplicates
+from workflows.corpus.revision.repeats import Repeats, stop_training_on
 from workflows.corpus.revision.revise import Moves, revise
-from workflows.corpus.rows import numbers_of, place_of
-from workflows.corpus.split import HELD_OUT, LEFT_OUT, TRAIN, all_sides, used_files
+from workflows.corpus.rows import numbers_of
+from workflows.corpus.split import HELD_OUT, LEFT_OUT, TRAIN, all_sides
 from workflows.figures import NearDuplicateFigures
 from workflows.spec import DataSpec
 
 
 def separate(
-    filesystem: Any, corpus: str, data: DataSpec, paths: Sequence[str], board: Any
-) -> tuple[NearDuplicateFigures, NearDuplicates]:
-    """Find near-duplicates among the rows of a corpus, and move or leave out rows as `data.deduplicate` says.
-
-    `paths`: of the files, by the number of each source.
-    """
+    filesystem: Any, corpus: str, data: DataSpec, shared: Shared, found: NearDuplicates
+) -> NearDuplicateFigures:
+    """Move, leave out or encode again rows of a corpus, as `data.deduplicate` says; `shared` encoded them."""
     parts = all_sides(filesystem, corpus)
-    settings = data.deduplicate
-    found = find_near_duplicates(filesystem, used_files(filesystem, corpus), settings, board)
+    action = data.deduplicate.action
     on_both_sides = 0
-    if settings.action == "drop":
-        revise(filesystem, corpus, _drops(found, paths))
-    elif settings.action == "split":
+    if action == "drop":
+        _drop(filesystem, corpus, shared, found)
+    elif action == "split":
         revise(filesystem, corpus, _one_side(parts, found, has_groups=data.group_by is not None))
     else:
-        on_both_sides = _on_both_sides(found, _is_held_out(parts, found.members))
-    figures = NearDuplicateFigures(
-        conversations=len(found.members),
+        on_both_sides = _on_both_sides(found, _is_held_out(parts, found.rows(found.members)))
+    return NearDuplicateFigures(
+        conversations=len(np.unique(found.rows(found.members))),
+        replies=len(found.members) if found.are_replies else None,
         clusters=len(np.unique(found.kept)),
         exact=int((found.similarity == 1).sum()),
         on_both_sides=on_both_sides,
     )
-    return figures, found
 
 
-def _drops(found: NearDuplicates, paths: Sequence[str]) -> Moves:
-    """All but the longest of each cluster are left out."""
+def _drop(filesystem: Any, corpus: str, shared: Shared, found: NearDuplicates) -> None:
+    """All but the longest of each cluster: conversations are left out, replies are no longer trained on."""
     others = np.flatnonzero(found.members != found.kept)
-    reasons = []
-    for place in others:
-        source, line = place_of(int(found.kept[place]))
-        alike = float(found.similarity[place])
-        reasons.append(f"data.deduplicate: near-duplicate of {paths[source]}:{line} (Jaccard index {alike:.2f})")
-    return Moves(found.members[others], [LEFT_OUT] * len(others), reasons)
+    numbers = found.members[others]
+    originals = [
+        f"{found.place(kept, shared.paths)} (Jaccard index {alike:.2f})"
+        for kept, alike in zip(found.kept[others].tolist(), found.similarity[others].tolist(), strict=True)
+    ]
+    if found.are_replies:
+        stop_training_on(filesystem, corpus, shared, Repeats(numbers, originals))
+    else:
+        reasons = [f"data.deduplicate: near-duplicate of {original}" for original in originals]
+        revise(filesystem, corpus, Moves(numbers, [LEFT_OUT] * len(others), reasons))
 
 
 def _one_side(parts: Any, found: NearDuplicates, has_groups: bool) -> Moves:
-    """All of a cluster go where its longest is; with groups, all of the groups that clusters join."""
-    members, firsts = found.members, found.kept
-    if has_groups:
-        pairs = np.concatenate([np.stack([members, firsts], axis=1), _group_pairs(parts)])
+    """All of a cluster go where its longest is; with groups, all of the groups that clusters join, and with replies,
+    all conversations that clusters join, go where the first of them is.
+    """
+    members, firsts = found.rows(found.members), found.rows(found.kept)
+    if has_groups or found.are_replies:
+        pairs = np.stack([members, firsts], axis=1)
+        if has_groups:
+            pairs = np.concatenate([pairs, _group_pairs(parts)])
         members, firsts = components(pairs[pairs[:, 0] != pairs[:, 1]])
-    sides = np.where(_is_held_out(parts, firsts), HELD_OUT, TRAIN)
+    is_held_out = _is_held_out(parts, firsts)
+    if found.are_replies:
+        # A reply that stands everywhere, such as a greeting, may join most conversations: they are trained on.
+        _, group, sizes = np.unique(firsts, return_inverse=True, return_counts=True)
+        is_held_out &= sizes[group] <= parts.count_rows(filter=pa.dataset.field("split") == HELD_OUT)
+    sides = np.where(is_held_out, HELD_OUT, TRAIN)
     return Moves(members, sides.tolist(), [None] * len(members))
 
 
@@ -83,6 +93,6 @@ def _is_held_out(parts: Any, numbers: Numbers) -> Any:
 
 
 def _on_both_sides(found: NearDuplicates, is_held_out: Any) -> int:
-    """Held-out rows that have a near-duplicate among those to train on."""
+    """How many of those that are held out have a near-duplicate among those to train on."""
     trained = np.unique(found.kept[~is_held_out])
     return int(np.isin(found.kept[is_held_out], trained).sum())
