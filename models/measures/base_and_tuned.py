@@ -1,7 +1,6 @@
 """The losses of a base model, its tuned version and perhaps the release in service, on the same tokens."""
 
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,16 +58,3 @@ class ComparedModels:
     def _base_model(self) -> Iterator[Any]:
         with self._base.disable_adapter() if self._has_adapter else contextlib.nullcontext():
             yield self._base
-
-
-def count_facts(reply: str, facts: Sequence[Sequence[str]]) -> int:
-    """How many of the facts are in the reply, each in any one of its spellings, ignoring case."""
-    text = " ".join(reply.lower().split())
-    return sum(any(_stands_in(spelling.lower(), text) for spelling in spellings) for spellings in facts)
-
-
-def _stands_in(spelling: str, text: str) -> bool:
-    """Whether `text` contains the spelling, and not only inside a longer number: 145 days are not 45 days."""
-    before = r"(?<!\d)" if spelling[0].isdigit() else ""
-    after = r"(?!\d)" if spelling[-1].isdigit() else ""
-    return re.search(before + re.escape(spelling) + after, text) is not None

@@ -22,6 +22,8 @@ PLAIN = {
     "models/training/deepspeed_config.py": "pydantic, with the field",
     "workflows/cluster/cluster_file.py": "pydantic, with the field",
     "workflows/scorecard/questions.py": "the same file, with the line",
+    "models/scorers/": "workflows/suites/read.py, with the line",
+    "workflows/suites/layouts.py": "workflows/suites/read.py, with the line",
     "workflows/corpus/files/text.py": "the same file, with the line",
     "models/chat/form.py": "models/chat and workflows/corpus, with the message's key",
     "models/chat/calls.py": "the same file, with the tool",

@@ -12,7 +12,7 @@ from models.base import adapters
 from models.base.load import load_tokenizer
 from models.base.plain import plain_base, plain_checkpoint
 from models.chat import encode_prompt, end_token_ids
-from models.measures.base_and_tuned import ComparedModels, count_facts
+from models.measures.base_and_tuned import ComparedModels
 from models.packing import pack
 from workflows.scorecard.answering import AnsweringModel, Asked, AskedTurn
 from workflows.scorecard.questions import said_text
@@ -128,18 +128,3 @@ def reply_of(model: Any, tokenizer: Any, messages: Any) -> str:
 def bare(text: str) -> str:
     """Without what the endpoint's text has not: a character at the end that the last tokens only begin."""
     return text.strip().rstrip("\ufffd").strip()
-
-
-@pytest.mark.parametrize(("reply", "facts", "count"), [
-    ("Returns take 45 DAYS.", [["45 days"]], 1),
-    ("Returns take\n45  days.", [["45 days"]], 1),
-    ("It takes forty-five days, or 45 days.", [["45 days", "forty-five days"]], 1),
-    ("45 days, by post", [["45 days"], ["by post", "by mail"], ["free"]], 2),
-    ("", [["45 days"]], 0),
-    ("450 days", [["45 days"]], 0),
-    ("145 days", [["45 days"]], 0),
-    ("It costs £50.", [["£5"]], 0),
-    ("It costs £5.", [["£5"]], 1),
-])  # fmt: skip
-def test_facts_are_counted_once_in_any_spelling(reply: str, facts: list[list[str]], count: int) -> None:
-    assert count_facts(reply, facts) == count

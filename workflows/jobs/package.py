@@ -23,9 +23,10 @@ from workflows.corpus.files.sources import files_at
 from workflows.corpus.user_filter import UserFilter
 from workflows.record import JsonObject
 from workflows.spec import PipelineSpec
-from workflows.spec.paths import local_paths, with_paths
+from workflows.spec.paths import local_paths, with_code, with_paths
 from workflows.stage import StageFailed
 from workflows.store import fingerprint
+from workflows.suites.files import user_scorers
 
 # Maximum bytes, in total, of the files beside a pipeline file that are uploaded with the job.
 MAX_SHIPPED = 64 << 20
@@ -52,15 +53,17 @@ def pack(spec: PipelineSpec, beside: Path, folder: Path) -> JsonObject:
             f"uploads at most {MAX_SHIPPED >> 20} MB; put them where all nodes of the cluster can read them (s3://, "
             "gs://, a shared folder) and use that path"
         )
-    plain = with_paths(spec, travelling).model_dump(mode="json")
+    there = with_code(with_paths(spec, travelling), lambda path: path.rpartition("/")[2])
+    plain = there.model_dump(mode="json")
     keep = None if spec.data.filter is None else UserFilter.of(spec.data.filter)
-    if keep is not None:
-        keep.code.write(folder)
-        plain["data"]["filter"] = keep.name
+    scorers = user_scorers(spec.evaluate)
+    for function in [*([keep] if keep else []), *scorers]:
+        function.code.write(folder)
     plain["cluster"] = {"address": "auto"}
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
     local = pa.fs.LocalFileSystem()
-    return {"pipeline": plain, "files": [*(fingerprint(local, str(file)) for file in copies), keep and keep.key]}
+    keys = [keep and keep.key, *(scorer.key for scorer in scorers)]
+    return {"pipeline": plain, "files": [*(fingerprint(local, str(file)) for file in copies), *keys]}
 
 
 def _copy(field: str, path: str, folder: Path, target: str) -> str:

@@ -14,6 +14,7 @@ from workflows.record import JsonObject
 from workflows.spec import NEW_MODEL, AdversarialSpec, DistillRepliesSpec, DistillSpec, PipelineSpec, SpinSpec
 from workflows.stage import STAGE_NAMES, Context, Keys, Stage, StageFailed
 from workflows.store import Artifact, Store, fingerprint, without_secrets
+from workflows.suites.files import suite_settings
 
 
 def _prepare_settings(spec: PipelineSpec) -> JsonObject:
@@ -85,6 +86,8 @@ def _evaluate_settings(spec: PipelineSpec) -> JsonObject:
         del section["pair"]
     if spec.evaluate.questions is not None:
         section["questions"] = _fingerprint_of("evaluate.questions", spec.evaluate.questions)
+    if spec.evaluate.suites:
+        section["suites"] = suite_settings(spec.evaluate)
     return {"evaluate": section}
 
 

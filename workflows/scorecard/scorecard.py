@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from models.scorers.facts import count_facts
 from workflows.figures import EvaluateFigures
 from workflows.record import JsonObject
 from workflows.scorecard.adversarial import pair_text
@@ -81,8 +82,6 @@ def _text(answer: JsonObject) -> str:
 
 
 def _asked(prompt: Prompt, base: str, tuned: str) -> AskedQuestion:
-    from models.measures.base_and_tuned import count_facts
-
     question = prompt.question
     assert question is not None
     return AskedQuestion(

@@ -20,6 +20,7 @@ from workflows.spec.optimize import OptimizeSpec
 from workflows.spec.pipeline import PipelineSpec
 from workflows.spec.section import Precision
 from workflows.spec.serve import ServeSpec, TlsSpec
+from workflows.spec.suites import SuiteSpec
 from workflows.spec.train import AdapterSpec, TrainSpec, ZeroSpec
 from workflows.spec.tune import (
     AllSpec,
@@ -67,6 +68,7 @@ __all__ = [
     "SimpoSpec",
     "Source",
     "SpinSpec",
+    "SuiteSpec",
     "TeacherSpec",
     "TlsSpec",
     "TpeSpec",

@@ -1,10 +1,11 @@
 """The section evaluate."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from workflows.spec.section import HOW, Section, Share
+from workflows.spec.section import ADDED, HOW, Section, Share
+from workflows.spec.suites import SuiteSpec
 
 
 class GateSpec(Section):
@@ -56,6 +57,9 @@ class EvaluateSpec(Section):
     """A JSON-lines file of {"question", "facts": [[spelling, ...], ...]}: questions for both models, and the facts to
     look for in their replies. A relative path starts at the pipeline file's folder."""
 
+    suites: list[SuiteSpec] = Field(default=[], json_schema_extra=ADDED)
+    """Suites of items to which both models reply; a scorer scores the replies."""
+
     max_new_tokens: Annotated[int, Field(ge=1, le=65_536)] = 64
     """Maximum tokens of a reply."""
 
@@ -70,3 +74,14 @@ class EvaluateSpec(Section):
 
     gpus_per_worker: Annotated[float, Field(ge=0.0, le=8.0)] = Field(default=0.0, json_schema_extra=HOW)
     """GPUs per worker."""
+
+    @model_validator(mode="after")
+    def _suites_have_names(self) -> Self:
+        names: dict[str, int] = {}
+        for index, suite in enumerate(self.suites):
+            first = names.setdefault(suite.shown_name, index)
+            if first != index:
+                raise ValueError(
+                    f"suites.{first} and suites.{index} are both named {suite.shown_name!r}; set the `name` of one"
+                )
+        return self

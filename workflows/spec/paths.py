@@ -1,4 +1,6 @@
-"""Find the local files that a pipeline file names, and replace their paths."""
+"""Find the local files and the functions that a pipeline file names, and replace their paths."""
+
+from collections.abc import Callable
 
 from workflows.spec.objectives import TeacherSpec
 from workflows.spec.pipeline import PipelineSpec
@@ -19,6 +21,7 @@ def local_paths(spec: PipelineSpec) -> dict[str, str]:
     }
     named |= data.check_against.by_field
     paths |= {field: path for field, path in named.items() if path}
+    paths |= {f"evaluate.suites.{index}.path": suite.path for index, suite in enumerate(spec.evaluate.suites)}
     paths |= {f"serve.adapters.{name}": path for name, path in spec.serve.adapters.items()}
     paths |= {field: name for field, name in models.items() if name.startswith(("/", "./", "../", "~"))}
     return {field: path for field, path in paths.items() if "://" not in path and not path.startswith("hf:")}
@@ -35,7 +38,11 @@ def with_paths(spec: PipelineSpec, paths: dict[str, str]) -> PipelineSpec:
     if isinstance(objective, TeacherSpec):
         teacher = paths.get("train.objective.teacher", objective.teacher)
         objective = objective.model_copy(update={"teacher": teacher})
-    questions = paths.get("evaluate.questions", spec.evaluate.questions)
+    suites = [
+        suite.model_copy(update={"path": paths.get(f"evaluate.suites.{index}.path", suite.path)})
+        for index, suite in enumerate(spec.evaluate.suites)
+    ]
+    evaluate = {"questions": paths.get("evaluate.questions", spec.evaluate.questions), "suites": suites}
     files = [paths.get(field, file) for field, file in spec.data.check_against.by_field.items()]
     word_list = paths.get("data.filters.word_list", spec.data.filters.word_list)
     data = {
@@ -49,7 +56,22 @@ def with_paths(spec: PipelineSpec, paths: dict[str, str]) -> PipelineSpec:
             "base_model": paths.get("base_model", spec.base_model),
             "train": spec.train.model_copy(update={"objective": objective}),
             "data": spec.data.model_copy(update=data),
-            "evaluate": spec.evaluate.model_copy(update={"questions": questions}),
+            "evaluate": spec.evaluate.model_copy(update=evaluate),
             "serve": spec.serve.model_copy(update={"adapters": adapters}),
+        }
+    )
+
+
+def with_code(spec: PipelineSpec, rename: Callable[[str], str]) -> PipelineSpec:
+    """`spec` with other names for the Python functions of `data.filter` and of the scorers of suites."""
+    keep = spec.data.filter
+    suites = [
+        suite.model_copy(update={"scorer": rename(suite.function)}) if suite.function else suite
+        for suite in spec.evaluate.suites
+    ]
+    return spec.model_copy(
+        update={
+            "data": spec.data.model_copy(update={"filter": rename(keep) if keep else None}),
+            "evaluate": spec.evaluate.model_copy(update={"suites": suites}),
         }
     )

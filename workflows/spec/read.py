@@ -13,7 +13,7 @@ from models.errors import nearest
 from workflows.spec import space as spec_space
 from workflows.spec.describe import describe_default, describe_type, model_of, named_sections
 from workflows.spec.errors import Location, SpecError, SpecProblem, dotted
-from workflows.spec.paths import local_paths, with_paths
+from workflows.spec.paths import local_paths, with_code, with_paths
 from workflows.spec.pipeline import PipelineSpec
 
 
@@ -72,14 +72,7 @@ def read_spec(
     absolute = {
         field: str((folder / Path(named).expanduser()).resolve()) for field, named in local_paths(spec).items()
     }
-    return _with_filter_folder(_with_certificate_files(with_paths(spec, absolute), folder), folder)
-
-
-def _with_filter_folder(spec: PipelineSpec, folder: Path) -> PipelineSpec:
-    """Put the folder in which the module of `data.filter` may be before its name."""
-    if spec.data.filter is None:
-        return spec
-    return spec.model_copy(update={"data": spec.data.model_copy(update={"filter": f"{folder}/{spec.data.filter}"})})
+    return with_code(_with_certificate_files(with_paths(spec, absolute), folder), lambda name: f"{folder}/{name}")
 
 
 def _with_certificate_files(spec: PipelineSpec, folder: Path) -> PipelineSpec:

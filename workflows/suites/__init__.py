@@ -1,0 +1,1 @@
+"""Suites: items for models to reply to, and the scorers of the replies."""
