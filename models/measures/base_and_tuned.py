@@ -1,7 +1,7 @@
 """The losses of a base model, its tuned version and perhaps the release in service, on the same tokens."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 

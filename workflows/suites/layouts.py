@@ -106,10 +106,14 @@ def _messages(given: Any) -> tuple[Message, ...]:
 
 
 def _later_messages(given: Any) -> tuple[Message, ...]:
-    """Those after an earlier reply: results of the calls in that reply, or a user's message, or both."""
+    """Those after an earlier reply: results of the calls in that reply, or a user's message, or both.
+
+    Results lose their ids, since the model gives its calls others: they answer the calls in their order.
+    """
     if not isinstance(given, list) or not given:
         raise ValueError("`messages` is not a non-empty list")
-    results = list(itertools.takewhile(lambda each: isinstance(each, dict) and each.get("role") == "tool", given))
+    given_results = list(itertools.takewhile(_is_result, given))
+    results = [{key: value for key, value in each.items() if key != "tool_call_id"} for each in given_results]
     rest = given[len(results) :]
     messages: tuple[Message, ...] = ()
     if results:
@@ -122,6 +126,10 @@ def _later_messages(given: Any) -> tuple[Message, ...]:
             f"begins with a message of role {rest[0]['role']!r}; a reply comes before, so it must be a user's"
         )
     return (*messages, *(_messages(rest) if rest else ()))
+
+
+def _is_result(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") == "tool"
 
 
 def _check_named(calls: list[Record], tools: list[Record] | None) -> None:

@@ -7,7 +7,7 @@ suite.score(item, 0, {"role": "assistant", "content": "In 45 days."})
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,26 +46,15 @@ class Item:
     def conversation(self, replies: Sequence[Message]) -> Conversation:
         """The conversation up to turn `len(replies)`, with the replies to the turns before it."""
         messages: list[Message] = []
-        for turn, reply in zip(self.turns, (None, *replies), strict=False):
-            messages += turn.messages if reply is None else [reply, *_answering(reply, turn.messages)]
-        return Conversation(messages, self.turns[len(replies)].tools)
+        for turn, reply in zip(self.turns, replies, strict=False):
+            messages += [*turn.messages, reply]
+        last = self.turns[len(replies)]
+        return Conversation([*messages, *last.messages], last.tools)
 
     @property
     def scored_turns(self) -> tuple[int, ...]:
         """The numbers of the turns whose replies are scored, from 0; at least one."""
         return tuple(number for number, turn in enumerate(self.turns) if turn.expected is not None)
-
-
-def _answering(reply: Message, messages: Sequence[Message]) -> Iterator[Message]:
-    """The messages, with results of tools under the ids of the calls in `reply`, in their order."""
-    calls = iter(reply.get("tool_calls", ()))
-    for message in messages:
-        if message["role"] == "tool":
-            message = message.copy()
-            message.pop("tool_call_id", None)
-            if "id" in (call := next(calls, {})):
-                message["tool_call_id"] = call["id"]
-        yield message
 
 
 @dataclass(frozen=True)
