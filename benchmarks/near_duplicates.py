@@ -1,18 +1,20 @@
 """Near-duplicates: what is found of planted copies, and what the search for them costs.
 
     python benchmarks/near_duplicates.py found --data sgd.jsonl.gz chitchat.jsonl.gz
+    python benchmarks/near_duplicates.py replies --data sgd.jsonl.gz chitchat.jsonl.gz
     python benchmarks/near_duplicates.py speed --data sgd.jsonl.gz chitchat.jsonl.gz [--times 1 4 16]
     python benchmarks/near_duplicates.py prepare --data sgd.jsonl.gz chitchat.jsonl.gz
     python benchmarks/near_duplicates.py peer  --data sgd.jsonl.gz --python OTHER/bin/python
 
 `found` plants 2,000 edited copies (1 or 3 typos, upper case, a name exchanged, a turn left out, two turns exchanged),
 runs `prepare` with each action, and compares with all pairs of conversations, by a product of sparse matrices: recall
-and precision of the pairs at 0.8, and the planted copies on both sides of the split. `speed` writes the conversations
-as a corpus, several times with other words each time, and measures the whole search over it on a local cluster
-(seconds, MB a second and core, the memory of all its processes), in turns with bare rensa, that is with signatures of
-the same lines alone in one process. `prepare` measures the stage with the search and without it, in turns. `peer`
-does the search with datatrove's four MinHash steps in its own environment (`datatrove[processing]==0.10.1`). Each
-prints a Markdown table, and one JSON object as the last line.
+and precision of the pairs at 0.8, and the planted copies on both sides of the split. `replies` compares single
+replies, and their clusters with those of all pairs of replies; the search over conversations takes turns with it.
+`speed` writes the conversations as a corpus, several times with other words each time, and measures the whole search
+over it on a local cluster (seconds, MB a second and core, the memory of all its processes), in turns with bare rensa,
+that is with signatures of the same lines alone in one process. `prepare` measures the stage with the search and
+without it, in turns. `peer` does the search with datatrove's four MinHash steps in its own environment
+(`datatrove[processing]==0.10.1`). Each prints a Markdown table, and one JSON object as the last line.
 """
 
 import argparse
@@ -88,7 +90,7 @@ def found(files: Sequence[str]) -> dict[str, Any]:
     kinds = [draw.choice(KINDS) for _ in sources]
     copies = [edited(clean[source], kind, draw) for source, kind in zip(sources, kinds, strict=True)]
     everything = clean + copies
-    truth = all_pairs(everything)
+    truth = all_pairs([text_of(messages) for messages in everything])
     result: dict[str, Any] = {"conversations": len(everything), "pairs": len(truth), **recall(everything, truth)}
     planted_pairs = [(source, len(clean) + number) for number, source in enumerate(sources)]
     alike = [pair in truth for pair in planted_pairs]
@@ -130,17 +132,17 @@ def found(files: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def all_pairs(everything: Sequence[Messages]) -> set[tuple[int, int]]:
+def all_pairs(texts: Sequence[str]) -> set[tuple[int, int]]:
     """All pairs with a Jaccard index of their shingles of THRESHOLD and more."""
     from scipy.sparse import csr_array
 
     from models.text.shingles import Shingles
 
-    shingles = Shingles.of([text_of(messages) for messages in everything])
+    shingles = Shingles.of(texts)
     _, columns = np.unique(shingles.hashes, return_inverse=True)
     matrix = csr_array((np.ones(len(columns), np.int32), columns, shingles.starts))
     sizes, pairs = np.diff(shingles.starts), set()
-    for start in range(0, len(everything), 2000):
+    for start in range(0, len(texts), 2000):
         shared = (matrix[start : start + 2000] @ matrix.T).tocoo()
         one, other = shared.row + start, shared.col
         alike = shared.data / (sizes[one] + sizes[other] - shared.data) >= THRESHOLD
@@ -173,6 +175,57 @@ def sides_of(store: Any, key: str) -> dict[tuple[int, int], str]:
 
 def text_of(messages: Messages) -> str:
     return "\n".join(message["content"] for message in messages)
+
+
+def replies(files: Sequence[str], repeats: int) -> dict[str, Any]:
+    """Clusters of single replies against all pairs, and seconds against those of conversations."""
+    import pyarrow.fs
+    import ray
+
+    from models.text.near_duplicates import components
+    from workflows.cluster.board import Board
+    from workflows.corpus.revision.near_duplicates import find_near_duplicates, replies_of
+    from workflows.corpus.rows import number_of, reply_numbers
+    from workflows.spec.data import Compared, DeduplicateSpec
+
+    clean = list(conversations(files))
+    took: dict[Compared, list[float]] = {"conversations": [], "replies": []}
+    with tempfile.TemporaryDirectory() as folder:
+        written = write_corpus(clean, 1, Path(folder, "corpus"))
+        ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR")
+        board: Any = Board.remote()  # type: ignore[attr-defined]
+        for number in range(repeats + 1):  # the first round warms up
+            for compare, seconds in took.items():
+                began = time.perf_counter()
+                settings = DeduplicateSpec(compare=compare)
+                alike = find_near_duplicates(pyarrow.fs.LocalFileSystem(), written, settings, board)
+                seconds += [time.perf_counter() - began] if number else []
+        ray.shutdown()
+    compared = [(line, place, text) for line, each in enumerate(clean) for place, text in replies_of(each)]  # type: ignore[arg-type]
+    numbers = np.array([reply_numbers(number_of(0, line), place) for line, place, _ in compared])
+    pairs = all_pairs([text for *_, text in compared])
+    members, first = components(numbers[np.array(sorted(pairs))])
+    ours, theirs = (clusters_of(*each) for each in ((alike.members, alike.kept), (members, first)))
+    result = {
+        "replies": len(compared), "pairs": len(pairs), "alike": len(members), "clusters": len(theirs),
+        "found": len(ours & theirs), "of": len(ours),
+        **{f"{compare}_s": statistics.median(seconds) for compare, seconds in took.items()},
+    }  # fmt: skip
+    print("| replies | alike | clusters | of them found | clusters found wrongly | replies, s | conversations, s |")
+    print("|---|---|---|---|---|---|---|")
+    print(
+        f"| {len(compared):,} | {len(members):,} | {len(theirs):,} | {len(ours & theirs):,} | "
+        f"{len(ours - theirs):,} | {result['replies_s']:.1f} | {result['conversations_s']:.1f} |"
+    )
+    return result
+
+
+def clusters_of(members: Any, named: Any) -> set[frozenset[int]]:
+    """The clusters of members, each of which has the name of its cluster."""
+    found: dict[int, set[int]] = {}
+    for member, name in zip(members.tolist(), named.tolist(), strict=True):
+        found.setdefault(name, set()).add(member)
+    return set(map(frozenset, found.values()))
 
 
 def speed(files: Sequence[str], times: Sequence[int], repeats: int) -> dict[str, Any]:
@@ -208,7 +261,10 @@ def write_corpus(clean: Sequence[Messages], count: int, folder: Path) -> list[st
 
     folder.mkdir()
     files = []
-    schema = pa.schema([("source", pa.int32()), ("line", pa.int64()), ("messages", pa.string())])
+    schema = pa.schema(
+        [("source", pa.int32()), ("line", pa.int64()), ("messages", pa.string()), ("num_messages", pa.int32())]
+    )
+    lengths = [len(messages) for messages in clean]
     for number in range(count):
         mark = "" if number == 0 else f"{number} "
         texts = [
@@ -218,7 +274,12 @@ def write_corpus(clean: Sequence[Messages], count: int, folder: Path) -> list[st
         ]  # fmt: skip
         for start in range(0, len(texts), ROWS_PER_FILE):
             part = texts[start : start + ROWS_PER_FILE]
-            columns = [[number] * len(part), range(start, start + len(part)), part]
+            columns = [
+                [number] * len(part),
+                range(start, start + len(part)),
+                part,
+                lengths[start : start + len(part)],
+            ]
             table = pa.table(
                 [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
             )
@@ -382,7 +443,7 @@ def peer(files: Sequence[str], python: str, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["found", "speed", "prepare", "peer"])
+    parser.add_argument("what", choices=["found", "replies", "speed", "prepare", "peer"])
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE")
     parser.add_argument("--times", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--repeats", type=int, default=3)
@@ -393,6 +454,8 @@ def main() -> None:
 
         ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR")
         result = found(asked.data)
+    elif asked.what == "replies":
+        result = replies(asked.data, asked.repeats)
     elif asked.what == "speed":
         result = speed(asked.data, asked.times, asked.repeats)
     elif asked.what == "prepare":
