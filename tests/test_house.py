@@ -111,6 +111,7 @@ def test_a_shipped_pipeline_parses_and_its_files_are_there(file: Path) -> None:
     spec = read_spec(file)
     assert all(Path(source.path).is_file() for source in spec.data.sources)
     assert spec.evaluate.questions is None or Path(spec.evaluate.questions).is_file()
+    assert all(Path(suite.path).exists() for suite in spec.evaluate.suites)
 
 
 def test_the_pinned_packages_install_on_every_supported_python() -> None:

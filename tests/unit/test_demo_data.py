@@ -1,9 +1,13 @@
-"""The demo's data: the numbers of conversations and facts that the README states, and questions that are held out."""
+"""The demo's data: the numbers of conversations and facts that the README states; questions and suites held out."""
 
 import json
 from pathlib import Path
 
+import pytest
+
 from models.chat import check_messages
+from workflows.spec import EvaluateSpec, SuiteSpec
+from workflows.suites.read import read_suites
 
 FOLDER = Path(__file__).parents[2] / "workflows" / "pipelines" / "demo"
 
@@ -35,3 +39,33 @@ def test_questions_are_held_out_and_their_facts_are_taught():
             taught = sum(any(spelling.lower() in reply for spelling in spellings) for reply in replies)
             assert taught >= 20, spellings
             assert not any(spelling.lower() in record["question"].lower() for spelling in spellings)
+
+
+@pytest.mark.parametrize(("name", "scorer", "count", "tags"), [
+    ("paraphrases", "facts", 30, {"topic", "wording"}), ("follow-ups", "facts", 16, {"topic"}),
+    ("never-say", "excludes", 22, {"topic", "mistake"}), ("format", "regex", 20, {"topic", "format"}),
+    ("languages", "facts", 20, {"topic", "language"}),
+])  # fmt: skip
+def test_a_suite_is_as_the_readme_says_and_held_out(name, scorer, count, tags):
+    path = FOLDER / "suites" / f"{name}.jsonl"
+    [suite] = read_suites(EvaluateSpec(suites=[SuiteSpec(path=str(path))]))
+    assert (suite.scorer_name, len(suite.items)) == (scorer, count)
+    assert f"`{path.name}`: {count} " in (FOLDER / "README.md").read_text()
+    assert all(item.tags.keys() == tags for item in suite.items)
+    said = [m["content"] for record in read("conversations.jsonl") for m in record["messages"] if m["role"] == "user"]
+    known = {text.strip().lower() for text in [*said, *(record["question"] for record in read("questions.jsonl"))]}
+    asked = [turn.messages[-1]["content"] for item in suite.items for turn in item.turns]
+    assert not known & {text.strip().lower() for text in asked}
+    assert len(set(asked)) == len(asked)
+
+
+def test_the_facts_of_suites_are_taught():
+    replies = [
+        m["content"].lower() for record in read("conversations.jsonl") for m in record["messages"]
+        if m["role"] == "assistant"
+    ]  # fmt: skip
+    paths = [FOLDER / "suites" / f"{name}.jsonl" for name in ("paraphrases", "follow-ups", "languages")]
+    for suite in read_suites(EvaluateSpec(suites=[SuiteSpec(path=str(path)) for path in paths])):
+        for item in suite.items:
+            for spellings in (fact for turn in item.turns for fact in turn.expected or ()):
+                assert sum(any(each.lower() in reply for each in spellings) for reply in replies) >= 20, spellings

@@ -27,8 +27,8 @@ class SuiteSpec(Section):
     sent to all nodes."""
 
     normalize: bool = True
-    """Whether facts, exact and excludes ignore case, differences of white space, and Unicode's compatible characters
-    (full-width digits)."""
+    """Whether facts and exact ignore case, differences of white space, and Unicode's compatible characters such as
+    full-width digits."""
 
     golden: bool = False
     """Whether the suite is golden: its score may not get worse."""
