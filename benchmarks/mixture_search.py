@@ -146,7 +146,10 @@ def main() -> None:
     parser.add_argument("--store", default=tempfile.mkdtemp())
     asked = parser.parse_args()
     os.environ.update(ENVIRONMENT)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    # With the default port, another cluster's dashboard answers for this one, and Ray Train removes its workers
+    # (findings/ray_dashboard_of_another_cluster.sh).
+    without_dashboard = {"include_dashboard": False, "dashboard_port": 0}
+    ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR", **without_dashboard)
     values, began = pipeline(asked, asked.store), time.perf_counter()
     done, store = run(values, "tune")
     took = time.perf_counter() - began

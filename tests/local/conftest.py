@@ -30,7 +30,10 @@ def cluster() -> Iterator[None]:
     os.environ.update(ours.ENVIRONMENT)
     # Workers import a trial's class from the test file, and thus everything that the file imports.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (tests, os.environ.get("PYTHONPATH"))))
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    # With the default port, another cluster's dashboard answers for this one, and Ray Train removes its workers
+    # (findings/ray_dashboard_of_another_cluster.sh).
+    without_dashboard = {"include_dashboard": False, "dashboard_port": 0}
+    ray.init(address="local", num_cpus=4, log_to_driver=False, logging_level="ERROR", **without_dashboard)
     yield
     ray.shutdown()
 

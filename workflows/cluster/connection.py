@@ -4,11 +4,13 @@ with Connection(spec.cluster) as connection:
     connection.open()
 """
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray
@@ -56,7 +58,11 @@ class Connection:
             show_token()
         terminate = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(**options)
+            # The processes of a local cluster inherit the variable, so Ray's state API asks no other cluster there.
+            # Ray Train would take another cluster's answer for the death of its controller, and remove the workers
+            # (findings/ray_train_asks_another_cluster.sh).
+            with api_server_address("local") if self._cluster.address is None else contextlib.nullcontext():
+                ray.init(**options)
         except ConnectionError as error:
             if "AuthenticationError" in repr(error.__cause__) + str(error.__cause__):
                 raise ClusterError(f"cluster.address: {token_refused(str(self._cluster.address))}") from None
@@ -75,6 +81,23 @@ class Connection:
         signal.signal(signal.SIGTERM, terminate)  # Ray has replaced it with its own
         self.is_open = True
         _quieten()
+
+
+@contextlib.contextmanager
+def api_server_address(address: str) -> Iterator[None]:
+    """Within the block, Ray's state API and its jobs client ask `address`: a URL, host:port, or `local`.
+
+    They prefer RAY_API_SERVER_ADDRESS, then RAY_ADDRESS, to an address that they are given (ray-project/ray#50287).
+    """
+    before = os.environ.get("RAY_API_SERVER_ADDRESS")
+    os.environ["RAY_API_SERVER_ADDRESS"] = address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["RAY_API_SERVER_ADDRESS"]
+        else:
+            os.environ["RAY_API_SERVER_ADDRESS"] = before
 
 
 def library_log() -> Path:

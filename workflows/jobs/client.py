@@ -25,7 +25,7 @@ import aiohttp
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from workflows.cluster.connection import token_refused
+from workflows.cluster.connection import api_server_address, token_refused
 from workflows.cluster.errors import ClusterError
 from workflows.cluster.ray_private import show_token
 from workflows.jobs.package import about, missing, pack, pinned, supported_ray
@@ -100,7 +100,8 @@ class Jobs:
         logging.disable(logging.WARNING)  # Ray's warnings about packages and sockets
         show_token()
         try:
-            self._client = JobSubmissionClient(address)
+            with api_server_address(address):  # else RAY_ADDRESS goes before it
+                self._client = JobSubmissionClient(address)
         except Exception as error:
             raise ClusterError(_why_no_answer(address, error)) from None
         self._ray_version = str(self._client._server_ray_version)
