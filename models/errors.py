@@ -38,6 +38,7 @@ class RayconteurError(ValueError):
             UnreadableFile
             UnusableKey
             UnusableLine
+            UnusableScores
             WrongSource
     """
 

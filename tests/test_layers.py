@@ -45,7 +45,7 @@ LAYERS = {
         "objectives export",
         "base",
         "kernels exchange scorers",
-        "packing chat generation files text",
+        "packing chat generation files text statistics",
         "mixture",
         "mixture_law",
         "trees errors",
