@@ -70,6 +70,8 @@ class Stage:
     """further stages whose artifacts it reads; its key leaves them out, since the keys of its inputs have theirs"""
     key: "Callable[[PipelineSpec, Keys], str] | None" = None
     """its key, from those of its inputs, where it is not made of its name, settings and inputs"""
+    stored: "Callable[[PipelineSpec, Store, Keys], JsonObject]" = lambda spec, store, inputs: {}
+    """further settings, that what is in the store determines"""
     find: "Callable[[PipelineSpec, Store, Keys], Artifact | None] | None" = None
     """its artifact, if that is up to date; None where each artifact of its key is"""
     detail: "Callable[[Context], str] | None" = None

@@ -316,6 +316,18 @@ class _Lease:
                     self._renew()
 
 
+def release_in_service(store: Store, pipeline: str, train_key: str) -> Artifact | None:
+    """The release of a pipeline that was deployed last from another training than this one.
+
+    A training that is in service itself is compared with the one before it, so its scorecard stays valid.
+    """
+    for deployed in reversed(store.all_of("deploy")):
+        release = store.find("optimize", deployed.inputs["optimize"]) if deployed.pipeline == pipeline else None
+        if release is not None and release.inputs["train"] != train_key:
+            return release
+    return None
+
+
 def fingerprint(filesystem: Any, path: str) -> str:
     """A hash of a file's content; for a file over 64 MiB, of its size, modification time, first and last MiB."""
     info = filesystem.get_file_info(path)

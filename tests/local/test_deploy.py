@@ -1,17 +1,20 @@
 """The whole pipeline in this process, and its endpoint on Ray Serve, called with OpenAI's client."""
 
+import json
 import socket
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
 from workflows.endpoint.status import living_endpoint
+from workflows.scorecard.records import Scorecard
 from workflows.spec import PipelineSpec
 from workflows.stage import GateFailed, StageFailed, check_gate
 
 
-def test_from_conversations_to_an_endpoint_and_a_refusal(run, tiny, free_port):
+def test_from_conversations_to_an_endpoint_and_refusals(run, tiny, free_port, tmp_path):
     from ray import serve as ray_serve
 
     from serve.deployment.front_actor import close_fronts
@@ -45,6 +48,7 @@ def test_from_conversations_to_an_endpoint_and_a_refusal(run, tiny, free_port):
         ray_serve.shutdown()
         close_fronts()
     _refused_where_the_gate_is_too_high(run, tiny)
+    _refused_where_it_is_worse_than_the_release_in_service(run, tiny, tmp_path)
 
 
 def _refused_where_the_gate_is_too_high(run, tiny):
@@ -56,6 +60,43 @@ def _refused_where_the_gate_is_too_high(run, tiny):
         check_gate(done["evaluate"], "evaluate", "use --force")
     with pytest.raises(GateFailed, match="it was never evaluated"):
         check_gate(None, "evaluate", "use --force")
+
+
+def _refused_where_it_is_worse_than_the_release_in_service(run, tiny, tmp_path):
+    items = [{"question": f"{one}+{one}?", "regex": r"\d", "tags": {"digits": "one"}} for one in range(1, 8)]
+    items.append({"messages": [{"role": "user", "content": "no" * 3000}], "regex": "."})
+    given = [{"question": "1+1?", "reply": "It is 2.", "group": "sums"}, {"question": "2+2?", "reply": "4"}]
+    for name, lines in {"digits": items, "given": given}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tiny["train"]["learning_rate"] = 1e-7
+    tiny["evaluate"] = {
+        "compare_with": "service",
+        "suites": [{"path": str(tmp_path / "digits.jsonl"), "golden": True}, {"path": str(tmp_path / "given.jsonl")}],
+        "gate": {"rule": "no_worse"},
+    }
+    with pytest.raises(GateFailed, match=r"no worse than the release in service by more than .*: held-out loss: "):
+        run("optimize", tiny)
+    done, store = run("evaluate", tiny)
+    where = store.path("evaluate", done["evaluate"].key)
+    found = Scorecard.from_json(store.read_json(f"{where}/scorecard.json"))
+    assert found.service == store.all_of("optimize")[-1].key
+    assert all(reply.service is not None for reply in found.replies)
+    compared = {(each.measure, each.against, each.slice): each for each in found.comparisons}
+    loss = compared["held-out loss", "service", None]
+    assert loss.is_worse
+    assert loss.tuned == pytest.approx(found.tuned_loss, abs=1e-3)
+    assert (loss.items, compared["held-out loss", "base", None].items) == (loss.clusters, loss.items)
+    assert {("digits", "base", "digits=one"), ("digits", "service", None), ("given", "service", None)} <= {*compared}
+    digits, likely = found.suites
+    assert (digits.golden, digits.scorer, digits.items) == (True, "regex", 8)
+    assert [(score.model, score.failed) for score in digits.scores] == [("base", 1), ("tuned", 1), ("service", 1)]
+    assert (likely.scorer, likely.unit) == ("perplexity", "nats")
+    of_models = {score.model: score.mean for score in likely.scores}
+    assert of_models["service"] < of_models["base"] == pytest.approx(of_models["tuned"], abs=0.01)
+    lines = [json.loads(line) for line in Path(where, "items.jsonl").read_text().splitlines()]
+    assert [line["suite"] for line in lines] == ["digits"] * 8 + ["given"] * 2
+    assert "no reply" in lines[7]["replies"]["tuned"][0]
+    assert lines[8]["group"] == "sums"
 
 
 def _ask(url):

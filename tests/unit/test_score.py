@@ -14,10 +14,11 @@ from models.base.plain import plain_base, plain_checkpoint
 from models.chat import encode_prompt, end_token_ids
 from models.measures.base_and_tuned import ComparedModels
 from models.packing import pack
-from workflows.scorecard.answering import AnsweringModel, Asked, AskedTurn
+from workflows.scorecard.answering import AnsweringModel, Asked
 from workflows.scorecard.questions import said_text
 from workflows.scorecard.reply_cache import ReplyCache
 from workflows.store import Store
+from workflows.suites.suite import Turn
 
 Conversation = tuple[list[int], list[bool]]
 PROMPTS = [
@@ -82,7 +83,7 @@ def test_replies_are_those_of_each_model_alone(
         ("tuned", tuned, lambda target: plain_checkpoint(base, folder, target, torch.float32)),
     ):
         cache = ReplyCache(Store(str(tmp_path / "store")), name)
-        asked = [Asked([AskedTurn(prompt)], max_new_tokens=12) for prompt in PROMPTS]
+        asked = [Asked([Turn(tuple(prompt))], max_new_tokens=12) for prompt in PROMPTS]
         with AnsweringModel(write, folder, 1, "cpu", in_bulk, cache) as answering:
             replies = answering.converse(asked, lambda: None)
         cache.save()
@@ -100,13 +101,13 @@ def never(target: Path) -> Path:
 
 
 def test_a_conversation_continues_with_the_models_own_replies(base: Path, tmp_path: Path) -> None:
-    turns = [AskedTurn([{"role": "user", "content": text}]) for text in ("Hi", "And then?")]
+    turns = [Turn(({"role": "user", "content": text},)) for text in ("Hi", "And then?")]
     cache = ReplyCache(Store(str(tmp_path / "store")), "base")
     with AnsweringModel(lambda target: base, base, 1, "cpu", False, cache) as answering:
         [[first, second]] = answering.converse([Asked(turns, 12)], lambda: None)
         whole = [*turns[0].messages, {"role": "assistant", "content": said_text(first.message or {})}]
-        [[alone]] = answering.converse([Asked([AskedTurn([*whole, *turns[1].messages])], 12)], lambda: None)
-        too_long = AskedTurn([{"role": "user", "content": "x" * 9999}])
+        [[alone]] = answering.converse([Asked([Turn((*whole, *turns[1].messages))], 12)], lambda: None)
+        too_long = Turn(({"role": "user", "content": "x" * 9999},))
         [refused] = answering.converse([Asked([too_long, turns[1]], 12)], lambda: None)
     assert first.message
     assert second == alone

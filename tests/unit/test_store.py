@@ -20,7 +20,7 @@ from models.files import open_uri
 from workflows import store as store_module
 from workflows.corpus.files.sources import source_files
 from workflows.spec import PipelineSpec
-from workflows.store import Artifact, Store, StoreError, content_key, fingerprint
+from workflows.store import Artifact, Store, StoreError, content_key, fingerprint, release_in_service
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -284,3 +284,14 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(s3_uri: str, s3_server: 
     writing.result(timeout=60)
     assert reading.result(timeout=60).type == store_module.pa.fs.FileType.Directory
     assert Store(s3_uri).find("train", "k1") == artifact()
+
+
+def test_the_release_in_service_is_the_last_one_of_another_training(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for number, (pipeline, train) in enumerate([("shop", "a"), ("shop", "b"), ("other", "c"), ("shop", "b")]):
+        key, at = f"r{number}", f"2026-01-0{number + 1}"
+        store.finish(Artifact("optimize", key, pipeline, {"train": train}, {}, {}))
+        store.finish(Artifact("deploy", key, pipeline, {"optimize": key}, {}, {}, started=at))
+    found = {train: release_in_service(store, "shop", train) for train in ("a", "b", "new")}
+    assert {train: release and release.key for train, release in found.items()} == {"a": "r3", "b": "r0", "new": "r3"}
+    assert release_in_service(store, "nothing deployed", "a") is None

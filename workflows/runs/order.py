@@ -13,7 +13,7 @@ from workflows.figures import OptimizeFigures
 from workflows.record import JsonObject
 from workflows.spec import NEW_MODEL, AdversarialSpec, DistillRepliesSpec, DistillSpec, PipelineSpec, SpinSpec
 from workflows.stage import STAGE_NAMES, Context, Keys, Stage, StageFailed
-from workflows.store import Artifact, Store, fingerprint, without_secrets
+from workflows.store import Artifact, Store, fingerprint, release_in_service, without_secrets
 from workflows.suites.files import suite_settings
 
 
@@ -91,6 +91,14 @@ def _evaluate_settings(spec: PipelineSpec) -> JsonObject:
     return {"evaluate": section}
 
 
+def _service(spec: PipelineSpec, store: Store, inputs: Keys) -> JsonObject:
+    """The release that the checkpoint is compared with, where that is asked for."""
+    if spec.evaluate.compare_with != "service":
+        return {}
+    release = release_in_service(store, spec.name, inputs["train"])
+    return {"service": None if release is None else release.key}
+
+
 def _fingerprint_of(field: str, uri: str) -> str:
     """A hash of the content of a file that the spec names; raises StageFailed with the field's name."""
     try:
@@ -139,7 +147,10 @@ STAGES = (
         is_needed=lambda spec: spec.tune is not None,
     ),
     Stage("train", 1, ("prepare", "reference", "tune"), _train_settings, "fine-tune (Ray Train, DeepSpeed)"),
-    Stage("evaluate", 1, ("prepare", "train"), _evaluate_settings, "compare tuned and base model (Ray Data)"),
+    Stage(
+        "evaluate", 1, ("prepare", "train"), _evaluate_settings, "compare tuned and base model (Ray Data)",
+        stored=_service,
+    ),
     Stage("optimize", 3, ("train",), _optimize_settings, "checkpoint to release", also_reads=("prepare",)),
     Stage(
         "deploy", None, ("evaluate", "optimize"), _deploy_settings, "release to endpoint (Ray Serve)",

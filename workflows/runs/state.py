@@ -34,7 +34,8 @@ def examine(spec: PipelineSpec, store: Store, last: str = "deploy") -> list[Stag
         if not stage.is_needed(spec):
             continue
         inputs = {name: keys[name] for name in stage.inputs if name in keys}
-        settings = {**({} if stage.version is None else {"version": stage.version}), **stage.settings(spec)}
+        version = {} if stage.version is None else {"version": stage.version}
+        settings = {**version, **stage.settings(spec), **stage.stored(spec, store, inputs)}
         made_of = {"stage": stage.name, "inputs": inputs, **settings}
         key = stage.key(spec, inputs) if stage.key else content_key(made_of)
         keys[stage.name] = key

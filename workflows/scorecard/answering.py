@@ -1,8 +1,8 @@
 """A model that answers chat requests in this process by the endpoint's code: the same prompts, engines and parsing.
 
 with AnsweringModel(write_plain, tokenizer_folder, threads=2, device="cpu", in_bulk=True, cache=cache) as model:
-    hello = AskedTurn([{"role": "user", "content": "Hi"}])
-    [replies] = model.converse([Asked([hello], max_new_tokens=64)], on_end=lambda: None)
+    hello = Turn(({"role": "user", "content": "Hi"},))
+    [[answer]] = model.converse([Asked([hello], max_new_tokens=64)], on_end=lambda: None)
 """
 
 import asyncio
@@ -15,9 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from models.chat import Message
+from models.chat import Conversation, Message
 from workflows.record import JsonObject
 from workflows.scorecard.reply_cache import ReplyCache
+from workflows.suites.suite import Item, Turn
 
 if TYPE_CHECKING:
     from serve.engines.base import Engine, Precision
@@ -27,18 +28,10 @@ _MAX_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True)
-class AskedTurn:
-    """The messages that come before a reply."""
-
-    messages: Sequence[JsonObject]
-    tools: Sequence[JsonObject] | None = None
-
-
-@dataclass(frozen=True)
 class Asked:
     """A conversation whose replies the model writes, turn by turn."""
 
-    turns: Sequence[AskedTurn]
+    turns: Sequence[Turn]
     max_new_tokens: int
 
 
@@ -98,29 +91,24 @@ class AnsweringModel:
         return self._loop.run_until_complete(everything())
 
     async def _conversation(self, asked: Asked) -> list[Answer]:
-        context: list[JsonObject] = []
-        answers: list[Answer] = []
-        for turn in asked.turns:
-            context += turn.messages
-            answer = await self._answer(context, turn.tools, asked.max_new_tokens)
-            answers.append(answer)
-            if answer.message is None:  # the next turns answer a reply that does not exist
-                answers += [answer] * (len(asked.turns) - len(answers))
-                break
-            context.append(_sent(answer.message))
-        return answers
+        item = Item("", tuple(asked.turns))
+        replies: list[Message] = []
+        while len(replies) < len(asked.turns):
+            answer = await self._answer(item.conversation(replies), asked.max_new_tokens)
+            if answer.message is None:  # nor is there one to the turns that would answer it
+                return [*map(Answer, replies), *[answer] * (len(asked.turns) - len(replies))]
+            replies.append(answer.message)
+        return [*map(Answer, replies)]
 
-    async def _answer(
-        self, messages: Sequence[JsonObject], tools: Sequence[JsonObject] | None, max_new_tokens: int
-    ) -> Answer:
+    async def _answer(self, conversation: Conversation, max_new_tokens: int) -> Answer:
         request: dict[str, Any] = {
             "model": "model",
-            "messages": list(messages),
+            "messages": [_sent(message) for message in conversation.messages],
             "temperature": 0,
             "max_tokens": max_new_tokens,
         }
-        if tools:
-            request["tools"] = list(tools)
+        if conversation.tools:
+            request["tools"] = conversation.tools
         known = self._cache.find(request)
         if known is not None:
             return Answer(known)
@@ -189,15 +177,5 @@ def _arguments(text: str) -> Any:
 
 
 def _sent(message: Message) -> JsonObject:
-    """A reply as it stands in the next request."""
-    sent: dict[str, Any] = {**message}
-    if calls := sent.get("tool_calls"):
-        sent["tool_calls"] = [
-            {**call, "function": {**call["function"], "arguments": _text(call["function"]["arguments"])}}
-            for call in calls
-        ]
-    return sent
-
-
-def _text(arguments: Any) -> str:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    """A message as it stands in a request."""
+    return {key: value for key, value in message.items() if key != "train"}

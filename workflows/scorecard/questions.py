@@ -8,6 +8,7 @@ from typing import Any
 from models.chat import Message, check_messages
 from models.files import open_uri
 from workflows.stage import StageFailed
+from workflows.suites.suite import Turn
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Prompt:
     """None for a held-out conversation up to its last reply"""
     reference: str = ""
     """for a held-out conversation, its last reply"""
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The prompt as the one turn of an item."""
+        return (Turn(tuple(self.messages), json.loads(self.tools) if self.tools else None),)
 
 
 def said_text(message: Mapping[str, Any]) -> str:

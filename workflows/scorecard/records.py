@@ -83,12 +83,13 @@ class AskedQuestion(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedReply(Record):
-    """A held-out conversation up to its last reply, that reply, and both models' replies."""
+    """A held-out conversation up to its last reply, that reply, and the models' replies."""
 
     messages: Sequence[JsonObject]
     reference: str
     base: str
     tuned: str
+    service: str | None = optional()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,90 @@ class PartLoss(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compared(Record):
+    """The checkpoint and another model by one measure on the same items, or on a slice of them."""
+
+    measure: str
+    """`held-out loss`, `preference accuracy`, or the name of a suite"""
+    slice: str | None
+    """such as `topic=returns`; None for all items"""
+    against: str
+    """`base` or `service`"""
+    unit: str
+    """`share` (of the points), `nats` (a token) or `number`"""
+    lower_is_better: bool
+    golden: bool
+    items: int
+    clusters: int
+    """of items that belong together"""
+    other: float
+    """the other model's mean, and the checkpoint's"""
+    tuned: float
+    difference: float
+    low: float | None
+    """both ends of the difference's interval; None if the items cannot say"""
+    high: float | None
+    p_value: float
+    """of no difference, two-sided, not corrected for the number of comparisons"""
+    smallest: float | None
+    """the smallest difference that this many items would show in four of five cases"""
+    confidence: float
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether chance hardly explains the difference, looked at alone."""
+        return self.p_value <= 1 - self.confidence
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the checkpoint is worse, by more than chance explains."""
+        return self.is_shown and (self.difference > 0) == self.lower_is_better
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelScore(Record):
+    """A model's mean score in a suite, with its interval."""
+
+    model: str
+    mean: float
+    low: float | None
+    high: float | None
+    failed: int
+    """items to which the model has no reply, because the request is refused"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteFigures(Record):
+    """A suite of `evaluate.suites`."""
+
+    name: str
+    scorer: str
+    golden: bool
+    unit: str
+    items: int
+    scores: tuple[ModelScore, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredItem(Record):
+    """An item of a suite, in items.jsonl."""
+
+    suite: str
+    id: str
+    place: str
+    """file:line"""
+    group: str
+    tags: dict[str, str]
+    asked: list[str]
+    """by turn, as the next one"""
+    replies: dict[str, list[str]]
+    """by model"""
+    scores: dict[str, float]
+    failed: list[str]
+    """models without a reply"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scorecard(EvaluateFigures):
     """scorecard.json: the figures, and the data behind them."""
 
@@ -110,6 +195,10 @@ class Scorecard(EvaluateFigures):
     replies: tuple[ComparedReply, ...] = ()
     parts: tuple[PartLoss, ...] = ()
     """by source and by language, if there are several"""
+    suites: tuple[SuiteFigures, ...] = ()
+    comparisons: tuple[Compared, ...] = ()
+    service: str | None = optional()
+    """the key of the release in service, if the checkpoint was compared with it"""
     pair: AdversarialScorecard | None = optional()
     """for an adversarial pair"""
 

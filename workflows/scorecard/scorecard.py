@@ -5,30 +5,61 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from models.scorers.facts import count_facts
-from workflows.figures import EvaluateFigures
 from workflows.record import JsonObject
 from workflows.scorecard.adversarial import pair_text
-from workflows.scorecard.questions import Prompt, said_text
-from workflows.scorecard.records import AskedQuestion, ComparedReply, PartLoss, Scorecard
-from workflows.scorecard.worker import BASE, TUNED, ScoreRow
+from workflows.scorecard.comparisons import compare_all, facts_measure, held_out_measure, preference_measure
+from workflows.scorecard.gate import gate_verdict
+from workflows.scorecard.questions import Prompt, Question, said_text
+from workflows.scorecard.records import AskedQuestion, ComparedReply, PartLoss, Scorecard, ScoredItem
+from workflows.scorecard.suite_scores import SuitePrompt, score_suites
+from workflows.scorecard.words import MODEL_NAMES, describe, value
+from workflows.scorecard.worker import BASE, SERVICE, TUNED, ScoreRow
 from workflows.spec import GateSpec
 from workflows.stage import StageFailed
 
 
 def scorecard_of(
-    results: Sequence[ScoreRow], asked: Sequence[Prompt], gate: GateSpec, names: Sequence[str] = ()
-) -> Scorecard:
-    """The scorecard, from the workers' results. `names`: of the source of each file of the corpus."""
+    results: Sequence[ScoreRow],
+    asked: Sequence[Prompt | SuitePrompt],
+    gate: GateSpec,
+    names: Sequence[str] = (),
+    service: str | None = None,
+) -> tuple[Scorecard, Sequence[ScoredItem]]:
+    """The scorecard and the items of its suites, from the workers' results.
+
+    `names`: of the source of each file of the corpus. `service`: the key of the release in service, with which the
+    gate then compares.
+    """
     scored = [row for row in results if row["question"] < 0]
+    scored.sort(key=lambda row: (row.get("source", 0), row.get("line", 0)))
     targets = sum(row["targets"] for row in scored)
     if not targets:
         raise StageFailed("evaluate: no held-out reply is a desirable one; raise data.held_out_share or add data")
     base, tuned = (sum(row["losses"][model] for row in scored) / targets for model in (BASE, TUNED))
     margins = [margin for row in scored if (margin := row.get("margin")) is not None]
     said = {(row["question"], row["model"]): _text(row["answers"][-1]) for row in results if row.get("model")}
-    replies = [(said[index, BASE], said[index, TUNED]) for index in range(len(asked))]
-    questions = [_asked(prompt, *both) for prompt, both in zip(asked, replies, strict=True) if prompt.question]
-    num_facts = sum(len(item.facts) for item in questions)
+    prompts = {number: prompt for number, prompt in enumerate(asked) if isinstance(prompt, Prompt)}
+    questions = {
+        number: _asked(prompt.question, said[number, BASE], said[number, TUNED])
+        for number, prompt in prompts.items()
+        if prompt.question
+    }
+    suites = score_suites(
+        {number: prompt for number, prompt in enumerate(asked) if isinstance(prompt, SuitePrompt)},
+        results,
+        gate.confidence,
+    )
+    num_facts = sum(len(item.facts) for item in questions.values())
+    measures = [preference_measure(scored, names) if margins else held_out_measure(scored, names)]
+    if questions:
+        facts = (
+            [count_facts(said[number, SERVICE], item.facts) for number, item in questions.items()]
+            if service
+            else None
+        )
+        measures.append(facts_measure([*questions.values()], facts))
+    measures += suites.measures
+    comparisons = compare_all(measures, [BASE, SERVICE], gate.confidence)
     scorecard = Scorecard(
         base_loss=round(base, 4),
         tuned_loss=round(tuned, 4),
@@ -39,18 +70,33 @@ def scorecard_of(
         preference_accuracy=round(sum(margin > 0 for margin in margins) / len(margins), 4) if margins else None,
         reward_margin=round(sum(margins) / len(margins), 4) if margins else None,
         scored_pairs=len(margins) or None,
-        base_fact_share=round(sum(item.base_facts for item in questions) / num_facts, 4) if questions else None,
-        tuned_fact_share=round(sum(item.tuned_facts for item in questions) / num_facts, 4) if questions else None,
+        base_fact_share=_share(sum(item.base_facts for item in questions.values()), num_facts),
+        tuned_fact_share=_share(sum(item.tuned_facts for item in questions.values()), num_facts),
         passed=False,
         verdict="",
         parts=tuple(_parts(scored, names)),
-        questions=tuple(questions),
+        questions=tuple(questions.values()),
         replies=tuple(
-            _compared(prompt, *both) for prompt, both in zip(asked, replies, strict=True) if not prompt.question
+            ComparedReply(
+                messages=prompt.messages,
+                reference=prompt.reference,
+                base=said[number, BASE],
+                tuned=said[number, TUNED],
+                service=said.get((number, SERVICE)),
+            )
+            for number, prompt in prompts.items()
+            if not prompt.question
         ),
+        suites=suites.figures,
+        comparisons=tuple(each.record for each in comparisons),
+        service=service,
     )
-    passed, verdict = gate_verdict(scorecard, gate)
-    return replace(scorecard, passed=passed, verdict=verdict)
+    passed, verdict = gate_verdict(scorecard, comparisons, gate, SERVICE if service else BASE)
+    return replace(scorecard, passed=passed, verdict=verdict), suites.items
+
+
+def _share(right: int, facts: int) -> float | None:
+    return round(right / facts, 4) if facts else None
 
 
 def _parts(scored: Sequence[ScoreRow], names: Sequence[str]) -> Iterator[PartLoss]:
@@ -81,9 +127,7 @@ def _text(answer: JsonObject) -> str:
     return said_text(answer).strip()
 
 
-def _asked(prompt: Prompt, base: str, tuned: str) -> AskedQuestion:
-    question = prompt.question
-    assert question is not None
+def _asked(question: Question, base: str, tuned: str) -> AskedQuestion:
     return AskedQuestion(
         question=question.text,
         facts=question.facts,
@@ -92,34 +136,6 @@ def _asked(prompt: Prompt, base: str, tuned: str) -> AskedQuestion:
         base_facts=count_facts(base, question.facts),
         tuned_facts=count_facts(tuned, question.facts),
     )
-
-
-def _compared(prompt: Prompt, base: str, tuned: str) -> ComparedReply:
-    return ComparedReply(messages=prompt.messages, reference=prompt.reference, base=base, tuned=tuned)
-
-
-def gate_verdict(scorecard: EvaluateFigures, gate: GateSpec) -> tuple[bool, str]:
-    reduction = scorecard.loss_reduction
-    accuracy = scorecard.preference_accuracy
-    least = gate.min_loss_reduction
-    if least is None and accuracy is None:
-        least = 0.0
-    if least is not None and not reduction > least:
-        return False, (
-            f"failed: the tuned held-out loss {scorecard.tuned_loss:.4f} is not below the base's "
-            f"{scorecard.base_loss:.4f} by more than {least:g} nats (evaluate.gate.min_loss_reduction)"
-        )
-    if accuracy is not None and not accuracy > gate.min_preference_accuracy:
-        return False, (
-            f"failed: the chosen reply favoured in {accuracy:.1%} of the held-out pairs, more than "
-            f"{gate.min_preference_accuracy:.1%} asked for (evaluate.gate.min_preference_accuracy)"
-        )
-    share = scorecard.tuned_fact_share
-    if share is not None and share < gate.min_fact_share:
-        return False, f"failed: {share:.0%} of the facts right, {gate.min_fact_share:.0%} asked for (evaluate.gate)"
-    if accuracy is not None:
-        return True, f"passed: the chosen reply favoured in {accuracy:.1%} of the held-out pairs"
-    return True, f"passed: held-out loss lower by {reduction:.4f} nats a token"
 
 
 def scorecard_text(scorecard: Scorecard) -> str:
@@ -148,8 +164,21 @@ def scorecard_text(scorecard: Scorecard) -> str:
             f"  {scorecard.leaked_questions} of the {len(scorecard.questions)} questions stand in the conversations "
             "trained on: the share of facts flatters the model"
         )
+    lines += _suite_lines(scorecard)
     lines += pair_text(scorecard.pair) if scorecard.pair is not None else []
     return "\n".join([*lines, f"  {scorecard.verdict}"])
+
+
+def _suite_lines(scorecard: Scorecard) -> Iterator[str]:
+    """Each suite with its difference to each other model, and its slices that are worse."""
+    for suite in scorecard.suites:
+        yield f"  suite {suite.name} ({suite.scorer}{', golden' if suite.golden else ''}, {suite.items:,} items)"
+        for score in suite.scores:
+            failed = f", {score.failed} without a reply" if score.failed else ""
+            yield f"    {score.model:<8} {value(score.mean, suite.unit)}{failed}"
+        for each in scorecard.comparisons:
+            if each.measure == suite.name and (each.slice is None or each.is_worse):
+                yield f"    against {MODEL_NAMES[each.against]}: {describe(each)}"
 
 
 def _question_lines(item: AskedQuestion) -> list[str]:

@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from workflows.corpus.rows import CorpusRow
 from workflows.record import JsonObject
-from workflows.scorecard.answering import Answer, AnsweringModel, Asked, AskedTurn
+from workflows.scorecard.answering import Answer, AnsweringModel, Asked
 from workflows.scorecard.reply_cache import ReplyCache
 from workflows.store import Store, content_key
+from workflows.suites.suite import Turn
 
 BASE, TUNED, SERVICE = "base", "tuned", "service"
 """the compared models: the base model, the checkpoint, and the release in service"""
@@ -180,7 +181,7 @@ class ScoringWorker:
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._checkpoint)
         [turn] = _turns(row)
-        encoded = encode_conversation(self._tokenizer, turn.messages, True, [*turn.tools] if turn.tools else None)
+        encoded = encode_conversation(self._tokenizer, turn.messages, True, turn.tools)
         row = {**row, "input_ids": encoded.input_ids, "supervised": encoded.supervised}
         return {**row, "piece_lengths": encoded.piece_lengths, "piece_parents": encoded.piece_parents}
 
@@ -244,8 +245,8 @@ def _token_files(folder: Path) -> dict[str, str]:
     return {name: (folder / name).read_text() for name in files if (folder / name).is_file()}
 
 
-def _turns(row: ScoredRow) -> list[AskedTurn]:
-    return [AskedTurn(**turn) for turn in json.loads(row["turns"] or "[]")]
+def _turns(row: ScoredRow) -> list[Turn]:
+    return [Turn(tuple(turn["messages"]), turn["tools"]) for turn in json.loads(row["turns"] or "[]")]
 
 
 def _answer(answer: Answer) -> JsonObject:

@@ -1,6 +1,6 @@
 """The section evaluate."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,9 +11,24 @@ from workflows.spec.suites import SuiteSpec
 class GateSpec(Section):
     """What a checkpoint must reach before it may be deployed."""
 
+    rule: Literal["thresholds", "better", "no_worse"] = Field(default="thresholds", json_schema_extra=ADDED)
+    """`thresholds`: the minimum values below. `better`: the checkpoint is better in the held-out loss or in a suite,
+    and worse in none of them, by more than chance explains. `no_worse`: in none of them may it be worse by more than
+    `margin`. Compared with `evaluate.compare_with`; minimum values that are set count too. docs/verdict.md explains
+    the statistics."""
+
+    margin: Annotated[float, Field(gt=0.0, le=100.0)] = Field(default=0.02, json_schema_extra=ADDED)
+    """For `no_worse`: the largest loss of quality that passes, as a share of a suite's points (0.02 is two points of
+    a hundred) or in nats per token."""
+
+    confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = Field(default=0.95, json_schema_extra=ADDED)
+    """Confidence of all intervals and of the rules `better` and `no_worse`; 0.95 passes equal models as `better` in
+    at most one of 20 cases."""
+
     min_loss_reduction: Annotated[float, Field(ge=-100.0, le=100.0)] | None = None
-    """Minimum reduction of the held-out loss against the base model, in nats per token. Left out, it is 0; for
-    preference pairs it is then not checked, since they may make the chosen reply itself less likely."""
+    """Minimum reduction of the held-out loss against the base model, in nats per token. Left out, it is 0 with the
+    rule `thresholds`; for preference pairs it is then not checked, since they may make the chosen reply itself less
+    likely."""
 
     min_preference_accuracy: Share = 0.5
     """For preference pairs: the share of held-out pairs in which training favours the chosen reply must be above
@@ -45,7 +60,11 @@ class PairSpec(Section):
 
 
 class EvaluateSpec(Section):
-    """evaluate: compares the checkpoint with its base model in a scorecard."""
+    """evaluate: compares the checkpoint with its base model, and perhaps with the release in service."""
+
+    compare_with: Literal["base", "service"] = Field(default="base", json_schema_extra=ADDED)
+    """What the gate's rule and golden suites compare the checkpoint with. `service`: the release of this pipeline
+    that was deployed last from another training; as long as there is none, the base model. The scorecard has both."""
 
     gate: GateSpec = GateSpec()
     """What the scorecard needs to pass."""

@@ -31,9 +31,11 @@ from workflows.scorecard.adversarial_plot import pair_page
 from workflows.scorecard.questions import Prompt, read_questions, said_text
 from workflows.scorecard.records import AdversarialScorecard
 from workflows.scorecard.scorecard import scorecard_of, scorecard_text
+from workflows.scorecard.suite_scores import SuitePrompt, is_given_reply, suite_prompts
 from workflows.scorecard.worker import (
     BASE,
     SCORED_SCHEMA,
+    SERVICE,
     TUNED,
     ScoredRow,
     ScoreRow,
@@ -42,6 +44,8 @@ from workflows.scorecard.worker import (
 )
 from workflows.spec import AdversarialSpec, PipelineSpec
 from workflows.stage import Context
+from workflows.store import release_in_service
+from workflows.suites.read import read_suites
 
 # Prompts are answered together, in a batch that an engine keeps full as replies end.
 _BATCH_SIZES = 16, 256
@@ -61,12 +65,17 @@ def run(context: Context) -> EvaluateFigures:
         evaluate.num_replies, columns=["messages", "tools"]
     )
     prompts = [_held_out_prompt(row) for row in first.to_pylist()]
-    asked = [*(Prompt([{"role": "user", "content": each.text}], question=each) for each in questions), *prompts]
+    asked: list[Prompt | SuitePrompt] = [
+        *(Prompt([{"role": "user", "content": each.text}], question=each) for each in questions),
+        *prompts,
+        *suite_prompts(read_suites(evaluate)),
+    ]
     known = corpus_files(context.store, corpus_key, "held_out").schema.names  # earlier versions wrote fewer columns
     columns = [name for name in SCORED_SCHEMA.names if name in known]
     scored = ray.data.read_parquet(path, filesystem=context.store.filesystem).select_columns(columns)
     corpus = PrepareFigures.from_json(context.inputs["prepare"].figures)
-    to_answer = _to_answer(asked, [BASE, TUNED], evaluate.max_new_tokens)
+    service = _release_in_service(context)
+    to_answer = _to_answer(asked, [BASE, TUNED, *([SERVICE] if service else [])], evaluate.max_new_tokens)
     num_rows = corpus.held_out_conversations + len(to_answer)
     rows = scored.map_batches(_as_scored, batch_format="pyarrow")
     if to_answer:
@@ -76,7 +85,7 @@ def run(context: Context) -> EvaluateFigures:
     with watching(context.progress, "conversations", total=num_rows) as board:
         found = rows.map_batches(
             ScoringWorker,
-            fn_constructor_kwargs={"settings": _settings(context, to_answer), "board": board},
+            fn_constructor_kwargs={"settings": _settings(context, to_answer, service), "board": board},
             batch_size=_batch_size(num_rows, evaluate.num_workers),
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=evaluate.num_workers),
@@ -85,13 +94,18 @@ def run(context: Context) -> EvaluateFigures:
             runtime_env={"env_vars": worker_environment(evaluate.cpus_per_worker, evaluate.gpus_per_worker)},
         ).take_all()
     results: list[ScoreRow] = [json.loads(row["result"]) for row in found]
-    scorecard = scorecard_of(results, asked, evaluate.gate, _names(context.spec))
+    scorecard, items = scorecard_of(results, asked, evaluate.gate, _names(context.spec), service)
     if questions:
         scorecard = replace(scorecard, leaked_questions=_leaked_questions(context))
     if isinstance(context.spec.train.objective, AdversarialSpec):
         scorecard = replace(scorecard, pair=measure_pair(context))
     content = scorecard.to_json()
     context.store.write_json(context.store.path("evaluate", context.key, "scorecard.json"), content)
+    if items:
+        lines = [json.dumps(item.to_json(), ensure_ascii=False) for item in items]
+        context.store.write_file(
+            context.store.path("evaluate", context.key, "items.jsonl"), "\n".join([*lines, ""]).encode()
+        )
     if scorecard.pair is not None:
         _write_page(context, scorecard.pair)
     context.progress.result("scorecard", content, scorecard_text(scorecard))
@@ -114,12 +128,26 @@ def _leaked_questions(context: Context) -> int:
     return len({each.reference for each in found})
 
 
+def _release_in_service(context: Context) -> str | None:
+    """The key of the release to compare with, if that is asked for and there is one."""
+    spec = context.spec
+    if spec.evaluate.compare_with != "service":
+        return None
+    release = release_in_service(context.store, spec.name, context.inputs["train"].key)
+    if release is None:
+        context.progress.note(
+            "evaluate.compare_with: service: no other training of this pipeline was deployed; compared with the base "
+            "model alone"
+        )
+    return None if release is None else release.key
+
+
 def _batch_size(num_rows: int, num_workers: int) -> int:
     smallest, largest = _BATCH_SIZES
     return min(max(-(-num_rows // (num_workers * _BATCHES_OF_A_WORKER)), smallest), largest)
 
 
-def _settings(context: Context, to_answer: Sequence[ScoredRow]) -> ScoringSettings:
+def _settings(context: Context, to_answer: Sequence[ScoredRow], service: str | None) -> ScoringSettings:
     evaluate = context.spec.evaluate
     tokens = sum(row["max_new_tokens"] or 0 for row in to_answer)
     return ScoringSettings(
@@ -131,6 +159,7 @@ def _settings(context: Context, to_answer: Sequence[ScoredRow]) -> ScoringSettin
         threads=evaluate.cpus_per_worker,
         gpus=evaluate.gpus_per_worker,
         in_bulk=tokens > _TOKENS_IN_BULK * evaluate.num_workers,
+        service=service,
     )
 
 
@@ -158,15 +187,18 @@ def _as_scored(table: pa.Table) -> pa.Table:
     return pa.table(columns).select(SCORED_SCHEMA.names)
 
 
-def _to_answer(asked: list[Prompt], models: Sequence[str], max_new_tokens: int) -> list[ScoredRow]:
-    """A row for each model and prompt, model by model, so that a worker changes its model once."""
+def _to_answer(asked: Sequence[Prompt | SuitePrompt], models: Sequence[str], max_new_tokens: int) -> list[ScoredRow]:
+    """A row for each model and prompt, model by model, so that a worker changes its model once; before them a row for
+    each given reply.
+    """
+    given = [number for number, prompt in enumerate(asked) if is_given_reply(prompt)]
+    asked_of = [(model, number) for model in models for number in range(len(asked)) if number not in {*given}]
     return [
         {
-            "question": index,
+            "question": number,
             "model": model,
-            "turns": json.dumps([{"messages": prompt.messages, "tools": json.loads(prompt.tools or "null")}]),
-            "max_new_tokens": max_new_tokens,
+            "turns": json.dumps([{"messages": turn.messages, "tools": turn.tools} for turn in asked[number].turns]),
+            "max_new_tokens": getattr(asked[number], "max_new_tokens", max_new_tokens),
         }
-        for model in models
-        for index, prompt in enumerate(asked)
+        for model, number in [*((None, number) for number in given), *asked_of]
     ]
