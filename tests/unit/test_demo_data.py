@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from models.chat import check_messages
+from models.text.texts import Texts
 from workflows.spec import EvaluateSpec, SuiteSpec
+from workflows.suites.leaks import leak_index
 from workflows.suites.read import read_suites
 
 FOLDER = Path(__file__).parents[2] / "workflows" / "pipelines" / "demo"
@@ -52,11 +54,12 @@ def test_a_suite_is_as_the_readme_says_and_held_out(name, scorer, count, tags):
     assert (suite.scorer_name, len(suite.items)) == (scorer, count)
     assert f"`{path.name}`: {count} " in (FOLDER / "README.md").read_text()
     assert all(item.tags.keys() == tags for item in suite.items)
-    said = [m["content"] for record in read("conversations.jsonl") for m in record["messages"] if m["role"] == "user"]
-    known = {text.strip().lower() for text in [*said, *(record["question"] for record in read("questions.jsonl"))]}
     asked = [turn.messages[-1]["content"] for item in suite.items for turn in item.turns]
-    assert not known & {text.strip().lower() for text in asked}
     assert len(set(asked)) == len(asked)
+    taught = [[m["content"] for m in record["messages"]] for record in read("conversations.jsonl")]
+    known = [*taught, *([record["question"]] for record in read("questions.jsonl"))]
+    assert not {text.lower() for texts in known for text in texts} & {text.lower() for text in asked}
+    assert leak_index([suite]).find(Texts.of(known)) == []
 
 
 def test_the_facts_of_suites_are_taught():

@@ -10,12 +10,14 @@ import pytest
 import yaml
 
 from models.chat.form import Message
+from models.text.texts import Texts
 from workflows.jobs.package import pack
 from workflows.runs.order import STAGES
 from workflows.spec import EvaluateSpec, PipelineSpec, SuiteSpec
 from workflows.spec.errors import SpecError
 from workflows.spec.read import read_spec
 from workflows.stage import StageFailed
+from workflows.suites.leaks import leak_index
 from workflows.suites.read import read_suites
 from workflows.suites.suite import Suite
 
@@ -149,15 +151,16 @@ def test_a_reference_needs_the_name_of_its_scorer(folder: Path) -> None:
 @pytest.mark.parametrize(("record", "words"), [
     ("{", r"not JSON \(.*\); write one JSON object a line"),
     ("[1]", "not a JSON object; write one a line"),
-    ({"question": "When?", "fact": [["x"]]}, "no turn has `facts`; rename `fact` if that is meant"),
-    ({"question": "When?", "exact": "x"}, "no turn has `facts`, but `exact`; a suite has one scorer"),
-    ({"question": "When?"}, "no turn has `facts`; without, nothing is scored"),
+    ({"question": "When?", "fact": [["x"]]}, "has no `facts`; rename `fact` if that is meant"),
+    ({"question": "When?", "exact": "x"}, "has no `facts`, but `exact`; a suite has one scorer"),
+    ({"question": "When?"}, "has no `facts`; without, nothing is scored"),
     ({"question": "When?", "facts": ["x"]}, "`facts` must be a list of facts"),
     ({"question": " ", "facts": [["x"]]}, r"message 0 \(user\) has no text in `content`|empty"),
     ({"facts": [["x"]]}, "has neither `question`, `messages` nor `turns`; an item has exactly one of"),
     ({"question": "When?", "messages": [USER], "facts": [["x"]]}, "has `messages` and `question`; an item has ex"),
     ({"messages": [USER, {"role": "assistant", "content": "x"}], "facts": [["x"]]}, "the last message is of role"),
     ({"messages": [{"role": "usr", "content": "x"}], "facts": [["x"]]}, "message 0 .*'usr'"),
+    ({"turns": [{"user": "Hi", "fact": [["x"]]}]}, "no turn has `facts`; rename `fact` if that is meant"),
     ({"turns": [], "facts": [["x"]]}, "`turns` is a list; it must be a list of turns"),
     ({"turns": [{"user": "Hi"}], "facts": [["x"]]}, "`facts` stands beside `turns`; move it into the turn"),
     ({"turns": [{"user": "Hi"}, {"facts": [["x"]]}]}, "turn 1: must have exactly one of `user` and `messages`"),
@@ -235,6 +238,19 @@ def test_a_function_that_is_not_there_is_refused_before_replies(folder: Path) ->
         suite_of(folder, {"question": "When?"}, scorer=f"{folder}/shop_scorers:scor")
 
 
+def test_items_are_found_in_conversations(folder: Path) -> None:
+    turns = [{"user": "My old stove leaks a lot of gas"}, {"user": "What does mending cost me?", "exact": "19"}]
+    suite = suite_of(folder, {"question": "When?", "exact": "x"}, {"turns": turns})
+    index = leak_index([suite, suite])
+    assert index is not None
+    talk = ["Hello", "My old stove LEAKS a lot of gas.", "What does mending cost me", "When is it?"]
+    assert [index.names[each.reference] for each in index.find(Texts.of([talk]))] == [f"{folder}/suite.jsonl:2"] * 2
+    assert [index.names[each.reference] for each in index.find(Texts.of([["So?", "when"]]))] == [
+        f"{folder}/suite.jsonl:1",
+    ] * 2  # fmt: skip
+    assert leak_index([]) is None
+
+
 def spec_of(folder: Path, *suites: dict[str, Any], **evaluate: Any) -> PipelineSpec:
     values = {
         "name": "shop", "base_model": "random:tiny-llama", "data": {"sources": [{"path": "d.jsonl"}]},
@@ -286,6 +302,9 @@ def test_the_key_is_unchanged_without_suites_and_changes_with_their_items(folder
     assert all(change != first for change in changes)
     write(folder, {"question": "When?", "facts": [["y"]]})
     assert evaluate_settings(spec_of(folder, asked)) != first
+    write(folder, {"question": "When?", "fact": [["y"]]})
+    with pytest.raises(StageFailed, match=r"suite\.jsonl:1: .* rename `fact`"):  # before a training, not after it
+        evaluate_settings(spec_of(folder, {**asked, "scorer": "facts"}))
     file.unlink()
     with pytest.raises(StageFailed, match=r"^evaluate\.suites\.0\.path: nothing found at"):
         evaluate_settings(spec_of(folder, asked))
@@ -296,7 +315,7 @@ def test_the_key_changes_with_the_code_of_a_scorer(folder: Path) -> None:
     asked = {"path": "suite.jsonl", "scorer": "shop_scorers:score"}
     first = evaluate_settings(spec_of(folder, asked))
     assert evaluate_settings(spec_of(folder, asked)) == first
-    (folder / "shop_words.py").write_text("GOOD = []\n")
+    (folder / "shop_words.py").write_text("import what_only_the_cluster_has\n")
     assert evaluate_settings(spec_of(folder, asked)) != first
 
 

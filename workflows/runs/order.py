@@ -14,7 +14,7 @@ from workflows.record import JsonObject
 from workflows.spec import NEW_MODEL, AdversarialSpec, DistillRepliesSpec, DistillSpec, PipelineSpec, SpinSpec
 from workflows.stage import STAGE_NAMES, Context, Keys, Stage, StageFailed
 from workflows.store import Artifact, Store, fingerprint, release_in_service, without_secrets
-from workflows.suites.files import suite_settings
+from workflows.suites.settings import suite_settings
 
 
 def _prepare_settings(spec: PipelineSpec) -> JsonObject:

@@ -1,4 +1,4 @@
-"""The files of suites, and what of them decides the key of evaluate's artifact."""
+"""The files of suites, and the functions that are their scorers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,10 +7,9 @@ import pyarrow as pa
 import pyarrow.fs
 
 from models.files import open_uri
-from workflows.record import JsonObject
 from workflows.spec import EvaluateSpec, SuiteSpec
 from workflows.stage import StageFailed
-from workflows.store import fingerprint, without_secrets
+from workflows.store import without_secrets
 from workflows.suites.user_scorer import UserScorer
 
 
@@ -33,11 +32,6 @@ def suite_files(suite: SuiteSpec, field: str) -> tuple[Any, list[str]]:
     raise StageFailed(f"{field}.path: nothing found at {shown}; give a JSON-lines file or a folder of such files")
 
 
-def suite_settings(evaluate: EvaluateSpec) -> list[JsonObject]:
-    """Of each suite what changes its result: its fields, the content of its files, the code of its scorer."""
-    return [_settings(suite, field) for field, suite in fields_of(evaluate)]
-
-
 def fields_of(evaluate: EvaluateSpec) -> Iterator[tuple[str, SuiteSpec]]:
     """Each suite with its dotted field."""
     for index, suite in enumerate(evaluate.suites):
@@ -52,14 +46,3 @@ def user_scorers(evaluate: EvaluateSpec) -> list[UserScorer]:
 def user_scorer(suite: SuiteSpec, field: str) -> UserScorer | None:
     """The scorer of a suite if it is a Python function; raises StageFailed."""
     return UserScorer.of(suite.function, f"{field}.scorer") if suite.function else None
-
-
-def _settings(suite: SuiteSpec, field: str) -> JsonObject:
-    filesystem, files = suite_files(suite, field)
-    try:
-        contents = [fingerprint(filesystem, file) for file in files]
-    except (OSError, pa.ArrowException) as error:
-        raise StageFailed(f"{field}.path: cannot read {without_secrets(suite.path)}: {error}") from error
-    user = user_scorer(suite, field)
-    scorer = suite.scorer if user is None else user.key
-    return {**suite.result_fields(), "path": contents, "name": suite.shown_name, "scorer": scorer}

@@ -46,7 +46,8 @@ def item_of(record: Record, place: str, reading: Reading) -> Item:
         raise ValueError(f"has {what}; an item has exactly one of `question`, `messages` and `turns`")
     turns = tuple(_turns(record, reading) if "turns" in record else [_turn(record, found[0], record, reading, True)])
     if all(turn.expected is None for turn in turns):
-        raise ValueError(f"no turn has `{reading.key}`{_hint(record, reading)}")
+        lacks = "no turn has" if "turns" in record else "has no"
+        raise ValueError(f"{lacks} `{reading.key}`{_hint(record, reading)}")
     number = record.get("id", _default_id(place))
     if not isinstance(number, str | int) or isinstance(number, bool) or not str(number):
         raise ValueError(f"`id` is {kind_of(number)}; it must be a text or a whole number")

@@ -22,7 +22,16 @@ from workflows.suites.user_scorer import UserScorer
 
 
 def read_suites(evaluate: EvaluateSpec) -> list[Suite]:
-    """The suites with their items; raises StageFailed with field, file and line."""
+    """The suites with their items, and with scorers that are ready; raises StageFailed with field, file and line."""
+    suites = read_items(evaluate)
+    for suite in suites:
+        if isinstance(suite.scorer, UserScorer):
+            suite.scorer.function()  # fails here if it cannot be imported, and not after the models have replied
+    return suites
+
+
+def read_items(evaluate: EvaluateSpec) -> list[Suite]:
+    """`read_suites`, but imports no code of the user: that may lack here what the cluster has."""
     return [_read_suite(suite, field, evaluate.max_new_tokens) for field, suite in fields_of(evaluate)]
 
 
@@ -32,7 +41,6 @@ def _read_suite(suite: SuiteSpec, field: str, max_new_tokens: int) -> Suite:
         raise StageFailed(f"{field}.path: {without_secrets(suite.path)} has no items; remove the suite, or add some")
     scorer: Scorer | UserScorer
     if user := user_scorer(suite, field):
-        user.function()  # fails here if it cannot be imported, and not after the models have replied
         scorer, name, reading = user, user.name, Reading(None, lambda record: record)
     else:
         name = suite.scorer or _scorer_by_key(records, field)
