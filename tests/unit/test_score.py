@@ -14,10 +14,10 @@ from models.base.plain import plain_base, plain_checkpoint
 from models.chat import encode_prompt, end_token_ids
 from models.measures.base_and_tuned import ComparedModels
 from models.packing import pack
-from workflows.scorecard.answering import AnsweringModel, Asked
 from workflows.scorecard.questions import said_text
-from workflows.scorecard.reply_cache import ReplyCache
 from workflows.store import Store
+from workflows.suites.answering import AnsweringModel, Asked, engine_of
+from workflows.suites.reply_cache import ReplyCache
 from workflows.suites.suite import Turn
 
 Conversation = tuple[list[int], list[bool]]
@@ -84,13 +84,13 @@ def test_replies_are_those_of_each_model_alone(
     ):
         cache = ReplyCache(Store(str(tmp_path / "store")), name)
         asked = [Asked([Turn(tuple(prompt))], max_new_tokens=12) for prompt in PROMPTS]
-        with AnsweringModel(write, folder, 1, "cpu", in_bulk, cache) as answering:
+        with AnsweringModel(engine_of(write, 1, "cpu", in_bulk), lambda: tokenizer, cache) as answering:
             replies = answering.converse(asked, lambda: None)
         cache.save()
         told.append([bare(said_text(answer.message or {})) for [answer] in replies])
         assert told[-1] == [reply_of(model, tokenizer, prompt) for prompt in PROMPTS]
         again = ReplyCache(Store(str(tmp_path / "store")), name)
-        with AnsweringModel(never, folder, 1, "cpu", in_bulk, again) as answering:
+        with AnsweringModel(engine_of(never, 1, "cpu", in_bulk), lambda: tokenizer, again) as answering:
             assert answering.converse(asked, lambda: None) == replies
     assert told[0] != told[1]
     assert len({*told[0], *told[1]}) > 3, "the test's models say the same whatever they read"
@@ -100,10 +100,9 @@ def never(target: Path) -> Path:
     raise AssertionError("a reply that is in the cache was asked for again")
 
 
-def test_a_conversation_continues_with_the_models_own_replies(base: Path, tmp_path: Path) -> None:
+def test_a_conversation_continues_with_the_models_own_replies(base: Path) -> None:
     turns = [Turn(({"role": "user", "content": text},)) for text in ("Hi", "And then?")]
-    cache = ReplyCache(Store(str(tmp_path / "store")), "base")
-    with AnsweringModel(lambda target: base, base, 1, "cpu", False, cache) as answering:
+    with AnsweringModel(engine_of(lambda target: base, 1, "cpu", False), lambda: load_tokenizer(base)) as answering:
         [[first, second]] = answering.converse([Asked(turns, 12)], lambda: None)
         whole = [*turns[0].messages, {"role": "assistant", "content": said_text(first.message or {})}]
         [[alone]] = answering.converse([Asked([Turn((*whole, *turns[1].messages))], 12)], lambda: None)

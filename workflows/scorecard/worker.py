@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from workflows.corpus.rows import CorpusRow
 from workflows.record import JsonObject
-from workflows.scorecard.answering import Answer, AnsweringModel, Asked
-from workflows.scorecard.reply_cache import ReplyCache
 from workflows.store import Store, content_key
+from workflows.suites.answering import Answer, AnsweringModel, Asked, engine_of
+from workflows.suites.reply_cache import ReplyCache
 from workflows.suites.suite import Turn
 
 BASE, TUNED, SERVICE = "base", "tuned", "service"
@@ -138,16 +138,20 @@ class ScoringWorker:
 
     def _answering_model(self, model: str) -> tuple[AnsweringModel, ReplyCache]:
         """The model's engine, the only one in memory."""
+        from models.base.load import load_tokenizer
+
         if self._answering is None or self._answering[0] != model:
             self._compared = self._answering = None
             self._open.close()
             settings = self._settings
             tokenizer = self._service_folder() if model == SERVICE else self._checkpoint
             cache = ReplyCache(self._store, self._model_key(model, tokenizer))
+            plain, threads = functools.partial(self._plain, model), max(1, int(settings.threads))
             answering = AnsweringModel(
-                functools.partial(self._plain, model), tokenizer, max(1, int(settings.threads)), self._device,
-                settings.in_bulk, cache,
-            )  # fmt: skip
+                engine_of(plain, threads, self._device, settings.in_bulk),
+                functools.partial(load_tokenizer, tokenizer),
+                cache,
+            )
             self._answering = model, self._open.enter_context(answering), cache
         return self._answering[1:]
 

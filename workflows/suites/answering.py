@@ -1,6 +1,6 @@
 """A model that answers chat requests in this process by the endpoint's code: the same prompts, engines and parsing.
 
-with AnsweringModel(write_plain, tokenizer_folder, threads=2, device="cpu", in_bulk=True, cache=cache) as model:
+with AnsweringModel(engine_of(write_plain, threads=2, device="cpu", in_bulk=True), load_tokenizer, cache) as model:
     hello = Turn(({"role": "user", "content": "Hi"},))
     [[answer]] = model.converse([Asked([hello], max_new_tokens=64)], on_end=lambda: None)
 """
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from models.chat import Conversation, Message
 from workflows.record import JsonObject
-from workflows.scorecard.reply_cache import ReplyCache
+from workflows.suites.reply_cache import ReplyCache
 from workflows.suites.suite import Item, Turn
 
 if TYPE_CHECKING:
-    from serve.engines.base import Engine, Precision
+    from serve.engines.base import Engine
 
 _NO_LIMIT = 1_000_000
 _MAX_SECONDS = 86_400.0
@@ -48,19 +48,14 @@ class AnsweringModel:
 
     def __init__(
         self,
-        write_plain: Callable[[Path], Path],
-        tokenizer_folder: Path,
-        threads: int,
-        device: str,
-        in_bulk: bool,
-        cache: ReplyCache,
+        start_engine: "Callable[[contextlib.ExitStack], Engine]",
+        load_tokenizer: Callable[[], Any],
+        cache: ReplyCache | None = None,
     ) -> None:
-        """`write_plain`: returns a folder that engines load; it may write to the folder that it gets. `in_bulk`: so
-        many replies are wanted that it pays to convert the model for a faster engine.
+        """`start_engine` is called for the first reply that is not in the cache; what it puts on the stack is closed
+        after the engine.
         """
-        self._write_plain, self._tokenizer_folder = write_plain, tokenizer_folder
-        self._threads, self._device, self._in_bulk = threads, device, in_bulk
-        self._cache = cache
+        self._start_engine, self._load_tokenizer, self._cache = start_engine, load_tokenizer, cache
         self._open = contextlib.ExitStack()
         self._loop = asyncio.new_event_loop()
         self._client: Any = None
@@ -109,7 +104,7 @@ class AnsweringModel:
         }
         if conversation.tools:
             request["tools"] = conversation.tools
-        known = self._cache.find(request)
+        known = self._cache.find(request) if self._cache else None
         if known is not None:
             return Answer(known)
         if self._client is None:
@@ -120,40 +115,50 @@ class AnsweringModel:
         if response.status_code != 200:
             return Answer(None, str(response.json()["error"]["message"]))
         message = _read(response.json()["choices"][0]["message"])
-        self._cache.add(request, message)
+        if self._cache:
+            self._cache.add(request, message)
         return Answer(message)
 
     def _start(self) -> None:
         import httpx
 
-        from models.base.load import load_tokenizer
         from serve.api.routes import create_app
         from serve.api.settings import ApiSettings
 
-        engine = self._engine()
+        engine = self._start_engine(self._open)
         self._open.callback(engine.close)
         settings = ApiSettings(max_queued_requests=_NO_LIMIT, max_seconds=_MAX_SECONDS)
-        app = create_app(engine, load_tokenizer(self._tokenizer_folder), "model", settings=settings)
+        app = create_app(engine, self._load_tokenizer(), "model", settings=settings)
         self._open.callback(app.state.watch.close)
         transport = httpx.ASGITransport(app=app)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://model", timeout=None)
         self._open.callback(lambda: self._loop.run_until_complete(self._client.aclose()))
 
-    def _engine(self) -> "Engine":
-        """In float32 on CPUs, where the tokens of every engine are those of transformers, in any batch."""
-        made = Path(self._open.enter_context(tempfile.TemporaryDirectory()))
-        folder = self._write_plain(made / "plain")
-        if self._device == "cpu" and self._in_bulk:
+
+def engine_of(
+    write_plain: Callable[[Path], Path], threads: int, device: str, in_bulk: bool
+) -> "Callable[[contextlib.ExitStack], Engine]":
+    """Starts the engine of a folder, which `write_plain` returns; it may write to the folder that it gets.
+
+    In float32 on CPUs, where the tokens of every engine are those of transformers, in any batch. `in_bulk`: so many
+    replies are wanted that it pays to convert the model for a faster engine.
+    """
+
+    def start(open_with: contextlib.ExitStack) -> "Engine":
+        made = Path(open_with.enter_context(tempfile.TemporaryDirectory()))
+        folder = write_plain(made / "plain")
+        if device == "cpu" and in_bulk:
             from models.export.openvino_export import export, folder_refusal
             from serve.engines.openvino import OpenVINOEngine
 
             if folder_refusal(folder) is None:
                 export(folder, made / "openvino", "fp32")
-                return OpenVINOEngine(made / "openvino", "fp32", num_threads=self._threads)
+                return OpenVINOEngine(made / "openvino", "fp32", num_threads=threads)
         from serve.engines.torch import TorchEngine
 
-        precision: Precision = "fp32" if self._device == "cpu" else "auto"
-        return TorchEngine(folder, precision, num_threads=self._threads, device=self._device)
+        return TorchEngine(folder, "fp32" if device == "cpu" else "auto", num_threads=threads, device=device)
+
+    return start
 
 
 def _read(message: dict[str, Any]) -> Message:
