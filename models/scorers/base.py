@@ -15,7 +15,7 @@ class Scorer(ABC):
     """whether texts are compared without regard to case, white space and Unicode's compatible characters"""
 
     is_scored_by_loss: ClassVar[bool] = False
-    """whether a model's log-probability of a given reply is the score; `score` then raises TypeError"""
+    """whether a model's loss of a given reply is the score; `score` then raises TypeError"""
 
     @abstractmethod
     def read(self, value: Any) -> Any:

@@ -8,7 +8,7 @@ from models.scorers.base import Scorer
 
 
 class Perplexity(Scorer):
-    """Expects the reply, a text or an assistant's message. The score is its mean log-probability a token, in nats."""
+    """Expects the reply, a text or an assistant's message. The score is its mean -log p a token, in nats."""
 
     is_scored_by_loss: ClassVar[bool] = True
 
@@ -24,4 +24,4 @@ class Perplexity(Scorer):
             raise ValueError(f"`reply` is no assistant's message: {error}") from None
 
     def score(self, expected: Message, reply: Message) -> float:
-        raise TypeError("the score of a given reply is its log-probability, which the models compute")
+        raise TypeError("the score of a given reply is its loss, which the models compute")

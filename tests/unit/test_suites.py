@@ -137,6 +137,11 @@ def test_a_given_reply_is_scored_by_its_loss(folder: Path) -> None:
     assert suite.items[0].turns[0].expected == said("In 45 days.")
 
 
+def test_a_given_reply_has_its_earlier_turns_in_messages(folder: Path) -> None:
+    with pytest.raises(StageFailed, match="has `turns`, but its replies are given; write the conversation before"):
+        suite_of(folder, {"turns": [{"user": "Hi", "reply": "Hello"}, {"user": "When?", "reply": "Now"}]})
+
+
 def test_a_reference_needs_the_name_of_its_scorer(folder: Path) -> None:
     record = {"question": "When?", "reference": "In 45 days."}
     assert suite_of(folder, record, scorer="chrf").scorer_name == "chrf"

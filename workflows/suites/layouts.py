@@ -61,6 +61,10 @@ def _turns(record: Record, reading: Reading) -> list[Turn]:
     turns = record["turns"]
     if not isinstance(turns, list) or not turns:
         raise ValueError(f'`turns` is {kind_of(turns)}; it must be a list of turns, as in [{{"user": "Hello"}}]')
+    if reading.key == KEYS["perplexity"]:
+        raise ValueError(
+            "has `turns`, but its replies are given; write the conversation before the reply as `messages`"
+        )
     if reading.key is not None and reading.key in record:
         raise ValueError(f"`{reading.key}` stands beside `turns`; move it into the turn whose reply it is about")
     found = []

@@ -73,8 +73,8 @@ class Suite:
 
     @property
     def is_scored_by_loss(self) -> bool:
-        """Whether no reply is generated: the score is the models' mean log-probability a token of the reply
-        `expected`, a Message.
+        """Whether no reply is generated: the score is the model's loss, in nats a token, of the reply `expected` (a
+        Message) to the only turn.
         """
         return self.scorer.is_scored_by_loss
 
