@@ -21,6 +21,7 @@ LAYERS = {
         "stages",
         "search",
         "training scorecard release jobs rayservice",
+        "judge",
         "suites",
         "corpus endpoint",
         "cluster stage",

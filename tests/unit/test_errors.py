@@ -24,6 +24,7 @@ PLAIN = {
     "workflows/scorecard/questions.py": "the same file, with the line",
     "models/scorers/": "workflows/suites/read.py, with the line",
     "workflows/suites/layouts.py": "workflows/suites/read.py, with the line",
+    "workflows/judge/labels.py": "the same file, with the line",
     "workflows/corpus/files/text.py": "the same file, with the line",
     "models/chat/form.py": "models/chat and workflows/corpus, with the message's key",
     "models/chat/calls.py": "the same file, with the tool",

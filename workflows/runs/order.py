@@ -10,6 +10,7 @@ from models.files import open_uri
 from workflows.corpus.files.sources import source_files
 from workflows.corpus.user_filter import UserFilter
 from workflows.figures import OptimizeFigures
+from workflows.judge.settings import find_release, judge_settings
 from workflows.record import JsonObject
 from workflows.spec import NEW_MODEL, AdversarialSpec, DistillRepliesSpec, DistillSpec, PipelineSpec, SpinSpec
 from workflows.stage import STAGE_NAMES, Context, Keys, Stage, StageFailed
@@ -88,15 +89,20 @@ def _evaluate_settings(spec: PipelineSpec) -> JsonObject:
         section["questions"] = _fingerprint_of("evaluate.questions", spec.evaluate.questions)
     if spec.evaluate.suites:
         section["suites"] = suite_settings(spec.evaluate)
+    if spec.evaluate.judge is not None:
+        section["judge"] = judge_settings(spec.evaluate.judge)
     return {"evaluate": section}
 
 
-def _service(spec: PipelineSpec, store: Store, inputs: Keys) -> JsonObject:
-    """The release that the checkpoint is compared with, where that is asked for."""
-    if spec.evaluate.compare_with != "service":
-        return {}
-    release = release_in_service(store, spec.name, inputs["train"])
-    return {"service": None if release is None else release.key}
+def _releases(spec: PipelineSpec, store: Store, inputs: Keys) -> JsonObject:
+    """The release that the checkpoint is compared with, and the one that judges, where that is asked for."""
+    found: dict[str, object] = {}
+    if spec.evaluate.compare_with == "service":
+        release = release_in_service(store, spec.name, inputs["train"])
+        found["service"] = None if release is None else release.key
+    if spec.evaluate.judge is not None and spec.evaluate.judge.release is not None:
+        found["judge"] = find_release(store, spec.evaluate.judge.release).key
+    return found
 
 
 def _fingerprint_of(field: str, uri: str) -> str:
@@ -149,7 +155,7 @@ STAGES = (
     Stage("train", 1, ("prepare", "reference", "tune"), _train_settings, "fine-tune (Ray Train, DeepSpeed)"),
     Stage(
         "evaluate", 1, ("prepare", "train"), _evaluate_settings, "compare tuned and base model (Ray Data)",
-        stored=_service,
+        stored=_releases,
     ),
     Stage("optimize", 3, ("train",), _optimize_settings, "checkpoint to release", also_reads=("prepare",)),
     Stage(

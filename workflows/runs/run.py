@@ -53,6 +53,10 @@ def run_stages(
         from workflows.training.readings import known_reading
 
         known_reading(spec)  # before preparing data for a model that cannot be trained on them
+    if "evaluate" in to_run and spec.evaluate.judge is not None:
+        from workflows.judge.judge import read_key
+
+        read_key(spec.evaluate.judge)  # before a training of hours
     done: dict[str, Artifact] = {}
 
     def bring_up_to_date(state: StageState) -> None:

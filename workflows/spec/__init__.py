@@ -3,6 +3,7 @@
 from workflows.spec.cluster import ClusterSpec, ScaleSpec
 from workflows.spec.data import NEW_MODEL, DataSpec, NewModelSpec, Source
 from workflows.spec.evaluate import EvaluateSpec, GateSpec, PairSpec
+from workflows.spec.judge import JudgeSpec
 from workflows.spec.objectives import (
     AdversarialSpec,
     DistillRepliesSpec,
@@ -49,6 +50,7 @@ __all__ = [
     "EvaluateSpec",
     "GateSpec",
     "GridSpec",
+    "JudgeSpec",
     "KtoSpec",
     "MedianSpec",
     "MixtureSearchSpec",

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from workflows.spec.judge import JudgeSpec
 from workflows.spec.section import ADDED, HOW, Section, Share
 from workflows.spec.suites import SuiteSpec
 
@@ -78,6 +79,9 @@ class EvaluateSpec(Section):
 
     suites: list[SuiteSpec] = Field(default=[], json_schema_extra=ADDED)
     """Suites of items to which both models reply; a scorer scores the replies."""
+
+    judge: JudgeSpec | None = Field(default=None, json_schema_extra=ADDED)
+    """A model that compares the replies to the same prompts; left out, none does."""
 
     max_new_tokens: Annotated[int, Field(ge=1, le=65_536)] = 64
     """Maximum tokens of a reply."""

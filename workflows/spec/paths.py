@@ -19,6 +19,8 @@ def local_paths(spec: PipelineSpec) -> dict[str, str]:
         "data.chat_template": data.chat_template,
         "data.filters.word_list": data.filters.word_list,
     }
+    if judge := spec.evaluate.judge:
+        named |= {"evaluate.judge.prompt": judge.prompt, "evaluate.judge.labels": judge.labels}
     named |= data.check_against.by_field
     paths |= {field: path for field, path in named.items() if path}
     paths |= {f"evaluate.suites.{index}.path": suite.path for index, suite in enumerate(spec.evaluate.suites)}
@@ -42,7 +44,13 @@ def with_paths(spec: PipelineSpec, paths: dict[str, str]) -> PipelineSpec:
         suite.model_copy(update={"path": paths.get(f"evaluate.suites.{index}.path", suite.path)})
         for index, suite in enumerate(spec.evaluate.suites)
     ]
-    evaluate = {"questions": paths.get("evaluate.questions", spec.evaluate.questions), "suites": suites}
+    judge = spec.evaluate.judge
+    if judge is not None:
+        prompt = paths.get("evaluate.judge.prompt", judge.prompt)
+        labels = paths.get("evaluate.judge.labels", judge.labels)
+        judge = judge.model_copy(update={"prompt": prompt, "labels": labels})
+    questions = paths.get("evaluate.questions", spec.evaluate.questions)
+    evaluate = {"questions": questions, "suites": suites, "judge": judge}
     files = [paths.get(field, file) for field, file in spec.data.check_against.by_field.items()]
     word_list = paths.get("data.filters.word_list", spec.data.filters.word_list)
     data = {

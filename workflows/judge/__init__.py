@@ -1,0 +1,1 @@
+"""A judge: a model that compares the replies of two others to the same prompts."""
