@@ -12,6 +12,7 @@ from workflows.endpoint.status import living_endpoint
 from workflows.scorecard.records import Scorecard
 from workflows.spec import PipelineSpec
 from workflows.stage import GateFailed, StageFailed, check_gate
+from workflows.training.history import History
 
 
 def test_from_conversations_to_an_endpoint_and_refusals(run, tiny, free_port, tmp_path):
@@ -68,7 +69,7 @@ def _refused_where_it_is_worse_than_the_release_in_service(run, tiny, tmp_path):
     given = [{"question": "1+1?", "reply": "It is 2.", "group": "sums"}, {"question": "2+2?", "reply": "4"}]
     for name, lines in {"digits": items, "given": given}.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    tiny["train"]["learning_rate"] = 1e-7
+    tiny["train"] |= {"learning_rate": 1e-7, "evaluate_every_steps": 1000}
     tiny["evaluate"] = {
         "compare_with": "service",
         "suites": [{"path": str(tmp_path / "digits.jsonl"), "golden": True}, {"path": str(tmp_path / "given.jsonl")}],
@@ -94,6 +95,9 @@ def _refused_where_it_is_worse_than_the_release_in_service(run, tiny, tmp_path):
     of_models = {score.model: score.mean for score in likely.scores}
     assert of_models["service"] < of_models["base"] == pytest.approx(of_models["tuned"], abs=0.01)
     lines = [json.loads(line) for line in Path(where, "items.jsonl").read_text().splitlines()]
+    history = History(Path(store.path("train", done["train"].key, "history.jsonl")).read_text())
+    measured = [line.figures["suite_digits"] for line in history.lines if "suite_digits" in line.figures]
+    assert measured == [pytest.approx(digits.scores[1].mean, abs=1e-6)]
     assert [line["suite"] for line in lines] == ["digits"] * 8 + ["given"] * 2
     assert "no reply" in lines[7]["replies"]["tuned"][0]
     assert lines[8]["group"] == "sums"

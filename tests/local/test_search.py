@@ -252,3 +252,30 @@ def test_a_killed_search_resumes_and_a_failing_trial_does_not_end_it(command, se
         assert trials[key]["reused"] == len(trial["reports"]) == len(trials[key]["reports"])
     failed = [trial for trial in trials.values() if trial["state"] == "failed"]
     assert all("train.max_skipped_steps (0)" in trial["error"] for trial in failed)
+
+
+@pytest.mark.slow
+def test_the_score_of_a_suite_may_be_the_metric(run, searched, tmp_path):
+    items = [{"question": f"{one}+{one}?", "regex": "It is"} for one in range(8)]
+    (tmp_path / "form.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    searched["train"] |= {"num_workers": 1, "epochs": 30, "max_steps": 60, "checkpoint_every_steps": 30}
+    searched["tune"] = {
+        "space": {"train.learning_rate": [1e-7, 1e-2]}, "searcher": "grid", "metric": "suite_form",
+        "max_concurrent": 2,
+    }  # fmt: skip
+    searched["evaluate"] |= {"suites": [{"path": str(tmp_path / "form.jsonl")}], "max_new_tokens": 12}
+    done, store = run("evaluate", searched)
+    search = read_search(store, done["tune"].key)
+    ends = {trial.values["train.learning_rate"]: trial.reports[-1] for trial in search.trials}
+    scores = {rate: report.figures["suite_form"] for rate, report in ends.items()}
+    assert scores[1e-7] < scores[1e-2]
+    winner = next(trial for trial in search.trials if trial.key == search.winner.key)
+    assert winner.values["train.learning_rate"] == 1e-2
+    assert max(report.figures["suite_form"] for report in winner.reports) == scores[1e-2]
+    assert search.winner.remeasured == pytest.approx(search.winner.reported, abs=1e-6)
+    [suite] = read_scorecard(store, done["evaluate"])["suites"]
+    assert suite["scores"][1]["mean"] == scores[1e-2]
+
+
+def read_scorecard(store, artifact):
+    return store.read_json(store.path("evaluate", artifact.key, "scorecard.json"))

@@ -9,14 +9,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from models.base import adapters
-from models.base.load import load_tokenizer
+from models.base.load import load_model, load_tokenizer
 from models.base.plain import plain_base, plain_checkpoint
 from models.chat import encode_prompt, end_token_ids
+from models.kernels.attention import PACKED_ATTENTION
 from models.measures.base_and_tuned import ComparedModels
 from models.packing import pack
 from workflows.scorecard.questions import said_text
 from workflows.store import Store
 from workflows.suites.answering import AnsweringModel, Asked, engine_of
+from workflows.suites.loaded_model import LoadedModelEngine
 from workflows.suites.reply_cache import ReplyCache
 from workflows.suites.suite import Turn
 
@@ -94,6 +96,24 @@ def test_replies_are_those_of_each_model_alone(
             assert answering.converse(asked, lambda: None) == replies
     assert told[0] != told[1]
     assert len({*told[0], *told[1]}) > 3, "the test's models say the same whatever they read"
+
+
+def test_a_model_in_training_replies_like_its_checkpoint_and_stays_as_it_was(
+    base: Path, checkpoint: tuple[Path, Any]
+) -> None:
+    folder, tuned = checkpoint
+    model = load_model(folder if not adapters.is_adapter(folder) else base, torch.float32, PACKED_ATTENTION)
+    model = (adapters.load(model, folder) if adapters.is_adapter(folder) else model).train()
+    tokenizer = load_tokenizer(base)
+    asked = [Asked([Turn(tuple(prompt))], max_new_tokens=tokens) for prompt in PROMPTS for tokens in (12, 5)]
+    for _ in range(2):
+        with AnsweringModel(lambda stack: LoadedModelEngine(model), lambda: tokenizer) as answering:
+            replies = answering.converse(asked, lambda: None)
+        told = [bare(said_text(answer.message or {})) for [answer] in replies]
+        assert told[::2] == [reply_of(tuned, tokenizer, prompt) for prompt in PROMPTS]
+        assert all(long.startswith(short) for long, short in zip(told[::2], told[1::2], strict=True))
+        assert model.training
+        assert model.config._attn_implementation == PACKED_ATTENTION
 
 
 def never(target: Path) -> Path:

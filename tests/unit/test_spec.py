@@ -336,6 +336,10 @@ def test_these_commands_refuse_an_open_endpoint_at_once(tmp_path: Path, verb: st
 FROM_NOTHING = {"base_model": "new", "train": {"adapter": None}}
 
 
+RULES = {"suites": [{"path": "suites/rules.jsonl"}]}
+BY_RULES = {"space": {"train.seed": [1, 2]}, "trials": 2, "metric": "suite_rules"}
+
+
 @pytest.mark.parametrize(("values", "words"), [
     ({"base_model": "new"}, "set train.adapter: null"),
     ({"new_model": {"hidden_size": 8}}, "new_model needs base_model: new"),
@@ -345,6 +349,11 @@ FROM_NOTHING = {"base_model": "new", "train": {"adapter": None}}
     ({"train": {"objective": {"name": "adversarial", "gradient": "gumbel"}}}, "set train.adapter: null"),
     ({"train": {"objective": "adversarial"},
       "tune": {"space": {"train.seed": [1, 2]}, "trials": 2, "scheduler": "asha"}}, "the last checkpoint counts"),
+    ({"train": {"evaluate_every_steps": 5}}, "train.evaluate_every_steps: 5 needs evaluate.suites"),
+    ({"tune": BY_RULES, "evaluate": {"suites": [{"path": "ruled.jsonl"}]}}, "did you mean suite_ruled?"),
+    ({"tune": BY_RULES, "evaluate": {"suites": [{"path": "rules.jsonl", "scorer": "perplexity"}]}}, "given replies"),
+    ({"tune": BY_RULES, "evaluate": RULES, "train": {"zero": {"stage": 3}}}, "use train.zero.stage 0, 1 or 2"),
+    ({"tune": BY_RULES, "evaluate": RULES, "train": {"objective": "adversarial"}}, "take another metric"),
 ])  # fmt: skip
 def test_invalid_new_models_and_pairs_are_reported(values: dict[str, Any], words: str) -> None:
     good = {"name": "pair", "base_model": "random:tiny-gpt2", "data": {"sources": [{"path": "a.jsonl"}]}}

@@ -13,6 +13,7 @@ from workflows.figures import OptimizeFigures
 from workflows.judge.settings import find_release, judge_settings
 from workflows.record import JsonObject
 from workflows.spec import NEW_MODEL, AdversarialSpec, DistillRepliesSpec, DistillSpec, PipelineSpec, SpinSpec
+from workflows.spec.tune import SUITE
 from workflows.stage import STAGE_NAMES, Context, Keys, Stage, StageFailed
 from workflows.store import Artifact, Store, fingerprint, release_in_service, without_secrets
 from workflows.suites.settings import suite_settings
@@ -72,7 +73,9 @@ def _reference_settings(spec: PipelineSpec) -> JsonObject:
 
 def _tune_settings(spec: PipelineSpec) -> JsonObject:
     assert spec.tune is not None
-    return {"tune": spec.tune.result_fields(), **_train_settings(spec)}
+    settings = {"tune": spec.tune.result_fields(), **_train_settings(spec)}
+    named = any(metric.startswith(SUITE) for metric in spec.tune.metric)
+    return {**settings, "suites": suite_settings(spec.evaluate)} if named else settings
 
 
 def _train_settings(spec: PipelineSpec) -> JsonObject:

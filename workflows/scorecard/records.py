@@ -165,6 +165,8 @@ class SuiteFigures(Record):
     golden: bool
     unit: str
     items: int
+    leaked: int = 0
+    """items that stand in the conversations trained on"""
     scores: tuple[ModelScore, ...]
 
 

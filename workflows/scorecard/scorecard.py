@@ -172,7 +172,9 @@ def scorecard_text(scorecard: Scorecard) -> str:
 def _suite_lines(scorecard: Scorecard) -> Iterator[str]:
     """Each suite with its difference to each other model, and its slices that are worse."""
     for suite in scorecard.suites:
-        yield f"  suite {suite.name} ({suite.scorer}{', golden' if suite.golden else ''}, {suite.items:,} items)"
+        leaked = f", {suite.leaked:,} of them trained on" if suite.leaked else ""
+        golden = ", golden" if suite.golden else ""
+        yield f"  suite {suite.name} ({suite.scorer}{golden}, {suite.items:,} items{leaked})"
         for score in suite.scores:
             failed = f", {score.failed} without a reply" if score.failed else ""
             yield f"    {score.model:<8} {value(score.mean, suite.unit)}{failed}"

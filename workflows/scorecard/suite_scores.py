@@ -92,8 +92,7 @@ def _scored(prompt: SuitePrompt, rows: Mapping[str, ScoreRow]) -> ScoredItem:
     else:
         for model, row in rows.items():
             answers = row["answers"]
-            points = [_points(suite, item, turn, answers[turn]) for turn in item.scored_turns]
-            scores[model] = sum(points) / len(points)
+            scores[model] = suite.item_score(item, [_message(answer) for answer in answers])
             replies[model] = [_shown(answer) for answer in answers]
             if any("error" in answer for answer in answers):
                 failed.append(model)
@@ -110,13 +109,8 @@ def _scored(prompt: SuitePrompt, rows: Mapping[str, ScoreRow]) -> ScoredItem:
     )
 
 
-def _points(suite: Suite, item: Item, turn: int, answer: JsonObject) -> float:
-    """A reply's points; none for a request that the endpoint refuses."""
-    return 0.0 if "error" in answer else suite.score(item, turn, _message(answer))
-
-
-def _message(answer: JsonObject) -> Message:
-    return answer  # type: ignore[return-value]
+def _message(answer: JsonObject) -> Message | None:
+    return None if "error" in answer else answer  # type: ignore[return-value]
 
 
 def _asked(turn: Turn) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from models.training.report import Report
 from workflows.search.importance import importances
-from workflows.search.records import FAILED, HIGHER_IS_BETTER, STOPPED, Search, Trial, badness
+from workflows.search.records import FAILED, STOPPED, Search, Trial, badness, higher_is_better
 from workflows.search.table import best_value, fields_of, plain, ranked, short_names, value_word
 from workflows.spec.space import Choice, Dimension, Range, dimension_of
 
@@ -32,7 +32,7 @@ def parallel_coordinates(search: Search) -> Any | None:
     colour = [float(best_value(search, trial, metric) or 0.0) for trial in trials]
     low, high = _colour_bounds(metric, colour)
     line = {"color": colour, "colorscale": _COLOURS, "cmin": low, "cmax": high, "showscale": True,
-            "reversescale": metric in HIGHER_IS_BETTER, "colorbar": {"title": {"text": plain(metric)}}}  # fmt: skip
+            "reversescale": higher_is_better(metric), "colorbar": {"title": {"text": plain(metric)}}}  # fmt: skip
     # Otherwise plotly writes the ends of each range over the labels; the ticks show them.
     ends = {"color": "rgba(0, 0, 0, 0)"}
     lines = plotly.graph_objects.Parcoords(
@@ -189,7 +189,7 @@ def _line_colours(metric: str, values: Sequence[float | None]) -> list[str]:
         return [_GREY] * len(values)
     low, high = _colour_bounds(metric, known)
     shares = [0.0 if value is None else min(1.0, max(0.0, (value - low) / (high - low))) for value in values]
-    if metric in HIGHER_IS_BETTER:
+    if higher_is_better(metric):
         shares = [1.0 - share for share in shares]
     sampled: list[str] = sample_colorscale(_COLOURS, shares)
     return [_GREY if value is None else colour for value, colour in zip(values, sampled, strict=True)]
@@ -238,7 +238,7 @@ def pareto(search: Search) -> Any | None:
         _add_marks(figure, [point], "winner" if search.winner else "best so far", star)
     for update, metric, place in ((figure.update_xaxes, first, 0), (figure.update_yaxes, second, 1)):
         values = [report.figures[search.metrics[place]] for _, report in found]
-        better = "higher" if metric in HIGHER_IS_BETTER else "lower"
+        better = "higher" if higher_is_better(metric) else "lower"
         axis = "log" if _span_decades(values) else "linear"
         update(title_text=f"{plain(metric)} ({better} is better)", type=axis)
     return _laid_out(figure, f"{plain(first)} against {plain(second)}", 480)

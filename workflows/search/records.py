@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from models.training.report import Report
 from workflows.spec.space import Values
+from workflows.spec.tune import SUITE
 from workflows.store import Store
 
 TRIALS = "trials"
@@ -26,8 +27,10 @@ RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 failed, with a reason
 """
 
-HIGHER_IS_BETTER = {"held_out_accuracy", "held_out_margin"}
-"""the metrics of which higher is better; of all others, lower is better"""
+
+def higher_is_better(metric: str) -> bool:
+    """Whether a higher value of a metric is better."""
+    return metric in ("held_out_accuracy", "held_out_margin") or metric.startswith(SUITE)
 
 
 Kept = TypeVar("Kept", "Trial", "Search")
@@ -147,7 +150,7 @@ class Search:
 
 def badness(metric: str, value: float) -> float:
     """A number that is smaller for a better value of the metric, for sorting."""
-    return -value if metric in HIGHER_IS_BETTER else value
+    return -value if higher_is_better(metric) else value
 
 
 def leader(trials: Iterable[Trial], metric: str) -> tuple[Trial, Report] | None:

@@ -6,7 +6,7 @@ the process. Reports that a trial with the same settings made before, in this se
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,17 @@ from models.training.report import Report
 from workflows.search.job_queue import JobUpdate
 from workflows.search.records import (
     FAILED,
-    HIGHER_IS_BETTER,
     RUNNING,
     Origin,
     Trial,
+    higher_is_better,
     read_trial,
     trial_folder,
 )
 from workflows.spec import PipelineSpec
 from workflows.spec.space import Values, with_values
 from workflows.store import Store, content_key
+from workflows.suites.suite import Suite
 from workflows.training.inputs import TrainingInputs
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ class Shared:
     metrics: list[str]
     is_population: bool
     max_failures: int
+    suites: Sequence[Suite] = ()
+    """whose scores are among the metrics"""
+    suites_key: str = ""
+    """changes with what is in them"""
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,10 @@ def values_of(config: Mapping[str, Any]) -> Values:
     return dict(config.get(TOGETHER, config))
 
 
-def key_of(spec: PipelineSpec, keys: Mapping[str, str], origin: Origin | None = None, number: int = 0) -> str:
-    """The key of a trial: the same for the same training, in any search.
+def key_of(
+    spec: PipelineSpec, keys: Mapping[str, str], origin: Origin | None = None, number: int = 0, suites_key: str = ""
+) -> str:
+    """The key of a trial: the same for the same training with the same measurements, in any search.
 
     Two members of a population may copy the same trial and draw the same settings; then the key includes their
     numbers.
@@ -116,6 +123,8 @@ def key_of(spec: PipelineSpec, keys: Mapping[str, str], origin: Origin | None = 
         settings["mixture"] = mixture
     if origin is not None:
         settings["origin"] = [origin.key, origin.step, number]
+    if suites_key:
+        settings["suites"] = suites_key
     return content_key(settings)
 
 
@@ -141,7 +150,8 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
     ) -> None:
         """Begin another trial, from its start or from a checkpoint in the store."""
         self._trial_spec = with_values(self._spec, values)
-        key = key_of(self._trial_spec, self._shared.inputs.keys, origin, int(self.trial_name))
+        keys, suites_key = self._shared.inputs.keys, self._shared.suites_key
+        key = key_of(self._trial_spec, keys, origin, int(self.trial_name), suites_key)
         known = read_trial(self._store, key) or Trial(0, key, values)
         if known.state == FAILED and known.failures:  # lost workers are not the settings' fault, so try again
             known.state = RUNNING
@@ -174,8 +184,9 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
 
         if self._group is None:
             self._group = WorkerGroup(
-                self._spec, self._store, self._shared.inputs, self._shared.folder, self._shared.max_failures
-            )
+                self._spec, self._store, self._shared.inputs, self._shared.folder, self._shared.max_failures,
+                self._shared.suites,
+            )  # fmt: skip
         if not self._is_at_work:
             folder = trial_folder(self._store, self._trial.key)
             self._group.begin(job_of(self._trial_spec, folder=folder, checkpoint=self._checkpoint))
@@ -205,7 +216,7 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
             failed=reason,
             traceback=traceback,
         )
-        worst = {m: float("-inf") if m in HIGHER_IS_BETTER else float("inf") for m in self._shared.metrics}
+        worst = {m: float("-inf") if higher_is_better(m) else float("inf") for m in self._shared.metrics}
         return {"step": self._said + 1, **worst, RESULT: line, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, object]:

@@ -18,8 +18,8 @@ from ray.tune.search import BasicVariantGenerator
 
 from workflows.cluster.ray_private import HEAD_NODE
 from workflows.search.records import (
-    HIGHER_IS_BETTER,
     Search,
+    higher_is_better,
 )
 from workflows.search.trial import TOGETHER, event_of
 from workflows.spec import AshaSpec, GridSpec, MedianSpec, PipelineSpec, PopulationSpec, TpeSpec, TuneSpec
@@ -67,7 +67,7 @@ def tuner_of(
         return names.setdefault(trial.trial_id, str(len(names)))
 
     dimensions = {field: parse(entry) for field, entry in tune.space.items()}
-    directions = ["max" if metric in HIGHER_IS_BETTER else "min" for metric in tune.metric]
+    directions = ["max" if higher_is_better(metric) else "min" for metric in tune.metric]
     is_population = isinstance(tune.scheduler, PopulationSpec)
     # All members of a population are alive, and those that have no workers wait: what limits them is a resource.
     # A trial's memory is a word: its workers' own request says what it really needs.

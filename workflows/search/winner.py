@@ -42,7 +42,7 @@ def _measured_again(spec: PipelineSpec, store: Store, trial: Trial, report: Repo
     If the checkpoint was deleted because it could not win an earlier search, trains it again.
     """
     folder, trial_spec = trial_folder(store, trial.key), with_values(spec, trial.values)
-    group = WorkerGroup(spec, store, shared.inputs, shared.folder, shared.max_failures)
+    group = WorkerGroup(spec, store, shared.inputs, shared.folder, shared.max_failures, shared.suites)
     try:
         if report.checkpoint is None:
             group.begin(job_of(trial_spec, folder=folder))

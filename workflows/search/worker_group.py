@@ -13,7 +13,7 @@ import contextlib
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from workflows.cluster.errors import describe_error, full_traceback, is_users_mi
 from workflows.search.job_queue import Assignment, JobQueue, JobUpdate, TrainingJob
 from workflows.spec import PipelineSpec
 from workflows.store import Store
+from workflows.suites.suite import Suite
 from workflows.training.inputs import TrainingInputs
 from workflows.training.recovery import failure_text, failure_traceback, halve_micro_batches
 from workflows.training.trainer import torch_trainer
@@ -67,11 +68,20 @@ class WorkerGroup:
     """The workers for `spec.train`, for jobs that differ only in their settings."""
 
     def __init__(
-        self, spec: PipelineSpec, store: Store, inputs: TrainingInputs, folder: str, max_failures: int
+        self,
+        spec: PipelineSpec,
+        store: Store,
+        inputs: TrainingInputs,
+        folder: str,
+        max_failures: int,
+        suites: Sequence[Suite] = (),
     ) -> None:
-        """Start the workers; `folder` in the store is for Ray Train's files and for decisions that all jobs share."""
+        """Start the workers; `folder` in the store is for Ray Train's files and for decisions that all jobs share.
+
+        `suites`: those whose scores are measured at every checkpoint.
+        """
         self._queue: Any = JobQueue.remote(max_failures)  # type: ignore[attr-defined]
-        payload = _Payload(store.uri, inputs, folder, self._queue)
+        payload = _Payload(store.uri, inputs, folder, self._queue, suites)
         trainer = torch_trainer(
             spec.train,
             lambda: _work(payload),
@@ -124,6 +134,8 @@ class _Payload:
     """the search's, on the store"""
     queue: Any
     """the job queue's handle"""
+    suites: Sequence[Suite]
+    """whose scores are metrics of the search"""
 
 
 def _work(payload: _Payload) -> None:
@@ -156,6 +168,7 @@ def _do(worker: "TrainWorker", payload: _Payload, assignment: Assignment) -> Non
         settings = WorkerSettings(
             spec, store, payload.inputs, job.folder,
             resume_from=resume_from, search_folder=payload.folder, only_measure=job.only_measure,
+            suites=payload.suites,
         )  # fmt: skip
         worker.train(settings, Callbacks(on_checkpoint))
 

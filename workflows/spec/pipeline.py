@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from models.errors import nearest
 from workflows.spec.cluster import ClusterSpec
 from workflows.spec.data import NEW_MODEL, DataSpec, NewModelSpec
 from workflows.spec.evaluate import EvaluateSpec
@@ -17,7 +18,7 @@ from workflows.spec.optimize import OptimizeSpec
 from workflows.spec.section import Section
 from workflows.spec.serve import ServeSpec
 from workflows.spec.train import TrainSpec
-from workflows.spec.tune import TuneSpec
+from workflows.spec.tune import SUITE, TuneSpec
 
 
 class PipelineSpec(Section):
@@ -97,6 +98,37 @@ class PipelineSpec(Section):
                 f"data.deduplicate.compare: replies is for conversations, of which any reply can be left untrained; "
                 f"with train.objective {objective.name}, all of a line is about {learned}; compare conversations"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _suites_can_be_measured(self) -> "PipelineSpec":
+        metrics = [] if self.tune is None else [name for name in self.tune.metric if name.startswith(SUITE)]
+        every = self.train.evaluate_every_steps
+        if not metrics and every is None:
+            return self
+        field = f"tune.metric: {metrics[0]}" if metrics else f"train.evaluate_every_steps: {every}"
+        scorers = {suite.shown_name: suite.scorer for suite in self.evaluate.suites}
+        if not scorers:
+            raise ValueError(f"{field} needs evaluate.suites, which has none; add one")
+        for name in (metric.removeprefix(SUITE) for metric in metrics):
+            if name not in scorers:
+                near = nearest(name, scorers)
+                hint = f"; did you mean {SUITE}{near}?" if near else ""
+                raise ValueError(
+                    f"tune.metric: no suite of evaluate.suites is named {name}; there are {', '.join(scorers)}{hint}"
+                )
+            if scorers[name] == "perplexity":
+                raise ValueError(
+                    f"tune.metric: {SUITE}{name} is of given replies, whose losses a training does not measure; "
+                    "take held_out_loss, or a suite of replies"
+                )
+        if self.train.zero.stage == 3:
+            raise ValueError(
+                f"{field} lets each worker generate replies, which needs the whole model; use train.zero.stage 0, 1 "
+                "or 2"
+            )
+        if metrics and self.train.objective.name == "adversarial":
+            raise ValueError(f"{field} is not measured in the phases of an adversarial pair; take another metric")
         return self
 
     @model_validator(mode="after")

@@ -134,6 +134,10 @@ class TrainSpec(Section):
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     """Random seed of the adapter's initial weights, the order of the conversations, and dropout."""
 
+    evaluate_every_steps: PositiveInt | None = Field(default=None, json_schema_extra=HOW)
+    """Score the replies to the items of `evaluate.suites` at the first checkpoint after each of this number of steps,
+    and at the last: the curves show them as `suite_NAME`."""
+
     checkpoint_every_steps: PositiveInt = 50
     """Optimizer steps between checkpoints. Each checkpoint measures the held-out loss, and the best one becomes the
     result."""

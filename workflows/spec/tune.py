@@ -10,7 +10,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from workflows.spec.data import check_transformer_size
 from workflows.spec.section import HOW, PositiveInt, Section, named
 
-Metric = Literal["held_out_loss", "held_out_accuracy", "held_out_margin", "seconds", "peak_memory_gb"]
+SUITE = "suite_"
+"""the beginning of a metric that is the mean score of a suite"""
+
+Metric = (
+    Literal["held_out_loss", "held_out_accuracy", "held_out_margin", "seconds", "peak_memory_gb"]
+    | Annotated[str, Field(pattern=rf"^{SUITE}.+")]
+)
 
 
 class RandomSpec(Section):
@@ -153,7 +159,8 @@ class TuneSpec(Section):
         AfterValidator(_one_or_two),
     ] = Field(default=["held_out_loss"])  # fmt: skip
     """What to compare, measured at each checkpoint: `held_out_loss`; for pairs also `held_out_accuracy` and
-    `held_out_margin`; `seconds` of training; `peak_memory_gb` of a worker. With two (`[held_out_loss, seconds]`), the
+    `held_out_margin`; `suite_NAME`, the score of a suite of `evaluate.suites`, to whose items the workers reply at
+    each checkpoint; `seconds` of training; `peak_memory_gb` of a worker. With two (`[held_out_loss, seconds]`), the
     first decides the winner, and the search reports the trials that no other beats in both."""
 
     searcher: Annotated[

@@ -18,6 +18,7 @@ import ray.data
 
 from models.base.load import identity
 from models.chat import Message
+from models.text.overlap import OverlapIndex
 from workflows.cluster.board import watching
 from workflows.cluster.workers import check_fits, worker_environment
 from workflows.corpus.files.sources import source_files
@@ -29,7 +30,7 @@ from workflows.figures import EvaluateFigures, PrepareFigures
 from workflows.scorecard.adversarial import measure_pair
 from workflows.scorecard.adversarial_plot import pair_page
 from workflows.scorecard.questions import Prompt, read_questions, said_text
-from workflows.scorecard.records import AdversarialScorecard
+from workflows.scorecard.records import AdversarialScorecard, Scorecard
 from workflows.scorecard.scorecard import scorecard_of, scorecard_text
 from workflows.scorecard.suite_scores import SuitePrompt, is_given_reply, suite_prompts
 from workflows.scorecard.worker import (
@@ -45,7 +46,9 @@ from workflows.scorecard.worker import (
 from workflows.spec import AdversarialSpec, PipelineSpec
 from workflows.stage import Context
 from workflows.store import release_in_service
+from workflows.suites.leaks import leak_index
 from workflows.suites.read import read_suites
+from workflows.suites.suite import Suite
 
 # Prompts are answered together, in a batch that an engine keeps full as replies end.
 _BATCH_SIZES = 16, 256
@@ -55,33 +58,57 @@ _TOKENS_IN_BULK = 8_000
 
 
 def run(context: Context) -> EvaluateFigures:
-    """Score and generate replies with both models on the cluster's workers; returns the scorecard's figures."""
+    """Score and generate replies with all models on the cluster's workers; returns the scorecard's figures."""
     evaluate = context.spec.evaluate
     check_fits(context.spec, ["evaluate"], context.progress)
-    corpus_key = context.inputs["prepare"].key
-    path = context.store.path("prepare", corpus_key, "corpus", "split=held_out")
-    questions = read_questions(evaluate.questions) if evaluate.questions else []
-    first = corpus_files(context.store, corpus_key, "held_out").head(
-        evaluate.num_replies, columns=["messages", "tools"]
-    )
-    prompts = [_held_out_prompt(row) for row in first.to_pylist()]
-    asked: list[Prompt | SuitePrompt] = [
-        *(Prompt([{"role": "user", "content": each.text}], question=each) for each in questions),
-        *prompts,
-        *suite_prompts(read_suites(evaluate)),
-    ]
-    known = corpus_files(context.store, corpus_key, "held_out").schema.names  # earlier versions wrote fewer columns
-    columns = [name for name in SCORED_SCHEMA.names if name in known]
-    scored = ray.data.read_parquet(path, filesystem=context.store.filesystem).select_columns(columns)
-    corpus = PrepareFigures.from_json(context.inputs["prepare"].figures)
+    suites = read_suites(evaluate)
+    asked = _asked(context, suites)
     service = _release_in_service(context)
+    results = _measure(context, asked, service)
+    scorecard, items = scorecard_of(results, asked, evaluate.gate, _names(context.spec), service)
+    scorecard = _with_leaks(context, scorecard, suites)
+    if isinstance(context.spec.train.objective, AdversarialSpec):
+        scorecard = replace(scorecard, pair=measure_pair(context))
+    content = scorecard.to_json()
+    context.store.write_json(context.store.path("evaluate", context.key, "scorecard.json"), content)
+    if items:
+        lines = [json.dumps(item.to_json(), ensure_ascii=False) for item in items]
+        path = context.store.path("evaluate", context.key, "items.jsonl")
+        context.store.write_file(path, "\n".join([*lines, ""]).encode())
+    if scorecard.pair is not None:
+        _write_page(context, scorecard.pair)
+    context.progress.result("scorecard", content, scorecard_text(scorecard))
+    return scorecard.figures
+
+
+def _asked(context: Context, suites: Sequence[Suite]) -> list[Prompt | SuitePrompt]:
+    """The questions, the first held-out prompts, and the items of the suites."""
+    evaluate = context.spec.evaluate
+    questions = read_questions(evaluate.questions) if evaluate.questions else []
+    corpus = corpus_files(context.store, context.inputs["prepare"].key, "held_out")
+    first = corpus.head(evaluate.num_replies, columns=["messages", "tools"])
+    return [
+        *(Prompt([{"role": "user", "content": each.text}], question=each) for each in questions),
+        *map(_held_out_prompt, first.to_pylist()),
+        *suite_prompts(suites),
+    ]
+
+
+def _measure(context: Context, asked: Sequence[Prompt | SuitePrompt], service: str | None) -> list[ScoreRow]:
+    """The losses of the held-out conversations under all models, and what each model replies."""
+    evaluate, store, corpus_key = context.spec.evaluate, context.store, context.inputs["prepare"].key
+    known = corpus_files(store, corpus_key, "held_out").schema.names  # earlier versions wrote fewer columns
+    path = store.path("prepare", corpus_key, "corpus", "split=held_out")
+    scored = ray.data.read_parquet(path, filesystem=store.filesystem)
+    rows = scored.select_columns([name for name in SCORED_SCHEMA.names if name in known])
+    rows = rows.map_batches(_as_scored, batch_format="pyarrow")
     to_answer = _to_answer(asked, [BASE, TUNED, *([SERVICE] if service else [])], evaluate.max_new_tokens)
-    num_rows = corpus.held_out_conversations + len(to_answer)
-    rows = scored.map_batches(_as_scored, batch_format="pyarrow")
     if to_answer:
         rows = rows.union(ray.data.from_arrow(pa.Table.from_pylist(to_answer, schema=SCORED_SCHEMA)))
     # Read before the workers start: if they take all CPUs of the cluster, a read would wait for them forever.
     rows = rows.materialize()
+    conversations = PrepareFigures.from_json(context.inputs["prepare"].figures).held_out_conversations
+    num_rows = conversations + len(to_answer)
     with watching(context.progress, "conversations", total=num_rows) as board:
         found = rows.map_batches(
             ScoringWorker,
@@ -93,23 +120,17 @@ def run(context: Context) -> EvaluateFigures:
             num_gpus=evaluate.gpus_per_worker or None,
             runtime_env={"env_vars": worker_environment(evaluate.cpus_per_worker, evaluate.gpus_per_worker)},
         ).take_all()
-    results: list[ScoreRow] = [json.loads(row["result"]) for row in found]
-    scorecard, items = scorecard_of(results, asked, evaluate.gate, _names(context.spec), service)
-    if questions:
-        scorecard = replace(scorecard, leaked_questions=_leaked_questions(context))
-    if isinstance(context.spec.train.objective, AdversarialSpec):
-        scorecard = replace(scorecard, pair=measure_pair(context))
-    content = scorecard.to_json()
-    context.store.write_json(context.store.path("evaluate", context.key, "scorecard.json"), content)
-    if items:
-        lines = [json.dumps(item.to_json(), ensure_ascii=False) for item in items]
-        context.store.write_file(
-            context.store.path("evaluate", context.key, "items.jsonl"), "\n".join([*lines, ""]).encode()
-        )
-    if scorecard.pair is not None:
-        _write_page(context, scorecard.pair)
-    context.progress.result("scorecard", content, scorecard_text(scorecard))
-    return scorecard.figures
+    return [json.loads(row["result"]) for row in found]
+
+
+def _with_leaks(context: Context, scorecard: Scorecard, suites: Sequence[Suite]) -> Scorecard:
+    """How many of the questions, and of each suite's items, stand in the conversations that were trained on."""
+    if scorecard.questions:
+        questions = _leaked(context, read_references(question_file(context.spec)))
+        scorecard = replace(scorecard, leaked_questions=len(questions))
+    leaked = _leaked(context, leak_index(suites))
+    counts = {suite.name: sum(item.place in leaked for item in suite.items) for suite in suites}
+    return replace(scorecard, suites=tuple(replace(each, leaked=counts[each.name]) for each in scorecard.suites))
 
 
 def _names(spec: PipelineSpec) -> list[str]:
@@ -118,14 +139,15 @@ def _names(spec: PipelineSpec) -> list[str]:
     return [sources[file.entry].shown_name for file in source_files(spec)] if len(sources) > 1 else []
 
 
-def _leaked_questions(context: Context) -> int:
-    """How many of the questions stand in the conversations that were trained on."""
-    store, index = context.store, read_references(question_file(context.spec))
-    assert index is not None
+def _leaked(context: Context, index: OverlapIndex | None) -> set[str]:
+    """Which of the indexed texts stand in the conversations that were trained on."""
+    if index is None:
+        return set()
+    store = context.store
     files = used_files(store.filesystem, store.path("prepare", context.inputs["prepare"].key, "corpus"), [TRAIN])
-    with watching(context.progress, "conversations checked for the questions") as board:
+    with watching(context.progress, "conversations checked for what is asked") as board:
         found = find_contamination(store.filesystem, files, index, board)
-    return len({each.reference for each in found})
+    return {each.reference for each in found}
 
 
 def _release_in_service(context: Context) -> str | None:

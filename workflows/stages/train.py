@@ -12,7 +12,7 @@ last.
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from workflows.search.records import read_search, trial_folder
 from workflows.spec import AdversarialSpec, PipelineSpec
 from workflows.stage import CONTINUED, DISCRIMINATOR, Context, StageFailed
 from workflows.store import Store
+from workflows.suites.read import measured_suites
+from workflows.suites.suite import Suite
 from workflows.training.curves import check_mlflow, log_to_mlflow, write_curves
 from workflows.training.history import HISTORY, History
 from workflows.training.inputs import TrainingInputs, inputs_of
@@ -63,7 +65,8 @@ def run(context: Context) -> TrainFigures:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _ELASTIC_START_SECONDS)
     inputs = inputs_of(spec, {name: artifact.key for name, artifact in context.inputs.items()})
     with watching(context.progress, "steps") as board:
-        payload = _Payload(spec, store.uri, inputs, f"{folder}/run", board)
+        suites = measured_suites(spec) if train.evaluate_every_steps else []
+        payload = _Payload(spec, store.uri, inputs, f"{folder}/run", board, suites)
         trainer = torch_trainer(
             train,
             lambda: _work(payload),
@@ -175,6 +178,8 @@ class _Payload:
     run_folder: str
     board: Any
     """the display's actor"""
+    suites: Sequence[Suite]
+    """whose items the model replies to at checkpoints"""
 
 
 def _work(payload: _Payload) -> str | None:
@@ -216,5 +221,8 @@ def _train(payload: _Payload) -> None:
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else contextlib.nullcontext() as folder:
         resume_from = Path(folder) if folder else None
-        settings = WorkerSettings(payload.spec, store, payload.inputs, run_folder, resume_from=resume_from)
+        settings = WorkerSettings(
+            payload.spec, store, payload.inputs, run_folder, resume_from=resume_from, suites=payload.suites,
+            suites_every_steps=payload.spec.train.evaluate_every_steps or 1,
+        )  # fmt: skip
         TrainWorker().train(settings, callbacks)

@@ -37,6 +37,8 @@ from workflows.spec import MixtureSearchSpec, PipelineSpec, PopulationSpec
 from workflows.spec.space import Values, combinations, space_of, trials_wanted, with_values
 from workflows.stage import Context, StageFailed
 from workflows.store import Store, content_key
+from workflows.suites.read import metric_suites
+from workflows.suites.settings import suite_settings
 from workflows.training.inputs import TrainingInputs, inputs_of
 from workflows.training.steps import num_steps, steps_per_epoch
 
@@ -76,6 +78,8 @@ def run(context: Context) -> TuneFigures:
         metrics=search.metrics,
         is_population=isinstance(tune.scheduler, PopulationSpec),
         max_failures=tune.max_failures,
+        suites=(suites := metric_suites(spec)),
+        suites_key=content_key({"suites": suite_settings(spec.evaluate)}) if suites else "",
     )
     write_search(store, search)
     context.progress.note(f"tune: concurrent trials: {search.at_once}, each with {need_of_trial(spec.train)}")

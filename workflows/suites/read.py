@@ -12,7 +12,8 @@ import pyarrow as pa
 from models.scorers.base import Scorer
 from models.scorers.names import KEYS
 from models.scorers.registry import scorer_named
-from workflows.spec import EvaluateSpec, SuiteSpec
+from workflows.spec import EvaluateSpec, PipelineSpec, SuiteSpec
+from workflows.spec.tune import SUITE
 from workflows.stage import StageFailed
 from workflows.store import without_secrets
 from workflows.suites.files import fields_of, suite_files, user_scorer
@@ -33,6 +34,18 @@ def read_suites(evaluate: EvaluateSpec) -> list[Suite]:
 def read_items(evaluate: EvaluateSpec) -> list[Suite]:
     """`read_suites`, but imports no code of the user: that may lack here what the cluster has."""
     return [_read_suite(suite, field, evaluate.max_new_tokens) for field, suite in fields_of(evaluate)]
+
+
+def measured_suites(spec: PipelineSpec) -> list[Suite]:
+    """The suites that can be scored during a training: those with replies. Raises StageFailed."""
+    return [suite for suite in read_suites(spec.evaluate) if not suite.is_scored_by_loss]
+
+
+def metric_suites(spec: PipelineSpec) -> list[Suite]:
+    """The suites whose scores are metrics of the search. Raises StageFailed."""
+    metrics = [] if spec.tune is None else spec.tune.metric
+    named = {metric.removeprefix(SUITE) for metric in metrics if metric.startswith(SUITE)}
+    return [suite for suite in measured_suites(spec) if suite.name in named] if named else []
 
 
 def _read_suite(suite: SuiteSpec, field: str, max_new_tokens: int) -> Suite:

@@ -78,6 +78,13 @@ class Suite:
         """
         return self.scorer.is_scored_by_loss
 
+    def item_score(self, item: Item, replies: Sequence[Message | None]) -> float:
+        """The mean score of the turns that are scored; a reply that the endpoint refused (None) has none."""
+        found = [
+            0.0 if (reply := replies[turn]) is None else self.score(item, turn, reply) for turn in item.scored_turns
+        ]
+        return sum(found) / len(found)
+
     def score(self, item: Item, turn: int, reply: Message) -> float:
         """The score of a reply to a turn of an item: in [0, 1], or any finite number if the scorer is a function.
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from models.training.report import Progress
+from workflows.spec.tune import SUITE
 
 HISTORY = "history.jsonl"
 
@@ -73,7 +74,7 @@ class History:
     def add_held_out(self, figures: Mapping[str, float]) -> None:
         """Add figures measured after the last step."""
         self.lines[-1].figures |= {
-            name: _plain(value) for name, value in figures.items() if name.startswith("held_out_")
+            name: _plain(value) for name, value in figures.items() if name.startswith(("held_out_", SUITE))
         }
 
     def steps(self) -> list[Progress]:

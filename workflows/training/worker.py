@@ -5,6 +5,7 @@ worker.train(settings, callbacks)                # and again with others; reuses
 """
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from models.training.report import Progress, Report
 from workflows.corpus.chat_tokenizer import chat_tokenizer
 from workflows.spec import PipelineSpec, TrainSpec
 from workflows.store import Store
+from workflows.suites.suite import Suite
 from workflows.training.adversarial import AdversarialPhases
 from workflows.training.data import TrainingData, open_data, places
 from workflows.training.history import HISTORY, History
@@ -34,6 +36,7 @@ from workflows.training.readings import note_of
 from workflows.training.recovery import Decisions, Watchdog, decide, decisions
 from workflows.training.reporter import Callbacks, Reporter
 from workflows.training.steps import num_steps
+from workflows.training.suite_scores import SuiteScores
 from workflows.training.trained_models import TrainedModels
 
 
@@ -52,6 +55,9 @@ class WorkerSettings:
     """the folder of decisions that all trainings of a search share: the precision"""
     only_measure: bool = False
     """only measure the held-out loss of the checkpoint, without a step"""
+    suites: Sequence[Suite] = ()
+    """whose items the model replies to at checkpoints"""
+    suites_every_steps: int = 1
 
 
 class TrainWorker:
@@ -81,16 +87,17 @@ class TrainWorker:
             parts = _micro_batch_parts(engine, data, settings)
             data = data.cut(parts, train.pass_tokens // parts, engine)
             record = History(_resume(engine, settings.resume_from))
+            suites = SuiteScores(settings.suites, settings.suites_every_steps, engine, chat_tokenizer(spec))
             figures = {"resumed_from_step": len(record.lines), "batch_tokens": -(-train.pass_tokens // parts)}
             if settings.only_measure:
-                found = held_out_figures(measure(engine, data.measured)[0])
+                found = held_out_figures(measure(engine, data.measured)[0]) | suites.measure()
                 report = Report(len(record.lines), _fit_settings(train, data.plan).num_steps, {**found, **figures})
                 callbacks.on_checkpoint(report, lambda folder: None)
                 engine.close()
                 return
             rate = self._rate(engine, precision)
             reports = Reporter(engine, record, chat_tokenizer(spec), watchdog, callbacks, figures, rate)
-            _Run(models, data, engine, reports, settings.resume_from).go(callbacks)
+            _Run(models, data, engine, reports, suites, settings.resume_from).go(callbacks)
 
     def _rate(self, engine: DeepSpeedEngine, precision: str) -> float:
         """The floating-point operations per second of all workers' matrix products; measured once."""
@@ -108,8 +115,10 @@ class _Run:
         data: TrainingData,
         engine: DeepSpeedEngine,
         reports: Reporter,
+        suites: SuiteScores,
         resume_from: Path | None,
     ) -> None:
+        self._suites = suites
         self._spec, self._data, self._engine, self._reports = models.spec, data, engine, reports
         self._settings = _fit_settings(models.spec.train, data.plan)
         self._operations = StepOperations(engine.model)
@@ -148,6 +157,8 @@ class _Run:
     def _on_checkpoint(self, report: Report, seconds_each: list[float]) -> None:
         if self._pair is not None:
             report.num_steps = self._pair.num_steps
+        if self._suites.is_due(report.step, report.num_steps):
+            report.figures |= self._suites.measure()
         self._reports.checkpoint(report, seconds_each)
 
     def _is_over(self) -> bool:
