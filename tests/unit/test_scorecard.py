@@ -1,10 +1,13 @@
 """The scorecard: made of what workers found, written and read, in words, and as an adversarial pair's page."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from workflows.judge.records import Judged, JudgedItem, JudgeFigures
 from workflows.scorecard.adversarial_plot import pair_page
+from workflows.scorecard.judged import to_judge
 from workflows.scorecard.questions import Prompt, Question
 from workflows.scorecard.records import AdversarialScorecard, Controls, Diversity, RepliesFigures, Scorecard
 from workflows.scorecard.scorecard import scorecard_of, scorecard_text
@@ -101,3 +104,39 @@ def test_a_page_has_a_line_for_each_model() -> None:
     page = pair_page("shop", PAIR.replies, PAIR.real, PAIR.controls)
     assert "Replies of shop" in page
     assert "generator" in page
+
+
+def test_a_judges_outcomes_are_a_measure_unless_it_is_refused() -> None:
+    results = [*SCORED[:2], *(reply for number in (0, 1) for reply in replies_to(number))]
+    asked = [Prompt([{"role": "user", "content": text}], reference="") for text in ("When?", "Hello")]
+    items = to_judge(asked, results, "base")
+    assert [(item.first, item.second) for item in items] == [("old 0", "new 0"), ("old 1", "new 1")]
+    outcomes = tuple(JudgedItem(id=str(number), group=str(number), tags={}, outcome="win") for number in range(20))
+    judged = Judged(figures=JUDGED, items=outcomes)
+    found, _ = scorecard_of(results, asked, GateSpec(rule="better"), judged=judged)
+    [compared] = [each for each in found.comparisons if each.measure == "judge"]
+    assert (compared.other, compared.tuned, compared.items) == (0.5, 1.0, 20)
+    assert "judge: 100.0 % instead of 50.0 %" in found.verdict
+    assert "judge someone (pairwise): 20 items, tuned wins 20" in scorecard_text(found)
+    refused = Judged(figures=replace(JUDGED, refused="it is of no use"), items=outcomes)
+    found, _ = scorecard_of(results, asked, GateSpec(rule="better"), judged=refused)
+    assert not [each for each in found.comparisons if each.measure == "judge"]
+    assert "its answers do not count: it is of no use" in scorecard_text(found)
+
+
+def test_what_the_endpoint_refused_is_not_judged() -> None:
+    assert to_judge(ASKED, SCORED, "base") == []  # a question has facts, and the other has no reply of the base
+
+
+def replies_to(number: int) -> list[ScoreRow]:
+    said = {"base": f"old {number}", "tuned": f"new {number}"}
+    return [
+        {"question": number, "model": model, "answers": [{"role": "assistant", "content": text}]}
+        for model, text in said.items()
+    ]
+
+
+JUDGED = JudgeFigures(
+    judge="someone", mode="pairwise", items=20, wins=20, ties=0, losses=0, no_answers=0, identical=0, requests=40,
+    cached=0, input_tokens=1, output_tokens=1,
+)  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workflows.figures import EvaluateFigures
+from workflows.judge.records import JudgeFigures
 from workflows.record import JsonObject, Record, optional
 
 
@@ -201,6 +202,7 @@ class Scorecard(EvaluateFigures):
     comparisons: tuple[Compared, ...] = ()
     service: str | None = optional()
     """the key of the release in service, if the checkpoint was compared with it"""
+    judge: JudgeFigures | None = optional()
     pair: AdversarialScorecard | None = optional()
     """for an adversarial pair"""
 

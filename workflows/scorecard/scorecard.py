@@ -5,10 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from models.scorers.facts import count_facts
+from workflows.judge.records import Judged
+from workflows.judge.text import judge_text
 from workflows.record import JsonObject
 from workflows.scorecard.adversarial import pair_text
 from workflows.scorecard.comparisons import compare_all, facts_measure, held_out_measure, preference_measure
 from workflows.scorecard.gate import gate_verdict
+from workflows.scorecard.judged import JUDGE, judge_measure
 from workflows.scorecard.questions import Prompt, Question, said_text
 from workflows.scorecard.records import AskedQuestion, ComparedReply, PartLoss, Scorecard, ScoredItem
 from workflows.scorecard.suite_scores import SuitePrompt, score_suites
@@ -24,11 +27,12 @@ def scorecard_of(
     gate: GateSpec,
     names: Sequence[str] = (),
     service: str | None = None,
+    judged: Judged | None = None,
 ) -> tuple[Scorecard, Sequence[ScoredItem]]:
     """The scorecard and the items of its suites, from the workers' results.
 
     `names`: of the source of each file of the corpus. `service`: the key of the release in service, with which the
-    gate then compares.
+    gate then compares. `judged`: what a judge found of the same two models.
     """
     scored = [row for row in results if row["question"] < 0]
     scored.sort(key=lambda row: (row.get("source", 0), row.get("line", 0)))
@@ -59,6 +63,9 @@ def scorecard_of(
         )
         measures.append(facts_measure([*questions.values()], facts))
     measures += suites.measures
+    against = SERVICE if service else BASE
+    if judged is not None and (outcomes := judge_measure(judged, against)) is not None:
+        measures.append(outcomes)
     comparisons = compare_all(measures, [BASE, SERVICE], gate.confidence)
     scorecard = Scorecard(
         base_loss=round(base, 4),
@@ -90,8 +97,9 @@ def scorecard_of(
         suites=suites.figures,
         comparisons=tuple(each.record for each in comparisons),
         service=service,
+        judge=None if judged is None else judged.figures,
     )
-    passed, verdict = gate_verdict(scorecard, comparisons, gate, SERVICE if service else BASE)
+    passed, verdict = gate_verdict(scorecard, comparisons, gate, against)
     return replace(scorecard, passed=passed, verdict=verdict), suites.items
 
 
@@ -165,6 +173,11 @@ def scorecard_text(scorecard: Scorecard) -> str:
             "trained on: the share of facts flatters the model"
         )
     lines += _suite_lines(scorecard)
+    if scorecard.judge is not None:
+        lines.append(judge_text(scorecard.judge))
+        lines += [
+            f"    {describe(each)}" for each in scorecard.comparisons if each.measure == JUDGE and not each.slice
+        ]
     lines += pair_text(scorecard.pair) if scorecard.pair is not None else []
     return "\n".join([*lines, f"  {scorecard.verdict}"])
 

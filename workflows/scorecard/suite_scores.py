@@ -92,7 +92,7 @@ def _scored(prompt: SuitePrompt, rows: Mapping[str, ScoreRow]) -> ScoredItem:
     else:
         for model, row in rows.items():
             answers = row["answers"]
-            scores[model] = suite.item_score(item, [_message(answer) for answer in answers])
+            scores[model] = suite.item_score(item, [message_of(answer) for answer in answers])
             replies[model] = [_shown(answer) for answer in answers]
             if any("error" in answer for answer in answers):
                 failed.append(model)
@@ -109,7 +109,8 @@ def _scored(prompt: SuitePrompt, rows: Mapping[str, ScoreRow]) -> ScoredItem:
     )
 
 
-def _message(answer: JsonObject) -> Message | None:
+def message_of(answer: JsonObject) -> Message | None:
+    """A worker's answer as a message; None for a request that the endpoint refused."""
     return None if "error" in answer else answer  # type: ignore[return-value]
 
 

@@ -27,8 +27,11 @@ from workflows.corpus.revision.contamination import find_contamination, question
 from workflows.corpus.rows import CorpusRow
 from workflows.corpus.split import TRAIN, used_files
 from workflows.figures import EvaluateFigures, PrepareFigures
+from workflows.judge.judge import read_judge
+from workflows.record import Record
 from workflows.scorecard.adversarial import measure_pair
 from workflows.scorecard.adversarial_plot import pair_page
+from workflows.scorecard.judged import to_judge
 from workflows.scorecard.questions import Prompt, read_questions, said_text
 from workflows.scorecard.records import AdversarialScorecard, Scorecard
 from workflows.scorecard.scorecard import scorecard_of, scorecard_text
@@ -62,19 +65,21 @@ def run(context: Context) -> EvaluateFigures:
     evaluate = context.spec.evaluate
     check_fits(context.spec, ["evaluate"], context.progress)
     suites = read_suites(evaluate)
+    judge = read_judge(evaluate, context.store) if evaluate.judge else None
     asked = _asked(context, suites)
     service = _release_in_service(context)
     results = _measure(context, asked, service)
-    scorecard, items = scorecard_of(results, asked, evaluate.gate, _names(context.spec), service)
+    judged = (
+        judge.compare(to_judge(asked, results, SERVICE if service else BASE), context.progress) if judge else None
+    )
+    scorecard, items = scorecard_of(results, asked, evaluate.gate, _names(context.spec), service, judged)
     scorecard = _with_leaks(context, scorecard, suites)
     if isinstance(context.spec.train.objective, AdversarialSpec):
         scorecard = replace(scorecard, pair=measure_pair(context))
     content = scorecard.to_json()
     context.store.write_json(context.store.path("evaluate", context.key, "scorecard.json"), content)
-    if items:
-        lines = [json.dumps(item.to_json(), ensure_ascii=False) for item in items]
-        path = context.store.path("evaluate", context.key, "items.jsonl")
-        context.store.write_file(path, "\n".join([*lines, ""]).encode())
+    _write_lines(context, "items.jsonl", items)
+    _write_lines(context, "judged.jsonl", judged.items if judged else ())
     if scorecard.pair is not None:
         _write_page(context, scorecard.pair)
     context.progress.result("scorecard", content, scorecard_text(scorecard))
@@ -183,6 +188,14 @@ def _settings(context: Context, to_answer: Sequence[ScoredRow], service: str | N
         in_bulk=tokens > _TOKENS_IN_BULK * evaluate.num_workers,
         service=service,
     )
+
+
+def _write_lines(context: Context, name: str, records: Sequence[Record]) -> None:
+    """Write records to a file of the artifact, one a line; no file without any."""
+    lines = [json.dumps(record.to_json(), ensure_ascii=False) for record in records]
+    if lines:
+        path = context.store.path("evaluate", context.key, name)
+        context.store.write_file(path, "\n".join([*lines, ""]).encode())
 
 
 def _write_page(context: Context, pair: AdversarialScorecard) -> None:
