@@ -54,7 +54,7 @@ def test_what_chance_explains_is_not_better() -> None:
     assert said.startswith(
         "failed: not shown to be better than the base model; the clearest difference is in rules: 50.0"
     )
-    assert "this many items show differences of" in said
+    assert "which chance can explain (p = 1); this many items show differences of" in said
     assert said.endswith("(evaluate.gate.rule: better)")
 
 
@@ -67,7 +67,9 @@ def test_better_in_one_suite_does_not_hide_what_is_worse_in_another() -> None:
 def test_several_suites_are_corrected_for() -> None:
     barely = [place % 2 == 0 or place in (1, 3, 5, 7, 9, 11) for place in range(240)]  # p = 2 / 2^6 = 0.03
     assert verdict([suite("rules", SOME, barely)], rule="better")[0]
-    assert not verdict([suite("rules", SOME, barely), suite("tone", SOME, SOME)], rule="better")[0]
+    passed, said = verdict([suite("rules", SOME, barely), suite("tone", SOME, SOME)], rule="better")
+    assert not passed
+    assert "which chance can explain (p = 0.062 among 2 measures)" in said
 
 
 @pytest.mark.parametrize(("margin", "passes"), [(0.1, True), (0.02, False)])

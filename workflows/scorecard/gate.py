@@ -81,10 +81,11 @@ def _better(compared: Sequence[ModelComparison], other: str) -> tuple[bool, str]
     better = [each for each, is_better in zip(compared, decision.better, strict=True) if is_better]
     if better:
         return True, f"better than {other}: {_all(better)}"
-    clearest = min(compared, key=lambda each: each.statistics.p_value).record
+    p_value, clearest = min(zip(decision.adjusted, compared, strict=True), key=lambda each: each[0])
+    of_several = f" among {len(compared)} measures" if len(compared) > 1 else ""
     return False, (
-        f"not shown to be better than {other}; the clearest difference is in {describe(clearest)}, which chance can "
-        f"explain; {smallest(clearest)}"
+        f"not shown to be better than {other}; the clearest difference is in {describe(clearest.record)}, which "
+        f"chance can explain (p = {p_value:.2g}{of_several}); {smallest(clearest.record)}"
     )
 
 
