@@ -1,15 +1,16 @@
 """Whether a golden suite stops a checkpoint that is worse, and lets one pass that is only different.
 
-    python benchmarks/worse_on_purpose.py
+    python benchmarks/worse_on_purpose.py [--steps 60]
 
 Trains the demo's model four times: the release in service; the same with another seed; with the replies shuffled
 among the conversations; without the conversations about one topic. Each later one is evaluated with
 `evaluate.compare_with: service` and a golden suite: ten questions on each of eight topics, after the turns before
 them, as customers asked them. The first release is recorded in the store as deployed, without an endpoint. Takes
-about 25 minutes on two cores. The last line is one JSON object: for each checkpoint whether it passed, and the
+about 20 minutes on two cores. The last line is one JSON object: for each checkpoint whether it passed, and the
 verdict.
 """
 
+import argparse
 import json
 import os
 import random
@@ -83,6 +84,9 @@ def command(folder: Path, *arguments: str) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=60, help="of each training; the demo takes 90")
+    options = parser.parse_args()
     conversations = read_lines(DEMO / "conversations.jsonl")
     data = {
         "same data": conversations,
@@ -101,7 +105,7 @@ def main() -> None:
             pipeline = {
                 **demo,
                 "data": {**demo["data"], "sources": [{"path": "data.jsonl"}]},
-                "train": {**demo["train"], "seed": seed},
+                "train": {**demo["train"], "seed": seed, "max_steps": options.steps},
                 "evaluate": {
                     "compare_with": "service",
                     "suites": [{"path": "golden.jsonl", "golden": True}],
