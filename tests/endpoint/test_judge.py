@@ -177,6 +177,7 @@ def test_a_perfect_judge_finds_the_better_model(
     assert (figures.consistency, figures.first_place_share, figures.refused) == (1.0, 0.5, "")
     assert sum(each.score or 0 for each in judged.scored) == 0.6 * count
     assert judged.items[0].winners == ("second", "second")
+    assert {body["temperature"] for body in at.bodies} == {0}
     assert judged.items[0].reasons == ("B it is.", "A it is.")
     found = against_ties(judged)
     assert (found.low > 0) == is_found
@@ -278,6 +279,7 @@ def test_a_busy_judge_is_asked_again_when_it_says(
         Response("{}", 429, {"Retry-After": "7"}),
         Response("{}", 503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
         Response("busy", 500),
+        JSONResponse({"error": {"message": "provider is overloaded", "code": 502}}),
         Response("{}", 529, {"Retry-After": "soon"}),
     ]
 
@@ -287,7 +289,7 @@ def test_a_busy_judge_is_asked_again_when_it_says(
     at = endpoint(answer)
     judged = compared(judge_at(at.url, max_away_s=100, max_concurrent=1), items_with_a_winner(1, 1))
     assert judged.figures.wins == 1
-    assert len(at.bodies) == 4 + 2
+    assert len(at.bodies) == 5 + 2
     assert pauses[0] == 7
     assert all(0.5 * 2**tries <= 2 * pause <= 3 * 0.5 * 2**tries for tries, pause in enumerate(pauses[1:], start=1))
     refusals.append(Response("{}", 429, {"Retry-After": "3600"}))
@@ -467,3 +469,28 @@ def test_a_lone_surrogate_breaks_nothing(
     at = endpoint(lambda prompt, body: Response(broken, media_type="application/json"))
     judged = compared(judge_at(at.url, max_no_answer=1), [item(0, "\ud800", "x")])
     assert judged.items[0].outcome == "no answer"
+
+
+def test_an_empty_answer_says_what_may_help(
+    endpoint: Callable[[Answer], StandIn], judge_at: Callable[..., Judge]
+) -> None:
+    at = endpoint(lambda prompt, body: "")
+    judged = compared(judge_at(at.url), items_with_a_winner(1, 1))
+    assert "may need more evaluate.judge.max_new_tokens" in judged.figures.refused
+
+
+def test_what_was_answered_before_an_interruption_is_kept(
+    endpoint: Callable[[Answer], StandIn], judge_at: Callable[..., Judge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    at = endpoint(better)
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "update", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compared(judge_at(at.url, max_concurrent=1), items_with_a_winner(5, 3))
+    asked = len(at.bodies)
+    assert 1 <= asked < 10
+    at.bodies.clear()
+    assert compared(judge_at(at.url), items_with_a_winner(5, 3)).figures.cached >= asked - 1

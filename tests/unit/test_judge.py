@@ -19,7 +19,9 @@ from workflows.judge.judge import read_key
 from workflows.judge.labels import read_labels
 from workflows.judge.prompt import read_prompt
 from workflows.judge.settings import find_release, judge_settings
+from workflows.progress import Progress
 from workflows.runs.order import STAGES
+from workflows.runs.run import run_stages
 from workflows.spec import JudgeSpec, PipelineSpec
 from workflows.spec.errors import SpecError
 from workflows.spec.read import read_spec
@@ -89,6 +91,26 @@ def test_a_key_is_read_from_the_environment_and_never_shown(monkeypatch: pytest.
         assert unusable not in str(error.value)
     monkeypatch.setenv("JUDGE_KEY", " sk-1\n")
     read_key(spec)
+
+
+def test_a_missing_key_ends_a_run_before_its_first_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    monkeypatch.setattr("workflows.training.readings.known_reading", lambda spec: None)
+    section = {"url": URL, "model": "m", "api_key_env": "JUDGE_KEY"}
+    spec = read_spec(pipeline(tmp_path, evaluate={"judge": section}))
+
+    class Started(Exception):
+        pass
+
+    def connect(stages: Any) -> None:
+        raise Started
+
+    store = Store(str(tmp_path / "store"))
+    with Progress(json_lines=True) as progress:
+        with pytest.raises(StageFailed, match="JUDGE_KEY is not set"):
+            run_stages(spec, store, progress, "evaluate", connect)
+        with pytest.raises(Started):
+            run_stages(spec, store, progress, "train", connect)
 
 
 def test_the_prompt_has_conversation_replies_and_criteria() -> None:

@@ -92,7 +92,7 @@ class JudgeClient:
             transport=endpoint.transport,
             headers=headers,
             timeout=None,  # asyncio.timeout limits the whole request
-            limits=httpx.Limits(max_connections=endpoint.max_concurrent),
+            limits=httpx.Limits(max_connections=None),  # self._places limits them
         )
 
     async def __aenter__(self) -> Self:
@@ -187,7 +187,7 @@ class JudgeClient:
             except httpx.RequestError as error:
                 why = f"{type(error).__name__}: {str(error) or 'no message'}"
             else:
-                if response.status_code not in _PASSING and response.status_code < 500:
+                if not _passes(response):
                     self._check(response)
                     self._answered = time.monotonic()
                     return response
@@ -255,6 +255,12 @@ def _error_of(response: httpx.Response) -> dict[str, Any]:
         return {}
     error = content.get("error") if isinstance(content, dict) else None
     return error if isinstance(error, dict) else {"message": error} if isinstance(error, str) else {}
+
+
+def _passes(response: httpx.Response) -> bool:
+    """Whether a response is an error that passes. Gateways to several services report those of a service with 200."""
+    status = response.status_code
+    return status in _PASSING or status >= 500 or (status == 200 and bool(_error_of(response)))
 
 
 def _refused_field(response: httpx.Response) -> str:

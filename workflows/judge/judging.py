@@ -93,4 +93,6 @@ def _known(*reasons: str) -> tuple[str, ...]:
 
 def _short(text: str) -> str:
     flat = " ".join(text.split())
+    if not flat:
+        return "empty; a judge that reasons may need more evaluate.judge.max_new_tokens"
     return repr(flat if len(flat) <= 200 else f"{flat[:197]}...")
