@@ -3,6 +3,9 @@
 import json
 
 import pyarrow.dataset
+import pytest
+
+from workflows.stage import StageFailed
 
 
 def rows_of(store, key):
@@ -55,3 +58,18 @@ def test_names_of_keys_reach_new_tokenizers_and_mismatched_replies(run, tiny, tm
     assert [row["desirable"] for row in rows] == [n % 2 == 0 for n in range(60)]
     assert all(row["other_input_ids"] not in (None, row["input_ids"]) for row in rows)
     assert max(len(row["input_ids"]) for row in rows) < 30  # bytes alone would be longer, so the words were used
+
+
+def test_knowledge_stands_in_the_prompt(run, tiny, tmp_path, capsys):
+    talk = [{"role": "user", "content": "How tall is it?"}, {"role": "assistant", "content": "12 cm [1]."}]
+    records = [{"messages": talk, "facts": [["Toy", "height", f"{n} cm"]]} for n in range(30)]
+    tiny["data"] = lines_of(tmp_path / "known.jsonl", [*records, {"messages": talk}]) | {"knowledge": "facts"}
+    done, store = run("prepare", tiny)
+    assert "1 of 31 conversations have no 'facts' (data.knowledge)" in capsys.readouterr().out
+    rows = rows_of(store, done["prepare"].key)
+    known = {"role": "system", "content": "<sources>\n[1] Toy\nheight: 29 cm\n</sources>"}
+    assert [json.loads(row["messages"]) for row in rows[29:]] == [[known, *talk], talk]
+    assert sum(rows[29]["supervised"]) == sum(rows[30]["supervised"])  # the passages are not supervised
+    tiny["data"]["knowledge"] = "fact"
+    with pytest.raises(StageFailed, match=r"^data\.knowledge: none of 31 conversations has 'fact'; name a key"):
+        run("prepare", tiny)

@@ -5,7 +5,8 @@ chosen, rejected = parse_pair(line)
 conversation, desirable = parse_judged(line)
 
 `fields` (data.fields) maps our key names to the file's, `same_role` (data.same_role) decides about consecutive turns
-of one role. Everything in a line is used or refused; docs/data.md lists both.
+of one role, `knowledge` (data.knowledge) is the key with passages for the prompt. Everything in a line is used or
+refused; docs/data.md lists both.
 """
 
 import functools
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from models.chat.form import Conversation, Message
+from models.chat.knowledge import Passage, passages_of, with_knowledge
 from models.chat.messages import SameRole
 from workflows.corpus.errors import UnusableLine
 from workflows.corpus.layouts import (
@@ -53,10 +55,11 @@ def _as_value_error(parse: Callable[Given, Found]) -> Callable[Given, Found]:
 
 @_as_value_error
 def parse_conversation(
-    line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
+    line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge", knowledge: str | None = None
 ) -> Conversation:
     """The conversation in one line of a file; raises RayconteurError with the reason if there is none."""
-    record = renamed(_record_of(line), fields)
+    record, passages = _taken(_record_of(line), knowledge)
+    record = renamed(record, fields)
     judged = _judged_layout(record)
     if judged == _JUDGED and _label_of(record) is None:
         judged = None  # a label of another kind
@@ -68,12 +71,12 @@ def parse_conversation(
     found = conversation_of(record, turns, same_role)
     if judged and found.messages[-1]["role"] != "assistant":
         raise UnusableLine(f"{judged}, not a conversation with a reply; train.objective {_FOR[judged]} uses it")
-    return found
+    return _grounded(found, passages)
 
 
 @_as_value_error
 def parse_pair(
-    line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
+    line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge", knowledge: str | None = None
 ) -> tuple[Conversation, Conversation]:
     """The prompt with its chosen and with its rejected reply; raises RayconteurError with the reason if there is no
     pair.
@@ -82,7 +85,8 @@ def parse_pair(
     (as in a conversation) or a list of messages; or they are whole conversations that differ only in the last
     message.
     """
-    record = _as_pair(renamed(_record_of(line), fields))
+    record, passages = _taken(_record_of(line), knowledge)
+    record = _as_pair(renamed(record, fields))
     if _judged_layout(record) != _PAIR:
         raise UnusableLine(f"not {_PAIR}, which this train.objective needs; found {_keys(record)}")
     first, second = (_with_prompt(record, name, fields, same_role) for name in ("chosen", "rejected"))
@@ -96,30 +100,34 @@ def parse_pair(
         )
     if _stripped(chosen[-1]) == _stripped(rejected[-1]):
         raise UnusableLine("`chosen` and `rejected` are the same reply")
-    return first, second
+    return _grounded(first, passages), _grounded(second, passages)
 
 
 @_as_value_error
 def parse_judged(
-    line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
+    line: bytes, fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge", knowledge: str | None = None
 ) -> tuple[Conversation, bool]:
     """A conversation that ends in a reply, and whether that is desirable; raises RayconteurError with the reason.
 
     Supported layouts: `label` (true or false) with `completion` (a text, a message or a list of messages) and its
     prompt, as in a pair; or with a whole conversation.
     """
-    record = renamed(_record_of(line), fields)
+    record, passages = _taken(_record_of(line), knowledge)
+    record = renamed(record, fields)
     if _judged_layout(record) != _JUDGED and not ("label" in record and any(record.get(name) for name in LISTS)):
         raise UnusableLine(f"not {_JUDGED}, which train.objective kto needs; found {_keys(record)}")
     label = _label_of(record)
     if label is None:
         raise UnusableLine(f"`label` is {record['label']!r}; it must be true or false")
     name = "completion" if "completion" in record else None
-    return _with_prompt(record, name, fields, same_role), label
+    return _grounded(_with_prompt(record, name, fields, same_role), passages), label
 
 
 def mismatched_replies(
-    lines: list[bytes], fields: Mapping[str, str] = _NO_FIELDS, same_role: SameRole = "merge"
+    lines: list[bytes],
+    fields: Mapping[str, str] = _NO_FIELDS,
+    same_role: SameRole = "merge",
+    knowledge: str | None = None,
 ) -> list[Message | None]:
     """For each line with a labelled reply, a reply to another prompt; None if the lines have none.
 
@@ -129,7 +137,7 @@ def mismatched_replies(
     parsed: list[list[Message] | None] = []
     for line in lines:
         try:
-            parsed.append(parse_judged(line, fields, same_role)[0].messages)
+            parsed.append(parse_judged(line, fields, same_role, knowledge)[0].messages)
         except ValueError:
             parsed.append(None)
     found: list[Message | None] = []
@@ -213,6 +221,20 @@ def _unknown(record: RawObject, fields: Mapping[str, str]) -> list[Any]:
         f"(`prompt`, `instruction`, ...) and a reply (`completion`, `output`, ...); found {_keys(record)}; "
         "map your keys in data.fields, as in {prompt: your_key, completion: your_other_key}"
     )
+
+
+def _taken(record: RawObject, knowledge: str | None) -> tuple[RawObject, list[Passage]]:
+    """The record without its key `knowledge`, and the passages there."""
+    if knowledge is None or knowledge not in record:
+        return record, []
+    rest = {key: value for key, value in record.items() if key != knowledge}
+    return rest, passages_of(record[knowledge], knowledge)
+
+
+def _grounded(conversation: Conversation, passages: list[Passage]) -> Conversation:
+    if not passages:
+        return conversation
+    return Conversation(with_knowledge(conversation.messages, passages), conversation.tools)
 
 
 def group_of(line: bytes, field: str) -> str | None:

@@ -29,13 +29,13 @@ class Encoding:
 
     def read(self, text: bytes, mismatched: str) -> Example:
         """The messages of a line; raises RayconteurError with the reason if it has none of the objective's kind."""
-        fields, same_role = self.data.names, self.data.same_role
+        how = self.data.names, self.data.same_role, self.data.knowledge
         if self.examples == "conversations":
-            return Example(self._thought(parse_conversation(text, fields, same_role)))
+            return Example(self._thought(parse_conversation(text, *how)))
         if self.examples == "pairs":
-            chosen, rejected = parse_pair(text, fields, same_role)
+            chosen, rejected = parse_pair(text, *how)
             return Example(self._thought(chosen), self._thought(rejected))
-        judged, desirable = parse_judged(text, fields, same_role)
+        judged, desirable = parse_judged(text, *how)
         judged = self._thought(judged)
         if not mismatched:
             raise UnusableLine("KTO's reference point needs another prompt and reply near this line; there is none")

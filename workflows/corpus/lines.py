@@ -38,8 +38,8 @@ TRACEBACK = "\0traceback\0"
 """separates a reason from its traceback"""
 _BYTES_PER_BLOCK = 64 << 20
 
-Reading = tuple[dict[str, str], SameRole]
-"""data.fields, data.same_role"""
+Reading = tuple[dict[str, str], SameRole, str | None]
+"""data.fields, data.same_role, data.knowledge"""
 
 Lines = dict[str, list[Any]]
 """conversations of a file, by column: source, line, text, unread, mismatched"""

@@ -28,6 +28,7 @@ class _Reading:
     examples: str
     fields: dict[str, str]
     same_role: SameRole
+    knowledge: str | None
 
 
 def make_base(context: Context, files: list[SourceFile]) -> None:
@@ -36,7 +37,8 @@ def make_base(context: Context, files: list[SourceFile]) -> None:
 
     spec = context.spec
     task = ray.remote(_make).options(num_cpus=1)
-    reading = _Reading(spec.train.objective.examples, spec.data.names, spec.data.same_role)
+    data = spec.data
+    reading = _Reading(spec.train.objective.examples, data.names, data.same_role, data.knowledge)
     found: int = ray.get(task.remote(context.store.uri, context.key, files, reading, spec.new_model))
     context.progress.note(f"prepare: trained a tokenizer of {found:,} tokens; a new model starts with random weights")
 
@@ -68,7 +70,7 @@ def _texts(files: list[SourceFile], reading: _Reading) -> Iterator[str]:
 
 
 def _said(line: bytes, reading: _Reading) -> list[str]:
-    how = reading.fields, reading.same_role
+    how = reading.fields, reading.same_role, reading.knowledge
     try:
         if reading.examples == "pairs":
             chosen, rejected = parse_pair(line, *how)

@@ -217,6 +217,10 @@ class DataSpec(Section):
     """A key of the records, such as `user` or `metadata.account`; all conversations with the same value fall on the
     same side of the split. A conversation without it is split by its text."""
 
+    knowledge: Annotated[str, Field(min_length=1)] | None = Field(default=None, json_schema_extra=ADDED)
+    """A key of the records with passages that their replies rely on: a list of texts, of `{name, text}`, or of
+    triples `[head, relation, tail]`. They stand numbered at the end of the system message."""
+
     deduplicate: Annotated[DeduplicateSpec, BeforeValidator(_action)] = Field(
         default=DeduplicateSpec(), json_schema_extra=ADDED
     )

@@ -17,14 +17,17 @@ decides the split.
 import json
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.fs
 import ray
 import ray.data
 
 from models.chat import end_token_ids
+from models.chat.knowledge import CLOSES
 from workflows.cluster.board import watching
 from workflows.cluster.errors import write_traceback
 from workflows.corpus.chat_tokenizer import chat_tokenizer, read_template, template_notes
@@ -87,7 +90,7 @@ def run(context: Context) -> PrepareFigures:
     examples = fault_examples(store.filesystem, _corpus(context), spec.data, files)
     alike, near, shown = _near_duplicates(context, shared, examples)
     contamination, contaminated = _contamination(context, paths)
-    _check_groups(context)
+    _check_keys(context)
     _apply_quotas(context)
     if _is_revised(spec.data):
         figures, _ = _statistics(context, paths)
@@ -189,7 +192,7 @@ def _shared(context: Context, spec: PipelineSpec, files: list[SourceFile]) -> Sh
 def _write_corpus(context: Context, files: list[SourceFile], shared: Shared) -> None:
     """Read, render and split all conversations as a stream."""
     data, examples = context.spec.data, context.spec.train.objective.examples
-    reading = (data.fields, data.same_role) if examples == "judged" else None
+    reading = (data.fields, data.same_role, data.knowledge) if examples == "judged" else None
     with watching(context.progress, "lines") as board:
         items = [
             {"source": index, "uri": file.source, "path": file.path, "limit": file.limit or -1, "field": file.field}
@@ -324,23 +327,31 @@ def _show_set_aside(context: Context, figures: PrepareFigures) -> None:
         )
 
 
-def _check_groups(context: Context) -> None:
-    """Raise StageFailed if no conversation has the key of `data.group_by`; note how many lack it."""
-    if (field := context.spec.data.group_by) is None:
-        return
+def _check_keys(context: Context) -> None:
+    """Raise StageFailed if no conversation has the key of `data.group_by` or of `data.knowledge`; note how many lack
+    it.
+    """
+    data, field = context.spec.data, pa.dataset.field
+    if data.group_by is not None:
+        _check_key(context, "group_by", data.group_by, field("group").is_valid(), "are split by their text")
+    if data.knowledge is not None:
+        has_sources = pc.match_substring(field("messages"), CLOSES)
+        _check_key(context, "knowledge", data.knowledge, has_sources, "have no passages in their prompts")
+
+
+def _check_key(context: Context, name: str, key: str, is_there: Any, without: str) -> None:
     parts = all_sides(context.store.filesystem, _corpus(context))
     is_good = pa.dataset.field("split").isin([TRAIN, HELD_OUT])
     total = parts.count_rows(filter=is_good)
-    lacking = parts.count_rows(filter=is_good & ~pa.dataset.field("group").is_valid())
+    lacking = parts.count_rows(filter=is_good & ~is_there)
     if lacking == total:
+        nested = ", or a key within another as in metadata.user" if name == "group_by" else ""
         raise StageFailed(
-            f"data.group_by: none of {total:,} conversations has {field!r}; name a key of the records, or a key "
-            "within another as in metadata.user"
+            f"data.{name}: none of {total:,} conversations has {key!r}; name a key of the records{nested}"
         )
     if lacking:
         context.progress.note(
-            f"prepare: {lacking:,} of {total:,} conversations have no {field!r} (data.group_by) and are split by "
-            "their text"
+            f"prepare: {lacking:,} of {total:,} conversations have no {key!r} (data.{name}) and {without}"
         )
 
 
