@@ -1,5 +1,8 @@
 """What stages and runs leave in a store, for tests of what reads it."""
 
+import base64
+import gzip
+import re
 from typing import Any
 
 from workflows.figures import EvaluateFigures, Form, FormFigures, OptimizeFigures, Part, PrepareFigures
@@ -27,3 +30,10 @@ def run_record(**fields: Any) -> RunRecord:
         "ended": "2026-01-02", "host": "here", "process": 1, "spec": {}, "stages": {},
     }  # fmt: skip
     return RunRecord.from_json({**plain, **fields})
+
+
+def unpacked(page: str, name: str) -> str:
+    """What a page holds compressed in the script of this id."""
+    found = re.search(rf'<script type="text/plain" id="{name}">(.*?)</script>', page)
+    assert found, f"the page has no {name}"
+    return gzip.decompress(base64.b64decode(found[1])).decode()

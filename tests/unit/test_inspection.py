@@ -22,7 +22,7 @@ from workflows.corpus.inspection.tally import (
 )
 from workflows.corpus.inspection.text import inspection_text, median_of
 from workflows.corpus.rows import number_of
-from workflows.runs.page import write_report
+from workflows.runs.page.report import write_report
 from workflows.store import Artifact, Store
 
 GOOD = {
@@ -94,9 +94,9 @@ def test_a_runs_page_shows_it_and_a_run_before_it_has_none(inspection: Inspectio
     stages = {"prepare": {"key": "key", "seconds": 1.0}}
     store.write_run(run_record(run="one", pipeline="shop", started="2026", ended="2026", spec={}, stages=stages))
     assert read_inspection(store, "key") is None
-    assert "<h2>Data</h2>" not in write_report(store, "shop", None, str(tmp_path / "a.html"))[0].read_text()
+    assert '<h2 id="data">Data</h2>' not in write_report(store, "shop", None, str(tmp_path / "a.html"))[0].read_text()
     store.write_file(inspection_file(store, "key"), json.dumps(inspection.to_json()).encode())
     text = write_report(store, "shop", None, str(tmp_path / "b.html"))[0].read_text()
-    assert "<h2>Data</h2>" in text
+    assert '<h2 id="data">Data</h2>' in text
     assert "user: &lt;b&gt;hi&lt;/b&gt;" in text
     assert "languages" in text

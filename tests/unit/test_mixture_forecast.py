@@ -9,7 +9,7 @@ from stored import run_record
 
 from models.mixture_law import draw_weights, rounded
 from models.training.report import Report
-from workflows.runs.page import write_report
+from workflows.runs.page.report import write_report
 from workflows.search.mixture import forecast_of, values_of_weights
 from workflows.search.plots import forecast_points
 from workflows.search.records import FAILED, FINISHED, Search, Trial, read_search, write_search

@@ -1,14 +1,15 @@
 """A search as plots, as a section of the HTML report, as importances, and as TensorBoard events."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stored import run_record
+from stored import run_record, unpacked
 
 from models.training.report import Report
-from workflows.runs.page import write_report
+from workflows.runs.page.report import write_report
 from workflows.search.importance import importances
 from workflows.search.plots import importance_bars, metric_over_steps, parallel_coordinates, pareto
 from workflows.search.records import Origin, Search, Trial, Winner, write_search
@@ -197,8 +198,10 @@ def test_the_page_of_a_run_has_its_search(search: Search, tmp_path: Path, count:
     file, _ = write_report(store, "shop", None, str(tmp_path / "page.html"))
     text = file.read_text()
     assert "winner: trial 1 at step 30, held out loss reported 1.2500, measured again 1.2600" in text
-    assert text.count("* plotly.js v") == 1, "plotly.js is in the page once"
-    assert text.count("Plotly.newPlot(") >= 3
+    assert unpacked(text, "plotly").count("* plotly.js v") == 1
+    drawn = [figure["layout"]["title"]["text"] for figure in json.loads(unpacked(text, "plots"))]
+    assert drawn[:2] == ["values and best figures of each trial", "held out loss over steps"]
+    assert text.count('class="plot"') == len(drawn) >= 3
     assert text.count("<tr>") == 1 + 1 + count, "a row for each trial under each heading"
     assert "&lt;b&gt;the loss is not a number" in text
     assert "<b>the loss" not in text

@@ -172,17 +172,32 @@ def runs(pipeline: str, overrides: tuple[str, ...], json_lines: bool) -> None:
 
 @command.command()
 @click.option("--run", "run_name", metavar="RUN", help="The run, by its name in `runs`; defaults to the last run.")
+@click.option(
+    "--compare", "others", multiple=True, metavar="RUN",
+    help="Write a page that compares the run with this one instead. Repeatable.",
+)  # fmt: skip
 @click.option("--output", type=click.Path(dir_okay=False), help="The output file; defaults to RUN.html here.")
 @options("set", "json")
 def report(
-    pipeline: str, overrides: tuple[str, ...], json_lines: bool, run_name: str | None, output: str | None
+    pipeline: str,
+    overrides: tuple[str, ...],
+    json_lines: bool,
+    run_name: str | None,
+    others: tuple[str, ...],
+    output: str | None,
 ) -> None:
-    """Write an HTML report of a run. It has figures, release formats, scorecard and curves."""
-    from workflows.runs.page import write_report
+    """Write an HTML report of a run: verdict, replies, curves, data, settings; or compare runs."""
+    from workflows.runs.page.report import write_comparison, write_report
 
     spec, store = open_pipeline(pipeline, overrides)
-    file, record = write_report(store, spec.name, run_name, output)
-    click.echo(json.dumps({"event": "report", "run": record.run, "file": str(file)}) if json_lines else str(file))
+    event: dict[str, object] = {"event": "report"}
+    if others:
+        file, records = write_comparison(store, spec.name, others, run_name, output)
+        event |= {"run": records[-1].run, "compared_with": [record.run for record in records[:-1]]}
+    else:
+        file, record = write_report(store, spec.name, run_name, output)
+        event |= {"run": record.run}
+    click.echo(json.dumps({**event, "file": str(file)}) if json_lines else str(file))
 
 
 @command.command()

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ _NO_CURVES = {"step", "num_steps", "time", "num_tokens", "skipped", "seconds"}
 _PANEL_PIXELS = 260
 _PARTS = "held_out_loss_"
 
+Curve = tuple[list[int], list[float]]
+"""steps and values"""
+
 
 def write_curves(name: str, lines: Sequence[HistoryLine], folder: Path) -> None:
     """Write `curves.html`, which needs no network, and `tensorboard/` to `folder`; `lines` are the history's."""
@@ -31,7 +35,7 @@ def write_curves(name: str, lines: Sequence[HistoryLine], folder: Path) -> None:
     _write_events(lines, folder / "tensorboard")
 
 
-def curves_of(lines: Sequence[HistoryLine]) -> dict[str, tuple[list[int], list[float]]]:
+def curves_of(lines: Sequence[HistoryLine]) -> dict[str, Curve]:
     """The steps and values of every figure in the history; the usual ones first."""
     figures = [(line.step, line.to_json()) for line in lines]
     names = list(dict.fromkeys([*_TITLES, *(name for _, found in figures for name in found)]))
@@ -49,41 +53,75 @@ def _write_page(name: str, lines: Sequence[HistoryLine], file: Path) -> None:
     figure.write_html(file, include_plotlyjs=True)
 
 
-def curves_figure(lines: Sequence[HistoryLine]) -> Any:
-    """All curves of a history as one plotly figure."""
-    import plotly.graph_objects
-    from plotly.subplots import make_subplots
+@dataclass(frozen=True)
+class Panel:
+    """Curves that share their axes."""
 
+    title: str
+    curves: Mapping[str, Curve]
+    """by name"""
+    from_zero: bool
+    skipped: Sequence[int]
+    """steps without an update, of the training loss"""
+
+
+def panels_of(lines: Sequence[HistoryLine]) -> list[Panel]:
+    """All curves of a history: both losses share a panel, and the held-out losses of sources and languages."""
     curves = curves_of(lines)
     loss = "loss" if "loss" in curves else next(iter(curves))
-    # Both losses share a panel, and the held-out losses of sources and languages; every other figure has its own.
     parts = [curve for curve in curves if curve.startswith(_PARTS)]
-    panels = [curve for curve in curves if curve != "held_out_loss" and curve not in parts[1:]]
+    panels = []
+    for name in curves:
+        if name == "held_out_loss" or name in parts[1:]:
+            continue
+        together = parts if name in parts else [name, "held_out_loss"] if name == loss else [name]
+        found = {each.removeprefix(_PARTS).replace("language_", "language "): curves[each]
+                 for each in together if each in curves}  # fmt: skip
+        title = "training loss, and held-out loss (dots), nats" if "held_out_loss" in found else _title(name)
+        skipped = [line.step for line in lines if line.skipped] if name == loss else []
+        panels.append(Panel(title, found, name in _FROM_ZERO, skipped))
+    return panels
+
+
+def curves_figure(lines: Sequence[HistoryLine]) -> Any:
+    """All curves of a history as one plotly figure, the panels in two columns."""
+    from plotly.subplots import make_subplots
+
+    panels = panels_of(lines)
     rows = -(-len(panels) // 2)
-    titles = [_title(panel) for panel in panels]
+    titles = [panel.title for panel in panels]
     figure = make_subplots(rows=rows, cols=2, subplot_titles=titles, vertical_spacing=min(0.12, 0.3 / rows))
     for index, panel in enumerate(panels):
-        place = {"row": index // 2 + 1, "col": index % 2 + 1}
-        for curve in parts if panel in parts else [panel]:
-            steps, values = curves[curve]
-            name = curve.removeprefix(_PARTS).replace("language_", "language ")
-            line = plotly.graph_objects.Scatter(x=steps, y=values, name=name, mode="lines", showlegend=panel in parts)
-            figure.add_trace(line, **place)
-        if panel in _FROM_ZERO:
-            figure.update_yaxes(rangemode="tozero", **place)
-        if panel == loss and "held_out_loss" in curves:
-            steps, values = curves["held_out_loss"]
-            held_out = plotly.graph_objects.Scatter(
-                x=steps, y=values, name="held_out_loss", mode="lines+markers", showlegend=False
-            )
-            figure.add_trace(held_out, **place)
-            figure.layout.annotations[index].text = "training loss, and held-out loss (dots), nats"
-        skipped = [line.step for line in lines if line.skipped]
-        for step in skipped if panel == loss else []:
-            figure.add_vline(x=step, line_dash="dot", line_color="firebrick", annotation_text="skipped", **place)
+        _add_panel(figure, panel, {"row": index // 2 + 1, "col": index % 2 + 1})
     figure.update_xaxes(title_text="step")
     figure.update_layout(height=_PANEL_PIXELS * rows + 120, template="plotly_white")
     return figure
+
+
+def panel_figure(panel: Panel) -> Any:
+    """One panel as a plotly figure."""
+    import plotly.graph_objects
+
+    figure = plotly.graph_objects.Figure()
+    _add_panel(figure, panel, {})
+    figure.update_xaxes(title_text="step")
+    figure.update_layout(
+        title=panel.title, height=_PANEL_PIXELS + 40, template="plotly_white",
+        margin={"l": 60, "r": 20, "t": 50, "b": 50}, legend={"orientation": "h", "y": -0.25},
+    )  # fmt: skip
+    return figure
+
+
+def _add_panel(figure: Any, panel: Panel, place: Mapping[str, int]) -> None:
+    held_out = [name for name in panel.curves if name.split()[-1] == "held_out_loss"]
+    for name, (steps, values) in panel.curves.items():
+        mode = "lines+markers" if name in held_out else "lines"
+        has_name = len(panel.curves) - len(held_out) > 1
+        figure.add_scatter(x=steps, y=values, name=name, mode=mode, showlegend=has_name, **place)
+    if panel.from_zero:
+        figure.update_yaxes(rangemode="tozero", **place)
+    for step in panel.skipped:
+        figure.add_vline(x=step, line_dash="dot", line_color="firebrick", annotation_text="skipped", **place)
 
 
 def _title(panel: str) -> str:

@@ -28,8 +28,9 @@ def length_bars(inspection: Inspection) -> Any:
     ]
     figure = plotly.graph_objects.Figure(bars)
     figure.update_layout(
-        title="length in tokens", barmode="group", height=340, margin={"l": 60, "r": 20, "t": 50, "b": 50},
-        yaxis={"title": "share of the source's conversations", "tickformat": ".0%"}, legend={"orientation": "h"},
+        title="share of conversations by length in tokens", barmode="group", height=340,
+        margin={"l": 60, "r": 20, "t": 50, "b": 50},
+        yaxis={"tickformat": ".0%"}, legend={"orientation": "h"},
         xaxis={"type": "category"},
     )  # fmt: skip
     return figure
