@@ -23,6 +23,7 @@ LAYERS = {
         "training scorecard release jobs rayservice",
         "judge",
         "suites",
+        "lm_eval",
         "corpus endpoint",
         "cluster stage",
         "spec",

@@ -15,8 +15,10 @@ def beyond_pipeline(request: GenerationRequest) -> tuple[str, str] | None:
     if request.bad_words:
         return "bad_words", "OpenVINO cannot change logits of single tokens. Remove the field"
     if request.num_prompt_logprobs is not None:
-        why = "OpenVINO has no log-probabilities of the prompt. Remove echo and logprobs, or prompt_logprobs"
-        return "echo", why
+        return "echo", (
+            "OpenVINO has no log-probabilities of the prompt. Remove echo and logprobs, or prompt_logprobs, or serve "
+            "the release with serve.engine: torch"
+        )
     if request.num_logprobs:
         return (
             "top_logprobs",

@@ -466,6 +466,24 @@ def test_an_echo_has_the_prompts_log_probabilities(endpoint: Endpoint) -> None:
     assert [prompt + plain][0][found["text_offset"][-1] :] == plain[-1]
 
 
+def test_prompts_of_token_ids_in_one_request_are_scored_as_alone(endpoint: Endpoint) -> None:
+    tokenizer, model = load_tokenizer(endpoint.release), load_model(endpoint.release, torch.float32)
+    texts = ["Once upon a time", "Hi", "In the garden of " * 9]
+    prompts: list[list[int]] = [tokenizer(text)["input_ids"] for text in texts]
+    ask: dict[str, Any] = {"max_tokens": 0, "echo": True, "logprobs": 1, "return_tokens_as_token_ids": True}
+    told = endpoint.told("/v1/completions", prompt=prompts, **ask)["choices"]
+    assert [choice["index"] for choice in told] == [0, 1, 2]
+    for ids, choice in zip(prompts, told, strict=True):
+        with torch.no_grad():
+            expected = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
+        found = choice["logprobs"]
+        assert found["tokens"] == [f"token_id:{token}" for token in ids]
+        wanted = [float(expected[place, token]) for place, token in enumerate(ids[1:])]
+        assert found["token_logprobs"][1:] == pytest.approx(wanted, abs=1e-4)
+        likeliest = [max(top, key=lambda name, top=top: top[name]) for top in found["top_logprobs"][1:]]
+        assert likeliest == [f"token_id:{token}" for token in expected[:-1].argmax(-1).tolist()]
+
+
 def test_the_drawn_token_is_among_the_likeliest(endpoint: Endpoint) -> None:
     told = endpoint.told(temperature=2, seed=3, max_tokens=20, logprobs=True, top_logprobs=1)
     tokens = told["choices"][0]["logprobs"]["content"]

@@ -11,6 +11,7 @@ from workflows.corpus.files.sources import source_files
 from workflows.corpus.user_filter import UserFilter
 from workflows.figures import OptimizeFigures
 from workflows.judge.settings import find_release, judge_settings
+from workflows.lm_eval.files import lm_eval_settings
 from workflows.record import JsonObject
 from workflows.spec import NEW_MODEL, AdversarialSpec, DistillRepliesSpec, DistillSpec, PipelineSpec, SpinSpec
 from workflows.spec.tune import SUITE
@@ -94,6 +95,8 @@ def _evaluate_settings(spec: PipelineSpec) -> JsonObject:
         section["suites"] = suite_settings(spec.evaluate)
     if spec.evaluate.judge is not None:
         section["judge"] = judge_settings(spec.evaluate.judge)
+    if spec.evaluate.lm_eval:
+        section["lm_eval"] = lm_eval_settings(spec.evaluate)
     return {"evaluate": section}
 
 

@@ -4,6 +4,7 @@ from workflows.spec.cluster import ClusterSpec, ScaleSpec
 from workflows.spec.data import NEW_MODEL, DataSpec, NewModelSpec, Source
 from workflows.spec.evaluate import EvaluateSpec, GateSpec, PairSpec
 from workflows.spec.judge import JudgeSpec
+from workflows.spec.lm_eval import LmEvalSpec
 from workflows.spec.objectives import (
     AdversarialSpec,
     DistillRepliesSpec,
@@ -52,6 +53,7 @@ __all__ = [
     "GridSpec",
     "JudgeSpec",
     "KtoSpec",
+    "LmEvalSpec",
     "MedianSpec",
     "MixtureSearchSpec",
     "NewModelSpec",

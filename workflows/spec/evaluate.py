@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from workflows.spec.judge import JudgeSpec
+from workflows.spec.lm_eval import LmEvalEntry
 from workflows.spec.section import ADDED, HOW, Section, Share
 from workflows.spec.suites import SuiteSpec
 
@@ -82,6 +83,10 @@ class EvaluateSpec(Section):
 
     judge: JudgeSpec | None = Field(default=None, json_schema_extra=ADDED)
     """A model that compares the replies to the same prompts; left out, none does."""
+
+    lm_eval: list[LmEvalEntry] = Field(default=[], json_schema_extra=ADDED)
+    """Tasks of lm-evaluation-harness: names, folders of tasks, or sections with settings. Needs the extra
+    `lm-eval`."""
 
     max_new_tokens: Annotated[int, Field(ge=1, le=65_536)] = 64
     """Maximum tokens of a reply."""

@@ -24,6 +24,8 @@ def local_paths(spec: PipelineSpec) -> dict[str, str]:
     named |= data.check_against.by_field
     paths |= {field: path for field, path in named.items() if path}
     paths |= {f"evaluate.suites.{index}.path": suite.path for index, suite in enumerate(spec.evaluate.suites)}
+    tasks = enumerate(spec.evaluate.lm_eval)
+    paths |= {f"evaluate.lm_eval.{index}.task": entry.task for index, entry in tasks if entry.is_folder}
     paths |= {f"serve.adapters.{name}": path for name, path in spec.serve.adapters.items()}
     paths |= {field: name for field, name in models.items() if name.startswith(("/", "./", "../", "~"))}
     return {field: path for field, path in paths.items() if "://" not in path and not path.startswith("hf:")}
@@ -49,8 +51,12 @@ def with_paths(spec: PipelineSpec, paths: dict[str, str]) -> PipelineSpec:
         prompt = paths.get("evaluate.judge.prompt", judge.prompt)
         labels = paths.get("evaluate.judge.labels", judge.labels)
         judge = judge.model_copy(update={"prompt": prompt, "labels": labels})
+    tasks = [
+        entry.model_copy(update={"task": paths.get(f"evaluate.lm_eval.{index}.task", entry.task)})
+        for index, entry in enumerate(spec.evaluate.lm_eval)
+    ]
     questions = paths.get("evaluate.questions", spec.evaluate.questions)
-    evaluate = {"questions": questions, "suites": suites, "judge": judge}
+    evaluate = {"questions": questions, "suites": suites, "judge": judge, "lm_eval": tasks}
     files = [paths.get(field, file) for field, file in spec.data.check_against.by_field.items()]
     word_list = paths.get("data.filters.word_list", spec.data.filters.word_list)
     data = {

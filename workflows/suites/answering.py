@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from models.chat import Conversation, Message
+from models.errors import RayconteurError
+from workflows.lm_eval.requests import EndpointRequest
 from workflows.record import JsonObject
 from workflows.suites.reply_cache import ReplyCache
 from workflows.suites.suite import Item, Turn
@@ -85,6 +87,34 @@ class AnsweringModel:
 
         return self._loop.run_until_complete(everything())
 
+    def ask(self, requests: Sequence[EndpointRequest], on_end: Callable[[], object]) -> list[JsonObject]:
+        """The answers to lm-eval's requests, all at once, or from the cache; calls `on_end` after each one.
+
+        Raises RayconteurError for a request that the endpoint refuses.
+        """
+
+        async def one(request: EndpointRequest) -> JsonObject:
+            found = self._cache.find_answer(request.key) if self._cache else None
+            if found is None:
+                response = await self._post(request.route, request.body)
+                if response.status_code != 200:
+                    raise RayconteurError(f"evaluate.lm_eval: {response.json()['error']['message']}")
+                found = request.read(response.json())
+                if self._cache:
+                    self._cache.add_answer(request.key, found)
+            on_end()
+            return found
+
+        async def everything() -> list[JsonObject]:
+            return list(await asyncio.gather(*map(one, requests)))
+
+        return self._loop.run_until_complete(everything())
+
+    @property
+    def has_started(self) -> bool:
+        """Whether an engine runs: some answer was not in the cache."""
+        return self._client is not None
+
     async def _conversation(self, asked: Asked) -> list[Answer]:
         item = Item("", tuple(asked.turns))
         replies: list[Message] = []
@@ -107,17 +137,22 @@ class AnsweringModel:
         known = self._cache.find(request) if self._cache else None
         if known is not None:
             return Answer(known)
-        if self._client is None:
-            self._start()
-        response = await self._client.post("/v1/chat/completions", json=request)
-        if response.status_code >= 500:
-            raise RuntimeError(f"the engine failed with status {response.status_code}: {response.text}")
+        response = await self._post("/v1/chat/completions", request)
         if response.status_code != 200:
             return Answer(None, str(response.json()["error"]["message"]))
         message = _read(response.json()["choices"][0]["message"])
         if self._cache:
             self._cache.add(request, message)
         return Answer(message)
+
+    async def _post(self, route: str, body: JsonObject) -> Any:
+        """The response: an answer, or what is wrong with the request."""
+        if self._client is None:
+            self._start()
+        response = await self._client.post(route, json=body)
+        if response.status_code >= 500:
+            raise RuntimeError(f"the engine failed with status {response.status_code}: {response.text}")
+        return response
 
     def _start(self) -> None:
         import httpx

@@ -14,9 +14,11 @@ import pyarrow.fs
 import pyarrow.parquet
 
 from models.chat import Message
+from workflows.record import JsonObject
 from workflows.store import Store, content_key
 
 _FOLDER = "replies"
+_ANSWERS = "lm_eval:"
 _SAVED_EVERY_S = 20.0
 _SCHEMA = pa.schema([("request", pa.string()), ("reply", pa.string())])
 
@@ -39,8 +41,19 @@ class ReplyCache:
 
     def add(self, request: Mapping[str, Any], reply: Message) -> None:
         """Keep a reply; it is written within some seconds, or by `save`."""
-        key = content_key(request)
-        self._known[key] = self._new[key] = json.dumps(reply, ensure_ascii=False)
+        self._add(content_key(request), reply)
+
+    def find_answer(self, request_key: str) -> JsonObject | None:
+        """The answer to a request of lm-eval, which is no message."""
+        found = self._known.get(_ANSWERS + request_key)
+        return None if found is None else json.loads(found)
+
+    def add_answer(self, request_key: str, answer: JsonObject) -> None:
+        """Keep an answer, as `add` keeps a reply."""
+        self._add(_ANSWERS + request_key, answer)
+
+    def _add(self, key: str, value: Mapping[str, Any]) -> None:
+        self._known[key] = self._new[key] = json.dumps(value, ensure_ascii=False)
         if time.monotonic() - self._saved > _SAVED_EVERY_S:
             self.save()
 
