@@ -1,14 +1,13 @@
 """Compare lm-eval's answers through the endpoint's code, item by item, with those of its own Hugging Face backend.
 
     pip install -c constraints.txt 'rayconteur[lm-eval]'
-    python benchmarks/lm_eval_parity.py [--items 60] [--model builtin:smollm2-135m-instruct]
+    python benchmarks/lm_eval_parity.py [--items 60] [--chat-items 20] [--model NAME]
 
 Three tasks written here: replies to generate, multiple choice by log-likelihood, and the perplexity of texts, many of
-them longer than the window of 128 tokens that both sides get; with chat template, 20 items. Both compute in float32.
+them longer than the window of 128 tokens that both sides get. Both compute in float32, ours on torch and on OpenVINO.
 Per variant: tokens scored, the largest difference of a log-likelihood, answers whose greedy flag or text differs,
-seconds. Then the two steps of `evaluate`: all requests,
-and lm-eval's results; twice, so that no engine starts the second time. The last line is a JSON object; the exit code
-is 1 if anything differs.
+seconds. Then the two steps of `evaluate`: all requests, and lm-eval's results; twice, so that no engine starts the
+second time. The last line is a JSON object; the exit code is 1 if anything differs.
 """
 
 import argparse
@@ -136,10 +135,12 @@ class Variant:
         return f"{self.task}{', chat' * self.chat}{f', {self.shots} examples' if self.shots else ''}"
 
 
-VARIANTS = [
-    Variant("choices"), Variant("texts", windowed=True), Variant("replies"),
-    Variant("choices", chat=True, limit=20), Variant("replies", chat=True, shots=2, limit=20),
-]  # fmt: skip
+def variants(chat_items: int) -> list[Variant]:
+    """All of them; those with long prompts on fewer items."""
+    return [
+        Variant("choices"), Variant("texts", windowed=True), Variant("replies"),
+        Variant("choices", chat=True, limit=chat_items), Variant("replies", chat=True, shots=2, limit=chat_items),
+    ]  # fmt: skip
 
 
 def evaluated(lm: Any, folder: Path, variant: Variant) -> tuple[list[Any], dict[str, Any], float]:
@@ -183,6 +184,7 @@ def line(name: str, engine: str, found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=60)
+    parser.add_argument("--chat-items", type=int, default=20)
     parser.add_argument("--model", default="builtin:smollm2-135m-instruct")
     options = parser.parse_args()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -197,7 +199,7 @@ def main() -> None:
         print(f"{'task':24} {'engine':9} {titles[0]:>7} {titles[1]:>7} {titles[2]:>17} {titles[3]:>7}", *titles[4:])
         theirs: dict[Variant, Any] = {}
         caches = {engine: ReplyCache(Store(str(Path(made) / "store")), engine) for engine in ("torch", "openvino")}
-        for variant in VARIANTS:
+        for variant in variants(options.chat_items):
             theirs[variant] = by_hugging_face(model_folder, folder, variant)
             for engine, cache in caches.items():
                 with answering(model_folder, cache, engine == "openvino") as model:

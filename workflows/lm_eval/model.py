@@ -26,10 +26,6 @@ _USUAL = {"do_sample": (True, False), "num_beams": (1,), "num_return_sequences":
 _MAX_STOPS = 4
 
 
-class UnknownSetting(RayconteurError):
-    """A task wants to generate in a way that the endpoint cannot."""
-
-
 class RenderedChat(str):
     """A chat as the text that the chat template makes of it, with the messages that it is made of."""
 
@@ -132,7 +128,7 @@ class EndpointLM(TemplateLM):  # type: ignore[misc]
 
 
 def _settings(wanted: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """A task's `generation_kwargs` as fields of a request; raises UnknownSetting."""
+    """A task's `generation_kwargs` as fields of a request; raises RayconteurError."""
     given = dict(normalize_gen_kwargs(dict(wanted), _MAX_GENERATED))
     samples = given["do_sample"]
     settings: dict[str, Any] = {
@@ -150,7 +146,7 @@ def _settings(wanted: Mapping[str, Any], seed: int) -> dict[str, Any]:
             settings[name] = value
         elif name not in _SAMPLING and value not in _USUAL.get(name, ()):
             known = ", ".join(("until", "max_gen_toks", "do_sample", *_SAMPLING, *_PENALTIES))
-            raise UnknownSetting(f"generation_kwargs.{name}: got {value!r}; the endpoint has {known}; remove it")
+            raise RayconteurError(f"generation_kwargs.{name}: got {value!r}; the endpoint has {known}; remove it")
     return settings
 
 
