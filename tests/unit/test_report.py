@@ -12,6 +12,7 @@ from stored import COMPARED, EVALUATED, run_record, unpacked
 
 from models.errors import RayconteurError
 from workflows.cli.commands import command
+from workflows.judge.records import JudgedItem, JudgeFigures
 from workflows.runs.page.forest import forest_of
 from workflows.runs.page.report import write_comparison, write_report
 from workflows.runs.page.verdict import verdict_of
@@ -35,6 +36,10 @@ FORMS = [
     {"form": "openvino", "weights": "int8", "size_mb": 141.5, "load_s": 1.9, "tokens_per_second": 31.5, **COMPARED},
     {"form": "gguf", "weights": "int8", "size_mb": 144.8, "load_s": 3.0, **COMPARED},
 ]
+JUDGE = JudgeFigures(
+    judge="Fair-1", mode="pairwise", items=1, wins=0, ties=0, losses=1, no_answers=0, identical=0, requests=2,
+    cached=0, input_tokens=90, output_tokens=9, refused="it always names the first place",
+)  # fmt: skip
 QUESTION = {"question": "What is <b>it</b>?", "facts": [["63"]], "base": "Who knows?", "tuned": "63 euros."}
 FIGURES: dict[str, dict[str, Any]] = {
     "prepare": {"conversations": 284},
@@ -136,10 +141,13 @@ def suites_store(store: Store) -> Store:
             "comparisons": [each.to_json() for each in comparisons],
             "suites": [each.to_json() for each in suites],
         }
+        card["judge"] = JUDGE.to_json()
         store.write_json(store.path("evaluate", key, "scorecard.json"), card)
         points = {"base": 1.0, "service": 1.0, "tuned": tuned}
         lines = [scored("prices", place, points) for place in range(8)] + [scored("wording", 1, points)]
         store.write_file(store.path("evaluate", key, "items.jsonl"), "".join(lines).encode())
+        judged = JudgedItem(id="prices/item-1", group="", tags={}, outcome="loss", reasons=("Too <b>short</b>.",))
+        store.write_file(store.path("evaluate", key, "judged.jsonl"), f"{json.dumps(judged.to_json())}\n".encode())
     keys = {"prepare": "prepare-key", "train": "train-new", "evaluate": "evaluate-new"}
     for stage in ("train", "evaluate"):
         figures = {**FIGURES[stage], **({"held_out_loss": 2.0} if stage == "train" else {})}
@@ -192,6 +200,10 @@ def test_replies_are_text_and_have_the_scores_of_each_model(suites_store: Store,
     assert (first["tags"], first["scores"]) == (["topic=tents"], {"base": 1.0, "service": 1.0, "tuned": 0.0})
     assert (question["asked"], question["scores"]) == (["What is <b>it</b>?"], {"base": 0.0, "tuned": 1.0})
     assert question["expected"] == "63"
+    assert "judge Fair-1 (pairwise): 1 items, tuned wins 0, ties 0, loses 1" in text
+    assert "refused, its answers do not count: it always names the first place" in text
+    outcomes = [item["judged"] for item in found["items"] if "judged" in item]
+    assert outcomes == [{"outcome": "loss", "reasons": ["Too <b>short</b>."]}]
     assert "<b>it</b>" not in text, "what a person wrote is text, not markup"
 
 

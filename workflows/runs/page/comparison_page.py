@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workflows.progress import duration
 from workflows.runs.page.changes import Change, changes_of, figures_of, flat, table_of
 from workflows.runs.page.forest import Forest, forest_of
-from workflows.runs.page.html import Plots, render
+from workflows.runs.page.html import COLOURS, Plots, render
 from workflows.runs.page.stored import artifacts_of, read_history, read_items, read_scorecard
 from workflows.runs.page.verdict import Verdict, verdict_of
 from workflows.runs.records import status_of
@@ -149,7 +149,16 @@ def _curves(runs: Sequence[_Run], plots: Plots) -> "list[Markup]":
         for panel in panels_of(run.history.lines):
             named: dict[str, Curve] = {f"{run.name} {name}": curve for name, curve in panel.curves.items()}
             panels.setdefault(panel.title, []).append(replace(panel, curves=named))
-    return [plots.add(panel_figure(_together(found))) for found in panels.values()]
+    colours = {run.name: COLOURS[place % len(COLOURS)] for place, run in enumerate(runs)}
+    return [plots.add(_drawn(_together(found), colours)) for found in panels.values()]
+
+
+def _drawn(panel: Panel, colours: Mapping[str, str]) -> Any:
+    """A panel in which all curves of a run have one colour."""
+    figure = panel_figure(panel)
+    for trace in figure.data:
+        trace.line.color = colours[trace.name.split()[0]]
+    return figure
 
 
 def _together(panels: Sequence[Panel]) -> Panel:

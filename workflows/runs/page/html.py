@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-# The page's own background shows, and the colours suit both schemes: page.css inverts plots in the dark.
+COLOURS = (
+    "#3b73c4", "#c8553d", "#2e8b6f", "#8e5bc0", "#b07c1e", "#1f93b0", "#c24f86", "#6d8f2a", "#8a6d55", "#5a6f8a",
+)  # fmt: skip
+"""of middle lightness: they stand out on a light page, and on a dark one, where page.css inverts plots"""
+
+# The page's own background shows.
 _NONE = "rgba(0,0,0,0)"
 _LAYOUT = {
     "paper_bgcolor": _NONE, "plot_bgcolor": _NONE, "modebar": {"bgcolor": _NONE, "color": "#9aa3ae"},
     "font": {"color": "#1c2128", "family": "system-ui, sans-serif"},
-    # Of middle lightness, so that they stand out on a light and on a dark page.
-    "colorway": ["#3b73c4", "#c8553d", "#2e8b6f", "#8e5bc0", "#b07c1e", "#1f93b0",
-                 "#c24f86", "#6d8f2a", "#8a6d55", "#5a6f8a"],
+    "colorway": COLOURS,
 }  # fmt: skip
 _GRID = "#d3d8df"
 

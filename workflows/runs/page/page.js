@@ -69,7 +69,8 @@ async function draw(place) {
   const { data, layout } = found[Number(place.dataset.plot)];
   const axes = data[0]?.type === "parcoords" ? data[0].dimensions.length : 0;
   if (axes) place.style.minWidth = `${PIXELS_FOR_AN_AXIS * axes}px`;
-  if (place.clientWidth < NARROW) makeNarrow(layout, data.filter((trace) => trace.showlegend ?? data.length > 1).length);
+  const named = data.filter((trace) => trace.showlegend ?? data.length > 1);
+  if (place.clientWidth < NARROW) makeNarrow(layout, named.length);
   place.style.height = `${layout.height}px`;
   await Plotly.newPlot(place, data, layout, { responsive: true, modeBarButtons: [["toImage"]], displaylogo: false });
   performance.mark("drawn");
@@ -92,8 +93,11 @@ const SHOWN = {
   worse: ["worse than before", (item) => item.gain < 0],
   better: ["better than before", (item) => item.gain > 0],
   wrong: ["not fully right", (item) => item.unit === "share" && item.scores.tuned < 1],
+  judged: ["judged worse than before", (item) => item.judged?.outcome === "loss"],
   failed: ["without a reply", (item) => item.failed.length > 0],
 };
+
+const OUTCOMES = { win: "the checkpoint is better", tie: "a tie", loss: "the checkpoint is worse" };
 
 function option(value, text = value) {
   const made = element("option", "", text);
@@ -116,7 +120,8 @@ function textOf(item) {
 function itemElement(item, models, before) {
   const heading = element("h3", "", item.id ? `${item.suite}: ${item.id}` : item.suite);
   if (item.gain) heading.append(element("span", "change", item.gain > 0 ? "▲ better" : "▼ worse"));
-  if (item.failed.length) heading.append(element("span", "bad", `no reply: ${item.failed.map((m) => models[m]).join(", ")}`));
+  const failed = item.failed.map((model) => models[model]).join(", ");
+  if (failed) heading.append(element("span", "bad", `no reply: ${failed}`));
   if (item.tags.length) heading.append(element("small", "", item.tags.join(", ")));
   if (item.place) heading.append(element("small", "", item.place));
   const found = element("article", `item ${item.gain > 0 ? "better" : item.gain < 0 ? "worse" : ""}`, heading);
@@ -132,6 +137,11 @@ function itemElement(item, models, before) {
     }
     found.append(sides);
   });
+  if (item.judged) {
+    const { outcome, reasons } = item.judged;
+    const words = reasons.map((reason) => element("small", "", reason));
+    found.append(element("p", "soft", `Judge: ${OUTCOMES[outcome] ?? outcome}`, ...words));
+  }
   if (item.expected) found.append(element("p", "soft", `Expected: ${item.expected}`));
   return found;
 }
@@ -144,12 +154,15 @@ async function showReplies() {
   const more = document.getElementById("more");
   let found = [];
 
-  show.append(...Object.entries(SHOWN).map(([name, [title]]) => option(name, title)));
+  const hasJudge = items.some((item) => item.judged);
+  const kinds = Object.entries(SHOWN).filter(([name]) => name !== "judged" || hasJudge);
+  show.append(...kinds.map(([name, [title]]) => option(name, title)));
   const earlier = ["service", "base"].filter((model) => model in models);
   before.append(...earlier.map((model) => option(model, models[model])));
   form.querySelector(".before").hidden = earlier.length < 2;
   suite.append(option("", "all"), ...Object.keys(suites).map((name) => option(name)));
-  tag.append(option("", "all"), ...[...new Set(items.flatMap((item) => item.tags))].sort().map((name) => option(name)));
+  const tags = [...new Set(items.flatMap((item) => item.tags))].sort();
+  tag.append(option("", "all"), ...tags.map((name) => option(name)));
 
   function addSome() {
     const count = list.childElementCount;

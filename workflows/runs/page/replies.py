@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
+from workflows.judge.records import JudgedItem
 from workflows.record import JsonObject
 from workflows.scorecard.records import AskedQuestion, ComparedReply, Scorecard, ScoredItem
 
@@ -10,10 +11,13 @@ _QUESTIONS, _HELD_OUT = "facts", "held-out conversations"
 _MODELS = {"base": "base", "service": "in service", "tuned": "checkpoint"}
 
 
-def replies_json(scorecard: Scorecard, items: Sequence[ScoredItem]) -> JsonObject | None:
+def replies_json(
+    scorecard: Scorecard, items: Sequence[ScoredItem], judged: Sequence[JudgedItem] = ()
+) -> JsonObject | None:
     """Everything that was asked, with the replies and scores of each model; None if nothing was."""
+    outcomes = {each.id: each for each in judged}
     shown = [
-        *map(_of_suite, items),
+        *(_of_suite(item, outcomes.get(f"{item.suite}/{item.id}")) for item in items),
         *map(_of_question, scorecard.questions),
         *map(_of_conversation, scorecard.replies),
     ]
@@ -39,8 +43,10 @@ def _suites(scorecard: Scorecard, items: Sequence[ScoredItem]) -> Iterator[tuple
         yield _HELD_OUT, {"unit": "number", "lower": False}
 
 
-def _of_suite(item: ScoredItem) -> dict[str, object]:
+def _of_suite(item: ScoredItem, judged: JudgedItem | None) -> dict[str, object]:
+    found = {"judged": {"outcome": judged.outcome, "reasons": judged.reasons}} if judged else {}
     return {
+        **found,
         "suite": item.suite,
         "id": item.id,
         "place": item.place,

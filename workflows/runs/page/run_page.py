@@ -9,13 +9,14 @@ import yaml
 from workflows.corpus.inspection.tally import FaultExample, read_inspection
 from workflows.corpus.inspection.text import FAULT_TITLES, inspection_table
 from workflows.figures import OptimizeFigures
+from workflows.judge.text import judge_text
 from workflows.progress import duration, figure
 from workflows.release.table import HEADINGS, forms_table
 from workflows.runs.page.changes import Change, changes_of, figures_of, flat
 from workflows.runs.page.forest import Forest, forest_of
 from workflows.runs.page.html import Plots, packed_json, render
 from workflows.runs.page.replies import replies_json
-from workflows.runs.page.stored import artifacts_of, read_history, read_items, read_scorecard, run_before
+from workflows.runs.page.stored import artifacts_of, read_history, read_items, read_judged, read_scorecard, run_before
 from workflows.runs.page.suites import SuiteTable, suite_table
 from workflows.runs.page.verdict import Verdict, verdict_of
 from workflows.runs.records import status_of
@@ -91,6 +92,8 @@ def _stage(artifact: Artifact) -> _StageRow:
 class _CardPart:
     verdict: Verdict
     service: str | None
+    judge: list[str]
+    """lines of words about it; empty without a judge"""
     forests: dict[str, Forest]
     """by the other model in words"""
     suites: SuiteTable | None
@@ -102,12 +105,13 @@ class _CardPart:
 def _card(store: Store, artifact: Artifact) -> _CardPart:
     """The scorecard on the page."""
     card = read_scorecard(store, artifact)
-    replies = replies_json(card, read_items(store, artifact.key))
+    replies = replies_json(card, read_items(store, artifact.key), read_judged(store, artifact.key))
     others = {"the release in service": "service", "the base model": "base"}
     forests = {title: forest for title, other in others.items() if (forest := forest_of(card.comparisons, other))}
     return _CardPart(
         verdict=verdict_of(card.passed, card.verdict),
         service=card.service,
+        judge=[line.strip() for line in judge_text(card.judge).splitlines()] if card.judge else [],
         forests=forests,
         suites=suite_table(card),
         parts=card.parts,

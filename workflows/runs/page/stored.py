@@ -2,12 +2,13 @@
 
 import json
 
+from workflows.judge.records import JudgedItem
 from workflows.scorecard.records import Scorecard, ScoredItem
 from workflows.stage import STAGE_NAMES
 from workflows.store import Artifact, RunRecord, Store
 from workflows.training.history import HISTORY, History
 
-_ITEMS = "items.jsonl"
+_ITEMS, _JUDGED = "items.jsonl", "judged.jsonl"
 
 
 def run_before(store: Store, record: RunRecord) -> RunRecord | None:
@@ -34,12 +35,20 @@ def read_scorecard(store: Store, artifact: Artifact) -> Scorecard:
 
 def read_items(store: Store, key: str) -> list[ScoredItem]:
     """The items of the suites of an evaluation; none if it had no suites."""
+    return [ScoredItem.from_json(json.loads(line)) for line in _lines(store, key, _ITEMS)]
+
+
+def read_judged(store: Store, key: str) -> list[JudgedItem]:
+    """What the judge of an evaluation found of each item; none if it had no judge."""
+    return [JudgedItem.from_json(json.loads(line)) for line in _lines(store, key, _JUDGED)]
+
+
+def _lines(store: Store, key: str, name: str) -> list[str]:
     try:
-        with store.filesystem.open_input_stream(store.path("evaluate", key, _ITEMS)) as stream:
-            lines = stream.read().decode().splitlines()
+        with store.filesystem.open_input_stream(store.path("evaluate", key, name)) as stream:
+            return str(stream.read().decode()).split("\n")[:-1]
     except FileNotFoundError:
         return []
-    return [ScoredItem.from_json(json.loads(line)) for line in lines]
 
 
 def read_history(store: Store, artifact: Artifact) -> History:

@@ -38,6 +38,8 @@ class SuiteRows:
     slices: list[SuiteRow]
     scorer: str
     golden: bool
+    leaked: int
+    """items that stand in the conversations trained on"""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def suite_table(card: Scorecard) -> SuiteTable | None:
     scored = {score.model for suite in card.suites for score in suite.scores}
     models = [model for model in _TITLES if model in scored]
     suites = [
-        SuiteRows(_whole(suite, models), list(_slices(card, suite, models)), suite.scorer, suite.golden)
+        SuiteRows(_whole(suite, models), list(_slices(card, suite, models)), suite.scorer, suite.golden, suite.leaked)
         for suite in card.suites
     ]
     rows = sum(1 + len(suite.slices) for suite in suites)
