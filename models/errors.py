@@ -22,6 +22,7 @@ class RayconteurError(ValueError):
                 UnknownJob
             ClusterFileError
             EndpointError
+            KnowledgeError
             MessageError
             NoSmallModel
             PatternTooSlow
