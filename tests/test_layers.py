@@ -39,7 +39,7 @@ LAYERS = {
         "parsing",
         "metrics",
         "engines",
-        "protocol client log child_process",
+        "protocol client log child_process knowledge",
     ],
     "models": [
         "measures",

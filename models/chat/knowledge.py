@@ -55,7 +55,7 @@ def passages_of(value: Any, field: str) -> list[Passage]:
     of_head: dict[str, dict[str, None]] = {}
     for number, entry in enumerate(given):
         place = f"`{field}`[{number}]" if given is value else f"`{field}`"
-        passage = _passage_of(entry, place)
+        passage = passage_of(entry, place)
         if isinstance(entry, list):
             # All triples of a head have the place of its first one; its lines are complete only after the loop.
             of_head.setdefault(passage.name, {})[passage.text] = None
@@ -64,7 +64,8 @@ def passages_of(value: Any, field: str) -> list[Passage]:
     return [each if each.text else Passage(each.name, "\n".join(of_head[each.name])) for each in passages]
 
 
-def _passage_of(entry: Any, place: str) -> Passage:
+def passage_of(entry: Any, place: str) -> Passage:
+    """One passage; of a triple, the line of its relation. Raises KnowledgeError, which names the place."""
     if isinstance(entry, str):
         return Passage("", _text(entry, place))
     if isinstance(entry, dict):

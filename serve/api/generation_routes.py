@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
+from models.chat.knowledge import Passage
 from serve.access.middleware import hold_tokens
 from serve.api import openapi
 from serve.api.context import ApiContext
@@ -20,7 +21,7 @@ from serve.replies.chat_reply import ChatReply
 from serve.replies.completion import Choose, Reply, ReplyOptions
 from serve.replies.generation import Generation, Wishes
 from serve.replies.text_reply import TextReply
-from serve.responses_api.fitting import encoded
+from serve.responses_api.fitting import encoded, passages_for
 from serve.responses_api.reply import ResponsesReply
 from serve.responses_api.request import ResponsesRequest
 from serve.responses_api.translation import Translation
@@ -37,7 +38,8 @@ def add_generation_routes(app: FastAPI, api: ApiContext) -> None:
     async def chat_completions(request: Request) -> Response:
         body = await read_json(ChatRequest, request, max_body_bytes)
         api.check_model(body.model)
-        return await _answer(api, ChatReply, request, body, await api.encoder.chat(body))
+        passages = await api.encoder.passages(body)
+        return await _answer(api, ChatReply, request, body, await api.encoder.chat(body, passages), passages)
 
     @app.post("/v1/completions", **openapi.TEXT)
     async def completions(request: Request) -> Response:
@@ -50,18 +52,20 @@ def add_generation_routes(app: FastAPI, api: ApiContext) -> None:
         asked = await read_json(ResponsesRequest, request, max_body_bytes)
         api.check_model(asked.model)
         chat = Translation(asked)
-        body, wanted = await encoded(api.encoder, asked, chat)
+        passages = await passages_for(api.encoder, chat)
+        body, wanted = await encoded(api.encoder, asked, chat, passages)
 
         def make_reply(generations: Sequence[Generation], options: ReplyOptions) -> ResponsesReply:
-            return ResponsesReply(asked, chat, generations)
+            return ResponsesReply(asked, chat, generations, options.sources())
 
-        return await _answer(api, make_reply, request, body, wanted)
+        return await _answer(api, make_reply, request, body, wanted, passages)
 
     @app.post("/v1/responses/input_tokens", **openapi.INPUT_TOKENS)
     async def input_tokens(request: Request) -> InputTokens:
         body = await read_json(ResponsesRequest, request, max_body_bytes)
         api.check_model(body.model)
-        _, [wanted, *_] = await encoded(api.encoder, body, Translation(body))
+        chat = Translation(body)
+        _, [wanted, *_] = await encoded(api.encoder, body, chat, await passages_for(api.encoder, chat))
         return InputTokens(input_tokens=len(wanted.prompt_ids))
 
 
@@ -71,11 +75,12 @@ async def _answer(
     request: Request,
     body: GenerationFields,
     wanted: list[GenerationRequest],
+    passages: Sequence[Passage] = (),
 ) -> Response:
-    """The replies to `wanted`, what the engine gets for `body`. Raises ApiError."""
+    """The replies to `wanted`, what the engine gets for `body`, with the passages in its prompt. Raises ApiError."""
     choose = _chooser(api, body)
     generations = _generations(api, body, wanted)
-    options = ReplyOptions.of(body, api.release_key or None, choose)
+    options = ReplyOptions.of(body, api.release_key or None, choose, passages)
     reply = make_reply(generations, options)
     if not api.engine.health().is_alive:
         raise ApiError(503, "The engine has stopped.", code="engine_lost", headers={LOST: "before"})

@@ -25,6 +25,7 @@ from serve.api.status_routes import add_status_routes
 from serve.api.text_routes import add_text_routes
 from serve.api.watch import Watch
 from serve.engines.base import Engine
+from serve.knowledge.retrieval import Knowledge
 from serve.metrics import Metrics
 from serve.protocol import errors
 from serve.replies.prompt import PromptEncoder
@@ -41,17 +42,18 @@ def create_app(
     keys: KeyRing | None = None,
     limits: Limits | None = None,
     reranker: Reranker | None = None,
+    knowledge: Knowledge | None = None,
 ) -> FastAPI:
     """The endpoint over `engine`.
 
     With `keys`, requests need one of them, and `limits` counts what each key uses. `reranker` chooses one of several
-    replies for requests with `best_of`.
+    replies for requests with `best_of`. Of `knowledge`, the prompt of a chat has the passages that it is about.
     """
     settings = settings or ApiSettings()
     api = ApiContext(
         engine=engine,
         tokenizer=tokenizer,
-        encoder=PromptEncoder(tokenizer, engine, settings.max_new_tokens),
+        encoder=PromptEncoder(tokenizer, engine, settings.max_new_tokens, knowledge),
         models=served_models(engine, model_name),
         release_key=release_key,
         settings=settings,

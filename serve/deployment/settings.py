@@ -7,6 +7,16 @@ from serve.engines.base import DEFAULT_MAX_STALL_SECONDS, Precision
 
 
 @dataclass(frozen=True)
+class ServedKnowledge:
+    """Passages for the prompts of chats."""
+
+    folder: str
+    """folder or URI with the file that `serve.knowledge.retrieval.write_passages` wrote"""
+    max_passages: int
+    min_share: float
+
+
+@dataclass(frozen=True)
 class ServedRelease:
     """The release that replicas load, each on its own machine."""
 
@@ -21,6 +31,7 @@ class ServedRelease:
     """folders or URIs of LoRA adapters, by their names in requests"""
     discriminator: str | None = None
     """folder or URI; enables `best_of` in requests"""
+    knowledge: ServedKnowledge | None = None
 
 
 @dataclass(frozen=True)

@@ -221,6 +221,8 @@ class ChatRequest(GenerationFields, ChatHints):
     """Not in OpenAI's API: false ends the prompt with the last message, without the start of a reply."""
     echo: bool | None = None
     """Not in OpenAI's API: with `continue_final_message`, the answer starts with the text of that message."""
+    knowledge: bool | None = None
+    """Not in OpenAI's API: false leaves the endpoint's own documents (`serve.knowledge`) out of the prompt."""
     documents: list[dict[str, Any]] | None = None
     """Not in OpenAI's API: documents for chat templates that support them."""
     add_special_tokens: Off | None = None

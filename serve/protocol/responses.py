@@ -150,6 +150,16 @@ class Choice(_Answer):
     best_of: BestOf | None = None
 
 
+class Source(_Answer):
+    """A passage that the prompt has; not in OpenAI's API."""
+
+    id: int
+    """its number in the prompt, as in `[1]`"""
+    name: str
+    """the document that it is from"""
+    text: str
+
+
 class ChatCompletion(_Answer):
     """The answer to a request without `stream`."""
 
@@ -165,6 +175,8 @@ class ChatCompletion(_Answer):
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: PromptLogprobs | None = None
     """Not in OpenAI's API: with `return_token_ids` and `prompt_logprobs`."""
+    sources: list[Source] | None = None
+    """Not in OpenAI's API: the passages of the endpoint's documents that the prompt has."""
 
 
 class Delta(_Answer):
@@ -199,6 +211,8 @@ class ChatCompletionChunk(_Answer):
     choices: list[ChunkChoice]
     usage: Usage | None = None
     prompt_token_ids: list[int] | None = None
+    sources: list[Source] | None = None
+    """In the last event of each reply."""
 
 
 class TextChoice(_Answer):

@@ -47,6 +47,7 @@ class ChatReply(Reply):
             usage=self.usage(),
             prompt_token_ids=self._generations[0].prompt_ids if self._has_ids else None,
             prompt_logprobs=self._prompt_logprobs(0),
+            sources=self._sources,
         )
 
     def _answered(self) -> list[int]:
@@ -60,7 +61,10 @@ class ChatReply(Reply):
         if piece is None:
             reason, cause = self._reason(index), self._generations[index].stop_reason
             end = ChunkChoice(index=index, delta=Delta(), logprobs=None, finish_reason=reason, stop_reason=cause)
-            return self._chunk([end])
+            last = self._chunk([end])
+            if self._sources:
+                last.sources = self._sources
+            return last
         delta = Delta(reasoning_content=piece.thought) if piece.thought else Delta()
         if piece.text or not (piece.thought or piece.calls):
             delta.content = piece.text

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel
 
+from models.chat.knowledge import Passage
 from serve.protocol.errors import CLIENT_CLOSED_REQUEST, ApiError
 from serve.protocol.requests import GenerationFields
 from serve.protocol.responses import (
@@ -20,6 +21,7 @@ from serve.protocol.responses import (
     CompletionTokensDetails,
     PromptLogprobs,
     PromptTokensDetails,
+    Source,
     TextCompletionChunk,
     Usage,
 )
@@ -47,9 +49,17 @@ class ReplyOptions:
     """names the release"""
     choose: Choose | None = None
     """chooses one of all replies, which is the answer"""
+    passages: Sequence[Passage] = ()
+    """of the endpoint's documents, in the prompt"""
 
     @classmethod
-    def of(cls, body: GenerationFields, fingerprint: str | None, choose: Choose | None) -> "ReplyOptions":
+    def of(
+        cls,
+        body: GenerationFields,
+        fingerprint: str | None,
+        choose: Choose | None,
+        passages: Sequence[Passage] = (),
+    ) -> "ReplyOptions":
         """Those of a request."""
         return cls(
             model=body.model,
@@ -60,7 +70,13 @@ class ReplyOptions:
             calls_functions=body.calls_functions(),
             fingerprint=fingerprint,
             choose=choose,
+            passages=passages,
         )
+
+    def sources(self) -> list[Source] | None:
+        """The passages as the answer names them; None if there are none."""
+        found = enumerate(self.passages, start=1)
+        return [Source(id=number, name=each.name, text=each.text) for number, each in found] or None
 
 
 class Reply(ABC):
@@ -84,6 +100,7 @@ class Reply(ABC):
         self._num_prompt_logprobs = options.num_prompt_logprobs
         self._told_ids = [0] * len(generations)
         self._tells_usage = False
+        self._sources = options.sources()
 
     @property
     @abstractmethod

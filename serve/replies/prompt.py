@@ -3,13 +3,16 @@
 import asyncio
 import copy
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from models.chat import RESERVED, ChatTemplateError, encode_prompt, end_token_ids
+from models.chat.knowledge import Passage, with_knowledge
 from serve.engines.base import Engine, GenerationRequest
 from serve.grammar.formats import Formats
+from serve.knowledge.retrieval import Knowledge
 from serve.parsing.form import learned_form
 from serve.protocol.errors import ApiError
 from serve.protocol.messages import ChatMessage, Tool
@@ -23,6 +26,8 @@ Answer = TypeVar("Answer")
 _WHOLE_FUNCTION = {"description": "", "parameters": {"type": "object", "properties": {}}}
 # While one prompt takes seconds, three threads are left for others.
 _THREADS = 4
+# What a chat is about: its last questions, because "And how much is it?" needs the one before.
+_QUESTIONS = 2
 # The maximum number of renderings to find the message that a template refuses.
 _MAX_TRIED = 64
 
@@ -30,12 +35,15 @@ _MAX_TRIED = 64
 class PromptEncoder:
     """Converts requests to prompts in its own threads, so that a long one does not delay other replies."""
 
-    def __init__(self, tokenizer: Any, engine: Engine, default_max_tokens: int) -> None:
+    def __init__(
+        self, tokenizer: Any, engine: Engine, default_max_tokens: int, knowledge: Knowledge | None = None
+    ) -> None:
         # A copy: a fast tokenizer fails to encode in one thread while another thread changes its settings.
         self._tokenizer = copy.deepcopy(tokenizer)
         self._end_token_ids = end_token_ids(tokenizer)
         self._engine = engine
         self._default_max_tokens = default_max_tokens
+        self._knowledge = knowledge
         self._form = learned_form(self._tokenizer)
         self._formats = Formats(self._tokenizer, engine.vocab_size, self._end_token_ids, self._form)
         self._reserved = RESERVED | self._tokenizer.special_tokens_map.keys()
@@ -63,9 +71,21 @@ class PromptEncoder:
         ]
         return [text for text in texts for _ in range(request.num_replies())]
 
-    async def chat(self, request: ChatRequest) -> list[GenerationRequest]:
-        """The engine requests, one for each reply; raises ApiError."""
-        prompt_ids = self._cut(request, await self._in_thread(self._prompt_of_chat, request))
+    async def passages(self, request: ChatRequest) -> list[Passage]:
+        """The passages that the last questions of a chat are about; raises ApiError if there are none to ask for."""
+        if self._knowledge is None and request.knowledge:
+            raise ApiError(
+                400, "knowledge: this endpoint has no documents (serve.knowledge); remove it.", "knowledge"
+            )
+        if self._knowledge is None or request.knowledge is False:
+            return []
+        asked = [message.text() or "" for message in request.messages if message.role == "user"]
+        return await self._in_thread(self._knowledge.find, asked[-_QUESTIONS:])
+
+    async def chat(self, request: ChatRequest, passages: Sequence[Passage] = ()) -> list[GenerationRequest]:
+        """The engine requests, one for each reply; the prompt has the passages. Raises ApiError."""
+        encode = functools.partial(self._chat_ids, used=request.usable_tools(), passages=passages)
+        prompt_ids = self._cut(request, await self._in_thread(encode, request))
         return self._requests(request, prompt_ids, "messages", await self._grammar(request, prompt_ids))
 
     async def completion(self, request: CompletionRequest) -> list[GenerationRequest]:
@@ -102,9 +122,6 @@ class PromptEncoder:
 
     async def _in_thread(self, function: Callable[[Asked], Answer], request: Asked) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, request)
-
-    def _prompt_of_chat(self, request: ChatRequest) -> list[int]:
-        return self._chat_ids(request, request.usable_tools())
 
     def _prompts_of_texts(self, request: CompletionRequest) -> list[list[int]]:
         found = []
@@ -158,8 +175,10 @@ class PromptEncoder:
             raise ApiError(400, f"{param}: this text has no tokens; there is nothing to continue.", param)
         return token_ids
 
-    def _chat_ids(self, request: ChatRequest | TokenizeRequest, used: list[Tool]) -> list[int]:
-        """The token ids of a chat's prompt with these tools."""
+    def _chat_ids(
+        self, request: ChatRequest | TokenizeRequest, used: list[Tool], passages: Sequence[Passage] = ()
+    ) -> list[int]:
+        """The token ids of a chat's prompt with these tools and passages."""
         given = request.messages or []
         self._check_letters(sum(len((message.text() or "").strip()) for message in given), "messages")
         continues = bool(request.continue_final_message)
@@ -168,7 +187,7 @@ class PromptEncoder:
                 "continue_final_message: the last message is not the assistant's, so there is nothing to continue."
             )
             raise ApiError(400, words, "continue_final_message")
-        messages = turns_of(given, self._form)
+        messages = with_knowledge(turns_of(given, self._form), passages)
         calls = [number for number, message in enumerate(given) if message.tool_calls or message.function_call]
         if self._form.style is None and (used or calls):
             given_as = "functions" if isinstance(request, ChatRequest) and request.functions else "tools"

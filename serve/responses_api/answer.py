@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve.protocol.responses import TokenLogprob
+from serve.protocol.responses import Source, TokenLogprob
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -152,3 +152,5 @@ class Response(_Part):
     background: Literal[False] = False
     previous_response_id: None = None
     """Nothing is stored."""
+    sources: list[Source] | None = None
+    """Not in OpenAI's API: the passages of the endpoint's documents that the prompt has."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from serve.protocol.errors import CLIENT_CLOSED_REQUEST, ApiError
-from serve.protocol.responses import CompletionTokensDetails, Usage
+from serve.protocol.responses import CompletionTokensDetails, Source, Usage
 from serve.replies.generation import Generation
 from serve.responses_api.answer import (
     IncompleteDetails,
@@ -34,13 +34,20 @@ Phase = Literal[
 class ResponsesReply:
     """The interface of `serve.replies.completion.Reply`, for one reply whose answer has items."""
 
-    def __init__(self, asked: ResponsesRequest, chat: Translation, generations: Sequence[Generation]) -> None:
+    def __init__(
+        self,
+        asked: ResponsesRequest,
+        chat: Translation,
+        generations: Sequence[Generation],
+        sources: list[Source] | None = None,
+    ) -> None:
         self.id = f"resp_{uuid4().hex}"
         self.status = CLIENT_CLOSED_REQUEST  # until the answer is complete or fails
         """the HTTP status for the log; a stream's headers are sent before it is known"""
         self._created = int(time.time())
         self._asked = asked
         self._chat = chat
+        self._sources = sources
         [self._generation] = generations
         self._output = Output()
         self._numbers = count()
@@ -142,6 +149,7 @@ class ResponsesReply:
                 ),
                 total_tokens=usage.total_tokens,
             ),
+            sources=self._sources,
             **_settings(self._asked),
         )
 

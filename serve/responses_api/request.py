@@ -104,7 +104,8 @@ class ResponsesRequest(Hints):
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     chat_template_kwargs: TemplateVariables | None = None
-    """These eight are not in OpenAI's Responses API; they are as in chat completions."""
+    knowledge: bool | None = None
+    """These nine are not in OpenAI's Responses API; they are as in chat completions."""
 
     @field_validator(*_NOT_HERE, mode="before")
     @classmethod

@@ -19,7 +19,8 @@ from serve.responses_api.tools import chat_tools
 
 _SAME = (
     "model", "temperature", "top_p", "parallel_tool_calls", "metadata", "stream", "top_k", "min_p",
-    "seed", "stop", "stop_token_ids", "ignore_eos", "min_tokens", "chat_template_kwargs", "user", "service_tier",
+    "seed", "stop", "stop_token_ids", "ignore_eos", "min_tokens", "chat_template_kwargs", "knowledge",
+    "user", "service_tier",
 )  # fmt: skip
 # Chat fields with the names of the same Responses fields, the longest first.
 _NAMES = {

@@ -6,6 +6,7 @@ from typing import Any
 
 from serve.access.api_keys import ApiKey
 from workflows.endpoint.api_keys import KeyFile
+from workflows.endpoint.knowledge import served_knowledge
 from workflows.figures import OptimizeFigures, Part
 from workflows.spec import PipelineSpec, ServeSpec
 from workflows.stage import DISCRIMINATOR, StageFailed
@@ -69,6 +70,7 @@ def application(
             model_name(spec),
             adapters,
             store.address("optimize", release.key, DISCRIMINATOR) if has_discriminator else None,
+            served_knowledge(serve, store),
         ),
         EngineSettings(engine, serve.precision, serve.max_stall_ms / 1000, serve.beside),
         Scaling(

@@ -9,6 +9,7 @@ import httpx
 
 from workflows.endpoint.api_keys import KeyFile
 from workflows.endpoint.application import model_name
+from workflows.endpoint.knowledge import passages_key, read_knowledge
 from workflows.figures import DeployFigures
 from workflows.spec import PipelineSpec, ServeSpec
 from workflows.stage import StageFailed
@@ -60,7 +61,10 @@ def _reason(error: OSError) -> str:
 
 def deployment_key(spec: PipelineSpec, release: str) -> str:
     """A hash of the release and of every setting of the endpoint."""
-    return content_key({"release": release, "serve": spec.serve.result_fields(), "model": model_name(spec)})
+    serve = spec.serve.result_fields()
+    if spec.serve.knowledge is not None:
+        serve["passages"] = passages_key(read_knowledge(spec.serve.knowledge))
+    return content_key({"release": release, "serve": serve, "model": model_name(spec)})
 
 
 def living_endpoint(spec: PipelineSpec, store: Store, release: str) -> Artifact | None:

@@ -27,6 +27,8 @@ def local_paths(spec: PipelineSpec) -> dict[str, str]:
     tasks = enumerate(spec.evaluate.lm_eval)
     paths |= {f"evaluate.lm_eval.{index}.task": entry.task for index, entry in tasks if entry.is_folder}
     paths |= {f"serve.adapters.{name}": path for name, path in spec.serve.adapters.items()}
+    if knowledge := spec.serve.knowledge:
+        paths["serve.knowledge.path"] = knowledge.path
     paths |= {field: name for field, name in models.items() if name.startswith(("/", "./", "../", "~"))}
     return {field: path for field, path in paths.items() if "://" not in path and not path.startswith("hf:")}
 
@@ -38,6 +40,10 @@ def with_paths(spec: PipelineSpec, paths: dict[str, str]) -> PipelineSpec:
         for index, source in enumerate(spec.data.sources)
     ]
     adapters = {name: paths.get(f"serve.adapters.{name}", path) for name, path in spec.serve.adapters.items()}
+    knowledge = spec.serve.knowledge
+    if knowledge is not None:
+        path = paths.get("serve.knowledge.path", knowledge.path)
+        knowledge = knowledge.model_copy(update={"path": path})
     objective = spec.train.objective
     if isinstance(objective, TeacherSpec):
         teacher = paths.get("train.objective.teacher", objective.teacher)
@@ -71,7 +77,7 @@ def with_paths(spec: PipelineSpec, paths: dict[str, str]) -> PipelineSpec:
             "train": spec.train.model_copy(update={"objective": objective}),
             "data": spec.data.model_copy(update=data),
             "evaluate": spec.evaluate.model_copy(update=evaluate),
-            "serve": spec.serve.model_copy(update={"adapters": adapters}),
+            "serve": spec.serve.model_copy(update={"adapters": adapters, "knowledge": knowledge}),
         }
     )
 

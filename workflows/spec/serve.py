@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from serve.api.settings import ApiSettings
 from serve.deployment.settings import Scaling
-from workflows.spec.section import Precision, Section
+from workflows.spec.section import ADDED, Precision, Section, Share
 
 # A request's `model` names it.
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
@@ -21,6 +21,24 @@ class TlsSpec(Section):
 
     key: Annotated[str, Field(min_length=1)]
     """PEM file with the certificate's private key, without a password."""
+
+
+class KnowledgeSpec(Section):
+    """Documents that replies rely on: the passages that the last questions are about stand in the prompt."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """A folder, or a file, of .txt and .md documents and of .jsonl files with passages as in `data.knowledge`; a
+    relative path starts at the pipeline file's folder. `deploy` copies the passages to the store, and reads them
+    again when the files have changed."""
+
+    passages: Annotated[int, Field(ge=1, le=64)] = 4
+    """Maximum number of passages in a prompt."""
+
+    passage_words: Annotated[int, Field(ge=10, le=10_000)] = 120
+    """Maximum number of words of a passage, or of characters in Chinese and Japanese; longer texts are cut."""
+
+    min_share: Share = 0.25
+    """Minimum BM25 score of a passage, as a share of the best one's."""
 
 
 # As browsers send it: scheme, host, and the port if it is not the default.
@@ -80,6 +98,9 @@ class ServeSpec(Section):
     adapters: dict[AdapterName, str] = Field(default={})
     """Additional LoRA adapters of the base model, each served as a model of its own: names mapped to PEFT folders
     (relative to the pipeline file) or their URIs. The engines `torch` and `vllm` compute all of them in one batch."""
+
+    knowledge: KnowledgeSpec | None = Field(default=None, json_schema_extra=ADDED)
+    """Documents whose passages stand in the prompts of chats, and in the answers as `sources`."""
 
     engine: Literal["auto", "openvino", "torch", "vllm"] = "auto"
     """The inference engine: `vllm` on GPUs (the extra `llm`), `openvino` on CPUs for architectures verified to be
