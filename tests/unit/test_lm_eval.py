@@ -1,5 +1,6 @@
 """lm-eval's tasks: the fields, what decides the key, what the tasks ask, and what becomes of a model's answers."""
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -159,6 +160,8 @@ def test_answers_are_read_from_responses() -> None:
     told["top_logprobs"][3] = {"token_id:8": -0.25}  # type: ignore[index]
     assert scored.read(response) == {"logprob": -0.75, "is_greedy": True}
     assert len({request.key for request in (scored, likelihood_request([5, 6, 7, 8], 3), text, chat)}) == 4
+    sent = EndpointRequest(**json.loads(json.dumps(dataclasses.asdict(scored))))  # as a row for a worker
+    assert (sent, sent.key) == (scored, scored.key)
 
 
 class TestWithLmEval:
