@@ -14,10 +14,9 @@ from models.files import local_copy
 from serve.access.api_keys import ApiKey, KeyRing
 from serve.access.rate_limits import Limits, Taken
 from serve.api.settings import ApiSettings
-from serve.deployment.settings import ServedKnowledge, ServedRelease
+from serve.deployment.settings import ServedRelease
 from serve.engines.base import Engine
 from serve.front.leases import LeasedOnly, Leases, ReplicaServer
-from serve.knowledge.retrieval import Knowledge, read_passages
 from serve.log import write_log
 from serve.protocol.transport import REQUEST_ID
 
@@ -54,7 +53,7 @@ class Answering:
             keys=KeyRing(read_keys) if read_keys else None,
             limits=SharedLimits() if read_keys else None,
             reranker=Reranker(local_copy(release.discriminator)) if release.discriminator else None,
-            knowledge=_load_knowledge(release.knowledge) if release.knowledge else None,
+            knowledge=release.knowledge.load() if release.knowledge else None,
         )
         self._server = ReplicaServer(LeasedOnly(self._app, self._leases), ray.util.get_node_ip_address())
         self._app.state.watch.add("the HTTP server", self._server.answers)
@@ -90,10 +89,6 @@ class Answering:
             self._engine.close()
         if hasattr(self, "_app"):
             self._app.state.watch.close()
-
-
-def _load_knowledge(served: ServedKnowledge) -> Knowledge:
-    return Knowledge(read_passages(local_copy(served.folder)), served.max_passages, served.min_share)
 
 
 class SharedLimits(Limits):

@@ -4,16 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from serve.engines.base import DEFAULT_MAX_STALL_SECONDS, Precision
-
-
-@dataclass(frozen=True)
-class ServedKnowledge:
-    """Passages for the prompts of chats."""
-
-    folder: str
-    """folder or URI with the file that `serve.knowledge.retrieval.write_passages` wrote"""
-    max_passages: int
-    min_share: float
+from serve.knowledge.retrieval import ServedKnowledge
 
 
 @dataclass(frozen=True)

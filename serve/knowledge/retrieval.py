@@ -8,12 +8,14 @@ import functools
 import itertools
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from models.chat.knowledge import Passage
+from models.files import local_copy
 from models.text.shingles import words
 
 PASSAGES_FILE = "passages.json"
@@ -49,6 +51,20 @@ class Knowledge:
         best = np.argsort(-scores, kind="stable")[: self._most]
         floor = max(self._min_share * scores[best[0]], np.finfo(scores.dtype).tiny)
         return [self._passages[number] for number in best if scores[number] >= floor]
+
+
+@dataclass(frozen=True)
+class ServedKnowledge:
+    """Where the passages of an endpoint are, and how many of them a prompt has."""
+
+    folder: str
+    """folder or URI with a PASSAGES_FILE"""
+    max_passages: int
+    min_share: float
+
+    def load(self) -> Knowledge:
+        """The index, in memory."""
+        return Knowledge(read_passages(local_copy(self.folder)), self.max_passages, self.min_share)
 
 
 def terms(text: str) -> list[str]:

@@ -4,18 +4,14 @@
 """
 
 import hashlib
-from typing import TYPE_CHECKING
 
 from models.chat.knowledge import KnowledgeError, Passage
 from serve.knowledge.documents import read_documents
-from serve.knowledge.retrieval import PASSAGES_FILE, write_passages
+from serve.knowledge.retrieval import PASSAGES_FILE, ServedKnowledge, write_passages
 from workflows.spec import ServeSpec
 from workflows.spec.serve import KnowledgeSpec
 from workflows.stage import StageFailed
 from workflows.store import Store, without_secrets
-
-if TYPE_CHECKING:
-    from serve.deployment.settings import ServedKnowledge
 
 _STAGE, _FOLDER = "knowledge", "passages"
 
@@ -35,10 +31,8 @@ def passages_key(passages: list[Passage]) -> str:
     return hashlib.sha256(write_passages(passages)).hexdigest()[:16]
 
 
-def served_knowledge(serve: ServeSpec, store: Store) -> "ServedKnowledge | None":
+def served_knowledge(serve: ServeSpec, store: Store) -> ServedKnowledge | None:
     """What replicas need of `serve.knowledge`, with the passages on the store."""
-    from serve.deployment.settings import ServedKnowledge
-
     if (spec := serve.knowledge) is None:
         return None
     passages = read_knowledge(spec)

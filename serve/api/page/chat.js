@@ -116,7 +116,9 @@ async function ask(exchange) {
       text += piece.text;
       thought += piece.thought;
       exchange.write(text, thought);
-      if (piece.reason === "length") note = "The reply reached its length limit.";
+      const named = piece.sources.map((source) => `[${source.id}] ${source.name}`).join(", ");
+      if (named) note = `Sources: ${named}. `;
+      if (piece.reason === "length") note += "The reply reached its length limit.";
     }
     if (!text.trim()) failure = new EndpointError("The model had nothing to say.");
   } catch (error) {

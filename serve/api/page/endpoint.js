@@ -48,7 +48,7 @@ async function listModels() {
   return (await (await request("v1/models")).json()).data;
 }
 
-// The pieces of a reply as they come: {text, thought, reason}, the reason it ended with in the last one.
+// The pieces of a reply as they come: {text, thought, reason, sources}, the last two in the piece that it ends with.
 async function* reply(body, signal) {
   const response = await request("v1/chat/completions", {
     method: "POST",
@@ -63,7 +63,8 @@ async function* reply(body, signal) {
     const choice = chunk.choices[0];
     if (choice) {
       const { content, reasoning_content } = choice.delta;
-      yield { text: content ?? "", thought: reasoning_content ?? "", reason: choice.finish_reason };
+      const [reason, sources] = [choice.finish_reason, chunk.sources ?? []];
+      yield { text: content ?? "", thought: reasoning_content ?? "", reason, sources };
     }
   }
   throw new EndpointError("The endpoint ended the reply before it was complete.");

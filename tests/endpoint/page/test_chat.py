@@ -29,6 +29,11 @@ def test_a_reply_streams_and_is_announced(page: Any) -> None:
     assert page.texts(".who") == [MODEL]
 
 
+def test_a_reply_names_its_sources(page: Any) -> None:
+    page.ask("What are the rules?")
+    assert page.texts(".note") == ["Sources: [1] rules.md, [2] <b>.md. The reply reached its length limit."]
+
+
 def test_the_next_request_has_the_whole_conversation(page: Any) -> None:
     answer = page.ask("Hello")
     page.ask("And then?")
