@@ -22,6 +22,8 @@ PASSAGES_FILE = "passages.json"
 # Lucene's defaults; with its variant, no word adds more than its weight to a score (Kamphuis et al. 2020,
 # doi:10.1007/978-3-030-45442-5_4).
 _K1, _B = 1.2, 0.75
+# "And how much is it?" needs the question before.
+_QUESTIONS = 2
 
 
 class Knowledge:
@@ -36,13 +38,14 @@ class Knowledge:
         documents = [terms(f"{passage.name} {passage.text}") for passage in self._passages]
         self._index.index(documents, show_progress=False)
 
-    def find(self, texts: Sequence[str]) -> list[Passage]:
-        """The passages about the last of the texts, the best first; earlier texts count half. None if no word of the
-        texts is in a passage.
+    def find(self, questions: Sequence[str]) -> list[Passage]:
+        """The passages about the last of a chat's questions, the best first; the one before it counts half.
+
+        None if no word of them is in a passage.
         """
-        if not texts:
+        if not questions:
             return []
-        *earlier, last = (list(dict.fromkeys(terms(text))) for text in texts)
+        *earlier, last = (list(dict.fromkeys(terms(text))) for text in questions[-_QUESTIONS:])
         asked = [*last, *last, *itertools.chain.from_iterable(earlier)]
         known = [term for term in asked if term in self._index.vocab_dict]
         if not known:

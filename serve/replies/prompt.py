@@ -26,8 +26,6 @@ Answer = TypeVar("Answer")
 _WHOLE_FUNCTION = {"description": "", "parameters": {"type": "object", "properties": {}}}
 # While one prompt takes seconds, three threads are left for others.
 _THREADS = 4
-# What a chat is about: its last questions, because "And how much is it?" needs the one before.
-_QUESTIONS = 2
 # The maximum number of renderings to find the message that a template refuses.
 _MAX_TRIED = 64
 
@@ -80,7 +78,7 @@ class PromptEncoder:
         if self._knowledge is None or request.knowledge is False:
             return []
         asked = [message.text() or "" for message in request.messages if message.role == "user"]
-        return await self._in_thread(self._knowledge.find, asked[-_QUESTIONS:])
+        return await self._in_thread(self._knowledge.find, asked)
 
     async def chat(self, request: ChatRequest, passages: Sequence[Passage] = ()) -> list[GenerationRequest]:
         """The engine requests, one for each reply; the prompt has the passages. Raises ApiError."""

@@ -112,6 +112,26 @@ def test_turns_are_joined_by_the_replies(folder: Path) -> None:
     assert contents == ["Hello", "Hi!", "When?", "In 45 days.", "And?", "Yes?", "When?"]
 
 
+def test_an_item_s_knowledge_stands_in_its_prompts(folder: Path) -> None:
+    known: dict[str, Any] = {"knowledge": [["Toy", "height", "12 cm"]], "facts": [["12 cm"]]}
+    system = {"role": "system", "content": "Be brief."}
+    turns = {"turns": [{"user": "When?"}, {"user": "Why?", "facts": [["x"]]}], "knowledge": known["knowledge"]}
+    suite = suite_of(
+        folder,
+        known | {"question": "When?"},
+        known | {"messages": [system, USER]},
+        turns,
+        known | {"question": "When?", "knowledge": []},
+    )
+    sources = "<sources>\n[1] Toy\nheight: 12 cm\n</sources>"
+    plain, brief, several, none = (item.conversation([]).messages for item in suite.items)
+    assert plain == several == [{"role": "system", "content": sources}, USER]
+    assert brief == [{"role": "system", "content": f"Be brief.\n\n{sources}"}, USER]
+    assert none == [USER]
+    later = suite.items[2].conversation([said("Now.")]).messages
+    assert [message["role"] for message in later] == ["system", "user", "assistant", "user"]
+
+
 def test_results_of_tools_follow_the_calls_of_the_model(folder: Path) -> None:
     results = [{"role": "tool", "tool_call_id": "mine", "content": "63"}, {"role": "tool", "content": "9"}]
     turns = [{"user": "When?", "tool_calls": [{"name": "price"}]}, {"messages": [*results, USER], "tool_calls": []}]
@@ -176,6 +196,7 @@ def test_a_reference_needs_the_name_of_its_scorer(folder: Path) -> None:
     ({"question": "When?", "facts": [["x"]], "group": {}}, "`group` is an object"),
     ({"question": "When?", "facts": [["x"]], "tags": ["de"]}, "`tags` must be an object of texts"),
     ({"question": "When?", "facts": [["x"]], "tags": {"length": 3}}, "`tags` must be an object of texts"),
+    ({"question": "When?", "facts": [["x"]], "knowledge": [["a", "b"]]}, r"`knowledge`\[0\] is a list of 2; a pass"),
     ({"question": "When?", "facts": [["x"]], "tools": "x"}, "`tools` is a text that is not JSON"),
     ({"question": "When?", "facts": [["x"]], "id": "suite.jsonl:1"}, "the id 'suite.jsonl:1' is that of .*:1 too"),
 ])  # fmt: skip

@@ -3,15 +3,18 @@
 {"question": "...", "facts": [["45 days"]]}
 {"messages": [{"role": "system", ...}, {"role": "user", ...}], "tools": [...], "tool_calls": [...]}
 {"turns": [{"user": "..."}, {"user": "...", "facts": [...]}], "id": "7", "tags": {"topic": "returns"}, "group": "a"}
+{"question": "...", "facts": [...], "knowledge": [{"name": "rules.md", "text": "..."}]}
 """
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from models.chat.calls import normal_tools
 from models.chat.form import SYSTEM_ROLES, Message, kind_of
+from models.chat.knowledge import passages_of, with_knowledge
 from models.chat.messages import check_messages, normal_messages
 from models.errors import nearest
 from models.scorers.names import KEYS
@@ -54,7 +57,14 @@ def item_of(record: Record, place: str, reading: Reading) -> Item:
     group = record.get("group", str(number))
     if not isinstance(group, str | int) or isinstance(group, bool):
         raise ValueError(f"`group` is {kind_of(group)}; it must be a text or a whole number")
-    return Item(str(number), turns, _tags(record), str(group), place)
+    return Item(str(number), _with_passages(turns, record.get("knowledge")), _tags(record), str(group), place)
+
+
+def _with_passages(turns: tuple[Turn, ...], knowledge: Any) -> tuple[Turn, ...]:
+    """The turns with an item's passages in the prompts, in the form of training."""
+    first, *later = turns
+    messages = with_knowledge(first.messages, passages_of(knowledge, "knowledge"))
+    return (replace(first, messages=tuple(messages)), *later)
 
 
 def _turns(record: Record, reading: Reading) -> list[Turn]:
