@@ -69,10 +69,15 @@ def _refused_where_it_is_worse_than_the_release_in_service(run, tiny, tmp_path):
     given = [{"question": "1+1?", "reply": "It is 2.", "group": "sums"}, {"question": "2+2?", "reply": "4"}]
     for name, lines in {"digits": items, "given": given}.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/sizes.yaml").write_text(TASK)
+    asked = [{"text": f"{one} or {one + 1}?", "choices": [str(one), str(one + 1)], "label": 1} for one in range(7)]
+    (tmp_path / "tasks/sizes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
     tiny["train"] |= {"learning_rate": 1e-7, "evaluate_every_steps": 1000}
     tiny["evaluate"] = {
         "compare_with": "service",
         "suites": [{"path": str(tmp_path / "digits.jsonl"), "golden": True}, {"path": str(tmp_path / "given.jsonl")}],
+        "lm_eval": [f"{tmp_path}/tasks"],
         "gate": {"rule": "no_worse"},
     }
     with pytest.raises(GateFailed, match=r"no worse than the release in service by more than .*: held-out loss: "):
@@ -88,7 +93,10 @@ def _refused_where_it_is_worse_than_the_release_in_service(run, tiny, tmp_path):
     assert loss.tuned == pytest.approx(found.tuned_loss, abs=1e-3)
     assert (loss.items, compared["held-out loss", "base", None].items) == (loss.clusters, loss.items)
     assert {("digits", "base", "digits=one"), ("digits", "service", None), ("given", "service", None)} <= {*compared}
-    digits, likely = found.suites
+    digits, likely, sizes = found.suites
+    assert (sizes.name, sizes.scorer, sizes.items) == ("lm-eval sizes", "lm-eval acc", 7)
+    assert compared["lm-eval sizes", "service", None].items == 7
+    assert found.tasks[0].values["acc"] == {score.model: pytest.approx(score.mean) for score in sizes.scores}
     assert (digits.golden, digits.scorer, digits.items) == (True, "regex", 8)
     assert [(score.model, score.failed) for score in digits.scores] == [("base", 1), ("tuned", 1), ("service", 1)]
     assert (likely.scorer, likely.unit) == ("perplexity", "nats")
@@ -98,9 +106,22 @@ def _refused_where_it_is_worse_than_the_release_in_service(run, tiny, tmp_path):
     history = History(Path(store.path("train", done["train"].key, "history.jsonl")).read_text())
     measured = [line.figures["suite_digits"] for line in history.lines if "suite_digits" in line.figures]
     assert measured == [pytest.approx(digits.scores[1].mean, abs=1e-6)]
-    assert [line["suite"] for line in lines] == ["digits"] * 8 + ["given"] * 2
+    assert [line["suite"] for line in lines] == ["digits"] * 8 + ["given"] * 2 + ["lm-eval sizes"] * 7
     assert "no reply" in lines[7]["replies"]["tuned"][0]
     assert lines[8]["group"] == "sums"
+
+
+TASK = """
+task: sizes
+dataset_path: json
+dataset_kwargs: {data_files: {test: sizes.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{text}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{label}}"
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
 
 
 def _ask(url):

@@ -23,7 +23,7 @@ def to_judge(asked: Sequence[Prompt | SuitePrompt], results: Sequence[ScoreRow],
     """The held-out prompts and the items of suites to which both models have replied; the checkpoint's is the second
     reply.
     """
-    answers = {(row["question"], row["model"]): row["answers"] for row in results if row.get("model")}
+    answers = {(row["question"], row["model"]): row["answers"] for row in results if row.get("answers")}
     found = []
     for number, prompt in enumerate(asked):
         if is_given_reply(prompt) or (isinstance(prompt, Prompt) and prompt.question):

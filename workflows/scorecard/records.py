@@ -172,6 +172,16 @@ class SuiteFigures(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskFigures(Record):
+    """A task of `evaluate.lm_eval`."""
+
+    name: str
+    items: int
+    values: dict[str, dict[str, float]]
+    """lm-eval's own figure of each metric, by model"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoredItem(Record):
     """An item of a suite, in items.jsonl."""
 
@@ -199,6 +209,8 @@ class Scorecard(EvaluateFigures):
     parts: tuple[PartLoss, ...] = ()
     """by source and by language, if there are several"""
     suites: tuple[SuiteFigures, ...] = ()
+    """with the tasks of `evaluate.lm_eval`"""
+    tasks: tuple[TaskFigures, ...] = ()
     comparisons: tuple[Compared, ...] = ()
     service: str | None = optional()
     """the key of the release in service, if the checkpoint was compared with it"""

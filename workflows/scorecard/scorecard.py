@@ -12,6 +12,7 @@ from workflows.scorecard.adversarial import pair_text
 from workflows.scorecard.comparisons import compare_all, facts_measure, held_out_measure, preference_measure
 from workflows.scorecard.gate import gate_verdict
 from workflows.scorecard.judged import JUDGE, judge_measure
+from workflows.scorecard.lm_eval_scores import NO_TASKS, ScoredTasks
 from workflows.scorecard.questions import Prompt, Question, said_text
 from workflows.scorecard.records import AskedQuestion, ComparedReply, PartLoss, Scorecard, ScoredItem
 from workflows.scorecard.suite_scores import SuitePrompt, score_suites
@@ -28,20 +29,21 @@ def scorecard_of(
     names: Sequence[str] = (),
     service: str | None = None,
     judged: Judged | None = None,
+    tasks: ScoredTasks = NO_TASKS,
 ) -> tuple[Scorecard, Sequence[ScoredItem]]:
     """The scorecard and the items of its suites, from the workers' results.
 
     `names`: of the source of each file of the corpus. `service`: the key of the release in service, with which the
-    gate then compares. `judged`: what a judge found of the same two models.
+    gate then compares. `judged`: what a judge found of the same two models. `tasks`: those of lm-eval.
     """
-    scored = [row for row in results if row["question"] < 0]
+    scored = [row for row in results if row.get("losses") and row["question"] < 0]
     scored.sort(key=lambda row: (row.get("source", 0), row.get("line", 0)))
     targets = sum(row["targets"] for row in scored)
     if not targets:
         raise StageFailed("evaluate: no held-out reply is a desirable one; raise data.held_out_share or add data")
     base, tuned = (sum(row["losses"][model] for row in scored) / targets for model in (BASE, TUNED))
     margins = [margin for row in scored if (margin := row.get("margin")) is not None]
-    said = {(row["question"], row["model"]): _text(row["answers"][-1]) for row in results if row.get("model")}
+    said = {(row["question"], row["model"]): _text(row["answers"][-1]) for row in results if row.get("answers")}
     prompts = {number: prompt for number, prompt in enumerate(asked) if isinstance(prompt, Prompt)}
     questions = {
         number: _asked(prompt.question, said[number, BASE], said[number, TUNED])
@@ -62,7 +64,7 @@ def scorecard_of(
             else None
         )
         measures.append(facts_measure([*questions.values()], facts))
-    measures += suites.measures
+    measures += [*suites.measures, *tasks.measures]
     against = SERVICE if service else BASE
     if judged is not None and (outcomes := judge_measure(judged, against)) is not None:
         measures.append(outcomes)
@@ -94,13 +96,14 @@ def scorecard_of(
             for number, prompt in prompts.items()
             if not prompt.question
         ),
-        suites=suites.figures,
+        suites=(*suites.figures, *tasks.figures),
+        tasks=tasks.tasks,
         comparisons=tuple(each.record for each in comparisons),
         service=service,
         judge=None if judged is None else judged.figures,
     )
     passed, verdict = gate_verdict(scorecard, comparisons, gate, against)
-    return replace(scorecard, passed=passed, verdict=verdict), suites.items
+    return replace(scorecard, passed=passed, verdict=verdict), (*suites.items, *tasks.items)
 
 
 def _share(right: int, facts: int) -> float | None:

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import pyarrow as pa
 
 from workflows.corpus.rows import CorpusRow
+from workflows.lm_eval.requests import EndpointRequest
 from workflows.record import JsonObject
 from workflows.store import Store, content_key
 from workflows.suites.answering import Answer, AnsweringModel, Asked, engine_of
@@ -27,6 +28,7 @@ SCORED_SCHEMA = pa.schema(
         ("model", pa.string()),  # the one that answers; null for a conversation whose loss is computed
         ("turns", pa.string()),  # of a prompt or of a given reply, as JSON
         ("max_new_tokens", pa.int32()),
+        ("request", pa.string()),  # of lm-eval, as JSON, in place of turns
         ("input_ids", pa.list_(pa.int32())),
         ("supervised", pa.list_(pa.bool_())),
         ("piece_lengths", pa.list_(pa.int32())),
@@ -50,6 +52,7 @@ class ScoredRow(CorpusRow, total=False):
     model: str | None
     turns: str | None
     max_new_tokens: int | None
+    request: str | None
 
 
 class ScoreRow(TypedDict, total=False):
@@ -69,6 +72,9 @@ class ScoreRow(TypedDict, total=False):
     model: str | None
     answers: list[JsonObject]
     """for each turn, the message or `{"error": ...}`"""
+    request: str
+    """the key of a request of lm-eval, with its answer"""
+    answer: JsonObject
 
 
 @dataclass(frozen=True)
@@ -128,13 +134,25 @@ class ScoringWorker:
 
     def _answers(self, model: str, rows: list[ScoredRow]) -> list[ScoreRow]:
         answering, cache = self._answering_model(model)
-        asked = [Asked(_turns(row), row["max_new_tokens"] or 1) for row in rows]
-        answers = answering.converse(asked, lambda: self._board.add.remote(done=1))
-        cache.save()
-        return [
+        prompts = [row for row in rows if not row["request"]]
+        asked = [Asked(_turns(row), row["max_new_tokens"] or 1) for row in prompts]
+        requests = [EndpointRequest(**json.loads(row["request"])) for row in rows if row["request"]]
+        try:
+            answers = answering.converse(asked, self._one_more)
+            found = answering.ask(requests, self._one_more)
+        finally:
+            cache.save()
+        results: list[ScoreRow] = [
             {"question": row["question"], "model": model, "answers": [_answer(each) for each in turns]}
-            for row, turns in zip(rows, answers, strict=True)
+            for row, turns in zip(prompts, answers, strict=True)
         ]
+        return results + [
+            {"question": -1, "model": model, "request": request.key, "answer": answer}
+            for request, answer in zip(requests, found, strict=True)
+        ]
+
+    def _one_more(self) -> None:
+        self._board.add.remote(done=1)
 
     def _answering_model(self, model: str) -> tuple[AnsweringModel, ReplyCache]:
         """The model's engine, the only one in memory."""
@@ -189,10 +207,6 @@ class ScoringWorker:
         row = {**row, "input_ids": encoded.input_ids, "supervised": encoded.supervised}
         return {**row, "piece_lengths": encoded.piece_lengths, "piece_parents": encoded.piece_parents}
 
-    def _reads_the_same(self) -> bool:
-        """Whether the release in service has the checkpoint's tokenizer and chat template."""
-        return _token_files(self._service_folder()) == _token_files(self._checkpoint)
-
     def _score(self, rows: list[ScoredRow]) -> list[ScoreRow]:
         """The losses of a few conversations under all models, in one forward pass each."""
         from models.objectives.preference import pack_both
@@ -238,9 +252,16 @@ class ScoringWorker:
             self._open.close()
             self._answering = None
             dtype = dtype_of(self._settings.precision, self._device)
-            service = self._service_folder() if self._settings.service and self._reads_the_same() else None
+            service = self._service_folder() if self._settings.service else None
+            if service is not None and not reads_the_same(service, self._checkpoint):
+                service = None
             self._compared = ComparedModels(self._base, self._checkpoint, dtype, self._device, service)
         return self._compared
+
+
+def reads_the_same(one: Path, other: Path) -> bool:
+    """Whether two models' folders have the same tokenizer and chat template."""
+    return _token_files(one) == _token_files(other)
 
 
 def _token_files(folder: Path) -> dict[str, str]:

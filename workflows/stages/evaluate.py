@@ -17,14 +17,12 @@ import ray
 import ray.data
 
 from models.base.load import identity
-from models.chat import Message
 from models.text.overlap import OverlapIndex
 from workflows.cluster.board import watching
 from workflows.cluster.workers import check_fits, worker_environment
 from workflows.corpus.files.sources import source_files
 from workflows.corpus.reader import corpus_files
 from workflows.corpus.revision.contamination import find_contamination, question_file, read_references
-from workflows.corpus.rows import CorpusRow
 from workflows.corpus.split import TRAIN, used_files
 from workflows.figures import EvaluateFigures, PrepareFigures
 from workflows.judge.judge import read_judge
@@ -32,10 +30,19 @@ from workflows.record import Record
 from workflows.scorecard.adversarial import measure_pair
 from workflows.scorecard.adversarial_plot import pair_page
 from workflows.scorecard.judged import to_judge
-from workflows.scorecard.questions import Prompt, read_questions, said_text
+from workflows.scorecard.lm_eval_scores import NO_TASKS, LmEvalQuestions
+from workflows.scorecard.questions import Prompt, read_questions
 from workflows.scorecard.records import AdversarialScorecard, Scorecard
+from workflows.scorecard.rows import (
+    as_scored,
+    batch_size,
+    held_out_prompt,
+    row_of_request,
+    rows_of_given_replies,
+    rows_to_answer,
+)
 from workflows.scorecard.scorecard import scorecard_of, scorecard_text
-from workflows.scorecard.suite_scores import SuitePrompt, is_given_reply, suite_prompts
+from workflows.scorecard.suite_scores import SuitePrompt, suite_prompts
 from workflows.scorecard.worker import (
     BASE,
     SCORED_SCHEMA,
@@ -45,6 +52,7 @@ from workflows.scorecard.worker import (
     ScoreRow,
     ScoringSettings,
     ScoringWorker,
+    reads_the_same,
 )
 from workflows.spec import AdversarialSpec, PipelineSpec
 from workflows.stage import Context
@@ -53,9 +61,6 @@ from workflows.suites.leaks import leak_index
 from workflows.suites.read import read_suites
 from workflows.suites.suite import Suite
 
-# Prompts are answered together, in a batch that an engine keeps full as replies end.
-_BATCH_SIZES = 16, 256
-_BATCHES_OF_A_WORKER = 4
 # With more tokens to generate than this, the conversion for a faster engine takes less time than it saves.
 _TOKENS_IN_BULK = 8_000
 
@@ -67,12 +72,15 @@ def run(context: Context) -> EvaluateFigures:
     suites = read_suites(evaluate)
     judge = read_judge(evaluate, context.store) if evaluate.judge else None
     asked = _asked(context, suites)
+    checkpoint = context.store.local_folder("train", context.inputs["train"].key, "model")
+    lm_eval = LmEvalQuestions.of(context.spec, checkpoint)
     service = _release_in_service(context)
-    results = _measure(context, asked, service)
+    results = _measure(context, asked, service, [] if lm_eval is None else lm_eval.texts())
     judged = (
         judge.compare(to_judge(asked, results, SERVICE if service else BASE), context.progress) if judge else None
     )
-    scorecard, items = scorecard_of(results, asked, evaluate.gate, _names(context.spec), service, judged)
+    tasks = NO_TASKS if lm_eval is None else lm_eval.scores(results, evaluate.gate.confidence)
+    scorecard, items = scorecard_of(results, asked, evaluate.gate, _names(context.spec), service, judged, tasks)
     scorecard = _with_leaks(context, scorecard, suites)
     if isinstance(context.spec.train.objective, AdversarialSpec):
         scorecard = replace(scorecard, pair=measure_pair(context))
@@ -94,20 +102,29 @@ def _asked(context: Context, suites: Sequence[Suite]) -> list[Prompt | SuiteProm
     first = corpus.head(evaluate.num_replies, columns=["messages", "tools"])
     return [
         *(Prompt([{"role": "user", "content": each.text}], question=each) for each in questions),
-        *map(_held_out_prompt, first.to_pylist()),
+        *map(held_out_prompt, first.to_pylist()),
         *suite_prompts(suites),
     ]
 
 
-def _measure(context: Context, asked: Sequence[Prompt | SuitePrompt], service: str | None) -> list[ScoreRow]:
-    """The losses of the held-out conversations under all models, and what each model replies."""
+def _measure(
+    context: Context, asked: Sequence[Prompt | SuitePrompt], service: str | None, requests: Sequence[str]
+) -> list[ScoreRow]:
+    """The losses of the held-out conversations under all models, and what each model replies; `requests` are
+    lm-eval's.
+    """
     evaluate, store, corpus_key = context.spec.evaluate, context.store, context.inputs["prepare"].key
     known = corpus_files(store, corpus_key, "held_out").schema.names  # earlier versions wrote fewer columns
     path = store.path("prepare", corpus_key, "corpus", "split=held_out")
     scored = ray.data.read_parquet(path, filesystem=store.filesystem)
     rows = scored.select_columns([name for name in SCORED_SCHEMA.names if name in known])
-    rows = rows.map_batches(_as_scored, batch_format="pyarrow")
-    to_answer = _to_answer(asked, [BASE, TUNED, *([SERVICE] if service else [])], evaluate.max_new_tokens)
+    rows = rows.map_batches(as_scored, batch_format="pyarrow")
+    to_answer: list[ScoredRow] = []
+    for model in (BASE, TUNED, *([SERVICE] if service else [])):
+        to_answer += rows_to_answer(asked, model, evaluate.max_new_tokens)
+        if model != SERVICE or _service_reads_the_same(context, service):
+            to_answer += [row_of_request(request, model) for request in requests]
+    to_answer = [*rows_of_given_replies(asked), *to_answer]
     if to_answer:
         rows = rows.union(ray.data.from_arrow(pa.Table.from_pylist(to_answer, schema=SCORED_SCHEMA)))
     # Read before the workers start: if they take all CPUs of the cluster, a read would wait for them forever.
@@ -118,7 +135,7 @@ def _measure(context: Context, asked: Sequence[Prompt | SuitePrompt], service: s
         found = rows.map_batches(
             ScoringWorker,
             fn_constructor_kwargs={"settings": _settings(context, to_answer, service), "board": board},
-            batch_size=_batch_size(num_rows, evaluate.num_workers),
+            batch_size=batch_size(num_rows, evaluate.num_workers),
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=evaluate.num_workers),
             num_cpus=evaluate.cpus_per_worker,
@@ -169,11 +186,6 @@ def _release_in_service(context: Context) -> str | None:
     return None if release is None else release.key
 
 
-def _batch_size(num_rows: int, num_workers: int) -> int:
-    smallest, largest = _BATCH_SIZES
-    return min(max(-(-num_rows // (num_workers * _BATCHES_OF_A_WORKER)), smallest), largest)
-
-
 def _settings(context: Context, to_answer: Sequence[ScoredRow], service: str | None) -> ScoringSettings:
     evaluate = context.spec.evaluate
     tokens = sum(row["max_new_tokens"] or 0 for row in to_answer)
@@ -205,35 +217,9 @@ def _write_page(context: Context, pair: AdversarialScorecard) -> None:
     context.progress.note(f"quality against diversity: {page}")
 
 
-def _held_out_prompt(row: CorpusRow) -> Prompt:
-    """A held-out conversation up to its last assistant turn, and that turn as the real reply."""
-    messages: list[Message] = json.loads(row["messages"])
-    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    return Prompt(messages[: max(last, 1)], row["tools"], reference=said_text(messages[last]))
-
-
-def _as_scored(table: pa.Table) -> pa.Table:
-    """Rows of the corpus in the form of rows to score."""
-    columns = {"question": pa.array([-1] * len(table), pa.int32())}
-    for field in SCORED_SCHEMA:
-        if field.name in table.column_names:
-            columns[field.name] = table[field.name].cast(field.type)
-        columns.setdefault(field.name, pa.nulls(len(table), field.type))
-    return pa.table(columns).select(SCORED_SCHEMA.names)
-
-
-def _to_answer(asked: Sequence[Prompt | SuitePrompt], models: Sequence[str], max_new_tokens: int) -> list[ScoredRow]:
-    """A row for each model and prompt, model by model, so that a worker changes its model once; before them a row for
-    each given reply.
-    """
-    given = [number for number, prompt in enumerate(asked) if is_given_reply(prompt)]
-    asked_of = [(model, number) for model in models for number in range(len(asked)) if number not in {*given}]
-    return [
-        {
-            "question": number,
-            "model": model,
-            "turns": json.dumps([{"messages": turn.messages, "tools": turn.tools} for turn in asked[number].turns]),
-            "max_new_tokens": getattr(asked[number], "max_new_tokens", max_new_tokens),
-        }
-        for model, number in [*((None, number) for number in given), *asked_of]
-    ]
+def _service_reads_the_same(context: Context, service: str | None) -> bool:
+    """Whether lm-eval's requests, made with the checkpoint's tokenizer, are those for the release in service too."""
+    assert service is not None
+    store = context.store
+    checkpoint = store.local_folder("train", context.inputs["train"].key, "model")
+    return reads_the_same(store.local_folder("optimize", service, "model"), checkpoint)
