@@ -120,14 +120,14 @@ class ScoringWorker:
         scored = [row for row in rows if row["model"] is None and row["desirable"] is not False]
         of_corpus = [row for row in scored if row["question"] < 0]
         given = [self._encoded(row) for row in scored if row["question"] >= 0]
-        results = [
-            result
-            for kind in (of_corpus, given)
-            for start in range(0, len(kind), _SCORED_AT_ONCE)
-            for result in self._score(kind[start : start + _SCORED_AT_ONCE])
-        ]
         to_answer = [row for row in rows if row["model"] is not None]
-        self._board.add.remote(done=len(rows) - len(to_answer))
+        self._board.add.remote(done=len(rows) - len(to_answer) - len(scored))  # what has no loss to compute
+        results: list[ScoreRow] = []
+        for kind in (of_corpus, given):
+            for start in range(0, len(kind), _SCORED_AT_ONCE):
+                some = kind[start : start + _SCORED_AT_ONCE]
+                results += self._score(some)
+                self._board.add.remote(done=len(some))
         for model in dict.fromkeys(str(row["model"]) for row in to_answer):
             results += self._answers(model, [row for row in to_answer if row["model"] == model])
         return pa.table({"result": pa.array([json.dumps(result) for result in results], pa.string())})
