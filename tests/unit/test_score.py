@@ -1,6 +1,6 @@
 """Scores of the base and the tuned model, against a plain computation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ from transformers import AutoModelForCausalLM
 from models.base import adapters
 from models.base.load import load_model, load_tokenizer
 from models.base.plain import plain_base, plain_checkpoint
-from models.chat import encode_prompt, end_token_ids
+from models.chat import Message, encode_prompt, end_token_ids
+from models.chat.knowledge import Passage, with_knowledge
 from models.kernels.attention import PACKED_ATTENTION
 from models.measures.base_and_tuned import ComparedModels
 from models.packing import pack
+from serve.knowledge.retrieval import Knowledge
 from workflows.scorecard.questions import said_text
 from workflows.store import Store
 from workflows.suites.answering import AnsweringModel, Asked, engine_of
@@ -114,6 +116,32 @@ def test_a_model_in_training_replies_like_its_checkpoint_and_stays_as_it_was(
         assert all(long.startswith(short) for long, short in zip(told[::2], told[1::2], strict=True))
         assert model.training
         assert model.config._attn_implementation == PACKED_ATTENTION
+
+
+def test_prompts_have_the_endpoints_knowledge_unless_an_item_brings_its_own(base: Path) -> None:
+    knowledge = Knowledge([Passage("rules.md", "Tents come back within 45 days.")], most=1, min_share=0.1)
+    question: Message = {"role": "user", "content": "When must tents come back?"}
+    written = with_knowledge([question], knowledge.find([question["content"]]))
+    assert "45 days" in str(written)
+    cache = NoCache()
+    with AnsweringModel(engine_of(lambda target: base, 1, "cpu", False), lambda: load_tokenizer(base), cache,
+                        knowledge) as answering:  # fmt: skip
+        answering.converse([Asked([Turn((question,))], 4)], lambda: None)
+        answering.converse([Asked([Turn((question,), brings_knowledge=True)], 4)], lambda: None)
+    assert [request["messages"] for request in cache.asked] == [written, [question]]
+
+
+class NoCache(ReplyCache):
+    """Knows nothing, and remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Mapping[str, Any]] = []
+
+    def find(self, request: Mapping[str, Any]) -> None:
+        self.asked.append(request)
+
+    def add(self, request: Mapping[str, Any], reply: Message) -> None:
+        pass
 
 
 def never(target: Path) -> Path:

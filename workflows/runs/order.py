@@ -9,6 +9,7 @@ from models.base import load as base
 from models.files import open_uri
 from workflows.corpus.files.sources import source_files
 from workflows.corpus.user_filter import UserFilter
+from workflows.endpoint.knowledge import passages_key, read_knowledge
 from workflows.figures import OptimizeFigures
 from workflows.judge.settings import find_release, judge_settings
 from workflows.lm_eval.files import lm_eval_settings
@@ -95,6 +96,9 @@ def _evaluate_settings(spec: PipelineSpec) -> JsonObject:
         section["suites"] = suite_settings(spec.evaluate)
     if spec.evaluate.judge is not None:
         section["judge"] = judge_settings(spec.evaluate.judge)
+    if (knowledge := spec.serve.knowledge) is not None:
+        passages = passages_key(read_knowledge(knowledge))
+        section["knowledge"] = [passages, knowledge.passages, knowledge.min_share]
     if spec.evaluate.lm_eval:
         section["lm_eval"] = lm_eval_settings(spec.evaluate)
     return {"evaluate": section}

@@ -73,4 +73,8 @@ def batch_size(num_rows: int, num_workers: int) -> int:
 
 
 def _turns(prompt: Prompt | SuitePrompt) -> str:
-    return json.dumps([{"messages": turn.messages, "tools": turn.tools} for turn in prompt.turns])
+    turns = [
+        {"messages": turn.messages, "tools": turn.tools, "brings_knowledge": turn.brings_knowledge}
+        for turn in prompt.turns
+    ]
+    return json.dumps(turns)

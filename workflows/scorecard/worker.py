@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import pyarrow as pa
 
+from serve.knowledge.retrieval import ServedKnowledge
 from workflows.corpus.rows import CorpusRow
 from workflows.lm_eval.requests import EndpointRequest
 from workflows.record import JsonObject
@@ -93,6 +94,8 @@ class ScoringSettings:
     """whether there are so many prompts that a faster engine is worth its conversion"""
     service: str | None = None
     """the key of the release in service"""
+    knowledge: ServedKnowledge | None = None
+    """the endpoint's, which every model gets"""
 
 
 class ScoringWorker:
@@ -169,6 +172,7 @@ class ScoringWorker:
                 engine_of(plain, threads, self._device, settings.in_bulk),
                 functools.partial(load_tokenizer, tokenizer),
                 cache,
+                settings.knowledge.load() if settings.knowledge else None,
             )
             self._answering = model, self._open.enter_context(answering), cache
         return self._answering[1:]
@@ -271,7 +275,10 @@ def _token_files(folder: Path) -> dict[str, str]:
 
 
 def _turns(row: ScoredRow) -> list[Turn]:
-    return [Turn(tuple(turn["messages"]), turn["tools"]) for turn in json.loads(row["turns"] or "[]")]
+    return [
+        Turn(tuple(turn["messages"]), turn["tools"], brings_knowledge=turn["brings_knowledge"])
+        for turn in json.loads(row["turns"] or "[]")
+    ]
 
 
 def _answer(answer: Answer) -> JsonObject:

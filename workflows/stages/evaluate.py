@@ -24,6 +24,7 @@ from workflows.corpus.files.sources import source_files
 from workflows.corpus.reader import corpus_files
 from workflows.corpus.revision.contamination import find_contamination, question_file, read_references
 from workflows.corpus.split import TRAIN, used_files
+from workflows.endpoint.knowledge import served_knowledge
 from workflows.figures import EvaluateFigures, PrepareFigures
 from workflows.judge.judge import read_judge
 from workflows.record import Record
@@ -199,6 +200,7 @@ def _settings(context: Context, to_answer: Sequence[ScoredRow], service: str | N
         gpus=evaluate.gpus_per_worker,
         in_bulk=tokens > _TOKENS_IN_BULK * evaluate.num_workers,
         service=service,
+        knowledge=served_knowledge(context.spec.serve, context.store),
     )
 
 

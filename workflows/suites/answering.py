@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from models.chat import Conversation, Message
+from models.chat.knowledge import with_knowledge
 from models.errors import RayconteurError
 from workflows.lm_eval.requests import EndpointRequest
 from workflows.record import JsonObject
@@ -24,6 +25,7 @@ from workflows.suites.suite import Item, Turn
 
 if TYPE_CHECKING:
     from serve.engines.base import Engine
+    from serve.knowledge.retrieval import Knowledge
 
 _NO_LIMIT = 1_000_000
 _MAX_SECONDS = 86_400.0
@@ -55,11 +57,13 @@ class AnsweringModel:
         start_engine: "Callable[[contextlib.ExitStack], Engine]",
         load_tokenizer: Callable[[], Any],
         cache: ReplyCache | None = None,
+        knowledge: "Knowledge | None" = None,
     ) -> None:
         """`start_engine` is called for the first reply that is not in the cache; what it puts on the stack is closed
-        after the engine.
+        after the engine. `knowledge`: the endpoint's, of which prompts have the passages that they are about.
         """
         self._start_engine, self._load_tokenizer, self._cache = start_engine, load_tokenizer, cache
+        self._knowledge = knowledge
         self._open = contextlib.ExitStack()
         self._loop = asyncio.new_event_loop()
         self._client: Any = None
@@ -121,11 +125,20 @@ class AnsweringModel:
         item = Item("", tuple(asked.turns))
         replies: list[Message] = []
         while len(replies) < len(asked.turns):
-            answer = await self._answer(item.conversation(replies), asked.max_new_tokens)
+            conversation = self._informed(item.conversation(replies), asked.turns[0].brings_knowledge)
+            answer = await self._answer(conversation, asked.max_new_tokens)
             if answer.message is None:  # nor is there one to the turns that would answer it
                 return [*map(Answer, replies), *[answer] * (len(asked.turns) - len(replies))]
             replies.append(answer.message)
         return [*map(Answer, replies)]
+
+    def _informed(self, conversation: Conversation, is_informed: bool) -> Conversation:
+        """The conversation with the passages that the endpoint would put into its prompt."""
+        if self._knowledge is None or is_informed:
+            return conversation
+        asked = [message["content"] for message in conversation.messages if message["role"] == "user"]
+        messages = with_knowledge(conversation.messages, self._knowledge.find(asked))
+        return Conversation(messages, conversation.tools)
 
     async def _answer(self, conversation: Conversation, max_new_tokens: int) -> Answer:
         request: dict[str, Any] = {

@@ -57,14 +57,16 @@ def item_of(record: Record, place: str, reading: Reading) -> Item:
     group = record.get("group", str(number))
     if not isinstance(group, str | int) or isinstance(group, bool):
         raise ValueError(f"`group` is {kind_of(group)}; it must be a text or a whole number")
-    return Item(str(number), _with_passages(turns, record.get("knowledge")), _tags(record), str(group), place)
+    if "knowledge" in record:
+        turns = _with_passages(turns, record["knowledge"])
+    return Item(str(number), turns, _tags(record), str(group), place)
 
 
 def _with_passages(turns: tuple[Turn, ...], knowledge: Any) -> tuple[Turn, ...]:
     """The turns with an item's passages in the prompts, in the form of training."""
     first, *later = turns
     messages = with_knowledge(first.messages, passages_of(knowledge, "knowledge"))
-    return (replace(first, messages=tuple(messages)), *later)
+    return (replace(first, messages=tuple(messages), brings_knowledge=True), *later)
 
 
 def _turns(record: Record, reading: Reading) -> list[Turn]:

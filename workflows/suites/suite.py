@@ -28,6 +28,8 @@ class Turn:
     """that the model may call, in OpenAI's form"""
     expected: Any = None
     """plain JSON for the suite's scorer; None: the reply is not scored"""
+    brings_knowledge: bool = False
+    """whether the item states its own passages, perhaps none: `serve.knowledge` then adds none"""
 
 
 @dataclass(frozen=True)
