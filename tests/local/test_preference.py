@@ -8,8 +8,8 @@ import re
 import pyarrow.dataset
 import pytest
 
+from workflows.scorecard.gate import gate_verdict
 from workflows.scorecard.records import Scorecard
-from workflows.scorecard.scorecard import gate_verdict
 from workflows.spec import GateSpec
 from workflows.stage import StageFailed
 
@@ -177,7 +177,7 @@ def test_the_gate_of_pairs_is_their_accuracy(gate, verdict):
         loss_reduction=-0.5, base_loss=2.0, tuned_loss=2.5, preference_accuracy=0.6, base_perplexity=7.39,
         tuned_perplexity=12.18, scored_tokens=100, passed=False, verdict="",
     )  # fmt: skip
-    passed, said = gate_verdict(scorecard, GateSpec(**gate))
+    passed, said = gate_verdict(scorecard, [], GateSpec(**gate))
     assert re.match(verdict, said)
     assert passed == said.startswith("passed")
 

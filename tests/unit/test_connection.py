@@ -1,7 +1,9 @@
 """What a local cluster's processes inherit, and whom Ray's clients ask, whatever the user's environment."""
 
+import logging
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +15,13 @@ from workflows.jobs.client import Jobs
 from workflows.spec import ClusterSpec
 
 ANOTHER = "http://another:8265"
+
+
+@pytest.fixture(autouse=True)
+def warnings_stay() -> Iterator[None]:
+    """Clients silence Ray's warnings for their whole process, which is also that of other tests."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture

@@ -153,7 +153,9 @@ def _with_leaks(context: Context, scorecard: Scorecard, suites: Sequence[Suite])
         scorecard = replace(scorecard, leaked_questions=len(questions))
     leaked = _leaked(context, leak_index(suites))
     counts = {suite.name: sum(item.place in leaked for item in suite.items) for suite in suites}
-    return replace(scorecard, suites=tuple(replace(each, leaked=counts[each.name]) for each in scorecard.suites))
+    return replace(
+        scorecard, suites=tuple(replace(each, leaked=counts.get(each.name, 0)) for each in scorecard.suites)
+    )
 
 
 def _names(spec: PipelineSpec) -> list[str]:
@@ -189,7 +191,7 @@ def _release_in_service(context: Context) -> str | None:
 
 def _settings(context: Context, to_answer: Sequence[ScoredRow], service: str | None) -> ScoringSettings:
     evaluate = context.spec.evaluate
-    tokens = sum(row["max_new_tokens"] or 0 for row in to_answer)
+    tokens = sum(row.get("max_new_tokens") or 0 for row in to_answer)
     return ScoringSettings(
         store=context.store.uri,
         checkpoint=context.inputs["train"].key,
