@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet
 import pytest
+from lost_writes import Writes
 from pydantic import ValidationError
 
 from models.base.load import load_tokenizer
@@ -151,45 +152,30 @@ def test_an_attempt_after_a_lost_one_comes_to_the_same(
     monkeypatch: pytest.MonkeyPatch,
     repeated: dict[int, list[int]],
 ) -> None:
-    encoding, write = encoding_with(), pyarrow.parquet.write_table
+    encoding = encoding_with()
     places = sorted({*repeated, 0} if repeated is REPEATED else repeated)
     rows = [row_of(encoding, TALKS[place], place) for place in places]
     written(tmp_path / "corpus", rows)
-    writes = 0
-
-    def counted(*given: Any, **named: Any) -> None:
-        nonlocal writes
-        writes += 1
-        write(*given, **named)
+    writes = Writes()
 
     def attempt(folder: Path) -> None:
         revise_file(LOCAL, str(folder), f"{folder}/split=train/a.parquet", encoding, repeats_of(repeated))
 
     whole = shutil.copytree(tmp_path / "corpus", tmp_path / "whole")
-    monkeypatch.setattr(pyarrow.parquet, "write_table", counted)
+    monkeypatch.setattr(pyarrow.parquet, "write_table", writes)
     attempt(whole)
     expected = rows_in(whole)
     assert sorted(expected) == places
     attempt(whole)  # its end was not known before the worker was lost
     assert rows_in(whole) == expected
-    for lost_at in range(1, writes + 1):
+    for lost_at in range(1, writes.count + 1):
         copied = shutil.copytree(tmp_path / "corpus", tmp_path / f"lost{lost_at}")
-        left = lost_at
-
-        def losing(table: pa.Table, where: Any, **named: Any) -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                LOCAL.open_output_stream(str(where)).close()  # half of a file
-                raise ConnectionError
-            write(table, where, **named)
-
-        monkeypatch.setattr(pyarrow.parquet, "write_table", losing)
+        monkeypatch.setattr(pyarrow.parquet, "write_table", Writes(lost_at))
         try:
             attempt(copied)
             attempt(copied)
         except ConnectionError:
-            monkeypatch.setattr(pyarrow.parquet, "write_table", write)
+            monkeypatch.setattr(pyarrow.parquet, "write_table", Writes())
             attempt(copied)
         assert rows_in(copied) == expected
 

@@ -2,12 +2,12 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet
 import pytest
+from lost_writes import Writes
 
 from workflows.corpus.revision.revise import _revise_file
 from workflows.corpus.rows import numbers_of
@@ -52,34 +52,17 @@ def test_an_attempt_after_a_lost_one_comes_to_the_same(
     expected = [(line, sides.get(line, TRAIN), "why" if line in sides else None) for line in range(1, 7)]
     whole = corpus.parent / "whole"
     shutil.copytree(corpus, whole)
-    writes = 0
-
-    def counted(*given: Any, **named: Any) -> None:
-        nonlocal writes
-        writes += 1
-        write(*given, **named)
-
-    write = pyarrow.parquet.write_table
-    monkeypatch.setattr(pyarrow.parquet, "write_table", counted)
+    writes = Writes()
+    monkeypatch.setattr(pyarrow.parquet, "write_table", writes)
     attempt(whole, sides)
     attempt(whole, sides)  # its end was not known before the worker was lost
     assert rows_of(whole) == expected
-    for lost_at in range(1, writes + 1):
+    for lost_at in range(1, writes.count + 1):
         copy = corpus.parent / f"lost{lost_at}"
         shutil.copytree(corpus, copy)
-        left = lost_at
-
-        def losing(table: pa.Table, where: Any, **named: Any) -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                LOCAL.open_output_stream(str(where)).close()  # half of a file
-                raise ConnectionError
-            write(table, where, **named)
-
-        monkeypatch.setattr(pyarrow.parquet, "write_table", losing)
+        monkeypatch.setattr(pyarrow.parquet, "write_table", Writes(lost_at))
         with pytest.raises(ConnectionError):
             attempt(copy, sides)
-        monkeypatch.setattr(pyarrow.parquet, "write_table", write)
+        monkeypatch.setattr(pyarrow.parquet, "write_table", Writes())
         attempt(copy, sides)
         assert rows_of(copy) == expected
