@@ -15,7 +15,10 @@ from workflows.scorecard.worker import ScoreRow
 from workflows.spec import GateSpec
 
 ASKED = [
-    Prompt([{"role": "user", "content": "When?"}], question=Question("When?", [["45 days"], ["Monday", "Mon"]])),
+    Prompt(
+        [{"role": "user", "content": "When?"}],
+        question=Question("When?", [["45 days"], ["Monday", "Mon"]], "questions.jsonl:1"),
+    ),
     Prompt([{"role": "user", "content": "Hello"}], reference="Good day."),
 ]
 SCORED: list[ScoreRow] = [

@@ -17,7 +17,7 @@ from workflows.spec import EvaluateSpec, PipelineSpec, SuiteSpec
 from workflows.spec.errors import SpecError
 from workflows.spec.read import read_spec
 from workflows.stage import StageFailed
-from workflows.suites.leaks import leak_index
+from workflows.suites.leaks import AskedTexts
 from workflows.suites.read import read_suites
 from workflows.suites.suite import Suite
 
@@ -264,17 +264,29 @@ def test_a_function_that_is_not_there_is_refused_before_replies(folder: Path) ->
         suite_of(folder, {"question": "When?"}, scorer=f"{folder}/shop_scorers:scor")
 
 
-def test_items_are_found_in_conversations(folder: Path) -> None:
+def test_questions_and_items_are_found_in_conversations(folder: Path) -> None:
     turns = [{"user": "My old stove leaks a lot of gas"}, {"user": "What does mending cost me?", "exact": "19"}]
     suite = suite_of(folder, {"question": "When?", "exact": "x"}, {"turns": turns})
-    index = leak_index([suite, suite])
+    asked = AskedTexts.of({"q.jsonl:1": "When?", "q.jsonl:2": "Why?"}, [suite, suite])
+    index = asked.index()
     assert index is not None
+
+    def leaked(*turns: str) -> set[str]:
+        return asked.places(index.names[each.reference] for each in index.find(Texts.of([turns])))
+
     talk = ["Hello", "My old stove LEAKS a lot of gas.", "What does mending cost me", "When is it?"]
-    assert [index.names[each.reference] for each in index.find(Texts.of([talk]))] == [f"{folder}/suite.jsonl:2"] * 2
-    assert [index.names[each.reference] for each in index.find(Texts.of([["So?", "when"]]))] == [
-        f"{folder}/suite.jsonl:1",
-    ] * 2  # fmt: skip
-    assert leak_index([]) is None
+    assert leaked(*talk) == {f"{folder}/suite.jsonl:2"}
+    assert leaked("So?", "when") == {f"{folder}/suite.jsonl:1", "q.jsonl:1"}
+    assert AskedTexts.of({}, []).index() is None
+
+
+def test_a_text_that_many_items_have_is_found_for_all_of_them(folder: Path) -> None:
+    suite = suite_of(folder, *({"question": "When do you open?", "exact": str(number)} for number in range(20)))
+    asked = AskedTexts.of({"q.jsonl:1": "When do you open?"}, [suite])
+    index = asked.index()
+    assert index is not None
+    found = index.find(Texts.of([["When do you open?"]]))
+    assert len(asked.places(index.names[each.reference] for each in found)) == 21
 
 
 def spec_of(folder: Path, *suites: dict[str, Any], **evaluate: Any) -> PipelineSpec:

@@ -18,6 +18,8 @@ class Question:
     text: str
     facts: list[list[str]]
     """the accepted spellings of each fact"""
+    place: str
+    """file:line"""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def read_questions(uri: str) -> list[Question]:
         if not line.strip():
             continue
         try:
-            questions.append(_question(json.loads(line)))
+            questions.append(_question(json.loads(line), f"{path}:{number}"))
         except ValueError as error:
             raise StageFailed(f"evaluate.questions: {uri}:{number}: {error}") from None
     if not questions:
@@ -65,14 +67,14 @@ def read_questions(uri: str) -> list[Question]:
     return questions
 
 
-def _question(record: object) -> Question:
+def _question(record: object, place: str) -> Question:
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     question, facts = record.get("question"), record.get("facts")
     check_messages([{"role": "user", "content": question}])
     if not isinstance(facts, list) or not facts or not all(map(_is_fact, facts)):
         raise ValueError('`facts` must be a list of facts, each a list of spellings, as in [["45 days"]]')
-    return Question(str(question), facts)
+    return Question(str(question), facts, place)
 
 
 def _is_fact(fact: object) -> bool:

@@ -17,12 +17,11 @@ import ray
 import ray.data
 
 from models.base.load import identity
-from models.text.overlap import OverlapIndex
 from workflows.cluster.board import watching
 from workflows.cluster.workers import check_fits, worker_environment
 from workflows.corpus.files.sources import source_files
 from workflows.corpus.reader import corpus_files
-from workflows.corpus.revision.contamination import find_contamination, question_file, read_references
+from workflows.corpus.revision.contamination import find_contamination
 from workflows.corpus.split import TRAIN, used_files
 from workflows.endpoint.knowledge import served_knowledge
 from workflows.figures import EvaluateFigures, PrepareFigures
@@ -58,7 +57,7 @@ from workflows.scorecard.worker import (
 from workflows.spec import AdversarialSpec, PipelineSpec
 from workflows.stage import Context
 from workflows.store import release_in_service
-from workflows.suites.leaks import leak_index
+from workflows.suites.leaks import AskedTexts
 from workflows.suites.read import read_suites
 from workflows.suites.suite import Suite
 
@@ -82,7 +81,7 @@ def run(context: Context) -> EvaluateFigures:
     )
     tasks = NO_TASKS if lm_eval is None else lm_eval.scores(results, evaluate.gate.confidence)
     scorecard, items = scorecard_of(results, asked, evaluate.gate, _names(context.spec), service, judged, tasks)
-    scorecard = _with_leaks(context, scorecard, suites)
+    scorecard = _with_leaks(context, scorecard, asked, suites)
     if isinstance(context.spec.train.objective, AdversarialSpec):
         scorecard = replace(scorecard, pair=measure_pair(context))
     content = scorecard.to_json()
@@ -146,12 +145,16 @@ def _measure(
     return [json.loads(row["result"]) for row in found]
 
 
-def _with_leaks(context: Context, scorecard: Scorecard, suites: Sequence[Suite]) -> Scorecard:
+def _with_leaks(
+    context: Context, scorecard: Scorecard, asked: Sequence[Prompt | SuitePrompt], suites: Sequence[Suite]
+) -> Scorecard:
     """How many of the questions, and of each suite's items, stand in the conversations that were trained on."""
-    if scorecard.questions:
-        questions = _leaked(context, read_references(question_file(context.spec)))
-        scorecard = replace(scorecard, leaked_questions=len(questions))
-    leaked = _leaked(context, leak_index(suites))
+    questions = {
+        each.question.place: each.question.text for each in asked if isinstance(each, Prompt) and each.question
+    }
+    leaked = _leaked(context, AskedTexts.of(questions, suites))
+    if questions:
+        scorecard = replace(scorecard, leaked_questions=sum(place in leaked for place in questions))
     counts = {suite.name: sum(item.place in leaked for item in suite.items) for suite in suites}
     return replace(
         scorecard, suites=tuple(replace(each, leaked=counts.get(each.name, 0)) for each in scorecard.suites)
@@ -164,15 +167,16 @@ def _names(spec: PipelineSpec) -> list[str]:
     return [sources[file.entry].shown_name for file in source_files(spec)] if len(sources) > 1 else []
 
 
-def _leaked(context: Context, index: OverlapIndex | None) -> set[str]:
-    """Which of the indexed texts stand in the conversations that were trained on."""
+def _leaked(context: Context, asked: AskedTexts) -> set[str]:
+    """The places of what is asked that stands in the conversations that were trained on."""
+    index = asked.index()
     if index is None:
         return set()
     store = context.store
     files = used_files(store.filesystem, store.path("prepare", context.inputs["prepare"].key, "corpus"), [TRAIN])
     with watching(context.progress, "conversations checked for what is asked") as board:
         found = find_contamination(store.filesystem, files, index, board)
-    return {each.reference for each in found}
+    return asked.places(each.reference for each in found)
 
 
 def _release_in_service(context: Context) -> str | None:

@@ -1,22 +1,44 @@
-"""Which items of suites stand in conversations, such as those that were trained on.
+"""Which questions and items of suites stand in conversations, such as those that were trained on.
 
-index = leak_index(suites)
-found = find_contamination(filesystem, files, index, board)     # each.reference is the place of an item
+asked = AskedTexts.of({"questions.jsonl:1": "How long may I return it?"}, suites)
+found = find_contamination(filesystem, files, asked.index(), board)
+asked.places(each.reference for each in found)          # of the questions and items: file:line
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from models.text.overlap import OverlapIndex
 from models.text.texts import Texts
 from workflows.suites.suite import Suite
 
 
-def leak_index(suites: Sequence[Suite]) -> OverlapIndex | None:
-    """What users say in the items, by the items' places; None if there are no items."""
-    items = [item for suite in suites for item in suite.items]
-    said = [
-        [message["content"] for turn in item.turns for message in turn.messages if message["role"] == "user"]
-        for item in items
-    ]
-    asked = [(turns, item.place) for turns, item in zip(said, items, strict=True) if turns]
-    return OverlapIndex.of(Texts.of([turns for turns, _ in asked]), [place for _, place in asked]) if asked else None
+@dataclass(frozen=True)
+class AskedTexts:
+    """What users say in questions and items, each text once: an index finds a run of words for a few owners alone."""
+
+    by_text: Mapping[tuple[str, ...], Sequence[str]]
+    """the places of each text, which is the texts of a conversation's turns"""
+
+    @classmethod
+    def of(cls, questions: Mapping[str, str], suites: Sequence[Suite]) -> "AskedTexts":
+        """`questions`: by place."""
+        by_text: dict[tuple[str, ...], list[str]] = {}
+        for place, question in questions.items():
+            by_text.setdefault((question,), []).append(place)
+        for item in (item for suite in suites for item in suite.items):
+            messages = [message for turn in item.turns for message in turn.messages]
+            said = [message["content"] for message in messages if message["role"] == "user"]
+            if said:
+                by_text.setdefault(tuple(said), []).append(item.place)
+        return cls(by_text)
+
+    def index(self) -> OverlapIndex | None:
+        """All texts, by numbers that `places` understands; None if there are none."""
+        numbers = [str(number) for number in range(len(self.by_text))]
+        return OverlapIndex.of(Texts.of(self.by_text), numbers) if numbers else None
+
+    def places(self, found: Iterable[str]) -> set[str]:
+        """The places of texts that are found, by their names in the index."""
+        places = list(self.by_text.values())
+        return {place for number in found for place in places[int(number)]}

@@ -58,12 +58,8 @@ class Contaminated:
 
 def reference_files(spec: PipelineSpec) -> dict[str, str]:
     """The files of the texts to look for in a corpus, by their dotted fields."""
-    return spec.data.check_against.by_field | question_file(spec)
-
-
-def question_file(spec: PipelineSpec) -> dict[str, str]:
-    """The file of the evaluation's questions alone, if there is one."""
-    return {} if spec.evaluate.questions is None else {"evaluate.questions": spec.evaluate.questions}
+    questions = {} if spec.evaluate.questions is None else {"evaluate.questions": spec.evaluate.questions}
+    return spec.data.check_against.by_field | questions
 
 
 def read_references(named: Mapping[str, str]) -> OverlapIndex | None:
