@@ -14,7 +14,7 @@ from models.base.new_tokens import add_new_tokens, fit_embeddings, rows_of
 from models.base.plain import plain_base
 from models.export.release import release
 from models.kernels.attention import PACKED_ATTENTION
-from models.measures.base_and_tuned import ComparedModels
+from models.measures.compared_models import ComparedModels
 from models.objectives.sft import Sft
 from models.packing import pack
 from models.training.engine import TorchEngine

@@ -14,7 +14,7 @@ from models.base.plain import plain_base, plain_checkpoint
 from models.chat import Message, encode_prompt, end_token_ids
 from models.chat.knowledge import Passage, with_knowledge
 from models.kernels.attention import PACKED_ATTENTION
-from models.measures.base_and_tuned import ComparedModels
+from models.measures.compared_models import ComparedModels
 from models.packing import pack
 from serve.knowledge.retrieval import Knowledge
 from workflows.scorecard.questions import said_text

@@ -251,7 +251,7 @@ class ScoringWorker:
         """All models, with nothing else in memory."""
         if self._compared is None:
             from models.base.precision import dtype_of
-            from models.measures.base_and_tuned import ComparedModels
+            from models.measures.compared_models import ComparedModels
 
             self._open.close()
             self._answering = None
