@@ -24,7 +24,7 @@ LAYERS = {
         "judge",
         "suites",
         "lm_eval",
-        "corpus endpoint",
+        "corpus endpoint json_lines",
         "cluster stage",
         "spec",
         "store progress figures",

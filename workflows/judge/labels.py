@@ -4,14 +4,12 @@
 {"messages": [{"role": "user", ...}], "first": "...", "second": "...", "prefers": "tie"}
 """
 
-import json
 from dataclasses import dataclass
-from typing import Any
 
-from models.chat.form import Message
+from models.chat.form import Message, kind_of
 from models.chat.messages import check_messages, normal_messages
 from models.errors import nearest
-from workflows.judge.prompt import read_text
+from workflows.json_lines import JsonRecord, json_lines_at, one_key, value_of
 from workflows.stage import StageFailed
 from workflows.store import without_secrets
 
@@ -32,32 +30,27 @@ class Label:
 
 def read_labels(uri: str) -> list[Label]:
     """The labelled pairs; raises StageFailed with file and line."""
-    labels = []
-    for number, line in enumerate(read_text(_FIELD, uri).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            labels.append(_label(json.loads(line)))
-        except (ValueError, RecursionError) as error:
-            raise StageFailed(f"{_FIELD}: {without_secrets(uri)}:{number}: {error}") from None
+    labels = [line.read(_label) for line in json_lines_at(_FIELD, uri)]
     if not labels:
         raise StageFailed(f"{_FIELD}: {without_secrets(uri)} has no pairs; add some, or leave the field out")
     return labels
 
 
-def _label(record: Any) -> Label:
-    if not isinstance(record, dict):
-        raise ValueError("not a JSON object; write one a line")
-    if ("question" in record) == ("messages" in record):
-        raise ValueError("must have exactly one of `question` and `messages`")
-    asked = record["messages"] if "messages" in record else [{"role": "user", "content": record["question"]}]
+def _label(record: JsonRecord) -> Label:
+    beginning = one_key(record, ("question", "messages"))
+    asked = record["messages"] if beginning == "messages" else [{"role": "user", "content": record["question"]}]
     check_messages(asked)
-    for key in ("first", "second"):
-        if not isinstance(record.get(key), str):
-            raise ValueError(f"`{key}` must be a reply, as a text")
-    prefers = record.get("prefers")
+    first, second = (_reply(record, key) for key in ("first", "second"))
+    prefers = value_of(record, "prefers")
     if prefers not in _PREFERS:
         near = nearest(prefers, _PREFERS) if isinstance(prefers, str) else None
         hint = f"; did you mean {near}?" if near else ""
         raise ValueError(f"`prefers` is {prefers!r}; it must be one of {', '.join(_PREFERS)}{hint}")
-    return Label(tuple(normal_messages(asked)), record["first"], record["second"], prefers)
+    return Label(tuple(normal_messages(asked)), first, second, prefers)
+
+
+def _reply(record: JsonRecord, key: str) -> str:
+    reply = value_of(record, key)
+    if not isinstance(reply, str):
+        raise ValueError(f"`{key}` is {kind_of(reply)}; it must be a reply, as a text")
+    return reply

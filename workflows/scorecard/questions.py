@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from models.chat import Message, check_messages
-from models.files import open_uri
+from workflows.json_lines import JsonRecord, json_lines_at, value_of
 from workflows.stage import StageFailed
+from workflows.store import without_secrets
 from workflows.suites.suite import Turn
 
 
@@ -51,26 +53,15 @@ def said_text(message: Mapping[str, Any]) -> str:
 
 def read_questions(uri: str) -> list[Question]:
     """The questions with their facts; raises StageFailed with file and line."""
-    filesystem, path = open_uri(uri)
-    with filesystem.open_input_stream(path) as stream:
-        lines = stream.read().splitlines()
-    questions = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            questions.append(_question(json.loads(line), f"{path}:{number}"))
-        except ValueError as error:
-            raise StageFailed(f"evaluate.questions: {uri}:{number}: {error}") from None
+    field = "evaluate.questions"
+    questions = [line.read(partial(_question, place=line.place)) for line in json_lines_at(field, uri)]
     if not questions:
-        raise StageFailed(f"evaluate.questions: {uri} has no questions; leave the field out to ask none")
+        raise StageFailed(f"{field}: {without_secrets(uri)} has no questions; leave the field out to ask none")
     return questions
 
 
-def _question(record: object, place: str) -> Question:
-    if not isinstance(record, dict):
-        raise ValueError("not a JSON object")
-    question, facts = record.get("question"), record.get("facts")
+def _question(record: JsonRecord, place: str) -> Question:
+    question, facts = value_of(record, "question"), value_of(record, "facts")
     check_messages([{"role": "user", "content": question}])
     if not isinstance(facts, list) or not facts or not all(map(_is_fact, facts)):
         raise ValueError('`facts` must be a list of facts, each a list of spellings, as in [["45 days"]]')

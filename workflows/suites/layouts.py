@@ -7,7 +7,7 @@
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -18,9 +18,8 @@ from models.chat.knowledge import passages_of, with_knowledge
 from models.chat.messages import check_messages, normal_messages
 from models.errors import nearest
 from models.scorers.names import KEYS
+from workflows.json_lines import JsonRecord, listed, one_key, rename_hint
 from workflows.suites.suite import Item, Turn
-
-Record = dict[str, Any]
 
 _BEGINNINGS = ("question", "messages", "turns")
 _EXPECTATIONS = tuple(dict.fromkeys(KEYS.values()))
@@ -34,20 +33,17 @@ class Reading(NamedTuple):
     read: Callable[[Any], Any]
 
 
-def keys_in(record: Record) -> set[str]:
+def keys_in(record: JsonRecord) -> set[str]:
     """The keys of scorers that an item has, or its turns have."""
     turns = record.get("turns")
     parts = [record, *(turns if isinstance(turns, list) else ())]
     return {key for part in parts if isinstance(part, dict) for key in _EXPECTATIONS if key in part}
 
 
-def item_of(record: Record, place: str, reading: Reading) -> Item:
+def item_of(record: JsonRecord, place: str, reading: Reading) -> Item:
     """The item in a record; raises ValueError with what is wrong."""
-    found = [key for key in _BEGINNINGS if key in record]
-    if len(found) != 1:
-        what = _listed(found) or "neither `question`, `messages` nor `turns`"
-        raise ValueError(f"has {what}; an item has exactly one of `question`, `messages` and `turns`")
-    turns = tuple(_turns(record, reading) if "turns" in record else [_turn(record, found[0], record, reading, True)])
+    beginning = one_key(record, _BEGINNINGS)
+    turns = tuple(_turns(record, reading) if "turns" in record else [_turn(record, beginning, record, reading, True)])
     if all(turn.expected is None for turn in turns):
         lacks = "no turn has" if "turns" in record else "has no"
         raise ValueError(f"{lacks} `{reading.key}`{_hint(record, reading)}")
@@ -69,7 +65,7 @@ def _with_passages(turns: tuple[Turn, ...], knowledge: Any) -> tuple[Turn, ...]:
     return (replace(first, messages=tuple(messages), brings_knowledge=True), *later)
 
 
-def _turns(record: Record, reading: Reading) -> list[Turn]:
+def _turns(record: JsonRecord, reading: Reading) -> list[Turn]:
     turns = record["turns"]
     if not isinstance(turns, list) or not turns:
         raise ValueError(f'`turns` is {kind_of(turns)}; it must be a list of turns, as in [{{"user": "Hello"}}]')
@@ -85,17 +81,15 @@ def _turns(record: Record, reading: Reading) -> list[Turn]:
         try:
             if not isinstance(turn, dict):
                 raise ValueError(f"is {kind_of(turn)}, not an object")
-            beginnings = [key for key in ("user", "messages") if key in turn]
-            if len(beginnings) != 1:
-                raise ValueError("must have exactly one of `user` and `messages`")
-            found.append(_turn(turn, beginnings[0], {**shared, **turn}, reading, index == len(turns) - 1, index > 0))
+            beginning = one_key(turn, ("user", "messages"))
+            found.append(_turn(turn, beginning, {**shared, **turn}, reading, index == len(turns) - 1, index > 0))
         except ValueError as error:
             raise ValueError(f"turn {index}: {error}") from None
     return found
 
 
 def _turn(
-    own: Record, beginning: str, whole: Record, reading: Reading, is_last: bool, continues: bool = False
+    own: JsonRecord, beginning: str, whole: JsonRecord, reading: Reading, is_last: bool, continues: bool = False
 ) -> Turn:
     """`own` has the turn's keys, `whole` also those that all turns share."""
     value = own[beginning]
@@ -135,7 +129,7 @@ def _later_messages(given: Any) -> tuple[Message, ...]:
     messages: tuple[Message, ...] = ()
     if results:
         # normal_messages takes results after calls alone: these stand for the model's.
-        calls: list[Record] = [{"name": each.get("name") or "function", "arguments": {}} for each in results]
+        calls: list[JsonRecord] = [{"name": each.get("name") or "function", "arguments": {}} for each in results]
         before = [{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": calls}]
         messages = tuple(normal_messages([*before, *results])[len(before) :])
     if rest and isinstance(rest[0], dict) and rest[0].get("role") in ("assistant", *SYSTEM_ROLES):
@@ -149,7 +143,7 @@ def _is_result(message: Any) -> bool:
     return isinstance(message, dict) and message.get("role") == "tool"
 
 
-def _check_named(calls: list[Record], tools: list[Record] | None) -> None:
+def _check_named(calls: list[JsonRecord], tools: list[JsonRecord] | None) -> None:
     """Raise ValueError if a call is expected of a function that is not among the tools."""
     known = [tool["function"]["name"] for tool in tools or ()]
     for call in calls:
@@ -159,21 +153,17 @@ def _check_named(calls: list[Record], tools: list[Record] | None) -> None:
             raise ValueError(f"`tool_calls` expects a call of {call['name']!r}, which is not among `tools`{hint}")
 
 
-def _hint(record: Record, reading: Reading) -> str:
+def _hint(record: JsonRecord, reading: Reading) -> str:
     """The fix for an item without the suite's key."""
     if others := keys_in(record):
-        return f", but {_listed(others)}; a suite has one scorer, so move the item into another suite"
+        return f", but {listed(sorted(others))}; a suite has one scorer, so move the item into another suite"
     turns = record.get("turns")
     parts = [record, *(turns if isinstance(turns, list) else ())]
-    near = nearest(reading.key or "", {str(key) for part in parts if isinstance(part, dict) for key in part})
-    return f"; rename `{near}` if that is meant" if near else "; without, nothing is scored"
+    keys = {str(key) for part in parts if isinstance(part, dict) for key in part}
+    return rename_hint(reading.key or "", keys) or "; without, nothing is scored"
 
 
-def _listed(keys: Iterable[str]) -> str:
-    return " and ".join(f"`{key}`" for key in sorted(keys))
-
-
-def _tags(record: Record) -> Mapping[str, str]:
+def _tags(record: JsonRecord) -> Mapping[str, str]:
     tags = record.get("tags", {})
     if not isinstance(tags, dict) or not all(isinstance(value, str) and value for value in tags.values()):
         raise ValueError('`tags` must be an object of texts, as in {"topic": "returns", "language": "de"}')

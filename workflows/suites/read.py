@@ -3,15 +3,12 @@
 suites = read_suites(spec.evaluate)
 """
 
-import json
-from collections.abc import Iterator
-from typing import Any
-
-import pyarrow as pa
+from functools import partial
 
 from models.scorers.base import Scorer
 from models.scorers.names import KEYS
 from models.scorers.registry import scorer_named
+from workflows.json_lines import JsonLine, json_lines, listed
 from workflows.spec import EvaluateSpec, PipelineSpec, SuiteSpec
 from workflows.spec.tune import SUITE
 from workflows.stage import StageFailed
@@ -49,25 +46,24 @@ def metric_suites(spec: PipelineSpec) -> list[Suite]:
 
 
 def _read_suite(suite: SuiteSpec, field: str, max_new_tokens: int) -> Suite:
-    records = list(_records(suite, field))
-    if not records:
+    filesystem, files = suite_files(suite, field)
+    lines = [line for file in files for line in json_lines(field, filesystem, file)]
+    if not lines:
         raise StageFailed(f"{field}.path: {without_secrets(suite.path)} has no items; remove the suite, or add some")
     scorer: Scorer | UserScorer
     if user := user_scorer(suite, field):
         scorer, name, reading = user, user.name, Reading(None, lambda record: record)
     else:
-        name = suite.scorer or _scorer_by_key(records, field)
+        name = suite.scorer or _scorer_by_key(lines[0])
         scorer = scorer_named(name, suite.normalize)
         reading = Reading(KEYS[name], scorer.read)
     items: dict[str, Item] = {}
-    for place, record in records:
-        try:
-            item = item_of(record, place, reading)
-        except ValueError as error:
-            raise StageFailed(f"{field}: {place}: {error}") from None
+    for line in lines:
+        item = line.read(partial(item_of, place=line.place, reading=reading))
         if item.id in items:
             raise StageFailed(
-                f"{field}: {place}: the id {item.id!r} is that of {items[item.id].place} too; give each item its own"
+                f"{field}: {line.place}: the id {item.id!r} is that of {items[item.id].place} too; give each item "
+                "its own"
             )
         items[item.id] = item
     return Suite(
@@ -81,41 +77,18 @@ def _read_suite(suite: SuiteSpec, field: str, max_new_tokens: int) -> Suite:
     )
 
 
-def _records(suite: SuiteSpec, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The place and the JSON object of each line that is not empty."""
-    filesystem, files = suite_files(suite, field)
-    for file in files:
-        try:
-            with filesystem.open_input_stream(file) as stream:
-                lines = stream.read().splitlines()
-        except (OSError, pa.ArrowException) as error:
-            raise StageFailed(f"{field}.path: cannot read {without_secrets(suite.path)}: {error}") from error
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f"{file}:{number}"
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise StageFailed(f"{field}: {place}: not JSON ({error}); write one JSON object a line") from None
-            if not isinstance(record, dict):
-                raise StageFailed(f"{field}: {place}: not a JSON object; write one a line")
-            yield place, record
-
-
-def _scorer_by_key(records: list[tuple[str, dict[str, Any]]], field: str) -> str:
+def _scorer_by_key(first: JsonLine) -> str:
     """The scorer whose key the first item has; raises StageFailed unless there is exactly one."""
-    place, record = records[0]
-    keys = keys_in(record)
+    keys = keys_in(first.record)
     names = [name for name, key in KEYS.items() if key in keys]
     if len(names) == 1:
         return names[0]
     if names:
         raise StageFailed(
-            f"{field}.scorer: {place} has {' and '.join(f'`{key}`' for key in sorted(keys))}, for "
-            f"{' or '.join(names)}; set `scorer` to one of them"
+            f"{first.field}.scorer: {first.place} has {listed(sorted(keys))}, for {' or '.join(names)}; set `scorer` "
+            "to one of them"
         )
     known = ", ".join(f"`{key}`" for key in dict.fromkeys(KEYS.values()))
     raise StageFailed(
-        f"{field}: {place}: nothing says what is expected of a reply; add one of {known}, or set `scorer`"
+        f"{first.field}: {first.place}: nothing says what is expected of a reply; add one of {known}, or set `scorer`"
     )
