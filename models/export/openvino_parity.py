@@ -40,12 +40,16 @@ def reference_replies(model: Any) -> list[Reply]:
 
 
 def _reply(model: Any, prompt_ids: list[int]) -> Reply:
-    ids = list(prompt_ids)
+    """With transformers' own cache: without, the same tokens take seven times as long."""
+    ids, logits, cache = list(prompt_ids), [], None
     with torch.inference_mode():
         for _ in range(_REPLY_TOKENS):
-            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
-            ids.append(int(logits[-1].argmax()))
-    return Reply(prompt_ids, ids[len(prompt_ids) :], logits.float().numpy())
+            unread = torch.tensor([ids[sum(map(len, logits)) :]])
+            output = model(input_ids=unread, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            logits.append(output.logits[0].float().numpy())
+            ids.append(int(logits[-1][-1].argmax()))
+    return Reply(prompt_ids, ids[len(prompt_ids) :], np.concatenate(logits))
 
 
 def check_exact(exported: Any, replies: Sequence[Reply]) -> None:
