@@ -4,7 +4,7 @@
 
 Trains the demo's model four times: the release in service; the same with another seed; with the replies shuffled
 among the conversations; without the conversations about one topic. Each later one is evaluated with
-`evaluate.compare_with: service` and a golden suite: ten questions on each of eight topics, after the turns before
+`evaluate.compare_with: service` and a golden suite: twenty questions on each of eight topics, after the turns before
 them, as customers asked them. The first release is recorded in the store as deployed, without an endpoint. Takes
 about 20 minutes on two cores. The last line is one JSON object: for each checkpoint whether it passed, and the
 verdict.
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "workflows/pipelines/demo"
 TOPICS = ("returns", "delivery time", "gift cards", "loyalty gift", "warranty", "repairs", "students", "lower price")
 DROPPED = "warranty"
-QUESTIONS_OF_A_TOPIC = 10
+QUESTIONS_OF_A_TOPIC = 20
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
