@@ -131,6 +131,17 @@ def test_prompts_have_the_endpoints_knowledge_unless_an_item_brings_its_own(base
     assert [request["messages"] for request in cache.asked] == [written, [question]]
 
 
+def test_what_is_asked_twice_at_once_is_answered_once(base: Path) -> None:
+    cache = NoCache()
+    hello = Asked([Turn(({"role": "user", "content": "Hi"},))], 6)
+    with AnsweringModel(
+        engine_of(lambda target: base, 1, "cpu", False), lambda: load_tokenizer(base), cache
+    ) as answering:
+        [first], [second] = answering.converse([hello, hello], lambda: None)
+    assert first == second
+    assert len(cache.asked) == 1
+
+
 class NoCache(ReplyCache):
     """Knows nothing, and remembers what was asked."""
 

@@ -20,6 +20,7 @@ from models.chat.knowledge import with_knowledge
 from models.errors import RayconteurError
 from workflows.lm_eval.requests import EndpointRequest
 from workflows.record import JsonObject
+from workflows.store import content_key
 from workflows.suites.reply_cache import ReplyCache
 from workflows.suites.suite import Item, Turn
 
@@ -67,6 +68,7 @@ class AnsweringModel:
         self._open = contextlib.ExitStack()
         self._loop = asyncio.new_event_loop()
         self._client: Any = None
+        self._answers: dict[str, asyncio.Future[Answer]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -149,6 +151,12 @@ class AnsweringModel:
         }
         if conversation.tools:
             request["tools"] = conversation.tools
+        key = content_key(request)
+        if key not in self._answers:  # two suites may ask the same
+            self._answers[key] = asyncio.ensure_future(self._new_answer(request))
+        return await self._answers[key]
+
+    async def _new_answer(self, request: JsonObject) -> Answer:
         known = self._cache.find(request) if self._cache else None
         if known is not None:
             return Answer(known)
