@@ -40,15 +40,16 @@ def reference_replies(model: Any) -> list[Reply]:
 
 
 def _reply(model: Any, prompt_ids: list[int]) -> Reply:
-    """With transformers' own cache: without, the same tokens take seven times as long."""
-    ids, logits, cache = list(prompt_ids), [], None
+    """With a cache, which takes half the time."""
+    ids, unread, cache = list(prompt_ids), list(prompt_ids), None
+    logits: list[Logits] = []
     with torch.inference_mode():
         for _ in range(_REPLY_TOKENS):
-            unread = torch.tensor([ids[sum(map(len, logits)) :]])
-            output = model(input_ids=unread, past_key_values=cache, use_cache=True)
+            output = model(input_ids=torch.tensor([unread]), past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             logits.append(output.logits[0].float().numpy())
-            ids.append(int(logits[-1][-1].argmax()))
+            unread = [int(logits[-1][-1].argmax())]
+            ids += unread
     return Reply(prompt_ids, ids[len(prompt_ids) :], np.concatenate(logits))
 
 
