@@ -8,7 +8,7 @@ import pytest
 from models.chat import check_messages
 from models.text.texts import Texts
 from workflows.spec import EvaluateSpec, SuiteSpec
-from workflows.suites.leaks import leak_index
+from workflows.suites.leaks import AskedTexts
 from workflows.suites.read import read_suites
 
 FOLDER = Path(__file__).parents[2] / "workflows" / "pipelines" / "demo"
@@ -59,7 +59,7 @@ def test_a_suite_is_as_the_readme_says_and_held_out(name, scorer, count, tags):
     taught = [[m["content"] for m in record["messages"]] for record in read("conversations.jsonl")]
     known = [*taught, *([record["question"]] for record in read("questions.jsonl"))]
     assert not {text.lower() for texts in known for text in texts} & {text.lower() for text in asked}
-    assert leak_index([suite]).find(Texts.of(known)) == []
+    assert AskedTexts.of({}, [suite]).index().find(Texts.of(known)) == []
 
 
 def test_the_facts_of_suites_are_taught():
