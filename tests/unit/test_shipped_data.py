@@ -9,8 +9,9 @@ import pytest
 from models.chat import check_messages
 from models.scorers.facts import count_facts
 from models.text.texts import Texts
+from workflows.pipelines.style_form import kept_rules
 from workflows.spec.read import read_spec
-from workflows.suites.leaks import leak_index
+from workflows.suites.leaks import AskedTexts
 from workflows.suites.read import read_suites
 from workflows.suites.suite import Suite
 
@@ -25,7 +26,7 @@ def suites(pipeline: str) -> dict[str, Suite]:
     return {suite.name: suite for suite in read_suites(read_spec(PIPELINES / f"{pipeline}.yaml").evaluate)}
 
 
-@pytest.mark.parametrize(("pipeline", "count"), [("summaries", 60)])
+@pytest.mark.parametrize(("pipeline", "count"), [("summaries", 60), ("style", 163)])
 def test_conversations_are_one_turn_each_and_differ(pipeline: str, count: int) -> None:
     conversations = [record["messages"] for record in read(f"{pipeline}/conversations.jsonl")]
     for messages in conversations:
@@ -39,6 +40,8 @@ def test_conversations_are_one_turn_each_and_differ(pipeline: str, count: int) -
 @pytest.mark.parametrize(("pipeline", "name", "scorer", "count", "tags"), [
     ("summaries", "notes", "rouge_l", 24, {"length", "specialty"}),
     ("summaries", "kept", "facts", 24, {"length", "specialty"}),
+    ("style", "labels", "perplexity", 30, set()),
+    ("style", "form", "style_form:kept_rules", 30, set()),
 ])  # fmt: skip
 def test_a_suite_is_as_the_readme_says_and_held_out(
     pipeline: str, name: str, scorer: str, count: int, tags: set[str]
@@ -51,7 +54,7 @@ def test_a_suite_is_as_the_readme_says_and_held_out(
     assert len(set(asked)) == count
     taught = [[m["content"] for m in record["messages"]] for record in read(f"{pipeline}/conversations.jsonl")]
     assert not {text.lower() for texts in taught for text in texts} & set(asked)
-    index = leak_index([suite])
+    index = AskedTexts.of({}, [suite]).index()
     assert index is not None
     assert index.find(Texts.of(taught)) == []
 
@@ -65,3 +68,30 @@ def test_summaries_have_one_instruction_and_facts_that_are_said() -> None:
     for note, record in zip(notes, kept, strict=True):
         for text in (record["messages"][0]["content"], note["reference"]):
             assert count_facts(text, record["facts"]) == len(record["facts"]), record["id"]
+
+
+def test_labels_of_the_style_have_its_form() -> None:
+    given = [(record["question"], record["reply"]) for record in read("style/suites/labels.jsonl")]
+    trained = [tuple(m["content"] for m in record["messages"]) for record in read("style/conversations.jsonl")]
+    for thing, label in [*given, *trained]:
+        assert kept_rules({"question": thing}, {"content": label}) == 1, thing
+    assert [record["question"] for record in read("style/suites/form.jsonl")] == [thing for thing, _ in given]
+
+
+LABEL = (
+    "Vessel with Spout\nSteel and plastic, early 21st century\nIt was filled. It sang!\n"
+    "Height 24.5 cm. Found in a kitchen, Room 12."
+)
+
+
+@pytest.mark.parametrize(("old", "new", "share"), [
+    ("", "", 1), ("\n", "\n\n", 1),
+    ("Vessel with Spout", "Kettles with Spout", 0.8),
+    ("early 21st century", "our time", 0.8), ("Steel and plastic, ", "", 0.8),
+    (" It sang!", "", 0.8), ("It sang!", "It sang! So it seems.", 0.8),
+    (" cm", "", 0.8), (", Room 12", "", 0.8), ("Found", "Lost", 0.8),
+    ("It was filled. It sang!", "It was filled.\nIt sang!", 0.4),
+    ("\nHeight 24.5 cm. Found in a kitchen, Room 12.", "", 0.6), (LABEL, "", 0), (LABEL, "Room", 0.2),
+])  # fmt: skip
+def test_each_rule_of_the_form_counts(old: str, new: str, share: float) -> None:
+    assert kept_rules({"question": "A kettle"}, {"content": LABEL.replace(old, new)}) == pytest.approx(share)

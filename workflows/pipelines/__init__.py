@@ -1,0 +1,1 @@
+"""Pipelines that ship, their data, and the functions that they name."""
