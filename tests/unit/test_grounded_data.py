@@ -10,7 +10,7 @@ import pytest
 from models.chat import check_messages
 from models.text.texts import Texts
 from workflows.spec import EvaluateSpec, SuiteSpec
-from workflows.suites.leaks import leak_index
+from workflows.suites.leaks import AskedTexts
 from workflows.suites.read import read_suites
 
 FOLDER = Path(__file__).parents[2] / "workflows" / "pipelines" / "grounded"
@@ -67,7 +67,7 @@ def test_a_suite_is_held_out(name, scorer, count):
     assert not {text.lower() for texts in known for text in texts} & {
         item.turns[0].messages[-1]["content"].lower() for item in suite.items
     }
-    assert leak_index([suite]).find(Texts.of(known)) == []
+    assert AskedTexts.of({}, [suite]).index().find(Texts.of(known)) == []
 
 
 def test_facts_stand_in_one_passage_and_not_in_the_question():
