@@ -60,12 +60,9 @@ def test_what_a_record_lacks_is_named_with_a_similar_key(tmp_path: Path) -> None
 
     assert line.read(lambda record: value_of(record, "text")) == "x"
     assert refusal(lambda record: value_of(record, "facts")) == "has no `facts`"
-    assert (
-        refusal(lambda record: value_of(record, "question"))
-        == "has no `question`; rename `questoin` if that is meant"
-    )
-    assert line.read(lambda record: one_key(record, ("question", "text"))) == "text"
     renamed = "; rename `questoin` if that is meant"
+    assert refusal(lambda record: value_of(record, "question")) == f"has no `question`{renamed}"
+    assert line.read(lambda record: one_key(record, ("question", "text"))) == "text"
     assert refusal(both) == "must have exactly one of `questoin` and `text`, and has `questoin` and `text`"
     assert refusal(lambda record: one_key(record, ("turns", "messages", "question"))) == (
         f"must have exactly one of `turns`, `messages` and `question`, and has none{renamed}"

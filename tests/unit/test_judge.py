@@ -123,9 +123,7 @@ def test_the_prompt_has_conversation_replies_and_criteria() -> None:
     ]
     text = prompt.pairwise(messages, "Up to {criteria}.", "One day.")
     assert "- polite: It says please.\n" in text
-    assert (
-        '[user]\nHow long may I return it?\n[assistant]\ncalls {"name": "days", "arguments": {}}\n[tool]\n45' in text
-    )
+    assert "[user]\nHow long may I return it?\n[assistant]\ncalls days({})\n[tool]\n45" in text
     assert "[system]\nBe {second_reply}." in text
     assert "=== Reply A ===\nUp to {criteria}.\n=== Reply B ===\nOne day." in text
     assert "=== Reply ===\nOne day." in read_prompt(judge(mode="rubric")).rubric(messages, "One day.")
@@ -310,6 +308,12 @@ def test_several_turns_are_judged_as_one_reply() -> None:
     assert found.second.endswith("[assistant]\n45 days")
     assert (found.id, found.group, found.tags) == ("shop/7", "shop/a", {"topic": "returns"})
     assert item_to_judge("shop", Item("8", turns[:1]), replies[:1], replies[1:]).second == "Too."
+    call: Message = {
+        "role": "assistant",
+        "content": "Wait.",
+        "tool_calls": [{"function": {"name": "days", "arguments": {}}}],
+    }
+    assert item_to_judge("shop", Item("9", turns[:1]), [call], replies).first == "Wait.\ncalls days({})"
 
 
 def _key_settings(spec: Any) -> Any:

@@ -13,11 +13,11 @@ from models.base.load import load_model, load_tokenizer
 from models.base.plain import plain_base, plain_checkpoint
 from models.chat import Message, encode_prompt, end_token_ids
 from models.chat.knowledge import Passage, with_knowledge
+from models.chat.plain_text import said_text
 from models.kernels.attention import PACKED_ATTENTION
 from models.measures.compared_models import ComparedModels
 from models.packing import pack
 from serve.knowledge.retrieval import Knowledge
-from workflows.scorecard.questions import said_text
 from workflows.store import Store
 from workflows.suites.answering import AnsweringModel, Asked, engine_of
 from workflows.suites.loaded_model import LoadedModelEngine

@@ -6,7 +6,7 @@ item_to_judge(suite.name, item, first=base_replies, second=tuned_replies)
 from collections.abc import Sequence
 
 from models.chat.form import Message
-from workflows.judge.prompt import said_text, transcript
+from models.chat.plain_text import said_text, transcript
 from workflows.judge.records import ToJudge
 from workflows.suites.suite import Item
 

@@ -5,7 +5,6 @@ prompt.pairwise(messages, first_reply, second_reply)
 """
 
 import importlib.resources
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from models.chat.form import Message
+from models.chat.plain_text import transcript
 from models.errors import nearest
 from models.files import open_uri
 from workflows.spec import JudgeSpec
@@ -50,17 +50,6 @@ class JudgePrompt:
 
     def _lines(self) -> Sequence[tuple[str, str]]:
         return [(name, " ".join(meaning.split())) for name, meaning in self.criteria.items()]
-
-
-def transcript(messages: Sequence[Message]) -> str:
-    """Messages as text: a line with the role, then what is said."""
-    return "\n".join(f"[{message['role']}]\n{said_text(message)}" for message in messages)
-
-
-def said_text(message: Message) -> str:
-    """What a message says: its text, and its calls."""
-    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls") or ()]
-    return "\n".join(text for text in (message["content"], *(f"calls {call}" for call in calls)) if text)
 
 
 def read_prompt(spec: JudgeSpec) -> JudgePrompt:

@@ -15,11 +15,10 @@ import httpx
 import ray
 
 from workflows.cluster.workers import worker_environment
+from workflows.endpoint.in_process import InProcessEndpoint
 from workflows.figures import OptimizeFigures
 from workflows.spec import EvaluateSpec
 from workflows.store import Artifact, Store
-
-_MAX_SECONDS = 86_400.0
 
 
 @contextlib.contextmanager
@@ -75,8 +74,6 @@ class _Replica:
 
     def __init__(self, store: str, key: str, has_openvino: bool, threads: int, gpus: float, queue: int) -> None:
         from models.base.load import load_tokenizer
-        from serve.api.routes import create_app
-        from serve.api.settings import ApiSettings
 
         opened = Store(store)
         engine: Any
@@ -91,13 +88,10 @@ class _Replica:
             folder = opened.local_folder("optimize", key, "model")
             engine = TorchEngine(folder, num_threads=threads, device="cuda" if gpus else "cpu")
         # More than are queued here: a request that a client gave up is decoded to its end.
-        settings = ApiSettings(max_queued_requests=4 * queue, max_seconds=_MAX_SECONDS)
-        self._app = create_app(engine, load_tokenizer(folder), "judge", settings=settings)
+        self._endpoint = InProcessEndpoint(engine, load_tokenizer(folder), "judge", 4 * queue)
 
     async def post(self, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body of the endpoint's response to a chat request."""
-        transport = httpx.ASGITransport(app=self._app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://judge", timeout=None) as client:
-            response = await client.post("/v1/chat/completions", json=body)
+        response = await self._endpoint.post("/v1/chat/completions", body)
         wait = response.headers.get("Retry-After")
         return response.status_code, {} if wait is None else {"Retry-After": wait}, response.content

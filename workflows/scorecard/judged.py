@@ -7,8 +7,8 @@ measures = [*measures, judge_measure(judged, against="base")]
 from collections.abc import Mapping, Sequence
 
 from models.chat import Message
+from models.chat.plain_text import said_text
 from workflows.judge.items import item_to_judge
-from workflows.judge.prompt import said_text
 from workflows.judge.records import Judged, ToJudge
 from workflows.record import JsonObject
 from workflows.scorecard.comparisons import Measure

@@ -1,10 +1,8 @@
 """Questions for a model, with the facts that its replies must contain."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from models.chat import Message, check_messages
 from workflows.json_lines import JsonRecord, json_lines_at, value_of
@@ -40,15 +38,6 @@ class Prompt:
     def turns(self) -> tuple[Turn, ...]:
         """The prompt as the one turn of an item."""
         return (Turn(tuple(self.messages), json.loads(self.tools) if self.tools else None),)
-
-
-def said_text(message: Mapping[str, Any]) -> str:
-    """What a reply says: its text, and its calls."""
-    calls = [
-        f"{call['function']['name']}({json.dumps(call['function']['arguments'], ensure_ascii=False)})"
-        for call in message.get("tool_calls") or ()
-    ]
-    return " ".join([text for text in (message["content"], *calls) if text])
 
 
 def read_questions(uri: str) -> list[Question]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from models.chat import Message
+from models.chat.plain_text import said_text
 from workflows.corpus.rows import CorpusRow
-from workflows.scorecard.questions import Prompt, said_text
+from workflows.scorecard.questions import Prompt
 from workflows.scorecard.suite_scores import SuitePrompt, is_given_reply
 from workflows.scorecard.worker import SCORED_SCHEMA, ScoredRow
 

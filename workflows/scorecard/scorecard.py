@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from models.chat.plain_text import said_text
 from models.scorers.facts import count_facts
 from workflows.judge.records import Judged
 from workflows.judge.text import judge_text
@@ -13,7 +14,7 @@ from workflows.scorecard.comparisons import compare_all, facts_measure, held_out
 from workflows.scorecard.gate import gate_verdict
 from workflows.scorecard.judged import JUDGE, judge_measure
 from workflows.scorecard.lm_eval_scores import NO_TASKS, ScoredTasks
-from workflows.scorecard.questions import Prompt, Question, said_text
+from workflows.scorecard.questions import Prompt, Question
 from workflows.scorecard.records import AskedQuestion, ComparedReply, PartLoss, Scorecard, ScoredItem
 from workflows.scorecard.suite_scores import SuitePrompt, score_suites
 from workflows.scorecard.words import MODEL_NAMES, describe, value

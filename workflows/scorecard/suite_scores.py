@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from models.chat import Message
+from models.chat.plain_text import said_text
 from models.statistics.interval import interval
 from workflows.record import JsonObject
 from workflows.scorecard.comparisons import Measure, Unit, finite
-from workflows.scorecard.questions import said_text
 from workflows.scorecard.records import ModelScore, ScoredItem, SuiteFigures
 from workflows.scorecard.worker import BASE, SERVICE, TUNED, ScoreRow
 from workflows.suites.suite import Item, Suite, Turn

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from models.chat import Conversation, Message
 from models.chat.knowledge import with_knowledge
 from models.errors import RayconteurError
+from workflows.endpoint.in_process import InProcessEndpoint
 from workflows.lm_eval.requests import EndpointRequest
 from workflows.record import JsonObject
 from workflows.store import content_key
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from serve.engines.base import Engine
     from serve.knowledge.retrieval import Knowledge
 
-_NO_LIMIT = 1_000_000
-_MAX_SECONDS = 86_400.0
 # Nobody waits for a first token here: three times the endpoint's batch gives 10 % more tokens a second on two cores.
 _ACTIVE_IN_BULK = 96
 
@@ -67,7 +66,7 @@ class AnsweringModel:
         self._knowledge = knowledge
         self._open = contextlib.ExitStack()
         self._loop = asyncio.new_event_loop()
-        self._client: Any = None
+        self._endpoint: InProcessEndpoint | None = None
         self._answers: dict[str, asyncio.Future[Answer]] = {}
 
     def __enter__(self) -> Self:
@@ -121,7 +120,7 @@ class AnsweringModel:
     @property
     def has_started(self) -> bool:
         """Whether an engine runs: some answer was not in the cache."""
-        return self._client is not None
+        return self._endpoint is not None
 
     async def _conversation(self, asked: Asked) -> list[Answer]:
         item = Item("", tuple(asked.turns))
@@ -170,27 +169,19 @@ class AnsweringModel:
 
     async def _post(self, route: str, body: JsonObject) -> Any:
         """The response: an answer, or what is wrong with the request."""
-        if self._client is None:
-            self._start()
-        response = await self._client.post(route, json=body)
+        if self._endpoint is None:
+            self._endpoint = self._start()
+        response = await self._endpoint.post(route, body)
         if response.status_code >= 500:
             raise RuntimeError(f"the engine failed with status {response.status_code}: {response.text}")
         return response
 
-    def _start(self) -> None:
-        import httpx
-
-        from serve.api.routes import create_app
-        from serve.api.settings import ApiSettings
-
+    def _start(self) -> InProcessEndpoint:
         engine = self._start_engine(self._open)
         self._open.callback(engine.close)
-        settings = ApiSettings(max_queued_requests=_NO_LIMIT, max_seconds=_MAX_SECONDS)
-        app = create_app(engine, self._load_tokenizer(), "model", settings=settings)
-        self._open.callback(app.state.watch.close)
-        transport = httpx.ASGITransport(app=app)
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://model", timeout=None)
-        self._open.callback(lambda: self._loop.run_until_complete(self._client.aclose()))
+        endpoint = InProcessEndpoint(engine, self._load_tokenizer())
+        self._open.callback(lambda: self._loop.run_until_complete(endpoint.close()))
+        return endpoint
 
 
 def engine_of(
