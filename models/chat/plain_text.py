@@ -16,6 +16,8 @@ def said_text(message: Mapping[str, Any]) -> str:
     return "\n".join(text for text in (message["content"], *calls) if text)
 
 
-def transcript(messages: Sequence[Message]) -> str:
-    """Of each message a line with its role, then what it says."""
-    return "\n".join(f"[{message['role']}]\n{said_text(message)}" for message in messages)
+def transcript(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+    """Of each message a line with its role, then what it says; before them the tools, each as a line of JSON."""
+    functions = [json.dumps(tool["function"], ensure_ascii=False, separators=(",", ":")) for tool in tools or ()]
+    parts = ["\n".join(["[tools]", *functions])] if functions else []
+    return "\n".join([*parts, *(f"[{message['role']}]\n{said_text(message)}" for message in messages)])

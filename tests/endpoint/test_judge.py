@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
+from models.chat.form import Conversation
 from models.statistics.comparison import Comparison, compare
 from workflows.judge.judge import Judge, read_judge
 from workflows.judge.records import Judged, ToJudge
@@ -115,7 +117,8 @@ def better(prompt: str, body: dict[str, Any] | None = None) -> str:
 
 
 def item(number: int, first: str, second: str, **fields: Any) -> ToJudge:
-    return ToJudge(str(number), [{"role": "user", "content": f"Question {number}"}], first, second, **fields)
+    asked = Conversation([{"role": "user", "content": f"Question {number}"}])
+    return ToJudge(str(number), asked, first, second, **fields)
 
 
 def items_with_a_winner(count: int, wins: int) -> list[ToJudge]:
@@ -448,6 +451,17 @@ def test_identical_replies_are_ties_without_a_request_and_the_rest_has_its_price
     assert (again.cost, again.cached, again.input_tokens) == (0, 2, 0)
     assert "2 answers from the store" in judge_text(again)
     assert compared(judge_at(at.url), []).figures.items == 0
+
+
+def test_a_pair_is_asked_again_with_other_tools(
+    endpoint: Callable[[Answer], StandIn], judge_at: Callable[..., Judge]
+) -> None:
+    at = endpoint(better)
+    plain = item(1, "of the base 5", "of the checkpoint 9")
+    tools = [{"type": "function", "function": {"name": "days"}}]
+    with_tools = replace(plain, asked=replace(plain.asked, tools=tools))
+    figures = [compared(judge_at(at.url), [each]).figures for each in (plain, with_tools, with_tools)]
+    assert [(each.requests, each.cached) for each in figures] == [(2, 0), (2, 0), (0, 2)]
 
 
 def test_no_more_requests_at_once_than_allowed(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from stored import OPTIMIZED
 
+from models.chat.form import Conversation
 from workflows.judge.judge import read_judge
 from workflows.judge.records import ToJudge
 from workflows.judge.settings import find_release
@@ -27,7 +28,8 @@ def test_a_release_judges_on_the_workers(
     (tmp_path / "prompt.txt").write_text("{conversation}{first_reply}{second_reply}")
     spec = JudgeSpec(release="arbiter", prompt=str(tmp_path / "prompt.txt"), max_new_tokens=200, max_no_answer=1)
     judge = read_judge(EvaluateSpec(judge=spec), store)
-    items = [ToJudge(str(at), [{"role": "user", "content": "Hi"}], "one", f"two {at}") for at in range(2)]
+    asked = Conversation([{"role": "user", "content": "Hi"}])
+    items = [ToJudge(str(at), asked, "one", f"two {at}") for at in range(2)]
     with Progress(json_lines=True) as progress:
         judged = judge.compare(items, progress)
         again = judge.compare(items, progress)

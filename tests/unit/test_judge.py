@@ -9,7 +9,7 @@ import pytest
 import yaml
 from stored import OPTIMIZED
 
-from models.chat.form import Message
+from models.chat.form import Conversation, Message
 from models.statistics.comparison import compare
 from workflows.jobs.package import pack
 from workflows.judge.agreement import agreement_of, consistency_of, first_place_share_of, kappa_of
@@ -121,12 +121,33 @@ def test_the_prompt_has_conversation_replies_and_criteria() -> None:
         {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "days", "arguments": {}}}]},
         {"role": "tool", "content": "45"},
     ]
-    text = prompt.pairwise(messages, "Up to {criteria}.", "One day.")
+    text = prompt.pairwise(Conversation(messages), "Up to {criteria}.", "One day.")
     assert "- polite: It says please.\n" in text
     assert "[user]\nHow long may I return it?\n[assistant]\ncalls days({})\n[tool]\n45" in text
     assert "[system]\nBe {second_reply}." in text
     assert "=== Reply A ===\nUp to {criteria}.\n=== Reply B ===\nOne day." in text
-    assert "=== Reply ===\nOne day." in read_prompt(judge(mode="rubric")).rubric(messages, "One day.")
+    assert "=== Reply ===\nOne day." in read_prompt(judge(mode="rubric")).rubric(Conversation(messages), "One day.")
+
+
+def test_the_prompt_has_the_tools_that_the_conversation_has() -> None:
+    prompt = read_prompt(judge())
+    function = {"name": "days", "description": "Für {reply}s", "parameters": {}}
+    tools = [{"type": "function", "function": each} for each in (function, {"name": "price"})]
+    shown = '[tools]\n{"name":"days","description":"Für {reply}s","parameters":{}}\n{"name":"price"}\n[user]'
+    assert shown in prompt.pairwise(Conversation(ASKED, tools), "a", "b")
+    assert "[tools]" not in prompt.pairwise(Conversation(ASKED, []), "a", "b")
+
+
+def test_tools_of_a_later_turn_are_shown_where_they_change() -> None:
+    one, other = ([{"type": "function", "function": {"name": name}}] for name in ("days", "price"))
+    turns = [Turn((ASKED[0],), one), Turn((ASKED[0],), one), Turn((ASKED[0],), other)]
+    replies: list[Message] = [{"role": "assistant", "content": word} for word in ("a", "b", "c")]
+    found = item_to_judge("shop", Item("7", tuple(turns)), replies, replies)
+    assert found.asked.tools == one
+    question = f"[user]\n{ASKED[0]['content']}"
+    assert found.first == (
+        f'[assistant]\na\n{question}\n[assistant]\nb\n[tools]\n{{"name":"price"}}\n{question}\n[assistant]\nc'
+    )
 
 
 @pytest.mark.parametrize(("text", "words"), [
@@ -152,7 +173,7 @@ def test_a_prompt_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_a_prompt_may_have_braces_and_its_own_criteria(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text('{"A": 1} {conversation}|{first_reply}|{second_reply}')
     prompt = read_prompt(judge(prompt=str(tmp_path / "p.txt")))
-    assert prompt.pairwise(ASKED, "one", "two") == '{"A": 1} [user]\nHow long may I return it?|one|two'
+    assert prompt.pairwise(Conversation(ASKED), "one", "two") == '{"A": 1} [user]\nHow long may I return it?|one|two'
 
 
 @pytest.mark.parametrize(("text", "winner"), [
@@ -233,6 +254,13 @@ def test_a_broken_label_is_named_with_its_line(tmp_path: Path, record: Any, word
     assert f"evaluate.judge.labels: {file}:3: " in str(error.value)
 
 
+def test_a_label_may_have_tools(tmp_path: Path) -> None:
+    record = {"question": "Q", "tools": [{"name": "days"}], "first": "a", "second": "b", "prefers": "tie"}
+    (tmp_path / "labels.jsonl").write_text(json.dumps(record))
+    [label] = read_labels(str(tmp_path / "labels.jsonl"))
+    assert [tool["function"]["name"] for tool in label.asked.tools or ()] == ["days"]
+
+
 def test_labels_without_pairs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "labels.jsonl").write_text("\n")
     with pytest.raises(StageFailed, match="has no pairs"):
@@ -303,7 +331,7 @@ def test_several_turns_are_judged_as_one_reply() -> None:
     turns = Turn((ASKED[0],)), Turn(({"role": "user", "content": "And the lamp?"},))
     replies: list[Message] = [{"role": "assistant", "content": "45 days"}, {"role": "assistant", "content": "Too."}]
     found = item_to_judge("shop", Item("7", turns, {"topic": "returns"}, "a"), replies, replies[::-1])
-    assert found.messages == (ASKED[0],)
+    assert found.asked == Conversation(ASKED)
     assert found.first == "[assistant]\n45 days\n[user]\nAnd the lamp?\n[assistant]\nToo."
     assert found.second.endswith("[assistant]\n45 days")
     assert (found.id, found.group, found.tags) == ("shop/7", "shop/a", {"topic": "returns"})

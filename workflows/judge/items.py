@@ -19,7 +19,7 @@ def item_to_judge(suite: str, item: Item, first: Sequence[Message], second: Sequ
     """
     return ToJudge(
         id=f"{suite}/{item.id}",
-        messages=item.turns[0].messages,
+        asked=item.conversation([]),
         first=_as_one(item, first),
         second=_as_one(item, second),
         tags=item.tags,
@@ -30,7 +30,8 @@ def item_to_judge(suite: str, item: Item, first: Sequence[Message], second: Sequ
 def _as_one(item: Item, replies: Sequence[Message]) -> str:
     if len(item.turns) == 1:
         return said_text(replies[0])
-    messages = [replies[0]]
+    parts, tools = [transcript([replies[0]])], item.turns[0].tools
     for turn, reply in zip(item.turns[1:], replies[1:], strict=True):
-        messages += [*turn.messages, reply]
-    return transcript(messages)
+        parts.append(transcript([*turn.messages, reply], None if turn.tools == tools else turn.tools))
+        tools = turn.tools
+    return "\n".join(parts)

@@ -1,7 +1,7 @@
 """Let a judge compare the replies of two models.
 
 judge = read_judge(evaluate, store)            # at the start of the stage: raises StageFailed for unusable files
-judged = judge.compare([ToJudge("7", messages, base_reply, tuned_reply)], progress)
+judged = judge.compare([ToJudge("7", conversation, base_reply, tuned_reply)], progress)
 judged.scored                                  # items with a score of 1, 0.5 or 0; none if the judge is refused
 
 Pairs are judged in both orders, because judges favour a place (Zheng et al. 2023, arXiv:2306.05685, section 3.4); the
@@ -95,11 +95,11 @@ class Judge:
         self, endpoint: JudgeEndpoint, items: Sequence[ToJudge], progress: Progress
     ) -> tuple[Judged, bool]:
         spec = self.spec
-        different = [Pair(item.messages, item.first, item.second) for item in items if item.first != item.second]
+        different = [Pair(item.asked, item.first, item.second) for item in items if item.first != item.second]
         async with JudgeClient(endpoint, self._cache()) as client:
             display = _Display(progress, client, 2 * (len(self.labels) + len(different)))
             judging = Judging(client, self.prompt, AnswerForm(spec.mode, [*spec.criteria]), display.one_more)
-            labelled = await judging.all([Pair(label.messages, label.first, label.second) for label in self.labels])
+            labelled = await judging.all([Pair(label.asked, label.first, label.second) for label in self.labels])
             agreement = self._agreement(labelled)
             refused = _too_few_answers(spec, labelled, "labelled pairs") or _disagrees(spec, agreement)
             judgements = [] if refused else await judging.all(different)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from models.chat.form import Message
+from models.chat.form import Conversation
 from workflows.judge.agreement import Winners
 from workflows.judge.answers import AnswerForm, PairAnswer, RubricAnswer
 from workflows.judge.client import JudgeClient, Question
@@ -17,7 +17,7 @@ _OTHER = {"first": "second", "second": "first", "tie": "tie"}
 class Pair:
     """Two replies to one conversation."""
 
-    messages: Sequence[Message]
+    asked: Conversation
     first: str
     second: str
 
@@ -59,16 +59,16 @@ class Judging:
     async def _judge(self, pair: Pair) -> Judgement:
         if self._form.mode == "rubric":
             return await self._rubric(pair)
-        one, why = await self._answer(self._prompt.pairwise(pair.messages, pair.first, pair.second))
-        other, why_other = await self._answer(self._prompt.pairwise(pair.messages, pair.second, pair.first))
+        one, why = await self._answer(self._prompt.pairwise(pair.asked, pair.first, pair.second))
+        other, why_other = await self._answer(self._prompt.pairwise(pair.asked, pair.second, pair.first))
         if not isinstance(one, PairAnswer) or not isinstance(other, PairAnswer):
             return Judgement(None, _known(why, why_other))
         winners = one.winner, _OTHER[other.winner]
         return Judgement(winners[0] if winners[0] == winners[1] else "tie", (one.reason, other.reason), winners)
 
     async def _rubric(self, pair: Pair) -> Judgement:
-        one, why = await self._answer(self._prompt.rubric(pair.messages, pair.first))
-        other, why_other = await self._answer(self._prompt.rubric(pair.messages, pair.second))
+        one, why = await self._answer(self._prompt.rubric(pair.asked, pair.first))
+        other, why_other = await self._answer(self._prompt.rubric(pair.asked, pair.second))
         if not isinstance(one, RubricAnswer) or not isinstance(other, RubricAnswer):
             return Judgement(None, _known(why, why_other))
         winner = "tie" if one.mean == other.mean else "first" if one.mean > other.mean else "second"

@@ -6,7 +6,8 @@
 
 from dataclasses import dataclass
 
-from models.chat.form import Message, kind_of
+from models.chat.calls import normal_tools
+from models.chat.form import Conversation, kind_of
 from models.chat.messages import check_messages, normal_messages
 from models.errors import nearest
 from workflows.json_lines import JsonRecord, json_lines_at, one_key, value_of
@@ -21,7 +22,7 @@ _FIELD = "evaluate.judge.labels"
 class Label:
     """A pair of replies, and which one people prefer."""
 
-    messages: tuple[Message, ...]
+    asked: Conversation
     first: str
     second: str
     prefers: str
@@ -46,7 +47,8 @@ def _label(record: JsonRecord) -> Label:
         near = nearest(prefers, _PREFERS) if isinstance(prefers, str) else None
         hint = f"; did you mean {near}?" if near else ""
         raise ValueError(f"`prefers` is {prefers!r}; it must be one of {', '.join(_PREFERS)}{hint}")
-    return Label(tuple(normal_messages(asked)), first, second, prefers)
+    conversation = Conversation(normal_messages(asked), normal_tools(record.get("tools")))
+    return Label(conversation, first, second, prefers)
 
 
 def _reply(record: JsonRecord, key: str) -> str:

@@ -1,7 +1,7 @@
 """The judge's questions: a template filled with a conversation and replies, and the form that an answer must have.
 
 prompt = read_prompt(spec)
-prompt.pairwise(messages, first_reply, second_reply)
+prompt.pairwise(conversation, first_reply, second_reply)
 """
 
 import importlib.resources
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from models.chat.form import Message
+from models.chat.form import Conversation
 from models.chat.plain_text import transcript
 from models.errors import nearest
 from models.files import open_uri
@@ -34,17 +34,17 @@ class JudgePrompt:
     template: str
     criteria: Mapping[str, str]
 
-    def pairwise(self, messages: Sequence[Message], first: str, second: str) -> str:
-        """The question which of two replies is better."""
-        return self._filled({"conversation": transcript(messages), "first_reply": first, "second_reply": second})
+    def pairwise(self, asked: Conversation, first: str, second: str) -> str:
+        """The question which of two replies to a conversation is better."""
+        return self._filled(asked, {"first_reply": first, "second_reply": second})
 
-    def rubric(self, messages: Sequence[Message], reply: str) -> str:
+    def rubric(self, asked: Conversation, reply: str) -> str:
         """The question how good one reply is."""
-        return self._filled({"conversation": transcript(messages), "reply": reply})
+        return self._filled(asked, {"reply": reply})
 
-    def _filled(self, values: Mapping[str, str]) -> str:
+    def _filled(self, asked: Conversation, values: Mapping[str, str]) -> str:
         criteria = "\n".join(f"- {name}: {meaning}" if meaning else f"- {name}" for name, meaning in self._lines())
-        known = {"criteria": criteria, **values}
+        known = {"criteria": criteria, "conversation": transcript(asked.messages, asked.tools), **values}
         # In one pass, because a reply may contain the name of a place.
         return _PLACE.sub(lambda found: known[found[1]], self.template)
 

@@ -1,10 +1,10 @@
 """What a judge is given and what it finds, as types. Imports neither Ray nor torch: a run's page reads them too."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from models.chat.form import Message
+from models.chat.form import Conversation
 from workflows.record import Record, optional
 
 Outcome = Literal["win", "tie", "loss", "no answer"]
@@ -18,8 +18,8 @@ class ToJudge:
     """Two replies to one conversation."""
 
     id: str
-    messages: Sequence[Message]
-    """the conversation before the replies"""
+    asked: Conversation
+    """before the replies"""
     first: str
     """the reply of the model to compare with: the base model, or the release in service"""
     second: str

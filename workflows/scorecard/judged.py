@@ -6,7 +6,7 @@ measures = [*measures, judge_measure(judged, against="base")]
 
 from collections.abc import Mapping, Sequence
 
-from models.chat import Message
+from models.chat import Conversation, Message
 from models.chat.plain_text import said_text
 from workflows.judge.items import item_to_judge
 from workflows.judge.records import Judged, ToJudge
@@ -58,4 +58,6 @@ def _messages(answers: Sequence[JsonObject]) -> list[Message]:
 def _item(number: int, prompt: Prompt | SuitePrompt, first: Sequence[Message], second: Sequence[Message]) -> ToJudge:
     if isinstance(prompt, SuitePrompt):
         return item_to_judge(prompt.suite.name, prompt.item, first, second)
-    return ToJudge(f"held out/{number}", prompt.messages, said_text(first[0]), said_text(second[0]))
+    [turn] = prompt.turns
+    asked = Conversation(list(turn.messages), turn.tools)
+    return ToJudge(f"held out/{number}", asked, said_text(first[0]), said_text(second[0]))
