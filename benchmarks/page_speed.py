@@ -45,12 +45,14 @@ def text(draw: random.Random, characters: int) -> str:
     return " ".join(words).capitalize() + "."
 
 
-def items_of(suite: str, number: int, draw: random.Random, gains: dict[str, float]) -> list[ScoredItem]:
+def items_of(suite: str, number: int, seed: int, run: int, gains: dict[str, float]) -> list[ScoredItem]:
+    """The same items in every run, with other replies."""
+    draw, replying = random.Random(seed), random.Random(f"{seed} {run}")
     return [
         ScoredItem(
             suite=suite, id=f"item-{place}", place=f"suites/{suite}.jsonl:{place + 1}", group=f"{place // 2}",
             tags={name: draw.choice(values) for name, values in TAGS.items()}, asked=[text(draw, 80)],
-            replies={model: [text(draw, REPLY_CHARACTERS)] for model in MODELS},
+            replies={model: [text(replying, REPLY_CHARACTERS)] for model in MODELS},
             scores={model: float(draw.random() < share + gains.get(model, 0)) for model, share in MODELS.items()},
             failed=[],
         )
@@ -110,7 +112,7 @@ def fill(store: Store, suites: int, items: int) -> list[str]:
         made = {}
         for place, name in enumerate(names):
             gain = number * (-0.15 if place == 1 else 0.1 if place % 3 == 0 else 0.0)
-            made[name] = items_of(name, items, random.Random(place), {"tuned": gain})
+            made[name] = items_of(name, items, place, number, {"tuned": gain})
         card = scorecard_of(made)
         store.write_json(store.path("evaluate", f"evaluate-{number}", "scorecard.json"), card.to_json())
         everything = [item for found in made.values() for item in found]
@@ -159,13 +161,11 @@ return performance.now() - before;
 """
 
 
-def opened(file: Path, with_replies: bool) -> dict[str, float]:
+def opened(file: Path) -> dict[str, float]:
     driver = browser()
     try:
         driver.get(file.as_uri())
-        found = {"usable_s": mark(driver, "usable")}
-        if with_replies:
-            found["filter_s"] = driver.execute_script(SEARCH) / 1000
+        found = {"usable_s": mark(driver, "usable"), "filter_s": driver.execute_script(SEARCH) / 1000}
         before = driver.execute_script("return performance.now()") / 1000
         driver.execute_script("document.getElementById('training').scrollIntoView()")
         found["plot_s"] = mark(driver, "drawn") - before
@@ -174,8 +174,8 @@ def opened(file: Path, with_replies: bool) -> dict[str, float]:
         driver.quit()
 
 
-def medians(file: Path, opens: int, with_replies: bool) -> dict[str, float]:
-    found = [opened(file, with_replies) for _ in range(opens)]
+def medians(file: Path, opens: int) -> dict[str, float]:
+    found = [opened(file) for _ in range(opens)]
     for each in found:
         print(file.name, {name: round(value, 2) for name, value in each.items()}, flush=True)
     middle = {name: statistics.median(each[name] for each in found) for name in found[0]}
@@ -202,10 +202,7 @@ def main() -> None:
             else:
                 pages[name], _ = write_comparison(store, "page", runs[:1], runs[1], output)
             seconds[name] = round(time.monotonic() - began, 2)
-        result = {
-            name: {"write_s": seconds[name], **medians(file, options.opens, name == "run")}
-            for name, file in pages.items()
-        }
+        result = {name: {"write_s": seconds[name], **medians(file, options.opens)} for name, file in pages.items()}
     print(json.dumps({"suites": options.suites, "items": options.suites * options.items, **result}))
 
 

@@ -13,10 +13,11 @@ from stored import COMPARED, EVALUATED, run_record, unpacked
 from models.errors import RayconteurError
 from workflows.cli.commands import command
 from workflows.judge.records import JudgedItem, JudgeFigures
+from workflows.runs.page.compared_replies import Evaluated, compared_replies_json
 from workflows.runs.page.forest import forest_of
 from workflows.runs.page.report import write_comparison, write_report
 from workflows.runs.page.verdict import verdict_of
-from workflows.scorecard.records import Compared, ScoredItem, SuiteFigures
+from workflows.scorecard.records import Compared, Scorecard, ScoredItem, SuiteFigures
 from workflows.store import Artifact, Store
 
 HISTORY = [
@@ -291,11 +292,55 @@ def test_runs_side_by_side(suites_store: Store, tmp_path: Path) -> None:
     [same_items] = [row for row in page.rows if row[-1] == "8 items in 8 groups" or row[-1] == "8 items"][:1]
     assert same_items[0].startswith("prices")
     assert (same_items[1], same_items[2], same_items[5]) == ("0.0 %", "100.0 %", "better")
+    replies = json.loads(unpacked(text, "items"))
+    assert (replies["models"], replies["before"], replies["now"], replies["left_out"]) == (
+        {"run-0": "run-0", "run-2": "run-2"}, ["run-0"], ["run-2"], 0,
+    )  # fmt: skip
+    first = replies["items"][0]
+    assert (first["suite"], first["scores"]) == ("prices", {"run-0": 0.0, "run-2": 1.0})
+    assert first["replies"] == {"run-0": ["63 <i>euros</i>"], "run-2": ["63 <i>euros</i>"]}
+    assert [item["asked"] for item in replies["items"] if item["suite"] == "facts"] == [[QUESTION["question"]]]
+    assert len(replies["items"]) == 8 + 1 + 1
     drawn = {trace["name"] for figure in json.loads(unpacked(text, "plots")) for trace in figure["data"]}
     assert {"run-0 loss", "run-2 loss", "run-0 held_out_loss", "run-2 held_out_loss"} <= drawn
     assert all(address.startswith("#") for address in page.asks)
     with pytest.raises(RayconteurError, match="run run-2 is compared with itself"):
         write_comparison(suites_store, "shop", ["run-2"], None, None)
+
+
+def evaluated(run: str, tuned: list[float], **suite: Any) -> Evaluated:
+    """A run's evaluation of a suite with these points."""
+    values = {
+        "name": "prices",
+        "scorer": "facts",
+        "golden": False,
+        "unit": "share",
+        "items": 8,
+        "scores": (),
+        **suite,
+    }
+    items = [
+        json.loads(scored("prices", place, {"base": 1.0, "tuned": points})) for place, points in enumerate(tuned)
+    ]
+    card = Scorecard.from_json({**EVALUATED, "suites": [SuiteFigures(**values).to_json()]})
+    return Evaluated(run, card, [ScoredItem.from_json(item) for item in items])
+
+
+def test_runs_have_replies_side_by_side_where_both_were_asked_the_same() -> None:
+    first, shorter, other = evaluated("a", [0, 1, 0]), evaluated("b", [1, 1]), evaluated("c", [1], scorer="exact")
+    found: Any = compared_replies_json(first, [other, shorter])
+    assert (list(found["models"]), found["now"]) == (["a", "b"], ["b"]), "points of another scorer say nothing"
+    assert [(item["id"], item["scores"]) for item in found["items"]] == [
+        ("item-0", {"a": 0, "b": 1}), ("item-1", {"a": 1, "b": 1}),
+    ]  # fmt: skip
+    assert compared_replies_json(first, [other]) is None
+    assert compared_replies_json(first, []) is None
+
+
+def test_of_many_replies_those_whose_points_differ_most_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workflows.runs.page.compared_replies._MAX_REPLIES", 4)
+    found: Any = compared_replies_json(evaluated("a", [0, 0.5, 1, 1]), [evaluated("b", [0, 1, 1, 0])])
+    assert ([item["id"] for item in found["items"]], found["left_out"]) == (["item-3", "item-1"], 2)
 
 
 def test_a_run_that_failed_early_has_a_page(store: Store, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 from stored import EVALUATED, run_record
 
-from workflows.runs.page.report import write_report
+from workflows.runs.page.report import write_comparison, write_report
 from workflows.scorecard.records import Compared, ScoredItem
 from workflows.store import Artifact, Store
 
@@ -22,10 +22,9 @@ ITEMS = 30
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a run with a training, and a suite of which the first items are worse than before."""
-    folder = tmp_path_factory.mktemp("report")
-    store = Store(str(folder / "store"))
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A run with a training, and a suite of which the first items are worse than before."""
+    store = Store(str(tmp_path_factory.mktemp("report") / "store"))
     items = [
         ScoredItem(
             suite="prices", id=f"item-{place}", place="", group="", tags={"topic": "tents" if place % 2 else "boots"},
@@ -56,7 +55,34 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.finish(Artifact(stage, "key", "shop", {}, {}, figures))
         stages[stage] = {"key": "key", "seconds": 1.0}
     store.write_run(run_record(stages=stages))
-    return write_report(store, "shop", None, str(folder / "page.html"))[0]
+    return store
+
+
+@pytest.fixture(scope="module")
+def file(store: Store) -> Path:
+    """The page of the run."""
+    return write_report(store, "shop", None, f"{store.root}/page.html")[0]
+
+
+@pytest.fixture(scope="module")
+def comparison(store: Store) -> Path:
+    """The page that compares the run with two later ones: right at one item in two, and at one in three."""
+    for step in (2, 3):
+        items = [
+            json.loads(line) for line in Path(store.path("evaluate", "key", "items.jsonl")).read_text().splitlines()
+        ]
+        for place, item in enumerate(items):
+            item["scores"]["tuned"] = float(place % step == 0)
+        key = f"every-{step}"
+        lines = "".join(json.dumps(item) + "\n" for item in items)
+        store.write_file(store.path("evaluate", key, "items.jsonl"), lines.encode())
+        card = store.read_json(store.path("evaluate", "key", "scorecard.json"))
+        store.write_json(store.path("evaluate", key, "scorecard.json"), card)
+        store.finish(Artifact("evaluate", key, "shop", {}, {}, EVALUATED))
+        stages = {"evaluate": {"key": key, "seconds": 1.0}}
+        store.write_run(run_record(run=key, started=f"2026-02-0{step}", stages=stages))
+    first = next(record.run for record in store.runs() if not record.run.startswith("every"))
+    return write_comparison(store, "shop", [first, "every-2"], "every-3", f"{store.root}/comparison.html")[0]
 
 
 @pytest.fixture
@@ -104,6 +130,22 @@ def test_replies_are_filtered_and_plots_are_drawn(opened: webdriver.Chrome) -> N
     assert not any(row.is_displayed() for row in rows)
     opened.find_element(By.ID, "training").location_once_scrolled_into_view  # noqa: B018
     until(opened, lambda: opened.find_elements(By.CSS_SELECTOR, ".plot .main-svg"))
+    assert [line for line in opened.get_log("browser") if line["level"] == "SEVERE"] == []
+
+
+def test_runs_are_compared_reply_by_reply(opened: webdriver.Chrome, comparison: Path) -> None:
+    opened.get(comparison.as_uri())
+    until(opened, lambda: len(shown(opened)) == 20)
+    choose(opened, "show", "worse than before")
+    # The first run is right from item 10 on, the next at even numbers.
+    assert [int(title.split()[1].removeprefix("item-")) for title in shown(opened)] == list(range(11, ITEMS, 2))
+    first = opened.find_element(By.CSS_SELECTOR, "#shown-replies .item .sides").text.split("\n")
+    assert [line.rpartition(": ")[2] for line in first[::2]] == ["100 %", "0 %", "0 %"]
+    assert "(before)" in first[0]
+    choose(opened, "now", "every-3")
+    assert len(shown(opened)) == sum(place % 3 > 0 for place in range(10, ITEMS))
+    choose(opened, "show", "better than before")
+    assert [title.split()[1] for title in shown(opened)] == ["item-0", "item-3", "item-6", "item-9"]
     assert [line for line in opened.get_log("browser") if line["level"] == "SEVERE"] == []
 
 

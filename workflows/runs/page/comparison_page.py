@@ -1,4 +1,4 @@
-"""The page that compares runs: what differs, suites with intervals, the same items under both, and curves."""
+"""The page that compares runs: what differs, suites with intervals, replies to the same items, and curves."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from workflows.progress import duration
 from workflows.runs.page.changes import Change, changes_of, figures_of, flat, table_of
+from workflows.runs.page.compared_replies import Evaluated, compared_replies_json
 from workflows.runs.page.forest import Forest, forest_of
-from workflows.runs.page.html import COLOURS, Plots, render
+from workflows.runs.page.html import COLOURS, Plots, packed_json, render
 from workflows.runs.page.stored import artifacts_of, read_history, read_items, read_scorecard
 from workflows.runs.page.verdict import Verdict, verdict_of
 from workflows.runs.records import status_of
@@ -52,6 +53,7 @@ def comparison_page(store: Store, records: Sequence[RunRecord]) -> str:
         figures=_figures(runs),
         against_base=forest_of(_against_base(runs), "base"),
         pairs={run.name: forest for run in runs[1:] if (forest := _item_by_item(runs[0], run))},
+        replies=_replies(runs),
         curves=_curves(runs, plots),
         plots=plots,
     )
@@ -106,10 +108,24 @@ def _against_base(runs: Sequence[_Run]) -> list[Compared]:
     ]
 
 
+def _replies(runs: Sequence[_Run]) -> str:
+    """What the first run and the others replied to the same items, packed; empty without such items."""
+    first, *others = runs
+    different = [run for run in others if _differ(first, run)]
+    evaluated = [Evaluated(run.name, run.card, run.items) for run in (first, *different) if run.card]
+    found = compared_replies_json(evaluated[0], evaluated[1:]) if different else None
+    return packed_json(found) if found else ""
+
+
+def _differ(first: _Run, second: _Run) -> bool:
+    """Whether both runs have an evaluation, each its own."""
+    keys = {run.artifacts["evaluate"].key for run in (first, second) if run.card}
+    return len(keys) == 2
+
+
 def _item_by_item(first: _Run, second: _Run) -> Forest | None:
     """Both checkpoints on the items that both replied to; None without such items, or with the same evaluation."""
-    evaluations = [run.artifacts["evaluate"].key for run in (first, second) if "evaluate" in run.artifacts]
-    if len(set(evaluations)) < 2 or first.card is None or second.card is None:
+    if not _differ(first, second) or first.card is None or second.card is None:
         return None
     lower = {each.measure for each in second.card.comparisons if each.lower_is_better}
     scorers = {suite.name: (suite.scorer, suite.unit) for suite in first.card.suites}

@@ -92,7 +92,7 @@ const SHOWN = {
   all: ["all", () => true],
   worse: ["worse than before", (item) => item.gain < 0],
   better: ["better than before", (item) => item.gain > 0],
-  wrong: ["not fully right", (item) => item.unit === "share" && item.scores.tuned < 1],
+  wrong: ["not fully right", (item, now) => item.unit === "share" && item.scores[now] < 1],
   judged: ["judged worse than before", (item) => item.judged?.outcome === "loss"],
   failed: ["without a reply", (item) => item.failed.length > 0],
 };
@@ -147,9 +147,10 @@ function itemElement(item, models, before) {
 }
 
 async function showReplies() {
-  const { models, suites, items } = JSON.parse(await unpack("items"));
+  const data = JSON.parse(await unpack("items"));
+  const { models, suites, items } = data;
   const form = document.getElementById("filters");
-  const { show, before, suite, tag, text } = form.elements;
+  const { show, before, now, suite, tag, text } = form.elements;
   const list = document.getElementById("shown-replies");
   const more = document.getElementById("more");
   let found = [];
@@ -157,9 +158,10 @@ async function showReplies() {
   const hasJudge = items.some((item) => item.judged);
   const kinds = Object.entries(SHOWN).filter(([name]) => name !== "judged" || hasJudge);
   show.append(...kinds.map(([name, [title]]) => option(name, title)));
-  const earlier = ["service", "base"].filter((model) => model in models);
-  before.append(...earlier.map((model) => option(model, models[model])));
-  form.querySelector(".before").hidden = earlier.length < 2;
+  for (const [select, name] of [[before, "before"], [now, "now"]]) {
+    select.append(...data[name].map((model) => option(model, models[model])));
+    form.querySelector(`.${name}`).hidden = data[name].length < 2;
+  }
   suite.append(option("", "all"), ...Object.keys(suites).map((name) => option(name)));
   const tags = [...new Set(items.flatMap((item) => item.tags))].sort();
   tag.append(option("", "all"), ...tags.map((name) => option(name)));
@@ -174,20 +176,23 @@ async function showReplies() {
     for (const item of items) {
       const { unit, lower } = suites[item.suite];
       item.unit = unit;
-      item.gain = ((item.scores.tuned - item.scores[before.value]) * (lower ? -1 : 1)) || 0;
+      item.gain = ((item.scores[now.value] - item.scores[before.value]) * (lower ? -1 : 1)) || 0;
     }
     const words = text.value.trim().toLowerCase();
     const passes = SHOWN[show.value][1];
-    found = items.filter((item) => passes(item) && (!suite.value || item.suite === suite.value)
+    const isThere = (item) => data.now.length < 2 || now.value in item.replies || now.value in item.scores;
+    found = items.filter((item) => isThere(item) && passes(item, now.value)
+      && (!suite.value || item.suite === suite.value)
       && (!tag.value || item.tags.includes(tag.value)) && (!words || textOf(item).includes(words)));
     found.sort((one, other) => one.gain - other.gain);
+    const leftOut = data.left_out ? `; ${data.left_out.toLocaleString("en")} whose points differ least are left out` : "";
     form.querySelector("output").textContent =
-      `${found.length.toLocaleString("en")} of ${items.length.toLocaleString("en")}, the worst first`;
+      `${found.length.toLocaleString("en")} of ${items.length.toLocaleString("en")}, the worst first${leftOut}`;
     list.replaceChildren();
     addSome();
   }
 
-  for (const select of [show, before, suite, tag]) select.addEventListener("change", filter);
+  for (const select of [show, before, now, suite, tag]) select.addEventListener("change", filter);
   text.addEventListener("input", filter);
   form.addEventListener("submit", (event) => event.preventDefault());
   more.addEventListener("click", () => {

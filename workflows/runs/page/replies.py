@@ -1,7 +1,8 @@
 """The replies of a scorecard side by side, as page.js shows them."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from workflows.judge.records import JudgedItem
 from workflows.record import JsonObject
@@ -11,81 +12,107 @@ _QUESTIONS, _HELD_OUT = "facts", "held-out conversations"
 _MODELS = {"base": "base", "service": "in service", "tuned": "checkpoint"}
 
 
+class ShownItem(NamedTuple):
+    """What was asked, with the replies and scores of each model."""
+
+    suite: str
+    asked: Sequence[str]
+    """by turn"""
+    replies: Mapping[str, Sequence[str]]
+    """by model and turn"""
+    id: str = ""
+    place: str = ""
+    tags: Sequence[str] = ()
+    scores: Mapping[str, float] = {}
+    failed: Sequence[str] = ()
+    """models without a reply"""
+    expected: str = ""
+    judged: JsonObject | None = None
+
+    def to_json(self) -> JsonObject:
+        """As page.js reads it."""
+        return {name: value for name, value in self._asdict().items() if name != "judged" or value is not None}
+
+
 def replies_json(
     scorecard: Scorecard, items: Sequence[ScoredItem], judged: Sequence[JudgedItem] = ()
 ) -> JsonObject | None:
     """Everything that was asked, with the replies and scores of each model; None if nothing was."""
+    shown = shown_items(scorecard, items, judged)
+    if not shown:
+        return None
+    replied: set[str] = set().union(*(each.replies for each in shown))
+    models = {model: title for model, title in _MODELS.items() if model in replied}
+    return {
+        "models": models,
+        "before": [model for model in ("service", "base") if model in models],
+        "now": ["tuned"],
+        "suites": suite_units(scorecard, items),
+        "items": [each.to_json() for each in shown],
+        "left_out": 0,
+    }
+
+
+def shown_items(
+    scorecard: Scorecard, items: Sequence[ScoredItem], judged: Sequence[JudgedItem] = ()
+) -> list[ShownItem]:
+    """The items of suites, the questions and the held-out conversations."""
     outcomes = {each.id: each for each in judged}
-    shown = [
+    return [
         *(_of_suite(item, outcomes.get(f"{item.suite}/{item.id}")) for item in items),
         *map(_of_question, scorecard.questions),
         *map(_of_conversation, scorecard.replies),
     ]
-    if not shown:
-        return None
-    replied: set[str] = set().union(*(each["replies"] for each in shown))  # type: ignore[arg-type]
-    return {
-        "models": {model: title for model, title in _MODELS.items() if model in replied},
-        "suites": dict(_suites(scorecard, items)),
-        "items": shown,
-    }
 
 
-def _suites(scorecard: Scorecard, items: Sequence[ScoredItem]) -> Iterator[tuple[str, Mapping[str, object]]]:
+def suite_units(scorecard: Scorecard, items: Sequence[ScoredItem]) -> dict[str, JsonObject]:
     """How to show the points of each suite."""
     lower = {each.measure for each in scorecard.comparisons if each.lower_is_better}
     units = {suite.name: suite.unit for suite in scorecard.suites}
-    for name in dict.fromkeys(item.suite for item in items):
-        yield name, {"unit": units.get(name, "number"), "lower": name in lower}
+    names = dict.fromkeys(item.suite for item in items)
+    found: dict[str, JsonObject] = {
+        name: {"unit": units.get(name, "number"), "lower": name in lower} for name in names
+    }
     if scorecard.questions:
-        yield _QUESTIONS, {"unit": "share", "lower": False}
+        found[_QUESTIONS] = {"unit": "share", "lower": False}
     if scorecard.replies:
-        yield _HELD_OUT, {"unit": "number", "lower": False}
+        found[_HELD_OUT] = {"unit": "number", "lower": False}
+    return found
 
 
-def _of_suite(item: ScoredItem, judged: JudgedItem | None) -> dict[str, object]:
-    found = {"judged": {"outcome": judged.outcome, "reasons": judged.reasons}} if judged else {}
-    return {
-        **found,
-        "suite": item.suite,
-        "id": item.id,
-        "place": item.place,
-        "tags": [f"{key}={value}" for key, value in item.tags.items()],
-        "asked": item.asked,
-        "replies": item.replies,
-        "scores": item.scores,
-        "failed": item.failed,
-    }
+def _of_suite(item: ScoredItem, judged: JudgedItem | None) -> ShownItem:
+    return ShownItem(
+        suite=item.suite,
+        asked=item.asked,
+        replies=item.replies,
+        id=item.id,
+        place=item.place,
+        tags=[f"{key}={value}" for key, value in item.tags.items()],
+        scores=item.scores,
+        failed=item.failed,
+        judged={"outcome": judged.outcome, "reasons": judged.reasons} if judged else None,
+    )
 
 
-def _of_question(item: AskedQuestion) -> dict[str, object]:
+def _of_question(item: AskedQuestion) -> ShownItem:
     facts = len(item.facts)
-    return {
-        "suite": _QUESTIONS,
-        "id": "",
-        "place": "",
-        "tags": [],
-        "asked": [item.question],
-        "replies": {"base": [item.base], "tuned": [item.tuned]},
-        "scores": {"base": item.base_facts / facts, "tuned": item.tuned_facts / facts} if facts else {},
-        "failed": [],
-        "expected": "; ".join(" or ".join(forms) for forms in item.facts),
-    }
+    return ShownItem(
+        suite=_QUESTIONS,
+        asked=[item.question],
+        replies={"base": [item.base], "tuned": [item.tuned]},
+        scores={"base": item.base_facts / facts, "tuned": item.tuned_facts / facts} if facts else {},
+        expected="; ".join(" or ".join(forms) for forms in item.facts),
+    )
 
 
-def _of_conversation(item: ComparedReply) -> dict[str, object]:
+def _of_conversation(item: ComparedReply) -> ShownItem:
     replies = {"base": item.base, "tuned": item.tuned, "service": item.service}
-    return {
-        "suite": _HELD_OUT,
-        "id": "",
-        "place": "",
-        "tags": [],
-        "asked": ["\n".join(_message(message, len(item.messages) > 1) for message in item.messages)],
-        "replies": {model: [reply] for model, reply in replies.items() if reply is not None},
-        "scores": {},
-        "failed": [],
-        "expected": item.reference,
-    }
+    return ShownItem(
+        suite=_HELD_OUT,
+        asked=["\n".join(_message(message, len(item.messages) > 1) for message in item.messages)],
+        replies={model: [reply] for model, reply in replies.items() if reply is not None},
+        expected=item.reference,
+    )
 
 
 def _message(message: JsonObject, with_role: bool) -> str:
