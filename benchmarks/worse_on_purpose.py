@@ -1,6 +1,6 @@
 """Whether a golden suite stops a checkpoint that is worse, and lets one pass that is only different.
 
-    python benchmarks/worse_on_purpose.py [--steps 60]
+    python benchmarks/worse_on_purpose.py [--steps 60] [--only shuffled]
 
 Trains the demo's model four times: the release in service; the same with another seed; with the replies shuffled
 among the conversations; without the conversations about one topic. Each later one is evaluated with
@@ -86,6 +86,9 @@ def command(folder: Path, *arguments: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60, help="of each training; the demo takes 90")
+    parser.add_argument(
+        "--only", action="append", help="a checkpoint beside the one in service, by its name; repeatable"
+    )
     options = parser.parse_args()
     conversations = read_lines(DEMO / "conversations.jsonl")
     data = {
@@ -96,6 +99,7 @@ def main() -> None:
     variants = [("in service", "same data", 0), ("another seed", "same data", 1)]
     variants += [(name, name, 0) for name in ("shuffled", "one topic dropped")]
     demo = yaml.safe_load((DEMO.parent / "demo.yaml").read_text())
+    variants = [each for each in variants if not options.only or each[0] in ("in service", *options.only)]
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
