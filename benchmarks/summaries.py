@@ -1,7 +1,7 @@
 """Summaries of doctor-patient talk by a model fine-tuned here, beside one fine-tuned by TRL, and their base.
 
     python benchmarks/train_vs_peers.py setup
-    python benchmarks/summaries.py --data ../shared/data/mts_dialog.jsonl.gz [--steps 40] [--items 120]
+    python benchmarks/summaries.py --data ../shared/data/mts_dialog.jsonl.gz [--steps 30] [--items 100]
 
 Both train a LoRA adapter of SmolLM2-135M-Instruct on the same conversations of the split `train`, one epoch in the
 same number of steps, with the same learning rates: `rayconteur evaluate` packs them into steps of --batch-tokens,
@@ -111,9 +111,9 @@ def scores_of(model: Path, pipeline_file: Path) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch-tokens", type=int, default=1536)
-    parser.add_argument("--items", type=int, default=120)
+    parser.add_argument("--items", type=int, default=100)
     options = parser.parse_args()
     training, items, examples = [], [], []
     tokens = 0
