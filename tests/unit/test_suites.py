@@ -270,12 +270,29 @@ def test_questions_and_items_are_found_in_conversations(folder: Path) -> None:
     assert index is not None
 
     def leaked(*turns: str) -> set[str]:
-        return asked.places(index.names[each.reference] for each in index.find(Texts.of([turns])))
+        return asked.places((index.names[each.reference], each.share) for each in index.find(Texts.of([turns])))
 
     talk = ["Hello", "My old stove LEAKS a lot of gas.", "What does mending cost me", "When is it?"]
     assert leaked(*talk) == {f"{folder}/suite.jsonl:2"}
     assert leaked("So?", "when") == {f"{folder}/suite.jsonl:1", "q.jsonl:1"}
     assert AskedTexts.of({}, []).index() is None
+
+
+def test_an_instruction_that_all_texts_share_is_no_leak(folder: Path) -> None:
+    instruction = "Write the history section of a clinical note that summarizes this talk between doctor and patient."
+    talk = "My knee has hurt for two weeks, mostly on the stairs, and at night I cannot sleep on that side."
+    suite = suite_of(folder, {"question": f"{instruction} {talk}", "exact": "x"})
+    asked = AskedTexts.of({}, [suite])
+    index = asked.index()
+    assert index is not None
+
+    def leaked(text: str) -> set[str]:
+        found = index.find(Texts.of([[text]]))
+        assert found
+        return asked.places((index.names[each.reference], each.share) for each in found)
+
+    assert leaked(f"{instruction} I have had a cough since May.") == set()
+    assert leaked(f"{instruction} {talk}") == {f"{folder}/suite.jsonl:1"}
 
 
 def test_a_text_that_many_items_have_is_found_for_all_of_them(folder: Path) -> None:
@@ -284,7 +301,7 @@ def test_a_text_that_many_items_have_is_found_for_all_of_them(folder: Path) -> N
     index = asked.index()
     assert index is not None
     found = index.find(Texts.of([["When do you open?"]]))
-    assert len(asked.places(index.names[each.reference] for each in found)) == 21
+    assert len(asked.places((index.names[each.reference], each.share) for each in found)) == 21
 
 
 def spec_of(folder: Path, *suites: dict[str, Any], **evaluate: Any) -> PipelineSpec:

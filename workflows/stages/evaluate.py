@@ -176,7 +176,7 @@ def _leaked(context: Context, asked: AskedTexts) -> set[str]:
     files = used_files(store.filesystem, store.path("prepare", context.inputs["prepare"].key, "corpus"), [TRAIN])
     with watching(context.progress, "conversations checked for what is asked") as board:
         found = find_contamination(store.filesystem, files, index, board)
-    return asked.places(each.reference for each in found)
+    return asked.places((each.reference, each.share) for each in found)
 
 
 def _release_in_service(context: Context) -> str | None:

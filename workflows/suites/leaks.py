@@ -2,7 +2,7 @@
 
 asked = AskedTexts.of({"questions.jsonl:1": "How long may I return it?"}, suites)
 found = find_contamination(filesystem, files, asked.index(), board)
-asked.places(each.reference for each in found)          # of the questions and items: file:line
+asked.places((each.reference, each.share) for each in found)      # of the questions and items: file:line
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from models.text.overlap import OverlapIndex
 from models.text.texts import Texts
 from workflows.suites.suite import Suite
+
+# An instruction before each text, such as "Write the history section of a clinical note that summarizes this talk",
+# is a run of words that all items share with all conversations, and says nothing of what is asked.
+_LEAST_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class AskedTexts:
         numbers = [str(number) for number in range(len(self.by_text))]
         return OverlapIndex.of(Texts.of(self.by_text), numbers) if numbers else None
 
-    def places(self, found: Iterable[str]) -> set[str]:
-        """The places of texts that are found, by their names in the index."""
+    def places(self, found: Iterable[tuple[str, float]]) -> set[str]:
+        """The places of texts that are found, by their names in the index and the shares of their words there."""
         places = list(self.by_text.values())
-        return {place for number in found for place in places[int(number)]}
+        return {place for number, share in found if share >= _LEAST_SHARE for place in places[int(number)]}
