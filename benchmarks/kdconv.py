@@ -13,9 +13,7 @@ line is one JSON object: the shares of base and tuned with intervals, over talks
 import argparse
 import gzip
 import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -23,11 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+import pipeline_runs
 
-from workflows.store import Store
-
-ROOT = Path(__file__).resolve().parents[1]
 LONGEST_TAIL, LONGEST_KNOWN, SHORTEST = 16, 40, 2
 MOST_TRIPLES = 10
 MESSAGES_BEFORE = 3
@@ -105,14 +100,9 @@ def items(found: list[Window], tails: dict[str, list[str]], most: int) -> dict[s
     return suites
 
 
-def write_lines(file: Path, records: list[dict[str, Any]]) -> None:
-    file.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-
-
 def pipeline(suites: list[str], steps: int, batch_tokens: int) -> dict[str, Any]:
     return {
         "name": "kdconv",
-        "store": "store",
         "base_model": "builtin:smollm2-135m-instruct",
         "data": {
             "sources": [{"path": "windows.jsonl"}],
@@ -157,21 +147,14 @@ def main() -> None:
     training = [{"messages": each.messages, "knowledge": each.triples} for each in by_split["dev"]]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_lines(folder / "windows.jsonl", training)
+        pipeline_runs.write_lines(folder / "windows.jsonl", training)
         for suite, records in suites.items():
-            write_lines(folder / f"{suite}.jsonl", records)
-        (folder / "kdconv.yaml").write_text(
-            yaml.safe_dump(pipeline(list(suites), options.steps, options.batch_tokens))
-        )
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "workflows", "evaluate", "kdconv.yaml"]
-        subprocess.run(command, cwd=folder, env=environment, check=True)
-        store = Store(str(folder / "store"))
-        key = store.all_of("evaluate")[-1].key
-        card = json.loads(Path(store.path("evaluate", key, "scorecard.json")).read_text())
-        written = Path(store.path("evaluate", key, "items.jsonl")).read_text().splitlines()
-        for line in random.Random(0).sample(written, 12):
-            print(line, file=sys.stderr)
+            pipeline_runs.write_lines(folder / f"{suite}.jsonl", records)
+        tuned = pipeline(list(suites), options.steps, options.batch_tokens)
+        evaluation = pipeline_runs.run("evaluate", folder, tuned)
+        card = pipeline_runs.scorecard(folder, evaluation)
+        for item in random.Random(0).sample(pipeline_runs.items(folder, evaluation), 12):
+            print(json.dumps(item, ensure_ascii=False), file=sys.stderr)
     result: dict[str, Any] = {"windows": len(training), "items": len(suites["right"]), "steps": options.steps}
     result["held-out loss"] = [round(card["base_loss"], 4), round(card["tuned_loss"], 4)]
     for each in card["suites"]:

@@ -11,27 +11,19 @@ the 33 facts.
 
 import argparse
 import json
-import os
 import random
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import pipeline_runs
 import yaml
 
-from serve.knowledge.documents import read_documents
 from serve.knowledge.retrieval import Knowledge
-from workflows.store import Store
+from workflows.endpoint.knowledge import read_knowledge
+from workflows.spec.read import read_spec
 
-ROOT = Path(__file__).resolve().parents[1]
-PIPELINES = ROOT / "workflows/pipelines"
-MOST, MIN_SHARE, PASSAGE_WORDS = 4, 0.25, 120
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+PIPELINES = pipeline_runs.ROOT / "workflows/pipelines"
 
 
 def with_passages(conversation: dict[str, Any], knowledge: Knowledge, randomly: random.Random) -> dict[str, Any]:
@@ -48,9 +40,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=float, default=1.2)
     options = parser.parse_args()
-    knowledge = Knowledge(read_documents(str(PIPELINES / "demo/rules"), PASSAGE_WORDS), MOST, MIN_SHARE)
+    served = read_spec(PIPELINES / "grounded.yaml").serve.knowledge
+    assert served is not None
+    knowledge = Knowledge(read_knowledge(served), served.passages, served.min_share)
     randomly = random.Random(0)
-    talks = read_lines(PIPELINES / "demo/conversations.jsonl")
+    talks = pipeline_runs.read_lines(PIPELINES / "demo/conversations.jsonl")
     records = [with_passages(each, knowledge, randomly) for each in talks]
     pipeline = yaml.safe_load((PIPELINES / "grounded.yaml").read_text())
     pipeline["train"]["epochs"] = options.epochs
@@ -60,12 +54,8 @@ def main() -> None:
     pipeline["data"]["sources"] = [{"path": "shop.jsonl"}, {"path": str(PIPELINES / "grounded/conversations.jsonl")}]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "shop.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        (folder / "shop.yaml").write_text(yaml.safe_dump({**pipeline, "store": "store"}))
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "workflows", "evaluate", "shop.yaml"]
-        subprocess.run(command, cwd=folder, env=environment, check=True)
-        figures = Store(str(folder / "store")).all_of("evaluate")[-1].figures
+        pipeline_runs.write_lines(folder / "shop.jsonl", records)
+        figures = pipeline_runs.run("evaluate", folder, pipeline).figures
     print(json.dumps({key: round(figures[key], 4) for key in ("base_fact_share", "tuned_fact_share")}))
 
 

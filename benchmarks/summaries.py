@@ -13,27 +13,23 @@ JSON object: the means with intervals, and both comparisons on the same items.
 import argparse
 import gzip
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pipeline_runs
 import train_vs_peers
-import yaml
 
 from models.base.load import load_tokenizer, resolve
 from models.chat import encode_conversation
 from models.statistics.comparison import compare
 from models.statistics.interval import interval
 from workflows.spec.read import read_spec
-from workflows.store import Store
 from workflows.suites.answering import AnsweringModel, Asked, engine_of
 from workflows.suites.read import read_suites
 
-ROOT = Path(__file__).resolve().parents[1]
 LONGEST_TALK, LONGEST_NOTE = 700, 160
 LEARNING_RATE, RANK = 1e-3, 16
 NEW_TOKENS = 120
@@ -52,14 +48,9 @@ def read_talks(file: Path) -> Iterator[tuple[str, list[dict[str, str]], list[int
                 yield record["split"], record["messages"], ids, labels
 
 
-def write_lines(file: Path, records: list[dict[str, Any]]) -> None:
-    file.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
 def pipeline(steps: int, batch_tokens: int) -> dict[str, Any]:
     return {
         "name": "notes",
-        "store": "store",
         "base_model": train_vs_peers.BASE_MODEL,
         "data": {"sources": [{"path": "talks.jsonl"}], "held_out_share": 0.03, "max_length": 1024},
         "train": {
@@ -90,7 +81,7 @@ def trained_by_trl(folder: Path, examples: list[dict[str, list[int]]], steps: in
         "rank": RANK,
         "threads": CPUS,
     }
-    peer = [train_vs_peers.PEERS / "bin/python", ROOT / "benchmarks/summaries_trl.py"]
+    peer = [train_vs_peers.PEERS / "bin/python", pipeline_runs.ROOT / "benchmarks/summaries_trl.py"]
     subprocess.run([*peer, json.dumps(settings), data, merged], check=True)
     return merged
 
@@ -126,19 +117,13 @@ def main() -> None:
             items.append({"messages": messages[:1], "reference": messages[1]["content"]})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_lines(folder / "talks.jsonl", training)
-        write_lines(folder / "notes.jsonl", items)
-        file = folder / "notes.yaml"
-        file.write_text(yaml.safe_dump(pipeline(options.steps, options.batch_tokens)))
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "workflows", "evaluate", file.name]
-        subprocess.run(command, cwd=folder, env=environment, check=True)
-        store = Store(str(folder / "store"))
-        card = store.all_of("evaluate")[-1]
-        path = store.path("evaluate", card.key, "items.jsonl")
-        scored = [json.loads(line)["scores"] for line in Path(path).read_text().splitlines()]
-        found = {model: [each[model] for each in scored] for model in ("base", "tuned")}
-        found["trl"] = scores_of(trained_by_trl(folder, examples, options.steps), file)
+        pipeline_runs.write_lines(folder / "talks.jsonl", training)
+        pipeline_runs.write_lines(folder / "notes.jsonl", items)
+        ours = pipeline(options.steps, options.batch_tokens)
+        scored = pipeline_runs.items(folder, pipeline_runs.run("evaluate", folder, ours))
+        found = {model: [item["scores"][model] for item in scored] for model in ("base", "tuned")}
+        theirs = trained_by_trl(folder, examples, options.steps)
+        found["trl"] = scores_of(theirs, pipeline_runs.pipeline_file(folder, ours))
     result: dict[str, Any] = {"talks": len(training), "tokens": tokens, "items": len(items), "steps": options.steps}
     for model, scores in found.items():
         mean = interval(scores)

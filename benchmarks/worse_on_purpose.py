@@ -12,38 +12,27 @@ verdict.
 
 import argparse
 import json
-import os
 import random
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import pipeline_runs
 import yaml
 
 from models.scorers.facts import count_facts
-from workflows.store import Artifact, Store
+from workflows.store import Artifact
 
-ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "workflows/pipelines/demo"
+DEMO = pipeline_runs.ROOT / "workflows/pipelines/demo"
 TOPICS = ("returns", "delivery time", "gift cards", "loyalty gift", "warranty", "repairs", "students", "lower price")
 DROPPED = "warranty"
 QUESTIONS_OF_A_TOPIC = 20
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def write_lines(file: Path, records: list[dict[str, Any]]) -> None:
-    file.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
 def facts_by_topic() -> dict[str, list[list[str]]]:
     """The first fact of each topic, from the demo's own suite."""
     found: dict[str, list[list[str]]] = {}
-    for item in read_lines(DEMO / "suites/paraphrases.jsonl"):
+    for item in pipeline_runs.read_lines(DEMO / "suites/paraphrases.jsonl"):
         found.setdefault(item["tags"]["topic"], item["facts"][:1])
     return {topic: found[topic] for topic in TOPICS}
 
@@ -78,11 +67,6 @@ def without_a_topic(conversations: list[dict[str, Any]]) -> list[dict[str, Any]]
     return [each for each in conversations if not any(count_facts(m["content"], facts) for m in each["messages"])]
 
 
-def command(folder: Path, *arguments: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"}
-    subprocess.run([sys.executable, "-m", "workflows", *arguments], cwd=folder, env=environment, check=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60, help="of each training; the demo takes 90")
@@ -90,7 +74,7 @@ def main() -> None:
         "--only", action="append", help="a checkpoint beside the one in service, by its name; repeatable"
     )
     options = parser.parse_args()
-    conversations = read_lines(DEMO / "conversations.jsonl")
+    conversations = pipeline_runs.read_lines(DEMO / "conversations.jsonl")
     data = {
         "same data": conversations,
         "shuffled": shuffled(conversations),
@@ -103,9 +87,9 @@ def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_lines(folder / "golden.jsonl", golden_items(conversations))
+        pipeline_runs.write_lines(folder / "golden.jsonl", golden_items(conversations))
         for variant, source, seed in variants:
-            write_lines(folder / "data.jsonl", data[source])
+            pipeline_runs.write_lines(folder / "data.jsonl", data[source])
             pipeline = {
                 **demo,
                 "data": {**demo["data"], "sources": [{"path": "data.jsonl"}]},
@@ -119,15 +103,13 @@ def main() -> None:
                     "gate": {"min_loss_reduction": -100},
                 },
             }
-            (folder / "shop.yaml").write_text(yaml.safe_dump(pipeline))
-            command(folder, "evaluate", "shop.yaml")
-            store = Store(str(folder / "rayconteur-store"))
-            card = store.all_of("evaluate")[-1]
+            card = pipeline_runs.run("evaluate", folder, pipeline)
             found[variant] = {"passed": card.figures["passed"], "verdict": card.figures["verdict"]}
             if variant == "in service":
-                command(folder, "optimize", "shop.yaml")
-                release = store.all_of("optimize")[-1]
-                store.finish(Artifact("deploy", release.key, release.pipeline, {"optimize": release.key}, {}, {}))
+                release = pipeline_runs.run("optimize", folder, pipeline)
+                pipeline_runs.store_of(folder).finish(
+                    Artifact("deploy", release.key, release.pipeline, {"optimize": release.key}, {}, {})
+                )
     print(json.dumps(found, ensure_ascii=False))
 
 

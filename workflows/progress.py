@@ -23,9 +23,9 @@ from rich.text import Text
 from workflows.record import JsonObject
 
 # Without a terminal, one line of progress at most this often.
+_PLAIN_EVERY_S = 5.0
 # The first of many items often waits for a model to load: an estimate from it alone was two hours for two minutes.
 _LEAST_SHARE = 0.02
-_PLAIN_EVERY_S = 5.0
 
 # A table is no narrower than its words: a name is copied from it whole.
 _WIDEST = 100_000
@@ -115,7 +115,7 @@ class Progress:
         self._last_done = done
         began, first = self._first_done
         left = seconds_left
-        if left is None and total and done - first >= _LEAST_SHARE * total and done > first:
+        if left is None and total and done - first >= _LEAST_SHARE * total:
             left = (total - done) * (now - began) / (done - first)
         with self._lock:
             if self.json_lines:
