@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,39 @@ def pack_replies(
         owners.append(number)
     batch = _packed(pieces, parents, marks, owners, len(exchanges), values)
     return replace(batch, weight=len(exchanges) if weight is None else weight)
+
+
+def side_by_side(batches: Sequence[PackedBatch]) -> PackedBatch:
+    """All batches as one row, each with its own conversations; without `values`, and with the sum of the weights."""
+    if len(batches) == 1:
+        return batches[0]
+    starts = [0, *accumulate(sum(batch.sequence_lengths) for batch in batches)]
+    pieces = [0, *accumulate(len(batch.sequence_lengths) for batch in batches)]
+    owners = [0, *accumulate(batch.num_sequences for batch in batches)]
+    prefixes = [
+        first + prefix if prefix >= 0 else -1
+        for first, batch in zip(pieces, batches, strict=False)
+        for prefix in batch.prefixes or [-1] * len(batch.sequence_lengths)
+    ]
+
+    def joined(name: str, offsets: Sequence[int] | None = None, dim: int = 0) -> torch.Tensor:
+        parts = [getattr(batch, name) for batch in batches]
+        if offsets is not None:
+            parts = [part + offset for part, offset in zip(parts, offsets, strict=False)]
+        return torch.cat(parts, dim=dim)
+
+    return PackedBatch(
+        input_ids=joined("input_ids", dim=1),
+        position_ids=joined("position_ids", dim=1),
+        sequence_lengths=[length for batch in batches for length in batch.sequence_lengths],
+        prefixes=prefixes if max(prefixes) >= 0 else [],
+        predictors=joined("predictors", starts),
+        target_positions=joined("target_positions", starts),
+        targets=joined("targets"),
+        target_sequences=joined("target_sequences", owners),
+        num_sequences=owners[-1],
+        weight=sum(batch.weight for batch in batches),
+    )
 
 
 def _packed(

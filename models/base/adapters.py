@@ -136,6 +136,13 @@ def load(model: Any, folder: Path | str) -> Any:
     return PeftModel.from_pretrained(model, str(folder))
 
 
+def load_weights(model: Any, folder: Path | str) -> None:
+    """Give a PEFT model the weights of the adapter saved in `folder`, which has the same settings."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+
+
 def load_several(model: Any, folders: Mapping[str, Path | str]) -> Any:
     """`model` with the LoRA adapters saved in `folders`, none of them active: the argument `adapter_names` selects
     one for each row of a batch. Raises RayconteurError for a folder that is not a LoRA adapter of this model.

@@ -9,6 +9,7 @@ Shape suffixes: S supervised positions, H hidden size, V vocabulary, K requested
 import contextlib
 import functools
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -102,6 +103,32 @@ def fuse_head(model: Any) -> bool:
     head.fused_request = None
     head.forward = functools.partial(_head_forward, head)
     return True
+
+
+def predicting_states(model: Any, batch: PackedBatch) -> torch.Tensor:
+    """[S, H]: the head's input at the predicting positions; logits [S, V] if the head is not fused."""
+    head = _fused_head(model)
+    if head is None:
+        return _forward(model, batch)
+    with _asked(head, lambda hidden: hidden):
+        return _forward(model, batch)
+
+
+class StatesModel:
+    """Stands for a model in a loss: answers every call with states that were computed before."""
+
+    def __init__(self, model: Any, states: torch.Tensor) -> None:
+        """`states`: those of `predicting_states` for the batches with which it will be called."""
+        self._model, self._states = model, states
+
+    def get_output_embeddings(self) -> Any:
+        """The model's head."""
+        return self._model.get_output_embeddings()
+
+    def __call__(self, **_: Any) -> Any:
+        head = _fused_head(self._model)
+        logits = self._states[None] if head is None else head(self._states[None])
+        return SimpleNamespace(logits=logits)
 
 
 def _forward(model: Any, batch: PackedBatch) -> torch.Tensor:

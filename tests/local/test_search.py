@@ -161,7 +161,7 @@ def group(run, searched):
     folder = store.path("tune", "by-hand")
     group = WorkerGroup(spec, store, inputs, folder, max_failures=1)
     job = job_of(with_values(spec, {"train.learning_rate": 3e-3}), folder=trial_folder(store, "one"))
-    yield group, store, job
+    yield group.seats[0], store, job
     group.close()
 
 

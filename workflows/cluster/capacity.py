@@ -82,11 +82,13 @@ def trainings_at_once(nodes: Sequence[Resources], train: TrainSpec) -> int:
     return workers // train.min_workers
 
 
-def trials_at_once(spec: PipelineSpec, nodes: Sequence[Resources]) -> int:
-    """The maximum number of concurrent trials for which no trial waits for workers that others hold."""
+def trials_at_once(spec: PipelineSpec, nodes: Sequence[Resources], pack: int = 1) -> int:
+    """The maximum number of concurrent trials for which no trial waits for workers that others hold, if every worker
+    group trains `pack` of them.
+    """
     tune = spec.tune
     assert tune is not None
-    asked, capacity = tune.max_concurrent, trainings_at_once(nodes, spec.train)
+    asked, capacity = tune.max_concurrent, pack * trainings_at_once(nodes, spec.train)
     if spec.cluster.address is None and asked is not None:  # a local cluster does not grow
         asked = min(asked, capacity)
     limits = [asked or capacity, trials_wanted(tune), _MAX_SEATS if tune.scheduler.name == "population" else None]

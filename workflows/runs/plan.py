@@ -11,6 +11,7 @@ from workflows.figures import PrepareFigures
 from workflows.record import Record, optional
 from workflows.runs.plan_cluster import ClusterPlan, lines_on, plan_on, training_memory_gb
 from workflows.runs.state import StageState
+from workflows.search.pack import pack_of
 from workflows.spec import PipelineSpec
 from workflows.spec.space import trials_wanted
 from workflows.store import Store
@@ -51,6 +52,8 @@ class SearchAsks(Record):
     gpus: float
     trials: int | None
     at_once: int
+    pack: int = 1
+    """number of trials that share each group of workers"""
     fits: bool
     why_not: str
 
@@ -153,12 +156,17 @@ def _search(spec: PipelineSpec, nodes: list[Resources]) -> SearchAsks:
     train = spec.train
     assert spec.tune is not None
     why_not = why_none_fits(nodes, train)
+    try:
+        pack = pack_of(spec)
+    except ValueError as error:
+        pack, why_not = 1, why_not or str(error)
     return SearchAsks(
         workers=train.min_workers,
         cpus=train.min_workers * train.cpus_per_worker,
         gpus=float(train.min_workers * train.gpus_per_worker),
         trials=trials_wanted(spec.tune),
-        at_once=trials_at_once(spec, nodes),
+        at_once=trials_at_once(spec, nodes, pack),
+        pack=pack,
         fits=not why_not,
         why_not=why_not,
     )
@@ -257,5 +265,6 @@ def _resource_lines(resources: ResourcesPlan) -> list[str]:
 def _more(row: SearchAsks | StageAsks) -> str:
     if isinstance(row, SearchAsks):
         trials = f"{row.trials} trials, " if row.trials else ""
-        return f" a trial; {trials}{row.at_once} at once"
+        shared = f" for {row.pack} packed trials" if row.pack > 1 else " a trial"
+        return f"{shared}; {trials}{row.at_once} at once"
     return f" (up to {row.most_workers})" if row.most_workers else ""

@@ -1,6 +1,7 @@
 """The job queue: a small actor that gives a worker group its jobs and collects the workers' reports.
 
-It imports almost nothing, so its process starts at once and needs little memory.
+A worker group has one seat, or several, each for one job at a time. The queue imports almost nothing, so its process
+starts at once and needs little memory.
 """
 
 import asyncio
@@ -50,7 +51,7 @@ class Assignment:
     """A job as a worker gets it."""
 
     number: int
-    """number among the worker group's jobs, from 1"""
+    """number among the jobs of its seat, from 1"""
     attempt: int
     """number of times that workers were lost during it"""
     reports: int
@@ -58,100 +59,116 @@ class Assignment:
     job: TrainingJob
 
 
+@dataclass
+class _Seat:
+    """One of the trainings that a worker group does at the same time."""
+
+    number: int = 0
+    job: TrainingJob | None = None
+    attempt: int = 0
+    failures: int = 0
+    reports: int = 0
+    wanted: int = 0
+    updates: list[JobUpdate] = field(default_factory=list)
+
+
 @ray.remote(num_cpus=0)
 class JobQueue:
     """Jobs for the workers of a group, and their reports."""
 
-    def __init__(self, max_failures: int) -> None:
+    def __init__(self, max_failures: int, num_seats: int = 1) -> None:
         self._max_failures = max_failures
         self._changed = asyncio.Condition()
-        self._number = 0
-        self._job: TrainingJob | None = None
-        self._attempt = 0
-        self._failures = 0
-        self._reports = 0
-        self._wanted = 0
-        self._updates: list[JobUpdate] = []
+        self._seats = [_Seat() for _ in range(num_seats)]
         self._broken: JobUpdate | None = None
         self._is_closed = False
 
-    async def give(self, job: TrainingJob) -> None:
-        """Start a new job; workers leave the previous one at its next checkpoint."""
-        self._number += 1
-        self._job, self._attempt, self._failures, self._reports, self._wanted = job, 0, 0, 0, 0
-        self._updates = []
+    async def give(self, seat: int, job: TrainingJob) -> None:
+        """Start a new job; workers leave the previous one of this seat at its next checkpoint."""
+        self._seats[seat] = _Seat(self._seats[seat].number + 1, job)
         await self._tell()
 
-    async def next_update(self) -> JobUpdate:
+    async def end(self, seat: int) -> None:
+        """Workers leave the job of this seat at its next checkpoint."""
+        self._seats[seat] = _Seat(self._seats[seat].number + 1)
+        await self._tell()
+
+    async def next_update(self, seat: int) -> JobUpdate:
         """Wait for the job's next update; if the workers are lost for good, the update has the reason."""
-        self._wanted += 1
+        mine = self._seats[seat]
+        mine.wanted += 1
         await self._tell()
         async with self._changed:
-            await self._changed.wait_for(lambda: self._updates or self._broken)
-        if self._updates:
-            return self._updates.pop(0)
+            await self._changed.wait_for(lambda: mine.updates or self._broken)
+        if mine.updates:
+            return mine.updates.pop(0)
         assert self._broken is not None
         return self._broken
 
-    async def take(self, done: int) -> "Assignment | None":
+    async def take(self, seat: int, done: int) -> "Assignment | None":
         """For a worker: the job after number `done`, or the same job after a loss; None if there are no more."""
 
         def is_there() -> bool:
-            return self._is_closed or (self._job is not None and self._number > done)
+            mine = self._seats[seat]
+            return self._is_closed or (mine.job is not None and mine.number > done)
 
         async with self._changed:
             await self._changed.wait_for(is_there)
         if self._is_closed:
             return None
-        assert self._job is not None
-        return Assignment(self._number, self._attempt, self._reports, self._job)
+        mine = self._seats[seat]
+        assert mine.job is not None
+        return Assignment(mine.number, mine.attempt, mine.reports, mine.job)
 
-    async def report(self, number: int, report: Report, is_last: bool) -> None:
+    async def report(self, seat: int, number: int, report: Report, is_last: bool) -> None:
         """From worker 0: a checkpoint is in the store."""
-        if number != self._number or self._job is None:
+        mine = self._seats[seat]
+        if number != mine.number or mine.job is None:
             return
-        self._reports += 1
+        mine.reports += 1
         if report.checkpoint is not None:
-            self._job = replace(self._job, checkpoint=f"{self._job.folder}/{report.checkpoint}")
+            mine.job = replace(mine.job, checkpoint=f"{mine.job.folder}/{report.checkpoint}")
         if is_last:
-            self._job = None
-        self._updates.append(JobUpdate(report, failures=self._failures))
+            mine.job = None
+        mine.updates.append(JobUpdate(report, failures=mine.failures))
         await self._tell()
 
-    async def may_go_on(self, number: int, reports: int) -> bool:
+    async def may_go_on(self, seat: int, number: int, reports: int) -> bool:
         """For every worker, after this many reports: wait until it is decided whether this job continues.
 
         Worker 0's report may arrive after another worker's question, so the workers count reports themselves.
         """
 
         def is_known() -> bool:
-            return self._is_closed or number != self._number or self._wanted > reports
+            mine = self._seats[seat]
+            return self._is_closed or number != mine.number or mine.wanted > reports
 
         async with self._changed:
             await self._changed.wait_for(is_known)
-        return not self._is_closed and number == self._number
+        return not self._is_closed and number == self._seats[seat].number
 
-    async def fail(self, number: int, reason: str) -> None:
+    async def fail(self, seat: int, number: int, reason: str) -> None:
         """From worker 0: the job failed for good; a retry would fail too."""
-        if number == self._number:
-            self._job = None
-            self._updates.append(JobUpdate(failed=reason, failures=self._failures))
+        mine = self._seats[seat]
+        if number == mine.number:
+            mine.job = None
+            mine.updates.append(JobUpdate(failed=reason, failures=mine.failures))
             await self._tell()
 
-    async def lose(self, reason: str, traceback: str) -> str | None:
-        """Workers were lost and are restarting; returns the job's folder, or None if there is no job."""
-        if self._job is None:
-            return None
-        folder = self._job.folder
-        self._attempt += 1
-        self._failures += 1
-        if self._failures > self._max_failures:
-            self._job = None
-            self._updates.append(
-                JobUpdate(failed=reason, failures=self._failures, was_lost=True, traceback=traceback)
-            )
-            await self._tell()
-        return folder
+    async def lose(self, reason: str, traceback: str) -> list[str]:
+        """Workers were lost and are restarting; returns the folders of their jobs."""
+        lost = [seat for seat in self._seats if seat.job is not None]
+        folders = [seat.job.folder for seat in lost if seat.job is not None]
+        for seat in lost:
+            seat.attempt += 1
+            seat.failures += 1
+            if seat.failures > self._max_failures:
+                seat.job = None
+                seat.updates.append(
+                    JobUpdate(failed=reason, failures=seat.failures, was_lost=True, traceback=traceback)
+                )
+        await self._tell()
+        return folders
 
     async def break_off(self, reason: str, traceback: str) -> None:
         """The workers are lost for good."""

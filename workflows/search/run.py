@@ -4,11 +4,15 @@ run_trials(spec, search, shared, progress)
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
+import ray
 import ray.tune
 
 from workflows.cluster.errors import StageCrashed, describe_error, is_users_mistake
 from workflows.progress import Progress
+from workflows.search.packed_groups import PackedGroups
 from workflows.search.recorder import SearchRecorder
 from workflows.search.records import Search
 from workflows.search.trial import Shared, TrialRunner
@@ -28,12 +32,19 @@ def run_trials(
     most_steps: Callable[[], int] = lambda: 1,
     earlier: Sequence[Values] = (),
     chosen: Sequence[Values] | None = None,
+    pack: int = 1,
+    num_groups: int = 1,
 ) -> None:
     """Train all trials, and record them in `search` and the store; raises StageFailed or StageCrashed.
 
-    For `most_steps`, `earlier` and `chosen`, see `tuner_of`.
+    For `most_steps`, `earlier` and `chosen`, see `tuner_of`. `pack` trials share each of at most `num_groups` worker
+    groups; 1: each trial has its own.
     """
     store = Store(shared.store)
+    groups: Any = None
+    if pack > 1:
+        groups = PackedGroups.remote(shared, pack, num_groups)  # type: ignore[attr-defined]
+        shared = replace(shared, groups=groups)
     recorder = SearchRecorder(search, store, progress, shared.is_population)
     tuner = tuner_of(
         ray.tune.with_parameters(TrialRunner, shared=shared),
@@ -56,4 +67,7 @@ def run_trials(
     except ray.tune.TuneError as error:
         failure = StageFailed if is_users_mistake(error) else StageCrashed
         raise failure(f"tune: {describe_error(error)}") from error
+    finally:
+        if groups is not None:
+            ray.get(groups.close.remote())
     recorder.close()

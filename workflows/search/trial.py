@@ -6,10 +6,12 @@ the process. Reports that a trial with the same settings made before, in this se
 
 import itertools
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import ray
 import ray.tune
 
 from models.base import load as base
@@ -31,7 +33,7 @@ from workflows.suites.suite import Suite
 from workflows.training.inputs import TrainingInputs
 
 if TYPE_CHECKING:
-    from workflows.search.worker_group import WorkerGroup
+    from workflows.search.worker_group import Seat, WorkerGroup
 
 TOGETHER = "values"
 """key of a configuration that has all values in one mapping, as for a grid"""
@@ -54,6 +56,8 @@ class Shared:
     """whose scores are among the metrics"""
     suites_key: str = ""
     """changes with what is in them"""
+    groups: Any = None
+    """the actor of `PackedGroups` that several trials share; None: each has a worker group of its own"""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ class _Saved:
     checkpoint: str | None
     """the checkpoint in the store from which it continues"""
 
+
+_SECONDS_BETWEEN_ASKING = 0.2
 
 TuneResult = dict[str, float | TrialEvent]
 """what Tune expects from a trial's step, as flat keys: `step`, each metric, `done`, and the event"""
@@ -138,6 +144,7 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         self._spec = shared.spec
         self._store = Store(shared.store)
         self._group: WorkerGroup | None = None
+        self._seat: Seat | None = None
         self._begin(values_of(config))
 
     def reset_config(self, new_config: Mapping[str, Any]) -> bool:
@@ -180,22 +187,34 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
 
     def _next_update(self) -> JobUpdate:
         """The worker group's next update after the replayed reports."""
-        from workflows.search.worker_group import WorkerGroup, job_of
+        from workflows.search.worker_group import job_of
 
-        if self._group is None:
-            self._group = WorkerGroup(
-                self._spec, self._store, self._shared.inputs, self._shared.folder, self._shared.max_failures,
-                self._shared.suites,
-            )  # fmt: skip
+        if self._seat is None:
+            self._seat = self._take_seat()
         if not self._is_at_work:
             folder = trial_folder(self._store, self._trial.key)
-            self._group.begin(job_of(self._trial_spec, folder=folder, checkpoint=self._checkpoint))
+            self._seat.begin(job_of(self._trial_spec, folder=folder, checkpoint=self._checkpoint))
             self._is_at_work = True
         while True:
-            update = self._group.next_update()
+            update = self._seat.next_update()
             # Without a checkpoint, replayed steps are trained again.
             if update.report is None or update.report.step > self._said:
                 return update
+
+    def _take_seat(self) -> "Seat":
+        """A seat in a worker group of this process, or in one that several trials share."""
+        from workflows.search.worker_group import WorkerGroup
+
+        shared = self._shared
+        if shared.groups is not None:
+            me, seat = ray.get_runtime_context().current_actor, cast("Seat | None", None)
+            while (seat := ray.get(shared.groups.take.remote(me))) is None:
+                time.sleep(_SECONDS_BETWEEN_ASKING)
+            return seat
+        self._group = WorkerGroup(
+            self._spec, self._store, shared.inputs, shared.folder, shared.max_failures, shared.suites
+        )
+        return self._group.seats[0]
 
     def _result(self, report: Report, failures: int = 0, was_known: bool = False) -> TuneResult:
         self._said = report.step
@@ -237,3 +256,5 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         """Called by Tune before this process ends."""
         if self._group is not None:
             self._group.close()
+        elif self._seat is not None:
+            ray.get(self._shared.groups.leave.remote(self._seat))

@@ -43,18 +43,19 @@ def _measured_again(spec: PipelineSpec, store: Store, trial: Trial, report: Repo
     """
     folder, trial_spec = trial_folder(store, trial.key), with_values(spec, trial.values)
     group = WorkerGroup(spec, store, shared.inputs, shared.folder, shared.max_failures, shared.suites)
+    seat = group.seats[0]
     try:
         if report.checkpoint is None:
-            group.begin(job_of(trial_spec, folder=folder))
-            update = group.next_update()
+            seat.begin(job_of(trial_spec, folder=folder))
+            update = seat.next_update()
             while update.report is not None and update.report.step < report.step:
-                update = group.next_update()
+                update = seat.next_update()
             report.checkpoint = update.report.checkpoint if update.report is not None else None
         else:
-            group.begin(
+            seat.begin(
                 job_of(trial_spec, folder=folder, checkpoint=f"{folder}/{report.checkpoint}", only_measure=True)
             )
-            update = group.next_update()
+            update = seat.next_update()
     except WorkerGroupLost as error:
         raise _not_measured(str(error), "\n".join(getattr(error, "__notes__", []))) from error
     finally:

@@ -1,21 +1,25 @@
 """A worker group: workers that are started once and train one job after another.
 
-group = WorkerGroup(spec, store, inputs, folder)
-group.begin(TrainingJob(...))        # ends the previous job
-update = group.next_update()       # its next checkpoint; workers wait there until the next call
+group = WorkerGroup(spec, store, inputs, folder, max_failures)
+seat = group.seats[0]
+seat.begin(TrainingJob(...))        # ends the previous job
+update = seat.next_update()       # its next checkpoint; workers wait there until the next call
 group.close()
 
+A group with several seats trains a job for each at the same time, as members of a pack (models/training/pack.py).
 Workers get jobs from the job queue (workflows/search/job_queue.py) and send it their reports. They are workers of Ray
-Train, which restarts them when some are lost; the job queue then has the same job for them.
+Train, which restarts them when some are lost; the job queue then has the same jobs for them.
 """
 
 import contextlib
+import itertools
 import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Queue
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -59,9 +63,35 @@ class _AfterLoss(UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         reason, traceback = failure_text(worker_exceptions), failure_traceback(worker_exceptions)
-        folder = ray.get(self._queue.lose.remote(reason, traceback))
-        if folder is not None:
+        for folder in ray.get(self._queue.lose.remote(reason, traceback)):
             halve_micro_batches(Store(self._store_uri), folder, worker_exceptions)
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A place for one job at a time, which any process can use."""
+
+    queue: Any
+    """the job queue's handle"""
+    number: int
+
+    def begin(self, job: TrainingJob) -> None:
+        """Start a job; ends the previous one."""
+        ray.get(self.queue.give.remote(self.number, job))
+
+    def next_update(self) -> JobUpdate:
+        """Continue the job to its next checkpoint, and wait for it; raises WorkerGroupLost."""
+        found: JobUpdate = ray.get(self.queue.next_update.remote(self.number))
+        if found.group_is_lost:
+            error = WorkerGroupLost(found.failed)
+            if found.traceback:
+                error.add_note(found.traceback)
+            raise error
+        return found
+
+    def end(self) -> None:
+        """Let the workers leave the job at its next checkpoint."""
+        ray.get(self.queue.end.remote(self.number))
 
 
 class WorkerGroup:
@@ -75,13 +105,15 @@ class WorkerGroup:
         folder: str,
         max_failures: int,
         suites: Sequence[Suite] = (),
+        num_seats: int = 1,
     ) -> None:
         """Start the workers; `folder` in the store is for Ray Train's files and for decisions that all jobs share.
 
-        `suites`: those whose scores are measured at every checkpoint.
+        `suites`: those whose scores are measured at every checkpoint. `num_seats`: jobs at the same time.
         """
-        self._queue: Any = JobQueue.remote(max_failures)  # type: ignore[attr-defined]
-        payload = _Payload(store.uri, inputs, folder, self._queue, suites)
+        self._queue: Any = JobQueue.remote(max_failures, num_seats)  # type: ignore[attr-defined]
+        self.seats = [Seat(self._queue, number) for number in range(num_seats)]
+        payload = _Payload(spec, store.uri, inputs, folder, self._queue, suites, num_seats)
         trainer = torch_trainer(
             spec.train,
             lambda: _work(payload),
@@ -94,20 +126,6 @@ class WorkerGroup:
         )
         self._thread = threading.Thread(target=self._fit, args=[trainer], daemon=True)
         self._thread.start()
-
-    def begin(self, job: TrainingJob) -> None:
-        """Start a job; ends the previous one."""
-        ray.get(self._queue.give.remote(job))
-
-    def next_update(self) -> JobUpdate:
-        """Continue the job to its next checkpoint, and wait for it; raises WorkerGroupLost."""
-        found: JobUpdate = ray.get(self._queue.next_update.remote())
-        if found.group_is_lost:
-            error = WorkerGroupLost(found.failed)
-            if found.traceback:
-                error.add_note(found.traceback)
-            raise error
-        return found
 
     def close(self) -> None:
         """Let the workers leave at their next checkpoint; those that take longer end with this process."""
@@ -128,6 +146,8 @@ class WorkerGroup:
 class _Payload:
     """What a worker is started with."""
 
+    spec: PipelineSpec
+    """of all jobs, but for their settings"""
     store: str
     inputs: TrainingInputs
     folder: str
@@ -136,66 +156,100 @@ class _Payload:
     """the job queue's handle"""
     suites: Sequence[Suite]
     """whose scores are metrics of the search"""
+    num_seats: int
 
 
 def _work(payload: _Payload) -> None:
     """The main loop of a worker: jobs, until there are no more."""
     from workflows.training.worker import TrainWorker
 
-    queue, worker, done = payload.queue, TrainWorker(), 0
-    while (assignment := ray.get(queue.take.remote(done))) is not None:
-        done = assignment.number
+    worker = TrainWorker()
+    if payload.num_seats == 1:
+        _Sitting(payload, 0, worker).work()
+        return
+    worker.open_pack(payload.spec, Store(payload.store), payload.folder)
+    sittings = [_Sitting(payload, number, worker, _own_group()) for number in range(payload.num_seats)]
+    ends: Queue[BaseException | None] = Queue()
+
+    def run(sitting: _Sitting) -> None:
         try:
-            _do(worker, payload, assignment)
-        except JobLeft:
-            continue
-        except RayconteurError as error:  # mistakes in the spec or the data, equal on all workers
-            if ray.train.get_context().get_world_rank() == 0:
-                ray.get(queue.fail.remote(done, str(error)))
-        except Exception as error:
-            note_traceback(error)
-            raise
+            sitting.work()
+        except BaseException as error:
+            ends.put(error)
+        else:
+            ends.put(None)
+
+    for sitting in sittings:
+        threading.Thread(target=run, args=[sitting], daemon=True).start()
+    for _ in sittings:
+        if (error := ends.get()) is not None:
+            raise error
 
 
-def _do(worker: "TrainWorker", payload: _Payload, assignment: Assignment) -> None:
-    from workflows.training.reporter import Callbacks
-    from workflows.training.worker import WorkerSettings
+def _own_group() -> Any:
+    """A torch.distributed group of all workers for one seat; None for a single worker."""
+    import torch
 
-    store, job = Store(payload.store), assignment.job
-    spec = PipelineSpec.model_validate(job.spec)
-    on_checkpoint = _Checkpoints(store, payload.queue, assignment).keep
-    with _local(store, job.checkpoint) as resume_from:
-        settings = WorkerSettings(
-            spec, store, payload.inputs, job.folder,
-            resume_from=resume_from, search_folder=payload.folder, only_measure=job.only_measure,
-            suites=payload.suites,
-        )  # fmt: skip
-        worker.train(settings, Callbacks(on_checkpoint))
+    return torch.distributed.new_group(backend="gloo") if torch.distributed.get_world_size() > 1 else None
 
 
-class _Checkpoints:
-    """What a worker does at each checkpoint of a job."""
+class _Sitting:
+    """A worker at one seat."""
 
-    def __init__(self, store: Store, queue: Any, assignment: Assignment) -> None:
-        self._store, self._queue, self._assignment = store, queue, assignment
-        self._reports = assignment.reports
+    def __init__(self, payload: _Payload, seat: int, worker: "TrainWorker", process_group: Any = None) -> None:
+        self._payload, self._seat, self._worker, self._process_group = payload, seat, worker, process_group
+        self._store = Store(payload.store)
         self._is_first = ray.train.get_context().get_world_rank() == 0
 
-    def keep(self, report: Report, write: Write) -> None:
-        """Write the checkpoint, report it, and wait until Tune asks for more; raises JobLeft where it does not."""
+    def work(self) -> None:
+        """Do the jobs of this seat."""
+        queue, done = self._payload.queue, 0
+        while (assignment := ray.get(queue.take.remote(self._seat, done))) is not None:
+            done = assignment.number
+            try:
+                self._do(assignment)
+            except JobLeft:
+                continue
+            except RayconteurError as error:  # mistakes in the spec or the data, equal on all workers
+                if self._is_first:
+                    ray.get(queue.fail.remote(self._seat, done, str(error)))
+            except Exception as error:
+                note_traceback(error)
+                raise
+
+    def _do(self, assignment: Assignment) -> None:
+        from workflows.training.reporter import Callbacks
+        from workflows.training.worker import WorkerSettings
+
+        job, payload = assignment.job, self._payload
+        reports = itertools.count(assignment.reports + 1)
+        with _local(self._store, job.checkpoint) as resume_from:
+            settings = WorkerSettings(
+                PipelineSpec.model_validate(job.spec), self._store, payload.inputs, job.folder,
+                resume_from=resume_from, search_folder=payload.folder, only_measure=job.only_measure,
+                suites=payload.suites, process_group=self._process_group,
+            )  # fmt: skip
+            self._worker.train(
+                settings, Callbacks(lambda report, write: self._keep(assignment, next(reports), report, write))
+            )
+
+    def _keep(self, assignment: Assignment, reports: int, report: Report, write: Write) -> None:
+        """Write a checkpoint, report it as this job's n-th, and wait until Tune asks for more; raises JobLeft where
+        it does not.
+        """
         import torch
 
-        job, number = self._assignment.job, self._assignment.number
-        self._reports += 1
+        job, number, queue = assignment.job, assignment.number, self._payload.queue
         is_last = job.only_measure or report.step == report.num_steps
         if not job.only_measure:
-            report.checkpoint = f"checkpoint_{report.step:06d}_{job.mark}{self._assignment.attempt}"
+            report.checkpoint = f"checkpoint_{report.step:06d}_{job.mark}{assignment.attempt}"
             _keep(self._store, f"{job.folder}/{report.checkpoint}", write)
-            torch.distributed.barrier()  # the checkpoint is complete from here on
+            if self._process_group is not None or self._payload.num_seats == 1:
+                torch.distributed.barrier(self._process_group)  # the checkpoint is complete from here on
         if self._is_first:
             figures = {name: float(value) for name, value in report.figures.items()}
-            ray.get(self._queue.report.remote(number, replace(report, figures=figures), is_last))
-        if not is_last and not ray.get(self._queue.may_go_on.remote(number, self._reports)):
+            ray.get(queue.report.remote(self._seat, number, replace(report, figures=figures), is_last))
+        if not is_last and not ray.get(queue.may_go_on.remote(self._seat, number, reports)):
             raise JobLeft
 
 

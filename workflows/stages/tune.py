@@ -9,6 +9,7 @@ only what is missing.
 """
 
 import logging
+import math
 import os
 import tempfile
 from collections import Counter
@@ -16,9 +17,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from models.training.deepspeed_operator import check_build_tools
-from workflows.cluster.capacity import need_of_trial, nodes_of_cluster, trials_at_once, why_none_fits
+from workflows.cluster.capacity import (
+    need_of_trial,
+    nodes_of_cluster,
+    trainings_at_once,
+    trials_at_once,
+    why_none_fits,
+)
 from workflows.figures import TuneFigures
 from workflows.search.mixture import PROXIES, forecast_mixtures, proxies_of
+from workflows.search.pack import pack_of
 from workflows.search.records import (
     FAILED,
     FINISHED,
@@ -51,6 +59,10 @@ def run(context: Context) -> TuneFigures:
     nodes = nodes_of_cluster(spec.cluster)
     if (why := why_none_fits(nodes, spec.train)) and not (spec.cluster.address and tune.max_concurrent):
         raise StageFailed(f"tune: {why}")
+    try:
+        pack = pack_of(spec)
+    except ValueError as error:
+        raise StageFailed(str(error)) from error
     if not spec.train.gpus_per_worker:
         check_build_tools()
     os.environ.update(ENVIRONMENT)
@@ -66,7 +78,7 @@ def run(context: Context) -> TuneFigures:
         scheduler=tune.scheduler.name,
         wanted=trials_wanted(tune),
         seconds_allowed=tune.time_minutes and tune.time_minutes * 60,
-        at_once=trials_at_once(spec, nodes),
+        at_once=trials_at_once(spec, nodes, pack),
         family=family_of(spec, inputs.keys),
     )
     earlier = _earlier(store, search)
@@ -82,7 +94,8 @@ def run(context: Context) -> TuneFigures:
         suites_key=content_key({"suites": suite_settings(spec.evaluate)}) if suites else "",
     )
     write_search(store, search)
-    context.progress.note(f"tune: concurrent trials: {search.at_once}, each with {need_of_trial(spec.train)}")
+    each = f"packed by {pack}, each pack" if pack > 1 else "each"
+    context.progress.note(f"tune: concurrent trials: {search.at_once}, {each} with {need_of_trial(spec.train)}")
     chosen = None
     if isinstance(tune.searcher, MixtureSearchSpec):
         search.forecast, chosen = forecast_mixtures(spec, store, context.progress, search, shared)
@@ -96,6 +109,8 @@ def run(context: Context) -> TuneFigures:
         most_steps=lambda: _most_steps(spec, store, inputs),
         earlier=earlier,
         chosen=chosen,
+        pack=pack,
+        num_groups=max(trainings_at_once(nodes, spec.train), math.ceil(search.at_once / pack)),
     )
     search.winner = find_winner(spec, store, search, shared)
     write_search(store, search)

@@ -64,9 +64,9 @@ class Slowest:
     def __init__(self) -> None:
         self._said: set[int] = set()
 
-    def of(self, seconds: Sequence[float]) -> str:
+    def of(self, seconds: Sequence[float], gather: Callable[[Any], list[Any]]) -> str:
         """Compare the `seconds` that each worker took for the same work; returns a warning, once per worker, or an
-        empty string.
+        empty string. `gather` gives a value of every worker.
         """
         slow = max(range(len(seconds)), key=lambda rank: seconds[rank])
         others = [taken for rank, taken in enumerate(seconds) if rank != slow]
@@ -74,8 +74,7 @@ class Slowest:
         if seconds[slow] < max(_SLOW_FACTOR * usual, _SLOW_SECONDS) or slow in self._said:
             return ""
         self._said.add(slow)
-        machines: list[Any] = [None] * len(seconds)
-        torch.distributed.all_gather_object(machines, ray.util.get_node_ip_address())
+        machines = gather(ray.util.get_node_ip_address())
         return (
             f"worker {slow}, on {machines[slow]}, took {seconds[slow] / usual:.1f} times as long as the others for "
             "the same work, and all wait for it; check what else runs there, or remove that machine"

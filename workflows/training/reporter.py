@@ -10,6 +10,7 @@ from models.base.load import save_tokenizer
 from models.training.batch_size import peak_gb
 from models.training.deepspeed_engine import DeepSpeedEngine
 from models.training.engine import MODEL_FOLDER
+from models.training.pack import PackedEngine
 from models.training.report import Progress, Report
 from models.training.snapshot import Write
 from workflows.training.history import HISTORY, History, shown
@@ -33,7 +34,7 @@ class Reporter:
 
     def __init__(
         self,
-        engine: DeepSpeedEngine,
+        engine: DeepSpeedEngine | PackedEngine,
         record: History,
         tokenizer: Any,
         watchdog: Watchdog,
@@ -78,7 +79,7 @@ class Reporter:
                 (folder / HISTORY).write_text(steps_so_far)
 
         self._watchdog.alive()
-        if slow := self._slowest.of(seconds_each):
+        if slow := self._slowest.of(seconds_each, self._engine.gather):
             self.note(slow)
         if self._engine.rank == 0:
             self._callbacks.post(

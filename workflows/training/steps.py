@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from models.mixture import Mixture
     from models.packing import StepPlan  # at run time it would import torch
 
+# A pass of this many tokens uses a machine as well as a longer one (benchmarks/packed_trials.py).
+PASS_TOKENS = 2048
+
 
 def step_plan(
     train: TrainSpec, lengths: Sequence[int], weights: Sequence[int], mixture: "Mixture | None" = None

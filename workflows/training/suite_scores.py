@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from models.training.deepspeed_engine import DeepSpeedEngine
+from models.training.pack import Pack, PackedEngine
 from workflows.spec.tune import SUITE
 from workflows.suites.answering import AnsweringModel, Asked
 from workflows.suites.suite import Suite
@@ -18,8 +19,13 @@ from workflows.suites.suite import Suite
 class SuiteScores:
     """Suites whose items the workers of a training share; all workers call `measure` together."""
 
-    def __init__(self, suites: Sequence[Suite], every_steps: int, engine: DeepSpeedEngine, tokenizer: Any) -> None:
+    def __init__(
+        self, suites: Sequence[Suite], every_steps: int, engine: DeepSpeedEngine | PackedEngine, tokenizer: Any,
+        pack: Pack | None = None,
+    ) -> None:  # fmt: skip
+        """`pack`: of which this training is a member."""
         self._suites, self._every, self._engine, self._tokenizer = suites, every_steps, engine, tokenizer
+        self._pack = pack
         self._last = 0
 
     def is_due(self, step: int, num_steps: int) -> bool:
@@ -36,7 +42,8 @@ class SuiteScores:
         sums = {suite.name: 0.0 for suite in self._suites}
         if mine:
             asked = [Asked(item.turns, suite.max_new_tokens) for suite, item in mine]
-            with AnsweringModel(self._start_engine, lambda: self._tokenizer) as answering:
+            away = self._pack.away() if self._pack else contextlib.nullcontext()
+            with away, AnsweringModel(self._start_engine, lambda: self._tokenizer) as answering:
                 replies = answering.converse(asked, lambda: None)
             for (suite, item), answers in zip(mine, replies, strict=True):
                 sums[suite.name] += suite.item_score(item, [answer.message for answer in answers])

@@ -1,7 +1,10 @@
 """Make the models of a training from the base model, and their DeepSpeed engines."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from models.base import adapters
 from models.base.load import resolve
@@ -13,6 +16,7 @@ from models.kernels.liger import use_liger
 from models.objectives.base import Loss
 from models.training.deepspeed_engine import DeepSpeedEngine
 from models.training.deepspeed_operator import check_build_tools, check_file_offload
+from models.training.pack import Pack, PackedEngine, PackedSettings
 from workflows.corpus.chat_tokenizer import chat_tokenizer
 from workflows.corpus.new_model import discriminator_base
 from workflows.spec import PipelineSpec
@@ -28,9 +32,13 @@ class TrainedModels:
     spec: PipelineSpec
     precision: str
     """`bf16` or `fp32`"""
+    pack: Pack | None = None
+    """with which this training shares its passes"""
+    process_group: Any = None
+    """the torch.distributed group of its workers, if it is not the default one"""
 
-    def model(self, discriminates: bool = False) -> Any:
-        """The base model, prepared for training; models with an adapter share the frozen weights."""
+    def base(self, discriminates: bool = False) -> Any:
+        """The base model; those of trainings with an adapter share the frozen weights."""
         spec, train = self.spec, self.spec.train
         model = self.bases.model(
             discriminator_base(spec) if discriminates else resolve(spec.base_model),
@@ -41,6 +49,11 @@ class TrainedModels:
         )
         if train.gpus_per_worker:
             use_liger(model)
+        return model
+
+    def model(self, discriminates: bool = False) -> Any:
+        """The base model, prepared for training."""
+        spec, train, model = self.spec, self.spec.train, self.base(discriminates)
         new = fit_embeddings(model, resolve(spec.base_model), chat_tokenizer(spec)) if spec.data.new_tokens else []
         if train.adapter is not None:
             fields = train.adapter.model_dump(exclude={"quantize"})
@@ -50,12 +63,27 @@ class TrainedModels:
 
     def check_tools(self) -> None:
         """Raise RayconteurError, before loading a model, if DeepSpeed lacks a tool on this machine."""
-        if not self.spec.train.gpus_per_worker:
+        if not self.spec.train.gpus_per_worker and self.pack is None:
             check_build_tools()
         if self.spec.train.zero.offload == "nvme":
             check_file_offload()
 
-    def engine(self, model: Any, objective: Loss) -> DeepSpeedEngine:
+    def first_engine(self, objective: Loss) -> DeepSpeedEngine | PackedEngine:
+        """An engine that trains a new model; its weights and its dropout depend on the seed."""
+        rank, seed = torch.distributed.get_rank(), self.spec.train.seed
+        with self.pack.loading if self.pack else contextlib.nullcontext():
+            torch.manual_seed(seed)  # equal initial adapter weights on all workers
+            model = self.model()
+        engine = self.engine(model, objective)
+        if self.pack is None:
+            torch.manual_seed(seed + 1 + rank)  # dropout
+        return engine
+
+    def engine(self, model: Any, objective: Loss) -> DeepSpeedEngine | PackedEngine:
         """An engine that trains `model`."""
         train = self.spec.train
-        return DeepSpeedEngine(model, objective, deepspeed_settings(train, self.precision), train.weight_decay)
+        if self.pack is None:
+            return DeepSpeedEngine(model, objective, deepspeed_settings(train, self.precision), train.weight_decay)
+        seed = train.seed + 1 + torch.distributed.get_rank()
+        settings = PackedSettings(train.weight_decay, train.gradient_clip, seed, self.process_group)
+        return PackedEngine(self.pack, model, objective, settings)

@@ -4,15 +4,17 @@ worker = TrainWorker()                           # in every process of a torch.d
 worker.train(settings, callbacks)                # and again with others; reuses what it can
 """
 
+import contextlib
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
+from models.base import adapters
 from models.base.load import resolve
 from models.base.precision import dtype_of, faster_precision
 from models.base.reuse import BaseModels
@@ -22,8 +24,11 @@ from models.objectives.adversarial import Generate
 from models.packing import StepPlan
 from models.training.batch_size import default_limit_gb, forget_peak, largest_batch
 from models.training.deepspeed_engine import DeepSpeedEngine
+from models.training.engine import MODEL_FOLDER
 from models.training.fit import FitCallbacks, FitSettings, TrainingDiverged, fit, held_out_figures, measure
+from models.training.pack import Pack, PackedEngine, is_packed
 from models.training.report import Progress, Report
+from models.training.snapshot import Write
 from workflows.corpus.chat_tokenizer import chat_tokenizer
 from workflows.spec import PipelineSpec, TrainSpec
 from workflows.store import Store
@@ -35,9 +40,11 @@ from workflows.training.inputs import TrainingInputs
 from workflows.training.readings import note_of
 from workflows.training.recovery import Decisions, Watchdog, decide, decisions
 from workflows.training.reporter import Callbacks, Reporter
-from workflows.training.steps import num_steps
+from workflows.training.steps import PASS_TOKENS, num_steps
 from workflows.training.suite_scores import SuiteScores
 from workflows.training.trained_models import TrainedModels
+
+Engine = DeepSpeedEngine | PackedEngine
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,8 @@ class WorkerSettings:
     suites: Sequence[Suite] = ()
     """whose items the model replies to at checkpoints"""
     suites_every_steps: int = 1
+    process_group: Any = None
+    """the torch.distributed group of its workers, if it is not the default one"""
 
 
 class TrainWorker:
@@ -66,6 +75,18 @@ class TrainWorker:
     def __init__(self) -> None:
         self._bases = BaseModels()
         self._rates: dict[str, float] = {}
+        self._pack: Pack | None = None
+
+    def open_pack(self, spec: PipelineSpec, store: Store, search_folder: str) -> None:
+        """From now on, `train` may run on several threads, with an adapter each; their passes over the base model are
+        joined.
+        """
+        train, precision = spec.train, _precision(spec.train, store, search_folder)
+        base = TrainedModels(self._bases, spec, precision).base()
+        threads = max(1, int(train.cpus_per_worker))
+        self._pack = Pack(base, max(train.pass_tokens, PASS_TOKENS), threads)
+        torch.set_num_threads(threads)
+        self._rate(precision, self._pack.device)
 
     def train(self, settings: WorkerSettings, callbacks: Callbacks) -> None:
         """Train to the end, or until `on_checkpoint` raises; raises RayconteurError for a mistake in the spec."""
@@ -76,34 +97,58 @@ class TrainWorker:
 
     def _train(self, settings: WorkerSettings, callbacks: Callbacks) -> None:
         spec, train = settings.spec, settings.spec.train
-        torch.set_num_threads(max(1, int(train.cpus_per_worker)))
-        forget_peak()
+        if self._pack is None:
+            torch.set_num_threads(max(1, int(train.cpus_per_worker)))
+            forget_peak()
         rank = torch.distributed.get_rank()
         with Watchdog(train.hang_minutes * 60, lambda: callbacks.post(hung_worker=rank)) as watchdog:
             data = open_data(spec, settings.store, settings.inputs)
             precision = _precision(train, settings.store, settings.search_folder or settings.run_folder)
-            models = TrainedModels(self._bases, spec, precision)
+            models = TrainedModels(self._bases, spec, precision, self._pack, settings.process_group)
             engine = _first_engine(models, data, callbacks)
-            parts = _micro_batch_parts(engine, data, settings)
-            data = data.cut(parts, train.pass_tokens // parts, engine)
-            record = History(_resume(engine, settings.resume_from))
-            suites = SuiteScores(settings.suites, settings.suites_every_steps, engine, chat_tokenizer(spec))
-            figures = {"resumed_from_step": len(record.lines), "batch_tokens": -(-train.pass_tokens // parts)}
-            if settings.only_measure:
-                found = held_out_figures(measure(engine, data.measured)[0]) | suites.measure()
-                report = Report(len(record.lines), _fit_settings(train, data.plan).num_steps, {**found, **figures})
-                callbacks.on_checkpoint(report, lambda folder: None)
-                engine.close()
+            if self._pack is None:
+                self._steps(settings, callbacks, models, data, engine, watchdog)
                 return
-            rate = self._rate(engine, precision)
-            reports = Reporter(engine, record, chat_tokenizer(spec), watchdog, callbacks, figures, rate)
-            _Run(models, data, engine, reports, suites, settings.resume_from).go(callbacks)
+            with self._pack.member():
+                self._steps(settings, _away(self._pack, callbacks), models, data, engine, watchdog)
 
-    def _rate(self, engine: DeepSpeedEngine, precision: str) -> float:
+    def _steps(
+        self, settings: WorkerSettings, callbacks: Callbacks, models: TrainedModels, data: TrainingData,
+        engine: Engine, watchdog: Watchdog,
+    ) -> None:  # fmt: skip
+        spec, train = settings.spec, settings.spec.train
+        parts = _micro_batch_parts(engine, data, settings)
+        data = data.cut(parts, train.pass_tokens // parts, engine)
+        record = History(_resume(engine, settings))
+        suites = SuiteScores(settings.suites, settings.suites_every_steps, engine, chat_tokenizer(spec), self._pack)
+        figures = {"resumed_from_step": len(record.lines), "batch_tokens": -(-train.pass_tokens // parts)}
+        if settings.only_measure:
+            found = held_out_figures(measure(engine, data.measured)[0]) | suites.measure()
+            report = Report(len(record.lines), _fit_settings(train, data.plan).num_steps, {**found, **figures})
+            callbacks.on_checkpoint(report, lambda folder: None)
+            engine.close()
+            return
+        rate = self._rate(models.precision, engine.device)
+        reports = Reporter(engine, record, chat_tokenizer(spec), watchdog, callbacks, figures, rate)
+        _Run(models, data, engine, reports, suites, settings.resume_from).go(callbacks)
+
+    def _rate(self, precision: str, device: torch.device) -> float:
         """The floating-point operations per second of all workers' matrix products; measured once."""
         if precision not in self._rates:
-            self._rates[precision] = engine.total([matrix_product_rate(engine.device, dtype_of(precision))])[0]
+            rate = torch.tensor(matrix_product_rate(device, dtype_of(precision)), dtype=torch.float64, device=device)
+            torch.distributed.all_reduce(rate)
+            self._rates[precision] = float(rate)
         return self._rates[precision]
+
+
+def _away(pack: Pack, callbacks: Callbacks) -> Callbacks:
+    """The same callbacks; the pack does not wait for a member that keeps a checkpoint."""
+
+    def on_checkpoint(report: Report, write: Write) -> None:
+        with pack.away():
+            callbacks.on_checkpoint(report, write)
+
+    return replace(callbacks, on_checkpoint=on_checkpoint)
 
 
 class _Run:
@@ -113,7 +158,7 @@ class _Run:
         self,
         models: TrainedModels,
         data: TrainingData,
-        engine: DeepSpeedEngine,
+        engine: Engine,
         reports: Reporter,
         suites: SuiteScores,
         resume_from: Path | None,
@@ -165,16 +210,12 @@ class _Run:
         return self._pair is not None and not self._pair.is_likelihood
 
 
-def _first_engine(models: TrainedModels, data: TrainingData, callbacks: Callbacks) -> DeepSpeedEngine:
+def _first_engine(models: TrainedModels, data: TrainingData, callbacks: Callbacks) -> Engine:
     """The engine of the trained model, initialised from the seed."""
-    rank, seed = torch.distributed.get_rank(), models.spec.train.seed
-    torch.manual_seed(seed)  # equal initial adapter weights on all workers
-    if rank == 0 and (note := note_of(resolve(models.spec.base_model))):
+    if torch.distributed.get_rank() == 0 and (note := note_of(resolve(models.spec.base_model))):
         callbacks.post(note=note)
     models.check_tools()
-    engine = models.engine(models.model(), data.objective)
-    torch.manual_seed(seed + 1 + rank)  # dropout
-    return engine
+    return models.first_engine(data.objective)
 
 
 def _fit_settings(train: TrainSpec, plan: StepPlan) -> FitSettings:
@@ -189,7 +230,7 @@ def _fit_settings(train: TrainSpec, plan: StepPlan) -> FitSettings:
     )
 
 
-def _micro_batch_parts(engine: DeepSpeedEngine, data: TrainingData, settings: WorkerSettings) -> int:
+def _micro_batch_parts(engine: Engine, data: TrainingData, settings: WorkerSettings) -> int:
     """The number of parts of a micro-batch that fit into memory; a resumed run keeps it."""
     train, store, run_folder = settings.spec.train, settings.store, settings.run_folder
     if (known := decisions(store, run_folder).cut) is not None:
@@ -224,9 +265,19 @@ def _precision(train: TrainSpec, store: Store, run_folder: str) -> str:
     return precision
 
 
-def _resume(engine: DeepSpeedEngine, folder: Path | None) -> str:
-    """Load a checkpoint if there is one; returns the history up to it."""
+def _resume(engine: Engine, settings: WorkerSettings) -> str:
+    """Load the checkpoint if there is one; returns the history up to it.
+
+    A checkpoint of the other kind of engine is not for going on, and the training starts over; to measure it, its
+    adapter is enough.
+    """
+    folder = settings.resume_from
     if folder is None:
         return ""
-    engine.load(folder)
+    if is_packed(folder) == isinstance(engine, PackedEngine):
+        engine.load(folder)
+    elif settings.only_measure:
+        adapters.load_weights(engine.model, folder / MODEL_FOLDER)
+    else:
+        return ""
     return (folder / HISTORY).read_text()

@@ -1,0 +1,313 @@
+"""Several LoRA trainings in one process, which share the passes over their frozen base model.
+
+    pack = Pack(base, max_tokens=2048)              # a base model without adapters
+    with pack.member():                             # on a thread of each training
+        engine = PackedEngine(pack, model, objective, settings)
+        fit(engine, ...)
+        with pack.away():                           # while it waits for something else than the pack
+            ...
+
+One thread of the pack computes. It waits until all members that are not away want something, and joins their forward
+and backward passes into rows of at most `max_tokens` tokens. Members may join, leave, fail and pause at any time: the
+other parts of a row change no member's result, except for rounding.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.kernels.lora import fuse_lora
+from models.kernels.loss import StatesModel, fuse_head, predicting_states
+from models.kernels.packed_lora import Adapter, Factors, PackedLayers, Part
+from models.objectives.base import Loss
+from models.packing import PackedBatch, side_by_side
+from models.training.engine import MODEL_FOLDER, Sums, optimizer_for
+from models.training.snapshot import Write, copied, model_writer
+
+_STATE = "packed.pt"
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A member's wish: the sums of a batch, and for training the gradient of loss / weight."""
+
+    adapter: Adapter
+    objective: Loss
+    batch: PackedBatch
+    weight: float | None
+    """None: measures, without gradients and dropout"""
+    found: Future[Sums] = field(default_factory=Future)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.batch.sequence_lengths)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A member's wish: a function to call on the thread that computes."""
+
+    function: Callable[[], Any]
+    found: Future[Any] = field(default_factory=Future)
+
+
+class Pack:
+    """A frozen base model, and the thread that computes with it."""
+
+    def __init__(self, base: Any, max_tokens: int, num_threads: int = 0) -> None:
+        """`num_threads` of the computation; 0: torch's default."""
+        self.device = next(base.parameters()).device
+        self.loading = threading.Lock()
+        """for members that use torch's global random generator"""
+        fuse_head(base)
+        self._base = base.train().requires_grad_(requires_grad=False)
+        self._layers = PackedLayers(base)
+        self._max_tokens = max_tokens
+        self._changed = threading.Condition()
+        self._present = 0
+        self._here = threading.local()
+        self._wishes: list[_Pass | _Call] = []
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, args=[num_threads], daemon=True)
+        self._thread.start()
+
+    @contextlib.contextmanager
+    def member(self) -> Iterator[None]:
+        """Within this context, the thread belongs to the pack, which waits for its wishes."""
+        self._count(+1)
+        try:
+            yield
+        finally:
+            self._count(-1)
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Within this context, the pack does not wait for the member of this thread."""
+        if getattr(self._here, "is_away", False):
+            yield
+            return
+        self._here.is_away = True
+        self._count(-1)
+        try:
+            yield
+        finally:
+            self._here.is_away = False
+            self._count(+1)
+
+    def compute(self, wish: "_Pass | _Call") -> Any:
+        """A wish's result."""
+        with self._changed:
+            self._wishes.append(wish)
+            self._changed.notify_all()
+        return wish.found.result()
+
+    def close(self) -> None:
+        """End the thread; members must have left."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _count(self, change: int) -> None:
+        with self._changed:
+            self._present += change
+            self._changed.notify_all()
+
+    def _run(self, num_threads: int) -> None:
+        if num_threads:
+            torch.set_num_threads(num_threads)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closed or 0 < self._present <= len(self._wishes))
+                if self._is_closed:
+                    return
+                wishes, self._wishes = self._wishes, []
+            for wish in wishes:
+                if isinstance(wish, _Call):
+                    _settle([wish], lambda wish=wish: [wish.function()])  # type: ignore[misc]
+            passes = [wish for wish in wishes if isinstance(wish, _Pass)]
+            for trains in (True, False):
+                for row in _rows([each for each in passes if (each.weight is not None) == trains], self._max_tokens):
+                    _settle(row, lambda row=row, trains=trains: self._compute(row, trains))  # type: ignore[misc]
+
+    def _compute(self, row: Sequence[_Pass], trains: bool) -> list[Sums]:
+        batch = side_by_side([each.batch for each in row])
+        ends = [*accumulate(each.num_tokens for each in row)]
+        parts = [Part(end - each.num_tokens, end, each.adapter) for end, each in zip(ends, row, strict=True)]
+        with torch.set_grad_enabled(trains), self._layers.adapted(parts, draws_dropout=trains):
+            states = predicting_states(self._base, batch).split([len(each.batch.predictors) for each in row])
+            found = [
+                each.objective.loss_sum(StatesModel(self._base, mine), each.batch)
+                for each, mine in zip(row, states, strict=True)
+            ]
+            if trains:
+                shares = [loss / each.weight for (loss, _), each in zip(found, row, strict=True) if each.weight]
+                torch.autograd.backward(shares)
+        return [{"loss": float(loss.detach()), **figures} for loss, figures in found]
+
+
+def _settle(wishes: Sequence[_Pass | _Call], compute: Callable[[], Sequence[Any]]) -> None:
+    try:
+        results = compute()
+    except BaseException as error:  # any error belongs to the members, which wait for it
+        for wish in wishes:
+            wish.found.set_exception(error)
+        return
+    for wish, result in zip(wishes, results, strict=True):
+        wish.found.set_result(result)
+
+
+def _rows(passes: Sequence[_Pass], max_tokens: int) -> Iterator[Sequence[_Pass]]:
+    """The passes in rows of at most `max_tokens` tokens (a longer pass has its own row), of even lengths."""
+    if not passes:
+        return
+    total = sum(each.num_tokens for each in passes)
+    share, row, tokens = total / -(-total // max_tokens), list[_Pass](), 0
+    for each in passes:
+        if row and (tokens + each.num_tokens > max_tokens or tokens + each.num_tokens / 2 > share):
+            yield row
+            row, tokens = [], 0
+        row.append(each)
+        tokens += each.num_tokens
+    yield row
+
+
+@dataclass(frozen=True)
+class PackedSettings:
+    """The fields of `train` that the engine uses."""
+
+    weight_decay: float
+    gradient_clip: float
+    seed: int
+    """of dropout on this worker"""
+    group: Any = None
+    """the torch.distributed group of this training's workers; None: this process is the only one"""
+
+
+class PackedEngine:
+    """`models.training.engine.TrainingEngine` for a member of a pack: an adapter and its optimizer."""
+
+    def __init__(self, pack: Pack, model: Any, objective: Loss, settings: PackedSettings) -> None:
+        """`model`: a PEFT model of the pack's base with a LoRA adapter."""
+        fuse_lora(model)
+        self.model = model.train()
+        self.device = pack.device
+        self._pack, self._objective, self._settings = pack, objective, settings
+        group = settings.group
+        self.rank = 0 if group is None else torch.distributed.get_rank(group)
+        self.num_workers = 1 if group is None else torch.distributed.get_world_size(group)
+        self._generator = torch.Generator(self.device).manual_seed(settings.seed)
+        self._adapter = Adapter(_factors(model), self._generator)
+        self._optimizer = optimizer_for(model, settings.weight_decay)
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def accumulate(self, batch: PackedBatch, step_weight: float, is_last: bool = True) -> Sums:
+        found: Sums = self._pack.compute(_Pass(self._adapter, self._objective, batch, step_weight))
+        return found
+
+    def update(self, learning_rate: float) -> float:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._sum_gradients()
+        norm: float = self._pack.compute(_Call(self._apply))
+        return norm
+
+    def skip(self) -> None:
+        self._optimizer.zero_grad()
+
+    def measure(self, batch: PackedBatch) -> Sums:
+        found: Sums = self._pack.compute(_Pass(self._adapter, self._objective, batch, None))
+        return found
+
+    def total(self, values: list[float]) -> list[float]:
+        if self._settings.group is None:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        with self._pack.away():
+            torch.distributed.all_reduce(tensor, group=self._settings.group)
+        return [float(value) for value in tensor]
+
+    def largest(self, value: float) -> float:
+        return max(self.gather(value))
+
+    def gather(self, value: Any) -> list[Any]:
+        if self._settings.group is None:
+            return [value]
+        values: list[Any] = [None] * self.num_workers
+        with self._pack.away():
+            torch.distributed.all_gather_object(values, value, group=self._settings.group)
+        return values
+
+    def gb_to_come(self) -> float:
+        return 0.0 if self._optimizer.state else 8 * sum(each.numel() for each in self._trained) / 1e9
+
+    def snapshot(self) -> Write:
+        names = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        weights = copied({name: weight for name, weight in self.model.state_dict().items() if name in names})
+        state = {"weights": weights, "optimizer": copied(self._optimizer.state_dict())}
+        random, write_model = self._generator.get_state(), model_writer(self.model, weights)
+
+        def write(folder: Path) -> None:
+            torch.save(random, folder / f"random_{self.rank}.pt")
+            if self.rank == 0:
+                torch.save(state, folder / _STATE)
+                write_model(folder / MODEL_FOLDER)
+
+        return write
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / _STATE, weights_only=False)
+        self.model.load_state_dict(state["weights"], strict=False)
+        self._optimizer.load_state_dict(state["optimizer"])
+        if (random := folder / f"random_{self.rank}.pt").is_file():
+            self._generator.set_state(torch.load(random))
+
+    def close(self) -> None:
+        """Free the model and its optimizer."""
+        del self.model, self._adapter, self._optimizer, self._trained
+
+    def _sum_gradients(self) -> None:
+        """Over all workers."""
+        if self._settings.group is None:
+            return
+        for parameter in self._trained:  # a layer that no token has used, such as an expert's
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        with self._pack.away():
+            torch.distributed.all_reduce(flat, group=self._settings.group)
+        for gradient, summed in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+    def _apply(self) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self._trained, self._settings.gradient_clip or float("inf"))
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return float(norm)
+
+
+def is_packed(checkpoint: Path) -> bool:
+    """Whether a member of a pack has written this checkpoint."""
+    return (checkpoint / _STATE).is_file()
+
+
+def _factors(model: Any) -> dict[str, Factors]:
+    """The adapter's factors by the name of their layer in the base model."""
+    from peft.tuners.lora.layer import Linear
+
+    base, [name] = model.get_base_model(), model.active_adapters
+    found = {}
+    for path, layer in base.named_modules():
+        if isinstance(layer, Linear):
+            dropout = getattr(layer.lora_dropout[name], "p", 0.0)
+            down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+            found[path] = Factors(down, up, layer.scaling[name], dropout)
+    return found

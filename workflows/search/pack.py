@@ -1,0 +1,77 @@
+"""How many trials of a search a worker group trains together (`tune.pack`)."""
+
+from pathlib import Path
+
+from models.base.load import known_folder
+from workflows.spec import PipelineSpec
+from workflows.spec.space import combinations, with_values
+from workflows.spec.tune import SUITE
+from workflows.training.steps import PASS_TOKENS
+
+_MAX_AUTO = 8
+
+
+def pack_of(spec: PipelineSpec) -> int:
+    """The number of trials that share each worker group; raises ValueError if `tune.pack` asks for what cannot be."""
+    tune = spec.tune
+    assert tune is not None
+    if tune.pack == 1:
+        return 1
+    why_not = _why_not(spec)
+    if tune.pack == "auto":
+        return 1 if why_not else max(1, min(_MAX_AUTO, PASS_TOKENS // _largest_pass(spec)))
+    if why_not:
+        raise ValueError(f"tune.pack: got {tune.pack}, but {why_not}; leave tune.pack out")
+    return tune.pack
+
+
+def _why_not(spec: PipelineSpec) -> str:
+    """Why trials of this search cannot be packed; empty if they can."""
+    tune = spec.tune
+    assert tune is not None
+    if tune.scheduler.name == "population":
+        return "the members of a population copy each other's optimizer states"
+    if tune.searcher.name == "mixture":
+        return "a search over mixtures trains small models whole"
+    measured = [metric for metric in tune.metric if not metric.startswith((SUITE, "held_out_"))]
+    if measured:
+        return f"metric {measured[0]} measures a trial on its own"
+    if spec.data.new_tokens:
+        return "data.new_tokens are trained as rows of the base model"
+    trials = [spec, *(with_values(spec, values) for values in combinations(spec))]
+    reasons = [reason for trial in trials if (reason := _why_not_train(trial))]
+    return reasons[0] if reasons else _why_not_base(spec)
+
+
+def _why_not_train(spec: PipelineSpec) -> str:
+    train = spec.train
+    reasons = {
+        "only LoRA adapters share a base model (train.adapter)": train.adapter is None,
+        "train.objective adversarial trains two models": train.objective.name == "adversarial",
+        "train.batch_tokens auto measures the memory of one training": train.batch_tokens == "auto",
+        "train.zero.stage 3 and offload distribute the base model": train.zero.stage == 3 or train.zero.offload,
+        "train.deepspeed has options, and packed trials have an optimizer of their own": train.deepspeed,
+        "DoRA changes the base model's weights (train.adapter.method)": (
+            train.adapter is not None and train.adapter.method == "dora"
+        ),
+        "the base model is quantized (train.adapter.quantize)": train.adapter is not None and train.adapter.quantize,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _why_not_base(spec: PipelineSpec) -> str:
+    folder = known_folder(spec.base_model)
+    return _own_dropout(folder) if folder else ""
+
+
+def _own_dropout(folder: Path) -> str:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(folder)).get_text_config()
+    values = {name: value for name, value in config.to_dict().items() if "dropout" in name or name.endswith("pdrop")}
+    found = [name for name, value in values.items() if isinstance(value, float) and value > 0]
+    return f"the base model has dropout of its own ({found[0]})" if found else ""
+
+
+def _largest_pass(spec: PipelineSpec) -> int:
+    return max(with_values(spec, values).train.pass_tokens for values in combinations(spec))
