@@ -4,7 +4,6 @@ worker = TrainWorker()                           # in every process of a torch.d
 worker.train(settings, callbacks)                # and again with others; reuses what it can
 """
 
-import contextlib
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
