@@ -2,9 +2,9 @@
 
     python benchmarks/search_table.py --data sgd.jsonl.gz [--trials 320] [--to benchmarks/search_table.json.gz]
 
-A search over a small random Llama that trains every trial to its end: learning rate, weight decay, warm-up, final learning
-rate and batch size, all trials on the same 400 conversations for as many tokens. The file has the values of each trial,
-and its tokens and held-out loss at each checkpoint.
+A search over a small random Llama that trains every trial to its end: learning rate, weight decay, warm-up, final
+learning rate and batch size, all trials on the same 400 conversations for as many tokens. The file has the values of
+each trial, and its tokens and held-out loss at each checkpoint.
 """
 
 import argparse

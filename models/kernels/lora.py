@@ -57,10 +57,11 @@ class _LoraLinear(torch.autograd.Function):
         x, weight, bias, down, up, scale = args
         rows = x.reshape(-1, x.shape[-1])
         inner = rows @ down.T
-        out = F.linear(rows, weight, bias).addmm_(inner, up.T, alpha=scale)
+        out = F.linear(x, weight, bias)  # what is returned must not be a view: some models change it in place
+        out.view(-1, out.shape[-1]).addmm_(inner, up.T, alpha=scale)
         ctx.save_for_backward(rows, weight, down, up, inner)
         ctx.scale = scale
-        return out.view(*x.shape[:-1], -1)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> Any:

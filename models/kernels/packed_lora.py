@@ -76,6 +76,7 @@ class PackedLayers:
             kept = None
             if self._draws and mine.dropout:
                 kept = _kept(part.end - part.start, x, mine.dropout, part.adapter.generator)
+            assert x[..., 0].numel() == self._parts[-1].end, f"{name} does not compute all tokens of the row"
             spans.append(_Span(part.start, part.end, mine.scale, kept))
             factors += mine.down.to(layer.weight.dtype), mine.up.to(layer.weight.dtype)
         if not spans:
@@ -110,7 +111,8 @@ class _PackedLinear(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
         x, weight, bias, spans, *factors = args
         rows = x.reshape(-1, x.shape[-1])
-        out = F.linear(rows, weight, bias)
+        whole = F.linear(x, weight, bias)  # what is returned must not be a view: some models change it in place
+        out = whole.view(-1, whole.shape[-1])
         inners = []
         for span, down, up in zip(spans, factors[::2], factors[1::2], strict=True):
             inner = _inputs(rows, span) @ down.T
@@ -118,7 +120,7 @@ class _PackedLinear(torch.autograd.Function):
             inners.append(inner)
         ctx.save_for_backward(rows, weight, *factors, *inners)
         ctx.spans = spans
-        return out.view(*x.shape[:-1], -1)
+        return whole
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> Any:

@@ -23,9 +23,11 @@ from typing import Any
 
 import torch
 
+from models.errors import RayconteurError
 from models.kernels.lora import fuse_lora
 from models.kernels.loss import StatesModel, fuse_head, predicting_states
 from models.kernels.packed_lora import Adapter, Factors, PackedLayers, Part
+from models.kernels.rows import is_read_in_rows
 from models.objectives.base import Loss
 from models.packing import PackedBatch, side_by_side
 from models.training.engine import MODEL_FOLDER, Sums, optimizer_for
@@ -140,9 +142,12 @@ class Pack:
     def _compute(self, row: Sequence[_Pass], trains: bool) -> list[Sums]:
         batch = side_by_side([each.batch for each in row])
         ends = [*accumulate(each.num_tokens for each in row)]
+        if self._base.training != trains:  # some models compute something else in training, as gemma3n does
+            self._base.train(trains)
         parts = [Part(end - each.num_tokens, end, each.adapter) for end, each in zip(ends, row, strict=True)]
         with torch.set_grad_enabled(trains), self._layers.adapted(parts, draws_dropout=trains):
-            states = predicting_states(self._base, batch).split([len(each.batch.predictors) for each in row])
+            sizes = [len(each.batch.predictors) for each in row]
+            states = torch.split(predicting_states(self._base, batch), sizes)
             found = [
                 each.objective.loss_sum(StatesModel(self._base, mine), each.batch)
                 for each, mine in zip(row, states, strict=True)
@@ -195,7 +200,9 @@ class PackedEngine:
     """`models.training.engine.TrainingEngine` for a member of a pack: an adapter and its optimizer."""
 
     def __init__(self, pack: Pack, model: Any, objective: Loss, settings: PackedSettings) -> None:
-        """`model`: a PEFT model of the pack's base with a LoRA adapter."""
+        """`model`: a PEFT model of the pack's base with a LoRA adapter; raises RayconteurError for another one."""
+        if why_not := why_not_packed(model):
+            raise RayconteurError(f"tune.pack: {why_not}; set tune.pack: 1")
         fuse_lora(model)
         self.model = model.train()
         self.device = pack.device
@@ -235,7 +242,8 @@ class PackedEngine:
         return [float(value) for value in tensor]
 
     def largest(self, value: float) -> float:
-        return max(self.gather(value))
+        most: float = max(self.gather(value))
+        return most
 
     def gather(self, value: Any) -> list[Any]:
         if self._settings.group is None:
@@ -284,11 +292,14 @@ class PackedEngine:
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         with self._pack.away():
             torch.distributed.all_reduce(flat, group=self._settings.group)
-        for gradient, summed in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
+        sums = torch.split(flat, [each.numel() for each in gradients])
+        for gradient, summed in zip(gradients, sums, strict=True):
             gradient.copy_(summed.view_as(gradient))
 
     def _apply(self) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(self._trained, self._settings.gradient_clip or float("inf"))
+        norm: torch.Tensor = torch.nn.utils.clip_grad_norm_(
+            self._trained, self._settings.gradient_clip or float("inf")
+        )
         self._optimizer.step()
         self._optimizer.zero_grad()
         return float(norm)
@@ -299,6 +310,27 @@ def is_packed(checkpoint: Path) -> bool:
     return (checkpoint / _STATE).is_file()
 
 
+def why_not_packed(model: Any) -> str:
+    """Why a PEFT model cannot be a member of a pack; empty if it can. Does not read its weights."""
+    own, factors = model.get_base_model(), _factors(model)
+    if getattr(own, "reads_in_rows", "packed") != "packed" or is_read_in_rows(own):
+        return "the base model does not read conversations side by side in a row"
+    for name, layer in own.named_modules():
+        if isinstance(layer, torch.nn.Dropout) and layer.p > 0 and ".lora_dropout." not in f".{name}":
+            return f"the base model has dropout of its own ({name})"
+    if dropout := getattr(own.config.get_text_config(), "attention_dropout", 0.0):
+        return f"the base model has dropout of its own (attention_dropout {dropout})"
+    packed = {id(each) for found in factors.values() for each in (found.down, found.up)}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in packed:
+            return f"{name} is not a factor of a linear layer's LoRA"
+    if outside := [name for name in factors if not name.startswith(f"{own.base_model_prefix}.")]:
+        return f"{outside[0]} belongs to the head, which computes only the supervised tokens"
+    if experts := [name for name in factors if ".experts." in name]:
+        return f"{experts[0]} computes only some of the tokens"
+    return ""
+
+
 def _factors(model: Any) -> dict[str, Factors]:
     """The adapter's factors by the name of their layer in the base model."""
     from peft.tuners.lora.layer import Linear
@@ -306,7 +338,7 @@ def _factors(model: Any) -> dict[str, Factors]:
     base, [name] = model.get_base_model(), model.active_adapters
     found = {}
     for path, layer in base.named_modules():
-        if isinstance(layer, Linear):
+        if isinstance(layer, Linear) and type(layer.base_layer) is torch.nn.Linear and not layer.lora_variant:
             dropout = getattr(layer.lora_dropout[name], "p", 0.0)
             down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
             found[path] = Factors(down, up, layer.scaling[name], dropout)

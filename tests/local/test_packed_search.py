@@ -12,13 +12,13 @@ from workflows.search.records import read_search
 
 @pytest.fixture
 def searched(tiny):
-    """A grid over ranks and learning rates of an adapter; the largest rate cannot be trained."""
+    """A grid over the settings of an adapter with dropout."""
     tiny["train"] |= {
         "adapter": {"rank": 4, "dropout": 0.1}, "batch_tokens": 256, "max_steps": 9, "checkpoint_every_steps": 3,
         "epochs": 9, "num_workers": 2, "zero": {"stage": 2}, "max_skipped_steps": 0, "precision": "fp32",
     }  # fmt: skip
     tiny["tune"] = {
-        "space": {"train.adapter.rank": [2, 8], "train.learning_rate": [1e-3, 1e-2], "train.adapter.alpha": [8, 1e3]},
+        "space": {"train.adapter.rank": [2, 8], "train.learning_rate": [1e-3, 1e-2], "train.adapter.alpha": [8, 32]},
         "searcher": "grid",
     }
     tiny["cluster"] = {"num_cpus": 2}

@@ -1,7 +1,5 @@
 """How many trials of a search a worker group trains together (`tune.pack`)."""
 
-from pathlib import Path
-
 from models.base.load import known_folder
 from workflows.spec import PipelineSpec
 from workflows.spec.space import combinations, with_values
@@ -60,17 +58,23 @@ def _why_not_train(spec: PipelineSpec) -> str:
 
 
 def _why_not_base(spec: PipelineSpec) -> str:
+    """Asks a model of the base's architecture without weights."""
     folder = known_folder(spec.base_model)
-    return _own_dropout(folder) if folder else ""
+    if folder is None:
+        return "the base model is not on this machine"
+    from models.base import adapters
+    from models.base.packing_check import config_of, reading_of
+    from models.base.sizes import empty_model
+    from models.training.pack import why_not_packed
 
-
-def _own_dropout(folder: Path) -> str:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(str(folder)).get_text_config()
-    values = {name: value for name, value in config.to_dict().items() if "dropout" in name or name.endswith("pdrop")}
-    found = [name for name, value in values.items() if isinstance(value, float) and value > 0]
-    return f"the base model has dropout of its own ({found[0]})" if found else ""
+    if (how := reading_of(folder).how) != "packed":
+        return f"the base model reads conversations {how}"
+    assert spec.train.adapter is not None
+    try:
+        settings = spec.train.adapter.model_dump(exclude={"quantize"})
+        return why_not_packed(adapters.attach(empty_model(config_of(folder)), **settings, base=spec.base_model))
+    except ValueError as error:
+        return str(error)
 
 
 def _largest_pass(spec: PipelineSpec) -> int:

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.tune
@@ -207,10 +207,12 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
 
         shared = self._shared
         if shared.groups is not None:
-            me, seat = ray.get_runtime_context().current_actor, cast("Seat | None", None)
-            while (seat := ray.get(shared.groups.take.remote(me))) is None:
+            me = ray.get_runtime_context().current_actor
+            while True:
+                seat: Seat | None = ray.get(shared.groups.take.remote(me))
+                if seat is not None:
+                    return seat
                 time.sleep(_SECONDS_BETWEEN_ASKING)
-            return seat
         self._group = WorkerGroup(
             self._spec, self._store, shared.inputs, shared.folder, shared.max_failures, shared.suites
         )

@@ -74,16 +74,16 @@ class TrainedModels:
         with self.pack.loading if self.pack else contextlib.nullcontext():
             torch.manual_seed(seed)  # equal initial adapter weights on all workers
             model = self.model()
+        if self.pack is not None:
+            settings = PackedSettings(
+                self.spec.train.weight_decay, self.spec.train.gradient_clip, seed + 1 + rank, self.process_group
+            )
+            return PackedEngine(self.pack, model, objective, settings)
         engine = self.engine(model, objective)
-        if self.pack is None:
-            torch.manual_seed(seed + 1 + rank)  # dropout
+        torch.manual_seed(seed + 1 + rank)  # dropout
         return engine
 
-    def engine(self, model: Any, objective: Loss) -> DeepSpeedEngine | PackedEngine:
-        """An engine that trains `model`."""
+    def engine(self, model: Any, objective: Loss) -> DeepSpeedEngine:
+        """DeepSpeed's engine for `model`."""
         train = self.spec.train
-        if self.pack is None:
-            return DeepSpeedEngine(model, objective, deepspeed_settings(train, self.precision), train.weight_decay)
-        seed = train.seed + 1 + torch.distributed.get_rank()
-        settings = PackedSettings(train.weight_decay, train.gradient_clip, seed, self.process_group)
-        return PackedEngine(self.pack, model, objective, settings)
+        return DeepSpeedEngine(model, objective, deepspeed_settings(train, self.precision), train.weight_decay)

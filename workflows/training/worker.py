@@ -168,6 +168,7 @@ class _Run:
         self._operations = StepOperations(engine.model)
         self._pair: AdversarialPhases | None = None
         if isinstance(data.objective, Generate):
+            assert isinstance(engine, DeepSpeedEngine)
             self._pair = AdversarialPhases(models, data, engine, reports, self._settings.num_steps, resume_from)
 
     def go(self, callbacks: Callbacks) -> None:
