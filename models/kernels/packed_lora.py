@@ -20,10 +20,10 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class Factors:
-    """A layer's adapter: s B A, with A `down` [rank, in], B `up` [out, rank], and s `scale`."""
+    """A layer's adapter: s B A, with A `down` [rank, in], B `up` [out, rank], both in the base's dtype, and s `scale`."""
 
-    down: torch.nn.Parameter
-    up: torch.nn.Parameter
+    down: torch.Tensor
+    up: torch.Tensor
     scale: float
     dropout: float
 
@@ -78,7 +78,7 @@ class PackedLayers:
                 kept = _kept(part.end - part.start, x, mine.dropout, part.adapter.generator)
             assert x[..., 0].numel() == self._parts[-1].end, f"{name} does not compute all tokens of the row"
             spans.append(_Span(part.start, part.end, mine.scale, kept))
-            factors += mine.down.to(layer.weight.dtype), mine.up.to(layer.weight.dtype)
+            factors += mine.down, mine.up
         if not spans:
             return F.linear(x, layer.weight, layer.bias)
         apply: Any = _PackedLinear.apply

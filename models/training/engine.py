@@ -1,5 +1,6 @@
 """The interface of training engines, `TrainingEngine`, and the one in plain torch for unit tests."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -91,8 +92,12 @@ class _AdamW(torch.optim.AdamW):
 
 def optimizer_for(model: Any, weight_decay: float) -> _AdamW:
     """AdamW over the trainable weights; its learning rate is set before every update."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return _AdamW(trainable, lr=0.0, betas=_BETAS, weight_decay=weight_decay, fused=True)
+    return adamw([parameter for parameter in model.parameters() if parameter.requires_grad], weight_decay)
+
+
+def adamw(parameters: Sequence[torch.nn.Parameter], weight_decay: float) -> _AdamW:
+    """AdamW over these weights."""
+    return _AdamW(parameters, lr=0.0, betas=_BETAS, weight_decay=weight_decay, fused=True)
 
 
 class TorchEngine:

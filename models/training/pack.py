@@ -30,7 +30,7 @@ from models.kernels.packed_lora import Adapter, Factors, PackedLayers, Part
 from models.kernels.rows import is_read_in_rows
 from models.objectives.base import Loss
 from models.packing import PackedBatch, side_by_side
-from models.training.engine import MODEL_FOLDER, Sums, optimizer_for
+from models.training.engine import MODEL_FOLDER, Sums, adamw
 from models.training.snapshot import Write, copied, model_writer
 
 _STATE = "packed.pt"
@@ -40,7 +40,7 @@ _STATE = "packed.pt"
 class _Pass:
     """A member's wish: the sums of a batch, and for training the gradient of loss / weight."""
 
-    adapter: Adapter
+    weights: "_Weights"
     objective: Loss
     batch: PackedBatch
     weight: float | None
@@ -65,7 +65,8 @@ class Pack:
 
     def __init__(self, base: Any, max_tokens: int, num_threads: int = 0) -> None:
         """`num_threads` of the computation; 0: torch's default."""
-        self.device = next(base.parameters()).device
+        first = next(base.parameters())
+        self.device, self.dtype = first.device, first.dtype
         self.loading = threading.Lock()
         """for members that use torch's global random generator"""
         fuse_head(base)
@@ -144,7 +145,7 @@ class Pack:
         ends = [*accumulate(each.num_tokens for each in row)]
         if self._base.training != trains:  # some models compute something else in training, as gemma3n does
             self._base.train(trains)
-        parts = [Part(end - each.num_tokens, end, each.adapter) for end, each in zip(ends, row, strict=True)]
+        parts = [Part(end - each.num_tokens, end, each.weights.adapter) for end, each in zip(ends, row, strict=True)]
         with torch.set_grad_enabled(trains), self._layers.adapted(parts, draws_dropout=trains):
             sizes = [len(each.batch.predictors) for each in row]
             states = torch.split(predicting_states(self._base, batch), sizes)
@@ -155,6 +156,8 @@ class Pack:
             if trains:
                 shares = [loss / each.weight for (loss, _), each in zip(found, row, strict=True) if each.weight]
                 torch.autograd.backward(shares)
+                for each in row:
+                    each.weights.gather()
         return [{"loss": float(loss.detach()), **figures} for loss, figures in found]
 
 
@@ -211,26 +214,27 @@ class PackedEngine:
         self.rank = 0 if group is None else torch.distributed.get_rank(group)
         self.num_workers = 1 if group is None else torch.distributed.get_world_size(group)
         self._generator = torch.Generator(self.device).manual_seed(settings.seed)
-        self._adapter = Adapter(_factors(model), self._generator)
-        self._optimizer = optimizer_for(model, settings.weight_decay)
-        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._weights = _Weights(model, pack.dtype, self._generator)
+        self._optimizer = adamw([self._weights.all], settings.weight_decay)
 
     def accumulate(self, batch: PackedBatch, step_weight: float, is_last: bool = True) -> Sums:
-        found: Sums = self._pack.compute(_Pass(self._adapter, self._objective, batch, step_weight))
+        found: Sums = self._pack.compute(_Pass(self._weights, self._objective, batch, step_weight))
         return found
 
     def update(self, learning_rate: float) -> float:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        self._sum_gradients()
+        if self._settings.group is not None:
+            with self._pack.away():
+                torch.distributed.all_reduce(self._weights.gradient, group=self._settings.group)
         norm: float = self._pack.compute(_Call(self._apply))
         return norm
 
     def skip(self) -> None:
-        self._optimizer.zero_grad()
+        self._weights.all.grad = None
 
     def measure(self, batch: PackedBatch) -> Sums:
-        found: Sums = self._pack.compute(_Pass(self._adapter, self._objective, batch, None))
+        found: Sums = self._pack.compute(_Pass(self._weights, self._objective, batch, None))
         return found
 
     def total(self, values: list[float]) -> list[float]:
@@ -254,7 +258,7 @@ class PackedEngine:
         return values
 
     def gb_to_come(self) -> float:
-        return 0.0 if self._optimizer.state else 8 * sum(each.numel() for each in self._trained) / 1e9
+        return 0.0 if self._optimizer.state else 8 * self._weights.all.numel() / 1e9
 
     def snapshot(self) -> Write:
         names = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
@@ -273,36 +277,74 @@ class PackedEngine:
     def load(self, folder: Path) -> None:
         state = torch.load(folder / _STATE, weights_only=False)
         self.model.load_state_dict(state["weights"], strict=False)
+        self._weights.update()
         self._optimizer.load_state_dict(state["optimizer"])
         if (random := folder / f"random_{self.rank}.pt").is_file():
             self._generator.set_state(torch.load(random))
 
     def close(self) -> None:
         """Free the model and its optimizer."""
-        del self.model, self._adapter, self._optimizer, self._trained
-
-    def _sum_gradients(self) -> None:
-        """Over all workers."""
-        if self._settings.group is None:
-            return
-        for parameter in self._trained:  # a layer that no token has used, such as an expert's
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        with self._pack.away():
-            torch.distributed.all_reduce(flat, group=self._settings.group)
-        sums = torch.split(flat, [each.numel() for each in gradients])
-        for gradient, summed in zip(gradients, sums, strict=True):
-            gradient.copy_(summed.view_as(gradient))
+        del self.model, self._weights, self._optimizer
 
     def _apply(self) -> float:
         norm: torch.Tensor = torch.nn.utils.clip_grad_norm_(
-            self._trained, self._settings.gradient_clip or float("inf")
+            [self._weights.all], self._settings.gradient_clip or float("inf")
         )
         self._optimizer.step()
-        self._optimizer.zero_grad()
+        self._weights.all.grad = None
+        self._weights.update()
         return float(norm)
+
+
+class _Weights:
+    """An adapter's weights: one float32 tensor for the optimizer, of which the PEFT model's are views, and factors in
+    the base's dtype for the passes.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype, generator: torch.Generator) -> None:
+        layers = _layers(model)
+        own = [weight for down, up, *_ in layers.values() for weight in (down, up)]
+        self.all = torch.nn.Parameter(torch.cat([weight.detach().float().reshape(-1) for weight in own]))
+        for weight, part in zip(own, self._split(self.all.detach(), own), strict=True):
+            weight.data = part
+        self._used = self.all.detach() if dtype == torch.float32 else self.all.detach().to(dtype)
+        self._factors = [part.requires_grad_() for part in self._split(self._used, own)]
+        pairs = zip(self._factors[::2], self._factors[1::2], strict=True)
+        self.adapter = Adapter(
+            {
+                name: Factors(down, up, scale, dropout)
+                for (name, (*_, scale, dropout)), (down, up) in zip(layers.items(), pairs, strict=True)
+            },
+            generator,
+        )
+
+    @property
+    def gradient(self) -> torch.Tensor:
+        """The gradient so far, float32."""
+        assert self.all.grad is not None
+        return self.all.grad
+
+    def gather(self) -> None:
+        """Add the gradients of a pass to those before."""
+        found = [
+            torch.zeros_like(each) if each.grad is None else each.grad  # None: a layer that no token has used
+            for each in self._factors
+        ]
+        flat = torch.cat([each.reshape(-1) for each in found]).float()
+        self.all.grad = flat if self.all.grad is None else self.all.grad.add_(flat)
+        for each in self._factors:
+            each.grad = None
+
+    def update(self) -> None:
+        """Let passes use the weights as they are now."""
+        if self._used.dtype != torch.float32:
+            with torch.no_grad():
+                self._used.copy_(self.all)
+
+    @staticmethod
+    def _split(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        parts = torch.split(flat, [each.numel() for each in like])
+        return [part.view(each.shape) for part, each in zip(parts, like, strict=True)]
 
 
 def is_packed(checkpoint: Path) -> bool:
@@ -312,7 +354,7 @@ def is_packed(checkpoint: Path) -> bool:
 
 def why_not_packed(model: Any) -> str:
     """Why a PEFT model cannot be a member of a pack; empty if it can. Does not read its weights."""
-    own, factors = model.get_base_model(), _factors(model)
+    own, layers = model.get_base_model(), _layers(model)
     if getattr(own, "reads_in_rows", "packed") != "packed" or is_read_in_rows(own):
         return "the base model does not read conversations side by side in a row"
     for name, layer in own.named_modules():
@@ -320,19 +362,19 @@ def why_not_packed(model: Any) -> str:
             return f"the base model has dropout of its own ({name})"
     if dropout := getattr(own.config.get_text_config(), "attention_dropout", 0.0):
         return f"the base model has dropout of its own (attention_dropout {dropout})"
-    packed = {id(each) for found in factors.values() for each in (found.down, found.up)}
+    packed = {id(factor) for down, up, *_ in layers.values() for factor in (down, up)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in packed:
             return f"{name} is not a factor of a linear layer's LoRA"
-    if outside := [name for name in factors if not name.startswith(f"{own.base_model_prefix}.")]:
+    if outside := [name for name in layers if not name.startswith(f"{own.base_model_prefix}.")]:
         return f"{outside[0]} belongs to the head, which computes only the supervised tokens"
-    if experts := [name for name in factors if ".experts." in name]:
+    if experts := [name for name in layers if ".experts." in name]:
         return f"{experts[0]} computes only some of the tokens"
     return ""
 
 
-def _factors(model: Any) -> dict[str, Factors]:
-    """The adapter's factors by the name of their layer in the base model."""
+def _layers(model: Any) -> dict[str, tuple[torch.nn.Parameter, torch.nn.Parameter, float, float]]:
+    """Both factors, the scale and the dropout of the adapter by the name of their layer in the base model."""
     from peft.tuners.lora.layer import Linear
 
     base, [name] = model.get_base_model(), model.active_adapters
@@ -340,6 +382,5 @@ def _factors(model: Any) -> dict[str, Factors]:
     for path, layer in base.named_modules():
         if isinstance(layer, Linear) and type(layer.base_layer) is torch.nn.Linear and not layer.lora_variant:
             dropout = getattr(layer.lora_dropout[name], "p", 0.0)
-            down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-            found[path] = Factors(down, up, layer.scaling[name], dropout)
+            found[path] = (layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], dropout)
     return found

@@ -184,7 +184,7 @@ class TuneSpec(Section):
 
     pack: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(default="auto", json_schema_extra=HOW)
     """Number of LoRA trials that a worker group trains together: their forward and backward passes share the frozen
-    base model. The results are those of trials on their own. `auto` packs trials with short steps, up to 2,048 tokens
+    base model. The results are those of trials on their own. `auto` packs trials with short steps, up to 1,024 tokens
     a pass in all; 1 never does."""
 
     max_failures: Annotated[int, Field(ge=0, le=1000)] = Field(default=2, json_schema_extra=HOW)

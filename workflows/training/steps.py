@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from models.packing import StepPlan  # at run time it would import torch
 
 # A pass of this many tokens uses a machine as well as a longer one (benchmarks/packed_trials.py).
-PASS_TOKENS = 2048
+PASS_TOKENS = 1024
 
 
 def step_plan(
