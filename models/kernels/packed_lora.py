@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class Factors:
-    """A layer's adapter: s B A, with A `down` [rank, in], B `up` [out, rank], both in the base's dtype, and s `scale`."""
+    """A layer's adapter s B A: A is `down` [rank, in], B `up` [out, rank], both in the base's dtype, s `scale`."""
 
     down: torch.Tensor
     up: torch.Tensor

@@ -20,8 +20,9 @@ from disturbance import workers
 from safetensors.torch import load_file
 
 from workflows.search.records import Search, read_search, trial_folder
+from workflows.search.seat import job_of
 from workflows.search.tuner import ENVIRONMENT, tuner_of
-from workflows.search.worker_group import WorkerGroup, job_of
+from workflows.search.worker_group import WorkerGroup
 from workflows.spec import PipelineSpec
 from workflows.spec.space import with_values
 from workflows.stage import StageFailed

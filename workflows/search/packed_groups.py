@@ -8,13 +8,16 @@ ray.get(groups.close.remote())
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
+from workflows.search.seat import Seat
 from workflows.search.trial import Shared
-from workflows.search.worker_group import Seat, WorkerGroup
 from workflows.store import Store
+
+if TYPE_CHECKING:
+    from workflows.search.worker_group import WorkerGroup
 
 _SECONDS_TO_ANSWER = 5.0
 
@@ -63,6 +66,8 @@ class PackedGroups:
             group.close()
 
     def _start(self) -> None:
+        from workflows.search.worker_group import WorkerGroup
+
         shared = self._shared
         group = WorkerGroup(
             shared.spec, Store(shared.store), shared.inputs, shared.folder, shared.max_failures, shared.suites,

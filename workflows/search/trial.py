@@ -26,6 +26,7 @@ from workflows.search.records import (
     read_trial,
     trial_folder,
 )
+from workflows.search.seat import Seat, job_of
 from workflows.spec import PipelineSpec
 from workflows.spec.space import Values, with_values
 from workflows.store import Store, content_key
@@ -33,7 +34,7 @@ from workflows.suites.suite import Suite
 from workflows.training.inputs import TrainingInputs
 
 if TYPE_CHECKING:
-    from workflows.search.worker_group import Seat, WorkerGroup
+    from workflows.search.worker_group import WorkerGroup
 
 TOGETHER = "values"
 """key of a configuration that has all values in one mapping, as for a grid"""
@@ -187,8 +188,6 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
 
     def _next_update(self) -> JobUpdate:
         """The worker group's next update after the replayed reports."""
-        from workflows.search.worker_group import job_of
-
         if self._seat is None:
             self._seat = self._take_seat()
         if not self._is_at_work:
@@ -201,7 +200,7 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
             if update.report is None or update.report.step > self._said:
                 return update
 
-    def _take_seat(self) -> "Seat":
+    def _take_seat(self) -> Seat:
         """A seat in a worker group of this process, or in one that several trials share."""
         from workflows.search.worker_group import WorkerGroup
 

@@ -3,8 +3,9 @@
 from models.training.report import Report
 from workflows.cluster.errors import StageCrashed
 from workflows.search.records import Search, Trial, Winner, trial_folder
+from workflows.search.seat import WorkerGroupLost, job_of
 from workflows.search.trial import Shared
-from workflows.search.worker_group import WorkerGroup, WorkerGroupLost, job_of
+from workflows.search.worker_group import WorkerGroup
 from workflows.spec import PipelineSpec
 from workflows.spec.space import with_values
 from workflows.stage import StageFailed

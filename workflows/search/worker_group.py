@@ -32,7 +32,8 @@ from models.errors import RayconteurError
 from models.training.report import Report
 from models.training.snapshot import Write
 from workflows.cluster.errors import describe_error, full_traceback, is_users_mistake, note_traceback
-from workflows.search.job_queue import Assignment, JobQueue, JobUpdate, TrainingJob
+from workflows.search.job_queue import Assignment, JobQueue
+from workflows.search.seat import Seat
 from workflows.spec import PipelineSpec
 from workflows.store import Store
 from workflows.suites.suite import Suite
@@ -44,10 +45,6 @@ if TYPE_CHECKING:
     from workflows.training.worker import TrainWorker
 
 _SECONDS_TO_LEAVE = 20.0
-
-
-class WorkerGroupLost(RuntimeError):
-    """Workers cannot be started, or are lost for good."""
 
 
 class JobLeft(Exception):
@@ -65,33 +62,6 @@ class _AfterLoss(UserCallback):  # type: ignore[misc]
         reason, traceback = failure_text(worker_exceptions), failure_traceback(worker_exceptions)
         for folder in ray.get(self._queue.lose.remote(reason, traceback)):
             halve_micro_batches(Store(self._store_uri), folder, worker_exceptions)
-
-
-@dataclass(frozen=True)
-class Seat:
-    """A place for one job at a time, which any process can use."""
-
-    queue: Any
-    """the job queue's handle"""
-    number: int
-
-    def begin(self, job: TrainingJob) -> None:
-        """Start a job; ends the previous one."""
-        ray.get(self.queue.give.remote(self.number, job))
-
-    def next_update(self) -> JobUpdate:
-        """Continue the job to its next checkpoint, and wait for it; raises WorkerGroupLost."""
-        found: JobUpdate = ray.get(self.queue.next_update.remote(self.number))
-        if found.group_is_lost:
-            error = WorkerGroupLost(found.failed)
-            if found.traceback:
-                error.add_note(found.traceback)
-            raise error
-        return found
-
-    def end(self) -> None:
-        """Let the workers leave the job at its next checkpoint."""
-        ray.get(self.queue.end.remote(self.number))
 
 
 class WorkerGroup:
@@ -273,8 +243,3 @@ def _local(store: Store, path: str | None) -> Iterator[Path | None]:
     with tempfile.TemporaryDirectory(prefix="rayconteur-") as name:
         pa.fs.copy_files(path, name, source_filesystem=store.filesystem)
         yield Path(name)
-
-
-def job_of(spec: PipelineSpec, **fields: Any) -> TrainingJob:
-    """A job for a training of `spec`."""
-    return TrainingJob(spec=spec.model_dump(), **fields)
