@@ -131,11 +131,14 @@ class Pack:
                 self._changed.wait_for(lambda: self._is_closed or 0 < self._present <= len(self._wishes))
                 if self._is_closed:
                     return
-                wishes, self._wishes = self._wishes, []
-            for wish in wishes:
-                if isinstance(wish, _Call):
-                    _settle([wish], lambda wish=wish: [wish.function()])  # type: ignore[misc]
-            passes = [wish for wish in wishes if isinstance(wish, _Pass)]
+                calls = [wish for wish in self._wishes if isinstance(wish, _Call)]
+                passes = [wish for wish in self._wishes if isinstance(wish, _Pass)]
+                # Members that have called join the passes of the others.
+                self._wishes = list(passes) if calls else []
+            if calls:
+                for call in calls:
+                    _settle([call], lambda call=call: [call.function()])  # type: ignore[misc]
+                continue
             for trains in (True, False):
                 for row in _rows([each for each in passes if (each.weight is not None) == trains], self._max_tokens):
                     _settle(row, lambda row=row, trains=trains: self._compute(row, trains))  # type: ignore[misc]
