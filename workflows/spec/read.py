@@ -72,9 +72,9 @@ def read_spec(
     if for_job and (unfit := _unfit_for_job(spec, where, str(file))):
         raise SpecError(sorted(unfit, key=lambda problem: _line_number(problem.where)))
     folder = path.resolve().parent
-    absolute = {
-        field: str((folder / Path(named).expanduser()).resolve()) for field, named in local_paths(spec).items()
-    }
+    # A job uploads what a link beside the pipeline file points to, wherever that is.
+    resolved = os.path.abspath if for_job else os.path.realpath
+    absolute = {field: resolved(folder / Path(named).expanduser()) for field, named in local_paths(spec).items()}
     return with_code(_with_certificate_files(with_paths(spec, absolute), folder), lambda name: f"{folder}/{name}")
 
 
