@@ -120,8 +120,8 @@ def test_an_address_without_a_cluster_is_refused_within_seconds(
 
 @pytest.mark.parametrize(("address", "variable", "words"), [
     ("nowhere.invalid:6379", None, r"got 'nowhere\.invalid:6379', and nothing answers there \(.*\); give host:port"),
-    ("ray://127.0.0.1:10001", None, r"got 'ray://127.*'; Ray Client cannot run pipelines: `rayconteur submit P"),
-    ("auto", "ray://head:10001", r"got 'auto', and RAY_ADDRESS is 'ray://head:10001'; Ray Client cannot"),
+    ("ray://127.0.0.1:10001", None, r"got 'ray://127.*'; pipelines do not run over Ray Client: `rayconteur s"),
+    ("auto", "ray://head:10001", r"got 'auto', and RAY_ADDRESS is 'ray://head:10001'; pipelines do not run"),
     ("auto", "http://head:8265", r".* RAY_ADDRESS is 'http://head:8265', which is not the .* \(it is a URL\)"),
     ("head:port", None, r"got 'head:port', which is not the address of a Ray cluster \('port' is not a port\)"),
     ("local", None, r"got 'local', which is not the address of a Ray cluster \(it starts a local cluster\)"),

@@ -92,8 +92,8 @@ def _check_head(address: str) -> None:
     stated = f"cluster.address: got {address!r}" + (f", and RAY_ADDRESS is {given!r}" if given else "")
     if (given or address).startswith("ray://"):
         raise ClusterError(
-            f"{stated}; Ray Client cannot run pipelines: `rayconteur submit PIPELINE --address http://HEAD:8265` "
-            "runs one from outside the cluster; on one of its machines, set cluster.address: auto"
+            f"{stated}; pipelines do not run over Ray Client: `rayconteur submit PIPELINE --address URL` runs "
+            "one from outside the cluster; on one of its machines, set cluster.address: auto"
         )
     try:
         if "://" in (given or address):

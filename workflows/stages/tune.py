@@ -17,6 +17,7 @@ from pathlib import Path
 
 from models.training.deepspeed_operator import check_build_tools
 from workflows.cluster.capacity import need_of_trial, nodes_of_cluster, trials_at_once, why_none_fits
+from workflows.cluster.workers import check_fits
 from workflows.figures import TuneFigures
 from workflows.search.mixture import PROXIES, forecast_mixtures, proxies_of
 from workflows.search.records import (
@@ -51,6 +52,7 @@ def run(context: Context) -> TuneFigures:
     nodes = nodes_of_cluster(spec.cluster)
     if (why := why_none_fits(nodes, spec.train)) and not (spec.cluster.address and tune.max_concurrent):
         raise StageFailed(f"tune: {why}")
+    check_fits(spec, ["tune"], context.progress)
     if not spec.train.gpus_per_worker:
         check_build_tools()
     os.environ.update(ENVIRONMENT)
