@@ -1,10 +1,13 @@
 """Files on any filesystem: paths of this machine, and URIs that pyarrow opens (s3://, gs://).
 
 filesystem, path = open_uri("s3://bucket/conversations")
+content = read_file(filesystem, path)       # decompressed, whatever the name of the file
 folder = local_copy("s3://bucket/models/mine")
 """
 
 import hashlib
+import io
+import lzma
 import os
 import shutil
 from collections.abc import Callable
@@ -18,6 +21,14 @@ from filelock import FileLock
 # Retries wait longer each time, at most 20 s: about three minutes in all. While one waits, its process cannot open
 # another S3 filesystem, since Arrow builds a client only when no other one is at work.
 _TRIES = 16
+
+_PACKED = (
+    (b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bz2"), (b"\xfd7zXZ\0", "xz"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+)  # fmt: skip
+MAGIC_BYTES = 16
+"""how many of a file's first bytes show its format"""
+_READ_BYTES = 1 << 20
 
 
 class PatientS3(pa.fs.S3FileSystem):  # type: ignore[misc]
@@ -44,6 +55,32 @@ def open_uri(uri: str, patient: bool = True) -> tuple[Any, str]:
     if patient and isinstance(filesystem, pa.fs.S3FileSystem):
         filesystem = _patient(filesystem.__reduce__()[1][0])
     return filesystem, path
+
+
+def packing_of(head: bytes) -> str:
+    """The compression of a file that begins with these bytes: gzip, zstd, bz2, xz, lz4; empty if it has none."""
+    return next((name for magic, name in _PACKED if head.startswith(magic)), "")
+
+
+def unpacked(raw: Any, packing: str) -> io.BufferedReader:
+    """A stream of the decompressed content of the open file `raw`. It raises OSError, EOFError or LZMAError."""
+    if packing == "xz":
+        return io.BufferedReader(lzma.LZMAFile(raw), _READ_BYTES)
+    return io.BufferedReader(pa.CompressedInputStream(raw, packing) if packing else raw, _READ_BYTES)
+
+
+def read_file(filesystem: Any, path: str) -> bytes:
+    """The content of a file, decompressed if its first bytes show a compression; raises OSError.
+
+    pyarrow's `open_input_stream` goes by the ending, which a link or a cache may not have.
+    """
+    with filesystem.open_input_file(path) as raw:
+        packing = packing_of(raw.read(MAGIC_BYTES))
+        raw.seek(0)
+        try:
+            return unpacked(raw, packing).read()
+        except (EOFError, lzma.LZMAError) as error:
+            raise OSError(f"the {packing} file is damaged: {error}") from error
 
 
 def listing(filesystem: Any, path: str) -> str:

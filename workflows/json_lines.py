@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from models.errors import nearest
-from models.files import open_uri
+from models.files import open_uri, read_file
 from workflows.stage import StageFailed
 from workflows.store import without_secrets
 
@@ -51,8 +51,7 @@ def json_lines_at(field: str, uri: str) -> list[JsonLine]:
 def json_lines(field: str, filesystem: Any, path: str) -> Iterator[JsonLine]:
     """The objects of a file, from each line that is not empty; raises StageFailed for what is none."""
     try:
-        with filesystem.open_input_stream(path) as stream:
-            content = stream.read()
+        content = read_file(filesystem, path)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(field, path, error) from error
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):

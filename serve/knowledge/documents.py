@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from models.chat.knowledge import KnowledgeError, Passage, passage_of, passages_of
-from models.files import open_uri
+from models.files import open_uri, read_file
 from models.text.shingles import word_count
 
 SUFFIXES = (".txt", ".md", ".jsonl")
@@ -34,8 +34,7 @@ def read_documents(path: str, most_words: int) -> list[Passage]:
     filesystem, root = open_uri(path, patient=False)
     passages: dict[Passage, None] = {}
     for file, name in _files(filesystem, root):
-        with filesystem.open_input_stream(file) as stream:
-            content: bytes = stream.read()
+        content = read_file(filesystem, file)
         try:
             text = content.decode().removeprefix("\ufeff")
         except UnicodeDecodeError as error:

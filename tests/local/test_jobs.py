@@ -1,5 +1,6 @@
 """Pipelines as jobs: the commands against a Ray cluster with a dashboard."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -8,13 +9,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
+import aiohttp
 import httpx
 import psutil
 import pytest
 import yaml
+from aiohttp import web
 from openai import OpenAI
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from stored import EVALUATED, OPTIMIZED, run_record
@@ -90,12 +94,75 @@ def test_a_job_is_shown_like_a_run_and_ends_like_one(command, file):
     assert any(line.startswith("prepare   done in") and "conversations 107" in line for line in lines)
     code, lines = command("submit", path, "--to", "prepare", "--json")
     events = [json.loads(line) for line in lines]
-    assert code == 0
+    assert code == 0, lines
     assert [event["event"] for event in events] == ["note", "up_to_date", "note"]
     code, lines = command("jobs", "--json")
     assert [(job["pipeline"], job["status"]) for job in map(json.loads, lines)] == [("short", "SUCCEEDED")] * 2
     code, lines = command("logs", "short")
     assert json.loads(lines[-2])["event"] == "up_to_date"
+
+
+@pytest.fixture
+def proxy(address):
+    """A proxy that wants a header and lets no websocket through; its address, and what it refused."""
+    loop, refused = asyncio.new_event_loop(), []
+
+    async def forward(request):
+        if request.headers.get("X-Pass") != "let me in":
+            return web.Response(status=403, text="no header")
+        if "Upgrade" in request.headers:
+            refused.append(request.path)
+            return web.Response(status=400, text="no websockets")
+        async with aiohttp.ClientSession() as session:
+            content, headers = await request.read(), {"Content-Type": request.content_type}
+            for name in ("Authorization", "X-Ray-Authorization"):
+                headers |= {name: request.headers[name]} if name in request.headers else {}
+            async with session.request(
+                request.method, address + request.path_qs, data=content, headers=headers
+            ) as answer:
+                return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
+
+    async def start():
+        app = web.Application(client_max_size=1 << 30)
+        app.router.add_route("*", "/{path:.*}", forward)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return runner
+
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    runner = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}", refused
+    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(30)
+    loop.call_soon_threadsafe(loop.stop)
+
+
+def test_a_job_through_a_proxy_with_data_that_git_ignores(file, proxy):
+    (url, refused), path = proxy, file(name="proxied")
+    (path.parent / ".gitignore").write_text("*\n")
+    (path.parent / "data").mkdir()
+    (path.parent / "data" / ".gitignore").write_text("*\n")
+    (path.parent / "sums.jsonl.gz").rename(path.parent / "data" / "sums.jsonl.gz")
+    words = [
+        sys.executable,
+        "-m",
+        "workflows",
+        "submit",
+        path,
+        "--set",
+        "data.sources.0.path=data",
+        "--to",
+        "prepare",
+    ]
+    environment = {**os.environ, "RAY_JOB_HEADERS": "{}"}
+    done = subprocess.run([*words, "--address", url], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 1
+    assert "give the header that it wants with --header" in done.stderr
+    words += ["--address", url, "--header", "X-Pass: let me in"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "conversations 107" in done.stdout
+    assert len(refused) == 1
 
 
 @pytest.mark.slow

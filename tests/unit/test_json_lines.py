@@ -1,9 +1,13 @@
 """Files with one JSON object a line, and what reads them: each mistake with field, file and line."""
 
+import bz2
+import gzip
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from workflows.json_lines import JsonRecord, json_lines_at, one_key, value_of
@@ -26,6 +30,37 @@ def test_lines_have_their_places(tmp_path: Path) -> None:
     assert [(line.place, line.record) for line in json_lines_at(FIELD, file)] == [
         (f"{file}:1", {"a": "b\u2028c"}), (f"{file}:4", {"a": 2}),
     ]  # fmt: skip
+
+
+PACKED = {
+    "gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress,
+    "zstd": lambda content: pa.compress(content, codec="zstd", asbytes=True),
+    "lz4": lambda content: pa.compress(content, codec="lz4", asbytes=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("packing", PACKED)
+def test_a_compressed_file_needs_no_ending(tmp_path: Path, packing: str) -> None:
+    """As in the Hub's cache, where a name with an ending is a link to a name without."""
+    (tmp_path / "blob").write_bytes(PACKED[packing](b'{"a": 1}\n{"a": 2}\n'))
+    (tmp_path / "lines.jsonl.gz").symlink_to(tmp_path / "blob")
+    for name in ("blob", "lines.jsonl.gz"):
+        file = str(tmp_path / name)
+        assert [(line.place, line.record) for line in json_lines_at(FIELD, file)] == [
+            (f"{file}:1", {"a": 1}), (f"{file}:2", {"a": 2}),
+        ]  # fmt: skip
+
+
+def test_an_ending_does_not_make_a_file_compressed(tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl.gz").write_bytes(b'{"a": 1}')
+    assert [line.record for line in json_lines_at(FIELD, str(tmp_path / "lines.jsonl.gz"))] == [{"a": 1}]
+
+
+@pytest.mark.parametrize("packing", PACKED)
+def test_a_truncated_compressed_file_is_refused(tmp_path: Path, packing: str) -> None:
+    file = write(tmp_path, PACKED[packing](b'{"a": 1}\n' * 1000)[:-9])
+    with pytest.raises(StageFailed, match=rf"^evaluate\.questions: cannot read {file}: ."):
+        json_lines_at(FIELD, file)
 
 
 @pytest.mark.parametrize(("line", "words"), [

@@ -343,7 +343,16 @@ def test_the_plan_in_numbers(
     assert training.memory_gb_per_worker == round(memory.total_gb, 1)
     assert plan.resources is not None
     assert plan.resources.there.cpus == 4
-    assert plan.resources.to_json()["asked"] == {
+    asked = plan.resources.to_json()["asked"]
+    assert [row.pop("why_not", None) for row in asked.values()] == [  # type: ignore[attr-defined]
+        None,
+        "evaluate.num_workers: needs 4 workers of 1.5 CPUs each, the nodes hold 2: 1 node of 4 CPUs; request less "
+        "or add nodes",
+        "serve.gpus_per_replica: needs 64 workers of 1 GPU each, and no node is large enough for one: 1 node of 0 "
+        "GPUs; request less per worker or add a larger node",
+    ]
+    assert plan.will_fail
+    assert asked == {
         "train": {"workers": 2, "cpus": 2.0, "gpus": 0.0, "fits": True},
         "evaluate": {"workers": 4, "cpus": 6.0, "gpus": 0.0, "fits": False},
         "deploy": {"workers": 1, "cpus": 1.0, "gpus": 64.0, "fits": False},

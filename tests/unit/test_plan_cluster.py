@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from workflows.cluster import capacity
-from workflows.cluster.capacity import kinds_to_come, nodes_of_cluster
+from workflows.cluster.capacity import kinds_to_come, may_grow_beyond, nodes_of_cluster
 from workflows.cluster.cluster_file import ClusterFileError, NodeKind, read_cluster_file
 from workflows.cluster.fit import Need, fit_stage, hours
 from workflows.runs.plan_cluster import lines_on, plan_on
@@ -30,7 +30,7 @@ def planned(tmp_path):
         values = {"name": "big", "base_model": str(tmp_path), "data": {"sources": [{"path": "x.jsonl"}]}}
         more = {"evaluate": {"gpus_per_worker": 1}, "serve": {"gpus_per_replica": 1}, **more}
         spec = PipelineSpec.model_validate({**values, "train": train, **more})
-        return plan_on(spec, read_cluster_file(ROOT / file), tokens=10_000_000)
+        return plan_on(spec, read_cluster_file(ROOT / file), tokens=10_000_000, per_epoch=10_000_000 // 3)
 
     return plan
 
@@ -147,6 +147,144 @@ def test_a_head_knows_the_maximum_nodes_from_its_cluster_file(tmp_path, monkeypa
     assert sum(node["CPU"] for node in nodes) == 12 * 16
     told = ClusterSpec.model_validate({"address": "auto", "scales_to": {"cpus": 64, "gpus": 4}})
     assert [(node["CPU"], node["GPU"]) for node in nodes_of_cluster(told)] == [(64, 4)]
+    assert not may_grow_beyond(auto)
     unsaid = {"provider": {"type": "local"}, "available_node_types": {"local.cluster.node": {"resources": {}}}}
     (tmp_path / "bootstrap.yaml").write_text(yaml.safe_dump(unsaid))
-    assert kinds_to_come(auto) == []
+    assert may_grow_beyond(auto)
+
+
+LORA = {"adapter": {"rank": 16}, "gpus_per_worker": 1, "batch_tokens": 512, "num_workers": 2}
+SMALL = {"memory_gb_per_worker": 4}
+RATES = {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}}
+TRIAL = 4 * 6.74e9 * 1e7 / (2 * 0.4 * 121e12) / 3600  # hours on two GPUs
+
+
+@pytest.mark.parametrize(("tune", "trials", "at_once", "waves", "at_most"), [
+    ({"trials": 1}, 1, 1, 1, None),
+    ({"trials": 200}, 200, 4, 50, None),
+    ({"trials": 5}, 5, 4, 2, None),
+    ({"trials": 200, "max_concurrent": 2}, 200, 2, 100, None),
+    ({"trials": 200, "scheduler": "asha"}, 200, 4, 50, "asha ends trials early"),
+    ({"trials": 30, "scheduler": "population"}, 30, 4, 8, None),
+    ({"searcher": "grid", "space": {"train.learning_rate": [1e-5, 1e-4], "train.seed": [0, 1, 2]}}, 6, 4, 2, None),
+    ({"trials": 8, "space": {"train.epochs": [1.0, 3.0, 6.0]}}, 8, 4, 4, "each trial counted as the longest"),
+    ({"trials": 8, "space": {"train.max_steps": [10, 100_000]}}, 8, 4, 2, "each trial counted as the longest"),
+])  # fmt: skip
+def test_the_cost_of_a_search_counts_its_trials(planned, tune, trials, at_once, waves, at_most):
+    row = planned(LORA, tune={"space": RATES, **tune}).stages["tune"]
+    cost = row.search
+    each = TRIAL * (2 if "train.epochs" in tune.get("space", {}) else 1)
+    assert (cost.trials, cost.at_once) == (trials, at_once)
+    assert cost.hours_per_trial == pytest.approx(each, rel=0.01)
+    assert cost.price_per_trial == pytest.approx(each * 2 * 1.323, rel=0.01)
+    assert cost.hours == pytest.approx(TRIAL * waves, rel=0.01)
+    assert cost.price == pytest.approx(each * 2 * 1.323 * trials, rel=0.01)
+    assert (at_most or "") in (cost.at_most or "")
+    assert (cost.at_most is None) == (at_most is None)
+
+
+def test_a_time_limit_bounds_the_cost_of_a_search(planned):
+    short = planned(LORA, tune={"space": RATES, "time_minutes": 120}).stages["tune"].search
+    assert (short.hours, short.trials) == (2.0, 8)
+    assert short.price == pytest.approx(2 * 8 * 1.323)
+    assert short.at_most == "tune.time_minutes ends it"
+    both = planned(LORA, tune={"space": RATES, "trials": 4, "time_minutes": 120}).stages["tune"].search
+    assert both.hours == pytest.approx(TRIAL, rel=0.01)
+    assert both.at_most is None
+    # Without a rate, the limit still bounds the price.
+    lines = "\n".join(lines_on(planned(SMALL, tune={"space": RATES, "time_minutes": 30})))
+    assert "the search: about 0.5 hours and $" in lines
+    unknown = "\n".join(lines_on(planned(SMALL, tune={"space": RATES, "trials": 3})))
+    assert "3 trials, at most 3 at once; their time is not known" in unknown
+
+
+def test_the_cost_of_a_search_over_mixtures_has_its_small_models(planned):
+    data = {"sources": [{"path": "x.jsonl"}, {"path": "y.jsonl"}]}
+    tune = {"searcher": {"name": "mixture", "proxies": 80}}
+    cost = planned(LORA, data=data, tune=tune).stages["tune"].search
+    assert (cost.trials, cost.small_models) == (3, 80)
+    each = 6 * (32_000 * 32 + 16 * 32**2) * 200 * 512 / (0.4 * 121e12) / 3600
+    assert cost.hours == pytest.approx(TRIAL + 10 * each, rel=0.01)
+    assert cost.price == pytest.approx((3 * 2 * TRIAL + 80 * each) * 1.323, rel=0.01)
+
+
+def test_the_text_of_a_search_has_both_prices(planned):
+    text = "\n".join(lines_on(planned(LORA, tune={"space": RATES, "trials": 200, "scheduler": "asha"})))
+    assert "200 trials, at most 4 at once" in text
+    assert "a trial: about 0.8 hours and $2.05, at 40% of the GPUs' rate" in text
+    assert "the search: about 38.7 hours and $409.30, at most (asha ends trials early)" in text
+
+
+def aws(*types, **fields):
+    """A cluster file on AWS without `resources`."""
+    nodes = {f"w{number}": {"node_config": {"InstanceType": name}, "max_workers": 4, **fields}
+             for number, name in enumerate(types)}  # fmt: skip
+    return {"provider": {"type": "aws"}, "max_workers": 8, "available_node_types": nodes}
+
+
+@pytest.mark.parametrize(("instance", "size"), [
+    ("m5.large", (2, 0, None)), ("m6i.xlarge", (4, 0, None)), ("c7g.medium", (1, 0, None)),
+    ("t3.micro", (2, 0, None)),
+    ("c4.8xlarge", (36, 0, None)), ("r7iz.32xlarge", (128, 0, None)), ("m7i-flex.2xlarge", (8, 0, None)),
+    ("g4dn.12xlarge", (48, 4, 16)), ("g5.24xlarge", (96, 4, 24)), ("g6.48xlarge", (192, 8, 24)),
+    ("p3.8xlarge", (32, 4, 16)), ("p4d.24xlarge", (96, 8, 40)), ("p5.48xlarge", (192, 8, 80)),
+    ("inf2.8xlarge", (32, 0, None)),
+])  # fmt: skip
+def test_sizes_of_aws_instances_that_a_cluster_file_does_not_state(tmp_path, instance, size):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(aws(instance)))
+    [found] = read_cluster_file(tmp_path / "c.yaml")
+    assert (found.cpus, found.gpus, found.gpu_memory_gb) == size
+    assert found.unknown is None
+
+
+def test_the_files_own_resources_come_first(tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(aws("g5.xlarge", resources={"CPU": 2})))
+    [found] = read_cluster_file(tmp_path / "c.yaml")
+    assert (found.cpus, found.gpus) == (2, 1)  # as `ray up` fills in the rest
+
+
+@pytest.mark.parametrize(
+    "instance", ["z9.gigantic", "p99.xlarge", "m5.metal", "hpc6a.48xlarge", "g5.metal", "m1.xlarge"]
+)
+def test_what_is_not_known_of_a_group_is_said(tmp_path, planned, instance):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(aws(instance)))
+    plan = planned({"cpus_per_worker": 1}, tmp_path / "c.yaml", evaluate={}, serve={})
+    row = plan.stages["train"]
+    assert (row.fits, row.is_unknown) == (False, True)
+    text = "\n".join(lines_on(plan))
+    assert "no nodes of the cluster have GPUs" not in text
+    assert f"  w0               0 to 4: size not known: plan does not know the instance type {instance}; set " in text
+    assert "train     NOT KNOWN: it needs 1 x worker of 1 CPU" in text
+    assert "available_node_types.w0.resources, such as {CPU: 16, GPU: 1}" in text
+
+
+def test_a_group_of_known_size_is_used_beside_one_that_is_not(tmp_path, planned):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(aws("z9.gigantic", "m5.4xlarge")))
+    row = planned({"memory_gb_per_worker": 4}, tmp_path / "c.yaml", evaluate={}, serve={}).stages["train"]
+    assert (row.fits, row.nodes, row.is_unknown) == (True, {"w1": 1}, None)
+
+
+def test_a_pod_without_limits_has_no_known_size(tmp_path):
+    group = {"groupName": "w", "maxReplicas": 2, "template": {"spec": {"containers": [{}]}}}
+    file = {"kind": "RayCluster", "spec": {"headGroupSpec": {"rayStartParams": {"num-cpus": "0"}}}}
+    file["spec"]["workerGroupSpecs"] = [group]
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(file))
+    [found] = read_cluster_file(tmp_path / "c.yaml")
+    assert found.unknown == "plan finds no CPUs; set resources.limits.cpu of w"
+
+
+def test_merges_in_a_cluster_file(tmp_path):
+    text = """
+available_node_types:
+  a: &a {resources: {CPU: 4}, max_workers: 2}
+  b: {<<: *a, max_workers: 1}
+max_workers: 3
+"""
+    (tmp_path / "c.yaml").write_text(text)
+    assert [(kind.cpus, kind.most) for kind in read_cluster_file(tmp_path / "c.yaml")] == [(4, 2), (4, 1)]
+
+
+def test_a_worker_that_is_larger_than_every_node_is_told_so_with_the_numbers(planned):
+    row = planned({**LORA, "cpus_per_worker": 20}).stages["train"]
+    assert "2 x worker of 20 CPUs, 1 GPU" in row.why_not
+    assert "no node has the capacity for one (gpu-worker: 16 CPUs, 1 x GPU of 24 GB, 64 GB)" in row.why_not

@@ -3,17 +3,22 @@
 import json
 import subprocess
 import sys
+import zipfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
+from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from workflows.corpus.files.sources import source_files
 from workflows.jobs import package as shipping
+from workflows.jobs.client import Jobs
 from workflows.jobs.package import missing, pack, pinned
 from workflows.spec.errors import SpecError
+from workflows.spec.paths import local_paths
 from workflows.spec.read import read_spec
 from workflows.stage import StageFailed
 
@@ -88,6 +93,87 @@ def test_large_files_and_missing_ones_are_refused_by_field(written, tmp_path, mo
     (tmp_path / "2").mkdir()
     with pytest.raises(StageFailed, match=r"^data\.sources\.0\.path: nothing found at"):
         pack(spec, beside, tmp_path / "2")
+
+
+IGNORED = {
+    "data/.gitignore": "*\n",  # as DVC writes it
+    "rules/.gitignore": "secret*\n",
+    "rules/.rayignore": "*.md\n",
+    "rules/secret.md": "The shop opens at nine.",
+    "suite/.gitignore": "*.jsonl",
+    "suite/a.jsonl": '{"question": "When?", "facts": ["nine"]}\n',
+    "suite/venv/.git/__pycache__/b.txt": "Ray leaves these folders out",
+    "prompt.txt": "Which?",
+    "template.jinja": "{{ messages }}",
+}
+NAMES_IGNORED = {
+    "evaluate": {"questions": "questions.jsonl", "suites": [{"path": "suite"}], "judge": {
+        "url": "http://j", "model": "m", "prompt": "prompt.txt"}},
+    "serve": {"knowledge": {"path": "rules"}}, "data": {
+        "sources": [{"path": "data/*.jsonl"}, {"path": "linked.jsonl"}], "chat_template": "template.jinja"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def uploaded(monkeypatch, tmp_path):
+    """Submits; returns what Ray is given as the working directory, unpacked, and the notes."""
+
+    def submit(spec, beside):
+        asked, notes = {}, []
+
+        def submit_job(**options):
+            archive = options["runtime_env"]["working_dir"]
+            assert zipfile.is_zipfile(archive), "of a folder, Ray leaves out what its .gitignore names"
+            asked["bytes"] = Path(archive).read_bytes()
+            zipfile.ZipFile(archive).extractall(tmp_path / "there")
+
+        jobs = object.__new__(Jobs)
+        monkeypatch.setattr(jobs, "_client", SimpleNamespace(submit_job=submit_job, list_jobs=list), raising=False)
+        monkeypatch.setattr(jobs, "_environment", lambda say: {})
+        monkeypatch.setattr(jobs, "find", lambda name: name)
+        jobs.submit(spec, beside, "deploy", say=notes.append)
+        return tmp_path / "there", notes, asked["bytes"]
+
+    return submit
+
+
+def test_what_the_pipeline_names_travels_also_if_git_ignores_it(written, uploaded, tmp_path):
+    beside = tmp_path / "here"
+    for name, content in IGNORED.items():
+        (beside / name).parent.mkdir(parents=True, exist_ok=True)
+        (beside / name).write_text(content)
+    (beside / ".gitignore").parent.mkdir(exist_ok=True)
+    (beside / ".gitignore").write_text("*\n")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "blob").write_text("{}\n")
+    written()
+    (beside / "linked.jsonl").symlink_to(tmp_path / "cache" / "blob")
+    there, notes, content = uploaded(*written(**NAMES_IGNORED))
+    assert notes == []
+    job = read_spec(there / "pipeline.yaml")
+    named = local_paths(job)
+    assert set(named) == {
+        "data.sources.0.path", "data.sources.1.path", "data.chat_template", "evaluate.questions",
+        "evaluate.suites.0.path", "evaluate.judge.prompt", "serve.knowledge.path",
+    }  # fmt: skip
+    assert all(Path(path).is_relative_to(there.resolve()) for path in named.values())
+    assert [Path(file.path).name for file in source_files(job)] == ["a.jsonl", "b.jsonl", "linked.jsonl"]
+    for field in ("data.chat_template", "evaluate.questions", "evaluate.judge.prompt"):
+        assert Path(named[field]).is_file()
+    assert (Path(named["serve.knowledge.path"]) / "secret.md").is_file()
+    assert (Path(named["evaluate.suites.0.path"]) / "a.jsonl").is_file()
+    assert len(list(Path(named["evaluate.suites.0.path"]).rglob("b.txt"))) == 1
+    assert uploaded(*written(**NAMES_IGNORED))[2] == content  # Ray uploads equal content once
+
+
+def test_what_is_not_uploaded_is_said_before(written, uploaded, tmp_path):
+    (tmp_path / "elsewhere.jsonl").write_text("{}\n")
+    sources = [{"path": "data/*.jsonl"}, {"path": "../elsewhere.jsonl"}, {"path": "/only/on/the/cluster.jsonl"}]
+    _, notes, _ = uploaded(*written(data={"sources": sources}))
+    assert notes == [
+        f"data.sources.1.path: {tmp_path}/elsewhere.jsonl is not in the pipeline file's folder, and is not uploaded; "
+        "all nodes must have this path"
+    ]
 
 
 @pytest.mark.parametrize(("field", "value", "said"), [

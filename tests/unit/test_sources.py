@@ -12,7 +12,7 @@ import pytest
 
 from workflows.corpus.files import hub as hub_files
 from workflows.corpus.files.formats import records
-from workflows.corpus.files.sources import SourceError, SourceFile, find_files
+from workflows.corpus.files.sources import SourceError, SourceFile, find_files, is_packed
 from workflows.spec import PipelineSpec
 from workflows.spec.paths import local_paths
 from workflows.store import Store
@@ -45,6 +45,26 @@ def test_data_files_of_a_folder_are_recognised_by_their_endings(tmp_path: Path) 
     there = [str(Path(file.path).relative_to(tmp_path)) for file in found(tmp_path)]
     assert there == names[:7]
     assert {file.size for file in found(tmp_path)} == {1}
+
+
+def test_files_without_endings_are_named_by_a_glob_and_read_by_their_content(tmp_path: Path) -> None:
+    """As in the Hub's cache: `blobs/` has the files, and links with endings point there."""
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    (blobs / "a1").write_bytes(gzip.compress(lines))
+    (blobs / "b2").write_bytes(lines)
+    datasets.Dataset.from_list(ROWS).to_parquet(str(blobs / "c3"))
+    (tmp_path / "talk.jsonl.gz").symlink_to(blobs / "a1")
+    with pytest.raises(SourceError, match=rf"nothing found at {blobs}; in a folder, files count whose names end in .*"
+                       rf"; name others by a glob, such as {blobs}/\*$"):  # fmt: skip
+        found(blobs)
+    files = found(f"{blobs}/*")
+    assert contents(files) == [str(number) for number in range(10)] * 3
+    assert [is_packed(file) for file in files] == [True, False, True]
+    [linked] = found(tmp_path / "talk.jsonl.gz")
+    assert is_packed(linked)
+    assert len(contents([linked])) == 10
 
 
 def test_a_saved_dataset_is_read_in_its_own_order(tmp_path: Path) -> None:

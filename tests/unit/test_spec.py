@@ -91,6 +91,43 @@ def test_broken_files_are_located(tmp_path: Path, text: str, words: str) -> None
     assert words in "\n".join(problems_of(write(tmp_path, text)))
 
 
+MERGED = """name: x
+data:
+  sources:
+    - &first {path: x.jsonl, limit: 10, weight: 1.0}
+    - &second {<<: *first, path: y.jsonl}
+    - <<: [*second, {weight: 2.0, limit: 3, split: all}]
+      limit: 5
+evaluate:
+  max_new_tokens: 0
+  <<: {max_new_tokens: 7}
+base_model: random:tiny-llama
+"""
+
+
+def test_merges_fill_in_what_a_mapping_does_not_set(tmp_path: Path) -> None:
+    """As in YAML 1.1: own keys win, then earlier mappings of a list, wherever the `<<` stands."""
+    spec = read_spec(write(tmp_path, MERGED.replace("max_new_tokens: 0", "max_new_tokens: 9")))
+    found = [(Path(source.path).name, source.limit, source.weight) for source in spec.data.sources]
+    assert found == [("x.jsonl", 10, 1.0), ("y.jsonl", 10, 1.0), ("y.jsonl", 5, 1.0)]
+    assert spec.evaluate.max_new_tokens == 9
+
+
+@pytest.mark.parametrize(("before", "after", "words"), [
+    ("limit: 10", "limt: 10", ["yaml:4: data.sources.0.limt: unknown", "yaml:4: data.sources.1.limt: unknown"]),
+    ("limit: 5", "<<: {path: z}", ["yaml:7: data.sources.2.<<: is set twice, first on line 6; merge a list"]),
+    ("path: y.jsonl", "path: y.jsonl, path: z", ["yaml:5: data.sources.1.path: is set twice, first on line 5"]),
+    ("<<: {max_new_tokens: 7}", "<<: 7", ["yaml:10: not YAML: `<<` merges a mapping or a list of mappings, got a s"]),
+    ("<<: {max_new_tokens: 7}", "<<: [*first, [1]]", ["yaml:10: not YAML: `<<` merges a mapping or a list of map"]),
+    ("", "", ["yaml:9: evaluate.max_new_tokens: got 0"]),
+])  # fmt: skip
+def test_mistakes_in_merged_fields_are_located_where_they_stand(
+    tmp_path: Path, before: str, after: str, words: list[str]
+) -> None:
+    found = "\n".join(problems_of(write(tmp_path, MERGED.replace(before, after))))
+    assert [each for each in words if each not in found] == [], found
+
+
 @pytest.mark.parametrize("text", ["&here\n  adapter: [*here]\n", "[" * 2000], ids=["a circle", "depth"])
 def test_a_file_without_an_end_is_refused(tmp_path: Path, text: str) -> None:
     [problem] = problems_of(write(tmp_path, GOOD.replace("train:\n  learning_rate: 1e-4", f"train: {text}")))

@@ -75,7 +75,7 @@ def plan(
             connection.open()
             result = plan_of(spec, store, states)
     click.echo(json.dumps(result.to_json()) if json_lines else plan_text(result))
-    if result.troubles:
+    if result.will_fail:
         raise SystemExit(1)
 
 

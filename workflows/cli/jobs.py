@@ -1,10 +1,13 @@
 """Commands that run pipelines as jobs on a Ray cluster: submit, jobs, attach, logs, stop."""
 
+import functools
 import json
+import os
 import sys
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,15 +18,65 @@ if TYPE_CHECKING:
     from workflows.jobs.client import Job, Jobs
     from workflows.progress import Progress
 
-_address = click.option(
-    "--address", envvar="RAY_API_SERVER_ADDRESS", default="http://127.0.0.1:8265", show_default=True,
-    help="URL of the Ray dashboard on the cluster's head; also read from RAY_API_SERVER_ADDRESS.",
-)  # fmt: skip
+
+@dataclass(frozen=True)
+class Dashboard:
+    """Where the jobs' commands find the cluster, and what they send along."""
+
+    address: str
+    headers: Mapping[str, str]
+    ca_bundle: str | None
+
+    def jobs(self) -> "Jobs":
+        """Connect; raises ClusterError."""
+        from workflows.jobs.client import Jobs
+
+        return Jobs(self.address, self.headers, self.ca_bundle)
+
+
+def _with_dashboard(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of the connection, as the argument `dashboard`."""
+
+    @click.option(
+        "--address", envvar="RAY_API_SERVER_ADDRESS", default="http://127.0.0.1:8265", show_default=True,
+        help="URL of the Ray dashboard on the cluster's head; also read from RAY_API_SERVER_ADDRESS.",
+    )  # fmt: skip
+    @click.option(
+        "--header", "headers", multiple=True, metavar="'NAME: VALUE'",
+        help="Header for a proxy before the dashboard. Repeatable; also read from RAY_JOB_HEADERS, a JSON object.",
+    )  # fmt: skip
+    @click.option(
+        "--ca-bundle", envvar=["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"], type=click.Path(exists=True),
+        help="Certificates to trust, a file or folder; also read from REQUESTS_CA_BUNDLE and SSL_CERT_FILE.",
+    )  # fmt: skip
+    @functools.wraps(function)
+    def call(*args: Any, address: str, headers: tuple[str, ...], ca_bundle: str | None, **options: Any) -> Any:
+        return function(*args, dashboard=Dashboard(address, _headers(headers), ca_bundle), **options)
+
+    return call
+
+
+def _headers(given: tuple[str, ...]) -> dict[str, str]:
+    """The headers of the environment and the command line; an error does not show their values."""
+    try:
+        found = json.loads(os.environ.get("RAY_JOB_HEADERS") or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise click.UsageError('RAY_JOB_HEADERS must be a JSON object of strings, such as {"Authorization": "..."}')
+    for header in given:
+        name, colon, value = header.partition(":")
+        if not colon or not name.strip():
+            raise click.UsageError("--header must be 'NAME: VALUE', as in --header 'Authorization: Bearer ...'")
+        found[name.strip()] = value.strip()
+    return found
+
+
 _job = click.argument("job", metavar="JOB")
 
 
 @click.command()
-@_address
+@_with_dashboard
 @click.option("--detach", is_flag=True, help="Start the job and return.")
 @options("to", "set", "force", "insecure", "json")
 def submit(
@@ -32,7 +85,7 @@ def submit(
     force: bool,
     insecure: bool,
     json_lines: bool,
-    address: str,
+    dashboard: Dashboard,
     last: str,
     detach: bool,
 ) -> None:
@@ -42,14 +95,13 @@ def submit(
     Ctrl-C leaves the job running. Submitting PIPELINE again while it runs follows the same job.
     """
     spec = read_spec(pipeline, list(overrides), may_be_open=insecure or last != "deploy", for_job=True)
-    from workflows.jobs.client import Jobs
     from workflows.progress import Progress
 
     with Progress(json_lines) as progress:
-        jobs = Jobs(address)
+        jobs = dashboard.jobs()
         job, is_new = jobs.submit(spec, Path(pipeline).resolve().parent, last, force, insecure, progress.note)
         word = "submitted to" if is_new else "already running on"
-        progress.note(f"job {job.id}: {word} {address}", job=job.id, new=is_new)
+        progress.note(f"job {job.id}: {word} {jobs.address}", job=job.id, new=is_new)
         if detach:
             progress.note(f"rayconteur attach {job.id} follows it, rayconteur stop {job.id} stops it")
         else:
@@ -57,14 +109,12 @@ def submit(
 
 
 @click.command()
-@_address
+@_with_dashboard
 @json_option
 @answering_errors
-def jobs(address: str, json_lines: bool) -> None:
+def jobs(dashboard: Dashboard, json_lines: bool) -> None:
     """List the jobs that `submit` started."""
-    from workflows.jobs.client import Jobs
-
-    found = Jobs(address).all()
+    found = dashboard.jobs().all()
     if json_lines:
         for job in found:
             click.echo(json.dumps(asdict(job)))
@@ -77,45 +127,40 @@ def jobs(address: str, json_lines: bool) -> None:
 
 
 @click.command()
-@_address
+@_with_dashboard
 @json_option
 @_job
 @answering_errors
-def attach(job: str, address: str, json_lines: bool) -> None:
+def attach(job: str, dashboard: Dashboard, json_lines: bool) -> None:
     """Follow JOB until it ends. JOB is a job id, or a pipeline name for its latest job."""
-    from workflows.jobs.client import Jobs
     from workflows.progress import Progress
 
     with Progress(json_lines) as progress:
-        jobs = Jobs(address)
+        jobs = dashboard.jobs()
         _follow(jobs, jobs.find(job), progress)
 
 
 @click.command()
-@_address
+@_with_dashboard
 @click.option("-f", "--follow", is_flag=True, help="Keep printing until the job ends.")
 @_job
 @answering_errors
-def logs(job: str, address: str, follow: bool) -> None:
+def logs(job: str, dashboard: Dashboard, follow: bool) -> None:
     """Print the raw output of JOB. JOB is a job id, or a pipeline name for its latest job."""
-    from workflows.jobs.client import Jobs
-
-    jobs = Jobs(address)
+    jobs = dashboard.jobs()
     found = jobs.find(job)
     for line in jobs.follow(found.id) if follow else jobs.log(found.id):
         click.echo(line)
 
 
 @click.command()
-@_address
+@_with_dashboard
 @json_option
 @_job
 @answering_errors
-def stop(job: str, address: str, json_lines: bool) -> None:
+def stop(job: str, dashboard: Dashboard, json_lines: bool) -> None:
     """Stop JOB; the same submit resumes it. JOB is a job id, or a pipeline name for its latest job."""
-    from workflows.jobs.client import Jobs
-
-    jobs = Jobs(address)
+    jobs = dashboard.jobs()
     found = jobs.find(job)
     word = "has already ended"
     if not found.is_over:

@@ -17,7 +17,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import RayconteurError
-from workflows.record import JsonObject, Record
+from workflows.cluster.instance_types import InstanceSize, aws_size
+from workflows.record import JsonObject, Record, optional
 from workflows.spec.section import Section
 
 _Positive = Annotated[float, Field(gt=0.0)] | None
@@ -59,6 +60,8 @@ class NodeKind(Record):
     tflops: float | None
     """of one GPU, in 10^12 operations per second"""
     price_per_hour: float | None
+    unknown: str | None = optional()
+    """why its CPUs and GPUs are not known, if they are not"""
 
 
 def _quantity(value: Any) -> float:
@@ -88,12 +91,17 @@ class _Part(BaseModel):
 
 
 class _Resources(_Part):
-    CPU: float = 0.0
-    GPU: float = 0.0
+    CPU: float | None = None
+    GPU: float | None = None
     memory: float | None = None
 
 
+class _NodeConfig(_Part):
+    InstanceType: str | None = None
+
+
 class _NodeType(_Part):
+    node_config: _NodeConfig = _NodeConfig()
     resources: _Resources = _Resources()
     min_workers: int = 0
     max_workers: int | None = None
@@ -182,7 +190,7 @@ def read_cluster_file(file: str | Path) -> list[NodeKind]:
             f"{file}: is not a cluster file; must be one for `ray up`, with available_node_types, or a RayCluster, "
             "RayJob or RayService for KubeRay"
         )
-    return [kind for kind in kinds if kind.most and (kind.cpus or kind.gpus)]
+    return [kind for kind in kinds if kind.most and (kind.cpus or kind.gpus or kind.unknown)]
 
 
 def _of_ray_up(content: _RayUp) -> list[NodeKind]:
@@ -191,19 +199,40 @@ def _of_ray_up(content: _RayUp) -> list[NodeKind]:
         # With provider `local`, all machines are of one type, including the head.
         is_head = name == content.head_node_type and content.provider.type != "local"
         most = content.max_workers if kind.max_workers is None else min(content.max_workers, kind.max_workers)
-        note, memory = content.metadata.rayconteur.get(name, Note()), kind.resources.memory
+        memory = kind.resources.memory
+        note = content.metadata.rayconteur.get(name, Note())
+        size, unknown = _size(name, kind, content.provider.type)
+        if size.gpu_memory_gb and note.gpu_memory_gb is None:
+            note = note.model_copy(update={"gpu_memory_gb": size.gpu_memory_gb})
         kinds.append(
             NodeKind(
                 name=name,
-                cpus=kind.resources.CPU,
-                gpus=kind.resources.GPU,
+                cpus=size.cpus,
+                gpus=size.gpus,
                 fewest=1 if is_head else kind.min_workers,
                 most=1 if is_head else most,
                 is_spot=_SPOT in kind.labels.items(),
+                unknown=unknown,
                 **note.over(memory and memory / 1e9),
             )
         )
     return kinds
+
+
+def _size(name: str, kind: _NodeType, provider: str | None) -> tuple[InstanceSize, str | None]:
+    """A node's size, from `resources` or else, as for `ray up`, from AWS's instance type; and why it is unknown."""
+    stated, instance = kind.resources, kind.node_config.InstanceType
+    found = aws_size(instance) if provider == "aws" and instance else None
+    derived = found or InstanceSize(0.0, 0.0, None)
+    size = InstanceSize(
+        derived.cpus if stated.CPU is None else stated.CPU,
+        derived.gpus if stated.GPU is None else stated.GPU,
+        derived.gpu_memory_gb,
+    )
+    if stated.CPU is not None or stated.GPU is not None or found is not None:
+        return size, None
+    what = f"does not know the instance type {instance}" if provider == "aws" and instance else "finds no CPUs"
+    return size, f"plan {what}; set available_node_types.{name}.resources, such as {{CPU: 16, GPU: 1}}"
 
 
 def _of_kuberay(file: str, content: JsonObject) -> list[NodeKind]:
@@ -219,14 +248,17 @@ def _of_kuberay(file: str, content: JsonObject) -> list[NodeKind]:
         limits, started = {**asked.requests, **asked.limits}, group.rayStartParams
         note = _annotated(annotations, f"rayconteur/{group.groupName}", file)
         memory = limits.get("memory")
+        cpus = limits.get("cpu") if started.num_cpus is None else started.num_cpus
+        unknown = f"plan finds no CPUs; set resources.limits.cpu of {group.groupName}"
         kinds.append(
             NodeKind(
                 name=group.groupName,
-                cpus=limits.get("cpu", 0.0) if started.num_cpus is None else started.num_cpus,
+                cpus=cpus or 0.0,
                 gpus=limits.get("nvidia.com/gpu", 0.0) if started.num_gpus is None else started.num_gpus,
                 fewest=group.replicas if group.minReplicas is None else group.minReplicas,
                 most=group.replicas if group.maxReplicas is None else group.maxReplicas,
                 is_spot=_SPOT in group.labels.items(),
+                unknown=unknown if cpus is None else None,
                 **note.over(memory and memory / 1e9),
             )
         )

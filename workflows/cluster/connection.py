@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,8 +16,14 @@ from pathlib import Path
 
 import ray
 
-from workflows.cluster.errors import ClusterError
-from workflows.cluster.ray_private import redirect_worker_output, show_token
+from workflows.cluster.errors import ClusterError, describe_error
+from workflows.cluster.ray_private import (
+    bootstrap_address,
+    ignore_uv_run,
+    redirect_worker_output,
+    show_token,
+    trouble_with_head,
+)
 from workflows.spec import ClusterSpec
 
 ENVIRONMENT = {
@@ -26,6 +33,11 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
+
+
+# A machine accepts a connection, and a busy head answers, within these times.
+_CONNECTS_WITHIN_S = 10.0
+_ANSWERS_WITHIN_S = 30.0
 
 
 class Connection:
@@ -49,6 +61,7 @@ class Connection:
         divert_library_output()
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        ignore_uv_run()
         options: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if self._cluster.address is None:
             # Explicit, so that RAY_ADDRESS in the environment does not send a local run to a cluster.
@@ -56,6 +69,7 @@ class Connection:
         else:
             options["address"] = self._cluster.address
             show_token()
+            _check_head(self._cluster.address)
         terminate = signal.getsignal(signal.SIGTERM)
         try:
             # The processes of a local cluster inherit the variable, so Ray's state API asks no other cluster there.
@@ -63,24 +77,66 @@ class Connection:
             # (findings/ray_train_asks_another_cluster.sh).
             with api_server_address("local") if self._cluster.address is None else contextlib.nullcontext():
                 ray.init(**options)
-        except ConnectionError as error:
-            if "AuthenticationError" in repr(error.__cause__) + str(error.__cause__):
-                raise ClusterError(f"cluster.address: {token_refused(str(self._cluster.address))}") from None
-            raise ClusterError(
-                f"cluster.address: no Ray cluster answers at {self._cluster.address!r} ({error}); "
-                "start one, or leave the field out to start a local cluster"
-            ) from None
-        except ValueError as error:
+        except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
             if self._cluster.address is None:
                 raise
-            why = str(error).splitlines()[0]
-            raise ClusterError(
-                f"cluster.address: got {self._cluster.address!r}, which is not the address of a Ray cluster ({why}); "
-                "give host:port of its head, such as 10.0.0.1:6379, or leave the field out to start a local cluster"
-            ) from None
+            raise ClusterError(f"cluster.address: {_why_not_connected(str(options['address']), error)}") from None
         signal.signal(signal.SIGTERM, terminate)  # Ray has replaced it with its own
         self.is_open = True
         _quieten()
+
+
+def _check_head(address: str) -> None:
+    """Raise ClusterError if no head answers at `address`, within seconds: `ray.init` tries for minutes."""
+    given = os.environ.get("RAY_ADDRESS") if address == "auto" else None
+    stated = f"cluster.address: got {address!r}" + (f", and RAY_ADDRESS is {given!r}" if given else "")
+    if (given or address).startswith("ray://"):
+        raise ClusterError(
+            f"{stated}; pipelines do not run over Ray Client: `rayconteur submit PIPELINE --address URL` runs "
+            "one from outside the cluster; on one of its machines, set cluster.address: auto"
+        )
+    try:
+        if "://" in (given or address):
+            raise ValueError("it is a URL")
+        found = bootstrap_address(address)
+        host, _, port = found.rpartition(":")
+        if not port.isdigit():
+            raise ValueError(f"{port!r} is not a port")
+    except ConnectionError:
+        raise ClusterError(
+            f"{stated}, and no Ray cluster runs on this machine; start one with `ray start`, give host:port of a "
+            "head, or leave the field out to start a local cluster"
+        ) from None
+    except ValueError as error:
+        why = str(error).splitlines()[0]
+        raise ClusterError(
+            f"{stated}, which is not the address of a Ray cluster ({why}); give host:port of its head, such as "
+            "10.0.0.1:6379, or leave the field out to start a local cluster"
+        ) from None
+    where = f"{stated}, and" if found == (given or address) else f"{stated}, which is {found}, and"
+    fix = "give host:port of the head, such as 10.0.0.1:6379 (`ray status` there shows whether its cluster runs), or "
+    fix += "leave the field out to start a local cluster"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECTS_WITHIN_S).close()
+    except OSError as error:
+        raise ClusterError(f"{where} nothing answers there ({error.strerror or error}); {fix}") from None
+    if trouble := trouble_with_head(found, _ANSWERS_WITHIN_S):
+        raise ClusterError(
+            f"{where} {trouble}; its dashboard (port 8265) and its Ray Client server (10001) are not meant: {fix}"
+        )
+
+
+def _why_not_connected(address: str, error: Exception) -> str:
+    """Why this machine cannot connect to a head that answers."""
+    causes = repr(error) + repr(error.__cause__)
+    if "AuthenticationError" in causes:
+        return token_refused(address)
+    if "No node info found" in causes:
+        return (
+            f"the head at {address!r} answers, but this machine is no node of its cluster; run the command on one of "
+            "its machines, or from here with `rayconteur submit PIPELINE --address http://HEAD:8265`"
+        )
+    return f"cannot connect to the Ray cluster at {address!r} ({describe_error(error)})"
 
 
 @contextlib.contextmanager

@@ -48,6 +48,8 @@ class Fit:
     price_per_hour: float | None
     why_not: str
     """empty if it fits"""
+    is_unknown: bool = False
+    """whether it may fit on nodes whose size is not known"""
     would: list[str] = field(default_factory=list)
     """alternatives that would fit"""
 
@@ -65,7 +67,8 @@ def fit_stage(need: Need, kinds: Sequence[NodeKind], would: Iterable[tuple[str, 
     by_name = {kind.name: kind for kind in kinds}
     if left > 0:
         others = [words for words, other in would if not fit_stage(other, kinds).why_not]
-        return Fit(need, {}, {}, None, _why_not(need, kinds), others)
+        is_unknown = any(kind.unknown for kind in kinds)
+        return Fit(need, {}, {}, None, _why_not(need, kinds), is_unknown, others)
     come_up = {name: count - by_name[name].fewest for name, count in nodes.items() if count > by_name[name].fewest}
     prices = [by_name[name].price_per_hour for name in nodes]
     price = None
@@ -75,8 +78,8 @@ def fit_stage(need: Need, kinds: Sequence[NodeKind], would: Iterable[tuple[str, 
 
 
 def workers_on(kind: NodeKind, need: Need) -> int:
-    """How many of these workers fit on one node."""
-    limits = [kind.cpus / need.cpus]
+    """How many of these workers fit on one node; none if its size is not known."""
+    limits = [0.0 if kind.unknown else kind.cpus / need.cpus]
     if need.gpus:
         limits.append(kind.gpus / need.gpus)
         if kind.gpu_memory_gb and need.gpu_memory_gb > kind.gpu_memory_gb * _USABLE:
@@ -105,14 +108,27 @@ def _order(need: Need) -> Callable[[NodeKind], tuple[bool, bool, float]]:
     return lambda kind: (kind.gpus > 0 and not need.gpus, kind.is_spot, kind.price_per_hour or 0.0)
 
 
+def size_text(kind: NodeKind) -> str:
+    """What a node has, as text."""
+    parts = [f"{kind.cpus:g} CPUs"]
+    if kind.gpus:
+        memory = f"of {kind.gpu_memory_gb:g} GB" if kind.gpu_memory_gb else "of unknown memory"
+        parts.append(f"{kind.gpus:g} x GPU {memory}")
+    parts += [f"{kind.memory_gb:g} GB"] if kind.memory_gb else []
+    return ", ".join(parts)
+
+
 def _why_not(need: Need, kinds: Sequence[NodeKind]) -> str:
     asks = f"it needs {need.workers} x worker of {need.each()}"
+    if unknown := "; ".join(f"{kind.name}: {kind.unknown}" for kind in kinds if kind.unknown):
+        return f"{asks}; nodes of known size hold {in_all(kinds, need)}, and not all sizes are known ({unknown})"
     suited = [kind for kind in kinds if kind.gpus or not need.gpus]
     if not suited:
-        return f"{asks}, and no nodes of the cluster have GPUs; add a group that has them, or request none"
-    if need.gpus and all(kind.gpu_memory_gb and not workers_on(kind, need) for kind in suited):
-        have = "; ".join(f"{kind.name}: {kind.gpus:g} GPUs of {kind.gpu_memory_gb:g} GB" for kind in suited)
-        return f"{asks}, and no node has the capacity for one ({have})"
+        what = "GPUs" if kinds else "CPUs or GPUs"
+        return f"{asks}, and no nodes of the cluster have {what}; add a group that has them, or request none"
+    if not in_all(suited, need):
+        have = "; ".join(f"{kind.name}: {size_text(kind)}" for kind in suited)
+        return f"{asks}, and no node has the capacity for one ({have}); request less per worker, or add larger nodes"
     have = "; ".join(f"{kind.name}: {workers_on(kind, need)} a node, at most {kind.most} nodes" for kind in suited)
     there = f"the cluster has the capacity for {in_all(kinds, need)} ({have})"
     return f"{asks}, and {there}; raise max_workers, or request less"

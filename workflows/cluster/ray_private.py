@@ -3,6 +3,7 @@
 A new version of Ray may move any of these. No other file uses `ray._private` or `ray._common`.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -31,3 +32,53 @@ def redirect_worker_output(write: Callable[[list[str]], Any]) -> None:
         write(data["lines"])
 
     worker.print_to_stdstream = print_lines
+
+
+def free_resources() -> list[dict[str, float]]:
+    """What the tasks, actors and placement groups of all drivers leave of each live node (ray-project/ray#60134)."""
+    from ray._private.state import available_resources_per_node
+
+    return [dict(resources) for resources in available_resources_per_node().values()]
+
+
+def ignore_uv_run() -> None:
+    """Start workers with this Python also under `uv run`, unless the user has set RAY_ENABLE_UV_RUN_RUNTIME_ENV.
+
+    Ray would upload the current folder, whatever is in it, and start every worker with `uv run` there
+    (ray-project/ray#50961). It reads the variable when it is imported.
+    """
+    from ray._private import ray_constants
+
+    if "RAY_ENABLE_UV_RUN_RUNTIME_ENV" not in os.environ:
+        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+
+
+def bootstrap_address(address: str) -> str:
+    """The host:port that `ray.init(address)` connects to; raises ConnectionError for `auto` without a cluster, and
+    ValueError (ray-project/ray#28372: it then tries for minutes, and shows nothing).
+    """
+    from ray._private import services
+
+    services.find_gcs_addresses.cache_clear()
+    found: str | None = services.canonicalize_bootstrap_address(address)
+    if found is None:
+        raise ValueError("it starts a local cluster")
+    return found
+
+
+def trouble_with_head(address: str, timeout_s: float) -> str:
+    """Why Ray's control service does not answer at this host:port; empty if it does, or only wants a token."""
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+    with init_grpc_channel(address) as channel:
+        try:
+            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=timeout_s)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                return f"what is there does not answer as Ray's head within {timeout_s:g} s"
+            if error.code() != grpc.StatusCode.UNAUTHENTICATED:
+                return f"what answers there is not a head of Ray ({error.code().name})"
+    return ""

@@ -1,12 +1,20 @@
-"""The workers that each stage starts: how many, with which resources and environment, and whether they fit."""
+"""The environment of the workers that the stages start, and whether the cluster can hold them."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import ray
-
-from workflows.cluster.capacity import kinds_to_come, nodes_of_cluster
+from workflows.cluster.capacity import (
+    Workers,
+    how_many_fit,
+    living_nodes,
+    may_grow_beyond,
+    nodes_of_cluster,
+    sizes_text,
+    why_too_few,
+    workers_of,
+)
 from workflows.cluster.errors import ClusterError
+from workflows.cluster.ray_private import free_resources
 from workflows.progress import Progress
 from workflows.spec import PipelineSpec
 
@@ -16,15 +24,8 @@ _MALLOC = (
     "glibc.malloc.top_pad=268435456:glibc.malloc.hugetlb=1"
 )
 
-
-@dataclass(frozen=True)
-class Workers:
-    """A number of identical workers, and the field that requests them."""
-
-    field: str
-    count: int
-    cpus: float
-    gpus: float
+# The workers of the stage before give back their resources within this time.
+_RELEASED_WITHIN_S = 10.0
 
 
 def worker_environment(threads: float, gpus: float) -> dict[str, str]:
@@ -40,43 +41,35 @@ def worker_environment(threads: float, gpus: float) -> dict[str, str]:
     return environment
 
 
-def workers_of(spec: PipelineSpec) -> dict[str, Workers]:
-    """The workers of each stage that has its own, by the stage's name."""
-    train, evaluate, serve = spec.train, spec.evaluate, spec.serve
-    training = Workers("train.num_workers", train.min_workers, train.cpus_per_worker, train.gpus_per_worker)
-    judging = Workers(
-        "evaluate.num_workers", evaluate.num_workers, evaluate.cpus_per_worker, evaluate.gpus_per_worker
-    )
-    serving = Workers(
-        "serve.min_replicas", max(1, serve.min_replicas), serve.cpus_per_replica, serve.gpus_per_replica
-    )
-    converting = Workers("optimize.cpus_per_worker", 1, spec.optimize_cpus, 0)
-    return {
-        "reference": training,
-        "tune": training,
-        "train": training,
-        "evaluate": judging,
-        "optimize": converting,
-        "deploy": serving,
-    }
-
-
 def check_fits(spec: PipelineSpec, stages: Sequence[str], progress: Progress | None = None) -> None:
-    """Raise ClusterError, with both numbers, if the cluster can never have the workers of one of these stages. If it
-    has to grow for them, print a note.
+    """Raise ClusterError, with the numbers, if the cluster can never hold the workers of one of these stages. If they
+    have to wait for nodes to start or for the work of others to end, print a note.
     """
-    now = ray.cluster_resources()
-    may_come = nodes_of_cluster(spec.cluster)
-    grows_unasked = kinds_to_come(spec.cluster) == []  # with provider `local`, the file does not state resources
-    for workers in [workers for stage, workers in workers_of(spec).items() if stage in stages]:
-        for name, resource, each in (("CPUs", "CPU", workers.cpus), ("GPUs", "GPU", workers.gpus)):
-            need, have = workers.count * each, now.get(resource, 0.0)
-            most = max(have, sum(node.get(resource, 0.0) for node in may_come))
-            if need > most and not grows_unasked:
-                scales = f" and scales up to {most:g}" if most > have else ""
-                raise ClusterError(
-                    f"{workers.field}: {workers.count} workers with {each:g} {name} each need {need:g}, the cluster "
-                    f"has {have:g}{scales}; request less or enlarge the cluster"
-                )
-            if need > have and progress is not None:
-                progress.note(f"{workers.field}: needs {need:g} {name}, the cluster has {have:g}; waiting for nodes")
+    living = [node.resources for node in living_nodes()]
+    at_most = nodes_of_cluster(spec.cluster)
+    for stage, workers in workers_of(spec).items():
+        if stage not in stages:
+            continue
+        fit = how_many_fit(living, workers.each)
+        if fit < workers.count and not may_grow_beyond(spec.cluster) and (why := why_too_few(at_most, workers)):
+            raise ClusterError(why if how_many_fit(at_most, workers.each) >= fit else why_too_few(living, workers))
+        if progress is not None and fit < workers.count:
+            progress.note(
+                f"{workers.field}: needs {workers.text()}, and the nodes hold {fit}: "
+                f"{sizes_text(living, workers.each)}; waiting for nodes to start"
+            )
+        elif progress is not None and stage != "deploy":  # which replaces the replicas that are there
+            note_if_busy(workers, progress)
+
+
+def note_if_busy(workers: Workers, progress: Progress) -> None:
+    """Print a note if other work on the cluster holds the resources that these workers will wait for."""
+    until = time.monotonic() + _RELEASED_WITHIN_S
+    while how_many_fit(free := free_resources(), workers.each) < workers.count:
+        if time.monotonic() > until:
+            progress.note(
+                f"{workers.field}: needs {workers.text()}, and what other work on the cluster leaves holds "
+                f"{how_many_fit(free, workers.each)}: {sizes_text(free, workers.each)}; waiting for it to end"
+            )
+            return
+        time.sleep(0.5)

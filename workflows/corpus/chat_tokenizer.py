@@ -6,7 +6,7 @@ from typing import Any
 from models.base.load import load_tokenizer, resolve
 from models.chat import DEFAULT_CHAT_TEMPLATE, ChatTemplateError
 from models.chat.settings import change_template, writes_today
-from models.files import open_uri
+from models.files import open_uri, read_file
 from workflows.spec import DataSpec, PipelineSpec
 
 
@@ -37,9 +37,7 @@ def _tokenizer(base_model: str, section: str) -> Any:
 def read_template(uri: str) -> str:
     """Read a template file from any filesystem."""
     try:
-        filesystem, path = open_uri(uri)
-        with filesystem.open_input_stream(path) as stream:
-            return str(stream.read().decode())
+        return read_file(*open_uri(uri)).decode()
     except (OSError, ValueError) as error:
         where = f"data.chat_template: cannot read {uri}: {error}"
         raise ChatTemplateError(f"{where}; give a file of Jinja text") from error

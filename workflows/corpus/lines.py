@@ -15,7 +15,7 @@ import ray
 from models.chat import Message, ReplyCut
 from models.chat.messages import SameRole
 from models.errors import RayconteurError
-from models.files import open_uri
+from models.files import open_uri, read_file
 from workflows.cluster.errors import describe_error, full_traceback
 from workflows.corpus.checks import Checks
 from workflows.corpus.conversations import mismatched_replies
@@ -95,9 +95,7 @@ def read_words(filters: FiltersSpec) -> tuple[str, ...] | None:
     if filters.word_list is None:
         return None
     try:
-        filesystem, path = open_uri(filters.word_list, patient=False)
-        with filesystem.open_input_stream(path) as stream:
-            words = tuple(stream.read().decode().split("\n"))
+        words = tuple(read_file(*open_uri(filters.word_list, patient=False)).decode().split("\n"))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise StageFailed(
             f"data.filters.word_list: cannot read {without_secrets(filters.word_list)}: {error}"

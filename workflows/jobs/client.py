@@ -8,7 +8,6 @@ A job's driver runs on the cluster's head, so the loss of another node does not 
 the store keeps their results.
 """
 
-import asyncio
 import json
 import logging
 import socket
@@ -21,22 +20,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from workflows.cluster.connection import api_server_address, token_refused
+from workflows.cluster.connection import api_server_address
 from workflows.cluster.errors import ClusterError
 from workflows.cluster.ray_private import show_token
-from workflows.jobs.package import about, missing, pack, pinned, supported_ray
+from workflows.jobs.errors import UnknownJob, not_supported, why_no_answer
+from workflows.jobs.log import JobLog
+from workflows.jobs.package import about, archive, left_behind, missing, pack, pinned, supported_ray
 from workflows.record import JsonObject, Record
 from workflows.spec import PipelineSpec
 from workflows.store import content_key, without_secrets
 
-# A cluster that does not answer for this long counts as lost; while a job writes nothing, the cluster is pinged this
-# often.
-_GONE_AFTER_S = 60.0
-_ASKED_EVERY_S = 10.0
+_PING_TIMEOUT_S = 10.0
 
 # A cluster that has just started accepts jobs within this time.
 _STARTS_WITHIN_S = 60.0
@@ -48,10 +45,6 @@ _PROBE = (
     "'packages': {d.metadata['Name']: d.version for d in m.distributions() if d.metadata['Name']}}))"
 )
 _PROBE_TIMEOUT_S = 120.0
-
-
-class UnknownJob(ClusterError):
-    """The cluster has no such job."""
 
 
 @dataclass(frozen=True)
@@ -91,22 +84,24 @@ class ClusterPython(Record):
 class Jobs:
     """The jobs of a cluster."""
 
-    def __init__(self, address: str) -> None:
-        """Connect to the dashboard at `address`; raises ClusterError if none answers or its Ray is not supported."""
-        from ray.job_submission import JobSubmissionClient
+    def __init__(self, address: str, headers: Mapping[str, str] | None = None, ca_bundle: str | None = None) -> None:
+        """Connect to the dashboard at `address`; raises ClusterError if none answers or its Ray is not supported.
+
+        `headers` go with every request, for a proxy before the dashboard; `ca_bundle` has the certificates to trust.
+        """
+        from workflows.jobs.patient_client import PatientClient
 
         self.address = address
-        self._answered = time.monotonic()
         logging.disable(logging.WARNING)  # Ray's warnings about packages and sockets
         show_token()
         try:
             with api_server_address(address):  # else RAY_ADDRESS goes before it
-                self._client = JobSubmissionClient(address)
+                self._client = PatientClient(address, headers=dict(headers or {}), verify=ca_bundle or True)
         except Exception as error:
-            raise ClusterError(_why_no_answer(address, error)) from None
+            raise ClusterError(why_no_answer(address, error)) from None
         self._ray_version = str(self._client._server_ray_version)
         if not supported_ray().contains(self._ray_version, prereleases=True):
-            raise ClusterError(_not_supported(address, f"Ray {self._ray_version}"))
+            raise ClusterError(not_supported(address, f"Ray {self._ray_version}"))
 
     def submit(
         self,
@@ -126,10 +121,12 @@ class Jobs:
         words += ["--force"] * force + ["--insecure"] * insecure
         store = without_secrets(spec.store)
         with tempfile.TemporaryDirectory() as folder:
-            settings = content_key({"packed": pack(spec, beside, Path(folder)), "words": words})
+            settings = content_key({"packed": pack(spec, beside, Path(folder, "job")), "words": words})
             mine = [job for job in self.all() if (job.pipeline, job.store) == (spec.name, store)]
             if at_work := next((job for job in mine if not job.is_over), None):
                 return self._same(at_work, settings), False
+            for note in left_behind(spec, beside):
+                say(note)
             environment = self._environment(say)
             # The same id for two simultaneous submissions, so that Ray refuses one of them.
             job_id = f"rayconteur-{spec.name}-{content_key({'store': store})[:6]}-{len(mine) + 1}"
@@ -138,7 +135,8 @@ class Jobs:
                     "submit_job",
                     entrypoint=f"python -u -m workflows {' '.join(words)}",
                     submission_id=job_id,
-                    runtime_env={"working_dir": folder, **environment},
+                    # As an archive: from a folder, Ray leaves out what a .gitignore in it names.
+                    runtime_env={"working_dir": str(archive(Path(folder, "job"))), **environment},
                     metadata={
                         "rayconteur": about()["Version"], "pipeline": spec.name, "store": store, "to": last,
                         "settings": settings, "from": socket.gethostname(),
@@ -169,33 +167,18 @@ class Jobs:
     def follow(self, job_id: str) -> Iterator[str]:
         """Every line of a job's output from its start, until the job ends; raises ClusterError.
 
-        Reconnects after a lost connection; fails if the cluster does not answer for a minute.
+        Reconnects after a lost connection; fails if the cluster does not answer for a minute. Reads the log over
+        plain HTTP where a proxy lets no websocket through.
         """
-        seen, self._answered = 0, time.monotonic()
-        while True:
-            number, why = 0, "connection lost"
-            try:
-                for line in self._lines(job_id):
-                    number += 1
-                    if number > seen:
-                        seen = number
-                        yield line
-                self._ping()
-                if self.find(job_id).is_over:
-                    return
-            except UnknownJob:
-                raise ClusterError(
-                    f"job {job_id} is gone: the cluster at {self.address} restarted; submit it again to resume from "
-                    "the store"
-                ) from None
-            except (ClusterError, RuntimeError, OSError, aiohttp.ClientError) as error:
-                why = _first_line(error)
-            if time.monotonic() - self._answered > _GONE_AFTER_S:
-                raise ClusterError(
-                    f"the cluster at {self.address} has not answered for {_GONE_AFTER_S:.0f} s ({why}); once it "
-                    "answers, submit the pipeline again to resume from the store"
-                )
-            time.sleep(1.0)
+        log = JobLog(
+            self.address,
+            job_id,
+            tail=lambda: self._client.tail_job_logs(job_id),
+            whole=lambda: str(self._asked("get_job_logs", job_id)),
+            is_over=lambda: self.find(job_id).is_over,
+            ping=self._ping,
+        )
+        yield from log.lines()
 
     def log(self, job_id: str) -> list[str]:
         """Every line of a job's output so far."""
@@ -220,7 +203,7 @@ class Jobs:
         """The packages that the cluster must install for a job; empty if its Python has all. Raises ClusterError."""
         there = self._probe()
         if not SpecifierSet(about()["Requires-Python"]).contains(there.python):
-            raise ClusterError(_not_supported(self.address, f"Python {there.python}"))
+            raise ClusterError(not_supported(self.address, f"Python {there.python}"))
         packages: dict[str, str] = {canonicalize_name(name): version for name, version in there.packages.items()}
         if packages.get("ray") != self._ray_version:
             raise ClusterError(
@@ -252,42 +235,12 @@ class Jobs:
         self._asked("delete_job", job_id)
         return ClusterPython.from_json(json.loads(found[-1]))
 
-    def _lines(self, job_id: str) -> Iterator[str]:
-        """The lines of a job's output. Pings the cluster while the job writes nothing, because a machine that loses
-        power does not close its connections.
-        """
-        loop = asyncio.new_event_loop()
-        chunks, rest, next_one = self._client.tail_job_logs(job_id).__aiter__(), "", None
-        try:
-            while True:
-                next_one = next_one or loop.create_task(chunks.__anext__())
-                loop.run_until_complete(asyncio.wait({next_one}, timeout=_ASKED_EVERY_S))
-                if not next_one.done():
-                    self._ping()
-                    continue
-                try:
-                    rest, next_one = rest + next_one.result(), None
-                except StopAsyncIteration:
-                    break
-                self._answered = time.monotonic()
-                *lines, rest = rest.split("\n")
-                yield from lines
-            if rest:
-                yield rest
-        finally:
-            if next_one is not None:
-                next_one.cancel()
-                loop.run_until_complete(asyncio.gather(next_one, return_exceptions=True))
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
-
     def _ping(self) -> None:
         """Raise ClusterError if the dashboard does not answer in time."""
         try:
-            self._client._do_request("GET", "/api/version", timeout=_ASKED_EVERY_S)
+            self._client._do_request("GET", "/api/version", timeout=_PING_TIMEOUT_S)
         except Exception as error:
-            raise ClusterError(_why_no_answer(self.address, error)) from None
-        self._answered = time.monotonic()
+            raise ClusterError(why_no_answer(self.address, error)) from None
 
     def _asked(self, what: str, *arguments: Any, **named: Any) -> Any:
         began = time.monotonic()
@@ -299,7 +252,7 @@ class Jobs:
                 if "No available agent" in str(error) and time.monotonic() - began < _STARTS_WITHIN_S:
                     time.sleep(1.0)
                     continue
-                raise ClusterError(_why_no_answer(self.address, error)) from None
+                raise ClusterError(why_no_answer(self.address, error)) from None
 
     def _job(self, details: Any) -> Job:
         facts = details.metadata
@@ -315,31 +268,6 @@ class Jobs:
             message=details.message or "",
             exit_code=details.driver_exit_code,
         )
-
-
-def _not_supported(address: str, there: str) -> str:
-    return (
-        f"the cluster at {address} runs {there}; rayconteur {about()['Version']} works with Ray {supported_ray()} "
-        f"and Python {about()['Requires-Python']}; start the cluster from the image of clusters/Dockerfile or with "
-        "cluster.yaml"
-    )
-
-
-def _why_no_answer(address: str, error: Exception) -> str:
-    from ray.exceptions import AuthenticationError
-
-    if isinstance(error, AuthenticationError):
-        return token_refused(address)
-    if isinstance(error, RuntimeError):  # it answers with an error
-        return f"the cluster at {address} answers with an error: {_first_line(error)}"
-    return (
-        f"no Ray dashboard answers at {address} ({_first_line(error)}); give --address the URL of the head's "
-        "dashboard, such as http://127.0.0.1:8265 (from another network, `ray dashboard cluster.yaml` forwards it)"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _time(milliseconds: int | None) -> str | None:

@@ -1,12 +1,14 @@
 """Pack what a job needs on a cluster: this project's packages, the pipeline file, the small files beside it.
 
-pack(spec, beside, folder)                    # Ray uploads the folder as the job's working directory
+pack(spec, beside, folder)
+archive(folder)                               # Ray uploads it as the job's working directory
 if missing(packages_there): pinned()          # the packages to install for the job
 """
 
 import contextlib
 import importlib.metadata
 import shutil
+import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ def pack(spec: PipelineSpec, beside: Path, folder: Path) -> JsonObject:
     """Write what a job needs into `folder`: this project's packages, the pipeline file, and the files that it names
     in the folder `beside`. Returns what identifies the run: the pipeline and fingerprints of the files.
     """
+    folder.mkdir(exist_ok=True)
     for name in ("workflows", "models", "serve"):
         shutil.copytree(_package(name), folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     version = folder / f"rayconteur-{about()['Version']}.dist-info"  # which version this is
@@ -64,6 +67,25 @@ def pack(spec: PipelineSpec, beside: Path, folder: Path) -> JsonObject:
     local = pa.fs.LocalFileSystem()
     keys = [keep and keep.key, *(scorer.key for scorer in scorers)]
     return {"pipeline": plain, "files": [*(fingerprint(local, str(file)) for file in copies), *keys]}
+
+
+def archive(folder: Path) -> Path:
+    """A zip file beside `folder` with all its files; equal ones have equal bytes, and Ray uploads those once."""
+    file = folder.with_suffix(".zip")
+    with zipfile.ZipFile(file, "w") as packed:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix())
+            packed.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
+    return file
+
+
+def left_behind(spec: PipelineSpec, beside: Path) -> list[str]:
+    """A note for each file of this machine that a job does not upload, because it is in another folder."""
+    return [
+        f"{field}: {path} is not in the pipeline file's folder, and is not uploaded; all nodes must have this path"
+        for field, path in local_paths(spec).items()
+        if not Path(path).is_relative_to(beside.resolve()) and Path(path).exists()
+    ]
 
 
 def _copy(field: str, path: str, folder: Path, target: str) -> str:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from models.chat.form import Conversation
 from models.chat.plain_text import transcript
 from models.errors import nearest
-from models.files import open_uri
+from models.files import open_uri, read_file
 from workflows.spec import JudgeSpec
 from workflows.stage import StageFailed
 from workflows.store import without_secrets
@@ -83,9 +83,7 @@ def prompt_text(spec: JudgeSpec) -> str:
 def read_text(field: str, uri: str) -> str:
     """A text file that the pipeline names; raises StageFailed with the field."""
     try:
-        filesystem, path = open_uri(uri, patient=False)
-        with filesystem.open_input_stream(path) as stream:
-            return str(stream.read().decode("utf-8-sig"))
+        return read_file(*open_uri(uri, patient=False)).decode("utf-8-sig")
     except (OSError, pa.ArrowException) as error:
         raise StageFailed(f"{field}: cannot read {without_secrets(uri)}: {error}") from error
     except UnicodeDecodeError as error:

@@ -4,9 +4,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from workflows.cluster.capacity import Resources, nodes_of_cluster, trials_at_once, why_none_fits
+from workflows.cluster.capacity import (
+    Resources,
+    may_grow_beyond,
+    nodes_of_cluster,
+    trials_at_once,
+    why_none_fits,
+    why_too_few,
+    workers_of,
+)
 from workflows.cluster.cluster_file import read_cluster_file
-from workflows.corpus.files.sources import PACKED, source_files
+from workflows.corpus.files.sources import is_packed, source_files
 from workflows.figures import PrepareFigures
 from workflows.record import Record, optional
 from workflows.runs.plan_cluster import ClusterPlan, lines_on, plan_on, training_memory_gb
@@ -68,6 +76,7 @@ class StageAsks(Record):
     cpus: float
     gpus: float
     fits: bool
+    why_not: str | None = optional()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +117,13 @@ class Plan(Record):
     troubles: tuple[str, ...]
     """why the run would fail"""
 
+    @property
+    def will_fail(self) -> bool:
+        """Whether a run would fail: a mistake, or a stage that is not up to date and does not fit."""
+        asked = self.resources.asked if self.resources else {}
+        to_run = [row.stage for row in self.stages if not row.up_to_date]
+        return bool(self.troubles) or any(not asked[stage].fits for stage in to_run if stage in asked)
+
 
 def plan_of(spec: PipelineSpec, store: Store, states: list[StageState], cluster_file: str | None = None) -> Plan:
     """The plan of a run; with a cluster file, for that cluster."""
@@ -119,7 +135,9 @@ def plan_of(spec: PipelineSpec, store: Store, states: list[StageState], cluster_
             StageRow(stage=state.stage.name, up_to_date=state.artifact is not None, reason=state.reason)
             for state in states
         ),
-        cluster=plan_on(spec, read_cluster_file(cluster_file), training.tokens) if cluster_file else None,
+        cluster=plan_on(spec, read_cluster_file(cluster_file), training.tokens, training.tokens_per_epoch)
+        if cluster_file
+        else None,
         resources=None if cluster_file else _resources(spec),
         training=training,
         troubles=tuple(troubles(spec)) if will_train else (),
@@ -127,35 +145,35 @@ def plan_of(spec: PipelineSpec, store: Store, states: list[StageState], cluster_
 
 
 def _resources(spec: PipelineSpec) -> ResourcesPlan:
-    train, evaluate, serve = spec.train, spec.evaluate, spec.serve
-    most = {"train": train.max_workers, "reference": train.min_workers}
-    asked = {
-        "train": (train.min_workers, train.cpus_per_worker, float(train.gpus_per_worker)),
-        "evaluate": (evaluate.num_workers, evaluate.cpus_per_worker, evaluate.gpus_per_worker),
-        "deploy": (max(1, serve.min_replicas), serve.cpus_per_replica, serve.gpus_per_replica),
-    }
-    if spec.train.objective.reference != "none":
-        asked = {"reference": asked["train"], **asked}
+    train, serve = spec.train, spec.serve
     there = _there(spec)
-    rows: dict[str, SearchAsks | StageAsks] = {}
+    nodes = _nodes(spec, there)
+    asked: dict[str, SearchAsks | StageAsks] = {}
     if spec.tune is not None:
-        del asked["train"]  # it uses the winner's checkpoint
-        rows["tune"] = _search(spec, _nodes(spec, there))
-    for stage, (workers, cpus, gpus) in asked.items():
-        rows[stage] = StageAsks(
-            workers=workers,
-            most_workers=most[stage] if most.get(stage, workers) != workers else None,
-            cpus=workers * cpus,
-            gpus=workers * gpus,
-            fits=workers * cpus <= there.cpus and workers * gpus <= there.gpus,
+        asked["tune"] = _search(spec, nodes)  # train uses the winner's checkpoint
+    stages = ["train"] if spec.tune is None else []
+    stages = ["reference"] * (train.objective.reference != "none") + stages + ["evaluate", "deploy"]
+    for stage in stages:
+        workers = workers_of(spec)[stage]
+        count, cpus, gpus = workers.count, workers.each.get("CPU", 0.0), workers.each.get("GPU", 0.0)
+        if stage == "deploy":  # a replica may be several workers
+            count, cpus, gpus = max(1, serve.min_replicas), serve.cpus_per_replica, serve.gpus_per_replica
+        why_not = "" if may_grow_beyond(spec.cluster) else why_too_few(nodes, workers)
+        asked[stage] = StageAsks(
+            workers=count,
+            most_workers=train.max_workers if stage == "train" and train.max_workers != count else None,
+            cpus=count * cpus,
+            gpus=count * gpus,
+            fits=not why_not,
+            why_not=why_not or None,
         )
-    return ResourcesPlan(there=there, asked=rows)
+    return ResourcesPlan(there=there, asked=asked)
 
 
 def _search(spec: PipelineSpec, nodes: list[Resources]) -> SearchAsks:
     train = spec.train
     assert spec.tune is not None
-    why_not = why_none_fits(nodes, train)
+    why_not = "" if may_grow_beyond(spec.cluster) else why_none_fits(nodes, train)
     try:
         pack = pack_of(spec)
     except ValueError as error:
@@ -218,7 +236,7 @@ def _estimated_tokens(spec: PipelineSpec) -> int:
     """An estimate from the sizes of the files; ignores `limit`."""
     total = 0.0
     for file in source_files(spec):
-        total += file.size * (_PACKED_FACTOR if file.path.endswith((*PACKED, ".parquet")) else 1.0) / _BYTES_PER_TOKEN
+        total += file.size * (_PACKED_FACTOR if is_packed(file) else 1.0) / _BYTES_PER_TOKEN
     return max(1, int(total * (1 - spec.data.held_out_share)))
 
 
@@ -257,7 +275,7 @@ def _resource_lines(resources: ResourcesPlan) -> list[str]:
         verdict = "fits" if row.fits else "DOES NOT FIT"
         gpus = f", {row.gpus:g} GPUs" if row.gpus else ""
         lines.append(f"  {stage:<9} needs {row.workers} x worker{_more(row)}: {row.cpus:g} CPUs{gpus}: {verdict}")
-        if isinstance(row, SearchAsks) and row.why_not:
+        if row.why_not:
             lines.append(f"            {row.why_not}")
     return lines
 

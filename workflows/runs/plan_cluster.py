@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from models.base.sizes import known_sizes
 from models.training.memory import estimate_training_memory
 from workflows.cluster.cluster_file import NodeKind
-from workflows.cluster.fit import UTILISATION, Fit, Need, fit_stage, hours, in_all
+from workflows.cluster.fit import UTILISATION, Fit, Need, fit_stage, hours, size_text
 from workflows.record import Record, optional
+from workflows.runs.search_cost import SearchCost, cost_lines, search_cost, training_operations
 from workflows.spec import AdapterSpec, PipelineSpec, TrainSpec, ZeroSpec
 
 # Do not propose a larger ZeRO group, nor fewer tokens per pass.
@@ -31,10 +32,13 @@ class FitRow(Record):
     why_not: str
     would_fit: tuple[str, ...]
     """alternatives that would fit, as text"""
+    is_unknown: bool | None = optional()
+    """whether it may fit on nodes whose size is not known"""
     hours: float | None = optional()
-    """for a training, if the GPUs' rate is known"""
+    """for a training, if the GPUs' rate is known; for a search, see there"""
     price: float | None = None
     trials_at_once: int | None = optional()
+    search: SearchCost | None = optional()
 
     def to_json(self) -> dict[str, object]:
         """Hours and price are there together."""
@@ -67,8 +71,8 @@ def training_memory_gb(base_model: str, train: TrainSpec) -> float | None:
     ).total_gb
 
 
-def plan_on(spec: PipelineSpec, kinds: Sequence[NodeKind], tokens: int) -> ClusterPlan:
-    """How every stage fits; `tokens` is the number of tokens of one training."""
+def plan_on(spec: PipelineSpec, kinds: Sequence[NodeKind], tokens: int, per_epoch: int) -> ClusterPlan:
+    """How every stage fits; `tokens` is the number of tokens of one training, `per_epoch` that of an epoch."""
     evaluate, serve = spec.evaluate, spec.serve
     training = _need("tune" if spec.tune else "train", spec, spec.train)
     needs = [training]
@@ -83,12 +87,12 @@ def plan_on(spec: PipelineSpec, kinds: Sequence[NodeKind], tokens: int) -> Clust
     needs.append(_inference("deploy", replicas, serve.cpus_per_replica, serve.gpus_per_replica, weights))
     fits = {need.stage: fit_stage(need, kinds, _others(spec) if need is training else ()) for need in needs}
     rows, fit = {stage: _row(fit) for stage, fit in fits.items()}, fits[training.stage]
-    took = hours(_operations(spec, tokens), fit, kinds) if known_sizes(spec.base_model) else None
-    if took is not None:
+    if spec.tune and not fit.why_not:
+        search = search_cost(spec, kinds, training, tokens, per_epoch)
+        rows["tune"] = replace(rows["tune"], search=search, trials_at_once=search.at_once)
+    elif (operations := training_operations(spec, tokens)) and (took := hours(operations, fit, kinds)) is not None:
         price = fit.price_per_hour and fit.price_per_hour * took
-        rows[training.stage] = replace(rows[training.stage], hours=took, price=price)
-    if spec.tune:
-        rows["tune"] = replace(rows["tune"], trials_at_once=in_all(kinds, training) // training.workers)
+        rows["train"] = replace(rows["train"], hours=took, price=price)
     return ClusterPlan(nodes=tuple(kinds), stages=rows)
 
 
@@ -139,15 +143,6 @@ def _short(value: object) -> str:
     return f"'{{rank: {value.rank}}}'" if isinstance(value, AdapterSpec) else str(value)
 
 
-def _operations(spec: PipelineSpec, tokens: int) -> float:
-    """The floating-point operations of one training, as in models/kernels/flops.py: 6 per token and trained weight, 4
-    if frozen; only the experts that a token uses.
-    """
-    sizes = known_sizes(spec.base_model)
-    assert sizes is not None
-    return float((6 if spec.train.adapter is None else 4) * sizes["active_parameters"] * tokens)
-
-
 def _row(fit: Fit) -> FitRow:
     return FitRow(
         workers=fit.need.workers,
@@ -158,6 +153,7 @@ def _row(fit: Fit) -> FitRow:
         price_per_hour=fit.price_per_hour,
         why_not=fit.why_not,
         would_fit=tuple(fit.would),
+        is_unknown=fit.is_unknown or None,
     )
 
 
@@ -170,18 +166,18 @@ def lines_on(plan: ClusterPlan) -> list[str]:
 
 
 def _node_line(kind: NodeKind) -> str:
-    gpus = f", {kind.gpus:g} x GPU" if kind.gpus else ""
-    if kind.gpus:
-        gpus += f" of {kind.gpu_memory_gb:g} GB" if kind.gpu_memory_gb else " of unknown memory"
+    if kind.unknown:
+        return f"  {kind.name:<16} {kind.fewest} to {kind.most}: size not known: {kind.unknown}"
     spot = ", spot" if kind.is_spot else ""
     price = f", ${kind.price_per_hour:g} an hour" if kind.price_per_hour else ""
-    return f"  {kind.name:<16} {kind.fewest} to {kind.most}: {kind.cpus:g} CPUs{gpus}{spot}{price}"
+    return f"  {kind.name:<16} {kind.fewest} to {kind.most}: {size_text(kind)}{spot}{price}"
 
 
 def _fit_lines(stage: str, row: FitRow) -> list[str]:
     if not row.fits:
         others = [f"            would fit: {words}" for words in row.would_fit[:4]]
-        return [f"  {stage:<9} DOES NOT FIT: {row.why_not}", *others]
+        verdict = "NOT KNOWN" if row.is_unknown else "DOES NOT FIT"
+        return [f"  {stage:<9} {verdict}: {row.why_not}", *others]
     nodes = ", ".join(f"{count} x {name}" for name, count in row.nodes.items())
     new = ", ".join(f"{count} x {name}" for name, count in row.come_up.items())
     price = f"; ${row.price_per_hour:.2f} an hour" if row.price_per_hour else ""
@@ -190,6 +186,6 @@ def _fit_lines(stage: str, row: FitRow) -> list[str]:
     if row.hours is not None:
         cost = f", about ${row.price:,.2f}" if row.price else ""
         lines.append(f"            about {row.hours:.1f} hours{cost}, at {UTILISATION:.0%} of the GPUs' rate")
-    if row.trials_at_once:
-        lines.append(f"            {row.trials_at_once} concurrent trials once all nodes are up")
+    if row.search is not None:
+        lines += [f"            {line}" for line in cost_lines(row.search)]
     return lines

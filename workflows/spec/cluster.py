@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from workflows.spec.section import Section
 
@@ -15,6 +15,22 @@ class ScaleSpec(Section):
 
     gpus: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
     """GPUs."""
+
+    cpus_per_node: Annotated[float, Field(ge=1.0, le=1e5)] | None = None
+    """CPU cores of its largest node. Left out, a worker may need all `cpus`: a worker that fits on no node then waits
+    instead of being refused."""
+
+    gpus_per_node: Annotated[float, Field(gt=0.0, le=1e4)] | None = None
+    """GPUs of its largest node."""
+
+    memory_gb_per_node: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
+    """Main memory of its largest node in 10^9 bytes."""
+
+    @model_validator(mode="after")
+    def _sizes_are_complete(self) -> "ScaleSpec":
+        if (self.cpus_per_node is None) != (self.gpus_per_node is None) and self.gpus:
+            raise ValueError("cpus_per_node and gpus_per_node belong together; give both or neither")
+        return self
 
 
 class ClusterSpec(Section):

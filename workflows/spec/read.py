@@ -1,5 +1,6 @@
 """Read a pipeline file: YAML with line numbers, `--set` overrides, and all errors at once."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from workflows.spec.describe import describe_default, describe_type, model_of, n
 from workflows.spec.errors import Location, SpecError, SpecProblem, dotted
 from workflows.spec.paths import local_paths, with_code, with_paths
 from workflows.spec.pipeline import PipelineSpec
+
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
@@ -69,9 +72,9 @@ def read_spec(
     if for_job and (unfit := _unfit_for_job(spec, where, str(file))):
         raise SpecError(sorted(unfit, key=lambda problem: _line_number(problem.where)))
     folder = path.resolve().parent
-    absolute = {
-        field: str((folder / Path(named).expanduser()).resolve()) for field, named in local_paths(spec).items()
-    }
+    # A job uploads what a link beside the pipeline file points to, wherever that is.
+    resolved = os.path.abspath if for_job else os.path.realpath
+    absolute = {field: resolved(folder / Path(named).expanduser()) for field, named in local_paths(spec).items()}
     return with_code(_with_certificate_files(with_paths(spec, absolute), folder), lambda name: f"{folder}/{name}")
 
 
@@ -186,20 +189,40 @@ def _construct(
         ]
     if not isinstance(node, yaml.MappingNode):
         return loader.construct_object(node, deep=True)
-    loader.flatten_mapping(node)
-    values: dict[str, object] = {}
-    for key_node, value_node in node.value:
-        key = str(key_node.value)
-        inner = (*at, key)
-        line = key_node.start_mark.line + 1
-        if key in values:
-            first = lines[inner]
+    first: dict[str, int] = {}
+    for key_node, _ in node.value:
+        key, line = str(key_node.value), key_node.start_mark.line + 1
+        if key in first:
+            fix = "merge a list, `<<: [*a, *b]`" if key_node.tag == _MERGE else "keep one"
             problems.append(
-                SpecProblem(f"{file}:{line}", dotted(inner), f"is set twice, first on line {first}; keep one")
+                SpecProblem(f"{file}:{line}", dotted((*at, key)), f"is set twice, first on line {first[key]}; {fix}")
             )
-        lines[inner] = line
+        first.setdefault(key, line)
+    values: dict[str, object] = {}
+    for key, (key_node, value_node) in _merged(node).items():
+        inner = (*at, key)
+        lines[inner] = key_node.start_mark.line + 1
         values[key] = _construct(loader, value_node, inner, lines, problems, file)
     return values
+
+
+def _merged(node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    """The entries of a mapping by their keys. Those of a merge (`<<: *anchor`) yield to the mapping's own, and those
+    of later mappings in its list to those of earlier ones (yaml.org/type/merge.html).
+    """
+    own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+    merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+    for key, value in node.value:
+        if key.tag != _MERGE:
+            own[str(key.value)] = (key, value)
+            continue
+        for part in value.value[::-1] if isinstance(value, yaml.SequenceNode) else [value]:
+            if not isinstance(part, yaml.MappingNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"`<<` merges a mapping or a list of mappings, got a {part.id}", part.start_mark
+                )
+            merged |= _merged(part)
+    return merged | own
 
 
 def _apply_override(values: dict[str, object], where: dict[Location, str], override: str) -> None:

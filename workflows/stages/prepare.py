@@ -29,9 +29,11 @@ import ray.data
 from models.chat import end_token_ids
 from models.chat.knowledge import CLOSES
 from workflows.cluster.board import watching
+from workflows.cluster.capacity import Workers
 from workflows.cluster.errors import write_traceback
+from workflows.cluster.workers import note_if_busy
 from workflows.corpus.chat_tokenizer import chat_tokenizer, read_template, template_notes
-from workflows.corpus.files.sources import PACKED, SourceFile, source_files
+from workflows.corpus.files.sources import SourceFile, is_packed, source_files
 from workflows.corpus.inspection.examples import FaultExamples
 from workflows.corpus.inspection.inspect import fault_examples, inspect_corpus
 from workflows.corpus.inspection.tally import FaultExample, inspection_file
@@ -73,6 +75,7 @@ def run(context: Context) -> PrepareFigures:
     spec, store = context.spec, context.store
     store.clear("prepare", context.key)
     files = source_files(spec)
+    note_if_busy(Workers("prepare", 1, {"CPU": 1.0}, {}), context.progress)
     if spec.base_model == NEW_MODEL:
         make_base(context, files)
         spec = with_base(spec, store, context.key)
@@ -235,7 +238,7 @@ def _start_workers(blocks: int) -> None:
 
 def _set_block_size(files: list[SourceFile]) -> int:
     """One task reads a file and streams its lines in blocks; all CPUs render the blocks. Returns about how many."""
-    size = sum(file.size * (_PACKED_FACTOR if file.path.endswith((*PACKED, ".parquet")) else 1) for file in files)
+    size = sum(file.size * (_PACKED_FACTOR if is_packed(file) else 1) for file in files)
     cpus = int(ray.cluster_resources().get("CPU", 1))
     block = min(64 << 20, max(256 << 10, size // (4 * cpus)))
     ray.data.DataContext.get_current().target_max_block_size = block

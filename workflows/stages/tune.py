@@ -24,6 +24,7 @@ from workflows.cluster.capacity import (
     trials_at_once,
     why_none_fits,
 )
+from workflows.cluster.workers import check_fits
 from workflows.figures import TuneFigures
 from workflows.search.mixture import PROXIES, forecast_mixtures, proxies_of
 from workflows.search.pack import pack_of
@@ -63,6 +64,7 @@ def run(context: Context) -> TuneFigures:
         pack = pack_of(spec)
     except ValueError as error:
         raise StageFailed(str(error)) from error
+    check_fits(spec, ["tune"], context.progress)
     if not spec.train.gpus_per_worker:
         check_build_tools()
     os.environ.update(ENVIRONMENT)

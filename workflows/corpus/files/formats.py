@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from models.errors import RayconteurError
+from models.files import MAGIC_BYTES, packing_of, unpacked
 from workflows.corpus.files.hub import located
 from workflows.corpus.files.sources import SourceFile
 from workflows.corpus.files.tables import arrow_file, arrow_stream, parquet
@@ -32,10 +33,6 @@ FORMS = (
 _HEAD_BYTES = 1 << 20
 _READ_BYTES = 1 << 20
 
-_PACKED = (
-    (b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bz2"), (b"\xfd7zXZ\0", "xz"),
-    (b"\x04\x22\x4d\x18", "lz4"),
-)  # fmt: skip
 _TABLES = ((b"PAR1", "parquet"), (b"ARROW1", "arrow file"), (b"\xff\xff\xff\xff", "arrow stream"))
 _MARKS = (
     (b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"),
@@ -108,7 +105,7 @@ def _read(filesystem: Any, path: str, form: _Form, limit: int | None) -> Iterato
 
 def _from_stream(filesystem: Any, path: str, form: _Form, limit: int | None) -> Iterator[Record]:
     with filesystem.open_input_file(path) as raw:
-        stream = _decoded(_unpacked(raw, form.packing), form.encoding)
+        stream = _decoded(unpacked(raw, form.packing), form.encoding)
         if form.kind.startswith("arrow"):
             yield from arrow_stream(stream, has_magic=form.kind == "arrow file")
         elif form.kind == "lines":
@@ -117,12 +114,6 @@ def _from_stream(filesystem: Any, path: str, form: _Form, limit: int | None) -> 
             yield from json_values(stream)
         else:
             yield from cells(stream, form.kind)
-
-
-def _unpacked(raw: Any, packing: str) -> io.BufferedReader:
-    if packing == "xz":
-        return io.BufferedReader(lzma.LZMAFile(raw), _READ_BYTES)
-    return io.BufferedReader(pa.CompressedInputStream(raw, packing) if packing else raw, _READ_BYTES)
 
 
 def _decoded(stream: io.BufferedReader, encoding: str) -> io.BufferedReader:
@@ -135,10 +126,10 @@ def _decoded(stream: io.BufferedReader, encoding: str) -> io.BufferedReader:
 def _form_of(filesystem: Any, path: str) -> _Form:
     """Detect the format from the first bytes; raises Refused."""
     with filesystem.open_input_file(path) as raw:
-        head = raw.read(16)
-        packing = next((name for magic, name in _PACKED if head.startswith(magic)), "")
+        head = raw.read(MAGIC_BYTES)
+        packing = packing_of(head)
         raw.seek(0)
-        head = _beginning(_unpacked(raw, packing))
+        head = _beginning(unpacked(raw, packing))
     for magic, kind in _TABLES:
         if head.startswith(magic) and not (kind == "parquet" and packing):
             return _Form(kind, packing)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from models.errors import RayconteurError
-from models.files import open_uri
+from models.files import MAGIC_BYTES, open_uri, packing_of
 from workflows.corpus.files.hub import hub_files, is_hub, names_of_split
 from workflows.corpus.files.saved_datasets import SPLITS, STATE, WrongSource, saved_files, splits_of
 from workflows.spec import PipelineSpec, Source
@@ -21,8 +21,8 @@ from workflows.stage import StageFailed
 from workflows.store import fingerprint, without_secrets
 
 _PLAIN = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow", ".feather", ".csv", ".tsv")
-PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4")
-_ENDINGS = tuple(plain + packed for plain in _PLAIN for packed in ("", *PACKED))
+_PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4")
+_ENDINGS = tuple(plain + packed for plain in _PLAIN for packed in ("", *_PACKED))
 # Metadata files that `datasets` and the Hub store beside the data.
 _NOT_DATA = (STATE, SPLITS, "dataset_info.json", "dataset_infos.json")
 
@@ -61,6 +61,17 @@ def find_files(spec: PipelineSpec) -> list[SourceFile]:
     return files
 
 
+def is_packed(file: SourceFile) -> bool:
+    """Whether its content is compressed, as Parquet is inside; by the name for a file of the Hub, which may not be
+    here yet.
+    """
+    if is_hub(file.path):
+        return file.path.endswith((*_PACKED, ".parquet"))
+    with open_uri(file.source)[0].open_input_file(file.path) as stream:
+        head = stream.read(MAGIC_BYTES)
+    return bool(packing_of(head)) or head.startswith(b"PAR1")
+
+
 def _files_of(source: Source, field: str) -> list[SourceFile]:
     if is_hub(source.path):
         try:
@@ -78,7 +89,13 @@ def _files_of(source: Source, field: str) -> list[SourceFile]:
         raise SourceError(f"{field}.{error}") from error
     if not names:
         where = without_secrets(source.path)
-        raise SourceError(f"{field}.path: nothing found at {where}; give a file, folder, glob, URI or hf:owner/name")
+        fix = "give a file, folder, glob, URI or hf:owner/name"
+        if filesystem.get_file_info(path).type == pa.fs.FileType.Directory:
+            fix = (
+                f"in a folder, files count whose names end in {', '.join(_PLAIN)}, or in one of these and "
+                f"{', '.join(_PACKED)}; name others by a glob, such as {where.rstrip('/')}/*"
+            )
+        raise SourceError(f"{field}.path: nothing found at {where}; {fix}")
     return [
         SourceFile(
             source.path, name, source.limit, fingerprint(filesystem, name), filesystem.get_file_info(name).size,
