@@ -163,14 +163,18 @@ def _do(worker: "TrainWorker", payload: _Payload, assignment: Assignment) -> Non
 
     store, job = Store(payload.store), assignment.job
     spec = PipelineSpec.model_validate(job.spec)
-    on_checkpoint = _Checkpoints(store, payload.queue, assignment).keep
+    checkpoints = _Checkpoints(store, payload.queue, assignment)
     with _local(store, job.checkpoint) as resume_from:
         settings = WorkerSettings(
             spec, store, payload.inputs, job.folder,
             resume_from=resume_from, search_folder=payload.folder, only_measure=job.only_measure,
             suites=payload.suites,
         )  # fmt: skip
-        worker.train(settings, Callbacks(on_checkpoint))
+        worker.train(settings, Callbacks(checkpoints.keep))
+    if not checkpoints.is_over:
+        raise RayconteurError(
+            f"train: with these settings, no step is left after {job.checkpoint}, the checkpoint of its beginning"
+        )
 
 
 class _Checkpoints:
@@ -179,6 +183,8 @@ class _Checkpoints:
     def __init__(self, store: Store, queue: Any, assignment: Assignment) -> None:
         self._store, self._queue, self._assignment = store, queue, assignment
         self._reports = assignment.reports
+        self.is_over = False
+        """whether the job's last report was made"""
         self._is_first = ray.train.get_context().get_world_rank() == 0
 
     def keep(self, report: Report, write: Write) -> None:
@@ -187,7 +193,7 @@ class _Checkpoints:
 
         job, number = self._assignment.job, self._assignment.number
         self._reports += 1
-        is_last = job.only_measure or report.step == report.num_steps
+        is_last = self.is_over = job.only_measure or report.step == report.num_steps
         if not job.only_measure:
             report.checkpoint = f"checkpoint_{report.step:06d}_{job.mark}{self._assignment.attempt}"
             _keep(self._store, f"{job.folder}/{report.checkpoint}", write)
