@@ -32,7 +32,7 @@ from workflows.progress import Progress
 from workflows.search.job_queue import JobUpdate
 from workflows.search.recorder import SearchRecorder
 from workflows.search.records import Search
-from workflows.search.trial import Shared, TrialRunner
+from workflows.search.trial import Shared, TrialRunner, values_of
 from workflows.search.tuner import ENVIRONMENT, tuner_of
 from workflows.spec import PipelineSpec
 from workflows.store import Store
@@ -54,7 +54,7 @@ class Idle(ray.tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._rate, self._step = new_config["train.learning_rate"], 0
+        self._rate, self._step = values_of(new_config)["train.learning_rate"], 0
         return True
 
     def step(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def one(side: str, trials: int, at_once: int) -> dict[str, float]:
             name="run", storage_path=folder, verbose=0, callbacks=[recorder] if side == "us" else []
         )
         trainable = ray.tune.with_parameters(IdleTrial, shared=shared) if side == "us" else Idle
-        tuner = tuner_of(trainable, spec, search, most_steps=lambda: STEPS, earlier=[], run_config=run_config)
+        tuner = tuner_of(trainable, spec, search, steps_of=lambda values: STEPS, run_config=run_config)
         began = time.perf_counter()
         results = tuner.fit()
         recorder.close()

@@ -32,7 +32,7 @@ from workflows.progress import Progress
 from workflows.runs.run import run_stages
 from workflows.search.recorder import SearchRecorder
 from workflows.search.records import Search
-from workflows.search.trial import RESULT, Shared, TrialRunner
+from workflows.search.trial import RESULT, Shared, TrialRunner, values_of
 from workflows.search.tuner import ENVIRONMENT, tuner_of
 from workflows.spec import PipelineSpec
 from workflows.spec.read import read_spec
@@ -103,7 +103,7 @@ def peer_worker(config: dict[str, Any]) -> None:
 def peer_trial(config: dict[str, Any], spec: PipelineSpec, keys: dict[str, str]) -> None:
     """A trial as in Ray's guide."""
     train = spec.train
-    trial_spec = with_values(spec, config)
+    trial_spec = with_values(spec, values_of(config))
     name = ray.tune.get_context().get_trial_id()
     ray.train.torch.TorchTrainer(
         peer_worker,
@@ -140,7 +140,7 @@ def one(side: str, spec: PipelineSpec, keys: dict[str, str], trials: int) -> lis
     run_config = ray.tune.RunConfig(
         name=f"run-{side}", storage_path=f"{spec.store}/runs", verbose=0, callbacks=callbacks
     )
-    tuner_of(trainable, spec, search, most_steps=lambda: STEPS, earlier=[], run_config=run_config).fit()
+    tuner_of(trainable, spec, search, steps_of=lambda values: STEPS, run_config=run_config).fit()
     return clock.costs()
 
 

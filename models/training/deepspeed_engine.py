@@ -38,6 +38,7 @@ class DeepSpeedEngine:
         self._offload = settings.offload
         self._has_adapter = hasattr(model, "peft_config")
         self._objective = objective
+        self._weight_decay = weight_decay
         fuse_head(model)
         if settings.zero_stage < 3:
             fuse_lora(model)
@@ -68,8 +69,8 @@ class DeepSpeedEngine:
         return {"loss": float(loss.detach()), **figures}
 
     def update(self, learning_rate: float) -> float:
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        for group in self._engine.optimizer.param_groups:  # a checkpoint has those of the training that wrote it
+            group |= {"lr": learning_rate, "weight_decay": self._weight_decay}
         if self._zero_stage == 0 and not self._engine.bfloat16_enabled():  # here DeepSpeed does not compute the norm
             norm = float(torch.nn.utils.get_total_norm(self._gradients()))
             self._engine.step()

@@ -114,6 +114,7 @@ class TorchEngine:
         self.device = next(model.parameters()).device
         self._optimizer = optimizer_for(model, weight_decay)
         self._gradient_clip = gradient_clip
+        self._weight_decay = weight_decay
 
     def accumulate(self, batch: PackedBatch, step_weight: float, is_last: bool = True) -> Sums:
         loss, figures = self._objective.loss_sum(self.model, batch)
@@ -121,8 +122,8 @@ class TorchEngine:
         return {"loss": float(loss.detach()), **figures}
 
     def update(self, learning_rate: float) -> float:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        for group in self._optimizer.param_groups:  # a checkpoint has those of the training that wrote it
+            group |= {"lr": learning_rate, "weight_decay": self._weight_decay}
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         norm = torch.nn.utils.clip_grad_norm_(trainable, self._gradient_clip or float("inf"))
         self._optimizer.step()

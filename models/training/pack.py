@@ -282,6 +282,8 @@ class PackedEngine:
         self.model.load_state_dict(state["weights"], strict=False)
         self._weights.update()
         self._optimizer.load_state_dict(state["optimizer"])
+        for group in self._optimizer.param_groups:
+            group["weight_decay"] = self._settings.weight_decay
         if (random := folder / f"random_{self.rank}.pt").is_file():
             self._generator.set_state(torch.load(random))
 

@@ -1,6 +1,7 @@
 """Searches on a real Ray cluster: their records, the winner, and recovery from lost workers, failures and kills."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 
 from workflows.search.records import Search, read_search, trial_folder
 from workflows.search.seat import job_of
+from workflows.search.trial import values_of
 from workflows.search.tuner import ENVIRONMENT, tuner_of
 from workflows.search.worker_group import WorkerGroup
 from workflows.spec import PipelineSpec
@@ -111,7 +113,7 @@ class Idle(ray.tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config):
-        self._rate, self._step = new_config["train.learning_rate"], 0
+        self._rate, self._step = values_of(new_config)["train.learning_rate"], 0
         return True
 
     def step(self):
@@ -145,11 +147,53 @@ def test_an_interrupted_population_draws_the_same_again(cluster, searched, tmp_p
         run_config = ray.tune.RunConfig(
             name=str(number), storage_path=str(tmp_path), verbose=0, callbacks=[Noise()] if number else []
         )
-        tuner = tuner_of(Idle, spec, search, most_steps=lambda: 12, earlier=[], run_config=run_config)
+        tuner = tuner_of(Idle, spec, search, steps_of=lambda values: 12, run_config=run_config)
         results = tuner.fit()
         assert results.num_errors == 0
-        drawn.append(sorted(result.config["train.learning_rate"] for result in results))
+        drawn.append(sorted(values_of(result.config)["train.learning_rate"] for result in results))
     assert drawn[0] == drawn[1]
+
+
+FAILS, FAILS_LATER, DIES = 97, 98, 99
+
+
+class Mortal(Idle):
+    """A member that fails, whose process dies, or that ends after its own number of steps."""
+
+    def reset_config(self, new_config):
+        self._end = values_of(new_config)["train.max_steps"]
+        return super().reset_config(new_config)
+
+    def step(self):
+        assert self._step < self._end, f"a copy with {self._end} steps began at step {self._step}"
+        if self._end == DIES:
+            os._exit(1)
+        if self._end == (FAILS if self._step == 0 else FAILS_LATER):  # as TrialRunner reports a failure
+            return {"step": self._step + 1, "held_out_loss": math.inf, "rate": self._rate, "done": True}
+        return super().step() | {"done": self._step >= self._end}
+
+
+def test_members_of_a_population_go_on_without_those_that_fail_or_end(cluster, searched, tmp_path, monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    steps = [6, DIES, 12, FAILS_LATER, 9, FAILS, 12]
+    searched["tune"] |= {"trials": len(steps), "scheduler": {"name": "population", "quantile": 0.5}}
+    searched["tune"]["space"]["train.max_steps"] = {"int": [3, 15]}
+    spec = PipelineSpec.model_validate(searched)
+    search = Search(
+        "p", "key", ["held_out_loss"], spec.tune.space, "random", "population", len(steps), at_once=4,
+        seconds_allowed=300.0,
+    )  # fmt: skip
+    rates = np.geomspace(1e-4, 1e-2, len(steps)).tolist()
+    members = [{"train.learning_rate": rate, "train.max_steps": end} for rate, end in zip(rates, steps, strict=True)]
+    monkeypatch.setattr("workflows.search.tuner.Draws", lambda *_, **__: members)
+    run_config = ray.tune.RunConfig(name="run", storage_path=str(tmp_path), verbose=0)
+    tuner = tuner_of(Mortal, spec, search, run_config=run_config, steps_of=lambda values: values["train.max_steps"])
+    results = tuner.fit()
+    assert results.num_errors == 1
+    for end, result in zip(steps, results, strict=True):
+        if end <= 15:
+            assert result.metrics["step"] >= values_of(result.config)["train.max_steps"]
 
 
 @pytest.fixture

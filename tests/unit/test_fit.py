@@ -133,6 +133,22 @@ def test_a_resumed_run_ends_like_an_undisturbed_one(
         assert torch.allclose(mine, theirs, rtol=0, atol=1e-6)
 
 
+def test_a_checkpoint_does_not_decide_the_weight_decay(
+    tiny_llama: Path, sums: list[Conversation], tmp_path: Path
+) -> None:
+    """A member of a population goes on from another's checkpoint with settings of its own."""
+    first = engine_of(tiny_llama, weight_decay=0.1)
+    train(first, sums, settings(1))
+    first.snapshot()(tmp_path)
+    ended = {}
+    for decay in (0.0, 0.1, 1.0):
+        copy = engine_of(tiny_llama, weight_decay=decay)
+        copy.load(tmp_path)
+        train(copy, sums, settings(1))
+        ended[decay] = sum(float(weights.detach().square().sum()) for weights in copy.model.parameters())
+    assert ended[0.0] > ended[0.1] > ended[1.0]
+
+
 def test_accumulating_small_batches_is_one_large_batch(tiny_llama: Path, sums: list[Conversation]) -> None:
     tokens = sum(len(ids) for ids, _ in sums)
     whole, halves = plan_of(sums, tokens), plan_of(sums, tokens // 2 + 60, accumulation=2)

@@ -101,7 +101,7 @@ class Failed:
     """A trial of Tune whose process raised an error."""
 
     def __init__(self, error):
-        self.config = {"train.seed": 0}
+        self.config = {"values": {"train.seed": 0}}
         self._error = error
 
     def __str__(self):

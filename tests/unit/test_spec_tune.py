@@ -6,10 +6,11 @@ import yaml
 from workflows.cluster.capacity import trainings_at_once, why_none_fits
 from workflows.runs.state import examine
 from workflows.search.trial import key_of
-from workflows.spec import PipelineSpec, TrainSpec
+from workflows.spec import PipelineSpec, TrainSpec, TuneSpec
 from workflows.spec.errors import SpecError
 from workflows.spec.read import read_spec
-from workflows.spec.space import Choice, Range, combinations, parse, problems_of, with_values
+from workflows.spec.space import Choice, Range, combinations, parse, trials_wanted, with_values
+from workflows.spec.space_problems import problems_of
 from workflows.store import Store
 
 SPACE = {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}, "train.adapter.rank": [8, 16]}
@@ -77,6 +78,121 @@ def test_a_field_that_cannot_be_searched_is_named_with_its_line(problems, field,
     assert words in text
     assert f": tune.space.{field}: " in text
     assert text.split(":")[1].isdigit()
+
+
+FORMS = {
+    "train.adapter.rank": [8, 16], "train.adapter.method": ["lora", "dora"],
+    "train.adapter.target_modules": ["all-linear"],
+    "train.frozen": ["a"], "train.zero.stage": [0, 2], "train.zero.offload": [None, "cpu"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", FORMS)
+def test_members_of_a_population_have_weights_of_one_form(problems, field):
+    text = problems({"space": {field: FORMS[field]}, "trials": 2, "scheduler": "population"})
+    assert f"tune.space.{field}: must be the same for all members of a population" in text
+    assert text.split(":")[1].isdigit()
+
+
+def test_other_fields_may_differ_in_a_population(problems):
+    space = {
+        "train.learning_rate": [1e-4, 1e-3],
+        "train.adapter.alpha": [8, 16],
+        "train.gradient_accumulation": [1, 2],
+    }
+    assert problems({"space": space, "trials": 2, "scheduler": "population"}) == ""
+
+
+LOSS = ["held_out_loss"]
+PAIRS = "held_out_accuracy or suite_NAME (of evaluate.suites)"
+
+
+@pytest.mark.parametrize(("objective", "field", "metric", "instead"), [
+    ("orpo", "objective.weight", LOSS, "held_out_accuracy, held_out_margin or suite_NAME (of evaluate.suites)"),
+    ("orpo", "objective.weight", ["held_out_accuracy", "held_out_loss"], ""),
+    ("dpo", "objective.beta", LOSS, PAIRS),
+    ("dpo", "objective.beta", ["held_out_margin"], PAIRS),
+    ("simpo", "objective.gamma", LOSS, "held_out_accuracy, held_out_margin or"),
+    ("kto", "objective.desirable_weight", LOSS, "held_out_accuracy, held_out_margin or"),
+    ("kto", "batch_tokens", ["held_out_accuracy"], "or compare by suite_NAME"),
+    ("spin", "objective.beta", LOSS, PAIRS),
+    ({"name": "distill", "teacher": "random:tiny-llama"}, "objective.temperature", LOSS, "held_out_plain_loss or"),
+    ("sft", "held_out_tokens", LOSS, "or compare by suite_NAME"),
+    ("adversarial", "held_out_tokens", LOSS, "leave it out"),
+])  # fmt: skip
+def test_a_field_that_enters_the_metric_is_refused_with_metrics_that_it_does_not_enter(
+    problems, objective, field, metric, instead
+):
+    space = {f"train.{field}": {"int": [16, 99]} if field.endswith("tokens") else [0.1, 0.2]}
+    text = problems({"space": space, "trials": 2, "metric": metric}, {"objective": objective})
+    assert f": tune.space.train.{field}: enters held_out_{metric[-1].removeprefix('held_out_')} itself" in text
+    assert instead in text
+    assert text.split(":")[1].isdigit()
+
+
+@pytest.mark.parametrize(("objective", "space", "metric"), [
+    ("orpo", {"objective.weight": [0.0, 1.0]}, ["held_out_margin", "held_out_accuracy"]),
+    ("dpo", {"objective.beta": [0.1, 1.0]}, ["held_out_accuracy"]),
+    ("dpo", {"objective.label_smoothing": [0, 0.1]}, ["held_out_margin", "seconds"]),
+    ("kto", {"gradient_accumulation": [1, 2]}, LOSS),
+    ({"name": "distill", "teacher": "random:tiny-llama"}, {"objective.plain_share": [0, 1]}, ["held_out_plain_loss"]),
+    ("sft", {"batch_tokens": [64, 128]}, LOSS),
+    ("adversarial", {"objective.l1_weight": [0, 1]}, LOSS),
+])  # fmt: skip
+def test_a_field_that_does_not_enter_the_metric_is_searched(problems, objective, space, metric):
+    tune = {"space": {f"train.{field}": entry for field, entry in space.items()}, "trials": 2, "metric": metric}
+    assert problems(tune, {"objective": objective}) == ""
+
+
+def test_passes_decide_the_size_of_a_micro_batch_where_batch_tokens_is_auto(problems):
+    tune = {"space": {"train.gradient_accumulation": [1, 2]}, "trials": 2}
+    text = problems(tune, {"objective": "kto", "batch_tokens": "auto"})
+    assert "tune.space.train.gradient_accumulation: enters held_out_loss itself" in text
+
+
+@pytest.mark.parametrize(("objective", "metric", "there"), [
+    ("sft", "held_out_accuracy", "sft does not report; it reports held_out_loss and suite_NAME"),
+    ("sft", "held_out_margin", "it reports held_out_loss and suite_NAME"),
+    ("simpo", "held_out_plain_loss", "simpo does not report"),
+    ({"name": "distill_replies", "teacher": "x"}, "held_out_plain_loss", "it reports held_out_loss and suite_NAME"),
+    ("orpo", "held_out_divergence", "it reports held_out_loss, held_out_accuracy, held_out_margin and suite_NAME"),
+    ("adversarial", "held_out_accuracy", "it reports held_out_loss; a second metric may also be seconds or"),
+    ("dpo", "held_out_perplexity", "held_out_accuracy"),
+])  # fmt: skip
+def test_a_metric_that_no_trial_reports_is_refused_with_those_that_they_do(problems, objective, metric, there):
+    text = problems({"space": SPACE, "trials": 2, "metric": metric}, {"objective": objective})
+    assert ": tune.metric" in text
+    assert there in text
+    assert text.split(":")[1].isdigit()
+
+
+@pytest.mark.parametrize("metric", ["seconds", "peak_memory_gb", ["seconds", "held_out_loss"]])
+def test_a_cost_cannot_decide_the_winner(problems, metric):
+    text = problems({"space": SPACE, "trials": 2, "metric": metric})
+    first = metric if isinstance(metric, str) else metric[0]
+    assert f": tune.metric: got {first} first; it only grows while a trial trains" in text
+    assert f"as in [held_out_loss, {first}]" in text
+
+
+@pytest.mark.parametrize(("tune", "wanted"), [
+    ({"trials": 3}, 3),
+    ({"trials": 100}, 6),
+    ({"time_minutes": 1.5}, 6),
+    ({"trials": 100, "searcher": "tpe"}, 6),
+    ({"searcher": "grid"}, 6),
+    ({"trials": 4, "searcher": "grid"}, 4),
+    ({"trials": 100, "scheduler": "population"}, 100),
+])  # fmt: skip
+def test_a_search_has_at_most_as_many_trials_as_its_space_has_settings(tune, wanted):
+    space = {"train.seed": [0, 1], "train.learning_rate": [1e-4, 2e-4, 3e-4]}
+    assert trials_wanted(TuneSpec.model_validate({"space": space, **tune})) == wanted
+
+
+def test_the_number_of_settings_of_a_space():
+    assert trials_wanted(TuneSpec(space={"train.seed": {"int": [3, 9]}}, trials=100)) == 7
+    assert trials_wanted(TuneSpec(space={"train.seed": {"logint": [1, 10**9]}}, time_minutes=1)) is None
+    assert trials_wanted(TuneSpec(space={"train.learning_rate": {"uniform": [0.1, 0.2]}}, time_minutes=1)) is None
+    assert trials_wanted(TuneSpec(space={"train.learning_rate": {"uniform": [0.1, 0.2]}}, trials=7)) == 7
 
 
 def test_values_are_checked_together(problems):

@@ -3,7 +3,7 @@
 run_trials(spec, search, shared, progress)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from workflows.search.records import Search
 from workflows.search.trial import Shared, TrialRunner
 from workflows.search.tuner import tuner_of
 from workflows.spec import PipelineSpec
-from workflows.spec.space import Values
+from workflows.spec.space import Values, parse, size_of
 from workflows.stage import StageFailed
 from workflows.store import Store
 
@@ -29,15 +29,15 @@ def run_trials(
     shared: Shared,
     progress: Progress,
     *,
-    most_steps: Callable[[], int] = lambda: 1,
-    earlier: Sequence[Values] = (),
+    steps_of: Callable[[Values], int] = lambda values: 1,
+    earlier: Mapping[int, Values] | None = None,
     chosen: Sequence[Values] | None = None,
     pack: int = 1,
     num_groups: int = 1,
 ) -> None:
     """Train all trials, and record them in `search` and the store; raises StageFailed or StageCrashed.
 
-    For `most_steps`, `earlier` and `chosen`, see `tuner_of`. `pack` trials share each of at most `num_groups` worker
+    For `steps_of`, `earlier` and `chosen`, see `tuner_of`. `pack` trials share each of at most `num_groups` worker
     groups; 1: each trial has its own.
     """
     store = Store(shared.store)
@@ -50,7 +50,7 @@ def run_trials(
         ray.tune.with_parameters(TrialRunner, shared=shared),
         spec,
         search,
-        most_steps=most_steps,
+        steps_of=steps_of,
         earlier=earlier,
         chosen=chosen,
         run_config=ray.tune.RunConfig(
@@ -71,3 +71,17 @@ def run_trials(
         if groups is not None:
             ray.get(groups.close.remote())
     recorder.close()
+    if chosen is None and (used_up := _used_up(spec, search)):
+        progress.note(used_up)
+
+
+def _used_up(spec: PipelineSpec, search: Search) -> str:
+    """That the search ended before its limit, because it has tried every setting; empty if it has not."""
+    tune = spec.tune
+    assert tune is not None
+    size = size_of(map(parse, tune.space.values()))
+    begun = len({trial.number for trial in search.trials})
+    is_expected = tune.searcher.name == "grid" or tune.scheduler.name == "population" or size == tune.trials
+    if is_expected or size != begun:
+        return ""
+    return f"tune: the search ends, because all {size} settings of tune.space have been tried"

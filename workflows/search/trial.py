@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from workflows.search.worker_group import WorkerGroup
 
 TOGETHER = "values"
-"""key of a configuration that has all values in one mapping, as for a grid"""
+"""key of a trial's settings in Tune's configuration: dotted fields are no keys for Tune"""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def event_of(result: Mapping[str, object]) -> TrialEvent:
 
 def values_of(config: Mapping[str, Any]) -> Values:
     """The settings in Tune's configuration."""
-    return dict(config.get(TOGETHER, config))
+    return dict(config[TOGETHER])
 
 
 def key_of(

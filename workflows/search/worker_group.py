@@ -192,25 +192,32 @@ class _Sitting:
         from workflows.training.worker import WorkerSettings
 
         job, payload = assignment.job, self._payload
-        reports = itertools.count(assignment.reports + 1)
+        reports, is_over = itertools.count(assignment.reports + 1), False
+
+        def keep(report: Report, write: Write) -> None:
+            nonlocal is_over
+            is_over = job.only_measure or report.step == report.num_steps
+            self._keep(assignment, next(reports), report, write, is_over)
+
         with _local(self._store, job.checkpoint) as resume_from:
             settings = WorkerSettings(
                 PipelineSpec.model_validate(job.spec), self._store, payload.inputs, job.folder,
                 resume_from=resume_from, search_folder=payload.folder, only_measure=job.only_measure,
                 suites=payload.suites, process_group=self._process_group,
             )  # fmt: skip
-            self._worker.train(
-                settings, Callbacks(lambda report, write: self._keep(assignment, next(reports), report, write))
+            self._worker.train(settings, Callbacks(keep))
+        if not is_over:
+            raise RayconteurError(
+                f"train: with these settings, no step is left after {job.checkpoint}, the checkpoint of its beginning"
             )
 
-    def _keep(self, assignment: Assignment, reports: int, report: Report, write: Write) -> None:
+    def _keep(self, assignment: Assignment, reports: int, report: Report, write: Write, is_last: bool) -> None:
         """Write a checkpoint, report it as this job's n-th, and wait until Tune asks for more; raises JobLeft where
         it does not.
         """
         import torch
 
         job, number, queue = assignment.job, assignment.number, self._payload.queue
-        is_last = job.only_measure or report.step == report.num_steps
         if not job.only_measure:
             report.checkpoint = f"checkpoint_{report.step:06d}_{job.mark}{assignment.attempt}"
             _keep(self._store, f"{job.folder}/{report.checkpoint}", write)

@@ -1,5 +1,6 @@
 """The section train.objective: the training objectives and their fields."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -8,7 +9,9 @@ from workflows.spec.section import PositiveInt, Section, Share
 
 
 class ObjectiveSpec(Section):
-    """A training objective. The class variables are the data it needs and what is computed before training."""
+    """A training objective. The class variables are the data it needs, what is computed before training, and what a
+    search can compare its trainings by.
+    """
 
     name: str
 
@@ -18,6 +21,10 @@ class ObjectiveSpec(Section):
     reference: ClassVar[Literal["none", "log_probabilities", "top_tokens", "replies", "own_replies"]] = "none"
     """what the stage `reference` computes: nothing; the log-probabilities of the replies under the base model; a
     teacher's most likely tokens; a teacher's replies; or replies of the base model beside the real ones"""
+
+    metrics: ClassVar[Mapping[str, tuple[str, ...]]] = {"held_out_loss": ()}
+    """the held-out figures of its trainings, each with the fields of `train` that enter its value: two models can be
+    compared by it only if they have been trained with the same values of these"""
 
 
 class SftSpec(ObjectiveSpec):
@@ -32,6 +39,11 @@ class DpoSpec(ObjectiveSpec):
 
     examples = "pairs"
     reference = "log_probabilities"
+    metrics = {  # noqa: RUF012 (a ClassVar of the base)
+        "held_out_loss": ("objective.beta", "objective.label_smoothing"),
+        "held_out_accuracy": (),
+        "held_out_margin": ("objective.beta",),
+    }
 
     name: Literal["dpo"] = "dpo"
     """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290), on preference pairs."""
@@ -48,6 +60,11 @@ class OrpoSpec(ObjectiveSpec):
     """Odds ratio preference optimization (Hong et al. 2024, arXiv:2403.07691)."""
 
     examples = "pairs"
+    metrics = {  # noqa: RUF012 (a ClassVar of the base)
+        "held_out_loss": ("objective.weight",),
+        "held_out_accuracy": (),
+        "held_out_margin": (),
+    }
 
     name: Literal["orpo"] = "orpo"
     """Odds ratio preference optimization (Hong et al. 2024, arXiv:2403.07691), on preference pairs, without a
@@ -62,6 +79,14 @@ class KtoSpec(ObjectiveSpec):
 
     examples = "judged"
     reference = "log_probabilities"
+    # The reference point is the mean over a micro-batch, so its size enters too.
+    metrics = {  # noqa: RUF012 (a ClassVar of the base)
+        "held_out_loss": (
+            "objective.beta", "objective.desirable_weight", "objective.undesirable_weight", "batch_tokens"
+        ),
+        "held_out_accuracy": ("batch_tokens",),
+        "held_out_margin": ("objective.beta", "batch_tokens"),
+    }  # fmt: skip
 
     name: Literal["kto"] = "kto"
     """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306), on single labelled replies."""
@@ -80,6 +105,11 @@ class SimpoSpec(ObjectiveSpec):
     """Simple preference optimization (Meng et al. 2024, arXiv:2405.14734)."""
 
     examples = "pairs"
+    metrics = {  # noqa: RUF012 (a ClassVar of the base)
+        "held_out_loss": ("objective.beta", "objective.gamma"),
+        "held_out_accuracy": (),
+        "held_out_margin": ("objective.beta",),
+    }
 
     name: Literal["simpo"] = "simpo"
     """Simple preference optimization (Meng et al. 2024, arXiv:2405.14734), on preference pairs, without a reference
@@ -96,6 +126,11 @@ class DistillSpec(ObjectiveSpec):
     """Knowledge distillation (Hinton et al. 2015, arXiv:1503.02531)."""
 
     reference = "top_tokens"
+    metrics = {  # noqa: RUF012 (a ClassVar of the base)
+        "held_out_loss": ("objective.temperature", "objective.plain_share"),
+        "held_out_plain_loss": (),
+        "held_out_divergence": ("objective.temperature",),
+    }
 
     name: Literal["distill"] = "distill"
     """Knowledge distillation (Hinton et al. 2015, arXiv:1503.02531) from a teacher model, on conversations."""
@@ -183,6 +218,11 @@ class SpinSpec(ObjectiveSpec):
     """Self-play fine-tuning (Chen et al. 2024, arXiv:2401.01335)."""
 
     reference = "own_replies"
+    metrics = {  # noqa: RUF012 (a ClassVar of the base)
+        "held_out_loss": ("objective.beta",),
+        "held_out_accuracy": (),
+        "held_out_margin": ("objective.beta",),
+    }
 
     name: Literal["spin"] = "spin"
     """Self-play fine-tuning (SPIN, Chen et al. 2024, arXiv:2401.01335), on conversations: like `dpo`, with the last

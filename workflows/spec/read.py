@@ -11,11 +11,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from models.errors import nearest
-from workflows.spec import space as spec_space
 from workflows.spec.describe import describe_default, describe_type, model_of, named_sections
 from workflows.spec.errors import Location, SpecError, SpecProblem, dotted
 from workflows.spec.paths import local_paths, with_code, with_paths
 from workflows.spec.pipeline import PipelineSpec
+from workflows.spec.space_problems import SpaceProblem, problems_of
 
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -65,7 +65,7 @@ def read_spec(
             if not any(f"{problem.field}.".startswith(f"{known.field}.") for known in problems):
                 problems.append(problem)
         raise SpecError(sorted(problems, key=lambda problem: _line_number(problem.where))) from None
-    if wrong := [_space_problem(problem, where, str(file)) for problem in spec_space.problems_of(spec)]:
+    if wrong := [_space_problem(problem, where, str(file)) for problem in problems_of(spec)]:
         raise SpecError(sorted(wrong, key=lambda problem: _line_number(problem.where)))
     if spec.serve.is_open and not may_be_open:
         raise SpecError([SpecProblem(_place(("serve", "host"), where, str(file)), "serve.host", _open_to_all(spec))])
@@ -87,9 +87,9 @@ def _with_certificate_files(spec: PipelineSpec, folder: Path) -> PipelineSpec:
     return spec.model_copy(update={"serve": serve})
 
 
-def _space_problem(problem: spec_space.SpaceProblem, where: dict[Location, str], file: str) -> SpecProblem:
-    """A mistake in the search space, with its place in the file."""
-    location: Location = ("tune", "space", problem.field) if problem.field else ("tune", "space")
+def _space_problem(problem: SpaceProblem, where: dict[Location, str], file: str) -> SpecProblem:
+    """A mistake in the search space or the metric, with its place in the file."""
+    location: Location = ("tune", problem.section, *filter(None, [problem.field]))
     words = problem.words
     if problem.error is not None:
         words += _problem(problem.error, {}, "").problem

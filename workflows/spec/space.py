@@ -1,4 +1,4 @@
-"""The search space of `tune.space`: parses its entries, and checks that the spec allows every value in it.
+"""The search space of `tune.space`: its dimensions, their values, and the spec of a trial.
 
 dimension = parse({"loguniform": [1e-5, 1e-3]})
 trial_spec = with_values(spec, {"train.learning_rate": 3e-4})
@@ -9,16 +9,12 @@ Imports no library except pydantic.
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from models.errors import nearest
 from workflows.spec.pipeline import PipelineSpec
-from workflows.spec.section import HOW
-from workflows.spec.train import TrainSpec
 from workflows.spec.tune import MixtureSearchSpec, TuneSpec
 
 Values = dict[str, object]
@@ -26,10 +22,8 @@ Values = dict[str, object]
 
 _KINDS = ("uniform", "loguniform", "int", "logint")
 _COMBINATIONS = 256
-# Fields that all trials share, because they decide the corpus, its reference values, or the workers.
-_SHARED = {"objective.name", "objective.teacher", "objective.top_k", "objective.max_reply_tokens", "precision"}
-_SHARED |= {"num_workers", "adapter.quantize"}
-_SHARED |= {name for name, field in TrainSpec.model_fields.items() if field.json_schema_extra == HOW}
+# A search that only time ends is expected to try all of at most this many settings.
+_MAX_WHOLE = 10_000
 
 
 @dataclass(frozen=True)
@@ -45,6 +39,11 @@ class Range:
     def ends(self) -> list[Any]:
         """The two ends: if the field's bounds allow both, they allow everything between."""
         return [self.low, self.high]
+
+    @property
+    def count(self) -> int | None:
+        """The number of its values; None if there is one between any two."""
+        return int(self.high) - int(self.low) + 1 if self.is_whole else None
 
     def nearest(self, value: float) -> float:
         """The value of the range that is nearest to `value`."""
@@ -63,9 +62,10 @@ class Choice:
         """All choices."""
         return list(self.values)
 
-    def nearest(self, value: Any) -> Any:
-        """The value itself."""
-        return value
+    @property
+    def count(self) -> int:
+        """The number of choices."""
+        return len(self.values)
 
 
 Dimension = Range | Choice
@@ -108,14 +108,25 @@ def dimension_of(entry: Any) -> Dimension:
     return Range(low, high, is_log=kind.startswith("log"), is_whole=kind.endswith("int"))
 
 
+def size_of(dimensions: Iterable[Dimension]) -> int | None:
+    """The number of different settings in a space; None if a field takes any number of a range."""
+    counts = [dimension.count for dimension in dimensions]
+    return None if None in counts else math.prod(count for count in counts if count is not None)
+
+
 def trials_wanted(tune: TuneSpec) -> int | None:
-    """The number of trials; None if only time ends the search. For a mixture, the number of small models."""
+    """The number of trials; None if only time ends the search. For a mixture, the number of small models.
+
+    No search but a population tries a setting twice, so it has at most as many trials as its space has settings.
+    """
     if isinstance(tune.searcher, MixtureSearchSpec):
         return tune.searcher.proxies
-    if tune.searcher.name != "grid":
+    if tune.scheduler.name == "population":
         return tune.trials
-    whole = math.prod(len(parse(entry).ends) for entry in tune.space.values())
-    return min(whole, tune.trials or whole)
+    size = size_of(map(parse, tune.space.values()))
+    if tune.trials is None:
+        return size if size is not None and (size <= _MAX_WHOLE or tune.searcher.name == "grid") else None
+    return tune.trials if size is None else min(tune.trials, size)
 
 
 def space_of(spec: PipelineSpec) -> dict[str, Any]:
@@ -141,45 +152,6 @@ def with_values(spec: PipelineSpec, values: Values) -> PipelineSpec:
     return PipelineSpec.model_validate(plain)
 
 
-def field_problem(spec: PipelineSpec, field: str) -> str:
-    """Why a field cannot be searched; empty if it can."""
-    *sections, last = field.split(".")
-    if sections[:2] == ["data", "sources"] and last == "weight" and len(sections) == 3:
-        return _weight_problem(spec, sections[2])
-    if not sections or sections[0] != "train":
-        return (
-            "decides what all trials share; the space contains fields of train, such as train.learning_rate, and "
-            "data.sources.N.weight"
-        )
-    place: Any = spec
-    for depth, section in enumerate(sections):
-        place = getattr(place, section, None)
-        if place is None or not hasattr(type(place), "model_fields"):
-            known = ".".join(sections[: depth + 1])
-            off = section in TrainSpec.model_fields
-            return f"{known} is {'null here; set its fields' if off else 'not a section'}"
-    if last not in type(place).model_fields:
-        near = nearest(last, type(place).model_fields, 0.5)
-        path = ".".join(sections)
-        fix = f"did you mean {path}.{near}?" if near else f"known here: {', '.join(type(place).model_fields)}"
-        return f"unknown field; {fix}"
-    if field.removeprefix("train.") in _SHARED:
-        return "is the same for all trials: it decides their corpus, their reference or their workers"
-    if hasattr(type(getattr(place, last)), "model_fields"):
-        return "is a section; name one of its fields"
-    return ""
-
-
-def _weight_problem(spec: PipelineSpec, number: str) -> str:
-    """Why the weight of a source cannot be searched; empty if it can."""
-    sources = spec.data.sources
-    if not number.isdigit() or int(number) >= len(sources):
-        return f"there is no source {number}; data.sources has 0 to {len(sources) - 1}"
-    if any(source.weight is None for source in sources):
-        return "give every source a weight in data.sources first, such as weight: 1"
-    return ""
-
-
 def combinations(spec: PipelineSpec) -> Iterator[Values]:
     """Combinations of ends and choices: all of them, or a random sample."""
     assert spec.tune is not None
@@ -191,62 +163,3 @@ def combinations(spec: PipelineSpec) -> Iterator[Values]:
     draw = random.Random(spec.tune.seed)
     for _ in range(_COMBINATIONS):
         yield {field: draw.choice(values) for field, values in ends.items()}
-
-
-@dataclass(frozen=True)
-class SpaceProblem:
-    """A mistake in the search space: its field (empty for several fields together), and what is wrong."""
-
-    field: str
-    words: str = ""
-    error: Any = None
-    """pydantic's error, for a value that the field does not allow"""
-
-
-def problems_of(spec: PipelineSpec) -> list[SpaceProblem]:
-    """Every mistake in `tune.space`, found before anything starts."""
-    if spec.tune is None:
-        return []
-    if not spec.tune.space and spec.tune.searcher.name != "mixture":
-        return [SpaceProblem("", "is empty; give it a field of train, such as train.learning_rate: [1e-4, 3e-4]")]
-    found = []
-    for field, entry in spec.tune.space.items():
-        if problem := field_problem(spec, field):
-            found.append(SpaceProblem(field, problem))
-            continue
-        try:
-            dimension = parse(entry)
-        except ValueError as mistake:
-            found.append(SpaceProblem(field, str(mistake)))
-            continue
-        if isinstance(dimension, Range) and not dimension.is_whole and _holds_whole_numbers(spec, field):
-            found.append(SpaceProblem(field, "takes integers; use int or logint, or a list of choices"))
-            continue
-        for value in dimension.ends:
-            if (error := _error_of(spec, {field: value})) is not None and field.rpartition(".")[2] in error["loc"]:
-                found.append(SpaceProblem(field, f"the value {value!r}: ", error))
-                break
-    if found:
-        return found
-    if spec.tune.searcher.name == "grid":
-        ranges = [name for name, entry in spec.tune.space.items() if isinstance(parse(entry), Range)]
-        return [SpaceProblem(name, "searcher grid needs a list of choices here") for name in ranges]
-    for values in combinations(spec):
-        if (error := _error_of(spec, values)) is not None:
-            said = ", ".join(f"{name}={value!r}" for name, value in values.items())
-            return [SpaceProblem("", f"with {said}: {error['msg'].removeprefix('Value error, ')}")]
-    return []
-
-
-def _holds_whole_numbers(spec: PipelineSpec, field: str) -> bool:
-    error = _error_of(spec, {field: 1.5})
-    return error is not None and error["type"] in ("int_from_float", "int_type")
-
-
-def _error_of(spec: PipelineSpec, values: Values) -> Any:
-    """pydantic's first error for these values; None if they are allowed."""
-    try:
-        with_values(spec, values)
-    except ValidationError as error:
-        return error.errors()[0]
-    return None

@@ -13,10 +13,16 @@ from workflows.spec.section import HOW, PositiveInt, Section, named
 SUITE = "suite_"
 """the beginning of a metric that is the mean score of a suite"""
 
+COSTS = ("seconds", "peak_memory_gb")
+"""metrics of a training's cost, which every objective has"""
+
 Metric = (
-    Literal["held_out_loss", "held_out_accuracy", "held_out_margin", "seconds", "peak_memory_gb"]
+    Literal[
+        "held_out_loss", "held_out_accuracy", "held_out_margin", "held_out_plain_loss", "held_out_divergence",
+        "seconds", "peak_memory_gb",
+    ]
     | Annotated[str, Field(pattern=rf"^{SUITE}.+")]
-)
+)  # fmt: skip
 
 
 class RandomSpec(Section):
@@ -130,13 +136,18 @@ class PopulationSpec(Section):
     """Share of the members that copy, and share of the members that are copied."""
 
     resample_probability: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
-    """Probability that a setting is sampled again instead of changed slightly (times 1.2 or 0.8; in a list, to the
-    next value)."""
+    """Probability that a setting is sampled again instead of changed slightly (times 1.2 or 0.8, an integer
+    by at least 1; in a list, to the next value)."""
 
 
 def _one_or_two(metrics: list[str]) -> list[str]:
     if not 1 <= len(metrics) <= 2 or len(set(metrics)) < len(metrics):
         raise ValueError(f"got {metrics}; name one metric, or two different ones")
+    if metrics[0] in COSTS:
+        raise ValueError(
+            f"got {metrics[0]} first; it only grows while a trial trains, so the first checkpoint of all would win; "
+            f"name what the model should be good at first, as in [held_out_loss, {metrics[0]}]"
+        )
     return metrics
 
 
@@ -158,10 +169,12 @@ class TuneSpec(Section):
         list[Metric], BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
         AfterValidator(_one_or_two),
     ] = Field(default=["held_out_loss"])  # fmt: skip
-    """What to compare, measured at each checkpoint: `held_out_loss`; for pairs also `held_out_accuracy` and
-    `held_out_margin`; `suite_NAME`, the score of a suite of `evaluate.suites`, to whose items the workers reply at
-    each checkpoint; `seconds` of training; `peak_memory_gb` of a worker. With two (`[held_out_loss, seconds]`), the
-    first decides the winner, and the search reports the trials that no other beats in both."""
+    """What to compare, measured at each checkpoint: `held_out_loss`; with a chosen and a rejected or with labelled
+    replies also `held_out_accuracy` and `held_out_margin`; with `distill` also `held_out_plain_loss` and
+    `held_out_divergence`; `suite_NAME`, the score of a suite of `evaluate.suites`, to whose items the workers reply
+    at each checkpoint. A second metric may also be `seconds` of training or `peak_memory_gb` of a worker. With two
+    (`[held_out_loss, seconds]`), the first decides the winner, and the search reports the trials that no other beats
+    in both. Fields of the space that enter a metric's own value are refused."""
 
     searcher: Annotated[
         Annotated[RandomSpec | GridSpec | TpeSpec | MixtureSearchSpec, Field(discriminator="name")],

@@ -13,7 +13,7 @@ import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from models.training.deepspeed_operator import check_build_tools
@@ -43,7 +43,7 @@ from workflows.search.trial import Shared, key_of
 from workflows.search.tuner import ENVIRONMENT
 from workflows.search.winner import find_winner
 from workflows.spec import MixtureSearchSpec, PipelineSpec, PopulationSpec
-from workflows.spec.space import Values, combinations, space_of, trials_wanted, with_values
+from workflows.spec.space import Values, space_of, trials_wanted, with_values
 from workflows.stage import Context, StageFailed
 from workflows.store import Store, content_key
 from workflows.suites.read import metric_suites
@@ -108,7 +108,7 @@ def run(context: Context) -> TuneFigures:
         search,
         shared,
         context.progress,
-        most_steps=lambda: _most_steps(spec, store, inputs),
+        steps_of=_steps_of(spec, store, inputs),
         earlier=earlier,
         chosen=chosen,
         pack=pack,
@@ -131,26 +131,27 @@ def family_of(spec: PipelineSpec, keys: Mapping[str, str]) -> str:
     return content_key({"tune": settings, "trial": key_of(spec, keys)})
 
 
-def _most_steps(spec: PipelineSpec, store: Store, inputs: TrainingInputs) -> int:
-    """The number of steps of the longest training in the space."""
+def _steps_of(spec: PipelineSpec, store: Store, inputs: TrainingInputs) -> Callable[[Values], int]:
+    """The number of steps of a training with these settings."""
     per_epoch: dict[str, int] = {}
-    most = 1
-    for values in combinations(spec):
+
+    def steps_of(values: Values) -> int:
         trial = with_values(spec, values)
         train = trial.train
         packed_by = repr((train.pass_tokens, train.passes, train.seed, trial.data.mixture_fields()))
         if packed_by not in per_epoch:
             per_epoch[packed_by] = steps_per_epoch(trial, store, inputs)
-        most = max(most, num_steps(train, per_epoch[packed_by]) + train.pair_steps)
-    return most
+        return num_steps(train, per_epoch[packed_by]) + train.pair_steps
+
+    return steps_of
 
 
-def _earlier(store: Store, search: Search) -> list[Values]:
-    """The settings that the longest earlier search of this family chose, in their order."""
+def _earlier(store: Store, search: Search) -> dict[int, Values]:
+    """The settings that the longest earlier search of this family chose, by the number of the trial."""
     keys = [info.base_name for info in store.folders("tune")]
     found = [other for key in keys if (other := read_search(store, key)) and other.family == search.family]
     longest = max(found, key=lambda other: len(other.trials), default=None)
-    return [trial.values for trial in sorted(longest.trials, key=lambda trial: trial.number)] if longest else []
+    return {trial.number: trial.values for trial in longest.trials} if longest else {}
 
 
 def _figures(search: Search) -> TuneFigures:

@@ -1,0 +1,139 @@
+"""The searcher `tpe`: random settings first, then those that Optuna's TPE expects to be good.
+
+Every draw belongs to the seed and the number of the trial: a search that is interrupted or widened goes on with new
+draws, and a random one does not depend on what runs beside it.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState, create_trial
+from ray.tune.search import Searcher
+
+from workflows.search.draws import Draws
+from workflows.search.records import badness, higher_is_better
+from workflows.search.trial import TOGETHER, event_of
+from workflows.spec import TpeSpec
+from workflows.spec.space import Choice, Dimension, Values
+
+# How often TPE may suggest settings that the search has tried before random ones are taken instead.
+_MAX_REPEATS = 8
+
+
+class TpeSearch(Searcher):  # type: ignore[misc]
+    """Chooses settings, none twice. A trial counts with its best report by the first metric, as for the winner."""
+
+    def __init__(
+        self,
+        spec: TpeSpec,
+        seed: int,
+        dimensions: Mapping[str, Dimension],
+        metrics: Sequence[str],
+        earlier: Mapping[int, Values],
+    ) -> None:
+        """`earlier`: settings that a search before this one chose, by the number of the trial."""
+        super().__init__()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._spec, self._seed, self._metrics, self._earlier = spec, seed, metrics, earlier
+        self._distributions = {field: _distribution(dimension) for field, dimension in dimensions.items()}
+        self._draws = Draws(dimensions, seed)
+        self._study = optuna.create_study(
+            directions=["maximize" if higher_is_better(metric) else "minimize" for metric in metrics]
+        )
+        self._tried: set[str] = set()
+        self._begun = self._measured = 0
+        self._running: dict[str, int] = {}
+        """the number in the study of each running trial, by Tune's id"""
+        self._best: dict[str, list[float]] = {}
+        """the metrics in the best report of each running trial"""
+
+    def __getstate__(self) -> dict[str, object]:
+        """Keep no state for Tune's restore: our searches resume from their own records."""
+        return {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """Called by Tune for the settings of the next trial; ends the search when the space is used up."""
+        number = self._begun
+        asked = None
+        values = self._earlier.get(number)
+        if values is None or not self._is_new(values):
+            if min(number, self._measured) >= self._spec.startup_trials:
+                asked = self._ask(number)
+            values = self._drawn(number) if asked is None else asked.params
+        if values is None:
+            return Searcher.FINISHED
+        if asked is None:
+            self._study.add_trial(
+                create_trial(state=TrialState.RUNNING, params=values, distributions=self._distributions)
+            )
+        self._begun += 1
+        self._tried.add(self._named(values))
+        self._running[trial_id] = len(self._study.get_trials(deepcopy=False)) - 1
+        return {TOGETHER: values}
+
+    def on_trial_result(self, trial_id: str, result: Mapping[str, object]) -> None:
+        """Called by Tune with a report, unless the trial ends with it."""
+        report = event_of(result).report
+        if report is None:
+            return
+        values = [report.figures.get(metric, math.nan) for metric in self._metrics]
+        best, first = self._best.get(trial_id), self._metrics[0]
+        if all(map(math.isfinite, values)) and (not best or badness(first, values[0]) < badness(first, best[0])):
+            self._best[trial_id] = values
+
+    def on_trial_complete(
+        self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False
+    ) -> None:
+        """Called by Tune at a trial's end, with its last report or failure if there is one."""
+        number = self._running.pop(trial_id)
+        if result:
+            self.on_trial_result(trial_id, result)
+        if (values := self._best.pop(trial_id, None)) is not None:
+            self._measured += 1
+            self._study.tell(number, values)
+        elif not result or event_of(result).failures:
+            self._study.tell(number, state=TrialState.FAIL)  # lost workers say nothing of the settings
+        else:
+            self._study.tell(number, state=TrialState.PRUNED)  # worse than every trial with a value
+
+    def save(self, checkpoint_path: str) -> None:
+        """Called by Tune to keep a state."""
+
+    def _is_new(self, values: Values) -> bool:
+        return self._named(values) not in self._tried
+
+    def _named(self, values: Values) -> str:
+        return repr([values[field] for field in self._distributions])
+
+    def _drawn(self, number: int) -> Values | None:
+        """The random settings of a trial; None if the space is used up."""
+        own = itertools.islice(self._draws, number, None)
+        return next(filter(self._is_new, itertools.chain(own, self._draws)), None)
+
+    def _ask(self, number: int) -> optuna.Trial | None:
+        """A trial with TPE's settings; None if TPE finds only settings that were tried."""
+        for attempt in range(_MAX_REPEATS):
+            own_seed = np.random.SeedSequence([self._seed, number, attempt]).generate_state(1)
+            self._study.sampler = optuna.samplers.TPESampler(
+                seed=int(own_seed[0]),
+                multivariate=self._spec.multivariate,
+                n_startup_trials=0,
+                constant_liar=True,  # running trials count as bad, so that concurrent trials differ
+            )
+            asked = self._study.ask(self._distributions)
+            if self._is_new(asked.params):
+                return asked
+            self._study.tell(asked, state=TrialState.FAIL)
+        return None
+
+
+def _distribution(dimension: Dimension) -> Any:
+    if isinstance(dimension, Choice):
+        return optuna.distributions.CategoricalDistribution(dimension.values)
+    if dimension.is_whole:
+        return optuna.distributions.IntDistribution(int(dimension.low), int(dimension.high), log=dimension.is_log)
+    return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=dimension.is_log)
