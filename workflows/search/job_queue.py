@@ -39,6 +39,10 @@ class JobUpdate:
     """the reason why no more reports will come"""
     was_lost: bool = False
     """whether it failed because its workers were lost too often"""
+    retry: bool = False
+    """whether it failed for want of resources, so that a later search may try it again"""
+    store_failed: bool = False
+    """whether the store could not be written"""
     traceback: str = ""
     """the traceback of a failure that is not a user's mistake"""
     group_is_lost: bool = False
@@ -131,25 +135,24 @@ class JobQueue:
             await self._changed.wait_for(is_known)
         return not self._is_closed and number == self._number
 
-    async def fail(self, number: int, reason: str) -> None:
-        """From worker 0: the job failed for good; a retry would fail too."""
+    async def fail(self, number: int, reason: str, retry: bool) -> None:
+        """From worker 0: the job failed, and would fail again; `retry` if not with more resources."""
         if number == self._number:
             self._job = None
-            self._updates.append(JobUpdate(failed=reason, failures=self._failures))
+            self._updates.append(JobUpdate(failed=reason, failures=self._failures, retry=retry))
             await self._tell()
 
-    async def lose(self, reason: str, traceback: str) -> str | None:
+    async def lose(self, reason: str, traceback: str, store_failed: bool = False) -> str | None:
         """Workers were lost and are restarting; returns the job's folder, or None if there is no job."""
         if self._job is None:
             return None
         folder = self._job.folder
         self._attempt += 1
         self._failures += 1
-        if self._failures > self._max_failures:
+        if store_failed or self._failures > self._max_failures:
             self._job = None
-            self._updates.append(
-                JobUpdate(failed=reason, failures=self._failures, was_lost=True, traceback=traceback)
-            )
+            update = JobUpdate(failed=reason, failures=self._failures, was_lost=True, traceback=traceback)
+            self._updates.append(replace(update, store_failed=store_failed))
             await self._tell()
         return folder
 

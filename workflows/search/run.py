@@ -16,7 +16,7 @@ from workflows.search.tuner import tuner_of
 from workflows.spec import PipelineSpec
 from workflows.spec.space import Values
 from workflows.stage import StageFailed
-from workflows.store import Store
+from workflows.store import Store, StoreError
 
 
 def run_trials(
@@ -53,7 +53,10 @@ def run_trials(
     )
     try:
         tuner.fit()
-    except ray.tune.TuneError as error:
+        recorder.close()
+    except (ray.tune.TuneError, OSError, StoreError) as error:
+        recorder.abandon()
+        if recorder.failure is not None:  # Tune raises an error of its own, with the text of this one
+            raise StageFailed(f"tune: {recorder.failure}") from error
         failure = StageFailed if is_users_mistake(error) else StageCrashed
         raise failure(f"tune: {describe_error(error)}") from error
-    recorder.close()

@@ -25,12 +25,14 @@ import ray.train
 from ray.train import UserCallback
 
 from models.errors import RayconteurError
+from models.training.batch_size import TooLarge
 from models.training.report import Report
 from models.training.snapshot import Write
-from workflows.cluster.errors import describe_error, full_traceback, is_users_mistake, note_traceback
+from workflows.cluster.errors import describe_error, full_traceback, is_users_mistake, note_traceback, root_cause
+from workflows.search.checkpoints import note_files, write_checkpoint
 from workflows.search.job_queue import Assignment, JobQueue, JobUpdate, TrainingJob
 from workflows.spec import PipelineSpec
-from workflows.store import Store
+from workflows.store import Store, StoreError
 from workflows.suites.suite import Suite
 from workflows.training.inputs import TrainingInputs
 from workflows.training.recovery import failure_text, failure_traceback, halve_micro_batches
@@ -59,7 +61,8 @@ class _AfterLoss(UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         reason, traceback = failure_text(worker_exceptions), failure_traceback(worker_exceptions)
-        folder = ray.get(self._queue.lose.remote(reason, traceback))
+        store_failed = any(isinstance(root_cause(error), StoreError) for error in worker_exceptions.values())
+        folder = ray.get(self._queue.lose.remote(reason, traceback, store_failed))
         if folder is not None:
             halve_micro_batches(Store(self._store_uri), folder, worker_exceptions)
 
@@ -149,9 +152,11 @@ def _work(payload: _Payload) -> None:
             _do(worker, payload, assignment)
         except JobLeft:
             continue
+        except StoreError:  # of this worker alone
+            raise
         except RayconteurError as error:  # mistakes in the spec or the data, equal on all workers
             if ray.train.get_context().get_world_rank() == 0:
-                ray.get(queue.fail.remote(done, str(error)))
+                ray.get(queue.fail.remote(done, str(error), isinstance(error, TooLarge)))
         except Exception as error:
             note_traceback(error)
             raise
@@ -190,24 +195,15 @@ class _Checkpoints:
         is_last = job.only_measure or report.step == report.num_steps
         if not job.only_measure:
             report.checkpoint = f"checkpoint_{report.step:06d}_{job.mark}{self._assignment.attempt}"
-            _keep(self._store, f"{job.folder}/{report.checkpoint}", write)
-            torch.distributed.barrier()  # the checkpoint is complete from here on
+            write_checkpoint(self._store, f"{job.folder}/{report.checkpoint}", write)
+            torch.distributed.barrier()  # all workers have written their parts
+            if self._is_first:
+                note_files(self._store, f"{job.folder}/{report.checkpoint}")
         if self._is_first:
             figures = {name: float(value) for name, value in report.figures.items()}
             ray.get(self._queue.report.remote(number, replace(report, figures=figures), is_last))
         if not is_last and not ray.get(self._queue.may_go_on.remote(number, self._reports)):
             raise JobLeft
-
-
-def _keep(store: Store, path: str, write: Write) -> None:
-    """Call `write` and store what it writes at a path of the store."""
-    if store.is_local:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        write(Path(path))
-        return
-    with tempfile.TemporaryDirectory(prefix="rayconteur-") as name:
-        write(Path(name))
-        store.upload(Path(name), path)
 
 
 @contextlib.contextmanager

@@ -18,14 +18,15 @@ from pathlib import Path
 from models.training.deepspeed_operator import check_build_tools
 from workflows.cluster.capacity import need_of_trial, nodes_of_cluster, trials_at_once, why_none_fits
 from workflows.figures import TuneFigures
+from workflows.search.checkpoints import Needs, needs_of
 from workflows.search.mixture import PROXIES, forecast_mixtures, proxies_of
 from workflows.search.records import (
     FAILED,
     FINISHED,
     STOPPED,
-    TRIALS,
     Search,
     read_search,
+    searches_of,
     write_search,
 )
 from workflows.search.run import run_trials
@@ -74,6 +75,7 @@ def run(context: Context) -> TuneFigures:
         spec=spec.model_copy(update={"tune": None}),
         store=store.uri,
         inputs=inputs,
+        search=search.key,
         folder=folder,
         metrics=search.metrics,
         is_population=isinstance(tune.scheduler, PopulationSpec),
@@ -97,7 +99,8 @@ def run(context: Context) -> TuneFigures:
         earlier=earlier,
         chosen=chosen,
     )
-    search.winner = find_winner(spec, store, search, shared)
+    search.winner = find_winner(spec, store, search, shared, context.progress)
+    Needs(store, search.key).write(needs_of(search), is_over=True)
     write_search(store, search)
     with tempfile.TemporaryDirectory() as name:
         write_events(search, Path(name))
@@ -130,8 +133,7 @@ def _most_steps(spec: PipelineSpec, store: Store, inputs: TrainingInputs) -> int
 
 def _earlier(store: Store, search: Search) -> list[Values]:
     """The settings that the longest earlier search of this family chose, in their order."""
-    keys = [info.base_name for info in store.folders("tune")]
-    found = [other for key in keys if (other := read_search(store, key)) and other.family == search.family]
+    found = searches_of(store, search.family)
     longest = max(found, key=lambda other: len(other.trials), default=None)
     return [trial.values for trial in sorted(longest.trials, key=lambda trial: trial.number)] if longest else []
 
@@ -166,8 +168,4 @@ def tidy(context: Context) -> None:
     assert search is not None
     proxies = proxies_of(store, search)
     trials = [*search.trials, *(proxies.trials if proxies else [])]
-    known = {(trial.key, report.checkpoint) for trial in trials for report in trial.reports}
-    for key in {trial.key for trial in trials}:
-        for info in store.folders(TRIALS, key):
-            if (key, info.base_name) not in known:
-                store.remove(info.path)
+    Needs(store, search.key).sweep({trial.key for trial in trials})
