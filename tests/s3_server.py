@@ -24,7 +24,7 @@ class S3Server:
         self._switch = switch
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server(host, port, self._answer, threaded=True)
-        self.refused = 0
+        self.answered = self.refused = 0
         self._delay_s = 0.0
         self.options = (
             f"?scheme=http&endpoint_override={host}:{self._server.port}&region=us-east-1&allow_bucket_creation=true"
@@ -59,6 +59,7 @@ class S3Server:
     def _answer(self, environment: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         time.sleep(self._delay_s)
         if not self._switch.exists():
+            self.answered += 1
             return self._moto(environment, start)
         self.refused += 1
         environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))

@@ -263,6 +263,13 @@ def test_a_write_that_fails_is_one_sentence_and_leaves_nothing(
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
 
 
+def test_a_small_file_on_s3_is_written_with_one_request(s3_uri: str, s3_server: S3Server) -> None:
+    store = pickle.loads(pickle.dumps(Store(s3_uri)))
+    before = s3_server.answered
+    store.write_json(store.path("trials", "k", "trial.json"), {"a": 1})
+    assert s3_server.answered == before + 1
+
+
 def test_records_on_s3_are_read_at_the_same_time(s3_uri: str, s3_server: S3Server) -> None:
     """One after another, they would take 2 * 24 * 2 * 0.1 s."""
     store = Store(s3_uri)
