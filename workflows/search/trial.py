@@ -172,7 +172,7 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         self._trial = replace(known, values=values, origin=origin)
         self._to_say = [report for report in known.reports if report.step > step]
         self._said = step
-        self._checkpoint = checkpoint
+        self._checkpoint, self._checkpoint_step = checkpoint, step
         self._is_at_work = False
         self._note = ""
 
@@ -225,7 +225,7 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         own = [report for report in self._trial.reports if report.checkpoint is not None and report.step <= said]
         steps = {f"{folder}/{report.checkpoint}": report.step for report in own}
         if self._checkpoint is not None:
-            steps[self._checkpoint] = said
+            steps[self._checkpoint] = self._checkpoint_step
         latest_first = sorted(steps, key=lambda path: steps[path], reverse=True)
         found = next((path for path in latest_first if is_whole(self._store, path)), None)
         step = 0 if found is None else steps[found]
@@ -238,6 +238,7 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         self._said = report.step
         if report.checkpoint is not None:
             self._checkpoint = f"{trial_folder(self._store, self._trial.key)}/{report.checkpoint}"
+            self._checkpoint_step = report.step
         line = self._event(report, failures, was_known)
         metrics = {metric: report.figures[metric] for metric in self._shared.metrics}
         return {"step": report.step, **metrics, RESULT: line, "done": report.step >= report.num_steps}
