@@ -65,6 +65,17 @@ def find_winner(spec: PipelineSpec, store: Store, search: Search, shared: Shared
     raise _not_measured(failed)
 
 
+def check_front(store: Store, search: Search, progress: Progress) -> None:
+    """With several metrics: name the trials on the front whose checkpoints are gone or incomplete."""
+    lost = []
+    for trial, report in search.front() if len(search.metrics) > 1 else []:
+        if report.checkpoint is None or not is_whole(store, f"{trial_folder(store, trial.key)}/{report.checkpoint}"):
+            report.checkpoint = None
+            lost.append(str(trial.number))
+    if lost:
+        progress.note(f"tune: on the Pareto front, no checkpoint is left of trial {', '.join(lost)}")
+
+
 def _winner(trial: Trial, report: Report, figure: str, again: Report) -> Winner:
     assert report.checkpoint is not None
     return Winner(

@@ -33,7 +33,7 @@ from workflows.search.run import run_trials
 from workflows.search.tensorboard import write_events
 from workflows.search.trial import Shared, key_of
 from workflows.search.tuner import ENVIRONMENT
-from workflows.search.winner import find_winner
+from workflows.search.winner import check_front, find_winner
 from workflows.spec import MixtureSearchSpec, PipelineSpec, PopulationSpec
 from workflows.spec.space import Values, combinations, space_of, trials_wanted, with_values
 from workflows.stage import Context, StageFailed
@@ -100,6 +100,7 @@ def run(context: Context) -> TuneFigures:
         chosen=chosen,
     )
     search.winner = find_winner(spec, store, search, shared, context.progress)
+    check_front(store, search, context.progress)
     Needs(store, search.key).write(needs_of(search), is_over=True)
     write_search(store, search)
     with tempfile.TemporaryDirectory() as name:
