@@ -281,7 +281,7 @@ def test_a_disk_that_is_full_ends_a_search_in_one_sentence_and_it_goes_on(run, s
     folder, fill = small_disk
     searched["store"] = str(folder)
     searched["train"] |= {"num_workers": 1, "zero": {"stage": 0}}
-    searched["tune"] |= {"trials": 3, "scheduler": "none"}
+    searched["tune"] |= {"trials": 3, "scheduler": "none", "max_concurrent": 1}
     _, store = run("prepare", searched)
     with Disturbance(lambda: bool(list(folder.glob("trials/*/trial_*.json"))), lambda worker: fill()) as disturbance:
         began = time.monotonic()
@@ -290,8 +290,8 @@ def test_a_disk_that_is_full_ends_a_search_in_one_sentence_and_it_goes_on(run, s
     print(f"{e.value} (after {time.monotonic() - began:.0f} s)")
     assert disturbance.happened
     assert re.fullmatch(
-        rf"tune: store: cannot write {folder}/\S+: No space left on device, 0\.00 of 0\.0 GB are free; free some space, "
-        "then run the same command to resume",
+        rf"tune: store: cannot write {folder}/\S+: No space left on device, 0\.00 of 0\.0 GB are free; free some "
+        "space, then run the same command to resume",
         str(e.value),
     )
     assert not list(folder.rglob("*.unfinished"))

@@ -1,6 +1,7 @@
 """A trial's process: what it replays of records, what it tries again, and the checkpoint that it goes on from."""
 
 import asyncio
+import errno
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from workflows.search.checkpoints import is_whole, note_files, write_checkpoint
 from workflows.search.job_queue import JobQueue, JobUpdate, TrainingJob
 from workflows.search.records import Origin, Trial, trial_folder, write_trial
 from workflows.search.trial import Shared, TrialEvent, TrialRunner, event_of, key_of
+from workflows.search.worker_group import failure_of_store
 from workflows.spec import PipelineSpec
 from workflows.spec.space import with_values
 from workflows.store import Store, StoreError
@@ -112,10 +114,13 @@ def test_a_worker_says_which_failures_more_resources_may_heal() -> None:
             found.append(await queue.next_update())
         await queue.give(TrainingJob({}, "folder"))
         await queue.lose("store: cannot write", "", store_failed=True)
+        found.append(await queue.next_update())
+        await queue.give(TrainingJob({}, "folder"))
+        await queue.break_off("store: cannot write", "", store_failed=True)
         return [*found, await queue.next_update()]
 
     assert [(update.retry, update.store_failed) for update in asyncio.run(updates())] == [
-        (True, False), (False, False), (False, True)
+        (True, False), (False, False), (False, True), (False, True)
     ]  # fmt: skip
 
 
@@ -190,6 +195,19 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing(store: Store, error:
     assert not Path(path).exists()
     with pytest.raises(KeyError):
         write_checkpoint(store, path, lambda folder: {}["a bug"])
+
+
+@pytest.mark.parametrize(("error", "is_of_store"), [
+    (StoreError("store: cannot write"), True),
+    (OSError(errno.ENOSPC, "No space left on device"), True),
+    (PermissionError(errno.EACCES, "Permission denied"), True),
+    (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), False),
+    (KeyError("a bug"), False),
+])  # fmt: skip
+def test_failures_of_the_store_are_told_from_others(error: Exception, is_of_store: bool) -> None:
+    wrapped = RuntimeError("the workers failed")
+    wrapped.__cause__ = error
+    assert failure_of_store(error) == failure_of_store(wrapped) == (error if is_of_store else None)
 
 
 def test_checkpoints_of_earlier_versions_count_as_whole(store: Store) -> None:

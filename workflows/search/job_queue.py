@@ -156,9 +156,10 @@ class JobQueue:
             await self._tell()
         return folder
 
-    async def break_off(self, reason: str, traceback: str) -> None:
+    async def break_off(self, reason: str, traceback: str, store_failed: bool) -> None:
         """The workers are lost for good."""
-        self._broken = JobUpdate(failed=reason, traceback=traceback, group_is_lost=True)
+        broken = JobUpdate(failed=reason, traceback=traceback, group_is_lost=True)
+        self._broken = replace(broken, store_failed=store_failed)
         await self._tell()
 
     async def close(self) -> None:

@@ -58,5 +58,7 @@ def run_trials(
         recorder.abandon()
         if recorder.failure is not None:  # Tune raises an error of its own, with the text of this one
             raise StageFailed(f"tune: {recorder.failure}") from error
+        if isinstance(error, OSError):  # Tune also writes to the store
+            raise StageFailed(f"tune: {store.failure(error.filename or shared.folder, error)}") from error
         failure = StageFailed if is_users_mistake(error) else StageCrashed
         raise failure(f"tune: {describe_error(error)}") from error

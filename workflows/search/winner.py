@@ -93,7 +93,7 @@ def _measured_again(spec: PipelineSpec, store: Store, trial: Trial, report: Repo
     with _workers(spec, store, shared) as group:
         checkpoint = f"{folder}/{report.checkpoint}"
         group.begin(job_of(with_values(spec, trial.values), folder=folder, checkpoint=checkpoint, only_measure=True))
-        return group.next_update()
+        return _checked(group.next_update())
 
 
 def _trained_again(spec: PipelineSpec, store: Store, trial: Trial, report: Report, shared: Shared) -> JobUpdate:
@@ -110,7 +110,13 @@ def _trained_again(spec: PipelineSpec, store: Store, trial: Trial, report: Repor
         update = group.next_update()
         while update.report is not None and update.report.step < report.step:
             update = group.next_update()
-        return update
+        return _checked(update)
+
+
+def _checked(update: JobUpdate) -> JobUpdate:
+    if update.store_failed:
+        raise StageFailed(f"tune: {update.failed}")
+    return update
 
 
 @contextlib.contextmanager

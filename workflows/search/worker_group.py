@@ -10,6 +10,7 @@ Train, which restarts them when some are lost; the job queue then has the same j
 """
 
 import contextlib
+import errno
 import tempfile
 import threading
 import uuid
@@ -32,7 +33,7 @@ from workflows.cluster.errors import describe_error, full_traceback, is_users_mi
 from workflows.search.checkpoints import note_files, write_checkpoint
 from workflows.search.job_queue import Assignment, JobQueue, JobUpdate, TrainingJob
 from workflows.spec import PipelineSpec
-from workflows.store import Store, StoreError
+from workflows.store import IS_FULL, Store, StoreError
 from workflows.suites.suite import Suite
 from workflows.training.inputs import TrainingInputs
 from workflows.training.recovery import failure_text, failure_traceback, halve_micro_batches
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from workflows.training.worker import TrainWorker
 
 _SECONDS_TO_LEAVE = 20.0
+_UNWRITABLE = (*IS_FULL, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class WorkerGroupLost(RuntimeError):
@@ -61,7 +63,7 @@ class _AfterLoss(UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         reason, traceback = failure_text(worker_exceptions), failure_traceback(worker_exceptions)
-        store_failed = any(isinstance(root_cause(error), StoreError) for error in worker_exceptions.values())
+        store_failed = any(failure_of_store(error) for error in worker_exceptions.values())
         folder = ray.get(self._queue.lose.remote(reason, traceback, store_failed))
         if folder is not None:
             halve_micro_batches(Store(self._store_uri), folder, worker_exceptions)
@@ -83,6 +85,7 @@ class WorkerGroup:
 
         `suites`: those whose scores are measured at every checkpoint.
         """
+        self._store, self._folder = store, folder
         self._queue: Any = JobQueue.remote(max_failures)  # type: ignore[attr-defined]
         payload = _Payload(store.uri, inputs, folder, self._queue, suites)
         trainer = torch_trainer(
@@ -105,7 +108,7 @@ class WorkerGroup:
     def next_update(self) -> JobUpdate:
         """Continue the job to its next checkpoint, and wait for it; raises WorkerGroupLost."""
         found: JobUpdate = ray.get(self._queue.next_update.remote())
-        if found.group_is_lost:
+        if found.group_is_lost and not found.store_failed:
             error = WorkerGroupLost(found.failed)
             if found.traceback:
                 error.add_note(found.traceback)
@@ -123,8 +126,20 @@ class WorkerGroup:
             trainer.fit()
         except Exception as error:  # any error must reach the caller that waits
             with contextlib.suppress(ray.exceptions.RayError):
-                traceback = "" if is_users_mistake(error) else full_traceback(error)
-                ray.get(self._queue.break_off.remote(describe_error(error), traceback))
+                failed = failure_of_store(error)
+                if isinstance(failed, OSError):  # of Ray Train, which also writes to the store
+                    failed = self._store.failure(failed.filename or self._folder, failed)
+                traceback = "" if failed or is_users_mistake(error) else full_traceback(error)
+                reason = describe_error(failed or error)
+                ray.get(self._queue.break_off.remote(reason, traceback, failed is not None))
+
+
+def failure_of_store(error: BaseException) -> Exception | None:
+    """The cause of an error, if it is that a store cannot be written: its disk is full, or permissions lack."""
+    cause = root_cause(error)
+    if isinstance(cause, StoreError) or (isinstance(cause, OSError) and cause.errno in _UNWRITABLE):
+        return cause
+    return None
 
 
 @dataclass(frozen=True)
