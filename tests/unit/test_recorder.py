@@ -324,8 +324,8 @@ def test_a_full_disk_ends_the_search_with_one_sentence_and_nothing_half_written(
     told.report(0, 10, 2.0)
     full.append(name)
     told.recorder._whole_search = _Pace(0.0)
-    unfinished = Path(trial_folder(told.store, "key0"), "checkpoint_000020_search-abc0")
-    unfinished.mkdir()
+    begun = Path(trial_folder(told.store, "key0"), "checkpoint_000020_search-abc0")
+    begun.mkdir()
     with pytest.raises(
         StoreError, match=rf"^store: cannot write .*{name}: No space left on device, .* are free; free"
     ):
@@ -333,7 +333,7 @@ def test_a_full_disk_ends_the_search_with_one_sentence_and_nothing_half_written(
     with pytest.raises(StoreError):
         told.report(0, 20, 1.0)
     told.recorder.abandon()
-    assert not unfinished.exists()
+    assert not begun.exists()
     assert not list(tmp_path.rglob("*.unfinished"))
     assert Path(trial_folder(told.store, "key0"), "checkpoint_10").is_dir()
     full.clear()
@@ -367,13 +367,13 @@ def test_the_cost_of_a_report_does_not_grow_with_the_trials(tmp_path):
             told.tell(number, TrialEvent(f"key{number}", {}, None, report), True)
         return time.process_time() - began
 
-    first = seconds(300)
-    seconds(2400)
-    assert seconds(300) < 4 * first
+    first = seconds(150)
+    seconds(1200)
+    assert seconds(150) < 4 * first
     told.recorder.close()
     content = json.loads(Path(told.store.path("tune", "search", "search.json")).read_text())
     write_search(told.store, told.search)
-    assert len(read_search(told.store, "search").trials) == 3000 > len(content["trials"]) > 0
+    assert len(read_search(told.store, "search").trials) == 1500 > len(content["trials"]) > 0
 
 
 def test_a_loss_that_is_not_a_number_never_leads(told):

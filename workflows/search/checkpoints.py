@@ -32,6 +32,7 @@ Named = tuple[str, str]
 
 _FILES = "files.json"
 _NEEDS = "needs"
+_TORCH_WRITES = "inline_container.cc"
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 _OF_SEARCH = re.compile(r"checkpoint_\d+_([0-9a-z]{1,8})-")
 
@@ -69,7 +70,7 @@ def _writing(store: Store, path: str) -> Iterator[None]:
         raise store.failure(path, error) from error
     except Exception as error:  # torch and safetensors raise others, with the system's error as text or without it
         number = _SYSTEM_ERROR.search(str(error))
-        if number is None and "PytorchStreamWriter" not in str(error):
+        if number is None and _TORCH_WRITES not in str(error):
             raise
         code = int(number[1]) if number else errno.ENOSPC
         raise store.failure(path, OSError(code, os.strerror(code))) from error

@@ -177,7 +177,7 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
         """The search has failed: delete what workers had begun to write."""
         self._deleting.shutdown()
         with contextlib.suppress(OSError, StoreError):
-            self._needs.sweep({trial.key for trial in self._running.values()})
+            self._needs.sweep({trial.key for trial in self._running.values()} | self._unwritten.keys())
 
     def _trial(self, number: int, line: TrialEvent) -> Trial:
         """The trial of an event; a population's member that copies another becomes a new trial."""
