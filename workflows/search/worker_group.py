@@ -63,8 +63,10 @@ class _AfterLoss(UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         reason, traceback = failure_text(worker_exceptions), failure_traceback(worker_exceptions)
-        store_failed = any(failure_of_store(error) for error in worker_exceptions.values())
-        folder = ray.get(self._queue.lose.remote(reason, traceback, store_failed))
+        failed = next(filter(None, map(failure_of_store, worker_exceptions.values())), None)
+        if isinstance(failed, StoreError):  # it does not matter which worker has noticed
+            reason = str(failed)
+        folder = ray.get(self._queue.lose.remote(reason, traceback, failed is not None))
         if folder is not None:
             halve_micro_batches(Store(self._store_uri), folder, worker_exceptions)
 
