@@ -107,7 +107,7 @@ def one(side: str, trials: int, at_once: int) -> dict[str, float]:
         )  # fmt: skip
         shared = Shared(
             spec.model_copy(update={"tune": None}), store.uri, TrainingInputs({"prepare": "none"}),
-            store.path("tune", "key"), search.metrics, is_population=False, max_failures=0,
+            "key", store.path("tune", "key"), search.metrics, is_population=False, max_failures=0,
         )  # fmt: skip
         recorder = SearchRecorder(search, store, Progress(), is_population=False)
         run_config = ray.tune.RunConfig(

@@ -132,7 +132,7 @@ def one(side: str, spec: PipelineSpec, keys: dict[str, str], trials: int) -> lis
     callbacks: list[Any] = [clock]
     if side == "us":
         folder = store.path("tune", "us")
-        shared = Shared(plain, store.uri, TrainingInputs(keys), folder, search.metrics, False, 0)
+        shared = Shared(plain, store.uri, TrainingInputs(keys), search.key, folder, search.metrics, False, 0)
         trainable = ray.tune.with_parameters(TrialRunner, shared=shared)
         callbacks.append(SearchRecorder(search, store, Progress(), is_population=False))
     else:

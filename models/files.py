@@ -41,6 +41,8 @@ class PatientS3(pa.fs.S3FileSystem):  # type: ignore[misc]
 
 
 def _patient(options: dict[str, Any]) -> PatientS3:
+    # A small file is one request, not three: it is sent as a whole when it is closed.
+    options = {**options, "allow_delayed_open": True}
     return PatientS3(**options, retry_strategy=pa.fs.AwsStandardS3RetryStrategy(max_attempts=_TRIES))
 
 

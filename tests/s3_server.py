@@ -4,6 +4,7 @@ python tests/s3_server.py 198.18.7.10 5000 /shared/away       # unavailable whil
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,8 @@ class S3Server:
         self._switch = switch
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server(host, port, self._answer, threaded=True)
-        self.refused = 0
+        self.answered = self.refused = 0
+        self._delay_s = 0.0
         self.options = (
             f"?scheme=http&endpoint_override={host}:{self._server.port}&region=us-east-1&allow_bucket_creation=true"
         )
@@ -45,8 +47,19 @@ class S3Server:
         finally:
             self._switch.unlink()
 
+    @contextmanager
+    def slow(self, delay_s: float) -> Iterator[None]:
+        """Each answer takes so much longer."""
+        self._delay_s = delay_s
+        try:
+            yield
+        finally:
+            self._delay_s = 0.0
+
     def _answer(self, environment: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        time.sleep(self._delay_s)
         if not self._switch.exists():
+            self.answered += 1
             return self._moto(environment, start)
         self.refused += 1
         environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))

@@ -28,7 +28,7 @@ LAYERS = {
         "cluster stage",
         "spec",
         "store progress figures",
-        "record pipelines",
+        "record pipelines lease",
     ],
     "serve": [
         "deployment",

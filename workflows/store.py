@@ -9,18 +9,18 @@ artifact = store.find("prepare", key)
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
-import socket
-import threading
-import time
+import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -29,12 +29,14 @@ from filelock import FileLock, Timeout
 
 from models.errors import RayconteurError
 from models.files import local_copy, open_uri
+from workflows.lease import Lease
 from workflows.record import JsonObject, Record, optional
 
-# Stores without file locks use a lease, renewed this often, and taken over after this long without a renewal.
-_LEASE_RENEWAL_S = 10.0
-_LEASE_DEAD_AFTER_S = 45.0
-_LEASE_SETTLE_S = 2.0
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+_REQUESTS_AT_ONCE = 24
+IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""the errors of a full disk and of a used-up quota"""
 
 
 class StoreError(RayconteurError):
@@ -146,11 +148,8 @@ class Store:
 
     def all_of(self, stage: str) -> list[Artifact]:
         """Every finished artifact of a stage, oldest first."""
-        found = []
-        for info in self._list(f"{self.root}/{stage}"):
-            artifact = self.find(stage, info.base_name) if info.type == pa.fs.FileType.Directory else None
-            if artifact is not None:
-                found.append(artifact)
+        texts = self.read_texts(self.path(stage, info.base_name, "manifest.json") for info in self.folders(stage))
+        found = [Artifact(**json.loads(text)) for text in texts if text is not None]
         return sorted(found, key=lambda artifact: artifact.started)
 
     def finish(self, artifact: Artifact) -> None:
@@ -163,8 +162,14 @@ class Store:
 
     def folders(self, *parts: str) -> list[Any]:
         """The folders in a folder of the store; empty if it does not exist."""
-        found = self._list("/".join([self.root, *parts]))
-        return [info for info in found if info.type == pa.fs.FileType.Directory]
+        return [info for info in self.entries(*parts) if info.type == pa.fs.FileType.Directory]
+
+    def entries(self, *parts: str, recursive: bool = False) -> list[Any]:
+        """The files and folders in a folder of the store; empty if it does not exist."""
+        folder = "/".join([self.root, *parts])
+        return list(
+            self.filesystem.get_file_info(pa.fs.FileSelector(folder, recursive=recursive, allow_not_found=True))
+        )
 
     def remove(self, path: str) -> None:
         """Delete a folder or a file of the store, if it is there."""
@@ -201,20 +206,44 @@ class Store:
         self.write_file(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
 
     def write_file(self, path: str, data: bytes) -> None:
-        """The same, of any content."""
-        self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-        if not self.is_local:  # an object store shows an object only when it is complete
-            with self.filesystem.open_output_stream(path) as stream:
+        """The same, of any content; raises StoreError."""
+        try:
+            if self.is_local:
+                _write_whole(Path(path), data)
+                return
+            with self.filesystem.open_output_stream(
+                path
+            ) as stream:  # no folders, and no object before it is complete
                 stream.write(data)
-            return
-        unfinished = f"{path}.{uuid.uuid4().hex[:8]}.unfinished"
-        Path(unfinished).write_bytes(data)
-        os.replace(unfinished, path)
+        except OSError as error:
+            raise self.failure(path, error) from error
+
+    def failure(self, path: str, error: OSError) -> StoreError:
+        """The error of a write to `path`, in a sentence that says how to go on."""
+        reason = error.strerror or " ".join(str(error).split()).rstrip(".")
+        fix = "make it writable"
+        if error.errno in IS_FULL:
+            fix = "free some space"
+            if (free := _free_space(Path(path))) and self.is_local:
+                reason += f", {free}"
+        return StoreError(
+            f"store: cannot write {without_secrets(path)}: {without_secrets(reason)}; {fix}, then run the same "
+            "command to resume"
+        )
 
     def read_json(self, path: str) -> Any | None:
         """What `write_json` wrote, or None."""
         text = self._read(path)
         return json.loads(text) if text is not None else None
+
+    def read_texts(self, paths: Iterable[str]) -> list[str | None]:
+        """The contents of several files, read at the same time; None for each that is not there."""
+        return self.each(self._read, paths)
+
+    def each(self, call: Callable[[Given], Made], items: Iterable[Given]) -> list[Made]:
+        """`call` of each item, several at the same time where the store is far away."""
+        with ThreadPoolExecutor(1 if self.is_local else _REQUESTS_AT_ONCE) as pool:
+            return list(pool.map(call, items))
 
     def write_run(self, record: RunRecord) -> None:
         """Write or replace the record of a run, named by its `run`."""
@@ -222,7 +251,7 @@ class Store:
 
     def runs(self) -> list[RunRecord]:
         """The records of all runs, oldest first."""
-        texts = [self._read(info.path) for info in self._list(f"{self.root}/runs") if info.extension == "json"]
+        texts = self.read_texts(info.path for info in self.entries("runs") if info.extension == "json")
         records = [RunRecord.from_json(json.loads(text)) for text in texts if text]
         return sorted(records, key=lambda record: record.started)
 
@@ -231,7 +260,8 @@ class Store:
         """Lock an artifact for this program; waits while another program holds the lock.
 
         On a local folder, the operating system releases the lock when the program dies. On an object store, the lock
-        is a lease that the program renews; without a renewal, others take it over after 45 s.
+        is a lease that the program renews; without a renewal, others take it over after 45 s, whatever the clocks of
+        the machines show.
         """
         if self.is_local:
             path = Path(self.root) / stage / f"{key}.lock"
@@ -247,7 +277,7 @@ class Store:
             finally:
                 lock.release()
             return
-        lease = _Lease(self, f"{self.root}/{stage}/{key}.lease", on_wait)
+        lease = Lease(self.filesystem, f"{self.root}/{stage}/{key}.lease", on_wait)
         lease.acquire()
         try:
             yield
@@ -261,59 +291,27 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def _list(self, path: str) -> list[Any]:
-        return list(self.filesystem.get_file_info(pa.fs.FileSelector(path, allow_not_found=True)))
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write a local file so that a reader, also after a crash, sees all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
+    try:
+        unfinished.write_bytes(data)
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
 
 
-class _Lease:
-    """A lock for stores without locks: an object that names the program that holds it.
-
-    If two programs start within the same two seconds, both write the object, wait, and read it again: the last writer
-    continues, the other one waits.
-    """
-
-    def __init__(self, store: Store, path: str, on_wait: Callable[[str], None]) -> None:
-        self._store, self._path, self._on_wait = store, path, on_wait
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        self._released = threading.Event()
-        self._keeper = threading.Thread(target=self._keep, daemon=True)
-
-    def acquire(self) -> None:
-        said = False
-        while True:
-            holder = self._holder()
-            if holder is None:
-                self._renew()
-                time.sleep(_LEASE_SETTLE_S)
-                if self._holder() == self._owner:
-                    break
-            elif not said:
-                self._on_wait(f"another run ({holder}) holds {self._path}; waiting for it")
-                said = True
-            time.sleep(1.0)
-        self._keeper.start()
-
-    def release(self) -> None:
-        self._released.set()
-        self._keeper.join()
-        if self._holder() == self._owner:
-            self._store.filesystem.delete_file(self._path)
-
-    def _holder(self) -> str | None:
-        text = self._store._read(self._path)
-        if text is None:
-            return None
-        lease = json.loads(text)
-        return str(lease["owner"]) if time.time() - lease["renewed"] < _LEASE_DEAD_AFTER_S else None
-
-    def _renew(self) -> None:
-        self._store.write_json(self._path, {"owner": self._owner, "renewed": time.time()})
-
-    def _keep(self) -> None:
-        while not self._released.wait(_LEASE_RENEWAL_S):
-            with contextlib.suppress(OSError):
-                if self._holder() in (None, self._owner):  # otherwise another program has taken it over
-                    self._renew()
+def _free_space(path: Path) -> str:
+    """The free space where `path` would be, in words; empty if that is unknown."""
+    there = next((folder for folder in path.parents if folder.is_dir()), None)
+    if there is None:
+        return ""
+    usage = shutil.disk_usage(there)
+    return f"{usage.free / 1e9:.2f} of {usage.total / 1e9:.1f} GB are free"
 
 
 def release_in_service(store: Store, pipeline: str, train_key: str) -> Artifact | None:

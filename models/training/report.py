@@ -33,4 +33,4 @@ class Report:
     figures: dict[str, float]
     """held_out_loss and the like, loss, seconds (of training, since its start), peak_memory_gb"""
     checkpoint: str | None = None
-    """name of the folder beside trial.json; None where there is none, or it is deleted"""
+    """name of its folder in the trial's; None where there is none, or it is deleted"""

@@ -1,10 +1,13 @@
 """Searches on a real Ray cluster: their records, the winner, and recovery from lost workers, failures and kills."""
 
+import contextlib
 import json
 import math
 import os
 import random
+import re
 import signal
+import subprocess
 import time
 from collections import Counter
 from dataclasses import replace
@@ -17,9 +20,10 @@ import ray.tune
 import ray.util
 import torch
 import yaml
-from disturbance import workers
+from disturbance import Disturbance, workers
 from safetensors.torch import load_file
 
+from workflows.search.checkpoints import is_whole
 from workflows.search.records import Search, read_search, trial_folder
 from workflows.search.seat import job_of
 from workflows.search.trial import values_of
@@ -285,7 +289,7 @@ def test_a_killed_search_resumes_and_a_failing_trial_does_not_end_it(command, se
             os.kill(process.pid, signal.SIGKILL)
             break
     assert process.wait() == -signal.SIGKILL
-    before = [json.loads(path.read_text()) for path in (tmp_path / "store").glob("trials/*/trial.json")]
+    before = [json.loads(path.read_text()) for path in (tmp_path / "store").glob("trials/*/trial_*.json")]
     ended = {trial["key"]: trial for trial in before if trial["state"] in ("finished", "stopped")}
     seen = command.finished("tune", file)
     figures = next(event["figures"] for event in seen if event["event"] == "done" and event["stage"] == "tune")
@@ -297,6 +301,51 @@ def test_a_killed_search_resumes_and_a_failing_trial_does_not_end_it(command, se
         assert trials[key]["reused"] == len(trial["reports"]) == len(trials[key]["reports"])
     failed = [trial for trial in trials.values() if trial["state"] == "failed"]
     assert all("train.max_skipped_steps (0)" in trial["error"] for trial in failed)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 24 MB, and a function that fills it."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    if subprocess.run(["mount", *options], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+
+    def fill():
+        with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 16))
+
+    yield folder, fill
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_ends_a_search_in_one_sentence_and_it_goes_on(run, searched, small_disk):
+    folder, fill = small_disk
+    searched["store"] = str(folder)
+    searched["train"] |= {"num_workers": 1, "zero": {"stage": 0}}
+    searched["tune"] |= {"trials": 3, "scheduler": "none", "max_concurrent": 1}
+    _, store = run("prepare", searched)
+    with Disturbance(lambda: bool(list(folder.glob("trials/*/trial_*.json"))), lambda worker: fill()) as disturbance:
+        began = time.monotonic()
+        with pytest.raises(StageFailed) as e:
+            run("tune", searched)
+    print(f"{e.value} (after {time.monotonic() - began:.0f} s)")
+    assert disturbance.happened
+    assert re.fullmatch(
+        rf"tune: store: cannot write {folder}/\S+: No space left on device, 0\.00 of 0\.0 GB are free; free some "
+        "space, then run the same command to resume",
+        str(e.value),
+    )
+    assert not list(folder.rglob("*.unfinished"))
+    assert all(is_whole(store, str(path)) for path in folder.glob("trials/*/checkpoint_*"))
+    (folder / "filler").unlink()
+    done, _ = run("tune", searched)
+    search = read_search(store, done["tune"].key)
+    assert [trial.state for trial in search.trials] == ["finished"] * 3
+    assert sum(trial.reused for trial in search.trials) >= 1
 
 
 @pytest.mark.slow

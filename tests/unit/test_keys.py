@@ -74,7 +74,7 @@ def test_a_secret_is_long_and_random_and_kept_nowhere(file: KeyFile, path: Path)
 
 
 def test_keys_on_an_object_store(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workflows.store._LEASE_SETTLE_S", 0.05)
+    monkeypatch.setattr("workflows.lease.SETTLE_S", 0.05)
     file = KeyFile(Store(s3_uri))
     assert file.read() is None
     _, key = file.add("alice")

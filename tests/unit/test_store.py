@@ -1,8 +1,10 @@
 """The store in a local folder and on a real S3 server: complete artifacts or none, one writer at a time."""
 
+import errno
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ from s3_server import S3Server
 from stored import run_record
 
 from models.files import open_uri
+from workflows import lease
 from workflows import store as store_module
 from workflows.corpus.files.sources import source_files
 from workflows.spec import PipelineSpec
@@ -145,9 +148,9 @@ def test_a_second_program_waits_until_the_first(tmp_path: Path, end: str) -> Non
 
 @pytest.fixture
 def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_LEASE_SETTLE_S", 0.4)
-    monkeypatch.setattr(store_module, "_LEASE_RENEWAL_S", 0.2)
-    monkeypatch.setattr(store_module, "_LEASE_DEAD_AFTER_S", 2.0)
+    monkeypatch.setattr(lease, "SETTLE_S", 0.4)
+    monkeypatch.setattr(lease, "RENEWAL_S", 0.2)
+    monkeypatch.setattr(lease, "DEAD_AFTER_S", 2.0)
 
 
 @pytest.mark.usefixtures("short_leases")
@@ -192,14 +195,93 @@ def test_on_s3_two_at_once_work_one_at_a_time(s3_uri: str) -> None:
 
 
 @pytest.mark.usefixtures("short_leases")
-def test_on_s3_a_dead_lease_is_taken_over(s3_uri: str) -> None:
+@pytest.mark.parametrize("ahead", [-60.0, 0.0, 60.0])
+def test_on_s3_a_dead_lease_is_taken_over(s3_uri: str, ahead: float) -> None:
+    """In time, whatever the clock of its holder was."""
     store = Store(s3_uri)
-    lease = {"owner": "gone:1", "renewed": time.time()}
-    store.write_json(f"{store.root}/train/k.lease", lease)
+    store.write_json(f"{store.root}/train/k.lease", {"owner": "gone:1", "renewed": time.time() + ahead})
+    written = time.monotonic()
     waited: list[str] = []
     with store.lock("train", "k", waited.append):
-        assert time.time() - lease["renewed"] >= 2.0
+        assert 1.0 <= time.monotonic() - written < 10.0, "an object's time is in whole seconds"
         assert "gone:1" in waited[0]
+
+
+@pytest.mark.usefixtures("short_leases")
+def test_on_s3_a_lease_that_is_dead_since_long_is_taken_over_at_once(s3_uri: str) -> None:
+    store = Store(s3_uri)
+    store.write_json(f"{store.root}/train/k.lease", {"owner": "gone:1", "renewed": 0.0})
+    time.sleep(4.0)
+    with store.lock("train", "k", pytest.fail):
+        pass
+    left = [info.base_name for info in store.entries("train")]
+    assert left == []
+
+
+AHEAD = (
+    "import sys, time; from workflows import lease; from workflows.store import Store\n"
+    "lease.SETTLE_S, lease.RENEWAL_S, lease.DEAD_AFTER_S = 0.4, 0.2, 2.0\n"
+    "true = time.time; time.time = lambda: true() + float(sys.argv[2])\n"
+    "with Store(sys.argv[1]).lock('train', 'k', lambda text: print('waits', flush=True)): print('held', flush=True)"
+)
+
+
+@pytest.mark.usefixtures("short_leases")
+@pytest.mark.parametrize("ahead", ["60", "-60"])
+def test_on_s3_a_machine_whose_clock_differs_waits(s3_uri: str, ahead: str) -> None:
+    with Store(s3_uri).lock("train", "k", pytest.fail):
+        command = [sys.executable, "-c", AHEAD, s3_uri, ahead]
+        other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert other.stdout is not None
+        assert other.stdout.readline() == "waits\n"
+        time.sleep(4.0)
+        assert other.poll() is None
+    assert other.communicate(timeout=60)[0] == "held\n"
+
+
+@pytest.mark.parametrize("kind", ["full", "forbidden"])
+def test_a_write_that_fails_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    number = errno.ENOSPC if kind == "full" else errno.EACCES
+
+    def write_bytes(path: Path, data: bytes) -> int:
+        with path.open("wb") as stream:
+            stream.write(data[: len(data) // 2])
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    path = store.path("trials", "k", "trial.json")
+    with pytest.raises(StoreError) as e:
+        store.write_json(path, {"a": 1})
+    words = {
+        "full": r"No space left on device, \d+\.\d\d of \d+\.\d GB are free; free some space",
+        "forbidden": "Permission denied; make it writable",
+    }[kind]
+    assert re.fullmatch(f"store: cannot write {path}: {words}, then run the same command to resume", str(e.value))
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
+
+
+def test_a_small_file_on_s3_is_written_with_one_request(s3_uri: str, s3_server: S3Server) -> None:
+    store = pickle.loads(pickle.dumps(Store(s3_uri)))
+    before = s3_server.answered
+    store.write_json(store.path("trials", "k", "trial.json"), {"a": 1})
+    assert s3_server.answered == before + 1
+
+
+def test_records_on_s3_are_read_at_the_same_time(s3_uri: str, s3_server: S3Server) -> None:
+    """One after another, they would take 2 * 24 * 2 * 0.1 s."""
+    store = Store(s3_uri)
+    names = [f"r{number:02}" for number in range(24)]
+    for name in names:
+        store.write_run(run_record(run=name, started=f"2026-{name}"))
+        store.finish(artifact(name, started=f"2026-{name}"))
+    with s3_server.slow(0.1):
+        began = time.monotonic()
+        assert [run.run for run in store.runs()] == names
+        assert [found.key for found in store.all_of("train")] == names
+        assert time.monotonic() - began < 5.0
 
 
 def test_data_on_s3_is_opened_with_the_sources_own_options(s3_uri: str, s3_server: S3Server) -> None:

@@ -4,7 +4,6 @@ A user's mistake is shown as its text alone. Of anything else, the traceback is 
 """
 
 import contextlib
-import errno
 import importlib
 import re
 import tempfile
@@ -12,10 +11,10 @@ import traceback
 from collections.abc import Iterator, Mapping
 
 from models.errors import RayconteurError
+from workflows.store import IS_FULL
 
 # Ray Data appends this to the text of an error.
 _RETRIED = re.compile(r"\nFailed to .* after \d+/\d+ attempts.*", re.S)
-_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 # The last line of a traceback if it names a class of ours; the text may have further lines.
 _OURS = re.compile(r"^((?:models|serve|workflows)(?:\.\w+)+)\.(\w+): ", re.M)
@@ -59,7 +58,7 @@ def is_users_mistake(error: BaseException) -> bool:
     """Whether the cause is something that the user can fix, in every worker that failed."""
     causes = [root_cause(failure) for failure in _failures(error)]
     return all(
-        isinstance(cause, RayconteurError) or (isinstance(cause, OSError) and cause.errno in _IS_FULL)
+        isinstance(cause, RayconteurError) or (isinstance(cause, OSError) and cause.errno in IS_FULL)
         for cause in causes
     )
 
@@ -75,7 +74,7 @@ def describe_error(error: BaseException) -> str:
     cause = root_cause(error)
     is_key = isinstance(cause, KeyError) and len(cause.args) == 1  # str() of it is the key's repr
     text = _RETRIED.sub("", str(cause.args[0] if is_key else cause))
-    if isinstance(cause, OSError) and cause.errno in _IS_FULL:
+    if isinstance(cause, OSError) and cause.errno in IS_FULL:
         return f"{cause}; free some space, then run the same command to resume"
     if isinstance(cause, RayconteurError):
         return text

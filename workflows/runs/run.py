@@ -24,7 +24,7 @@ from workflows.record import Record
 from workflows.runs.state import StageState, examine
 from workflows.spec import PipelineSpec
 from workflows.stage import Context, Stage, StageFailed, check_gate
-from workflows.store import Artifact, RunRecord, RunStatus, StageEntry, Store, without_secrets
+from workflows.store import Artifact, RunRecord, RunStatus, StageEntry, Store, StoreError, without_secrets
 
 
 def run_stages(
@@ -108,7 +108,7 @@ class _Run:
         """Record that the run ended with this error."""
         status: RunStatus = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
         # Report the error even if the record cannot be written, because the store is full or unavailable.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StoreError):
             self._store.write_run(replace(self._record, status=status, error=str(error), ended=_now()))
 
 

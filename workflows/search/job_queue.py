@@ -40,6 +40,10 @@ class JobUpdate:
     """the reason why no more reports will come"""
     was_lost: bool = False
     """whether it failed because its workers were lost too often"""
+    retry: bool = False
+    """whether it failed for want of resources, so that a later search may try it again"""
+    store_failed: bool = False
+    """whether the store could not be written"""
     traceback: str = ""
     """the traceback of a failure that is not a user's mistake"""
     group_is_lost: bool = False
@@ -147,32 +151,32 @@ class JobQueue:
             await self._changed.wait_for(is_known)
         return not self._is_closed and number == self._seats[seat].number
 
-    async def fail(self, seat: int, number: int, reason: str) -> None:
-        """From worker 0: the job failed for good; a retry would fail too."""
+    async def fail(self, seat: int, number: int, reason: str, retry: bool) -> None:
+        """From worker 0: the job failed, and would fail again; `retry` if not with more resources."""
         mine = self._seats[seat]
         if number == mine.number:
             mine.job = None
-            mine.updates.append(JobUpdate(failed=reason, failures=mine.failures))
+            mine.updates.append(JobUpdate(failed=reason, failures=mine.failures, retry=retry))
             await self._tell()
 
-    async def lose(self, reason: str, traceback: str) -> list[str]:
+    async def lose(self, reason: str, traceback: str, store_failed: bool = False) -> list[str]:
         """Workers were lost and are restarting; returns the folders of their jobs."""
         lost = [seat for seat in self._seats if seat.job is not None]
         folders = [seat.job.folder for seat in lost if seat.job is not None]
         for seat in lost:
             seat.attempt += 1
             seat.failures += 1
-            if seat.failures > self._max_failures:
+            if store_failed or seat.failures > self._max_failures:
                 seat.job = None
-                seat.updates.append(
-                    JobUpdate(failed=reason, failures=seat.failures, was_lost=True, traceback=traceback)
-                )
+                update = JobUpdate(failed=reason, failures=seat.failures, was_lost=True, traceback=traceback)
+                seat.updates.append(replace(update, store_failed=store_failed))
         await self._tell()
         return folders
 
-    async def break_off(self, reason: str, traceback: str) -> None:
+    async def break_off(self, reason: str, traceback: str, store_failed: bool) -> None:
         """The workers are lost for good."""
-        self._broken = JobUpdate(failed=reason, traceback=traceback, group_is_lost=True)
+        broken = JobUpdate(failed=reason, traceback=traceback, group_is_lost=True)
+        self._broken = replace(broken, store_failed=store_failed)
         await self._tell()
 
     async def close(self) -> None:

@@ -58,7 +58,9 @@ def forecast_mixtures(
     run_trials(
         proxy_spec,
         proxies,
-        replace(shared, spec=proxy_spec.model_copy(update={"tune": None}), folder=f"{shared.folder}/{PROXIES}"),
+        replace(
+            shared, spec=proxy_spec.model_copy(update={"tune": None}), search=key, folder=f"{shared.folder}/{PROXIES}"
+        ),
         progress,
         chosen=[values_of_weights(weights) for weights in drawn],
     )

@@ -1,26 +1,31 @@
 """The records of a search: its trials, their reports, and the leader. Imports neither Ray nor torch.
 
 <store>/tune/<key>/search.json              the whole search, written again while it runs
-<store>/trials/<key>/trial.json             one trial, found by its settings: searches share them
-<store>/trials/<key>/checkpoint_<step>_<mark>/   what a trial can go on from; model/ in it is what can be served
+<store>/trials/<key>/trial_<search>.json    one trial, found by its settings, as one search has recorded it
+<store>/trials/<key>/trial.json             the same, by earlier versions
+<store>/trials/<key>/checkpoint_*/          what a trial can go on from (workflows/search/checkpoints.py)
+
+Searches share trials. Each writes only its own records, so none can shorten another one's, and reads all of them.
 """
 
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import TypeVar
 
 from pydantic import TypeAdapter
 
 from models.training.report import Report
+from workflows.search.pareto import Point, front
 from workflows.spec.space import Values
 from workflows.spec.tune import SUITE
 from workflows.store import Store
 
 TRIALS = "trials"
 SEARCH_FILE = "search.json"
-TRIAL_FILE = "trial.json"
+_CHECKPOINT = "checkpoint_"
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 """of a trial: running, or interrupted with the search; trained to its end; ended by the scheduler or the time limit;
@@ -63,6 +68,11 @@ class Trial:
     """number of times that its workers were lost and it continued from its last checkpoint"""
     reused: int = 0
     """number of its reports that an earlier run had measured"""
+    retry: bool = True
+    """after a failure: whether the next search tries it again, because it lost workers or lacked resources"""
+
+    def __post_init__(self) -> None:
+        self._bests: dict[str, tuple[int, Report | None]] = {}
 
     @property
     def last(self) -> Report | None:
@@ -71,8 +81,25 @@ class Trial:
 
     def best(self, metric: str) -> Report | None:
         """Its best report by `metric`, the earliest of equal ones; None without a finite value."""
-        reports = [report for report in self.reports if math.isfinite(report.figures.get(metric, math.nan))]
-        return min(reports, key=lambda report: badness(metric, report.figures[metric]), default=None)
+        seen, best = self._bests.get(metric, (0, None))
+        for report in self.reports[seen:]:
+            value = report.figures.get(metric, math.nan)
+            if math.isfinite(value) and (
+                best is None or badness(metric, value) < badness(metric, best.figures[metric])
+            ):
+                best = report
+        self._bests[metric] = (len(self.reports), best)
+        return best
+
+    def point(self, metrics: list[str]) -> Point | None:
+        """What Pareto fronts compare: all metrics of its best report by the first one, smaller is better; None if one
+        has no finite value.
+        """
+        report = self.best(metrics[0])
+        values = [report.figures.get(metric, math.nan) for metric in metrics] if report else [math.nan]
+        if not all(map(math.isfinite, values)):
+            return None
+        return tuple(badness(metric, value) for metric, value in zip(metrics, values, strict=True))
 
 
 @dataclass
@@ -129,23 +156,22 @@ class Search:
     """of a search over mixtures"""
 
     def leader(self) -> tuple[Trial, Report] | None:
-        """The best report of all trials by the first metric, and its trial."""
-        return leader(self.trials, self.metrics[0])
+        """The winner and its report, if it is known; else the best report of all trials by the first metric."""
+        if (won := self.winner) is not None:
+            trials = [trial for trial in self.trials if (trial.number, trial.key) == (won.trial, won.key)]
+            found = [(trial, report) for trial in trials for report in trial.reports if report.step == won.step]
+            if found:
+                return found[0]
+        return next(iter(ranking(self.trials, self.metrics[0])), None)
 
     def front(self) -> list[tuple[Trial, Report]]:
-        """With two metrics: the trials that no other beats in both (Pareto front), sorted by the first metric.
+        """With several metrics: the trials that no other beats in all (Pareto front), sorted by the first one.
 
         Each trial counts with its best report by the first metric.
         """
-        points = [(trial, report) for trial in self.trials if (report := trial.best(self.metrics[0]))]
-        points = [pair for pair in points if all(metric in pair[1].figures for metric in self.metrics)]
-        badnesses = [[badness(metric, report.figures[metric]) for metric in self.metrics] for _, report in points]
-        free = [
-            pair
-            for pair, mine in zip(points, badnesses, strict=True)
-            if not any(_dominates(other, mine) for other in badnesses)
-        ]
-        return sorted(free, key=lambda pair: badness(self.metrics[0], pair[1].figures[self.metrics[0]]))
+        metric = self.metrics[0]
+        points = [(point, trial) for trial in self.trials if (point := trial.point(self.metrics)) is not None]
+        return [(trial, report) for _, trial in front(points) if (report := trial.best(metric)) is not None]
 
 
 def badness(metric: str, value: float) -> float:
@@ -153,15 +179,10 @@ def badness(metric: str, value: float) -> float:
     return -value if higher_is_better(metric) else value
 
 
-def leader(trials: Iterable[Trial], metric: str) -> tuple[Trial, Report] | None:
-    """The best report of all trials, and its trial; of equal ones, the earliest of the lowest number."""
+def ranking(trials: Iterable[Trial], metric: str) -> list[tuple[Trial, Report]]:
+    """The best report of each trial, best first; of equal ones, the earliest of the lowest number."""
     found = [(trial, report) for trial in trials if (report := trial.best(metric))]
-    return min(found, key=lambda pair: (badness(metric, pair[1].figures[metric]), pair[0].number), default=None)
-
-
-def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    pairs = list(zip(one, other, strict=True))
-    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+    return sorted(found, key=lambda pair: (badness(metric, pair[1].figures[metric]), pair[0].number))
 
 
 def trial_folder(store: Store, key: str) -> str:
@@ -170,14 +191,41 @@ def trial_folder(store: Store, key: str) -> str:
 
 
 def read_trial(store: Store, key: str) -> Trial | None:
-    """The record of a trial with these settings, from this search or another one; None if there is none."""
-    content = store.read_json(store.path(TRIALS, key, TRIAL_FILE))
-    return None if content is None else _reader(Trial).validate_python(content)
+    """The longest record of a trial with these settings, of any search; None if there is none.
+
+    Its reports name only checkpoints whose folders are there.
+    """
+    entries = store.entries(TRIALS, key)
+    folders = {info.base_name for info in entries if info.base_name.startswith(_CHECKPOINT)}
+    paths = [info.path for info in entries if info.extension == "json" and info.base_name.startswith("trial")]
+    texts = [text for text in store.read_texts(paths) if text]
+    records: list[Trial] = [_reader(Trial).validate_json(text) for text in texts]
+    if not records:
+        return None
+    longest = max(records, key=lambda trial: (len(trial.reports), trial.state != RUNNING))
+    for report in longest.reports:
+        same = (other for record in records for other in record.reports
+                if (other.step, other.figures) == (report.step, report.figures))  # fmt: skip
+        there = (other.checkpoint for other in same if other.checkpoint in folders)
+        report.checkpoint = report.checkpoint if report.checkpoint in folders else next(there, None)
+    return longest
 
 
-def write_trial(store: Store, trial: Trial) -> None:
-    """Write a trial's record."""
-    store.write_json(store.path(TRIALS, trial.key, TRIAL_FILE), asdict(trial))
+def write_trial(store: Store, search: str, trial: Trial) -> None:
+    """Write a trial's record of a search, by its key."""
+    store.write_json(store.path(TRIALS, trial.key, f"trial_{flat(search)}.json"), asdict(trial))
+
+
+def record_checkpoint(store: Store, search: str, trial: Trial, report: Report) -> None:
+    """Add the checkpoint of a report that stands in a trial's record already."""
+    known = read_trial(store, trial.key) or trial
+    reports = [report if other.step == report.step else other for other in known.reports]
+    write_trial(store, search, replace(known, reports=reports))
+
+
+def flat(search: str) -> str:
+    """A search's key as part of a file's name: the small models' search of another one has a slash."""
+    return search.replace("/", "_")
 
 
 def read_search(store: Store, key: str) -> Search | None:
@@ -186,9 +234,26 @@ def read_search(store: Store, key: str) -> Search | None:
     return None if content is None else _reader(Search).validate_python(content)
 
 
-def write_search(store: Store, search: Search) -> None:
-    """Write the record of a search."""
-    store.write_json(store.path("tune", search.key, SEARCH_FILE), asdict(search))
+def searches_of(store: Store, family: str) -> list[Search]:
+    """The records of all searches that differ only in their budget."""
+    texts = store.read_texts(store.path("tune", info.base_name, SEARCH_FILE) for info in store.folders("tune"))
+    contents = [json.loads(text) for text in texts if text]
+    return [_reader(Search).validate_python(one) for one in contents if one.get("family") == family]
+
+
+def write_search(store: Store, search: Search, trials: Iterable[str] | None = None) -> None:
+    """Write the record of a search; `trials` are the texts of `trial_text` for its trials, where they are known."""
+    content = asdict(replace(search, trials=[]))
+    del content["trials"]
+    rest = json.dumps(content, ensure_ascii=False)
+    texts = ",\n".join(map(trial_text, search.trials) if trials is None else trials)
+    whole = f'{rest[:-1]}, "trials": [\n{texts}\n]}}\n'
+    store.write_file(store.path("tune", search.key, SEARCH_FILE), whole.encode())
+
+
+def trial_text(trial: Trial) -> str:
+    """A trial as `write_search` writes it."""
+    return json.dumps(asdict(trial), ensure_ascii=False)
 
 
 @cache

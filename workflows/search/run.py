@@ -20,7 +20,7 @@ from workflows.search.tuner import tuner_of
 from workflows.spec import PipelineSpec
 from workflows.spec.space import Values, parse, size_of
 from workflows.stage import StageFailed
-from workflows.store import Store
+from workflows.store import Store, StoreError
 
 
 def run_trials(
@@ -64,13 +64,18 @@ def run_trials(
     )
     try:
         tuner.fit()
-    except ray.tune.TuneError as error:
+        recorder.close()
+    except (ray.tune.TuneError, OSError, StoreError) as error:
+        recorder.abandon()
+        if recorder.failure is not None:  # Tune raises an error of its own, with the text of this one
+            raise StageFailed(f"tune: {recorder.failure}") from error
+        if isinstance(error, OSError):  # Tune also writes to the store
+            raise StageFailed(f"tune: {store.failure(error.filename or shared.folder, error)}") from error
         failure = StageFailed if is_users_mistake(error) else StageCrashed
         raise failure(f"tune: {describe_error(error)}") from error
     finally:
         if groups is not None:
             ray.get(groups.close.remote())
-    recorder.close()
     if chosen is None and (used_up := _used_up(spec, search)):
         progress.note(used_up)
 

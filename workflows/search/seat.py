@@ -34,7 +34,7 @@ class Seat:
     def next_update(self) -> JobUpdate:
         """Continue the job to its next checkpoint, and wait for it; raises WorkerGroupLost."""
         found: JobUpdate = ray.get(self.queue.next_update.remote(self.number))
-        if found.group_is_lost:
+        if found.group_is_lost and not found.store_failed:
             error = WorkerGroupLost(found.failed)
             if found.traceback:
                 error.add_note(found.traceback)

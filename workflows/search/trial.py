@@ -16,6 +16,7 @@ import ray.tune
 
 from models.base import load as base
 from models.training.report import Report
+from workflows.search.checkpoints import is_whole, new_mark
 from workflows.search.job_queue import JobUpdate
 from workflows.search.records import (
     FAILED,
@@ -48,8 +49,10 @@ class Shared:
     """without its section `tune`"""
     store: str
     inputs: TrainingInputs
+    search: str
+    """the search's key"""
     folder: str
-    """the search's folder in the store"""
+    """its folder in the store"""
     metrics: list[str]
     is_population: bool
     max_failures: int
@@ -74,6 +77,14 @@ class TrialEvent:
     failed: str = ""
     traceback: str = ""
     """the traceback of a failure that is not a user's mistake"""
+    retry: bool = False
+    """whether the next search tries again what has failed"""
+    store_failed: bool = False
+    """whether the store failed, so that no trial can go on"""
+    known: Sequence[Report] = ()
+    """with the first event of a trial: the reports that its records had"""
+    note: str = ""
+    """a line for the display"""
 
 
 RESULT = "line"
@@ -161,25 +172,27 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         keys, suites_key = self._shared.inputs.keys, self._shared.suites_key
         key = key_of(self._trial_spec, keys, origin, int(self.trial_name), suites_key)
         known = read_trial(self._store, key) or Trial(0, key, values)
-        if known.state == FAILED and known.failures:  # lost workers are not the settings' fault, so try again
-            known.state = RUNNING
+        if known.state == FAILED and known.retry:
+            known.state, known.error = RUNNING, ""
+        self._known: Sequence[Report] = known.reports
         if self._shared.is_population:  # any member may copy any of its steps
             known.reports = list(itertools.takewhile(lambda report: report.checkpoint is not None, known.reports))
         self._trial = replace(known, values=values, origin=origin)
         self._to_say = [report for report in known.reports if report.step > step]
         self._said = step
-        self._checkpoint = checkpoint
+        self._checkpoint, self._checkpoint_step = checkpoint, step
         self._is_at_work = False
+        self._note = ""
 
     def step(self) -> TuneResult:
         """The next report, as Tune asks for it."""
         if self._to_say:
             return self._result(self._to_say.pop(0), was_known=True)
         if self._trial.state == FAILED:
-            return self._failure(self._trial.error, self._trial.failures)
+            return self._failure(JobUpdate(failed=self._trial.error), was_known=True)
         update = self._next_update()
         if update.report is None:
-            return self._failure(update.failed, update.failures if update.was_lost else 0, update.traceback)
+            return self._failure(update)
         report = update.report
         figures = {name: value for name, value in report.figures.items() if name != "resumed_from_step"}
         if self._trial_spec.train.objective.name == "adversarial" and report.step < report.num_steps:
@@ -191,8 +204,17 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         if self._seat is None:
             self._seat = self._take_seat()
         if not self._is_at_work:
+            start = self._start()
+            if start is None and self._trial.origin is not None:
+                origin = self._trial.origin
+                return JobUpdate(
+                    failed=f"cannot go on: the checkpoint of trial {origin.number} at step {origin.step}, which it "
+                    "copied, is gone or incomplete",
+                    retry=True,
+                )
             folder = trial_folder(self._store, self._trial.key)
-            self._seat.begin(job_of(self._trial_spec, folder=folder, checkpoint=self._checkpoint))
+            mark = new_mark(self._shared.search)
+            self._seat.begin(job_of(self._trial_spec, folder=folder, checkpoint=start, mark=mark))
             self._is_at_work = True
         while True:
             update = self._seat.next_update()
@@ -217,27 +239,46 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         )
         return self._group.seats[0]
 
+    def _start(self) -> str | None:
+        """The latest checkpoint that is whole, to go on from; None if the trial begins at its start."""
+        folder, said = trial_folder(self._store, self._trial.key), self._said
+        own = [report for report in self._trial.reports if report.checkpoint is not None and report.step <= said]
+        steps = {f"{folder}/{report.checkpoint}": report.step for report in own}
+        if self._checkpoint is not None:
+            steps[self._checkpoint] = self._checkpoint_step
+        latest_first = sorted(steps, key=lambda path: steps[path], reverse=True)
+        found = next((path for path in latest_first if is_whole(self._store, path)), None)
+        step = 0 if found is None else steps[found]
+        if step < said:
+            where = f"goes on from step {step}" if step else "is trained again"
+            self._note = f"its checkpoint at step {said} is gone or incomplete, so it {where}"
+        return found
+
     def _result(self, report: Report, failures: int = 0, was_known: bool = False) -> TuneResult:
         self._said = report.step
         if report.checkpoint is not None:
             self._checkpoint = f"{trial_folder(self._store, self._trial.key)}/{report.checkpoint}"
-        line = TrialEvent(self._trial.key, self._trial.values, self._trial.origin, report, failures, was_known)
+            self._checkpoint_step = report.step
+        line = self._event(report, failures, was_known)
         metrics = {metric: report.figures[metric] for metric in self._shared.metrics}
         return {"step": report.step, **metrics, RESULT: line, "done": report.step >= report.num_steps}
 
-    def _failure(self, reason: str, failures: int, traceback: str = "") -> TuneResult:
+    def _failure(self, update: JobUpdate, was_known: bool = False) -> TuneResult:
         """The result of a failed trial: worse than any other, because an error would make Tune end the workers."""
-        line = TrialEvent(
-            self._trial.key,
-            self._trial.values,
-            self._trial.origin,
-            None,
-            failures,
-            failed=reason,
-            traceback=traceback,
-        )
+        line = replace(
+            self._event(None, update.failures if update.was_lost else 0, was_known),
+            failed=update.failed, traceback=update.traceback,
+            retry=update.was_lost or update.retry, store_failed=update.store_failed,
+        )  # fmt: skip
         worst = {m: float("-inf") if higher_is_better(m) else float("inf") for m in self._shared.metrics}
         return {"step": self._said + 1, **worst, RESULT: line, "done": True}
+
+    def _event(self, report: Report | None, failures: int, was_known: bool) -> TrialEvent:
+        trial, known, note = self._trial, self._known, self._note
+        self._known, self._note = (), ""
+        return TrialEvent(
+            trial.key, trial.values, trial.origin, report, failures, was_known, known=known, note=note
+        )  # fmt: skip
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, object]:
         """Called by Tune to stop a population's member or to let another copy it; saves its state."""

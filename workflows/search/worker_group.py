@@ -12,6 +12,7 @@ Train, which restarts them when some are lost; the job queue then has the same j
 """
 
 import contextlib
+import errno
 import itertools
 import tempfile
 import threading
@@ -29,13 +30,15 @@ import ray.train
 from ray.train import UserCallback
 
 from models.errors import RayconteurError
+from models.training.batch_size import TooLarge
 from models.training.report import Report
 from models.training.snapshot import Write
-from workflows.cluster.errors import describe_error, full_traceback, is_users_mistake, note_traceback
+from workflows.cluster.errors import describe_error, full_traceback, is_users_mistake, note_traceback, root_cause
+from workflows.search.checkpoints import note_files, write_checkpoint
 from workflows.search.job_queue import Assignment, JobQueue
 from workflows.search.seat import Seat
 from workflows.spec import PipelineSpec
-from workflows.store import Store
+from workflows.store import IS_FULL, Store, StoreError
 from workflows.suites.suite import Suite
 from workflows.training.inputs import TrainingInputs
 from workflows.training.recovery import failure_text, failure_traceback, halve_micro_batches
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from workflows.training.worker import TrainWorker
 
 _SECONDS_TO_LEAVE = 20.0
+_UNWRITABLE = (*IS_FULL, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class JobLeft(Exception):
@@ -60,7 +64,10 @@ class _AfterLoss(UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         reason, traceback = failure_text(worker_exceptions), failure_traceback(worker_exceptions)
-        for folder in ray.get(self._queue.lose.remote(reason, traceback)):
+        failed = next(filter(None, map(failure_of_store, worker_exceptions.values())), None)
+        if isinstance(failed, StoreError):  # it does not matter which worker has noticed
+            reason = str(failed)
+        for folder in ray.get(self._queue.lose.remote(reason, traceback, failed is not None)):
             halve_micro_batches(Store(self._store_uri), folder, worker_exceptions)
 
 
@@ -81,6 +88,7 @@ class WorkerGroup:
 
         `suites`: those whose scores are measured at every checkpoint. `num_seats`: jobs at the same time.
         """
+        self._store, self._folder = store, folder
         self._queue: Any = JobQueue.remote(max_failures, num_seats)  # type: ignore[attr-defined]
         self.seats = [Seat(self._queue, number) for number in range(num_seats)]
         payload = _Payload(spec, store.uri, inputs, folder, self._queue, suites, num_seats)
@@ -108,8 +116,20 @@ class WorkerGroup:
             trainer.fit()
         except Exception as error:  # any error must reach the caller that waits
             with contextlib.suppress(ray.exceptions.RayError):
-                traceback = "" if is_users_mistake(error) else full_traceback(error)
-                ray.get(self._queue.break_off.remote(describe_error(error), traceback))
+                failed = failure_of_store(error)
+                if isinstance(failed, OSError):  # of Ray Train, which also writes to the store
+                    failed = self._store.failure(failed.filename or self._folder, failed)
+                traceback = "" if failed or is_users_mistake(error) else full_traceback(error)
+                reason = describe_error(failed or error)
+                ray.get(self._queue.break_off.remote(reason, traceback, failed is not None))
+
+
+def failure_of_store(error: BaseException) -> Exception | None:
+    """The cause of an error, if it is that a store cannot be written: its disk is full, or permissions lack."""
+    cause = root_cause(error)
+    if isinstance(cause, StoreError) or (isinstance(cause, OSError) and cause.errno in _UNWRITABLE):
+        return cause
+    return None
 
 
 @dataclass(frozen=True)
@@ -180,9 +200,11 @@ class _Sitting:
                 self._do(assignment)
             except JobLeft:
                 continue
+            except StoreError:  # of this worker alone
+                raise
             except RayconteurError as error:  # mistakes in the spec or the data, equal on all workers
                 if self._is_first:
-                    ray.get(queue.fail.remote(self._seat, done, str(error)))
+                    ray.get(queue.fail.remote(self._seat, done, str(error), isinstance(error, TooLarge)))
             except Exception as error:
                 note_traceback(error)
                 raise
@@ -220,25 +242,17 @@ class _Sitting:
         job, number, queue = assignment.job, assignment.number, self._payload.queue
         if not job.only_measure:
             report.checkpoint = f"checkpoint_{report.step:06d}_{job.mark}{assignment.attempt}"
-            _keep(self._store, f"{job.folder}/{report.checkpoint}", write)
+            path = f"{job.folder}/{report.checkpoint}"
+            write_checkpoint(self._store, path, write)
             if self._process_group is not None or self._payload.num_seats == 1:
-                torch.distributed.barrier(self._process_group)  # the checkpoint is complete from here on
+                torch.distributed.barrier(self._process_group)  # all workers have written their parts
+            if self._is_first:
+                note_files(self._store, path)
         if self._is_first:
             figures = {name: float(value) for name, value in report.figures.items()}
             ray.get(queue.report.remote(self._seat, number, replace(report, figures=figures), is_last))
         if not is_last and not ray.get(queue.may_go_on.remote(self._seat, number, reports)):
             raise JobLeft
-
-
-def _keep(store: Store, path: str, write: Write) -> None:
-    """Call `write` and store what it writes at a path of the store."""
-    if store.is_local:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        write(Path(path))
-        return
-    with tempfile.TemporaryDirectory(prefix="rayconteur-") as name:
-        write(Path(name))
-        store.upload(Path(name), path)
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ from workflows.cluster.board import watching
 from workflows.cluster.errors import StageCrashed, describe_error, is_users_mistake, note_traceback
 from workflows.cluster.workers import check_fits
 from workflows.figures import TrainFigures, held_out_of
+from workflows.search.checkpoints import is_whole
 from workflows.search.records import read_search, trial_folder
 from workflows.spec import AdversarialSpec, PipelineSpec
 from workflows.stage import CONTINUED, DISCRIMINATOR, Context, StageFailed
@@ -126,6 +127,12 @@ def _take_winner(context: Context) -> TrainFigures:
     trial = next(trial for trial in search.trials if (trial.number, trial.key) == (winner.trial, winner.key))
     report = next(report for report in trial.reports if report.step == winner.step)
     folder = f"{trial_folder(store, winner.key)}/{winner.checkpoint}"
+    if not is_whole(store, folder):
+        store.remove(store.path("tune", search.key, "manifest.json"))
+        raise StageFailed(
+            f"train: the checkpoint of the search's winner, {folder}, is gone or incomplete; run the same command "
+            "again: the search then trains what is missing"
+        )
     _keep_models(context, folder)
     _keep_history(context, f"{folder}/{HISTORY}")
     figures = {"step": report.step, **report.figures}

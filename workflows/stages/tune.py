@@ -26,22 +26,23 @@ from workflows.cluster.capacity import (
 )
 from workflows.cluster.workers import check_fits
 from workflows.figures import TuneFigures
+from workflows.search.checkpoints import Needs, needs_of
 from workflows.search.mixture import PROXIES, forecast_mixtures, proxies_of
 from workflows.search.pack import pack_of
 from workflows.search.records import (
     FAILED,
     FINISHED,
     STOPPED,
-    TRIALS,
     Search,
     read_search,
+    searches_of,
     write_search,
 )
 from workflows.search.run import run_trials
 from workflows.search.tensorboard import write_events
 from workflows.search.trial import Shared, key_of
 from workflows.search.tuner import ENVIRONMENT
-from workflows.search.winner import find_winner
+from workflows.search.winner import check_front, find_winner
 from workflows.spec import MixtureSearchSpec, PipelineSpec, PopulationSpec
 from workflows.spec.space import Values, space_of, trials_wanted, with_values
 from workflows.stage import Context, StageFailed
@@ -88,6 +89,7 @@ def run(context: Context) -> TuneFigures:
         spec=spec.model_copy(update={"tune": None}),
         store=store.uri,
         inputs=inputs,
+        search=search.key,
         folder=folder,
         metrics=search.metrics,
         is_population=isinstance(tune.scheduler, PopulationSpec),
@@ -114,7 +116,9 @@ def run(context: Context) -> TuneFigures:
         pack=pack,
         num_groups=max(trainings_at_once(nodes, spec.train), math.ceil(search.at_once / pack)),
     )
-    search.winner = find_winner(spec, store, search, shared)
+    search.winner = find_winner(spec, store, search, shared, context.progress)
+    check_front(store, search, context.progress)
+    Needs(store, search.key).write(needs_of(search), is_over=True)
     write_search(store, search)
     with tempfile.TemporaryDirectory() as name:
         write_events(search, Path(name))
@@ -148,8 +152,7 @@ def _steps_of(spec: PipelineSpec, store: Store, inputs: TrainingInputs) -> Calla
 
 def _earlier(store: Store, search: Search) -> dict[int, Values]:
     """The settings that the longest earlier search of this family chose, by the number of the trial."""
-    keys = [info.base_name for info in store.folders("tune")]
-    found = [other for key in keys if (other := read_search(store, key)) and other.family == search.family]
+    found = searches_of(store, search.family)
     longest = max(found, key=lambda other: len(other.trials), default=None)
     return {trial.number: trial.values for trial in longest.trials} if longest else {}
 
@@ -184,8 +187,4 @@ def tidy(context: Context) -> None:
     assert search is not None
     proxies = proxies_of(store, search)
     trials = [*search.trials, *(proxies.trials if proxies else [])]
-    known = {(trial.key, report.checkpoint) for trial in trials for report in trial.reports}
-    for key in {trial.key for trial in trials}:
-        for info in store.folders(TRIALS, key):
-            if (key, info.base_name) not in known:
-                store.remove(info.path)
+    Needs(store, search.key).sweep({trial.key for trial in trials})
