@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from models.errors import RayconteurError
 from workflows.search.pack import pack_of
 from workflows.spec import PipelineSpec
 
@@ -45,7 +46,7 @@ def test_other_searches_are_not_packed_and_a_number_is_refused(
     tiny: dict[str, Any], train: Any, tune: Any, words: str
 ) -> None:
     assert pack_of(spec_of(tiny, train=train, tune=tune)) == 1
-    with pytest.raises(ValueError, match=r"^tune\.pack: got 4, but .*; leave tune\.pack out$") as caught:
+    with pytest.raises(RayconteurError, match=r"^tune\.pack: got 4, but .*; leave tune\.pack out$") as caught:
         pack_of(spec_of(tiny, pack=4, train=train, tune=tune))
     assert words in str(caught.value)
 

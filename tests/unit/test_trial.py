@@ -16,7 +16,7 @@ from workflows.search import trial as trial_module
 from workflows.search.checkpoints import is_whole, note_files, write_checkpoint
 from workflows.search.job_queue import JobQueue, JobUpdate, TrainingJob
 from workflows.search.records import Origin, Trial, trial_folder, write_trial
-from workflows.search.trial import Shared, TrialEvent, TrialRunner, event_of, key_of
+from workflows.search.trial import TOGETHER, Shared, TrialEvent, TrialRunner, event_of, key_of
 from workflows.search.worker_group import failure_of_store
 from workflows.spec import PipelineSpec
 from workflows.spec.space import with_values
@@ -41,8 +41,8 @@ class Runner(TrialRunner):
         self.jobs: list[TrainingJob] = []
         self.updates: list[JobUpdate] = []
         self._trial_info = SimpleNamespace(trial_name="0")  # type: ignore[assignment]
-        self.setup(VALUES, shared)
-        self._group = SimpleNamespace(begin=self.begin, next_update=lambda: self.updates.pop(0))  # type: ignore[assignment]
+        self.setup({TOGETHER: VALUES}, shared)
+        self._seat = SimpleNamespace(begin=self.begin, next_update=lambda: self.updates.pop(0))  # type: ignore[assignment]
 
     def begin(self, job: TrainingJob) -> None:
         self.jobs.append(job)
@@ -109,15 +109,15 @@ def test_a_worker_says_which_failures_more_resources_may_heal() -> None:
         queue = JobQueue.__ray_metadata__.modified_class(0)  # type: ignore[attr-defined]
         found = []
         for retry in (True, False):
-            await queue.give(TrainingJob({}, "folder"))
-            await queue.fail(queue._number, "too large", retry)
-            found.append(await queue.next_update())
-        await queue.give(TrainingJob({}, "folder"))
+            await queue.give(0, TrainingJob({}, "folder"))
+            await queue.fail(0, queue._seats[0].number, "too large", retry)
+            found.append(await queue.next_update(0))
+        await queue.give(0, TrainingJob({}, "folder"))
         await queue.lose("store: cannot write", "", store_failed=True)
-        found.append(await queue.next_update())
-        await queue.give(TrainingJob({}, "folder"))
+        found.append(await queue.next_update(0))
+        await queue.give(0, TrainingJob({}, "folder"))
         await queue.break_off("store: cannot write", "", store_failed=True)
-        return [*found, await queue.next_update()]
+        return [*found, await queue.next_update(0)]
 
     assert [(update.retry, update.store_failed) for update in asyncio.run(updates())] == [
         (True, False), (False, False), (False, True), (False, True)

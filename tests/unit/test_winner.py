@@ -55,6 +55,7 @@ class Group:
 
     def __init__(self, *_: object) -> None:
         self._updates: list[JobUpdate] = []
+        self.seats = [self]
 
     def begin(self, job: TrainingJob) -> None:
         self.jobs.append(job)

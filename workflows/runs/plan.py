@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from models.errors import RayconteurError
 from workflows.cluster.capacity import (
     Resources,
     may_grow_beyond,
@@ -176,7 +177,7 @@ def _search(spec: PipelineSpec, nodes: list[Resources]) -> SearchAsks:
     why_not = "" if may_grow_beyond(spec.cluster) else why_none_fits(nodes, train)
     try:
         pack = pack_of(spec)
-    except ValueError as error:
+    except RayconteurError as error:
         pack, why_not = 1, why_not or str(error)
     return SearchAsks(
         workers=train.min_workers,

@@ -1,6 +1,7 @@
 """How many trials of a search a worker group trains together (`tune.pack`)."""
 
 from models.base.load import known_folder
+from models.errors import RayconteurError
 from workflows.spec import PipelineSpec
 from workflows.spec.space import combinations, with_values
 from workflows.spec.tune import SUITE
@@ -10,7 +11,7 @@ _MAX_AUTO = 8
 
 
 def pack_of(spec: PipelineSpec) -> int:
-    """The number of trials that share each worker group; raises ValueError if `tune.pack` asks for what cannot be."""
+    """The number of trials that share each worker group; raises RayconteurError if `tune.pack` asks for what cannot be."""
     tune = spec.tune
     assert tune is not None
     if tune.pack == 1:
@@ -19,7 +20,7 @@ def pack_of(spec: PipelineSpec) -> int:
     if tune.pack == "auto":
         return 1 if why_not else max(1, min(_MAX_AUTO, PASS_TOKENS // _largest_pass(spec)))
     if why_not:
-        raise ValueError(f"tune.pack: got {tune.pack}, but {why_not}; leave tune.pack out")
+        raise RayconteurError(f"tune.pack: got {tune.pack}, but {why_not}; leave tune.pack out")
     return tune.pack
 
 
@@ -73,7 +74,7 @@ def _why_not_base(spec: PipelineSpec) -> str:
     try:
         settings = spec.train.adapter.model_dump(exclude={"quantize"})
         return why_not_packed(adapters.attach(empty_model(config_of(folder)), **settings, base=spec.base_model))
-    except ValueError as error:
+    except RayconteurError as error:
         return str(error)
 
 

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from models.errors import RayconteurError
 from models.training.deepspeed_operator import check_build_tools
 from workflows.cluster.capacity import (
     need_of_trial,
@@ -63,7 +64,7 @@ def run(context: Context) -> TuneFigures:
         raise StageFailed(f"tune: {why}")
     try:
         pack = pack_of(spec)
-    except ValueError as error:
+    except RayconteurError as error:
         raise StageFailed(str(error)) from error
     check_fits(spec, ["tune"], context.progress)
     if not spec.train.gpus_per_worker:
