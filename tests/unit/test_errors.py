@@ -22,6 +22,7 @@ PLAIN = {
     "models/training/deepspeed_config.py": "pydantic, with the field",
     "workflows/cluster/cluster_file.py": "pydantic, with the field",
     "workflows/cluster/connection.py": "the same file, with the address",
+    "workflows/cluster/ray_private.py": "workflows/cluster/connection.py, with the address",
     "workflows/scorecard/questions.py": "workflows/json_lines.py, with the line",
     "workflows/json_lines.py": "the same file, with the line",
     "models/scorers/": "workflows/json_lines.py, with the line",

@@ -156,6 +156,7 @@ def test_a_head_knows_the_maximum_nodes_from_its_cluster_file(tmp_path, monkeypa
 LORA = {"adapter": {"rank": 16}, "gpus_per_worker": 1, "batch_tokens": 512, "num_workers": 2}
 SMALL = {"memory_gb_per_worker": 4}
 RATES = {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}}
+LONGEST = "each trial counted as the longest"
 TRIAL = 4 * 6.74e9 * 1e7 / (2 * 0.4 * 121e12) / 3600  # hours on two GPUs
 
 
@@ -167,8 +168,8 @@ TRIAL = 4 * 6.74e9 * 1e7 / (2 * 0.4 * 121e12) / 3600  # hours on two GPUs
     ({"trials": 200, "scheduler": "asha"}, 200, 4, 50, "asha ends trials early"),
     ({"trials": 30, "scheduler": "population"}, 30, 4, 8, None),
     ({"searcher": "grid", "space": {"train.learning_rate": [1e-5, 1e-4], "train.seed": [0, 1, 2]}}, 6, 4, 2, None),
-    ({"trials": 8, "space": {"train.epochs": [1.0, 3.0, 6.0], **RATES}}, 8, 4, 4, "each trial counted as the longest"),
-    ({"trials": 8, "space": {"train.max_steps": [10, 100_000], **RATES}}, 8, 4, 2, "each trial counted as the longest"),
+    ({"trials": 8, "space": {"train.epochs": [1.0, 3.0, 6.0], **RATES}}, 8, 4, 4, LONGEST),
+    ({"trials": 8, "space": {"train.max_steps": [10, 100_000], **RATES}}, 8, 4, 2, LONGEST),
 ])  # fmt: skip
 def test_the_cost_of_a_search_counts_its_trials(planned, tune, trials, at_once, waves, at_most):
     row = planned(LORA, tune={"space": RATES, **tune}).stages["tune"]

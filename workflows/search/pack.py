@@ -11,7 +11,7 @@ _MAX_AUTO = 8
 
 
 def pack_of(spec: PipelineSpec) -> int:
-    """The number of trials that share each worker group; raises RayconteurError if `tune.pack` asks for what cannot be."""
+    """The number of trials that share each worker group; raises RayconteurError if these trials cannot share one."""
     tune = spec.tune
     assert tune is not None
     if tune.pack == 1:
