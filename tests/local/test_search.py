@@ -268,7 +268,7 @@ def test_workers_resume_from_any_checkpoint_after_a_failure_or_loss(group):
 
 def test_a_trial_that_never_fits_is_refused_with_the_numbers(run, searched):
     searched["train"]["cpus_per_worker"] = 3
-    with pytest.raises(StageFailed, match=r"2 workers of 3 CPUs each .*the nodes have 4 CPUs"):
+    with pytest.raises(StageFailed, match=r"2 workers of 3 CPUs each, the nodes hold 1: 1 node of 4 CPUs"):
         run("tune", searched)
 
 
