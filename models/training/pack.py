@@ -69,10 +69,12 @@ class Pack:
         self.device, self.dtype = first.device, first.dtype
         self.loading = threading.Lock()
         """for members that use torch's global random generator"""
+        self.replying = threading.Lock()
+        """for members that generate replies"""
         fuse_head(base)
         self._base = base.train().requires_grad_(requires_grad=False)
         self._layers = PackedLayers(base)
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._changed = threading.Condition()
         self._present = 0
         self._here = threading.local()
@@ -124,6 +126,8 @@ class Pack:
             self._changed.notify_all()
 
     def _run(self, num_threads: int) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # it is another one in each thread
         if num_threads:
             torch.set_num_threads(num_threads)
         while True:
@@ -140,7 +144,7 @@ class Pack:
                     _settle([call], lambda call=call: [call.function()])  # type: ignore[misc]
                 continue
             for trains in (True, False):
-                for row in _rows([each for each in passes if (each.weight is not None) == trains], self._max_tokens):
+                for row in _rows([each for each in passes if (each.weight is not None) == trains], self.max_tokens):
                     _settle(row, lambda row=row, trains=trains: self._compute(row, trains))  # type: ignore[misc]
 
     def _compute(self, row: Sequence[_Pass], trains: bool) -> list[Sums]:

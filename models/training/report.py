@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+PACKED = "packed"
+"""a figure of a report: 1 if the training has shared its passes with others, which enter its time and its memory"""
+
 
 @dataclass(frozen=True)
 class Progress:

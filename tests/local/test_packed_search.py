@@ -62,7 +62,7 @@ def test_a_killed_search_with_packs_trains_nothing_twice(command, searched, tmp_
             os.kill(process.pid, signal.SIGKILL)
             break
     assert process.wait() == -signal.SIGKILL
-    before = [json.loads(path.read_text()) for path in (tmp_path / "store").glob("trials/*/trial.json")]
+    before = [json.loads(path.read_text()) for path in (tmp_path / "store").glob("trials/*/trial_*.json")]
     ended = {trial["key"]: trial for trial in before if trial["state"] == "finished"}
     begun = {trial["key"]: trial for trial in before if trial["state"] == "running" and trial["reports"]}
     assert ended

@@ -71,6 +71,8 @@ class _Seat:
     job: TrainingJob | None = None
     attempt: int = 0
     failures: int = 0
+    is_blamed: bool = False
+    """whether its job has ended the workers"""
     reports: int = 0
     wanted: int = 0
     updates: list[JobUpdate] = field(default_factory=list)
@@ -159,13 +161,21 @@ class JobQueue:
             mine.updates.append(JobUpdate(failed=reason, failures=mine.failures, retry=retry))
             await self._tell()
 
+    async def blame(self, seat: int) -> None:
+        """From a worker: an error in this seat's job ends the workers."""
+        self._seats[seat].is_blamed = True
+
     async def lose(self, reason: str, traceback: str, store_failed: bool = False) -> list[str]:
-        """Workers were lost and are restarting; returns the folders of their jobs."""
+        """Workers were lost and are restarting; returns the folders of their jobs. It counts as a failure of those
+        that are to blame, or of all.
+        """
         lost = [seat for seat in self._seats if seat.job is not None]
         folders = [seat.job.folder for seat in lost if seat.job is not None]
+        are_blamed = any(seat.is_blamed for seat in lost)
         for seat in lost:
             seat.attempt += 1
-            seat.failures += 1
+            seat.failures += seat.is_blamed or not are_blamed
+            seat.is_blamed = False
             if store_failed or seat.failures > self._max_failures:
                 seat.job = None
                 update = JobUpdate(failed=reason, failures=seat.failures, was_lost=True, traceback=traceback)

@@ -18,7 +18,8 @@ def pack_of(spec: PipelineSpec) -> int:
         return 1
     why_not = _why_not(spec)
     if tune.pack == "auto":
-        return 1 if why_not else max(1, min(_MAX_AUTO, PASS_TOKENS // _largest_pass(spec)))
+        fill = 1 if why_not or known_folder(spec.base_model) is None else PASS_TOKENS // _largest_pass(spec)
+        return max(1, min(_MAX_AUTO, fill, _most_at_once(spec)))
     if why_not:
         raise RayconteurError(f"tune.pack: got {tune.pack}, but {why_not}; leave tune.pack out")
     return tune.pack
@@ -62,7 +63,7 @@ def _why_not_base(spec: PipelineSpec) -> str:
     """Asks a model of the base's architecture without weights."""
     folder = known_folder(spec.base_model)
     if folder is None:
-        return "the base model is not on this machine"
+        return ""  # not known; the workers see it
     from models.base import adapters
     from models.base.packing_check import config_of, reading_of
     from models.base.sizes import empty_model
@@ -80,3 +81,10 @@ def _why_not_base(spec: PipelineSpec) -> str:
 
 def _largest_pass(spec: PipelineSpec) -> int:
     return max(with_values(spec, values).train.pass_tokens for values in combinations(spec))
+
+
+def _most_at_once(spec: PipelineSpec) -> int:
+    """TPE chooses by the trials that have ended, so few may run at once."""
+    tune = spec.tune
+    assert tune is not None
+    return (tune.trials or 10 * _MAX_AUTO) // 10 if tune.searcher.name == "tpe" else _MAX_AUTO

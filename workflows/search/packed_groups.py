@@ -6,7 +6,9 @@ ray.get(groups.leave.remote(seat))
 ray.get(groups.close.remote())
 """
 
+import contextlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,7 @@ class PackedGroups:
 
     def take(self, holder: Any) -> Seat | None:
         """A seat in the emptiest group, for the trials of the actor `holder`; None if all seats are taken."""
+        self._drop_the_lost()
         taken = [each for each in self._seats if each.holder is not None]
         if len(taken) >= len(self._groups) < self._num_groups:
             self._start()
@@ -55,15 +58,18 @@ class PackedGroups:
 
     def leave(self, seat: Seat) -> None:
         """The seat is free again."""
-        seat.end()
         for each in self._seats:
             if each.seat == seat:
                 each.holder = None
+        with contextlib.suppress(ray.exceptions.RayError):
+            seat.end()
 
     def close(self) -> None:
         """Let the workers leave at their next checkpoint."""
-        for group in self._groups:
-            group.close()
+        from workflows.search.worker_group import WorkerGroup
+
+        with ThreadPoolExecutor(max_workers=max(1, len(self._groups))) as threads:
+            [*threads.map(WorkerGroup.close, self._groups)]
 
     def _start(self) -> None:
         from workflows.search.worker_group import WorkerGroup
@@ -76,6 +82,12 @@ class PackedGroups:
         self._groups.append(group)
         self._seats += [_Taken(seat) for seat in group.seats]
 
+    def _drop_the_lost(self) -> None:
+        """Forget groups whose workers are lost for good."""
+        lost = {group.seats[0].queue for group in self._groups if group.is_over}
+        self._groups = [group for group in self._groups if not group.is_over]
+        self._seats = [each for each in self._seats if each.seat.queue not in lost]
+
     def _free_the_dead(self) -> None:
         """Free the seats of actors that have died without leaving."""
         asked = {each.holder.__ray_ready__.remote(): each for each in self._seats}
@@ -83,5 +95,5 @@ class PackedGroups:
         for reference in answered:
             try:
                 ray.get(reference)
-            except ray.exceptions.RayActorError:
+            except ray.exceptions.ActorDiedError:
                 self.leave(asked[reference].seat)

@@ -11,6 +11,7 @@ import ray
 import ray.tune
 
 from workflows.cluster.errors import StageCrashed, describe_error, is_users_mistake
+from workflows.cluster.ray_private import HEAD_NODE
 from workflows.progress import Progress
 from workflows.search.packed_groups import PackedGroups
 from workflows.search.recorder import SearchRecorder
@@ -21,6 +22,8 @@ from workflows.spec import PipelineSpec
 from workflows.spec.space import Values, parse, size_of
 from workflows.stage import StageFailed
 from workflows.store import Store, StoreError
+
+_SECONDS_TO_END = 60.0
 
 
 def run_trials(
@@ -43,7 +46,8 @@ def run_trials(
     store = Store(shared.store)
     groups: Any = None
     if pack > 1:
-        groups = PackedGroups.remote(shared, pack, num_groups)  # type: ignore[attr-defined]
+        on_head = PackedGroups.options(resources={HEAD_NODE: 0.001})  # type: ignore[attr-defined]
+        groups = on_head.remote(shared, pack, num_groups)
         shared = replace(shared, groups=groups)
     recorder = SearchRecorder(search, store, progress, shared.is_population)
     tuner = tuner_of(
@@ -63,7 +67,10 @@ def run_trials(
         ),
     )
     try:
-        tuner.fit()
+        try:
+            tuner.fit()
+        finally:
+            _end(groups)
         recorder.close()
     except (ray.tune.TuneError, OSError, StoreError) as error:
         recorder.abandon()
@@ -73,11 +80,15 @@ def run_trials(
             raise StageFailed(f"tune: {store.failure(error.filename or shared.folder, error)}") from error
         failure = StageFailed if is_users_mistake(error) else StageCrashed
         raise failure(f"tune: {describe_error(error)}") from error
-    finally:
-        if groups is not None:
-            ray.get(groups.close.remote())
     if chosen is None and (used_up := _used_up(spec, search)):
         progress.note(used_up)
+
+
+def _end(groups: Any) -> None:
+    """End the worker groups that trials share."""
+    if groups is not None:
+        ray.wait([groups.close.remote()], timeout=_SECONDS_TO_END)
+        ray.kill(groups)
 
 
 def _used_up(spec: PipelineSpec, search: Search) -> str:

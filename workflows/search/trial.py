@@ -15,7 +15,7 @@ import ray
 import ray.tune
 
 from models.base import load as base
-from models.training.report import Report
+from models.training.report import PACKED, Report
 from workflows.search.checkpoints import is_whole, new_mark
 from workflows.search.job_queue import JobUpdate
 from workflows.search.records import (
@@ -30,6 +30,7 @@ from workflows.search.records import (
 from workflows.search.seat import Seat, job_of
 from workflows.spec import PipelineSpec
 from workflows.spec.space import Values, with_values
+from workflows.spec.tune import COSTS
 from workflows.store import Store, content_key
 from workflows.suites.suite import Suite
 from workflows.training.inputs import TrainingInputs
@@ -175,6 +176,8 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         if known.state == FAILED and known.retry:
             known.state, known.error = RUNNING, ""
         self._known: Sequence[Report] = known.reports
+        if {*COSTS} & {*self._shared.metrics}:  # which packs measure of all members together
+            known.reports = list(itertools.takewhile(lambda report: not report.figures.get(PACKED), known.reports))
         if self._shared.is_population:  # any member may copy any of its steps
             known.reports = list(itertools.takewhile(lambda report: report.checkpoint is not None, known.reports))
         self._trial = replace(known, values=values, origin=origin)

@@ -13,7 +13,6 @@ Train, which restarts them when some are lost; the job queue then has the same j
 
 import contextlib
 import errno
-import itertools
 import tempfile
 import threading
 import uuid
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from workflows.training.worker import TrainWorker
 
 _SECONDS_TO_LEAVE = 20.0
+_MAX_OTHER_CALLS = 100
 _UNWRITABLE = (*IS_FULL, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -58,16 +58,19 @@ class JobLeft(Exception):
 class _AfterLoss(UserCallback):  # type: ignore[misc]
     """Tells the job queue of lost workers, and halves micro-batches where memory ran out."""
 
-    def __init__(self, store_uri: str, queue: Any) -> None:
+    def __init__(self, store_uri: str, queue: Any, pack_folder: str | None) -> None:
+        """`pack_folder`: for decisions of all jobs, if they share their passes."""
         self._store_uri = store_uri
         self._queue = queue
+        self._pack_folder = pack_folder
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         reason, traceback = failure_text(worker_exceptions), failure_traceback(worker_exceptions)
         failed = next(filter(None, map(failure_of_store, worker_exceptions.values())), None)
         if isinstance(failed, StoreError):  # it does not matter which worker has noticed
             reason = str(failed)
-        for folder in ray.get(self._queue.lose.remote(reason, traceback, failed is not None)):
+        folders = ray.get(self._queue.lose.remote(reason, traceback, failed is not None))
+        for folder in [self._pack_folder] if self._pack_folder else folders:
             halve_micro_batches(Store(self._store_uri), folder, worker_exceptions)
 
 
@@ -89,7 +92,9 @@ class WorkerGroup:
         `suites`: those whose scores are measured at every checkpoint. `num_seats`: jobs at the same time.
         """
         self._store, self._folder = store, folder
-        self._queue: Any = JobQueue.remote(max_failures, num_seats)  # type: ignore[attr-defined]
+        waiting = num_seats * (spec.train.min_workers + 1)  # calls that wait inside of the queue at the same time
+        queue: Any = JobQueue.options(max_concurrency=_MAX_OTHER_CALLS + waiting)  # type: ignore[attr-defined]
+        self._queue: Any = queue.remote(max_failures, num_seats)
         self.seats = [Seat(self._queue, number) for number in range(num_seats)]
         payload = _Payload(spec, store.uri, inputs, folder, self._queue, suites, num_seats)
         trainer = torch_trainer(
@@ -100,14 +105,20 @@ class WorkerGroup:
             f"{folder}/gangs",
             name=f"gang_{uuid.uuid4().hex[:8]}",
             failure_config=ray.train.FailureConfig(max_failures=-1),  # the job queue counts failures for each job
-            callbacks=[_AfterLoss(store.uri, self._queue)],
+            callbacks=[_AfterLoss(store.uri, self._queue, folder if num_seats > 1 else None)],
         )
         self._thread = threading.Thread(target=self._fit, args=[trainer], daemon=True)
         self._thread.start()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the workers have left, or are lost for good."""
+        return not self._thread.is_alive()
+
     def close(self) -> None:
         """Let the workers leave at their next checkpoint; those that take longer end with this process."""
-        ray.get(self._queue.close.remote())
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            ray.get(self._queue.close.remote())
         self._thread.join(_SECONDS_TO_LEAVE)
         ray.kill(self._queue)
 
@@ -157,14 +168,20 @@ def _work(payload: _Payload) -> None:
     if payload.num_seats == 1:
         _Sitting(payload, 0, worker).work()
         return
-    worker.open_pack(payload.spec, Store(payload.store), payload.folder)
+    refusal = ""
+    try:
+        worker.open_pack(payload.spec, Store(payload.store), payload.folder)
+    except RayconteurError as error:  # equal on all workers, and for all jobs
+        refusal = str(error)
     sittings = [_Sitting(payload, number, worker, _own_group()) for number in range(payload.num_seats)]
     ends: Queue[BaseException | None] = Queue()
 
     def run(sitting: _Sitting) -> None:
         try:
-            sitting.work()
+            sitting.work(refusal)
         except BaseException as error:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(payload.queue.blame.remote(sitting.seat))
             ends.put(error)
         else:
             ends.put(None)
@@ -187,16 +204,18 @@ class _Sitting:
     """A worker at one seat."""
 
     def __init__(self, payload: _Payload, seat: int, worker: "TrainWorker", process_group: Any = None) -> None:
-        self._payload, self._seat, self._worker, self._process_group = payload, seat, worker, process_group
+        self._payload, self.seat, self._worker, self._process_group = payload, seat, worker, process_group
         self._store = Store(payload.store)
         self._is_first = ray.train.get_context().get_world_rank() == 0
 
-    def work(self) -> None:
-        """Do the jobs of this seat."""
+    def work(self, refusal: str = "") -> None:
+        """Do the jobs of this seat, or refuse all."""
         queue, done = self._payload.queue, 0
-        while (assignment := ray.get(queue.take.remote(self._seat, done))) is not None:
+        while (assignment := ray.get(queue.take.remote(self.seat, done))) is not None:
             done = assignment.number
             try:
+                if refusal:
+                    raise RayconteurError(refusal)
                 self._do(assignment)
             except JobLeft:
                 continue
@@ -204,7 +223,7 @@ class _Sitting:
                 raise
             except RayconteurError as error:  # mistakes in the spec or the data, equal on all workers
                 if self._is_first:
-                    ray.get(queue.fail.remote(self._seat, done, str(error), isinstance(error, TooLarge)))
+                    ray.get(queue.fail.remote(self.seat, done, str(error), isinstance(error, TooLarge)))
             except Exception as error:
                 note_traceback(error)
                 raise
@@ -214,12 +233,17 @@ class _Sitting:
         from workflows.training.worker import WorkerSettings
 
         job, payload = assignment.job, self._payload
-        reports, is_over = itertools.count(assignment.reports + 1), False
+        reports, is_over = assignment.reports, False
 
         def keep(report: Report, write: Write) -> None:
-            nonlocal is_over
-            is_over = job.only_measure or report.step == report.num_steps
-            self._keep(assignment, next(reports), report, write, is_over)
+            nonlocal reports, is_over
+            reports, is_over = reports + 1, job.only_measure or report.step == report.num_steps
+            self._keep(assignment, report, write, is_over)
+
+        def go_on() -> None:
+            goes_on = is_over or ray.get(payload.queue.may_go_on.remote(self.seat, assignment.number, reports))
+            if not goes_on:
+                raise JobLeft
 
         with _local(self._store, job.checkpoint) as resume_from:
             settings = WorkerSettings(
@@ -227,16 +251,14 @@ class _Sitting:
                 resume_from=resume_from, search_folder=payload.folder, only_measure=job.only_measure,
                 suites=payload.suites, process_group=self._process_group,
             )  # fmt: skip
-            self._worker.train(settings, Callbacks(keep))
+            self._worker.train(settings, Callbacks(keep, go_on))
         if not is_over:
             raise RayconteurError(
                 f"train: with these settings, no step is left after {job.checkpoint}, the checkpoint of its beginning"
             )
 
-    def _keep(self, assignment: Assignment, reports: int, report: Report, write: Write, is_last: bool) -> None:
-        """Write a checkpoint, report it as this job's n-th, and wait until Tune asks for more; raises JobLeft where
-        it does not.
-        """
+    def _keep(self, assignment: Assignment, report: Report, write: Write, is_last: bool) -> None:
+        """Write a checkpoint and report it."""
         import torch
 
         job, number, queue = assignment.job, assignment.number, self._payload.queue
@@ -250,9 +272,7 @@ class _Sitting:
                 note_files(self._store, path)
         if self._is_first:
             figures = {name: float(value) for name, value in report.figures.items()}
-            ray.get(queue.report.remote(self._seat, number, replace(report, figures=figures), is_last))
-        if not is_last and not ray.get(queue.may_go_on.remote(self._seat, number, reports)):
-            raise JobLeft
+            ray.get(queue.report.remote(self.seat, number, replace(report, figures=figures), is_last))
 
 
 @contextlib.contextmanager

@@ -1,12 +1,13 @@
 """Recovery of a training: ends hanging workers, and halves micro-batches after running out of memory."""
 
+import contextlib
 import json
 import math
 import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ class Watchdog:
         self._before_end = before_end
         self._last = time.monotonic()
         self._stopped = threading.Event()
+        self._is_paused = False
 
     def __enter__(self) -> "Watchdog":
         threading.Thread(target=self._watch, daemon=True).start()
@@ -50,9 +52,19 @@ class Watchdog:
         """Report progress."""
         self._last = time.monotonic()
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within this context, nothing needs to happen."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self.alive()
+            self._is_paused = False
+
     def _watch(self) -> None:
         while not self._stopped.wait(min(5.0, self._seconds / 4)):
-            if time.monotonic() - self._last > self._seconds:
+            if not self._is_paused and time.monotonic() - self._last > self._seconds:
                 self._before_end()
                 time.sleep(1.0)  # time to send the message
                 os._exit(1)

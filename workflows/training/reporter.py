@@ -23,6 +23,8 @@ class Callbacks:
 
     on_checkpoint: Callable[[Report, Write], None]
     """`write(folder)` writes this worker's part of the checkpoint there; an exception ends the training"""
+    go_on: Callable[[], None] = lambda: None
+    """called after a checkpoint; may wait for long, and an exception ends the training"""
     post: Callable[..., object] = lambda **values: None
     """shows values on the display; `note` is a line that stays"""
     leaving: Callable[[], bool] = lambda: False
@@ -87,7 +89,8 @@ class Reporter:
             )
         held = {"peak_memory_gb": round(peak_gb(), 2), "seconds": self._seconds}
         self._callbacks.on_checkpoint(replace(report, figures={**report.figures, **self._figures, **held}), write)
-        self._watchdog.alive()
+        with self._watchdog.paused():
+            self._callbacks.go_on()
         self._ended = time.monotonic()
 
     def continued(self, share: float) -> None:

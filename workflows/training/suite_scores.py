@@ -6,7 +6,7 @@ if scores.is_due(report.step, report.num_steps):
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from models.training.deepspeed_engine import DeepSpeedEngine
@@ -14,6 +14,7 @@ from models.training.pack import Pack, PackedEngine
 from workflows.spec.tune import SUITE
 from workflows.suites.answering import AnsweringModel, Asked
 from workflows.suites.suite import Suite
+from workflows.training.recovery import Watchdog
 
 
 class SuiteScores:
@@ -21,11 +22,11 @@ class SuiteScores:
 
     def __init__(
         self, suites: Sequence[Suite], every_steps: int, engine: DeepSpeedEngine | PackedEngine, tokenizer: Any,
-        pack: Pack | None = None,
+        watchdog: Watchdog, pack: Pack | None = None,
     ) -> None:  # fmt: skip
         """`pack`: of which this training is a member."""
         self._suites, self._every, self._engine, self._tokenizer = suites, every_steps, engine, tokenizer
-        self._pack = pack
+        self._watchdog, self._pack = watchdog, pack
         self._last = 0
 
     def is_due(self, step: int, num_steps: int) -> bool:
@@ -42,9 +43,8 @@ class SuiteScores:
         sums = {suite.name: 0.0 for suite in self._suites}
         if mine:
             asked = [Asked(item.turns, suite.max_new_tokens) for suite, item in mine]
-            away = self._pack.away() if self._pack else contextlib.nullcontext()
-            with away, AnsweringModel(self._start_engine, lambda: self._tokenizer) as answering:
-                replies = answering.converse(asked, lambda: None)
+            with self._turn(), AnsweringModel(self._start_engine, lambda: self._tokenizer) as answering:
+                replies = answering.converse(asked, self._watchdog.alive)
             for (suite, item), answers in zip(mine, replies, strict=True):
                 sums[suite.name] += suite.item_score(item, [answer.message for answer in answers])
         totals = self._engine.total([*sums.values()])
@@ -52,6 +52,20 @@ class SuiteScores:
             f"{SUITE}{suite.name}": total / len(suite.items)
             for suite, total in zip(self._suites, totals, strict=True)
         }
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Members of a pack reply one after the other."""
+        if self._pack is None:
+            yield
+            return
+        with self._pack.away():
+            with self._watchdog.paused():
+                self._pack.replying.acquire()
+            try:
+                yield
+            finally:
+                self._pack.replying.release()
 
     def _start_engine(self, open_with: contextlib.ExitStack) -> Any:
         from workflows.suites.loaded_model import LoadedModelEngine

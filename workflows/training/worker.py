@@ -26,7 +26,7 @@ from models.training.deepspeed_engine import DeepSpeedEngine
 from models.training.engine import MODEL_FOLDER
 from models.training.fit import FitCallbacks, FitSettings, TrainingDiverged, fit, held_out_figures, measure
 from models.training.pack import Pack, PackedEngine, is_packed
-from models.training.report import Progress, Report
+from models.training.report import PACKED, Progress, Report
 from models.training.snapshot import Write
 from workflows.corpus.chat_tokenizer import chat_tokenizer
 from workflows.spec import PipelineSpec, TrainSpec
@@ -83,7 +83,8 @@ class TrainWorker:
         train, precision = spec.train, _precision(spec.train, store, search_folder)
         base = TrainedModels(self._bases, spec, precision).base()
         threads = max(1, int(train.cpus_per_worker))
-        self._pack = Pack(base, max(train.pass_tokens, PASS_TOKENS), threads)
+        parts = decisions(store, search_folder).cut or 1
+        self._pack = Pack(base, max(train.pass_tokens, PASS_TOKENS) // parts, threads)
         torch.set_num_threads(threads)
         self._rate(precision, self._pack.device)
 
@@ -96,6 +97,8 @@ class TrainWorker:
 
     def _train(self, settings: WorkerSettings, callbacks: Callbacks) -> None:
         spec, train = settings.spec, settings.spec.train
+        if self._pack is not None and self._pack.device.type == "cuda":
+            torch.cuda.set_device(self._pack.device)  # it is another one in each thread
         if self._pack is None:
             torch.set_num_threads(max(1, int(train.cpus_per_worker)))
             forget_peak()
@@ -116,11 +119,16 @@ class TrainWorker:
         engine: Engine, watchdog: Watchdog,
     ) -> None:  # fmt: skip
         spec, train = settings.spec, settings.spec.train
-        parts = _micro_batch_parts(engine, data, settings)
+        rows = self._pack.max_tokens if self._pack else None
+        parts = _micro_batch_parts(engine, data, settings) if rows is None else -(-train.pass_tokens // rows)
         data = data.cut(parts, train.pass_tokens // parts, engine)
         record = History(_resume(engine, settings))
-        suites = SuiteScores(settings.suites, settings.suites_every_steps, engine, chat_tokenizer(spec), self._pack)
+        suites = SuiteScores(
+            settings.suites, settings.suites_every_steps, engine, chat_tokenizer(spec), watchdog, self._pack
+        )
         figures = {"resumed_from_step": len(record.lines), "batch_tokens": -(-train.pass_tokens // parts)}
+        if self._pack:
+            figures[PACKED] = 1
         if settings.only_measure:
             found = held_out_figures(measure(engine, data.measured)[0]) | suites.measure()
             report = Report(len(record.lines), _fit_settings(train, data.plan).num_steps, {**found, **figures})
@@ -147,7 +155,11 @@ def _away(pack: Pack, callbacks: Callbacks) -> Callbacks:
         with pack.away():
             callbacks.on_checkpoint(report, write)
 
-    return replace(callbacks, on_checkpoint=on_checkpoint)
+    def go_on() -> None:
+        with pack.away():
+            callbacks.go_on()
+
+    return replace(callbacks, on_checkpoint=on_checkpoint, go_on=go_on)
 
 
 class _Run:
@@ -277,6 +289,7 @@ def _resume(engine: Engine, settings: WorkerSettings) -> str:
     if is_packed(folder) == isinstance(engine, PackedEngine):
         engine.load(folder)
     elif settings.only_measure:
+        assert isinstance(engine, DeepSpeedEngine), "packs do not measure the checkpoints of others"
         adapters.load_weights(engine.model, folder / MODEL_FOLDER)
     else:
         return ""
