@@ -14,7 +14,6 @@ from workflows.cluster.capacity import trials_within
 from workflows.cluster.cluster_file import NodeKind
 from workflows.cluster.fit import UTILISATION, Need, fit_stage, hours, in_all
 from workflows.record import Record, optional
-from workflows.search.pack import pack_of
 from workflows.spec import MixtureSearchSpec, PipelineSpec, TrainSpec, TuneSpec
 from workflows.spec.space import combinations, trials_wanted, with_values
 
@@ -51,7 +50,8 @@ def search_cost(spec: PipelineSpec, kinds: Sequence[NodeKind], need: Need, token
     tune = spec.tune
     longest, differs = longest_trial(spec, tokens, per_epoch)
     trials = _CANDIDATES if isinstance(tune.searcher, MixtureSearchSpec) else trials_wanted(tune)
-    at_once = trials_within(tune, pack_of(spec) * (in_all(kinds, need) // need.workers), trials)
+    # Packed trials share the rate of their workers, so they count as one after the other.
+    at_once = trials_within(tune, in_all(kinds, need) // need.workers, trials)
     took, price_per_hour = _rate(kinds, need, at_once, training_operations(spec, longest))
     whole = None if took is None or trials is None else took * math.ceil(trials / at_once)
     price = None if took is None or price_per_hour is None else price_per_hour / at_once * took

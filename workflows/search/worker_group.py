@@ -189,8 +189,8 @@ def _work(payload: _Payload) -> None:
     for sitting in sittings:
         threading.Thread(target=run, args=[sitting], daemon=True).start()
     for _ in sittings:
-        if (error := ends.get()) is not None:
-            raise error
+        if (failure := ends.get()) is not None:
+            raise failure
 
 
 def _own_group() -> Any:
