@@ -44,7 +44,7 @@ def store_of(folder: Path) -> Store:
 
 def run(stage: str, folder: Path, pipeline: Mapping[str, Any]) -> Artifact:
     """Run a pipeline up to a stage, whose artifact is returned; ends the benchmark if it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"}
+    environment = {"RAY_worker_niceness": "0", **os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "workflows", stage, pipeline_file(folder, pipeline).name]
     subprocess.run(command, cwd=folder, env=environment, check=True)
     return store_of(folder).all_of(stage)[-1]

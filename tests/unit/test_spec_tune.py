@@ -208,8 +208,8 @@ def test_values_are_checked_together(problems):
     ({"space": SPACE, "searcher": "grid"}, "searcher grid needs a list of choices"),
     ({"space": SPACE, "trials": 1, "scheduler": "population"}, "of 2 or more"),
     ({"space": SPACE, "trials": 4, "scheduler": "population", "searcher": "tpe"}, "leave out tpe"),
-    ({"space": SPACE, "trials": 4, "scheduler": "asha", "metric": ["held_out_loss", "seconds"]}, "names two"),
-    ({"space": SPACE, "trials": 4, "metric": ["seconds", "seconds"]}, "two different ones"),
+    ({"space": SPACE, "trials": 4, "scheduler": "population", "metric": ["held_out_loss", "seconds"]}, "name one"),
+    ({"space": SPACE, "trials": 4, "metric": ["seconds", "seconds"]}, "several different ones"),
     ({"space": SPACE, "trials": 4, "scheduler": "asah"}, "did you mean asha?"),
     ({"space": {}, "trials": 4}, "tune.space"),
 ])  # fmt: skip
@@ -219,6 +219,8 @@ def test_impossible_searches_are_refused(problems, tune, words):
 
 def test_a_valid_space_has_no_problems_and_can_be_set_on_the_command_line(problems, tmp_path):
     assert problems({"space": SPACE, "trials": 4, "scheduler": {"name": "asha", "reduction_factor": 4}}) == ""
+    several = ["held_out_loss", "seconds", "peak_memory_gb"]
+    assert problems({"space": SPACE, "trials": 4, "scheduler": "hyperband", "metric": several}) == ""
     override = "tune.space.train.learning_rate=[1e-3, 2e-3]"
     spec = read_spec(tmp_path / "pipeline.yaml", [override])
     assert spec.tune.space["train.learning_rate"] == [1e-3, 2e-3]

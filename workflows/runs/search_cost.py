@@ -114,7 +114,7 @@ def _rate(
 
 def _at_most(tune: TuneSpec, differs: bool, has_limit: bool) -> str | None:
     reasons = []
-    if tune.scheduler.name in ("asha", "median"):
+    if tune.scheduler.name in ("asha", "hyperband", "median"):
         reasons.append(f"{tune.scheduler.name} ends trials early")
     if differs:
         reasons.append("each trial counted as the longest of the space")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from workflows.spec.space import Choice, Dimension, Values
+from workflows.spec.space import Choice, Dimension, Values, active, all_settings
 
 # After this many draws in a row that found nothing new, the rest of the space is listed instead.
 _MAX_REPEATS = 1000
@@ -45,22 +45,16 @@ class Draws:
                 return
 
     def _next(self) -> Values:
-        for values in itertools.chain((self._draw() for _ in range(_MAX_REPEATS)), self._listed()):
+        # No space with numbers between numbers repeats itself so often.
+        for values in itertools.chain((self._draw() for _ in range(_MAX_REPEATS)), all_settings(self._dimensions)):
             if self._may_repeat or repr(values) not in self._seen:
                 self._seen.add(repr(values))
                 return values
         raise IndexError("every setting of the space has been drawn")
 
     def _draw(self) -> Values:
-        return {field: _drawn(dimension, self._generator) for field, dimension in self._dimensions.items()}
-
-    def _listed(self) -> Iterator[Values]:
-        """All settings; of a space without numbers between numbers, since no other repeats itself."""
-        each = [
-            dimension.values if isinstance(dimension, Choice) else range(int(dimension.low), int(dimension.high) + 1)
-            for dimension in self._dimensions.values()
-        ]
-        return (dict(zip(self._dimensions, values, strict=True)) for values in itertools.product(*each))
+        drawn = {field: _drawn(dimension, self._generator) for field, dimension in self._dimensions.items()}
+        return active(self._dimensions, drawn)
 
 
 def _drawn(dimension: Dimension, generator: np.random.Generator) -> Any:
@@ -73,5 +67,5 @@ def _drawn(dimension: Dimension, generator: np.random.Generator) -> Any:
         found = np.exp(generator.uniform(*ends, size=1))
         return dimension.nearest(int(found[0]) if dimension.is_whole else float(found[0]))
     if dimension.is_whole:
-        return int(generator.integers(int(low), int(high) + 1, size=1)[0])
+        return dimension.integers[int(generator.integers(0, len(dimension.integers), size=1)[0])]
     return float(generator.uniform(low, high, size=1)[0])

@@ -111,8 +111,8 @@ def scaled(dimension: Range, value: float, factor: float) -> float:
     """The value times a factor; an integer changes by at least 1, and a value at an end of the range goes inwards."""
     for each in (factor, _OTHER_WAY[factor]):
         moved = value * each
-        if dimension.is_whole and round(moved) == value:
-            moved = value + (1 if each > 1 else -1)
+        if dimension.is_whole and dimension.nearest(moved) == value:
+            moved = value + (dimension.step if each > 1 else -dimension.step)
         if (found := dimension.nearest(moved)) != value:
             return found
     return value

@@ -32,6 +32,7 @@ from workflows.search.records import (
 from workflows.search.standing import Standing
 from workflows.search.table import search_summary, search_table
 from workflows.search.trial import TrialEvent, event_of, values_of
+from workflows.spec.constraints import broken
 from workflows.store import Store, StoreError
 
 if TYPE_CHECKING:
@@ -125,11 +126,16 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
             mine.reports.append(report)
             mine.reused += line.was_known
             is_new = not line.was_known  # otherwise a record already has this report, and maybe later ones
-            self._standing.add(mine, report)
+            mine.error = broken(self._search.constraints, report.figures)
+            if mine.error:
+                mine.excluded.append(report.step)
+            else:
+                self._standing.add(mine, report)
             if report.checkpoint is not None:
                 self._kept.add((mine.key, report.checkpoint))
         if result["done"]:
-            self._end(mine, FINISHED if report.step >= report.num_steps else STOPPED, is_new=is_new)
+            state = FINISHED if report.step >= report.num_steps else STOPPED
+            self._end(mine, state, mine.error, is_new=is_new)
         else:
             self._change(mine, is_new)
             if self._records.is_due:

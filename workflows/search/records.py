@@ -68,6 +68,8 @@ class Trial:
     """number of times that its workers were lost and it continued from its last checkpoint"""
     reused: int = 0
     """number of its reports that an earlier run had measured"""
+    excluded: list[int] = field(default_factory=list)
+    """the steps of its reports that break `tune.constraints`"""
     retry: bool = True
     """after a failure: whether the next search tries it again, because it lost workers or lacked resources"""
 
@@ -84,9 +86,9 @@ class Trial:
         seen, best = self._bests.get(metric, (0, None))
         for report in self.reports[seen:]:
             value = report.figures.get(metric, math.nan)
-            if math.isfinite(value) and (
-                best is None or badness(metric, value) < badness(metric, best.figures[metric])
-            ):
+            if not math.isfinite(value) or report.step in self.excluded:
+                continue
+            if best is None or badness(metric, value) < badness(metric, best.figures[metric]):
                 best = report
         self._bests[metric] = (len(self.reports), best)
         return best
@@ -154,6 +156,12 @@ class Search:
     """the same for searches that differ only in their budget"""
     forecast: Forecast | None = None
     """of a search over mixtures"""
+    constraints: list[str] = field(default_factory=list)
+    """`tune.constraints`"""
+    expected_gain: float | None = None
+    """with `tune.min_gain`: what further trials are expected to gain for the tokens of a whole training"""
+    min_gain: float | None = None
+    """`tune.min_gain`, if it has ended the search"""
 
     def leader(self) -> tuple[Trial, Report] | None:
         """The winner and its report, if it is known; else the best report of all trials by the first metric."""

@@ -16,10 +16,12 @@ from workflows.progress import Progress
 from workflows.search.packed_groups import PackedGroups
 from workflows.search.recorder import SearchRecorder
 from workflows.search.records import Search
-from workflows.search.trial import Shared, TrialRunner
+from workflows.search.table import gain_line
+from workflows.search.trial import Shared, TrialRunner, event_of
 from workflows.search.tuner import tuner_of
 from workflows.spec import PipelineSpec
-from workflows.spec.space import Values, parse, size_of
+from workflows.spec.constraints import broken
+from workflows.spec.space import Values, dimensions_of, size_of
 from workflows.stage import StageFailed
 from workflows.store import Store, StoreError
 
@@ -62,6 +64,7 @@ def run_trials(
             storage_path=shared.folder,
             storage_filesystem=store.filesystem,
             callbacks=[recorder],
+            stop=(lambda trial_id, result: is_excluded(search.constraints, result)) if search.constraints else None,
             failure_config=ray.tune.FailureConfig(max_failures=shared.max_failures),
             verbose=0,
         ),
@@ -82,6 +85,14 @@ def run_trials(
         raise failure(f"tune: {describe_error(error)}") from error
     if chosen is None and (used_up := _used_up(spec, search)):
         progress.note(used_up)
+    if search.min_gain is not None:
+        progress.note(f"tune: {gain_line(search)}")
+
+
+def is_excluded(constraints: list[str], result: Mapping[str, object]) -> bool:
+    """Whether a result of Tune's has a report that breaks the constraints of the search."""
+    report = event_of(result).report
+    return report is not None and bool(broken(constraints, report.figures))
 
 
 def _end(groups: Any) -> None:
@@ -95,7 +106,7 @@ def _used_up(spec: PipelineSpec, search: Search) -> str:
     """That the search ended before its limit, because it has tried every setting; empty if it has not."""
     tune = spec.tune
     assert tune is not None
-    size = size_of(map(parse, tune.space.values()))
+    size = size_of(dimensions_of(tune.space))
     begun = len({trial.number for trial in search.trials})
     is_expected = tune.searcher.name == "grid" or tune.scheduler.name == "population" or size == tune.trials
     if is_expected or size != begun:

@@ -299,8 +299,19 @@ def winner_values(search: Search) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
 
 
+def gain_line(search: Search) -> str:
+    """What further trials were expected to gain, and whether that has ended the search; empty without a price."""
+    if search.expected_gain is None:
+        return ""
+    expected = f"{search.expected_gain:.4g} is expected of further trials for the tokens of a whole training"
+    if search.min_gain is None:
+        return f"an improvement by {expected}"
+    return f"the search ended, because an improvement by {expected}, less than tune.min_gain, {search.min_gain:.4g}"
+
+
 def _outcome(search: Search) -> list[str]:
     lines = [winner_line(search), *(f"  {field}: {value}" for field, value in winner_values(search).items())]
+    lines += filter(None, [gain_line(search)])
     if len(search.metrics) > 1 and (front := search.front()):
         numbers = ", ".join(str(trial.number) for trial, _ in front)
         lines.append(f"Pareto front of {' and '.join(map(plain, search.metrics))}: trials {numbers}")

@@ -18,7 +18,8 @@ from workflows.search.draws import Draws
 from workflows.search.records import badness, higher_is_better
 from workflows.search.trial import TOGETHER, event_of
 from workflows.spec import TpeSpec
-from workflows.spec.space import Choice, Dimension, Values
+from workflows.spec.constraints import broken
+from workflows.spec.space import Choice, Dimension, Values, active
 
 # How often TPE may suggest settings that the search has tried before random ones are taken instead.
 _MAX_REPEATS = 8
@@ -34,11 +35,13 @@ class TpeSearch(Searcher):  # type: ignore[misc]
         dimensions: Mapping[str, Dimension],
         metrics: Sequence[str],
         earlier: Mapping[int, Values],
+        constraints: Sequence[str] = (),
     ) -> None:
         """`earlier`: settings that a search before this one chose, by the number of the trial."""
         super().__init__()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._spec, self._seed, self._metrics, self._earlier = spec, seed, metrics, earlier
+        self._dimensions, self._constraints = dimensions, constraints
         self._distributions = {field: _distribution(dimension) for field, dimension in dimensions.items()}
         self._draws = Draws(dimensions, seed)
         self._study = optuna.create_study(
@@ -58,18 +61,14 @@ class TpeSearch(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> Any:
         """Called by Tune for the settings of the next trial; ends the search when the space is used up."""
         number = self._begun
-        asked = None
         values = self._earlier.get(number)
         if values is None or not self._is_new(values):
-            if min(number, self._measured) >= self._spec.startup_trials:
-                asked = self._ask(number)
-            values = self._drawn(number) if asked is None else asked.params
+            asked = self._ask(number) if min(number, self._measured) >= self._spec.startup_trials else None
+            values = asked or self._drawn(number)
         if values is None:
             return Searcher.FINISHED
-        if asked is None:
-            self._study.add_trial(
-                create_trial(state=TrialState.RUNNING, params=values, distributions=self._distributions)
-            )
+        kept = {field: each for field, each in self._distributions.items() if field in values}
+        self._study.add_trial(create_trial(state=TrialState.RUNNING, params=values, distributions=kept))
         self._begun += 1
         self._tried.add(self._named(values))
         self._running[trial_id] = len(self._study.get_trials(deepcopy=False)) - 1
@@ -78,7 +77,7 @@ class TpeSearch(Searcher):  # type: ignore[misc]
     def on_trial_result(self, trial_id: str, result: Mapping[str, object]) -> None:
         """Called by Tune with a report, unless the trial ends with it."""
         report = event_of(result).report
-        if report is None:
+        if report is None or broken(self._constraints, report.figures):
             return
         values = [report.figures.get(metric, math.nan) for metric in self._metrics]
         best, first = self._best.get(trial_id), self._metrics[0]
@@ -107,15 +106,15 @@ class TpeSearch(Searcher):  # type: ignore[misc]
         return self._named(values) not in self._tried
 
     def _named(self, values: Values) -> str:
-        return repr([values[field] for field in self._distributions])
+        return repr([values.get(field) for field in self._distributions])
 
     def _drawn(self, number: int) -> Values | None:
         """The random settings of a trial; None if the space is used up."""
         own = itertools.islice(self._draws, number, None)
         return next(filter(self._is_new, itertools.chain(own, self._draws)), None)
 
-    def _ask(self, number: int) -> optuna.Trial | None:
-        """A trial with TPE's settings; None if TPE finds only settings that were tried."""
+    def _ask(self, number: int) -> Values | None:
+        """TPE's settings; None if TPE finds only settings that were tried."""
         for attempt in range(_MAX_REPEATS):
             own_seed = np.random.SeedSequence([self._seed, number, attempt]).generate_state(1)
             self._study.sampler = optuna.samplers.TPESampler(
@@ -125,9 +124,10 @@ class TpeSearch(Searcher):  # type: ignore[misc]
                 constant_liar=True,  # running trials count as bad, so that concurrent trials differ
             )
             asked = self._study.ask(self._distributions)
-            if self._is_new(asked.params):
-                return asked
-            self._study.tell(asked, state=TrialState.FAIL)
+            self._study.tell(asked, state=TrialState.FAIL)  # the search adds its active fields, if it takes it
+            values = active(self._dimensions, asked.params)
+            if self._is_new(values):
+                return values
         return None
 
 
@@ -135,5 +135,6 @@ def _distribution(dimension: Dimension) -> Any:
     if isinstance(dimension, Choice):
         return optuna.distributions.CategoricalDistribution(dimension.values)
     if dimension.is_whole:
-        return optuna.distributions.IntDistribution(int(dimension.low), int(dimension.high), log=dimension.is_log)
+        low, high = int(dimension.low), int(dimension.high)
+        return optuna.distributions.IntDistribution(low, high, log=dimension.is_log, step=dimension.step)
     return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=dimension.is_log)

@@ -8,13 +8,25 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from workflows.cluster.ray_private import HEAD_NODE
+from workflows.search.brackets import GRACE_SHARE, Brackets
 from workflows.search.draws import Draws
+from workflows.search.hyperband import Hyperband
 from workflows.search.population import Population
+from workflows.search.priced import UntilGainIsSmall
 from workflows.search.records import Search, higher_is_better
 from workflows.search.schedulers import Asha, Median
 from workflows.search.trial import TOGETHER
-from workflows.spec import AshaSpec, GridSpec, MedianSpec, PipelineSpec, PopulationSpec, TpeSpec, TuneSpec
-from workflows.spec.space import Dimension, Values, combinations, parse
+from workflows.spec import (
+    AshaSpec,
+    GridSpec,
+    HyperbandSpec,
+    MedianSpec,
+    PipelineSpec,
+    PopulationSpec,
+    TpeSpec,
+    TuneSpec,
+)
+from workflows.spec.space import Dimension, Values, all_settings, combinations, dimensions_of, with_values
 
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # it prints the search space at any verbosity
@@ -57,14 +69,15 @@ def tuner_of(
     def number_of(trial: Any) -> str:
         return names.setdefault(trial.trial_id, str(len(names)))
 
-    dimensions = {field: parse(entry) for field, entry in tune.space.items()}
+    dimensions = dimensions_of(tune.space)
     is_population = isinstance(tune.scheduler, PopulationSpec)
     # All members of a population are alive, and those that have no workers wait: what limits them is a resource.
     # A trial's memory is a word: its workers' own request says what it really needs.
     resources = {HEAD_NODE: _seat(search.at_once)} if is_population else {"memory": 1.0}
-    single = tune.metric[0] if len(tune.metric) == 1 else None
     wanted = len(chosen) if chosen is not None else search.wanted
     searcher = InOrder(chosen) if chosen is not None else _searcher(tune, dimensions, earlier or {})
+    if tune.min_gain is not None:
+        searcher = UntilGainIsSmall(searcher, tune.min_gain, tune.metric[0], search)
     space: dict[str, object] = {}
     if is_population:  # for which Tune allows no searcher
         members = itertools.islice(Draws(dimensions, tune.seed, may_repeat=True), wanted)
@@ -73,8 +86,8 @@ def tuner_of(
         ray.tune.with_resources(trainable, ray.tune.PlacementGroupFactory([resources])),
         param_space=space,
         tune_config=ray.tune.TuneConfig(
-            metric=single,
-            mode=single and ("max" if higher_is_better(single) else "min"),
+            metric=tune.metric[0],
+            mode="max" if higher_is_better(tune.metric[0]) else "min",
             search_alg=searcher,
             scheduler=_scheduler(spec, dimensions, steps_of),
             num_samples=-1 if wanted is None else wanted,
@@ -92,10 +105,9 @@ def _searcher(tune: TuneSpec, dimensions: dict[str, Dimension], earlier: Mapping
     if isinstance(tune.searcher, TpeSpec):
         from workflows.search.tpe import TpeSearch  # other searches do not need Optuna
 
-        return TpeSearch(tune.searcher, tune.seed, dimensions, tune.metric, earlier)
+        return TpeSearch(tune.searcher, tune.seed, dimensions, tune.metric, earlier, tune.constraints)
     if isinstance(tune.searcher, GridSpec):
-        combined = itertools.product(*(dimension.ends for dimension in dimensions.values()))
-        return InOrder(dict(zip(dimensions, values, strict=True)) for values in combined)
+        return InOrder(all_settings(dimensions))
     return InOrder(Draws(dimensions, tune.seed))
 
 
@@ -124,9 +136,23 @@ class InOrder(Searcher):  # type: ignore[misc]
         """Called by Tune to keep a state."""
 
 
+def _first_rung(spec: PipelineSpec, scheduler: HyperbandSpec, steps_of: Callable[[Values], int]) -> float:
+    """In tokens."""
+    if scheduler.grace_tokens is not None:
+        return scheduler.grace_tokens
+    longest = 0
+    for values in combinations(spec):
+        train = with_values(spec, values).train
+        longest = max(longest, steps_of(values) * train.pass_tokens * train.passes * train.max_workers)
+    return GRACE_SHARE * longest
+
+
 def _scheduler(spec: PipelineSpec, dimensions: dict[str, Dimension], steps_of: Callable[[Values], int]) -> Any:
     assert spec.tune is not None
     scheduler, every = spec.tune.scheduler, spec.train.checkpoint_every_steps
+    if isinstance(scheduler, HyperbandSpec):
+        brackets = Brackets(_first_rung(spec, scheduler, steps_of), scheduler.reduction_factor, scheduler.brackets)
+        return Hyperband(brackets, spec.tune.metric[0], spec.tune.constraints)
     if isinstance(scheduler, AshaSpec):
         grace = scheduler.grace_steps or every
         longest = max(map(steps_of, combinations(spec)))

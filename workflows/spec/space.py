@@ -9,8 +9,9 @@ Imports no library except pydantic.
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
 from models.errors import nearest
@@ -19,6 +20,9 @@ from workflows.spec.tune import MixtureSearchSpec, TuneSpec
 
 Values = dict[str, object]
 """the settings of a trial: dotted field of the pipeline file -> value"""
+
+Condition = Mapping[str, tuple[object, ...]]
+"""other fields of the space, each with the choices for which a field is searched; empty: always"""
 
 _KINDS = ("uniform", "loguniform", "int", "logint")
 _COMBINATIONS = 256
@@ -34,6 +38,9 @@ class Range:
     high: float
     is_log: bool
     is_whole: bool
+    step: int = 1
+    """between its integers"""
+    when: Condition = dataclass_field(default_factory=dict)
 
     @property
     def ends(self) -> list[Any]:
@@ -43,12 +50,17 @@ class Range:
     @property
     def count(self) -> int | None:
         """The number of its values; None if there is one between any two."""
-        return int(self.high) - int(self.low) + 1 if self.is_whole else None
+        return len(self.integers) if self.is_whole else None
+
+    @property
+    def integers(self) -> range:
+        """Its values, where they are integers."""
+        return range(int(self.low), int(self.high) + 1, self.step)
 
     def nearest(self, value: float) -> float:
         """The value of the range that is nearest to `value`."""
         inside = min(max(value, self.low), self.high)
-        return round(inside) if self.is_whole else inside
+        return int(self.low) + round((inside - self.low) / self.step) * self.step if self.is_whole else inside
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,7 @@ class Choice:
     """A list of choices."""
 
     values: tuple[Any, ...]
+    when: Condition = dataclass_field(default_factory=dict)
 
     @property
     def ends(self) -> list[Any]:
@@ -73,13 +86,15 @@ Dimension = Range | Choice
 
 def parse(entry: Any) -> Dimension:
     """Parse an entry of `tune.space`; raises ValueError with the rule."""
-    if isinstance(entry, list):
-        if not entry or any(isinstance(value, list | dict) for value in entry):
-            raise ValueError(f"got {entry!r}; a list of choices holds one or more plain values, such as [8, 16, 32]")
-        if len({repr(value) for value in entry}) < len(entry):
-            raise ValueError(f"got {entry!r}; it contains a choice twice, list each once")
+    kind, bounds, step, when = _parts(entry)
+    if not isinstance(when, dict) or any(isinstance(value, dict) for value in when.values()):
+        raise ValueError(f"got when: {when!r}; must be other fields of the space with their choices, {_WHEN}")
+    if kind == "choices":
+        if not isinstance(bounds, list) or not bounds or any(isinstance(value, list | dict) for value in bounds):
+            raise ValueError(f"got {bounds!r}; a list of choices holds one or more plain values, such as [8, 16, 32]")
+        if len({repr(value) for value in bounds}) < len(bounds):
+            raise ValueError(f"got {bounds!r}; it contains a choice twice, list each once")
         return dimension_of(entry)
-    kind, bounds = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else ("", [])
     if kind not in _KINDS:
         near = nearest(str(kind), _KINDS)
         hint = f"; did you mean {near}?" if near else ""
@@ -97,21 +112,82 @@ def parse(entry: Any) -> Dimension:
         raise ValueError(f"got {bounds!r}; low must be below high, and both finite")
     if is_log and low <= 0:
         raise ValueError(f"got {bounds!r}; {kind} needs a low above 0")
+    if step is not None:
+        if kind != "int":
+            raise ValueError(f"got step: {step!r} with {kind}; only int has steps, others a list of choices")
+        if type(step) is not int or step < 1 or (high - low) % step:
+            raise ValueError(f"got step: {step!r} for {bounds!r}; must be an integer that divides high - low")
     return dimension_of(entry)
+
+
+_WHEN = "such as {when: {train.adapter.method: dora}, loguniform: [1e-5, 1e-3]}"
+
+
+def _parts(entry: Any) -> tuple[str, Any, Any, Any]:
+    """An entry's kind (of a list: `choices`; of no valid entry: its key, or nothing), bounds, step and condition."""
+    if isinstance(entry, list):
+        return "choices", entry, None, {}
+    if not isinstance(entry, dict):
+        return "", None, None, {}
+    kinds = [str(key) for key in entry if key not in ("when", "step")]
+    if len(kinds) != 1:
+        return "", None, None, {}
+    return kinds[0], entry[kinds[0]], entry.get("step"), entry.get("when", {})
 
 
 def dimension_of(entry: Any) -> Dimension:
     """An entry that `parse` has checked before, such as one of a search on the store."""
-    if isinstance(entry, list):
-        return Choice(tuple(entry))
-    [(kind, (low, high))] = entry.items()
-    return Range(low, high, is_log=kind.startswith("log"), is_whole=kind.endswith("int"))
+    kind, bounds, step, when = _parts(entry)
+    condition = {name: tuple(value) if isinstance(value, list) else (value,) for name, value in when.items()}
+    if kind == "choices":
+        return Choice(tuple(bounds), condition)
+    low, high = bounds
+    return Range(low, high, kind.startswith("log"), kind.endswith("int"), step or 1, condition)
 
 
-def size_of(dimensions: Iterable[Dimension]) -> int | None:
-    """The number of different settings in a space; None if a field takes any number of a range."""
-    counts = [dimension.count for dimension in dimensions]
-    return None if None in counts else math.prod(count for count in counts if count is not None)
+def active(dimensions: Mapping[str, Dimension], values: Values) -> Values:
+    """The values of the fields whose conditions hold."""
+    kept = dict(values)
+    while off := [name for name in kept if name in dimensions and not _holds(dimensions[name].when, kept)]:
+        kept = {name: value for name, value in kept.items() if name not in off}
+    return kept
+
+
+def _holds(condition: Condition, values: Values) -> bool:
+    return all(name in values and values[name] in choices for name, choices in condition.items())
+
+
+def all_settings(dimensions: Mapping[str, Dimension]) -> Iterator[Values]:
+    """All settings of a space of lists and integers, each once."""
+    each = [
+        dimension.values if isinstance(dimension, Choice) else dimension.integers for dimension in dimensions.values()
+    ]
+    seen: set[str] = set()
+    for values in itertools.product(*each):
+        found = active(dimensions, dict(zip(dimensions, values, strict=True)))
+        if len(found) == len(dimensions):
+            yield found
+        elif repr(found) not in seen:
+            seen.add(repr(found))
+            yield found
+
+
+def size_of(dimensions: Mapping[str, Dimension]) -> int | None:
+    """The number of different settings in a space; None if a field takes any number of a range.
+
+    Of a large space with conditions, more than that.
+    """
+    counts = [dimension.count for dimension in dimensions.values()]
+    if None in counts:
+        return None
+    size = math.prod(count for count in counts if count is not None)
+    is_counted = size <= _MAX_WHOLE and any(dimension.when for dimension in dimensions.values())
+    return sum(1 for _ in all_settings(dimensions)) if is_counted else size
+
+
+def dimensions_of(space: Mapping[str, Any]) -> dict[str, Dimension]:
+    """The dimensions of `tune.space`."""
+    return {name: parse(entry) for name, entry in space.items()}
 
 
 def trials_wanted(tune: TuneSpec) -> int | None:
@@ -123,7 +199,7 @@ def trials_wanted(tune: TuneSpec) -> int | None:
         return tune.searcher.proxies
     if tune.scheduler.name == "population":
         return tune.trials
-    size = size_of(map(parse, tune.space.values()))
+    size = size_of(dimensions_of(tune.space))
     if tune.trials is None:
         return size if size is not None and (size <= _MAX_WHOLE or tune.searcher.name == "grid") else None
     return tune.trials if size is None else min(tune.trials, size)
@@ -155,11 +231,12 @@ def with_values(spec: PipelineSpec, values: Values) -> PipelineSpec:
 def combinations(spec: PipelineSpec) -> Iterator[Values]:
     """Combinations of ends and choices: all of them, or a random sample."""
     assert spec.tune is not None
-    ends = {field: parse(entry).ends for field, entry in spec.tune.space.items()}
+    dimensions = dimensions_of(spec.tune.space)
+    ends = {name: dimension.ends for name, dimension in dimensions.items()}
     if math.prod(len(values) for values in ends.values()) <= _COMBINATIONS:
         for values in itertools.product(*ends.values()):
-            yield dict(zip(ends, values, strict=True))
+            yield active(dimensions, dict(zip(ends, values, strict=True)))
         return
     draw = random.Random(spec.tune.seed)
     for _ in range(_COMBINATIONS):
-        yield {field: draw.choice(values) for field, values in ends.items()}
+        yield active(dimensions, {name: draw.choice(values) for name, values in ends.items()})

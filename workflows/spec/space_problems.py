@@ -10,9 +10,10 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from models.errors import nearest
+from workflows.spec.constraints import parse_constraint
 from workflows.spec.pipeline import PipelineSpec
 from workflows.spec.section import HOW
-from workflows.spec.space import Range, Values, combinations, parse, with_values
+from workflows.spec.space import Dimension, Range, Values, combinations, parse, with_values
 from workflows.spec.train import TrainSpec
 from workflows.spec.tune import COSTS, SUITE, TuneSpec
 
@@ -32,7 +33,7 @@ class SpaceProblem:
     words: str = ""
     error: Any = None
     """pydantic's error, for a value that the field does not allow"""
-    section: Literal["space", "metric"] = "space"
+    section: Literal["space", "metric", "constraints"] = "space"
     """the field of `tune` that has the mistake"""
 
 
@@ -40,7 +41,25 @@ def problems_of(spec: PipelineSpec) -> list[SpaceProblem]:
     """Every mistake in `tune.space` and `tune.metric`, found before anything starts."""
     if spec.tune is None:
         return []
-    return [*_metric_problems(spec, spec.tune), *_space_problems(spec, spec.tune)]
+    return [
+        *_metric_problems(spec, spec.tune),
+        *_constraint_problems(spec, spec.tune),
+        *_space_problems(spec, spec.tune),
+    ]
+
+
+def _constraint_problems(spec: PipelineSpec, tune: TuneSpec) -> Iterator[SpaceProblem]:
+    """The constraints on figures that no trial would report."""
+    known = [*spec.train.objective.metrics, *COSTS, "tokens_per_second", *filter(_is_suite, tune.metric)]
+    for figure in (parse_constraint(text).figure for text in tune.constraints):
+        if figure not in known:
+            near = nearest(figure, known)
+            hint = f"did you mean {near}?" if near else f"known here: {', '.join(known)}"
+            yield SpaceProblem("", f"got {figure}, which no checkpoint measures; {hint}", section="constraints")
+
+
+def _is_suite(metric: str) -> bool:
+    return metric.startswith(SUITE)
 
 
 def _metric_problems(spec: PipelineSpec, tune: TuneSpec) -> Iterator[SpaceProblem]:
@@ -101,6 +120,9 @@ def _space_problems(spec: PipelineSpec, tune: TuneSpec) -> list[SpaceProblem]:
         if isinstance(dimension, Range) and not dimension.is_whole and _holds_whole_numbers(spec, field):
             found.append(SpaceProblem(field, "takes integers; use int or logint, or a list of choices"))
             continue
+        if problem := _condition_problem(tune, field, dimension):
+            found.append(SpaceProblem(field, problem))
+            continue
         for value in dimension.ends:
             if (error := _error_of(spec, {field: value})) is not None and field.rpartition(".")[2] in error["loc"]:
                 found.append(SpaceProblem(field, f"the value {value!r}: ", error))
@@ -115,6 +137,20 @@ def _space_problems(spec: PipelineSpec, tune: TuneSpec) -> list[SpaceProblem]:
             said = ", ".join(f"{name}={value!r}" for name, value in values.items())
             return [SpaceProblem("", f"with {said}: {error['msg'].removeprefix('Value error, ')}")]
     return []
+
+
+def _condition_problem(tune: TuneSpec, field: str, dimension: Dimension) -> str:
+    """What is wrong with an entry's `when`; empty if nothing is."""
+    if dimension.when and tune.scheduler.name == "population":
+        return "has a condition (when), which a population cannot keep, because it changes fields one by one"
+    for other, values in dimension.when.items():
+        entry = tune.space.get(other)
+        choices = entry.get("choices", []) if isinstance(entry, dict) else entry
+        if other == field or not isinstance(choices, list) or not choices:
+            return f"when.{other}: must be another field of the space, with a list of choices"
+        if unknown := [value for value in values if value not in choices]:
+            return f"when.{other}: got {unknown[0]!r}, which is not among its choices {choices!r}"
+    return ""
 
 
 def _holds_whole_numbers(spec: PipelineSpec, field: str) -> bool:

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from workflows.spec.constraints import parse_constraint
 from workflows.spec.data import check_transformer_size
-from workflows.spec.section import HOW, PositiveInt, Section, named
+from workflows.spec.section import ADDED, HOW, PositiveInt, Section, named
 
 SUITE = "suite_"
 """the beginning of a metric that is the mean score of a suite"""
@@ -107,6 +108,25 @@ class AshaSpec(Section):
     """One in this many trials continues past a rung, to this many times the steps."""
 
 
+class HyperbandSpec(Section):
+    """Asynchronous Hyperband over tokens (Li et al. 2018, arXiv:1603.06560; 2020, arXiv:1810.05934)."""
+
+    name: Literal["hyperband"] = "hyperband"
+    """Asynchronous Hyperband over tokens (Li et al. 2018, arXiv:1603.06560; 2020, arXiv:1810.05934): at each rung,
+    only the best trials continue. A trial is compared at its first checkpoint at or after a rung, so trials with
+    different batch sizes are compared after the same number of tokens."""
+
+    grace_tokens: PositiveInt | None = None
+    """The first rung, in tokens that a training has read; defaults to 0.3 of the longest training."""
+
+    reduction_factor: Annotated[float, Field(gt=1.0, le=100.0)] = 3.0
+    """One in this many trials continues past a rung, to this many times the tokens."""
+
+    brackets: Annotated[int, Field(ge=1, le=10)] = 1
+    """Number of brackets. Trials of each further one are first compared a rung later, which protects trials that
+    improve late."""
+
+
 class MedianSpec(Section):
     """Median stopping (Golovin et al. 2017)."""
 
@@ -140,9 +160,9 @@ class PopulationSpec(Section):
     by at least 1; in a list, to the next value)."""
 
 
-def _one_or_two(metrics: list[str]) -> list[str]:
-    if not 1 <= len(metrics) <= 2 or len(set(metrics)) < len(metrics):
-        raise ValueError(f"got {metrics}; name one metric, or two different ones")
+def _distinct(metrics: list[str]) -> list[str]:
+    if not metrics or len(set(metrics)) < len(metrics):
+        raise ValueError(f"got {metrics}; name one metric, or several different ones")
     if metrics[0] in COSTS:
         raise ValueError(
             f"got {metrics[0]} first; it only grows while a trial trains, so the first checkpoint of all would win; "
@@ -151,13 +171,18 @@ def _one_or_two(metrics: list[str]) -> list[str]:
     return metrics
 
 
+def _constraints(texts: list[str]) -> list[str]:
+    return [str(parse_constraint(text)) for text in texts]
+
+
 class TuneSpec(Section):
     """tune: a hyperparameter search over `train`; the winner becomes the checkpoint."""
 
     space: dict[str, Any] = Field(default={})
     """The search space: dotted fields of `train`, or `data.sources.N.weight`, each with a list of values such as
-    `[8, 16, 32]` or a range: `{uniform: [0, 0.1]}`, `{loguniform: [1e-5, 1e-3]}`, or for integers `{int: [1, 64]}`
-    and `{logint: [1, 64]}`."""
+    `[8, 16, 32]` or a range: `{uniform: [0, 0.1]}`, `{loguniform: [1e-5, 1e-3]}`, or for integers `{int: [1, 64]}`,
+    `{int: [8, 64], step: 8}` and `{logint: [1, 64]}`. With `when`, a field is searched only for some choices of
+    another one: `{when: {train.adapter.method: dora}, loguniform: [1e-5, 1e-3]}`, `{when: ..., choices: [8, 16]}`."""
 
     trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Number of settings to try, including those that an earlier search measured."""
@@ -165,16 +190,24 @@ class TuneSpec(Section):
     time_minutes: Annotated[float, Field(gt=0.0, le=1_000_000.0)] | None = None
     """Time limit of the search in minutes; an interrupted search has the full limit again at each start."""
 
+    min_gain: Annotated[float, Field(gt=0.0, le=1_000_000.0)] | None = Field(default=None, json_schema_extra=ADDED)
+    """A price: the search ends when further trials, which read as many tokens as a whole training, are expected to
+    improve the best value of the metric by less than this. Running trials go on to their ends."""
+
     metric: Annotated[
         list[Metric], BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
-        AfterValidator(_one_or_two),
+        AfterValidator(_distinct),
     ] = Field(default=["held_out_loss"])  # fmt: skip
     """What to compare, measured at each checkpoint: `held_out_loss`; with a chosen and a rejected or with labelled
     replies also `held_out_accuracy` and `held_out_margin`; with `distill` also `held_out_plain_loss` and
     `held_out_divergence`; `suite_NAME`, the score of a suite of `evaluate.suites`, to whose items the workers reply
-    at each checkpoint. A second metric may also be `seconds` of training or `peak_memory_gb` of a worker. With two
-    (`[held_out_loss, seconds]`), the first decides the winner, and the search reports the trials that no other beats
-    in both. Fields of the space that enter a metric's own value are refused."""
+    at each checkpoint. Further metrics may also be `seconds` of training or `peak_memory_gb` of a worker. With
+    several (`[held_out_loss, seconds]`), the first decides the winner and what is stopped early, and the search
+    reports the trials that no other beats in all. Fields of the space that enter a metric's own value are refused."""
+
+    constraints: Annotated[list[str], AfterValidator(_constraints)] = Field(default=[], json_schema_extra=ADDED)
+    """Bounds on what a checkpoint measures: `peak_memory_gb <= 20`, `tokens_per_second >= 500`, `seconds <= 3600`, or
+    a held-out figure of the objective. A trial that breaks one is stopped at that checkpoint, which cannot win."""
 
     searcher: Annotated[
         Annotated[RandomSpec | GridSpec | TpeSpec | MixtureSearchSpec, Field(discriminator="name")],
@@ -183,7 +216,7 @@ class TuneSpec(Section):
     """How to choose settings: a name, or a mapping with `name` and the fields of that searcher."""
 
     scheduler: Annotated[
-        Annotated[AllSpec | AshaSpec | MedianSpec | PopulationSpec, Field(discriminator="name")],
+        Annotated[AllSpec | AshaSpec | HyperbandSpec | MedianSpec | PopulationSpec, Field(discriminator="name")],
         BeforeValidator(named),
     ] = AllSpec()
     """Which trials to continue: a name, or a mapping with `name` and the fields of that scheduler."""
@@ -234,9 +267,7 @@ class TuneSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _two_metrics_are_searched_whole(self) -> "TuneSpec":
-        if len(self.metric) == 2 and self.scheduler.name != "none":
-            raise ValueError(
-                f"scheduler {self.scheduler.name} stops trials by one metric, and metric names two; leave one out"
-            )
+    def _a_population_has_one_metric(self) -> "TuneSpec":
+        if len(self.metric) > 1 and self.scheduler.name == "population":
+            raise ValueError("scheduler population copies trials by one metric, and metric names several; name one")
         return self

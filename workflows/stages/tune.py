@@ -84,6 +84,7 @@ def run(context: Context) -> TuneFigures:
         seconds_allowed=tune.time_minutes and tune.time_minutes * 60,
         at_once=trials_at_once(spec, nodes, pack),
         family=family_of(spec, inputs.keys),
+        constraints=list(tune.constraints),
     )
     earlier = _earlier(store, search)
     shared = Shared(
@@ -131,8 +132,8 @@ def family_of(spec: PipelineSpec, keys: Mapping[str, str]) -> str:
     """A key that is the same for searches that differ only in their budget."""
     assert spec.tune is not None
     settings = spec.tune.result_fields()
-    for budget in ("trials", "time_minutes"):
-        del settings[budget]
+    for budget in ("trials", "time_minutes", "min_gain"):
+        settings.pop(budget, None)
     return content_key({"tune": settings, "trial": key_of(spec, keys)})
 
 
