@@ -38,7 +38,8 @@ def test_a_number_is_taken_as_it_is(tiny: dict[str, Any]) -> None:
         ({"zero": {"stage": 3}}, {}, "zero.stage 3"),
         ({"batch_tokens": "auto"}, {}, "batch_tokens auto"),
         ({"deepspeed": {"wall_clock_breakdown": True}}, {}, "train.deepspeed"),
-        ({}, {"metric": ["held_out_loss", "seconds"]}, "metric seconds"),
+        ({}, {"metric": ["held_out_loss", "seconds"]}, "seconds measures"),
+        ({}, {"constraints": ["tokens_per_second >= 5"]}, "tokens_per_second measures"),
         ({}, {"scheduler": "population"}, "population"),
     ],
 )

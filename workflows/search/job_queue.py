@@ -87,7 +87,11 @@ class JobQueue:
         self._changed = asyncio.Condition()
         self._seats = [_Seat() for _ in range(num_seats)]
         self._broken: JobUpdate | None = None
-        self._is_closed = False
+        self._is_closed = self._is_asked = False
+
+    async def is_asked(self) -> bool:
+        """Whether workers have asked for jobs."""
+        return self._is_asked
 
     async def give(self, seat: int, job: TrainingJob) -> None:
         """Start a new job; workers leave the previous one of this seat at its next checkpoint."""
@@ -113,6 +117,8 @@ class JobQueue:
 
     async def take(self, seat: int, done: int) -> "Assignment | None":
         """For a worker: the job after number `done`, or the same job after a loss; None if there are no more."""
+
+        self._is_asked = True
 
         def is_there() -> bool:
             mine = self._seats[seat]

@@ -3,8 +3,9 @@
 from models.base.load import known_folder
 from models.errors import RayconteurError
 from workflows.spec import PipelineSpec
+from workflows.spec.constraints import parse_constraint
 from workflows.spec.space import combinations, with_values
-from workflows.spec.tune import SUITE
+from workflows.spec.tune import SUITE, TuneSpec
 from workflows.training.steps import PASS_TOKENS
 
 _MAX_AUTO = 8
@@ -25,6 +26,12 @@ def pack_of(spec: PipelineSpec) -> int:
     return tune.pack
 
 
+def own_figures(tune: TuneSpec) -> list[str]:
+    """The figures of a search that a pack would measure of all its members together: times and memory."""
+    figures = [*tune.metric, *(parse_constraint(text).figure for text in tune.constraints)]
+    return [figure for figure in figures if not figure.startswith((SUITE, "held_out_"))]
+
+
 def _why_not(spec: PipelineSpec) -> str:
     """Why trials of this search cannot be packed; empty if they can."""
     tune = spec.tune
@@ -33,9 +40,8 @@ def _why_not(spec: PipelineSpec) -> str:
         return "the members of a population copy each other's optimizer states"
     if tune.searcher.name == "mixture":
         return "a search over mixtures trains small models whole"
-    measured = [metric for metric in tune.metric if not metric.startswith((SUITE, "held_out_"))]
-    if measured:
-        return f"metric {measured[0]} measures a trial on its own"
+    if own := own_figures(tune):
+        return f"{own[0]} measures a trial on its own"
     if spec.data.new_tokens:
         return "data.new_tokens are trained as rows of the base model"
     trials = [spec, *(with_values(spec, values) for values in combinations(spec))]

@@ -30,7 +30,6 @@ from workflows.search.records import (
 from workflows.search.seat import Seat, job_of
 from workflows.spec import PipelineSpec
 from workflows.spec.space import Values, with_values
-from workflows.spec.tune import COSTS
 from workflows.store import Store, content_key
 from workflows.suites.suite import Suite
 from workflows.training.inputs import TrainingInputs
@@ -61,6 +60,8 @@ class Shared:
     """whose scores are among the metrics"""
     suites_key: str = ""
     """changes with what is in them"""
+    are_alone: bool = False
+    """whether a trial needs figures of its own, its time or its memory"""
     groups: Any = None
     """the actor of `PackedGroups` that several trials share; None: each has a worker group of its own"""
 
@@ -176,7 +177,7 @@ class TrialRunner(ray.tune.Trainable):  # type: ignore[misc]
         if known.state == FAILED and known.retry:
             known.state, known.error = RUNNING, ""
         self._known: Sequence[Report] = known.reports
-        if {*COSTS} & {*self._shared.metrics}:  # which packs measure of all members together
+        if self._shared.are_alone:  # figures of packs are those of all members together
             known.reports = list(itertools.takewhile(lambda report: not report.figures.get(PACKED), known.reports))
         if self._shared.is_population:  # any member may copy any of its steps
             known.reports = list(itertools.takewhile(lambda report: report.checkpoint is not None, known.reports))

@@ -115,6 +115,12 @@ class WorkerGroup:
         """Whether the workers have left, or are lost for good."""
         return not self._thread.is_alive()
 
+    @property
+    def have_started(self) -> bool:
+        """Whether the workers ask for jobs."""
+        started: bool = ray.get(self._queue.is_asked.remote())
+        return started
+
     def close(self) -> None:
         """Let the workers leave at their next checkpoint; those that take longer end with this process."""
         with contextlib.suppress(ray.exceptions.RayActorError):

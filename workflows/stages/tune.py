@@ -29,7 +29,7 @@ from workflows.cluster.workers import check_fits
 from workflows.figures import TuneFigures
 from workflows.search.checkpoints import Needs, needs_of
 from workflows.search.mixture import PROXIES, forecast_mixtures, proxies_of
-from workflows.search.pack import pack_of
+from workflows.search.pack import own_figures, pack_of
 from workflows.search.records import (
     FAILED,
     FINISHED,
@@ -98,6 +98,7 @@ def run(context: Context) -> TuneFigures:
         max_failures=tune.max_failures,
         suites=(suites := metric_suites(spec)),
         suites_key=content_key({"suites": suite_settings(spec.evaluate)}) if suites else "",
+        are_alone=bool(own_figures(tune)),
     )
     write_search(store, search)
     each = f"packed by {pack}, each pack" if pack > 1 else "each"
