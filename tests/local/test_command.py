@@ -109,4 +109,7 @@ def test_missing_gpus_are_reported_before_the_first_stage(command, tiny, tmp_pat
     [event] = command.events(process)
     assert process.wait() == 1
     assert event["event"] == "error"
-    assert "train.num_workers: 2 workers with 1 GPUs each need 2, the cluster has 0" in event["text"]
+    assert (
+        "train.gpus_per_worker: needs 2 workers of 1 CPU, 1 GPU each, and no node is large enough for one"
+        in event["text"]
+    )
