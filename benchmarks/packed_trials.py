@@ -24,6 +24,9 @@ from typing import Any
 import yaml
 from pipeline_runs import ROOT
 
+from workflows.cluster.workers import worker_environment
+from workflows.training.steps import PASS_TOKENS
+
 BASE = "builtin:smollm2-135m-instruct"
 STEP_TOKENS = 256
 PACK = 8
@@ -147,9 +150,6 @@ def measure_step(kind: str) -> dict[str, float]:
     return {"tokens_per_second": done * tokens / (time.monotonic() - began), "peak_gb": peak_gb(), "steps": done}
 
 
-PASS_TOKENS = int(os.environ.get("PASS_TOKENS", 2048))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
@@ -168,13 +168,17 @@ def main() -> None:
     for _ in range(options.rounds):
         for kind in kinds:
             command = [sys.executable, __file__, "--kind", kind]
-            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), **worker_environment(2, 0)}
             output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
             each[kind].append(json.loads(output.splitlines()[-1]))
             print(kind, each[kind][-1])
     for kind in kinds:
         found[f"tokens_per_second_{kind}"] = statistics.median(one["tokens_per_second"] for one in each[kind])
         found[f"peak_gb_{kind}"] = statistics.median(one["peak_gb"] for one in each[kind])
+    alone = found[f"tokens_per_second_{STEP_TOKENS}"]
+    found["gain"] = round(found["tokens_per_second_packed"] / alone, 2)
+    found["room"] = round(found[f"tokens_per_second_{PACK * STEP_TOKENS}"] / alone, 2)
+    found["memory_ratio"] = round(found["peak_gb_packed"] / found[f"peak_gb_{STEP_TOKENS}"], 2)
     if options.data:
         before = (options.before or ROOT).resolve()
         own: int | str | None = None if options.before else 1

@@ -228,10 +228,10 @@ class TuneSpec(Section):
     """Maximum number of concurrent trials. Left out, as many as the cluster's nodes have the capacity for; on a
     cluster that adds nodes on demand, set how many those nodes have the capacity for."""
 
-    pack: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(default="auto", json_schema_extra=HOW)
+    pack: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(default=1, json_schema_extra=HOW)
     """Number of LoRA trials that a worker group trains together: their forward and backward passes share the frozen
     base model. The results are those of trials on their own. `auto` packs trials with short steps, up to 1,024 tokens
-    a pass in all; 1 never does."""
+    a pass in all, if this search can be packed."""
 
     max_failures: Annotated[int, Field(ge=0, le=1000)] = Field(default=2, json_schema_extra=HOW)
     """How often a trial that lost its workers continues from its last checkpoint before it counts as failed."""
