@@ -13,6 +13,7 @@ other parts of a row change no member's result, except for rounding.
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -58,6 +59,9 @@ class _Call:
 
     function: Callable[[], Any]
     found: Future[Any] = field(default_factory=Future)
+
+    def results(self) -> list[Any]:
+        return [self.function()]
 
 
 class Pack:
@@ -141,11 +145,11 @@ class Pack:
                 self._wishes = list(passes) if calls else []
             if calls:
                 for call in calls:
-                    _settle([call], lambda call=call: [call.function()])  # type: ignore[misc]
+                    _settle([call], call.results)
                 continue
             for trains in (True, False):
                 for row in _rows([each for each in passes if (each.weight is not None) == trains], self.max_tokens):
-                    _settle(row, lambda row=row, trains=trains: self._compute(row, trains))  # type: ignore[misc]
+                    _settle(row, functools.partial(self._compute, row, trains))
 
     def _compute(self, row: Sequence[_Pass], trains: bool) -> list[Sums]:
         batch = side_by_side([each.batch for each in row])

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -94,6 +95,16 @@ class Command:
         assert process.stdout is not None
         for line in process.stdout:
             yield json.loads(line)
+
+    def killed_search(self, file: Path, after: int) -> list[dict[str, Any]]:
+        """Kill `tune` once this many trials have ended; the records of its trials, in `store` beside the file."""
+        process = self.start("tune", file)
+        for event in self.events(process):
+            if event["event"] == "progress" and event["stage"] == "tune" and event["done"] >= after:
+                os.kill(process.pid, signal.SIGKILL)
+                break
+        assert process.wait() == -signal.SIGKILL
+        return [json.loads(path.read_text()) for path in (file.parent / "store").glob("trials/*/trial_*.json")]
 
     def finished(self, *arguments: Any) -> list[dict[str, Any]]:
         """All events of a process, which must exit with 0."""

@@ -1,8 +1,6 @@
 """Searches whose trials share worker groups, on a real Ray cluster."""
 
 import json
-import os
-import signal
 
 import pytest
 import yaml
@@ -56,13 +54,7 @@ def test_a_killed_search_with_packs_trains_nothing_twice(command, searched, tmp_
     searched["tune"]["pack"] = 4
     file = tmp_path / "pipeline.yaml"
     file.write_text(yaml.safe_dump(searched))
-    process = command.start("tune", file)
-    for event in command.events(process):
-        if event["event"] == "progress" and event["stage"] == "tune" and event["done"] >= 4:
-            os.kill(process.pid, signal.SIGKILL)
-            break
-    assert process.wait() == -signal.SIGKILL
-    before = [json.loads(path.read_text()) for path in (tmp_path / "store").glob("trials/*/trial_*.json")]
+    before = command.killed_search(file, after=4)
     ended = {trial["key"]: trial for trial in before if trial["state"] == "finished"}
     begun = {trial["key"]: trial for trial in before if trial["state"] == "running" and trial["reports"]}
     assert ended

@@ -6,7 +6,6 @@ import math
 import os
 import random
 import re
-import signal
 import subprocess
 import time
 from collections import Counter
@@ -283,13 +282,7 @@ def test_a_killed_search_resumes_and_a_failing_trial_does_not_end_it(command, se
     searched["train"] |= {"spike_factor": 1.05, "adapter": None}
     file = tmp_path / "pipeline.yaml"
     file.write_text(yaml.safe_dump(searched))
-    process = command.start("tune", file)
-    for event in command.events(process):
-        if event["event"] == "progress" and event["stage"] == "tune" and event["done"] >= 1:
-            os.kill(process.pid, signal.SIGKILL)
-            break
-    assert process.wait() == -signal.SIGKILL
-    before = [json.loads(path.read_text()) for path in (tmp_path / "store").glob("trials/*/trial_*.json")]
+    before = command.killed_search(file, after=1)
     ended = {trial["key"]: trial for trial in before if trial["state"] in ("finished", "stopped")}
     seen = command.finished("tune", file)
     figures = next(event["figures"] for event in seen if event["event"] == "done" and event["stage"] == "tune")

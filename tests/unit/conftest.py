@@ -1,12 +1,17 @@
-"""Shared by the unit tests: conversations of random tokens, a reference loss."""
+"""Shared by the unit tests: conversations of random tokens, a reference loss, the mistakes of a search."""
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
+
+from workflows.spec.errors import SpecError
+from workflows.spec.read import read_spec
 
 Conversation = tuple[list[int], list[bool]]
 
@@ -33,3 +38,21 @@ def plain_loss_sum() -> Callable[[Any, list[Conversation]], torch.Tensor]:
         return total
 
     return loss_sum
+
+
+@pytest.fixture
+def problems(tmp_path: Path, tiny: dict[str, Any]) -> Callable[..., str]:
+    """The mistakes found in a pipeline with this `tune`, as text; empty if there are none."""
+
+    def found(tune: dict[str, Any], train: dict[str, Any] | None = None) -> str:
+        tiny["tune"] = tune
+        tiny["train"] |= {"adapter": {"rank": 4}} | (train or {})
+        file = tmp_path / "pipeline.yaml"
+        file.write_text(yaml.safe_dump(tiny))
+        try:
+            read_spec(file)
+        except SpecError as error:
+            return str(error)
+        return ""
+
+    return found

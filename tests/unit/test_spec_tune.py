@@ -1,37 +1,17 @@
 """The section `tune` and its space: what can be searched, and the errors for mistakes."""
 
 import pytest
-import yaml
 
 from workflows.cluster.capacity import trainings_at_once, why_none_fits
 from workflows.runs.state import examine
 from workflows.search.trial import key_of
 from workflows.spec import PipelineSpec, TrainSpec, TuneSpec
-from workflows.spec.errors import SpecError
 from workflows.spec.read import read_spec
 from workflows.spec.space import Choice, Range, combinations, parse, trials_wanted, with_values
 from workflows.spec.space_problems import problems_of
 from workflows.store import Store
 
 SPACE = {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}, "train.adapter.rank": [8, 16]}
-
-
-@pytest.fixture
-def problems(tmp_path, tiny):
-    """The mistakes found in a pipeline with this `tune`, as text; empty if there are none."""
-
-    def found(tune, train=None):
-        tiny["tune"] = tune
-        tiny["train"] |= {"adapter": {"rank": 4}} | (train or {})
-        file = tmp_path / "pipeline.yaml"
-        file.write_text(yaml.safe_dump(tiny))
-        try:
-            read_spec(file)
-        except SpecError as error:
-            return str(error)
-        return ""
-
-    return found
 
 
 def test_entries_of_the_space():

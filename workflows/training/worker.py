@@ -119,8 +119,7 @@ class TrainWorker:
         engine: Engine, watchdog: Watchdog,
     ) -> None:  # fmt: skip
         spec, train = settings.spec, settings.spec.train
-        rows = self._pack.max_tokens if self._pack else None
-        parts = _micro_batch_parts(engine, data, settings) if rows is None else -(-train.pass_tokens // rows)
+        parts = _micro_batch_parts(engine, data, settings, self._pack)
         data = data.cut(parts, train.pass_tokens // parts, engine)
         record = History(_resume(engine, settings))
         suites = SuiteScores(
@@ -242,9 +241,11 @@ def _fit_settings(train: TrainSpec, plan: StepPlan) -> FitSettings:
     )
 
 
-def _micro_batch_parts(engine: Engine, data: TrainingData, settings: WorkerSettings) -> int:
-    """The number of parts of a micro-batch that fit into memory; a resumed run keeps it."""
+def _micro_batch_parts(engine: Engine, data: TrainingData, settings: WorkerSettings, pack: Pack | None) -> int:
+    """The number of parts of a micro-batch that fit into memory, or a row of the pack; a resumed run keeps it."""
     train, store, run_folder = settings.spec.train, settings.store, settings.run_folder
+    if pack is not None:
+        return -(-train.pass_tokens // pack.max_tokens)
     if (known := decisions(store, run_folder).cut) is not None:
         return known
     if train.batch_tokens != "auto":
