@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 from moto.server import DomainDispatcherApplication, create_backend_app
@@ -25,6 +25,9 @@ class S3Server:
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server(host, port, self._answer, threaded=True)
         self.answered = self.refused = 0
+        self.most_at_once = 0
+        """requests, while it is slow"""
+        self._waiting, self._counting = 0, Lock()
         self._delay_s = 0.0
         self.options = (
             f"?scheme=http&endpoint_override={host}:{self._server.port}&region=us-east-1&allow_bucket_creation=true"
@@ -50,14 +53,20 @@ class S3Server:
     @contextmanager
     def slow(self, delay_s: float) -> Iterator[None]:
         """Each answer takes so much longer."""
-        self._delay_s = delay_s
+        self._delay_s, self.most_at_once = delay_s, 0
         try:
             yield
         finally:
             self._delay_s = 0.0
 
     def _answer(self, environment: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        time.sleep(self._delay_s)
+        if self._delay_s:
+            with self._counting:
+                self._waiting += 1
+                self.most_at_once = max(self.most_at_once, self._waiting)
+            time.sleep(self._delay_s)
+            with self._counting:
+                self._waiting -= 1
         if not self._switch.exists():
             self.answered += 1
             return self._moto(environment, start)
