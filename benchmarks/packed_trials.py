@@ -11,6 +11,7 @@ alternate; medians. The last line is one JSON object.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from workflows.training.steps import PASS_TOKENS
 BASE = "builtin:smollm2-135m-instruct"
 STEP_TOKENS = 256
 PACK = 8
-SECONDS = 12.0
+TOKENS = 12_288
 
 
 def pipeline(data: Path, trials: int, steps: int, cpus: int, pack: int | str | None) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def measure_step(kind: str) -> dict[str, float]:
     from models.training.deepspeed_engine import DeepSpeedEngine
     from models.training.pack import Pack, PackedEngine, PackedSettings
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if kind == "packed" else 2)
     precision = faster_precision("cpu")
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
@@ -104,8 +106,6 @@ def measure_step(kind: str) -> dict[str, float]:
 
     num, tokens = (PACK, STEP_TOKENS) if kind == "packed" else (1, int(kind))
     if kind == "packed":
-        import threading
-
         shared = Pack(model(), max_tokens=PASS_TOKENS, num_threads=2)
         engines: list[Any] = []
         from models.base.reuse import BaseModels
@@ -117,37 +117,28 @@ def measure_step(kind: str) -> dict[str, float]:
     else:
         torch.distributed.init_process_group("gloo")
         engines = [DeepSpeedEngine(adapted(model()), Sft(), DeepSpeedSettings(0, precision, 1.0), 0.0)]
-    data, done = batch(tokens), 0
+    data = batch(tokens)
     forget_peak()
 
-    def steps(engine: Any, end: float, counts: list[int]) -> None:
-        while time.monotonic() < end:
-            engine.accumulate(data, 100)
-            engine.update(1e-4)
-            counts.append(1)
+    def steps(engine: Any, count: int) -> None:
+        with shared.member() if kind == "packed" else contextlib.nullcontext():
+            for _ in range(count):
+                engine.accumulate(data, 100)
+                engine.update(1e-4)
 
-    def all_steps(seconds: float) -> int:
-        counts: list[int] = []
-        if kind != "packed":
-            steps(engines[0], time.monotonic() + seconds, counts)
-            return len(counts)
+    def seconds(count: int) -> float:
+        """The time of so many steps of all trainings."""
+        began = time.monotonic()
+        if kind == "packed":
+            with ThreadPoolExecutor(num) as threads:
+                list(threads.map(steps, engines, [count] * num))
+        else:
+            steps(engines[0], count)
+        return time.monotonic() - began
 
-        def member(engine: Any) -> None:
-            with shared.member():
-                steps(engine, end, counts)
-
-        end = time.monotonic() + seconds
-        threads = [threading.Thread(target=member, args=[engine]) for engine in engines]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return len(counts)
-
-    all_steps(3.0)
-    began = time.monotonic()
-    done = all_steps(SECONDS)
-    return {"tokens_per_second": done * tokens / (time.monotonic() - began), "peak_gb": peak_gb(), "steps": done}
+    seconds(1)
+    count = TOKENS // (num * tokens)
+    return {"tokens_per_second": count * num * tokens / seconds(count), "peak_gb": peak_gb()}
 
 
 def main() -> None:

@@ -68,7 +68,10 @@ class Pack:
     """A frozen base model, and the thread that computes with it."""
 
     def __init__(self, base: Any, max_tokens: int, num_threads: int = 0) -> None:
-        """`num_threads` of the computation; 0: torch's default."""
+        """`num_threads` of the computation; 0: torch's default. Other threads should compute with one: libgomp's
+        threads stop waiting actively in the whole process as soon as there are more of them than cores, and passes of
+        many small operations then take about 1.5 times as long (benchmarks/packed_trials.py).
+        """
         first = next(base.parameters())
         self.device, self.dtype = first.device, first.dtype
         self.loading = threading.Lock()
@@ -84,12 +87,14 @@ class Pack:
         self._here = threading.local()
         self._wishes: list[_Pass | _Call] = []
         self._is_closed = False
-        self._thread = threading.Thread(target=self._run, args=[num_threads], daemon=True)
+        self._num_threads = num_threads
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     @contextlib.contextmanager
     def member(self) -> Iterator[None]:
         """Within this context, the thread belongs to the pack, which waits for its wishes."""
+        torch.set_num_threads(1)
         self._count(+1)
         try:
             yield
@@ -111,11 +116,15 @@ class Pack:
             self._count(+1)
 
     def compute(self, wish: "_Pass | _Call") -> Any:
-        """A wish's result."""
+        """A wish's result, for members."""
         with self._changed:
             self._wishes.append(wish)
             self._changed.notify_all()
         return wish.found.result()
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """The result of a function that the pack's thread calls."""
+        return self.compute(_Call(function))
 
     def close(self) -> None:
         """End the thread; members must have left."""
@@ -129,11 +138,9 @@ class Pack:
             self._present += change
             self._changed.notify_all()
 
-    def _run(self, num_threads: int) -> None:
+    def _run(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # it is another one in each thread
-        if num_threads:
-            torch.set_num_threads(num_threads)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closed or 0 < self._present <= len(self._wishes))
@@ -143,6 +150,8 @@ class Pack:
                 passes = [wish for wish in self._wishes if isinstance(wish, _Pass)]
                 # Members that have called join the passes of the others.
                 self._wishes = list(passes) if calls else []
+            if self._num_threads:
+                torch.set_num_threads(self._num_threads)  # members have set the part of it that all threads share
             if calls:
                 for call in calls:
                     _settle([call], call.results)
@@ -238,7 +247,7 @@ class PackedEngine:
         if self._settings.group is not None:
             with self._pack.away():
                 torch.distributed.all_reduce(self._weights.gradient, group=self._settings.group)
-        norm: float = self._pack.compute(_Call(self._apply))
+        norm: float = self._pack.call(self._apply)
         return norm
 
     def skip(self) -> None:

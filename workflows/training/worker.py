@@ -80,13 +80,14 @@ class TrainWorker:
         """From now on, `train` may run on several threads, with an adapter each; their passes over the base model are
         joined.
         """
+        torch.set_num_threads(1)  # only the pack's thread uses more
         train, precision = spec.train, _precision(spec.train, store, search_folder)
         base = TrainedModels(self._bases, spec, precision).base()
         threads = max(1, int(train.cpus_per_worker))
         parts = decisions(store, search_folder).cut or 1
         self._pack = Pack(base, max(train.pass_tokens, PASS_TOKENS) // parts, threads)
-        torch.set_num_threads(threads)
-        self._rate(precision, self._pack.device)
+        with self._pack.member():
+            self._pack.call(lambda: self._rate(precision, base.device))
 
     def train(self, settings: WorkerSettings, callbacks: Callbacks) -> None:
         """Train to the end, or until `on_checkpoint` raises; raises RayconteurError for a mistake in the spec."""
