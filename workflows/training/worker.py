@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 import torch
+from tqdm.std import tqdm  # type: ignore[import-untyped]
 
 from models.base import adapters
 from models.base.load import resolve
@@ -81,6 +82,7 @@ class TrainWorker:
         joined.
         """
         torch.set_num_threads(1)  # only the pack's thread uses more
+        tqdm.get_lock()  # made now, none of the threads deletes it after its progress bars
         train, precision = spec.train, _precision(spec.train, store, search_folder)
         base = TrainedModels(self._bases, spec, precision).base()
         threads = max(1, int(train.cpus_per_worker))
