@@ -67,10 +67,10 @@ class _Call:
 class Pack:
     """A frozen base model, and the thread that computes with it."""
 
-    def __init__(self, base: Any, max_tokens: int, num_threads: int = 0) -> None:
-        """`num_threads` of the computation; 0: torch's default. Other threads should compute with one: libgomp's
-        threads stop waiting actively in the whole process as soon as there are more of them than cores, and passes of
-        many small operations then take about 1.5 times as long (benchmarks/packed_trials.py).
+    def __init__(self, base: Any, max_tokens: int, num_threads: int = 1) -> None:
+        """`num_threads` of the pack's thread. Other threads should compute with one: libgomp's threads stop waiting
+        actively in the whole process as soon as there are more of them than cores, and passes of many small
+        operations then take about 1.5 times as long (findings/torch_waiting_threads_count.sh).
         """
         first = next(base.parameters())
         self.device, self.dtype = first.device, first.dtype
@@ -93,7 +93,9 @@ class Pack:
 
     @contextlib.contextmanager
     def member(self) -> Iterator[None]:
-        """Within this context, the thread belongs to the pack, which waits for its wishes."""
+        """Within this context, the thread belongs to the pack, which waits for its wishes. From then on, the thread
+        itself computes with one of torch's threads.
+        """
         torch.set_num_threads(1)
         self._count(+1)
         try:
@@ -150,8 +152,7 @@ class Pack:
                 passes = [wish for wish in self._wishes if isinstance(wish, _Pass)]
                 # Members that have called join the passes of the others.
                 self._wishes = list(passes) if calls else []
-            if self._num_threads:
-                torch.set_num_threads(self._num_threads)  # members have set the part of it that all threads share
+            torch.set_num_threads(self._num_threads)  # members have set the part of it that all threads share
             if calls:
                 for call in calls:
                     _settle([call], call.results)

@@ -82,7 +82,7 @@ class TrainWorker:
         joined.
         """
         torch.set_num_threads(1)  # only the pack's thread uses more
-        tqdm.get_lock()  # made now, none of the threads deletes it after its progress bars
+        tqdm.get_lock()  # made for good: datasets makes and deletes it in each thread that opens files
         train, precision = spec.train, _precision(spec.train, store, search_folder)
         base = TrainedModels(self._bases, spec, precision).base()
         threads = max(1, int(train.cpus_per_worker))
