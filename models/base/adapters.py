@@ -1,7 +1,7 @@
 """Adapters through PEFT, and frozen layers: which weights of a model are trained.
 
 LoRA (Hu et al. 2021, arXiv:2106.09685), rsLoRA (Kalajdzievski 2023, arXiv:2312.03732), DoRA (Liu et al. 2024,
-arXiv:2402.09353).
+arXiv:2402.09353), muA (Chen, Villar and Hayou 2026, arXiv:2602.06204).
 """
 
 import fnmatch
@@ -25,7 +25,8 @@ def attach(
 ) -> Any:
     """A PEFT model whose only trainable weights are the adapter's; `base` names its base model.
 
-    `method` is `lora`, `rslora` or `dora`. The embeddings and the head's rows of `new_tokens` are trained and saved
+    `method` is `lora`, `rslora`, `dora`, or `mua`, which is LoRA with other initial weights; its scale is 1 with
+    `alpha` equal to `rank`. The embeddings and the head's rows of `new_tokens` are trained and saved
     with the adapter. Raises RayconteurError if no layer has one of the names in `target_modules`.
     """
     from peft import LoraConfig, get_peft_model
@@ -43,9 +44,29 @@ def attach(
     )
     model.name_or_path = base
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         raise RayconteurError(f"train.adapter.target_modules: {error}") from error
+    if method == "mua":
+        _start_at_random_b(adapted, rank)
+    return adapted
+
+
+def _start_at_random_b(model: Any, rank: int) -> None:
+    """A = 0 and B random with variance 1 / rank (arXiv:2602.06204, Init[B]), where LoRA has A random and B = 0.
+
+    Adam's first step changes each element of A by the learning rate, and so each element of B A by about as much,
+    whatever the rank, as a step of the whole matrix would.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            for down in [*(each.weight for each in layer.lora_A.values()), *layer.lora_embedding_A.values()]:
+                torch.nn.init.zeros_(down)
+            for up in [*(each.weight for each in layer.lora_B.values()), *layer.lora_embedding_B.values()]:
+                torch.nn.init.normal_(up, std=rank**-0.5)
 
 
 def check_layers(model: Any, target_modules: str | list[str], new_tokens: Sequence[int] = ()) -> None:

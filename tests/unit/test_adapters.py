@@ -1,5 +1,6 @@
 """LoRA adapters: attached, saved, loaded, and merged into a release that needs no PEFT."""
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from models.base import adapters
 from models.base.load import load_model, load_tokenizer
@@ -19,6 +21,7 @@ from models.objectives.sft import Sft
 from models.packing import pack
 from models.training.engine import TorchEngine
 from models.training.snapshot import model_writer
+from workflows.spec.train import AdapterSpec
 
 Conversation = tuple[list[int], list[bool]]
 
@@ -48,10 +51,11 @@ def adapter(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("method", ["lora", "mua"])
 def test_a_new_adapter_is_all_that_trains_and_changes_nothing(
-    tiny_model: Path, token_rows: list[Conversation]
+    tiny_model: Path, token_rows: list[Conversation], method: str
 ) -> None:
-    model = attached(tiny_model)
+    model = attached(tiny_model, method=method)
     trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     assert all("lora_" in name for name in trainable)
     inner = {"llama": 7 * 64 * 4 * 2 + 3 * 64 * 4 - 2 * 32 * 4, "gpt2": (64 + 192) * 4 + 128 * 4 + 2 * (64 + 256) * 4}
@@ -73,6 +77,93 @@ def test_rank_stabilised_lora_scales_by_the_root_of_the_rank(tiny_llama: Path) -
         for method in ("lora", "rslora")
     }  # fmt: skip
     assert scales == {"lora": {8.0 / 4}, "rslora": {8.0 / 2}}
+
+
+def factors_of(model: Any, name: str) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten() for path, weight in model.named_parameters() if name in path])
+
+
+def test_mua_starts_with_random_b_and_zero_a(tiny_llama: Path) -> None:
+    """arXiv:2602.06204, Init[B]: B has variance 1 / rank, A is 0, and the scale is 1 at any rank."""
+    for rank in (4, 64):
+        spec = AdapterSpec(method="mua", rank=rank)
+        model = adapters.attach(load_model(tiny_llama, torch.float32), **spec.arguments(), base="random:tiny")
+        assert not factors_of(model, "lora_A").any()
+        assert float(factors_of(model, "lora_B").var()) == pytest.approx(1 / rank, rel=0.1)
+        scales = {layer.scaling["default"] for layer in model.modules()
+                  if isinstance(getattr(layer, "scaling", None), dict)}  # fmt: skip
+        assert scales == {1.0}
+
+
+@pytest.fixture(scope="module")
+def wide_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wide")
+    config = LlamaConfig(
+        vocab_size=96, hidden_size=256, intermediate_size=512, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=4,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def first_change(folder: Path, adapter: AdapterSpec | None) -> float:
+    """The root mean square of what one step of Adam changes in the outputs of the first layer's projections."""
+    model = load_model(folder, torch.float32, PACKED_ATTENTION)
+    torch.manual_seed(1)
+    if adapter is not None:
+        model = adapters.attach(model, **adapter.arguments(), base="random:tiny")
+    outputs: list[torch.Tensor] = []
+    layers = [layer for name, layer in model.named_modules() if name.endswith(("q_proj", "k_proj", "v_proj"))]
+    batch = pack([([(7 * row + 3 * at) % 90 + 5 for at in range(24)], [True] * 24) for row in range(8)])
+    engine = TorchEngine(model, Sft())
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            handle = layer.register_forward_hook(lambda layer, x, out: outputs.append(out.detach().clone()))
+            stack.callback(handle.remove)
+        engine.measure(batch)
+        engine.accumulate(batch, batch.weight)
+        engine.update(1e-4)
+        engine.measure(batch)
+    before, after = outputs[: len(layers)], outputs[-len(layers) :]
+    changes = [one - other for one, other in zip(after, before, strict=True)]
+    return float(torch.cat([change.flatten() for change in changes]).square().mean().sqrt())
+
+
+def test_the_first_step_of_mua_is_as_large_at_any_rank(wide_llama: Path) -> None:
+    """And about as large as that of a training of all weights; with LoRA it falls as the rank grows."""
+    ranks = (4, 16, 64, 128)
+    mua, lora = (
+        [first_change(wide_llama, AdapterSpec(method=method, rank=rank)) for rank in ranks]
+        for method in ("mua", "lora")
+    )
+    whole = first_change(wide_llama, None)
+    assert max(mua) < 1.3 * min(mua)
+    assert mua == pytest.approx([whole] * len(ranks), rel=0.3)
+    assert lora[0] > 2.5 * lora[-1]
+
+
+def test_a_mua_adapter_is_plain_lora_for_peft(
+    tiny_llama: Path, token_rows: list[Conversation], tmp_path: Path
+) -> None:
+    model = adapters.attach(
+        load_model(tiny_llama, torch.float32), **AdapterSpec(method="mua", rank=6).arguments(), base="random:tiny"
+    )
+    engine, batch = TorchEngine(model, Sft()), pack([(list(range(5, 45)), [True] * 40)])
+    for _ in range(3):
+        engine.accumulate(batch, batch.weight)
+        engine.update(1e-2)
+    engine.snapshot()(tmp_path)
+    model.eval()
+    with torch.no_grad():
+        trained = torch.cat([model(torch.tensor([ids])).logits[0] for ids, _ in token_rows])
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    before = logits(base, token_rows)
+    loaded = PeftModel.from_pretrained(base, str(tmp_path / "model"))
+    assert torch.allclose(logits(loaded, token_rows), trained, rtol=0, atol=1e-4)
+    assert float((trained - before).abs().max()) > 0.1
+    merged = loaded.merge_and_unload()
+    assert torch.allclose(logits(merged, token_rows), trained, rtol=0, atol=1e-4)
 
 
 def test_dora_is_a_magnitude_times_a_direction(tiny_llama: Path) -> None:

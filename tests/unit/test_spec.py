@@ -242,13 +242,33 @@ def test_settings_of_how_a_stage_runs_are_not_in_its_key(tmp_path: Path) -> None
         (["frozen=[model.embed_tokens.*]"], r"train: frozen is for training all weights"),
         (["adapter.quantize=nf4", "zero.stage=3"], r"train: adapter.quantize keeps weights"),
         (["deepspeed={gradient_clipping: 1}"], r"train.deepspeed: gradient_clipping is set by train.gradient_clip"),
-        (["adapter.method=adalora"], r"train.adapter.method: got 'adalora'; must be 'lora', 'rslora' or 'dora'"),
+        (
+            ["adapter.method=adalora"],
+            r"train.adapter.method: got 'adalora'; must be 'lora', 'rslora', 'dora' or 'mua'",
+        ),
+        (["adapter={method: mua, alpha: 16}"], r"train.adapter: alpha \(now 16\) is for the other methods; mua has"),
     ],
 )
 def test_wrong_training_is_located(tmp_path: Path, overrides: list[str], words: str) -> None:
     with pytest.raises(SpecError, match=words) as caught:
         read_spec(write(tmp_path, GOOD), [f"train.{override}" for override in overrides])
     assert len(caught.value.problems) == 1
+
+
+def test_the_alpha_that_is_used_enters_a_key_as_it_always_has(tmp_path: Path) -> None:
+    old = {
+        "method": "lora",
+        "rank": 16,
+        "alpha": 32.0,
+        "dropout": 0.0,
+        "target_modules": "all-linear",
+        "quantize": None,
+    }
+    spec = write(tmp_path, GOOD)
+    for overrides in ([], ["train.adapter.alpha=32"], ["train.adapter.method=lora"]):
+        assert read_spec(spec, overrides).train.result_fields()["adapter"] == old
+    mua = read_spec(spec, ["train.adapter.method=mua", "train.adapter.rank=8"]).train.result_fields()["adapter"]
+    assert mua == {**old, "method": "mua", "rank": 8, "alpha": 8}
 
 
 def test_workers_are_a_number_or_a_range(tmp_path: Path) -> None:

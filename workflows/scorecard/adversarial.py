@@ -224,8 +224,8 @@ class Players:
         model, new = self._fresh(discriminator_base(self._spec))
         if adapter is None:
             return model
-        fields = adapter.model_dump(exclude={"quantize"})
-        return adapters.attach(model, **fields, base=self._spec.base_model, new_tokens=new).to(self._device)
+        base = self._spec.base_model
+        return adapters.attach(model, **adapter.arguments(), base=base, new_tokens=new).to(self._device)
 
 
 def pair_text(pair: AdversarialScorecard) -> list[str]:

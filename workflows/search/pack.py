@@ -79,7 +79,7 @@ def _why_not_base(spec: PipelineSpec) -> str:
         return f"the base model reads conversations {how}"
     assert spec.train.adapter is not None
     try:
-        settings = spec.train.adapter.model_dump(exclude={"quantize"})
+        settings = spec.train.adapter.arguments()
         return why_not_packed(adapters.attach(empty_model(config_of(folder)), **settings, base=spec.base_model))
     except RayconteurError as error:
         return str(error)

@@ -24,18 +24,23 @@ def _min_and_max(count: int | list[int]) -> int | list[int]:
     return count
 
 
+_ALPHA = 32.0
+
+
 class AdapterSpec(Section):
     """LoRA (Hu et al. 2021, arXiv:2106.09685): W + (alpha / rank) B A, with W frozen."""
 
-    method: Literal["lora", "rslora", "dora"] = "lora"
-    """`lora`, `rslora` (Kalajdzievski 2023, arXiv:2312.03732), which scales by alpha / sqrt(rank), or `dora` (Liu et
-    al. 2024, arXiv:2402.09353), which also learns the magnitude of every row of W."""
+    method: Literal["lora", "rslora", "dora", "mua"] = "lora"
+    """`lora`, `rslora` (Kalajdzievski 2023, arXiv:2312.03732), which scales by alpha / sqrt(rank), `dora` (Liu et
+    al. 2024, arXiv:2402.09353), which also learns the magnitude of every row of W, or `mua` (Chen et al. 2026,
+    arXiv:2602.06204): W + B A, which starts with A = 0 and B random with variance 1 / rank. By its paper, the best
+    learning rate is then the same for all ranks and for training all weights."""
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     """Rank of the update: the inner size of its two factors."""
 
-    alpha: Annotated[float, Field(gt=0.0, le=4096.0)] = 32.0
-    """Scale of the adapter's output, divided by the rank."""
+    alpha: Annotated[float, Field(gt=0.0, le=4096.0)] | None = None
+    """Scale of the adapter's output, divided by the rank; left out, 32. `mua` takes none: its scale is 1."""
 
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout probability on the adapter's input."""
@@ -46,6 +51,30 @@ class AdapterSpec(Section):
     quantize: Literal["nf4"] | None = None
     """`nf4` keeps W in 4-bit NormalFloat during training (QLoRA, Dettmers et al. 2023, arXiv:2305.14314), with
     bitsandbytes (`pip install rayconteur[qlora]`); the adapter is merged into the unquantised weights."""
+
+    @property
+    def lora_alpha(self) -> float:
+        """The alpha of the method: the scale is alpha / rank, or with `rslora` alpha / sqrt(rank)."""
+        if self.method == "mua":
+            return self.rank
+        return _ALPHA if self.alpha is None else self.alpha
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `models.base.adapters.attach`."""
+        return {**self.model_dump(exclude={"quantize"}), "alpha": self.lora_alpha}
+
+    def result_fields(self) -> dict[str, object]:
+        """With the alpha that is used: in older stores, its default was a number."""
+        return {**super().result_fields(), "alpha": self.lora_alpha}
+
+    @model_validator(mode="after")
+    def _scale_of_mua_is_constant(self) -> "AdapterSpec":
+        if self.method == "mua" and self.alpha is not None:
+            raise ValueError(
+                f"alpha (now {self.alpha:g}) is for the other methods; mua has the constant scale 1, which its "
+                "learning rate relies on; leave alpha out and change learning_rate instead"
+            )
+        return self
 
 
 class ZeroSpec(Section):

@@ -144,7 +144,7 @@ def _of_layers(spec: PipelineSpec, folder: Path) -> list[str]:
         adapters.freeze(model, train.frozen, has_new_tokens=bool(spec.data.new_tokens))
         if train.adapter:
             adapters.check_layers(model, targets, new_tokens=[0] if spec.data.new_tokens else [])
-            adapters.attach(model, **train.adapter.model_dump(exclude={"quantize"}), base=spec.base_model)
+            adapters.attach(model, **train.adapter.arguments(), base=spec.base_model)
     except ValueError as error:
         return [str(error)]
     return []

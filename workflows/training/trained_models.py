@@ -56,8 +56,7 @@ class TrainedModels:
         spec, train, model = self.spec, self.spec.train, self.base(discriminates)
         new = fit_embeddings(model, resolve(spec.base_model), chat_tokenizer(spec)) if spec.data.new_tokens else []
         if train.adapter is not None:
-            fields = train.adapter.model_dump(exclude={"quantize"})
-            model = adapters.attach(model, **fields, base=spec.base_model, new_tokens=new)
+            model = adapters.attach(model, **train.adapter.arguments(), base=spec.base_model, new_tokens=new)
         adapters.freeze(model, train.frozen, has_new_tokens=bool(new))
         return model
 
