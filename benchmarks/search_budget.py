@@ -1,4 +1,4 @@
-"""Searches with the same base model and time: ASHA against training every trial to its end.
+"""Searches with the same base model and time: ASHA from the first checkpoint on against every trial to its end.
 
     python benchmarks/search_budget.py --data sgd.jsonl.gz --minutes 3 --seeds 0,1,2
 
@@ -17,11 +17,13 @@ from typing import Any
 
 import yaml
 
+SCHEDULERS: dict[str, Any] = {"asha": {"name": "asha", "grace_steps": 6}, "none": {"name": "none"}}
 
-def pipeline(folder: str, data: str, scheduler: str, minutes: float, seed: int) -> dict[str, Any]:
+
+def pipeline(folder: str, data: str, scheduler: dict[str, Any], minutes: float, seed: int) -> dict[str, Any]:
     """The pipeline of one side."""
     return {
-        "name": f"budget-{scheduler}", "store": folder, "base_model": "random:tiny-llama",
+        "name": "budget", "store": folder, "base_model": "random:tiny-llama",
         "data": {"sources": [{"path": str(Path(data).resolve()), "limit": 400}], "max_length": 512},
         "train": {
             "adapter": None, "precision": "fp32", "batch_tokens": 1024, "max_steps": 162, "checkpoint_every_steps": 6,
@@ -56,11 +58,11 @@ def main() -> None:
     rows = []
     for seed in map(int, arguments.seeds.split(",")):
         row: dict[str, Any] = {"seed": seed}
-        for scheduler in ("asha", "none"):
+        for name, scheduler in SCHEDULERS.items():
             with tempfile.TemporaryDirectory() as folder:
                 values = pipeline(folder, arguments.data, scheduler, arguments.minutes, seed)
                 figures = search(values, folder)
-            row[scheduler] = {
+            row[name] = {
                 "trials_an_hour": round(figures["trials"] / arguments.minutes * 60),
                 "best_held_out_loss": round(figures["held_out_loss"], 4),
             }

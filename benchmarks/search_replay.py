@@ -44,14 +44,21 @@ def tpe_with(scheduler: Callable[[Table], Any]) -> Maker:
     return lambda table, seed: (TpeOfRows(Pool(table, seed), table, seed), scheduler(table))
 
 
-def asha(table: Table) -> Any:
-    """As searches have it by default: the first rung at the first checkpoint, in steps."""
-    first = min(row.steps[0] for row in table.rows)
-    return Asha(first, max_t=max(row.steps[-1] for row in table.rows), reduction_factor=3.0)
+def asha(share: float | None = None) -> Callable[[Table], Any]:
+    """The first rung at this share of the longest training's steps, or at the first checkpoint."""
+    return lambda table: Asha(_grace_steps(table, share), max_t=_longest(table), reduction_factor=3.0)
 
 
-def median(table: Table) -> Any:
-    return Median(min(row.steps[0] for row in table.rows), min_samples_required=3)
+def median(share: float | None = None) -> Callable[[Table], Any]:
+    return lambda table: Median(_grace_steps(table, share), min_samples_required=3)
+
+
+def _grace_steps(table: Table, share: float | None) -> int:
+    return min(row.steps[0] for row in table.rows) if share is None else round(share * _longest(table))
+
+
+def _longest(table: Table) -> int:
+    return max(row.steps[-1] for row in table.rows)
 
 
 def none(table: Table) -> Any:
@@ -73,8 +80,10 @@ def priced(maker: Maker, price: float) -> Maker:
 
 POLICIES: dict[str, Maker] = {
     "random": random_with(none),
-    "asha": random_with(asha),
-    "median": random_with(median),
+    "asha": random_with(asha()),
+    "asha from 0.3": random_with(asha(GRACE_SHARE)),
+    "median": random_with(median()),
+    "median from 0.3": random_with(median(GRACE_SHARE)),
     "hyperband": random_with(hyperband()),
     "hyperband from 0.1": random_with(hyperband(0.1)),
     "hyperband from 0.1, 3 brackets": random_with(hyperband(0.1, count=3)),

@@ -13,7 +13,8 @@ from ray.tune.schedulers import TrialScheduler
 from workflows.search.population import Population, scaled, shifted
 from workflows.search.schedulers import Asha, Median
 from workflows.search.trial import TOGETHER, values_of
-from workflows.spec import PopulationSpec
+from workflows.search.tuner import scheduler_of
+from workflows.spec import PipelineSpec, PopulationSpec
 from workflows.spec.space import Choice, parse
 
 NAN, INFINITE = math.nan, math.inf
@@ -61,6 +62,20 @@ def test_a_trial_whose_metric_is_no_number_is_stopped_at_the_first_rung(make, me
                 assert decided == [CONTINUE, STOP]
             else:
                 assert STOP not in decided
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+@pytest.mark.parametrize(("grace", "first"), [({}, 15), ({"grace_steps": 6}, 6)])
+def test_trials_are_compared_from_0_3_of_the_longest_training_on(name, grace, first):
+    """By the first checkpoint, in replays of recorded trainings, both are worse than random search."""
+    spec = PipelineSpec.model_validate({
+        "name": "shop", "base_model": "random:tiny-llama", "data": {"sources": [{"path": "talks.jsonl"}]},
+        "train": {"checkpoint_every_steps": 3},
+        "tune": {"space": {"train.max_steps": [20, 50]}, "trials": 4, "scheduler": {"name": name, **grace}},
+    })  # fmt: skip
+    scheduler = scheduler_of(spec, {}, lambda values: values["train.max_steps"])
+    good, poor = [1.0] * 16, [2.0] * 16
+    assert decisions(scheduler, "held_out_loss", good, good, good, poor)[-1] == [CONTINUE] * (first // 3 - 1) + [STOP]
 
 
 @pytest.mark.parametrize("metric", ["held_out_loss", "held_out_accuracy"])

@@ -89,7 +89,7 @@ def tuner_of(
             metric=tune.metric[0],
             mode="max" if higher_is_better(tune.metric[0]) else "min",
             search_alg=searcher,
-            scheduler=_scheduler(spec, dimensions, steps_of),
+            scheduler=scheduler_of(spec, dimensions, steps_of),
             num_samples=-1 if wanted is None else wanted,
             max_concurrent_trials=None if is_population else search.at_once,
             time_budget_s=search.seconds_allowed,
@@ -147,18 +147,19 @@ def _first_rung(spec: PipelineSpec, scheduler: HyperbandSpec, steps_of: Callable
     return GRACE_SHARE * longest
 
 
-def _scheduler(spec: PipelineSpec, dimensions: dict[str, Dimension], steps_of: Callable[[Values], int]) -> Any:
+def scheduler_of(spec: PipelineSpec, dimensions: dict[str, Dimension], steps_of: Callable[[Values], int]) -> Any:
+    """Ray Tune's scheduler of a search; None if every trial trains to its end."""
     assert spec.tune is not None
     scheduler, every = spec.tune.scheduler, spec.train.checkpoint_every_steps
     if isinstance(scheduler, HyperbandSpec):
         brackets = Brackets(_first_rung(spec, scheduler, steps_of), scheduler.reduction_factor, scheduler.brackets)
         return Hyperband(brackets, spec.tune.metric[0], spec.tune.constraints)
-    if isinstance(scheduler, AshaSpec):
-        grace = scheduler.grace_steps or every
+    if isinstance(scheduler, AshaSpec | MedianSpec):
         longest = max(map(steps_of, combinations(spec)))
+        grace = scheduler.grace_steps or max(1, round(GRACE_SHARE * longest))
+        if isinstance(scheduler, MedianSpec):
+            return Median(grace, min_samples_required=scheduler.min_trials)
         return Asha(grace, max_t=max(grace, longest), reduction_factor=scheduler.reduction_factor)
-    if isinstance(scheduler, MedianSpec):
-        return Median(scheduler.grace_steps or every, min_samples_required=scheduler.min_trials)
     if isinstance(scheduler, PopulationSpec):
         return Population(scheduler, spec.tune.seed, dimensions, scheduler.every_steps or every, steps_of)
     return None
