@@ -12,7 +12,7 @@ from workflows.search.brackets import Brackets
 from workflows.search.draws import Draws
 from workflows.search.hyperband import Hyperband
 from workflows.search.recorder import SearchRecorder
-from workflows.search.records import FINISHED, STOPPED, Search, Trial
+from workflows.search.records import FINISHED, STOPPED, Search, Trial, compared_badness
 from workflows.search.run import is_excluded
 from workflows.search.tpe import TpeSearch
 from workflows.search.trial import RESULT, TrialEvent, values_of
@@ -67,6 +67,18 @@ def test_a_figure_that_nobody_measures_is_refused(problems):
 def result(step, loss, memory, done=False):
     report = Report(step, 9, {"held_out_loss": loss, "peak_memory_gb": memory, "num_tokens": 10.0 * step}, None)
     return {"step": step, "held_out_loss": loss, RESULT: TrialEvent("key", {}, None, report), "done": done}
+
+
+@pytest.mark.parametrize(("figures", "expected"), [
+    ({"held_out_accuracy": 0.5, "peak_memory_gb": 20.0}, -0.5),
+    ({"held_out_accuracy": 0.5, "peak_memory_gb": 20.5}, math.inf),
+    ({"held_out_accuracy": math.nan, "peak_memory_gb": 1.0}, math.inf),
+    ({"held_out_accuracy": math.inf, "peak_memory_gb": 1.0}, math.inf),
+    ({"held_out_accuracy": 0.5}, math.inf),
+    ({"peak_memory_gb": 1.0}, math.inf),
+])  # fmt: skip
+def test_what_breaks_a_constraint_or_is_no_number_compares_as_the_worst(figures, expected):
+    assert compared_badness("held_out_accuracy", figures, LIMIT) == expected
 
 
 class OneTrial:

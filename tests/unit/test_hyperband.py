@@ -194,3 +194,20 @@ def test_a_search_ends_when_further_trials_gain_too_little():
         number += 1
     assert 20 < number < 200
     assert search.expected_gain < 0.001 == search.min_gain
+
+
+def test_trials_that_break_a_constraint_gain_nothing_and_cost_their_tokens():
+    """As trials with bad values do, whose tokens count too."""
+
+    def expected(constraints):
+        search = Search("p", "k", ["held_out_loss"], {}, "random", "none", None, constraints=constraints)
+        searcher = UntilGainIsSmall(
+            InOrder([{"train.seed": number} for number in range(91)]), 0.0, "held_out_loss", search
+        )
+        for number in range(90):
+            searcher.suggest(str(number))
+            searcher.on_trial_complete(str(number), result(9, 2.0 + (number % 3) + number / 1000))
+        searcher.suggest("last")
+        return search.expected_gain
+
+    assert expected(["held_out_loss <= 2.5"]) == pytest.approx(expected([]))

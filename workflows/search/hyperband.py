@@ -1,15 +1,13 @@
 """The scheduler `hyperband` for Ray Tune."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from workflows.search.brackets import Brackets
-from workflows.search.records import badness
+from workflows.search.records import compared_badness
 from workflows.search.trial import event_of
-from workflows.spec.constraints import broken
 
 
 class Hyperband(FIFOScheduler):  # type: ignore[misc]
@@ -32,6 +30,5 @@ class Hyperband(FIFOScheduler):  # type: ignore[misc]
         report = event_of(result).report if result else None
         if report is None:
             return False
-        is_broken = broken(self._constraints, report.figures)
-        value = math.inf if is_broken else badness(self._decisive, report.figures[self._decisive])
+        value = compared_badness(self._decisive, report.figures, self._constraints)
         return self._brackets.goes_on(int(str(trial)), report.figures["num_tokens"], value)

@@ -6,9 +6,8 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from workflows.search.gain import Gain
-from workflows.search.records import Search, badness
+from workflows.search.records import Search, compared_badness
 from workflows.search.trial import event_of
-from workflows.spec.constraints import broken
 
 
 class UntilGainIsSmall(Searcher):  # type: ignore[misc]
@@ -54,7 +53,7 @@ class UntilGainIsSmall(Searcher):  # type: ignore[misc]
 
     def _note(self, trial_id: str, result: Mapping[str, object]) -> None:
         report = event_of(result).report
-        if report is not None and not broken(self._search.constraints, report.figures):
+        if report is not None:
             tokens = report.figures["num_tokens"]
-            value = badness(self._decisive, report.figures[self._decisive])
+            value = compared_badness(self._decisive, report.figures, self._search.constraints)
             self._gain.report(self._numbers[trial_id], tokens, tokens * report.num_steps / report.step, value)

@@ -10,7 +10,7 @@ Searches share trials. Each writes only its own records, so none can shorten ano
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import TypeVar
@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 
 from models.training.report import Report
 from workflows.search.pareto import Point, front
+from workflows.spec.constraints import broken
 from workflows.spec.space import Values
 from workflows.spec.tune import SUITE
 from workflows.store import Store
@@ -185,6 +186,14 @@ class Search:
 def badness(metric: str, value: float) -> float:
     """A number that is smaller for a better value of the metric, for sorting."""
     return -value if higher_is_better(metric) else value
+
+
+def compared_badness(metric: str, figures: Mapping[str, float], constraints: Sequence[str]) -> float:
+    """`badness` of a report as schedulers and searchers compare it: infinity if the metric is no finite number, or if
+    the report breaks a constraint.
+    """
+    value = figures.get(metric, math.nan)
+    return badness(metric, value) if math.isfinite(value) and not broken(constraints, figures) else math.inf
 
 
 def ranking(trials: Iterable[Trial], metric: str) -> list[tuple[Trial, Report]]:

@@ -15,10 +15,9 @@ from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
 from workflows.search.draws import Draws
-from workflows.search.records import badness, higher_is_better
+from workflows.search.records import compared_badness, higher_is_better
 from workflows.search.trial import TOGETHER, event_of
 from workflows.spec import TpeSpec
-from workflows.spec.constraints import broken
 from workflows.spec.space import Choice, Dimension, Values, active
 
 # How often TPE may suggest settings that the search has tried before random ones are taken instead.
@@ -51,8 +50,8 @@ class TpeSearch(Searcher):  # type: ignore[misc]
         self._begun = self._measured = 0
         self._running: dict[str, int] = {}
         """the number in the study of each running trial, by Tune's id"""
-        self._best: dict[str, list[float]] = {}
-        """the metrics in the best report of each running trial"""
+        self._best: dict[str, tuple[float, list[float]]] = {}
+        """of each running trial the badness of its best report, and the metrics in it"""
 
     def __getstate__(self) -> dict[str, object]:
         """Keep no state for Tune's restore: our searches resume from their own records."""
@@ -77,12 +76,12 @@ class TpeSearch(Searcher):  # type: ignore[misc]
     def on_trial_result(self, trial_id: str, result: Mapping[str, object]) -> None:
         """Called by Tune with a report, unless the trial ends with it."""
         report = event_of(result).report
-        if report is None or broken(self._constraints, report.figures):
+        if report is None:
             return
         values = [report.figures.get(metric, math.nan) for metric in self._metrics]
-        best, first = self._best.get(trial_id), self._metrics[0]
-        if all(map(math.isfinite, values)) and (not best or badness(first, values[0]) < badness(first, best[0])):
-            self._best[trial_id] = values
+        value = compared_badness(self._metrics[0], report.figures, self._constraints)
+        if all(map(math.isfinite, values)) and value < self._best.get(trial_id, (math.inf, []))[0]:
+            self._best[trial_id] = value, values
 
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False
@@ -91,9 +90,9 @@ class TpeSearch(Searcher):  # type: ignore[misc]
         number = self._running.pop(trial_id)
         if result:
             self.on_trial_result(trial_id, result)
-        if (values := self._best.pop(trial_id, None)) is not None:
+        if (best := self._best.pop(trial_id, None)) is not None:
             self._measured += 1
-            self._study.tell(number, values)
+            self._study.tell(number, best[1])
         elif not result or event_of(result).failures:
             self._study.tell(number, state=TrialState.FAIL)  # lost workers say nothing of the settings
         else:
