@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from models.errors import RayconteurError
+from workflows.cli.export import export, export_options
 from workflows.cli.options import open_pipeline, options
 
 if TYPE_CHECKING:
@@ -22,13 +23,19 @@ _DECIDE_THE_SEARCH = ("base_model", "data", "train", "tune")
 
 @click.command()
 @click.option("--run", "run_name", metavar="RUN", help="The run, by its name in `runs`; defaults to the last run.")
+@export_options
 @options("set", "json")
-def trials(pipeline: str, overrides: tuple[str, ...], json_lines: bool, run_name: str | None) -> None:
-    """Show the trials of a run's search, best first, and the winner."""
+def trials(
+    pipeline: str, overrides: tuple[str, ...], json_lines: bool, run_name: str | None, **exports: str | None
+) -> None:
+    """Show the trials of a run's search, best first, and the winner; or write them for another program."""
     from workflows.search.table import search_text
 
     spec, store = open_pipeline(pipeline, overrides)
     search = find_search(spec, store, run_name)
+    if any(exports.values()):
+        export(search, json_lines, **exports)
+        return
     if not json_lines:
         click.echo(search_text(search))
         return

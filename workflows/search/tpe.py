@@ -15,10 +15,11 @@ from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
 from workflows.search.draws import Draws
-from workflows.search.records import compared_badness, higher_is_better
+from workflows.search.records import compared_badness
+from workflows.search.studies import direction_of, distribution_of
 from workflows.search.trial import TOGETHER, event_of
 from workflows.spec import TpeSpec
-from workflows.spec.space import Choice, Dimension, Values, active
+from workflows.spec.space import Dimension, Values, active
 
 # How often TPE may suggest settings that the search has tried before random ones are taken instead.
 _MAX_REPEATS = 8
@@ -41,11 +42,9 @@ class TpeSearch(Searcher):  # type: ignore[misc]
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._spec, self._seed, self._metrics, self._earlier = spec, seed, metrics, earlier
         self._dimensions, self._constraints = dimensions, constraints
-        self._distributions = {field: _distribution(dimension) for field, dimension in dimensions.items()}
+        self._distributions = {field: distribution_of(dimension) for field, dimension in dimensions.items()}
         self._draws = Draws(dimensions, seed)
-        self._study = optuna.create_study(
-            directions=["maximize" if higher_is_better(metric) else "minimize" for metric in metrics]
-        )
+        self._study = optuna.create_study(directions=[direction_of(metric) for metric in metrics])
         self._tried: set[str] = set()
         self._begun = self._measured = 0
         self._running: dict[str, int] = {}
@@ -128,12 +127,3 @@ class TpeSearch(Searcher):  # type: ignore[misc]
             if self._is_new(values):
                 return values
         return None
-
-
-def _distribution(dimension: Dimension) -> Any:
-    if isinstance(dimension, Choice):
-        return optuna.distributions.CategoricalDistribution(dimension.values)
-    if dimension.is_whole:
-        low, high = int(dimension.low), int(dimension.high)
-        return optuna.distributions.IntDistribution(low, high, log=dimension.is_log, step=dimension.step)
-    return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=dimension.is_log)

@@ -14,6 +14,9 @@ from workflows.spec.section import ADDED, HOW, PositiveInt, Section, named
 SUITE = "suite_"
 """the beginning of a metric that is the mean score of a suite"""
 
+SQLITE = "sqlite:///"
+"""the beginning of the address of a storage that is a file"""
+
 COSTS = ("seconds", "peak_memory_gb")
 """metrics of a training's cost, which every objective has"""
 

@@ -1,0 +1,140 @@
+"""A search as an Optuna study. Imports neither Ray nor torch.
+
+write_study(search, "sqlite:///study.db")
+
+A storage is a URL that Optuna opens (SQLite, PostgreSQL, MySQL), or a file: of SQLite, or a journal.
+"""
+
+import contextlib
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.exceptions import OptunaError
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
+
+from models.errors import RayconteurError
+from workflows.search.records import FAILED, FINISHED, RUNNING, STOPPED, Search, Trial, higher_is_better
+from workflows.spec.space import Choice, Dimension, dimension_of
+from workflows.spec.tune import SQLITE
+from workflows.store import without_secrets
+
+_MAGIC = b"SQLite format 3\0"
+_MAX_TEXT = 400
+_OF_SEARCH = "rayconteur_search"
+_STATES = {
+    RUNNING: TrialState.RUNNING, FINISHED: TrialState.COMPLETE, STOPPED: TrialState.PRUNED, FAILED: TrialState.FAIL,
+}  # fmt: skip
+
+
+class StudyError(RayconteurError):
+    """A storage that cannot be opened or written."""
+
+
+def distribution_of(dimension: Dimension) -> Any:
+    """A dimension of the space as Optuna has it."""
+    if isinstance(dimension, Choice):
+        return optuna.distributions.CategoricalDistribution(dimension.values)
+    if dimension.is_whole:
+        low, high = int(dimension.low), int(dimension.high)
+        return optuna.distributions.IntDistribution(low, high, log=dimension.is_log, step=dimension.step)
+    return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=dimension.is_log)
+
+
+def direction_of(metric: str) -> Literal["minimize", "maximize"]:
+    """Optuna's direction of a metric."""
+    return "maximize" if higher_is_better(metric) else "minimize"
+
+
+def write_study(search: Search, place: str) -> str:
+    """Write a search as a study; one that an earlier call has written is replaced. Returns its name; raises
+    StudyError.
+    """
+    name = f"{search.pipeline}-{search.key}"
+    with _opened(place) as storage:
+        if name in optuna.get_all_study_names(storage):
+            if optuna.load_study(study_name=name, storage=storage).user_attrs.get(_OF_SEARCH) != search.key:
+                raise StudyError(f"{without_secrets(place)}: has another study {name!r}; take another storage")
+            optuna.delete_study(study_name=name, storage=storage)
+        directions = [direction_of(metric) for metric in search.metrics]
+        study = optuna.create_study(study_name=name, storage=storage, directions=directions)
+        study.set_user_attr(_OF_SEARCH, search.key)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that names of metrics are experimental
+            study.set_metric_names(search.metrics)
+        dimensions = {field: dimension_of(entry) for field, entry in search.space.items()}
+        study.add_trials([_frozen(search, trial, dimensions) for trial in search.trials])
+    return name
+
+
+def _frozen(search: Search, trial: Trial, dimensions: Mapping[str, Dimension]) -> FrozenTrial:
+    metric, best, last = search.metrics[0], trial.best(search.metrics[0]), trial.last
+    state = _STATES[trial.state]
+    values = [best.figures.get(each, math.nan) for each in search.metrics] if best else []
+    if state == TrialState.COMPLETE and not (values and all(map(math.isfinite, values))):
+        state = TrialState.FAIL
+    params = {field: value for field, value in trial.values.items() if _holds(dimensions.get(field), value)}
+    more = {field: value for field, value in trial.values.items() if field not in params}
+    attributes = {"number": trial.number, "key": trial.key, "state": trial.state, "error": trial.error, **more}
+    if last is not None:
+        attributes |= {"step": last.step, "num_steps": last.num_steps}
+    if best is not None:
+        attributes |= {"best_step": best.step, **{f"best_{figure}": each for figure, each in best.figures.items()}}
+    between = {report.step: report.figures.get(metric, math.nan) for report in trial.reports}
+    frozen = create_trial(
+        state=state,
+        values=values if state == TrialState.COMPLETE else None,
+        params=params,
+        distributions={field: distribution_of(dimensions[field]) for field in params},
+        user_attrs={name: each for name, each in attributes.items() if each != ""},
+        intermediate_values=between if len(search.metrics) == 1 else {},
+    )
+    if last is not None and frozen.datetime_complete is not None and frozen.datetime_start is not None:
+        frozen.datetime_start -= timedelta(seconds=last.figures.get("seconds", 0.0))
+    return frozen
+
+
+def _holds(dimension: Dimension | None, value: Any) -> bool:
+    if isinstance(dimension, Choice):
+        return value in dimension.values
+    return dimension is not None and isinstance(value, int | float) and dimension.nearest(value) == value
+
+
+@contextlib.contextmanager
+def _opened(place: str) -> Iterator[Any]:
+    """Optuna's storage; raises StudyError, also for what fails in the storage while it is used."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    file = place.removeprefix(SQLITE) if place.startswith(SQLITE) else "" if "://" in place else place
+    if file and not Path(file).absolute().parent.is_dir():
+        raise StudyError(f"{file}: the folder {Path(file).absolute().parent} does not exist")
+    try:
+        yield _storage(place, file)
+    except (OptunaError, SQLAlchemyError, ImportError, OSError, json.JSONDecodeError) as error:
+        text = without_secrets(f"{place}: Optuna cannot use this storage: {' '.join(str(error).split())}")
+        raise StudyError(
+            f"{text[:_MAX_TEXT]}; name a database, as in {SQLITE}study.db, or a journal's file"
+        ) from error
+
+
+def _storage(place: str, file: str) -> Any:
+    """`file` is empty for a storage that is no file."""
+    if file != place or _is_sqlite(file):
+        return optuna.storages.RDBStorage(f"{SQLITE}{file}" if file else place)
+    return JournalStorage(JournalFileBackend(file))
+
+
+def _is_sqlite(file: str) -> bool:
+    """A new file becomes a database by its ending."""
+    if not os.path.exists(file) or not os.path.getsize(file):
+        return file.endswith((".db", ".sqlite", ".sqlite3"))
+    with open(file, "rb") as stream:
+        return stream.read(len(_MAGIC)) == _MAGIC
