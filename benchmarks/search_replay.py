@@ -65,7 +65,7 @@ def none(table: Table) -> Any:
     return FIFOScheduler()
 
 
-def hyperband(share: float = GRACE_SHARE, factor: float = 3.0, count: int = 1) -> Callable[[Table], Any]:
+def hyperband(share: float = GRACE_SHARE, factor: float = 2.0, count: int = 1) -> Callable[[Table], Any]:
     return lambda table: Hyperband(Brackets(share * table.whole, factor, count), METRIC)
 
 
@@ -81,15 +81,15 @@ def priced(maker: Maker, price: float) -> Maker:
 POLICIES: dict[str, Maker] = {
     "random": random_with(none),
     "asha": random_with(asha()),
-    "asha from 0.3": random_with(asha(GRACE_SHARE)),
+    "asha from 0.4": random_with(asha(GRACE_SHARE)),
     "median": random_with(median()),
-    "median from 0.3": random_with(median(GRACE_SHARE)),
+    "median from 0.4": random_with(median(GRACE_SHARE)),
     "hyperband": random_with(hyperband()),
-    "hyperband from 0.1": random_with(hyperband(0.1)),
-    "hyperband from 0.1, 3 brackets": random_with(hyperband(0.1, count=3)),
+    "hyperband from 0.1, third": random_with(hyperband(0.1, 3.0)),
+    "hyperband from 0.1, third, 3 brackets": random_with(hyperband(0.1, 3.0, 3)),
     "tpe": tpe_with(none),
     "tpe hyperband": tpe_with(hyperband()),
-    "tpe hyperband from 0.1, 3 brackets": tpe_with(hyperband(0.1, count=3)),
+    "tpe hyperband from 0.1, third, 3 brackets": tpe_with(hyperband(0.1, 3.0, 3)),
 }
 
 

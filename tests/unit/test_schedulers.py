@@ -65,8 +65,8 @@ def test_a_trial_whose_metric_is_no_number_is_stopped_at_the_first_rung(make, me
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
-@pytest.mark.parametrize(("grace", "first"), [({}, 15), ({"grace_steps": 6}, 6)])
-def test_trials_are_compared_from_0_3_of_the_longest_training_on(name, grace, first):
+@pytest.mark.parametrize(("grace", "first"), [({}, 21), ({"grace_steps": 6}, 6)])
+def test_trials_are_compared_from_0_4_of_the_longest_training_on(name, grace, first):
     """By the first checkpoint, in replays of recorded trainings, both are worse than random search."""
     spec = PipelineSpec.model_validate({
         "name": "shop", "base_model": "random:tiny-llama", "data": {"sources": [{"path": "talks.jsonl"}]},

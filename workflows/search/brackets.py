@@ -8,7 +8,7 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 
-GRACE_SHARE = 0.3
+GRACE_SHARE = 0.4
 """the first rung by default: this share of the longest training (benchmarks/search_replay.py)"""
 
 WORST = 1e300

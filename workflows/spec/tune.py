@@ -105,7 +105,7 @@ class AshaSpec(Section):
     continue; each rung has `reduction_factor` times the steps of the one before."""
 
     grace_steps: PositiveInt | None = None
-    """The first rung, in optimizer steps; defaults to 0.3 of the longest training."""
+    """The first rung, in optimizer steps; defaults to 0.4 of the longest training."""
 
     reduction_factor: Annotated[float, Field(gt=1.0, le=100.0)] = 3.0
     """One in this many trials continues past a rung, to this many times the steps."""
@@ -120,9 +120,9 @@ class HyperbandSpec(Section):
     different batch sizes are compared after the same number of tokens."""
 
     grace_tokens: PositiveInt | None = None
-    """The first rung, in tokens that a training has read; defaults to 0.3 of the longest training."""
+    """The first rung, in tokens that a training has read; defaults to 0.4 of the longest training."""
 
-    reduction_factor: Annotated[float, Field(gt=1.0, le=100.0)] = 3.0
+    reduction_factor: Annotated[float, Field(gt=1.0, le=100.0)] = 2.0
     """One in this many trials continues past a rung, to this many times the tokens."""
 
     brackets: Annotated[int, Field(ge=1, le=10)] = 1
@@ -138,7 +138,7 @@ class MedianSpec(Section):
     other trials' running means."""
 
     grace_steps: PositiveInt | None = None
-    """Minimum optimizer steps before a trial may stop; defaults to 0.3 of the longest training."""
+    """Minimum optimizer steps before a trial may stop; defaults to 0.4 of the longest training."""
 
     min_trials: Annotated[int, Field(ge=2, le=100_000)] = 3
     """Minimum number of other trials to compare with before a trial may stop."""
