@@ -28,6 +28,7 @@ class RayconteurError(ValueError):
             PatternTooSlow
             Refused
             ReplyCut
+            RequestRefused
             SourceError
             SpecError
             StageFailed

@@ -62,6 +62,10 @@ class Lease:
         if self._holder() == self._owner:
             self._filesystem.delete_file(self._path)
 
+    def is_held(self) -> bool:
+        """Whether a living program holds the lease now."""
+        return self._read(self._path) is not None and self._age() < DEAD_AFTER_S
+
     def _age(self) -> float:
         """Seconds since the last renewal, as the store dates it and an object that is written now."""
         probe = f"{self._path}.{uuid.uuid4().hex[:8]}"

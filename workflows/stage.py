@@ -1,8 +1,9 @@
 """The interface of a stage: what it receives, what it declares, and how it fails."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from models.errors import RayconteurError
 
@@ -42,6 +43,8 @@ class Context:
     key: str
     inputs: "dict[str, Artifact]"
     progress: "Progress"
+    watch: "Callable[[Any], AbstractContextManager[str]]" = lambda search: nullcontext("")
+    """shows a running search on a page; gives its address"""
 
 
 Keys = Mapping[str, str]

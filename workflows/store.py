@@ -92,6 +92,8 @@ class RunRecord(Record):
     stages: Mapping[str, StageEntry] = field(default_factory=dict)
     """those that are done"""
     error: str | None = optional()
+    begun: Mapping[str, str] = field(default_factory=dict)
+    """the key of the stage that it works on, or that ended it: stage -> key"""
 
     def key_of(self, stage: str) -> str | None:
         """The key of a stage's artifact; None if the run did not come to it."""
@@ -283,6 +285,21 @@ class Store:
             yield
         finally:
             lease.release()
+
+    def is_locked(self, stage: str, key: str) -> bool:
+        """Whether a living program holds the lock of an artifact now."""
+        if not self.is_local:
+            return Lease(self.filesystem, f"{self.root}/{stage}/{key}.lease", lambda words: None).is_held()
+        path = Path(self.root) / stage / f"{key}.lock"
+        if not path.exists():
+            return False
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
 
     def _read(self, path: str) -> str | None:
         try:

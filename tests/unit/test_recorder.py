@@ -405,3 +405,44 @@ def test_records_of_another_build_are_read(told):
         told.store.write_json(f"{told.store.root}/{path}", content)
     assert read_trial(told.store, "key0") == told.search.trials[0]
     assert read_search(told.store, "search").trials == told.search.trials
+
+
+class ByHand:
+    """A steering: trial 0 was stopped, trial 1 added."""
+
+    def was_stopped(self, values, step):
+        return values["train.seed"] == 0 and step > 10
+
+    def words_of(self, number):
+        return "added by hand" if number == 1 else ""
+
+
+def test_what_was_done_by_hand_is_in_the_record(told):
+    told.recorder._steering = ByHand()
+    told.report(0, 10, 1.0)
+    told.report(0, 20, 2.0, done=True)
+    told.report(1, 20, 3.0, done=True)
+    told.report(2, 30, 3.0, done=True)
+    told.finish()
+    kept = read_search(told.store, "search").trials
+    assert [(trial.state, trial.is_stopped_by_hand, trial.added) for trial in kept] == [
+        ("stopped", True, ""), ("stopped", False, "added by hand"), ("finished", False, ""),
+    ]  # fmt: skip
+    assert read_trial(told.store, "key0").is_stopped_by_hand
+    assert told.search.leader()[0].number == 0, "a stopped trial can win"
+
+
+def test_a_report_that_breaks_a_constraint_is_excluded_before_another_thread_can_see_it(tmp_path):
+    told = Told(tmp_path)
+    told.search.constraints = ["held_out_loss >= 2"]
+
+    class Watched(list):
+        def append(self, report):
+            super().append(report)
+            seen.append(told.search.trials[0].best("held_out_loss"))
+
+    seen = []
+    told.report(0, 10, 3.0)
+    told.search.trials[0].reports = Watched(told.search.trials[0].reports)
+    told.report(0, 20, 1.5, done=True)
+    assert [report.step for report in seen] == [10]

@@ -1,6 +1,8 @@
 """The table of a search on a terminal, and the command that prints it."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from models.training.report import Report
 from workflows.cli.trials import trials as command
 from workflows.progress import Progress
 from workflows.search.records import Origin, Search, Trial, Winner, write_search
+from workflows.search.steering_requests import Listener, SteeringRequest, answered, refused
 from workflows.search.table import (
     headline,
     search_summary,
@@ -24,7 +27,7 @@ from workflows.search.table import (
     trial_rows,
 )
 from workflows.spec.read import read_spec
-from workflows.store import Store
+from workflows.store import Artifact, Store
 
 LEARNING_RATE, RANK = "train.learning_rate", "train.lora.rank"
 
@@ -225,3 +228,70 @@ def test_the_command_says_what_is_missing(pipeline: Path) -> None:
     done = CliRunner().invoke(command, [str(pipeline), "--run", "run-7"])
     assert done.exit_code == 1
     assert "trials: there is no run 'run-7' of pipeline shop; the last ones are run-0, run-1" in done.output
+
+
+@pytest.fixture
+def steered(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[SteeringRequest]]:
+    """The last run works on its search; its driver refuses trial 9 and does the rest. What it was asked."""
+    store, asked = Store(str(pipeline.parent / "store")), list[SteeringRequest]()
+    store.write_run(replace(store.runs()[-1], begun={"tune": "in-progress"}))
+
+    def decide(request: SteeringRequest) -> SteeringRequest:
+        asked.append(request)
+        return refused(request, "there is no trial 9") if request.trial == 9 else answered(request, "done", number=5)
+
+    with store.lock("tune", "in-progress", print), Listener(store, "in-progress", decide):
+        yield asked
+
+
+def test_the_command_asks_a_running_search(pipeline: Path, steered: list[SteeringRequest]) -> None:
+    options = ["--stop", "7", "--stop", "8", "--add", "train.learning_rate=3e-4, train.adapter.method=lora"]
+    done = CliRunner().invoke(command, [str(pipeline), *options, "--add", "train.seed=1"])
+    assert (done.exit_code, done.output) == (0, "done\n" * 4)
+    assert [(each.does, each.trial, each.values) for each in steered] == [
+        ("stop", 7, {}), ("stop", 8, {}),
+        ("add", None, {"train.learning_rate": 3e-4, "train.adapter.method": "lora"}),
+        ("add", None, {"train.seed": 1}),
+    ]  # fmt: skip
+
+
+def test_with_clone_set_changes_the_clone(pipeline: Path, steered: list[SteeringRequest]) -> None:
+    changes = ["--set", "train.learning_rate=3e-4", "--set", f"store={pipeline.parent / 'store'}"]
+    options = ["--clone", "7", *changes, "--json"]
+    done = CliRunner().invoke(command, [str(pipeline), *options])
+    assert done.exit_code == 0
+    event = json.loads(done.output)
+    assert (event["event"], event["trial"], event["number"]) == ("steered", 7, 5)
+    assert steered[0].values == {"train.learning_rate": 3e-4}
+
+
+def test_a_refusal_is_printed_and_the_exit_code_is_1(pipeline: Path, steered: list[SteeringRequest]) -> None:
+    done = CliRunner().invoke(command, [str(pipeline), "--stop", "7", "--stop", "9"])
+    assert (done.exit_code, done.stdout, done.stderr) == (1, "done\n", "refused: there is no trial 9\n")
+    done = CliRunner().invoke(command, [str(pipeline), "--stop", "9", "--json"])
+    assert done.exit_code == 1
+    assert json.loads(done.output)["event"] == "refused"
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (["--add", "train.learning_rate"], "--add train.learning_rate: must be field=value"),
+    (["--add", "train.seed=["], "--add train.seed=[: train.seed: the value is not YAML"),
+    (["--stop", "-1"], "-1 is not in the range"),
+])  # fmt: skip
+def test_a_mistake_in_the_command_line_is_one(
+    pipeline: Path, steered: list[SteeringRequest], options: list[str], words: str
+) -> None:
+    done = CliRunner().invoke(command, [str(pipeline), *options])
+    assert done.exit_code == 2
+    assert words in done.output
+    assert not steered
+
+
+def test_a_search_that_does_not_run_is_not_steered(pipeline: Path, search: Search) -> None:
+    done = CliRunner().invoke(command, [str(pipeline), "--run", "run-0", "--stop", "1"])
+    assert done.exit_code == 1
+    assert f"no run is working on search {search.key}" in done.output
+    Store(str(pipeline.parent / "store")).finish(Artifact("tune", search.key, "shop", {}, {}, {}))
+    done = CliRunner().invoke(command, [str(pipeline), "--run", "run-0", "--add", "train.seed=1"])
+    assert done.exit_code == 1
+    assert f"search {search.key} is complete" in done.output

@@ -21,6 +21,7 @@ from typing import Any
 from workflows.corpus.new_model import with_base
 from workflows.progress import Progress
 from workflows.record import Record
+from workflows.runs.page.live_server import live_page
 from workflows.runs.state import StageState, examine
 from workflows.spec import PipelineSpec
 from workflows.stage import Context, Stage, StageFailed, check_gate
@@ -72,7 +73,7 @@ def run_stages(
             if state.stage.name == "deploy":  # an endpoint ends with its cluster, so no record has it
                 break
             if state.artifact is None:
-                run.begin()
+                run.begin(state)
             bring_up_to_date(state)
             run.add(done[state.stage.name])
             if state.stage.name == "evaluate" != last and not force:
@@ -83,21 +84,20 @@ def run_stages(
 
 
 class _Run:
-    """A run's record, written when the first stage runs and when the run ends; never if all stages are up to date."""
+    """A run's record, written when a stage runs and when the run ends; never if all stages are up to date."""
 
     def __init__(self, record: RunRecord, store: Store) -> None:
         self._record, self._store = record, store
 
-    def begin(self) -> None:
+    def begin(self, state: StageState) -> None:
         """Record that a stage runs."""
-        if self._record.status != "running":
-            self._record = replace(self._record, status="running")
-            self._store.write_run(self._record)
+        self._record = replace(self._record, status="running", begun={state.stage.name: state.key})
+        self._store.write_run(self._record)
 
     def add(self, artifact: Artifact) -> None:
         """Record that a stage is done."""
         entry = StageEntry(key=artifact.key, seconds=artifact.seconds)
-        self._record = replace(self._record, stages={**self._record.stages, artifact.stage: entry})
+        self._record = replace(self._record, stages={**self._record.stages, artifact.stage: entry}, begun={})
 
     def finish(self) -> None:
         """Record that all stages are done."""
@@ -138,6 +138,7 @@ def _run_stage(
             state.key,
             {name: done[name] for name in (*stage.inputs, *stage.also_reads) if name in done},
             progress,
+            live_page,
         )
         started, began = _now(), time.monotonic()
         progress.start(stage.name, stage.detail(context) if stage.detail else f"{stage.summary}; {state.reason}")

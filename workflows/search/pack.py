@@ -4,7 +4,7 @@ from models.base.load import known_folder
 from models.errors import RayconteurError
 from workflows.spec import PipelineSpec
 from workflows.spec.constraints import parse_constraint
-from workflows.spec.space import combinations, with_values
+from workflows.spec.space import Values, combinations, with_values
 from workflows.spec.tune import SUITE, TuneSpec
 from workflows.training.steps import PASS_TOKENS
 
@@ -24,6 +24,11 @@ def pack_of(spec: PipelineSpec) -> int:
     if why_not:
         raise RayconteurError(f"tune.pack: got {tune.pack}, but {why_not}; leave tune.pack out")
     return tune.pack
+
+
+def why_not_with(spec: PipelineSpec, values: Values) -> str:
+    """Why a trial with these values cannot join the packs of a search; empty if it can."""
+    return _why_not_train(with_values(spec, values))
 
 
 def own_figures(tune: TuneSpec) -> list[str]:

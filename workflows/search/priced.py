@@ -8,6 +8,7 @@ from ray.tune.search import Searcher
 from workflows.search.gain import Gain
 from workflows.search.records import Search, compared_badness
 from workflows.search.trial import event_of
+from workflows.spec.space import Values
 
 
 class UntilGainIsSmall(Searcher):  # type: ignore[misc]
@@ -33,6 +34,11 @@ class UntilGainIsSmall(Searcher):  # type: ignore[misc]
                 return Searcher.FINISHED
         self._numbers[trial_id] = len(self._numbers)
         return self._searcher.suggest(trial_id)
+
+    def add(self, trial_id: str, values: Values) -> None:
+        """A trial that the searcher has not chosen."""
+        self._numbers[trial_id] = len(self._numbers)
+        self._searcher.add(trial_id, values)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, object]) -> None:
         """Called by Tune with a report, unless the trial ends with it."""

@@ -30,6 +30,7 @@ from workflows.search.records import (
     write_trial,
 )
 from workflows.search.standing import Standing
+from workflows.search.steering import Steering
 from workflows.search.table import search_summary, search_table
 from workflows.search.trial import TrialEvent, event_of, values_of
 from workflows.spec.constraints import broken
@@ -66,13 +67,16 @@ class _Pace:
 class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
     """Tune calls it with every result."""
 
-    def __init__(self, search: Search, store: Store, progress: Progress, is_population: bool) -> None:
+    def __init__(
+        self, search: Search, store: Store, progress: Progress, is_population: bool, steering: Steering | None = None
+    ) -> None:
         self.failure: RayconteurError | None = None
         """why the store ended the search"""
         self._search = search
         self._store = store
         self._progress = progress
         self._is_population = is_population
+        self._steering = steering
         self._trials: dict[tuple[int, str], Trial] = {}
         self._running: dict[int, Trial] = {}
         self._of_key: dict[str, list[Trial]] = {}
@@ -123,18 +127,20 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
         assert report is not None
         is_new = False
         if mine.last is None or report.step > mine.last.step:
+            mine.error = broken(self._search.constraints, report.figures)
+            if mine.error:  # before the report is there: the display reads it in another thread
+                mine.excluded.append(report.step)
             mine.reports.append(report)
             mine.reused += line.was_known
             is_new = not line.was_known  # otherwise a record already has this report, and maybe later ones
-            mine.error = broken(self._search.constraints, report.figures)
-            if mine.error:
-                mine.excluded.append(report.step)
-            else:
+            if not mine.error:
                 self._standing.add(mine, report)
             if report.checkpoint is not None:
                 self._kept.add((mine.key, report.checkpoint))
         if result["done"]:
             state = FINISHED if report.step >= report.num_steps else STOPPED
+            if state == STOPPED and self._steering is not None:
+                mine.is_stopped_by_hand = self._steering.was_stopped(mine.values, report.step)
             self._end(mine, state, mine.error, is_new=is_new)
         else:
             self._change(mine, is_new)
@@ -197,7 +203,8 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
         return self._add(number, line)
 
     def _add(self, number: int, line: TrialEvent) -> Trial:
-        trial = Trial(number, line.key, line.values, origin=line.origin)
+        added = self._steering.words_of(number) if self._steering is not None else ""
+        trial = Trial(number, line.key, line.values, origin=line.origin, added=added)
         self._trials[number, line.key] = self._running[number] = trial
         self._of_key.setdefault(line.key, []).append(trial)
         self._known.setdefault(line.key, line.known)

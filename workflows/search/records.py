@@ -73,6 +73,10 @@ class Trial:
     """the steps of its reports that break `tune.constraints`"""
     retry: bool = True
     """after a failure: whether the next search tries it again, because it lost workers or lacked resources"""
+    added: str = ""
+    """of a trial that somebody has added to the running search: how"""
+    is_stopped_by_hand: bool = False
+    """whether somebody has stopped it"""
 
     def __post_init__(self) -> None:
         self._bests: dict[str, tuple[int, Report | None]] = {}
@@ -85,13 +89,14 @@ class Trial:
     def best(self, metric: str) -> Report | None:
         """Its best report by `metric`, the earliest of equal ones; None without a finite value."""
         seen, best = self._bests.get(metric, (0, None))
-        for report in self.reports[seen:]:
+        count = len(self.reports)  # another thread may add to them
+        for report in self.reports[seen:count]:
             value = report.figures.get(metric, math.nan)
             if not math.isfinite(value) or report.step in self.excluded:
                 continue
             if best is None or badness(metric, value) < badness(metric, best.figures[metric]):
                 best = report
-        self._bests[metric] = (len(self.reports), best)
+        self._bests[metric] = (count, best)
         return best
 
     def point(self, metrics: list[str]) -> Point | None:

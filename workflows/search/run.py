@@ -16,6 +16,7 @@ from workflows.progress import Progress
 from workflows.search.packed_groups import PackedGroups
 from workflows.search.recorder import SearchRecorder
 from workflows.search.records import Search
+from workflows.search.steering import Steering
 from workflows.search.table import gain_line
 from workflows.search.trial import Shared, TrialRunner, event_of
 from workflows.search.tuner import tuner_of
@@ -39,11 +40,12 @@ def run_trials(
     chosen: Sequence[Values] | None = None,
     pack: int = 1,
     num_groups: int = 1,
+    steering: Steering | None = None,
 ) -> None:
     """Train all trials, and record them in `search` and the store; raises StageFailed or StageCrashed.
 
-    For `steps_of`, `earlier` and `chosen`, see `tuner_of`. `pack` trials share each of at most `num_groups` worker
-    groups; 1: each trial has its own.
+    For `steps_of`, `earlier`, `chosen` and `steering`, see `tuner_of`. `pack` trials share each of at most
+    `num_groups` worker groups; 1: each trial has its own.
     """
     store = Store(shared.store)
     groups: Any = None
@@ -51,7 +53,7 @@ def run_trials(
         on_head = PackedGroups.options(resources={HEAD_NODE: 0.001})  # type: ignore[attr-defined]
         groups = on_head.remote(shared, pack, num_groups)
         shared = replace(shared, groups=groups)
-    recorder = SearchRecorder(search, store, progress, shared.is_population)
+    recorder = SearchRecorder(search, store, progress, shared.is_population, steering)
     tuner = tuner_of(
         ray.tune.with_parameters(TrialRunner, shared=shared),
         spec,
@@ -59,12 +61,13 @@ def run_trials(
         steps_of=steps_of,
         earlier=earlier,
         chosen=chosen,
+        steering=steering,
         run_config=ray.tune.RunConfig(
             name="run",
             storage_path=shared.folder,
             storage_filesystem=store.filesystem,
             callbacks=[recorder],
-            stop=(lambda trial_id, result: is_excluded(search.constraints, result)) if search.constraints else None,
+            stop=_ends_of(search, steering),
             failure_config=ray.tune.FailureConfig(max_failures=shared.max_failures),
             verbose=0,
         ),
@@ -74,6 +77,8 @@ def run_trials(
             tuner.fit()
         finally:
             _end(groups)
+        if steering is not None:
+            steering.close("the search has ended, so no trial can be stopped or added")
         recorder.close()
     except (ray.tune.TuneError, OSError, StoreError) as error:
         recorder.abandon()
@@ -87,6 +92,18 @@ def run_trials(
         progress.note(used_up)
     if search.min_gain is not None:
         progress.note(f"tune: {gain_line(search)}")
+
+
+def _ends_of(search: Search, steering: Steering | None) -> Callable[[str, Mapping[str, Any]], bool] | None:
+    """What ends a trial at a report, besides the scheduler: for Tune's `stop`."""
+    if steering is None and not search.constraints:
+        return None
+
+    def ends(trial_id: str, result: Mapping[str, Any]) -> bool:
+        is_stopped = steering is not None and steering.stops(trial_id, result["step"])
+        return is_stopped or is_excluded(search.constraints, result)
+
+    return ends
 
 
 def is_excluded(constraints: list[str], result: Mapping[str, object]) -> bool:
@@ -107,7 +124,7 @@ def _used_up(spec: PipelineSpec, search: Search) -> str:
     tune = spec.tune
     assert tune is not None
     size = size_of(dimensions_of(tune.space))
-    begun = len({trial.number for trial in search.trials})
+    begun = len({trial.number for trial in search.trials if not trial.added})
     is_expected = tune.searcher.name == "grid" or tune.scheduler.name == "population" or size == tune.trials
     if is_expected or size != begun:
         return ""

@@ -43,6 +43,11 @@ class _Stopping(FIFOScheduler):  # type: ignore[misc]
 class Asha(_Stopping, AsyncHyperBandScheduler):  # type: ignore[misc]
     """Asynchronous successive halving."""
 
+    def __init__(self, grace_period: int, max_t: int, **settings: Any) -> None:
+        """`max_t`: the steps of the longest training of the space, for which there are rungs."""
+        super().__init__(grace_period, max_t=max_t, **settings)
+        self._max_t = math.inf  # a trial that somebody has added may be longer
+
 
 class Median(_Stopping, MedianStoppingRule):  # type: ignore[misc]
     """The median stopping rule."""

@@ -68,6 +68,12 @@ def ranked(search: Search) -> list[Trial]:
     return sorted(search.trials, key=rank)
 
 
+def running_then_best(search: Search) -> list[Trial]:
+    """All trials as a running search shows them: those that run, then the others, the best first."""
+    running = [trial for trial in search.trials if trial.state == RUNNING]
+    return [*running, *(trial for trial in ranked(search) if trial.state != RUNNING)]
+
+
 def headings(search: Search) -> list[str]:
     """The columns of `trial_rows`; the last one has remarks of any length."""
     names = short_names(fields_of(search))
@@ -113,7 +119,9 @@ def _remarks(search: Search) -> dict[str, list[str]]:
 
 
 def _own_remarks(trial: Trial) -> list[str]:
-    remarks = []
+    remarks = [trial.added] if trial.added else []
+    if trial.is_stopped_by_hand:
+        remarks.append("stopped by hand")
     if trial.origin:
         remarks.append(f"copy of {trial.origin.number} at step {trial.origin.step}")
     if trial.reused:
@@ -196,8 +204,7 @@ def search_table(search: Search, width: int, max_rows: int = _MAX_LIVE_ROWS) -> 
     from rich.table import Table
     from rich.text import Text
 
-    running = [trial for trial in search.trials if trial.state == RUNNING]
-    trials = [*running, *(trial for trial in ranked(search) if trial.state != RUNNING)]
+    trials = running_then_best(search)
     shown, leader = trials[:max_rows], search.leader()
     names, rows = headings(search), trial_rows(search, shown)
     columns, left_out, widths = _columns_with_room(search, names, rows, width)

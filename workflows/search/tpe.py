@@ -19,7 +19,7 @@ from workflows.search.records import compared_badness
 from workflows.search.studies import direction_of, distribution_of
 from workflows.search.trial import TOGETHER, event_of
 from workflows.spec import TpeSpec
-from workflows.spec.space import Dimension, Values, active
+from workflows.spec.space import Dimension, Values, active, is_inside
 
 # How often TPE may suggest settings that the search has tried before random ones are taken instead.
 _MAX_REPEATS = 8
@@ -65,17 +65,25 @@ class TpeSearch(Searcher):  # type: ignore[misc]
             values = asked or self._drawn(number)
         if values is None:
             return Searcher.FINISHED
+        self._begin(trial_id, values)
+        self._begun += 1
+        return {TOGETHER: values}
+
+    def add(self, trial_id: str, values: Values) -> None:
+        """A trial that TPE has not chosen. It counts like the others, if its values are in the space."""
+        if all(is_inside(self._dimensions[field], value) for field, value in values.items()):
+            self._begin(trial_id, values)
+
+    def _begin(self, trial_id: str, values: Values) -> None:
         kept = {field: each for field, each in self._distributions.items() if field in values}
         self._study.add_trial(create_trial(state=TrialState.RUNNING, params=values, distributions=kept))
-        self._begun += 1
         self._tried.add(self._named(values))
         self._running[trial_id] = len(self._study.get_trials(deepcopy=False)) - 1
-        return {TOGETHER: values}
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, object]) -> None:
         """Called by Tune with a report, unless the trial ends with it."""
         report = event_of(result).report
-        if report is None:
+        if trial_id not in self._running or report is None:
             return
         values = [report.figures.get(metric, math.nan) for metric in self._metrics]
         value = compared_badness(self._metrics[0], report.figures, self._constraints)
@@ -86,9 +94,11 @@ class TpeSearch(Searcher):  # type: ignore[misc]
         self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False
     ) -> None:
         """Called by Tune at a trial's end, with its last report or failure if there is one."""
-        number = self._running.pop(trial_id)
+        if trial_id not in self._running:
+            return
         if result:
             self.on_trial_result(trial_id, result)
+        number = self._running.pop(trial_id)
         if (best := self._best.pop(trial_id, None)) is not None:
             self._measured += 1
             self._study.tell(number, best[1])

@@ -15,6 +15,8 @@ from workflows.search.population import Population
 from workflows.search.priced import UntilGainIsSmall
 from workflows.search.records import Search, higher_is_better
 from workflows.search.schedulers import Asha, Median
+from workflows.search.steered import SteeredSearcher
+from workflows.search.steering import Steering
 from workflows.search.trial import TOGETHER
 from workflows.spec import (
     AshaSpec,
@@ -55,12 +57,13 @@ def tuner_of(
     steps_of: Callable[[Values], int],
     earlier: Mapping[int, Values] | None = None,
     chosen: Sequence[Values] | None = None,
+    steering: Steering | None = None,
 ) -> Any:
     """A Tuner with this search's searcher and scheduler.
 
     `steps_of` is the number of steps of a training with these settings, which a scheduler may need to know; `earlier`
-    are the settings that a search before this one chose, by the number of the trial; `chosen` are those of all
-    trials, where they are known before.
+    are the settings that a searcher before this one chose, by their number; `chosen` are those of all trials, where
+    they are known before; `steering`: what people may ask of the search while it runs.
     """
     tune = spec.tune
     assert tune is not None
@@ -78,6 +81,8 @@ def tuner_of(
     searcher = InOrder(chosen) if chosen is not None else _searcher(tune, dimensions, earlier or {})
     if tune.min_gain is not None:
         searcher = UntilGainIsSmall(searcher, tune.min_gain, tune.metric[0], search)
+    if steering is not None:
+        searcher, wanted = SteeredSearcher(searcher, steering.wanted, steering), None
     space: dict[str, object] = {}
     if is_population:  # for which Tune allows no searcher
         members = itertools.islice(Draws(dimensions, tune.seed, may_repeat=True), wanted)
@@ -117,6 +122,7 @@ class InOrder(Searcher):  # type: ignore[misc]
     def __init__(self, settings: Iterable[Values]) -> None:
         super().__init__()
         self._settings = iter(settings)
+        self._added: list[Values] = []
 
     def __getstate__(self) -> dict[str, object]:
         """Keep no state for Tune's restore: our searches resume from their own records."""
@@ -124,8 +130,12 @@ class InOrder(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> Any:
         """Called by Tune for the settings of the next trial."""
-        values = next(self._settings, None)
+        values = next((each for each in self._settings if each not in self._added), None)
         return Searcher.FINISHED if values is None else {TOGETHER: values}
+
+    def add(self, trial_id: str, values: Values) -> None:
+        """Another trial has these settings: they do not come again."""
+        self._added.append(values)
 
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False

@@ -96,6 +96,23 @@ def _space_problem(problem: SpaceProblem, where: dict[Location, str], file: str)
     return SpecProblem(_place(location, where, file), dotted(location), words)
 
 
+def refusal_of_values(error: ValidationError) -> str:
+    """Why a trial's values are not allowed: the dotted field and the rule."""
+    problem = _problem(error.errors()[0], {}, "")
+    return f"{problem.field}: {problem.problem}" if problem.field else problem.problem
+
+
+def parse_value(label: str, text: str) -> tuple[str, Any]:
+    """The field and the value of `dotted.field=value`, parsed as YAML; raises SpecError."""
+    name, equals, given = text.partition("=")
+    if not equals or not name.strip():
+        raise SpecError([SpecProblem(label, "", "must be field=value, as in train.learning_rate=2e-4")])
+    try:
+        return name.strip(), yaml.load(given, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise SpecError([SpecProblem(label, name, f"the value is not YAML: {error}")]) from None
+
+
 def _unfit_for_job(spec: PipelineSpec, where: dict[Location, str], file: str) -> list[SpecProblem]:
     """What runs locally but not as a job on a cluster: a store on this machine, credentials in the file."""
     problems = []
@@ -228,16 +245,10 @@ def _merged(node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
 def _apply_override(values: dict[str, object], where: dict[Location, str], override: str) -> None:
     """Set one `dotted.field=value` in the raw values; the value is parsed as YAML."""
     label = f"--set {override}"
-    name, equals, text = override.partition("=")
-    if not equals or not name.strip():
-        raise SpecError([SpecProblem(label, "", "must be field=value, as in train.learning_rate=2e-4")])
-    keys: list[str | int] = [int(part) if part.isdigit() else part for part in name.strip().split(".")]
+    name, value = parse_value(label, override)
+    keys: list[str | int] = [int(part) if part.isdigit() else part for part in name.split(".")]
     if keys[:2] == ["tune", "space"] and len(keys) > 2:  # its keys are dotted fields themselves
         keys = ["tune", "space", dotted(tuple(keys[2:]))]
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise SpecError([SpecProblem(label, name, f"the value is not YAML: {error}")]) from None
     target: Any = values
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1

@@ -84,6 +84,13 @@ class Choice:
 Dimension = Range | Choice
 
 
+def is_inside(dimension: Dimension, value: Any) -> bool:
+    """Whether a search could draw this value."""
+    if isinstance(dimension, Choice):
+        return value in dimension.values
+    return value in dimension.integers if dimension.is_whole else dimension.low <= value <= dimension.high
+
+
 def parse(entry: Any) -> Dimension:
     """Parse an entry of `tune.space`; raises ValueError with the rule."""
     kind, bounds, step, when = _parts(entry)
@@ -226,6 +233,14 @@ def with_values(spec: PipelineSpec, values: Values) -> PipelineSpec:
             place = place[int(section)] if section.isdigit() else place[section]
         place[last] = value
     return PipelineSpec.model_validate(plain)
+
+
+def value_of(spec: PipelineSpec, field: str) -> Any:
+    """What a pipeline has in a dotted field."""
+    place: Any = spec
+    for section in field.split("."):
+        place = place[int(section)] if section.isdigit() else getattr(place, section)
+    return place
 
 
 def combinations(spec: PipelineSpec) -> Iterator[Values]:

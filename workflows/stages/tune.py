@@ -8,9 +8,11 @@ stored beside the search, by their settings (workflows/search/records.py): an in
 only what is missing.
 """
 
+import bisect
 import logging
 import math
 import os
+import socket
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,6 +21,7 @@ from pathlib import Path
 from models.errors import RayconteurError
 from models.training.deepspeed_operator import check_build_tools
 from workflows.cluster.capacity import (
+    Resources,
     need_of_trial,
     nodes_of_cluster,
     trainings_at_once,
@@ -40,6 +43,8 @@ from workflows.search.records import (
     write_search,
 )
 from workflows.search.run import run_trials
+from workflows.search.steering import Steering
+from workflows.search.steering_requests import Listener, read_requests, take_over
 from workflows.search.tensorboard import write_events
 from workflows.search.trial import Shared, key_of
 from workflows.search.tuner import ENVIRONMENT
@@ -86,7 +91,7 @@ def run(context: Context) -> TuneFigures:
         family=family_of(spec, inputs.keys),
         constraints=list(tune.constraints),
     )
-    earlier = _earlier(store, search)
+    before = _before(store, search)
     shared = Shared(
         spec=spec.model_copy(update={"tune": None}),
         store=store.uri,
@@ -100,11 +105,40 @@ def run(context: Context) -> TuneFigures:
         suites_key=content_key({"suites": suite_settings(spec.evaluate)}) if suites else "",
         are_alone=bool(own_figures(tune)),
     )
+    if before and read_search(store, search.key) is None:  # a wider search goes on where that one ended
+        take_over(store, search.key, before.key)
+    steering = Steering(spec, search, read_requests(store, search.key), known=_begun(before), pack=pack)
     write_search(store, search)
     each = f"packed by {pack}, each pack" if pack > 1 else "each"
     context.progress.note(f"tune: concurrent trials: {search.at_once}, {each} with {need_of_trial(spec.train)}")
+    with Listener(store, search.key, steering.decide), context.watch(search) as address:
+        if address:
+            context.progress.note(f"tune: live at {address} (on {socket.gethostname()})", address=address)
+        try:
+            _search(context, search, shared, steering, before, pack, nodes)
+        finally:
+            steering.close("the search has ended; run it again, and ask while it runs")
+    write_search(store, search)
+    with tempfile.TemporaryDirectory() as name:
+        write_events(search, Path(name))
+        store.upload(Path(name), f"{folder}/tensorboard")
+    return _figures(search)
+
+
+def _search(
+    context: Context,
+    search: Search,
+    shared: Shared,
+    steering: Steering,
+    before: Search | None,
+    pack: int,
+    nodes: list[Resources],
+) -> None:
+    """Train the trials, and find the winner."""
+    spec, store = context.spec, context.store
+    assert spec.tune is not None
     chosen = None
-    if isinstance(tune.searcher, MixtureSearchSpec):
+    if isinstance(spec.tune.searcher, MixtureSearchSpec):
         search.forecast, chosen = forecast_mixtures(spec, store, context.progress, search, shared)
         search.wanted = len(chosen)
         search.at_once = min(search.at_once, len(chosen))
@@ -113,20 +147,16 @@ def run(context: Context) -> TuneFigures:
         search,
         shared,
         context.progress,
-        steps_of=_steps_of(spec, store, inputs),
-        earlier=earlier,
+        steps_of=_steps_of(spec, store, shared.inputs),
+        earlier=_chosen_before(before),
         chosen=chosen,
         pack=pack,
         num_groups=max(trainings_at_once(nodes, spec.train), math.ceil(search.at_once / pack)),
+        steering=steering if chosen is None and not shared.is_population else None,
     )
     search.winner = find_winner(spec, store, search, shared, context.progress)
     check_front(store, search, context.progress)
     Needs(store, search.key).write(needs_of(search), is_over=True)
-    write_search(store, search)
-    with tempfile.TemporaryDirectory() as name:
-        write_events(search, Path(name))
-        store.upload(Path(name), f"{folder}/tensorboard")
-    return _figures(search)
 
 
 def family_of(spec: PipelineSpec, keys: Mapping[str, str]) -> str:
@@ -153,11 +183,23 @@ def _steps_of(spec: PipelineSpec, store: Store, inputs: TrainingInputs) -> Calla
     return steps_of
 
 
-def _earlier(store: Store, search: Search) -> dict[int, Values]:
-    """The settings that the longest earlier search of this family chose, by the number of the trial."""
-    found = searches_of(store, search.family)
-    longest = max(found, key=lambda other: len(other.trials), default=None)
-    return {trial.number: trial.values for trial in longest.trials} if longest else {}
+def _before(store: Store, search: Search) -> Search | None:
+    """The longest earlier search of this family."""
+    return max(searches_of(store, search.family), key=lambda other: len(other.trials), default=None)
+
+
+def _begun(before: Search | None) -> int:
+    """How many trials an earlier search has begun."""
+    return max((trial.number + 1 for trial in before.trials), default=0) if before else 0
+
+
+def _chosen_before(before: Search | None) -> dict[int, Values]:
+    """The settings that the searcher of an earlier search chose, in their order."""
+    trials = sorted(before.trials, key=lambda trial: trial.number) if before else []
+    added = [trial.number for trial in trials if trial.added]
+    return {
+        trial.number - bisect.bisect_left(added, trial.number): trial.values for trial in trials if not trial.added
+    }
 
 
 def _figures(search: Search) -> TuneFigures:

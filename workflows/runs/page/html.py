@@ -31,13 +31,26 @@ _GRID = "#d3d8df"
 
 def render(template: str, **content: Any) -> str:
     """A page from a template of this folder."""
+    text: str = _environment().get_template(template).render(content)
+    return text
+
+
+@cache
+def _environment() -> Any:
     import jinja2
 
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    return environment.get_template(template).render(content)
+
+
+def styled(figure: Any) -> Any:
+    """A plotly figure in the pages' colors."""
+    figure.update_layout(**_LAYOUT)
+    figure.update_xaxes(gridcolor=_GRID, zerolinecolor=_GRID, automargin=True)
+    figure.update_yaxes(gridcolor=_GRID, zerolinecolor=_GRID, automargin=True)
+    return figure
 
 
 def packed(text: str) -> str:
@@ -55,10 +68,7 @@ class Plots:
         """The place of a figure on the page."""
         from markupsafe import Markup
 
-        figure.update_layout(**_LAYOUT)
-        figure.update_xaxes(gridcolor=_GRID, zerolinecolor=_GRID, automargin=True)
-        figure.update_yaxes(gridcolor=_GRID, zerolinecolor=_GRID, automargin=True)
-        self._figures.append(figure.to_json())
+        self._figures.append(styled(figure).to_json())
         return Markup(
             '<div class="plot" role="img" data-plot="{}" style="height:{}px" aria-label="{}"></div>'
         ).format(len(self._figures) - 1, int(figure.layout.height or 440), figure.layout.title.text or "plot")
