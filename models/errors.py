@@ -34,6 +34,7 @@ class RayconteurError(ValueError):
             StageFailed
                 GateFailed
             StoreError
+            StudyError
             TooLarge
             TrainingDiverged
             Unfollowable
