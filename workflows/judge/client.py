@@ -84,6 +84,8 @@ class JudgeClient:
         self._places = asyncio.Semaphore(endpoint.max_concurrent)
         self._left_out: set[str] = set()
         self._answered = time.monotonic()
+        self._failed: StageFailed | None = None
+        """ends all questions; those that are being answered come to their end"""
         self.requests = self.cached = self.input_tokens = self.output_tokens = 0
         headers = {"Content-Type": "application/json"}
         if endpoint.key is not None:
@@ -120,10 +122,16 @@ class JudgeClient:
             self.cached += 1
             return JudgeReply(known["content"])
         async with self._places:
-            response = await self._accepted(question)
-        if isinstance(response, str):
-            return JudgeReply("", response)
-        text, input_tokens, output_tokens = self._read(response)
+            if self._failed is not None:
+                raise self._failed
+            try:
+                response = await self._accepted(question)
+                if isinstance(response, str):
+                    return JudgeReply("", response)
+                text, input_tokens, output_tokens = self._read(response)
+            except StageFailed as error:
+                self._failed = error
+                raise
         self.requests += 1
         self.input_tokens += input_tokens
         self.output_tokens += output_tokens
@@ -193,6 +201,8 @@ class JudgeClient:
                     return response
                 why = self._shown(response)
                 pause = max(pause, _retry_after_s(response))
+            if self._failed is not None:
+                raise self._failed
             latest = time.monotonic() + pause - self._endpoint.max_away_s
             if latest > self._answered:
                 raise StageFailed(self._gone(why, pause))

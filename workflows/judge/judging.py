@@ -10,6 +10,9 @@ from workflows.judge.answers import AnswerForm, PairAnswer, RubricAnswer
 from workflows.judge.client import JudgeClient, Question
 from workflows.judge.prompt import JudgePrompt
 
+_LAST_ANSWERS_S = 10.0
+"""how long the answers to what was asked before a failure are waited for"""
+
 _OTHER = {"first": "second", "second": "first", "tie": "tie"}
 
 
@@ -49,11 +52,18 @@ class Judging:
             return []
         # The first pair alone: it shows which fields the endpoint refuses, before many requests have them.
         first = await self._judge(pairs[0])
+        tasks = [asyncio.create_task(self._judge(pair)) for pair in pairs[1:]]
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._judge(pair)) for pair in pairs[1:]]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            if tasks:
+                done, running = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+                if running:  # what they are asked is paid for: their answers are kept
+                    await asyncio.wait(running, timeout=_LAST_ANSWERS_S)
+                for task in done:
+                    await task
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         return [first, *(task.result() for task in tasks)]
 
     async def _judge(self, pair: Pair) -> Judgement:
