@@ -2,20 +2,21 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 from stored import run_record
 
 from models.training.report import Report
 from workflows.cli.trials import trials as command
-from workflows.progress import Progress
-from workflows.search.records import Origin, Search, Trial, Winner, write_search
+from workflows.progress import Progress, table_text
+from workflows.search.records import Origin, Search, Trial, Winner, content_of, write_search
 from workflows.search.steering_requests import Listener, SteeringRequest, answered, refused
 from workflows.search.table import (
     headline,
@@ -295,3 +296,43 @@ def test_a_search_that_does_not_run_is_not_steered(pipeline: Path, search: Searc
     done = CliRunner().invoke(command, [str(pipeline), "--run", "run-0", "--add", "train.seed=1"])
     assert done.exit_code == 1
     assert f"search {search.key} is complete" in done.output
+
+
+def test_the_command_reads_as_many_files_for_a_thousand_trials_as_for_five(
+    pipeline: Path, search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    read = Store._read
+    monkeypatch.setattr(Store, "_read", lambda store, path: reads.append(path) or read(store, path))
+    counts = []
+    for count in (5, 1000):
+        search.trials = [trial(number, "stopped", [2.0 + number]) for number in range(count)]
+        write_search(Store(str(pipeline.parent / "store")), search)
+        for more in ([], ["--json"]):
+            reads.clear()
+            done = CliRunner().invoke(command, [str(pipeline), "--run", "run-0", *more])
+            assert len(done.output.splitlines()) >= count
+            counts.append(len(reads))
+    assert counts == [counts[0]] * 4
+
+
+def test_a_table_as_text_is_that_of_rich() -> None:
+    headings = ("number", "名", "remark")
+    rows = [("1", "漢字 é", ""), ("12,345", "", "[b]no markup[/b]"), ("", "x", " y ")]
+    table = Table(box=None, pad_edge=False, header_style="")
+    for number, heading in enumerate(headings):
+        table.add_column(Text(heading), justify="right" if number == 0 else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table)
+    assert table_text(headings, rows, right=[0]).splitlines() == [
+        line.rstrip() for line in console.export_text().splitlines()
+    ]
+    assert table_text(("a",), [("two\nlines\x1b",)]) == "a\ntwo lines"
+
+
+def test_the_content_of_a_record_is_that_of_its_fields(search: Search) -> None:
+    search.winner = Winner(1, "key-1", 30, "checkpoint_30_ab", 1.25, 1.251)
+    search.trials[0].reports[0].figures |= {"held_out_loss": float("nan"), "num_tokens": 5}
+    assert json.dumps(content_of(search)) == json.dumps(asdict(search))

@@ -3,9 +3,11 @@
 Imports neither Ray nor torch.
 """
 
+import contextlib
+import gc
 import json
 import re
-from dataclasses import asdict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -23,6 +25,16 @@ if TYPE_CHECKING:
 _DECIDE_THE_SEARCH = ("base_model", "data", "train", "tune")
 _FIND_THE_RUN = ("name", "store")
 _BETWEEN_FIELDS = re.compile(r"[,\s]+(?=[\w.]+=)")
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Python's garbage collector would look at the reports of thousands of trials again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @click.command()
@@ -51,6 +63,7 @@ _BETWEEN_FIELDS = re.compile(r"[,\s]+(?=[\w.]+=)")
     help="Add a trial with the values of this one, trained from the start; --set changes them.",
 )
 @options("set", "json")
+@_without_collector()
 def trials(
     pipeline: str,
     overrides: tuple[str, ...],
@@ -75,6 +88,7 @@ def trials(
         record = find_run("trials", store, spec.name, run_name)
         _steer(store, _key_of(spec, store, record), requests, json_lines)
         return
+    from workflows.search.records import content_of
     from workflows.search.table import search_text
 
     spec, store = open_pipeline(pipeline, overrides)
@@ -85,10 +99,10 @@ def trials(
     if not json_lines:
         click.echo(search_text(search))
         return
-    content = asdict(search)
-    for trial in content.pop("trials"):
-        click.echo(json.dumps({"event": "trial", **trial}))
-    click.echo(json.dumps({"event": "search", **content}))
+    every, search.trials = search.trials, []
+    content = {name: value for name, value in content_of(search).items() if name != "trials"}
+    lines = [json.dumps({"event": "trial", **content_of(trial)}) for trial in every]
+    click.echo("\n".join([*lines, json.dumps({"event": "search", **content})]))
 
 
 def _field(override: str) -> str:

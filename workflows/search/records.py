@@ -11,9 +11,9 @@ Searches share trials. Each writes only its own records, so none can shorten ano
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -176,7 +176,8 @@ class Search:
             found = [(trial, report) for trial in trials for report in trial.reports if report.step == won.step]
             if found:
                 return found[0]
-        return next(iter(ranking(self.trials, self.metrics[0])), None)
+        bests = ((trial, report) for trial in self.trials if (report := trial.best(self.metrics[0])))
+        return min(bests, key=lambda pair: _rank(pair, self.metrics[0]), default=None)
 
     def front(self) -> list[tuple[Trial, Report]]:
         """With several metrics: the trials that no other beats in all (Pareto front), sorted by the first one.
@@ -204,7 +205,12 @@ def compared_badness(metric: str, figures: Mapping[str, float], constraints: Seq
 def ranking(trials: Iterable[Trial], metric: str) -> list[tuple[Trial, Report]]:
     """The best report of each trial, best first; of equal ones, the earliest of the lowest number."""
     found = [(trial, report) for trial in trials if (report := trial.best(metric))]
-    return sorted(found, key=lambda pair: (badness(metric, pair[1].figures[metric]), pair[0].number))
+    return sorted(found, key=lambda pair: _rank(pair, metric))
+
+
+def _rank(pair: tuple[Trial, Report], metric: str) -> tuple[float, int]:
+    trial, report = pair
+    return badness(metric, report.figures[metric]), trial.number
 
 
 def trial_folder(store: Store, key: str) -> str:
@@ -235,7 +241,7 @@ def read_trial(store: Store, key: str) -> Trial | None:
 
 def write_trial(store: Store, search: str, trial: Trial) -> None:
     """Write a trial's record of a search, by its key."""
-    store.write_json(store.path(TRIALS, trial.key, f"trial_{flat(search)}.json"), asdict(trial))
+    store.write_file(store.path(TRIALS, trial.key, f"trial_{flat(search)}.json"), trial_text(trial).encode())
 
 
 def record_checkpoint(store: Store, search: str, trial: Trial, report: Report) -> None:
@@ -252,8 +258,8 @@ def flat(search: str) -> str:
 
 def read_search(store: Store, key: str) -> Search | None:
     """The record of a search, finished or not; None if it never started."""
-    content = store.read_json(store.path("tune", key, SEARCH_FILE))
-    return None if content is None else _reader(Search).validate_python(content)
+    [text] = store.read_texts([store.path("tune", key, SEARCH_FILE)])
+    return None if text is None else _reader(Search).validate_json(text)
 
 
 def searches_of(store: Store, family: str) -> list[Search]:
@@ -265,7 +271,7 @@ def searches_of(store: Store, family: str) -> list[Search]:
 
 def write_search(store: Store, search: Search, trials: Iterable[str] | None = None) -> None:
     """Write the record of a search; `trials` are the texts of `trial_text` for its trials, where they are known."""
-    content = asdict(replace(search, trials=[]))
+    content = content_of(replace(search, trials=[]))
     del content["trials"]
     rest = json.dumps(content, ensure_ascii=False)
     texts = ",\n".join(map(trial_text, search.trials) if trials is None else trials)
@@ -275,7 +281,14 @@ def write_search(store: Store, search: Search, trials: Iterable[str] | None = No
 
 def trial_text(trial: Trial) -> str:
     """A trial as `write_search` writes it."""
-    return json.dumps(asdict(trial), ensure_ascii=False)
+    return json.dumps(content_of(trial), ensure_ascii=False)
+
+
+def content_of(kept: Trial | Search) -> dict[str, object]:
+    """Its JSON content, as `dataclasses.asdict` has it, which is slow for thousands of reports."""
+    reader: TypeAdapter[Any] = _reader(Trial) if isinstance(kept, Trial) else _reader(Search)
+    content: dict[str, object] = reader.dump_python(kept, warnings=False)
+    return content
 
 
 @cache
