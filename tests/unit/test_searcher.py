@@ -122,6 +122,18 @@ def test_concurrency_does_not_change_random_draws():
     assert distinct(many) == 24
 
 
+def test_settings_of_tpes_are_one_trial_of_the_study():
+    search = Search()
+    search.run(30, concurrent=4)
+    assert len(search.told()) == 30
+    conditional = {"train.adapter.method": ["lora", "dora"], "train.adapter.rank": {
+        "logint": [4, 64], "when": {"train.adapter.method": "dora"}}, **ONE}  # fmt: skip
+    search = Search(conditional)
+    chosen = search.run(30, concurrent=4)
+    known = [trial.params for trial in search.searcher._study.get_trials() if trial.state.name != "FAIL"]
+    assert known == chosen, "those that TPE has also chosen for an inactive field have failed"
+
+
 @pytest.mark.parametrize("startup", [1, 10])
 def test_tpe_tries_no_setting_twice_and_ends_when_the_space_is_used_up(startup):
     for concurrent in (1, 3):

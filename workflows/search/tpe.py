@@ -46,7 +46,9 @@ class TpeSearch(Searcher):  # type: ignore[misc]
         self._draws = Draws(dimensions, seed)
         self._study = optuna.create_study(directions=[direction_of(metric) for metric in metrics])
         self._tried: set[str] = set()
-        self._begun = self._measured = 0
+        self._begun = self._measured = self._created = 0
+        self._asked: Any = None
+        """the trial of the study with TPE's latest settings, until the search takes these or others"""
         self._running: dict[str, int] = {}
         """the number in the study of each running trial, by Tune's id"""
         self._best: dict[str, tuple[float, list[float]]] = {}
@@ -75,10 +77,8 @@ class TpeSearch(Searcher):  # type: ignore[misc]
             self._begin(trial_id, values)
 
     def _begin(self, trial_id: str, values: Values) -> None:
-        kept = {field: each for field, each in self._distributions.items() if field in values}
-        self._study.add_trial(create_trial(state=TrialState.RUNNING, params=values, distributions=kept))
         self._tried.add(self._named(values))
-        self._running[trial_id] = len(self._study.get_trials(deepcopy=False)) - 1
+        self._running[trial_id] = self._number_of(values)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, object]) -> None:
         """Called by Tune with a report, unless the trial ends with it."""
@@ -110,6 +110,21 @@ class TpeSearch(Searcher):  # type: ignore[misc]
     def save(self, checkpoint_path: str) -> None:
         """Called by Tune to keep a state."""
 
+    def _number_of(self, values: Values) -> int:
+        """The number in the study of a new trial with these settings."""
+        asked, self._asked = self._asked, None
+        if asked is not None and asked.params == values:
+            return int(asked.number)
+        self._give_up(asked)
+        kept = {field: each for field, each in self._distributions.items() if field in values}
+        self._study.add_trial(create_trial(state=TrialState.RUNNING, params=values, distributions=kept))
+        self._created += 1
+        return self._created - 1
+
+    def _give_up(self, asked: Any) -> None:
+        if asked is not None:
+            self._study.tell(asked, state=TrialState.FAIL)
+
     def _is_new(self, values: Values) -> bool:
         return self._named(values) not in self._tried
 
@@ -124,6 +139,7 @@ class TpeSearch(Searcher):  # type: ignore[misc]
     def _ask(self, number: int) -> Values | None:
         """TPE's settings; None if TPE finds only settings that were tried."""
         for attempt in range(_MAX_REPEATS):
+            self._give_up(self._asked)
             own_seed = np.random.SeedSequence([self._seed, number, attempt]).generate_state(1)
             self._study.sampler = optuna.samplers.TPESampler(
                 seed=int(own_seed[0]),
@@ -131,9 +147,9 @@ class TpeSearch(Searcher):  # type: ignore[misc]
                 n_startup_trials=0,
                 constant_liar=True,  # running trials count as bad, so that concurrent trials differ
             )
-            asked = self._study.ask(self._distributions)
-            self._study.tell(asked, state=TrialState.FAIL)  # the search adds its active fields, if it takes it
-            values = active(self._dimensions, asked.params)
+            self._asked = self._study.ask(self._distributions)
+            self._created += 1
+            values = active(self._dimensions, self._asked.params)
             if self._is_new(values):
                 return values
         return None
