@@ -11,7 +11,8 @@ from stored import run_record, unpacked
 from models.training.report import Report
 from workflows.runs.page.report import write_report
 from workflows.search.importance import importances
-from workflows.search.plots import importance_bars, metric_over_steps, parallel_coordinates, pareto
+from workflows.search.plot_lines import metric_over_steps
+from workflows.search.plots import importance_bars, parallel_coordinates, pareto
 from workflows.search.records import Origin, Search, Trial, Winner, write_search
 from workflows.search.tensorboard import write_events
 from workflows.store import Store
@@ -56,14 +57,32 @@ def test_each_trial_with_a_figure_is_a_line_across_the_axes(search: Search) -> N
     [lines] = figure.data
     axes = {axis.label: axis for axis in lines.dimensions}
     assert list(axes) == ["trial", "learning<br>rate", "rank", "target<br>modules", "held<br>out loss"]
-    assert axes["trial"]["values"] == (2, 5, 0, 4, 1), "the best is drawn last"
-    assert list(axes["learning<br>rate"]["values"]) == pytest.approx([-4, -2.5, -5, -3, -4.5]), "logarithms"
+    assert axes["trial"]["values"] == (1, 4, 0, 5, 2)
+    assert list(axes["learning<br>rate"]["values"]) == pytest.approx([-4.5, -3, -5, -2.5, -4]), "logarithms"
     assert axes["learning<br>rate"].range == pytest.approx((-5, -2))
     assert axes["learning<br>rate"].ticktext == ("1e-05", "0.0001", "0.001", "0.01")
     assert axes["target<br>modules"].ticktext == ('["q_proj"]', '["q_proj", "v_proj"]', "all")
-    assert axes["target<br>modules"]["values"] == (2, 2, 0, 1, 1)
-    assert lines.line.color == (3.0, 2.75, 2.25, 1.45, 1.25)
-    assert not lines.line.reversescale
+    assert axes["target<br>modules"]["values"] == (1, 1, 0, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("metric", "goodness", "words"),
+    [
+        ("held_out_loss", [-1.25, -1.45, -2.25, -2.75, -3.0], ["2.75", "2.375", "2", "1.625", "1.25"]),
+        ("held_out_margin", [0.75, 0.55, -0.25, -0.75, -1.0], ["-0.75", "-0.375", "0", "0.375", "0.75"]),
+    ],
+)
+def test_the_best_line_across_the_axes_is_dark_and_on_top(
+    search: Search, metric: str, goodness: list[float], words: list[str]
+) -> None:
+    """plotly draws the line of the highest number on top."""
+    search.metrics = [metric]
+    for report in (report for one in search.trials for report in one.reports):
+        report.figures["held_out_margin"] = 2 - report.figures["held_out_loss"]
+    line = parallel_coordinates(search).data[0].line
+    assert list(line.color) == pytest.approx(goodness)
+    assert (line.cmin, line.cmax, line.reversescale) == (goodness[3], goodness[0], True)
+    assert list(line.colorbar.ticktext) == words
 
 
 def test_plots_have_space_for_values_outside_the_space(search: Search) -> None:
@@ -79,7 +98,7 @@ def test_plots_have_space_for_values_outside_the_space(search: Search) -> None:
 def test_a_diverged_trial_does_not_dominate_the_colours(search: Search) -> None:
     search.trials[2].reports[0].figures["held_out_loss"] = 1e6
     [lines] = parallel_coordinates(search).data
-    assert (lines.line.cmin, lines.line.cmax) == (1.25, 2.75)
+    assert (lines.line.cmin, lines.line.cmax) == (-2.75, -1.25)
 
 
 def test_lines_over_steps_end_as_the_trials_did(search: Search) -> None:
@@ -187,6 +206,65 @@ def _read(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, A
             status = content.session_end_info.status or status
         data = data[16 + length :]
     return scalars, parameters, status
+
+
+def crowd(count: int) -> list[Trial]:
+    """Trials of many sorts."""
+    states = ["stopped", "finished", "failed"]
+    return [trial(number, states[number % 3], [3.0, 2.0 + 1 / (1 + number)]) for number in range(count)]
+
+
+def test_thousands_of_lines_are_a_few_traces_without_losing_a_point(search: Search) -> None:
+    search.trials, search.winner = crowd(2000), None
+    search.trials[7].reports = []
+    search.trials[8].origin = Origin("key00001", 1, 10)
+    search.metrics.append("seconds")
+    figure = metric_over_steps(search)
+    lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
+    assert len(figure.data) <= 20
+    assert {trace.type for trace in lines} == {"scattergl"}
+    points: dict[int, list[float]] = {}
+    for trace in lines:
+        for number, step, value in zip(trace.customdata, trace.x, trace.y, strict=True):
+            assert (number is None) == (step is None) == (value is None)
+            if number is not None:
+                points.setdefault(number, []).append(value)
+    assert len(points) == 1999
+    assert points[5] == pytest.approx([3.0, 2.0 + 1 / 6], rel=1e-5)
+    assert points[8] == pytest.approx([3.0, 3.0, 2.0 + 1 / 9], rel=1e-5), "it begins where it was copied"
+    [lines] = parallel_coordinates(search).data
+    assert len(lines.line.color) == 300
+    assert lines.dimensions[0]["values"][:3] == (1999, 1998, 1997), "the best ones"
+    others = next(trace for trace in pareto(search).data if trace.name == "others")
+    assert (others.type, len(others.x)) == ("scattergl", len(others.customdata))
+
+
+def test_a_long_line_keeps_its_ends_and_its_best(search: Search) -> None:
+    search.trials = crowd(1000)
+    losses = [3.0] * 500
+    losses[101], losses[303] = 1.5, 9.0
+    search.trials[0].reports = [Report(step, 500, {"held_out_loss": loss}, None) for step, loss in enumerate(losses)]
+    figure = metric_over_steps(search)
+    found = [
+        (step, value) for trace in figure.data if trace.customdata is not None
+        for number, step, value in zip(trace.customdata, trace.x, trace.y, strict=True) if number == 0
+    ]  # fmt: skip
+    assert {(0, 3.0), (101, 1.5), (303, 9.0), (499, 3.0)} <= set(found)
+    assert len(found) < 100
+
+
+def test_the_page_of_thousands_of_trials_is_small(search: Search, tmp_path: Path) -> None:
+    sizes = []
+    store = Store(str(tmp_path / "store"))
+    store.write_run(run_record(to="tune", stages={"tune": {"key": "abc", "seconds": 9.0}}))
+    for count in (100, 3000):
+        search.trials, search.winner = crowd(count), None
+        write_search(store, search)
+        text = write_report(store, "shop", None, str(tmp_path / "page.html"))[0].read_text()
+        sizes.append(len(text))
+    assert text.count("<tr>") < 1100
+    assert "The best 1,000 of 3,000 trials; <code>rayconteur trials</code> shows all" in text
+    assert sizes[1] - sizes[0] < 150 * 3000
 
 
 @pytest.mark.parametrize("count", [6, 40])

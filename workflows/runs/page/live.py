@@ -136,7 +136,8 @@ def _spent(search: Search) -> str:
 
 def _plots(search: Search) -> str:
     """The plots as JSON: the curves of running and of the best trials, importance, with two metrics the front."""
-    from workflows.search.plots import importance_bars, metric_over_steps, pareto
+    from workflows.search.plot_lines import metric_over_steps
+    from workflows.search.plots import importance_bars, pareto
 
     best = running_then_best(search)
     drawn = replace(search, trials=[_thinned(search, trial) for trial in best[:_MAX_CURVES]])

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _MAX_OPEN_TRIALS = 30
+_MAX_TRIALS = 1000
+"""whose rows a page has: browsers are slow with more"""
 
 
 def run_page(store: Store, record: RunRecord) -> str:
@@ -157,6 +159,8 @@ class _SearchPart:
     plots: "list[Markup]"
     headings: list[str]
     trials: list[list[str]]
+    """the best ones"""
+    num_trials: int
     is_long: bool
     mixtures: tuple[list[str], list[list[str]]]
     """of a search over mixtures: headings and rows of the candidates"""
@@ -164,13 +168,8 @@ class _SearchPart:
 
 def _search(search: Search, plots: Plots) -> _SearchPart:
     """A search on the page."""
-    from workflows.search.plots import (
-        forecast_points,
-        importance_bars,
-        metric_over_steps,
-        parallel_coordinates,
-        pareto,
-    )
+    from workflows.search.plot_lines import metric_over_steps
+    from workflows.search.plots import forecast_points, importance_bars, parallel_coordinates, pareto
 
     draws = (forecast_points, parallel_coordinates, metric_over_steps, importance_bars, pareto)
     figures = [draw(search) for draw in draws]
@@ -181,7 +180,8 @@ def _search(search: Search, plots: Plots) -> _SearchPart:
         values=winner_values(search),
         plots=[plots.add(figure) for figure in figures if figure is not None],
         headings=headings(search),
-        trials=trial_rows(search, ranked(search)),
+        trials=trial_rows(search, ranked(search)[:_MAX_TRIALS]),
+        num_trials=len(search.trials),
         is_long=len(search.trials) > _MAX_OPEN_TRIALS,
         mixtures=forecast_rows(search),
     )
