@@ -268,7 +268,7 @@ def test_with_clone_set_changes_the_clone(pipeline: Path, steered: list[Steering
 
 def test_a_refusal_is_printed_and_the_exit_code_is_1(pipeline: Path, steered: list[SteeringRequest]) -> None:
     done = CliRunner().invoke(command, [str(pipeline), "--stop", "7", "--stop", "9"])
-    assert (done.exit_code, done.stdout, done.stderr) == (1, "done\n", "refused: there is no trial 9\n")
+    assert (done.exit_code, done.stdout, done.stderr) == (1, "done\n", "refused: --stop 9: there is no trial 9\n")
     done = CliRunner().invoke(command, [str(pipeline), "--stop", "9", "--json"])
     assert done.exit_code == 1
     assert json.loads(done.output)["event"] == "refused"
@@ -285,6 +285,13 @@ def test_a_mistake_in_the_command_line_is_one(
     done = CliRunner().invoke(command, [str(pipeline), *options])
     assert done.exit_code == 2
     assert words in done.output
+    assert not steered
+
+
+def test_a_request_and_an_export_are_two_commands(pipeline: Path, steered: list[SteeringRequest]) -> None:
+    done = CliRunner().invoke(command, [str(pipeline), "--stop", "7", "--csv", "trials.csv"])
+    assert done.exit_code == 1
+    assert "trials: --stop, --add and --clone write no files" in done.output
     assert not steered
 
 

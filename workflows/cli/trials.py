@@ -77,9 +77,7 @@ def trials(
     """Show the trials of a run's search, best first, and the winner; export them; or stop and add trials."""
     if stops or adds or clone is not None:
         if any(exports.values()):
-            raise click.UsageError(
-                "--stop, --add and --clone steer a search and export nothing; leave one of both out"
-            )
+            raise RayconteurError("trials: --stop, --add and --clone write no files; give --csv and the like alone")
         from workflows.runs.records import find_run
 
         finding = tuple(text for text in overrides if clone is None or _field(text) in _FIND_THE_RUN)
@@ -141,9 +139,17 @@ def _steer(store: "Store", key: str, requests: "list[SteeringRequest]", json_lin
         if json_lines:
             click.echo(json.dumps({"event": "refused" if request.is_refused else "steered", **request.to_json()}))
         else:
-            click.echo(f"refused: {request.answer}" if request.is_refused else request.answer, err=request.is_refused)
+            words = f"refused: {_option(request)}: {request.answer}" if request.is_refused else request.answer
+            click.echo(words, err=request.is_refused)
     if any(request.is_refused for request in answered):
         raise SystemExit(1)
+
+
+def _option(request: "SteeringRequest") -> str:
+    """The option that a request came from."""
+    if request.does == "add":
+        return f"--add {' '.join(f'{field}={json.dumps(value)}' for field, value in request.values.items())}"
+    return f"--{request.does} {request.trial}"
 
 
 def find_search(spec: "PipelineSpec", store: "Store", run_name: str | None) -> "Search":
