@@ -142,7 +142,7 @@ def test_a_clone_has_the_values_of_another_trial_but_for_those_set(driven: Drive
     driven.begin(2)
     answer = driven.ask("clone", 1, rate=3e-3)
     assert answer.values == {RATE: 3e-3, RANK: 5}
-    assert "begins from the start, with the values of trial 1" in str(answer.answer)
+    assert "trial 2 is added as a clone of trial 1 and begins from the start" in str(answer.answer)
     again = driven.ask("clone", 2, rank=6)
     assert again.values == {RATE: 3e-3, RANK: 6}, "of one that waits"
     driven.begin(2)

@@ -188,8 +188,8 @@ class Steering:
         request = replace(request, values=values, number=number)
         self._add(number, Added(values, _words(request)))
         said = ", ".join(f"{field}={json.dumps(value)}" for field, value in values.items())
-        origin = f" from the start, with the values of trial {request.trial}" if request.does == "clone" else ""
-        words = f"trial {number} is added and begins{origin} when workers are free: {said}"
+        origin = f" as a clone of trial {request.trial}" if request.does == "clone" else ""
+        words = f"trial {number} is added{origin} and begins from the start when workers are free: {said}"
         outside = [field for field, value in values.items() if not is_inside(self._dimensions[field], value)]
         if outside and self._search.searcher == "tpe":
             words += f"; tpe does not learn from it, because {outside[0]} is outside of tune.space"
