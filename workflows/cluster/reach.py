@@ -17,6 +17,8 @@ from workflows.spec.paths import local_paths
 from workflows.store import Store
 
 _ANSWER_WITHIN_S = 120.0
+_READ_HERE = "tune.warm_start."
+"""files that only the search's own process reads"""
 
 
 def check_reach(spec: PipelineSpec, store: Store) -> None:
@@ -25,7 +27,7 @@ def check_reach(spec: PipelineSpec, store: Store) -> None:
     """
     nodes = living_nodes()
     machines = sorted({node.address for node in nodes})
-    paths = local_paths(spec)
+    paths = {field: path for field, path in local_paths(spec).items() if not field.startswith(_READ_HERE)}
     marker = Path(store.root) / f"seen-by-all-{uuid.uuid4().hex}"
     if store.is_local:
         paths["store"] = str(marker)

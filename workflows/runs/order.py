@@ -14,6 +14,7 @@ from workflows.figures import OptimizeFigures
 from workflows.judge.settings import find_release, judge_settings
 from workflows.lm_eval.files import lm_eval_settings
 from workflows.record import JsonObject
+from workflows.search.warm_start import tune_fields
 from workflows.spec import NEW_MODEL, AdversarialSpec, DistillRepliesSpec, DistillSpec, PipelineSpec, SpinSpec
 from workflows.spec.tune import SUITE
 from workflows.stage import STAGE_NAMES, Context, Keys, Stage, StageFailed
@@ -75,7 +76,7 @@ def _reference_settings(spec: PipelineSpec) -> JsonObject:
 
 def _tune_settings(spec: PipelineSpec) -> JsonObject:
     assert spec.tune is not None
-    settings = {"tune": spec.tune.result_fields(), **_train_settings(spec)}
+    settings = {"tune": tune_fields(spec.tune), **_train_settings(spec)}
     named = any(metric.startswith(SUITE) for metric in spec.tune.metric)
     return {**settings, "suites": suite_settings(spec.evaluate)} if named else settings
 

@@ -168,6 +168,8 @@ class Search:
     """with `tune.min_gain`: what further trials are expected to gain for the tokens of a whole training"""
     min_gain: float | None = None
     """`tune.min_gain`, if it has ended the search"""
+    measure: str = ""
+    """the same for searches whose metrics measure the same: the same model on the same conversations"""
 
     def leader(self) -> tuple[Trial, Report] | None:
         """The winner and its report, if it is known; else the best report of all trials by the first metric."""

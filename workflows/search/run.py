@@ -20,6 +20,7 @@ from workflows.search.steering import Steering
 from workflows.search.table import gain_line
 from workflows.search.trial import Shared, TrialRunner, event_of
 from workflows.search.tuner import tuner_of
+from workflows.search.warm_start import Prior
 from workflows.spec import PipelineSpec
 from workflows.spec.constraints import broken
 from workflows.spec.space import Values, dimensions_of, size_of
@@ -40,11 +41,12 @@ def run_trials(
     chosen: Sequence[Values] | None = None,
     pack: int = 1,
     num_groups: int = 1,
+    priors: Sequence[Prior] = (),
     steering: Steering | None = None,
 ) -> None:
     """Train all trials, and record them in `search` and the store; raises StageFailed or StageCrashed.
 
-    For `steps_of`, `earlier`, `chosen` and `steering`, see `tuner_of`. `pack` trials share each of at most
+    For `steps_of`, `earlier`, `chosen`, `priors` and `steering`, see `tuner_of`. `pack` trials share each of at most
     `num_groups` worker groups; 1: each trial has its own.
     """
     store = Store(shared.store)
@@ -61,6 +63,7 @@ def run_trials(
         steps_of=steps_of,
         earlier=earlier,
         chosen=chosen,
+        priors=priors,
         steering=steering,
         run_config=ray.tune.RunConfig(
             name="run",

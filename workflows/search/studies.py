@@ -1,6 +1,7 @@
-"""A search as an Optuna study. Imports neither Ray nor torch.
+"""Optuna studies: a search as one, and the trials of one. Imports neither Ray nor torch.
 
 write_study(search, "sqlite:///study.db")
+trials = read_study("sqlite:///study.db#mine")
 
 A storage is a URL that Optuna opens (SQLite, PostgreSQL, MySQL), or a file: of SQLite, or a journal.
 """
@@ -11,6 +12,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from models.errors import RayconteurError
 from workflows.search.records import FAILED, FINISHED, RUNNING, STOPPED, Search, Trial, higher_is_better
 from workflows.spec.space import Choice, Dimension, dimension_of
-from workflows.spec.tune import SQLITE
+from workflows.spec.tune import SQLITE, storage_file
 from workflows.store import without_secrets
 
 _MAGIC = b"SQLite format 3\0"
@@ -37,7 +39,16 @@ _STATES = {
 
 
 class StudyError(RayconteurError):
-    """A storage that cannot be opened or written."""
+    """A storage that cannot be used, or a study that is not there."""
+
+
+@dataclass(frozen=True)
+class StudyTrial:
+    """A trial of a study that has a value."""
+
+    params: Mapping[str, Any]
+    badness: float
+    """smaller is better"""
 
 
 def distribution_of(dimension: Dimension) -> Any:
@@ -53,6 +64,34 @@ def distribution_of(dimension: Dimension) -> Any:
 def direction_of(metric: str) -> Literal["minimize", "maximize"]:
     """Optuna's direction of a metric."""
     return "maximize" if higher_is_better(metric) else "minimize"
+
+
+def read_study(text: str) -> list[StudyTrial]:
+    """The trials with a value of the study `storage#name`, or of the storage's only one; raises StudyError.
+
+    Of a pruned trial the best intermediate value counts; of several objectives the first.
+    """
+    place, _, name = text.partition("#")
+    if (file := storage_file(place)) and not Path(file).is_file():  # Optuna would create it
+        raise StudyError(f"{file}: there is no such file")
+    with _opened(place) as storage:
+        names = optuna.get_all_study_names(storage)
+        if name not in names and (name or len(names) != 1):
+            what = f"there is no study {name!r}" if name else f"has {len(names)} studies; name one, as in #NAME"
+            listed = f"; there are {', '.join(names)}" if names else ""
+            raise StudyError(f"{without_secrets(place)}: {what}{listed}")
+        study = optuna.load_study(study_name=name or names[0], storage=storage)
+        sign = -1.0 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1.0
+        found = [(trial.params, _best_value(trial, sign)) for trial in study.get_trials(deepcopy=False)]
+    return [StudyTrial(params, value) for params, value in found if math.isfinite(value)]
+
+
+def _best_value(trial: FrozenTrial, sign: float) -> float:
+    """The smallest; infinity without one."""
+    if trial.state == TrialState.COMPLETE:
+        return sign * float(trial.values[0])
+    between = trial.intermediate_values.values() if trial.state == TrialState.PRUNED else []
+    return min((sign * value for value in between if math.isfinite(value)), default=math.inf)
 
 
 def write_study(search: Search, place: str) -> str:
@@ -113,7 +152,7 @@ def _holds(dimension: Dimension | None, value: Any) -> bool:
 def _opened(place: str) -> Iterator[Any]:
     """Optuna's storage; raises StudyError, also for what fails in the storage while it is used."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    file = place.removeprefix(SQLITE) if place.startswith(SQLITE) else "" if "://" in place else place
+    file = storage_file(place)
     if file and not Path(file).absolute().parent.is_dir():
         raise StudyError(f"{file}: the folder {Path(file).absolute().parent} does not exist")
     try:

@@ -15,9 +15,10 @@ from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
 from workflows.search.draws import Draws
-from workflows.search.records import compared_badness
+from workflows.search.records import badness, compared_badness
 from workflows.search.studies import direction_of, distribution_of
 from workflows.search.trial import TOGETHER, event_of
+from workflows.search.warm_start import Prior
 from workflows.spec import TpeSpec
 from workflows.spec.space import Dimension, Values, active, is_inside
 
@@ -36,17 +37,27 @@ class TpeSearch(Searcher):  # type: ignore[misc]
         metrics: Sequence[str],
         earlier: Mapping[int, Values],
         constraints: Sequence[str] = (),
+        priors: Sequence[Prior] = (),
     ) -> None:
-        """`earlier`: settings that a search before this one chose, by the number of the trial."""
+        """`earlier`: settings that a search before this one chose, by the number of the trial; `priors`: the trials
+        of other searches.
+        """
         super().__init__()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._spec, self._seed, self._metrics, self._earlier = spec, seed, metrics, earlier
         self._dimensions, self._constraints = dimensions, constraints
         self._distributions = {field: distribution_of(dimension) for field, dimension in dimensions.items()}
         self._draws = Draws(dimensions, seed)
-        self._study = optuna.create_study(directions=[direction_of(metric) for metric in metrics])
+        self._priors = priors
+        comparable = [prior.best for prior in priors if prior.is_comparable]
+        self._best_known = [min(values) for values in zip(*comparable, strict=True)]
+        """the smallest badness of each metric that is comparable; empty: none"""
+        self._study = self._new_study()
+        self._num_told = len(self._study.get_trials(deepcopy=False))
         self._tried: set[str] = set()
-        self._begun = self._measured = self._created = 0
+        self._begun = self._measured = 0
+        self._created = self._num_told
+        """trials in the study"""
         self._asked: Any = None
         """the trial of the study with TPE's latest settings, until the search takes these or others"""
         self._running: dict[str, int] = {}
@@ -63,7 +74,8 @@ class TpeSearch(Searcher):  # type: ignore[misc]
         number = self._begun
         values = self._earlier.get(number)
         if values is None or not self._is_new(values):
-            asked = self._ask(number) if min(number, self._measured) >= self._spec.startup_trials else None
+            known = self._num_told + min(number, self._measured)
+            asked = self._ask(number) if known >= self._spec.startup_trials else None
             values = asked or self._drawn(number)
         if values is None:
             return Searcher.FINISHED
@@ -102,6 +114,7 @@ class TpeSearch(Searcher):  # type: ignore[misc]
         if (best := self._best.pop(trial_id, None)) is not None:
             self._measured += 1
             self._study.tell(number, best[1])
+            self._note_best(best[1])
         elif not result or event_of(result).failures:
             self._study.tell(number, state=TrialState.FAIL)  # lost workers say nothing of the settings
         else:
@@ -153,3 +166,26 @@ class TpeSearch(Searcher):  # type: ignore[misc]
             if self._is_new(values):
                 return values
         return None
+
+    def _new_study(self) -> Any:
+        """Begins with the trials of other searches."""
+        study = optuna.create_study(directions=[direction_of(metric) for metric in self._metrics])
+        for prior in self._priors:
+            for values, told in prior.shifted(self._best_known or [0.0] * len(self._metrics)):
+                metrics = [badness(metric, each) for metric, each in zip(self._metrics, told, strict=True)]
+                kept = {field: self._distributions[field] for field in values}
+                study.add_trial(create_trial(values=metrics, params=values, distributions=kept))
+        return study
+
+    def _note_best(self, values: Sequence[float]) -> None:
+        """Trials that are not comparable are told anew when the best of this search has changed."""
+        found = [badness(metric, value) for metric, value in zip(self._metrics, values, strict=True)]
+        best = [*map(min, found, self._best_known or found)]
+        if best == self._best_known:
+            return
+        self._best_known = best
+        if all(prior.is_comparable for prior in self._priors):
+            return
+        own = self._study.get_trials(deepcopy=False)[self._num_told :]
+        self._study = self._new_study()
+        self._study.add_trials(own)

@@ -18,6 +18,7 @@ from workflows.search.schedulers import Asha, Median
 from workflows.search.steered import SteeredSearcher
 from workflows.search.steering import Steering
 from workflows.search.trial import TOGETHER
+from workflows.search.warm_start import Prior
 from workflows.spec import (
     AshaSpec,
     GridSpec,
@@ -57,13 +58,15 @@ def tuner_of(
     steps_of: Callable[[Values], int],
     earlier: Mapping[int, Values] | None = None,
     chosen: Sequence[Values] | None = None,
+    priors: Sequence[Prior] = (),
     steering: Steering | None = None,
 ) -> Any:
     """A Tuner with this search's searcher and scheduler.
 
     `steps_of` is the number of steps of a training with these settings, which a scheduler may need to know; `earlier`
     are the settings that a searcher before this one chose, by their number; `chosen` are those of all trials, where
-    they are known before; `steering`: what people may ask of the search while it runs.
+    they are known before; `priors` are the trials of other searches; `steering`: what people may ask of the search
+    while it runs.
     """
     tune = spec.tune
     assert tune is not None
@@ -78,7 +81,7 @@ def tuner_of(
     # A trial's memory is a word: its workers' own request says what it really needs.
     resources = {HEAD_NODE: _seat(search.at_once)} if is_population else {"memory": 1.0}
     wanted = len(chosen) if chosen is not None else search.wanted
-    searcher = InOrder(chosen) if chosen is not None else _searcher(tune, dimensions, earlier or {})
+    searcher = InOrder(chosen) if chosen is not None else _searcher(tune, dimensions, earlier or {}, priors)
     if tune.min_gain is not None:
         searcher = UntilGainIsSmall(searcher, tune.min_gain, tune.metric[0], search)
     if steering is not None:
@@ -106,11 +109,13 @@ def tuner_of(
     )
 
 
-def _searcher(tune: TuneSpec, dimensions: dict[str, Dimension], earlier: Mapping[int, Values]) -> Any:
+def _searcher(
+    tune: TuneSpec, dimensions: dict[str, Dimension], earlier: Mapping[int, Values], priors: Sequence[Prior]
+) -> Any:
     if isinstance(tune.searcher, TpeSpec):
         from workflows.search.tpe import TpeSearch  # other searches do not need Optuna
 
-        return TpeSearch(tune.searcher, tune.seed, dimensions, tune.metric, earlier, tune.constraints)
+        return TpeSearch(tune.searcher, tune.seed, dimensions, tune.metric, earlier, tune.constraints, priors)
     if isinstance(tune.searcher, GridSpec):
         return InOrder(all_settings(dimensions))
     return InOrder(Draws(dimensions, tune.seed))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from workflows.spec.objectives import TeacherSpec
 from workflows.spec.pipeline import PipelineSpec
+from workflows.spec.tune import OPTUNA, SQLITE, storage_file
 
 
 def local_paths(spec: PipelineSpec) -> dict[str, str]:
@@ -29,6 +30,8 @@ def local_paths(spec: PipelineSpec) -> dict[str, str]:
     paths |= {f"serve.adapters.{name}": path for name, path in spec.serve.adapters.items()}
     if knowledge := spec.serve.knowledge:
         paths["serve.knowledge.path"] = knowledge.path
+    studies = enumerate(spec.tune.warm_start if spec.tune else [])
+    paths |= {f"tune.warm_start.{index}": file for index, name in studies if (file := study_file(name))}
     paths |= {field: name for field, name in models.items() if name.startswith(("/", "./", "../", "~"))}
     return {field: path for field, path in paths.items() if "://" not in path and not path.startswith("hf:")}
 
@@ -61,6 +64,11 @@ def with_paths(spec: PipelineSpec, paths: dict[str, str]) -> PipelineSpec:
         entry.model_copy(update={"task": paths.get(f"evaluate.lm_eval.{index}.task", entry.task)})
         for index, entry in enumerate(spec.evaluate.lm_eval)
     ]
+    tune = spec.tune
+    if tune is not None and tune.warm_start:
+        named = enumerate(tune.warm_start)
+        studies = [_with_study_file(name, paths.get(f"tune.warm_start.{index}")) for index, name in named]
+        tune = tune.model_copy(update={"warm_start": studies})
     questions = paths.get("evaluate.questions", spec.evaluate.questions)
     evaluate = {"questions": questions, "suites": suites, "judge": judge, "lm_eval": tasks}
     files = [paths.get(field, file) for field, file in spec.data.check_against.by_field.items()]
@@ -77,9 +85,23 @@ def with_paths(spec: PipelineSpec, paths: dict[str, str]) -> PipelineSpec:
             "train": spec.train.model_copy(update={"objective": objective}),
             "data": spec.data.model_copy(update=data),
             "evaluate": spec.evaluate.model_copy(update=evaluate),
+            "tune": tune,
             "serve": spec.serve.model_copy(update={"adapters": adapters, "knowledge": knowledge}),
         }
     )
+
+
+def study_file(name: str) -> str:
+    """The file of an Optuna study in `tune.warm_start`; empty for a study on a server and for a search."""
+    return storage_file(name.removeprefix(OPTUNA).partition("#")[0]) if name.startswith(OPTUNA) else ""
+
+
+def _with_study_file(name: str, file: str | None) -> str:
+    if file is None:
+        return name
+    storage, mark, study = name.removeprefix(OPTUNA).partition("#")
+    scheme = SQLITE if storage.startswith(SQLITE) else ""
+    return f"{OPTUNA}{scheme}{file}{mark}{study}"
 
 
 def with_code(spec: PipelineSpec, rename: Callable[[str], str]) -> PipelineSpec:

@@ -14,8 +14,11 @@ from workflows.spec.section import ADDED, HOW, PositiveInt, Section, named
 SUITE = "suite_"
 """the beginning of a metric that is the mean score of a suite"""
 
+OPTUNA = "optuna:"
+"""the beginning of an Optuna study in `warm_start`"""
+
 SQLITE = "sqlite:///"
-"""the beginning of the address of a storage that is a file"""
+"""the beginning of the address of an Optuna storage that is a file"""
 
 COSTS = ("seconds", "peak_memory_gb")
 """metrics of a training's cost, which every objective has"""
@@ -178,6 +181,12 @@ def _constraints(texts: list[str]) -> list[str]:
     return [str(parse_constraint(text)) for text in texts]
 
 
+def storage_file(storage: str) -> str:
+    """The file of an Optuna storage; empty if it is in none."""
+    file = storage.removeprefix(SQLITE)
+    return "" if "://" in file else file
+
+
 class TuneSpec(Section):
     """tune: a hyperparameter search over `train`; the winner becomes the checkpoint."""
 
@@ -224,6 +233,11 @@ class TuneSpec(Section):
     ] = AllSpec()
     """Which trials to continue: a name, or a mapping with `name` and the fields of that scheduler."""
 
+    warm_start: list[Annotated[str, Field(min_length=1)]] = Field(default=[], json_schema_extra=ADDED)
+    """Earlier trials that `searcher: tpe` learns from before its first one: searches in the store, by the names of
+    their runs or by their keys, and Optuna studies, as `optuna:sqlite:///study.db#NAME`, or `optuna:` and the file
+    of a journal. Trials out of the space are left out; the best trial of each source is tried first."""
+
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     """Random seed of the search."""
 
@@ -258,6 +272,12 @@ class TuneSpec(Section):
             return self
         if self.trials is None and self.time_minutes is None and self.searcher.name != "grid":
             raise ValueError("has neither trials nor time_minutes; set one of them, or both")
+        return self
+
+    @model_validator(mode="after")
+    def _only_tpe_learns(self) -> "TuneSpec":
+        if self.warm_start and self.searcher.name != "tpe":
+            raise ValueError(f"warm_start is for searcher tpe; {self.searcher.name} learns nothing from other trials")
         return self
 
     @model_validator(mode="after")

@@ -15,9 +15,10 @@ import os
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from models.base import load as base
 from models.errors import RayconteurError
 from models.training.deepspeed_operator import check_build_tools
 from workflows.cluster.capacity import (
@@ -48,9 +49,10 @@ from workflows.search.steering_requests import Listener, read_requests, take_ove
 from workflows.search.tensorboard import write_events
 from workflows.search.trial import Shared, key_of
 from workflows.search.tuner import ENVIRONMENT
+from workflows.search.warm_start import Prior, best_settings, read_priors, tune_fields
 from workflows.search.winner import check_front, find_winner
 from workflows.spec import MixtureSearchSpec, PipelineSpec, PopulationSpec
-from workflows.spec.space import Values, space_of, trials_wanted, with_values
+from workflows.spec.space import Values, dimensions_of, space_of, trials_wanted, with_values
 from workflows.stage import Context, StageFailed
 from workflows.store import Store, content_key
 from workflows.suites.read import metric_suites
@@ -91,6 +93,12 @@ def run(context: Context) -> TuneFigures:
         family=family_of(spec, inputs.keys),
         constraints=list(tune.constraints),
     )
+    suites = metric_suites(spec)
+    suites_key = content_key({"suites": suite_settings(spec.evaluate)}) if suites else ""
+    search.measure = _measure_of(spec, inputs.keys, suites_key)
+    priors, notes = read_priors(tune.warm_start, store, search, dimensions_of(tune.space))
+    for note in notes:
+        context.progress.note(f"tune: {note}")
     before = _before(store, search)
     shared = Shared(
         spec=spec.model_copy(update={"tune": None}),
@@ -101,8 +109,8 @@ def run(context: Context) -> TuneFigures:
         metrics=search.metrics,
         is_population=isinstance(tune.scheduler, PopulationSpec),
         max_failures=tune.max_failures,
-        suites=(suites := metric_suites(spec)),
-        suites_key=content_key({"suites": suite_settings(spec.evaluate)}) if suites else "",
+        suites=suites,
+        suites_key=suites_key,
         are_alone=bool(own_figures(tune)),
     )
     if before and read_search(store, search.key) is None:  # a wider search goes on where that one ended
@@ -115,7 +123,7 @@ def run(context: Context) -> TuneFigures:
         if address:
             context.progress.note(f"tune: live at {address} (on {socket.gethostname()})", address=address)
         try:
-            _search(context, search, shared, steering, before, pack, nodes)
+            _search(context, search, shared, steering, before, priors, pack, nodes)
         finally:
             steering.close("the search has ended; run it again, and ask while it runs")
     write_search(store, search)
@@ -131,6 +139,7 @@ def _search(
     shared: Shared,
     steering: Steering,
     before: Search | None,
+    priors: Sequence[Prior],
     pack: int,
     nodes: list[Resources],
 ) -> None:
@@ -148,10 +157,11 @@ def _search(
         shared,
         context.progress,
         steps_of=_steps_of(spec, store, shared.inputs),
-        earlier=_chosen_before(before),
+        earlier={**dict(enumerate(best_settings(priors, dimensions_of(spec.tune.space)))), **_chosen_before(before)},
         chosen=chosen,
         pack=pack,
         num_groups=max(trainings_at_once(nodes, spec.train), math.ceil(search.at_once / pack)),
+        priors=priors,
         steering=steering if chosen is None and not shared.is_population else None,
     )
     search.winner = find_winner(spec, store, search, shared, context.progress)
@@ -162,10 +172,17 @@ def _search(
 def family_of(spec: PipelineSpec, keys: Mapping[str, str]) -> str:
     """A key that is the same for searches that differ only in their budget."""
     assert spec.tune is not None
-    settings = spec.tune.result_fields()
+    settings = tune_fields(spec.tune)
     for budget in ("trials", "time_minutes", "min_gain"):
         settings.pop(budget, None)
     return content_key({"tune": settings, "trial": key_of(spec, keys)})
+
+
+def _measure_of(spec: PipelineSpec, keys: Mapping[str, str], suites_key: str) -> str:
+    """For `Search.measure`."""
+    train = spec.train
+    trained = [base.identity(spec.base_model), train.objective.result_fields(), train.held_out_tokens]
+    return content_key({"trained": trained, "inputs": keys, "suites": suites_key})
 
 
 def _steps_of(spec: PipelineSpec, store: Store, inputs: TrainingInputs) -> Callable[[Values], int]:
