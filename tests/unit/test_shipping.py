@@ -60,6 +60,15 @@ def test_files_beside_the_pipeline_are_uploaded_and_others_are_named(written, tm
     assert there.evaluate.questions.startswith(str(packed))
 
 
+def test_a_job_keeps_what_its_machine_cannot_find_out_of_the_cluster(written, tmp_path):
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    cluster = {"address": "http://head:8265", "num_cpus": 4, "scales_to": {"cpus": 64}, "price_per_hour": 3.5}
+    pack(*written(cluster=cluster), packed)
+    there = read_spec(packed / "pipeline.yaml").cluster
+    assert (there.address, there.num_cpus, there.scales_to.cpus, there.price_per_hour) == ("auto", None, 64, 3.5)
+
+
 def test_a_packed_job_knows_its_version(written, tmp_path):
     packed = tmp_path / "packed"
     packed.mkdir()

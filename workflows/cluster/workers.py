@@ -14,6 +14,7 @@ from workflows.cluster.capacity import (
     workers_of,
 )
 from workflows.cluster.errors import ClusterError
+from workflows.cluster.price import price_of_trainings, why_no_price
 from workflows.cluster.ray_private import free_resources
 from workflows.progress import Progress
 from workflows.spec import PipelineSpec
@@ -47,6 +48,8 @@ def check_fits(spec: PipelineSpec, stages: Sequence[str], progress: Progress | N
     """
     living = [node.resources for node in living_nodes()]
     at_most = nodes_of_cluster(spec.cluster)
+    if "tune" in stages and (why := why_no_price(spec, price_of_trainings(spec, 1))):
+        raise ClusterError(why)
     for stage, workers in workers_of(spec).items():
         if stage not in stages:
             continue

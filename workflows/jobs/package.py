@@ -62,7 +62,9 @@ def pack(spec: PipelineSpec, beside: Path, folder: Path) -> JsonObject:
     scorers = user_scorers(spec.evaluate)
     for function in [*([keep] if keep else []), *scorers]:
         function.code.write(folder)
-    plain["cluster"] = {"address": "auto"}
+    # What the job's machine cannot find out itself stays.
+    there_too = spec.cluster.model_dump(mode="json", include={"scales_to", "price_per_hour"}, exclude_none=True)
+    plain["cluster"] = {"address": "auto", **there_too}
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
     local = pa.fs.LocalFileSystem()
     keys = [keep and keep.key, *(scorer.key for scorer in scorers)]

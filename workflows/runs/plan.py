@@ -9,14 +9,17 @@ from workflows.cluster.capacity import (
     Resources,
     may_grow_beyond,
     nodes_of_cluster,
+    trainings_at_once,
     trials_at_once,
     why_none_fits,
     why_too_few,
     workers_of,
 )
 from workflows.cluster.cluster_file import read_cluster_file
+from workflows.cluster.price import price_of_trainings, why_no_price
 from workflows.corpus.files.sources import is_packed, source_files
 from workflows.figures import PrepareFigures
+from workflows.progress import duration
 from workflows.record import Record, optional
 from workflows.runs.plan_cluster import ClusterPlan, lines_on, plan_on, training_memory_gb
 from workflows.runs.state import StageState
@@ -63,6 +66,9 @@ class SearchAsks(Record):
     at_once: int
     pack: int = 1
     """number of trials that share each group of workers"""
+    max_cost: float | None = optional()
+    price_per_hour: float | None = optional()
+    """dollars for an hour of the nodes that its trials use"""
     fits: bool
     why_not: str
 
@@ -179,13 +185,18 @@ def _search(spec: PipelineSpec, nodes: list[Resources]) -> SearchAsks:
         pack = pack_of(spec)
     except RayconteurError as error:
         pack, why_not = 1, why_not or str(error)
+    at_once = trials_at_once(spec, nodes, pack)
+    price = price_of_trainings(spec, max(1, min(at_once, trainings_at_once(nodes, train))))
+    why_not = why_not or why_no_price(spec, price)
     return SearchAsks(
         workers=train.min_workers,
         cpus=train.min_workers * train.cpus_per_worker,
         gpus=float(train.min_workers * train.gpus_per_worker),
         trials=trials_wanted(spec.tune),
-        at_once=trials_at_once(spec, nodes, pack),
+        at_once=at_once,
         pack=pack,
+        max_cost=spec.tune.max_cost,
+        price_per_hour=price,
         fits=not why_not,
         why_not=why_not,
     )
@@ -276,6 +287,9 @@ def _resource_lines(resources: ResourcesPlan) -> list[str]:
         verdict = "fits" if row.fits else "DOES NOT FIT"
         gpus = f", {row.gpus:g} GPUs" if row.gpus else ""
         lines.append(f"  {stage:<9} needs {row.workers} x worker{_more(row)}: {row.cpus:g} CPUs{gpus}: {verdict}")
+        if isinstance(row, SearchAsks) and row.max_cost is not None and row.price_per_hour is not None:
+            time = duration(row.max_cost / row.price_per_hour * 3600)
+            lines.append(f"            at most ${row.max_cost:,.2f}: {time} at ${row.price_per_hour:,.2f} an hour")
         if row.why_not:
             lines.append(f"            {row.why_not}")
     return lines

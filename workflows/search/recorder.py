@@ -181,6 +181,7 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
         for number in [*self._running]:
             self._stop(number)
         self._is_population = False  # no member can copy any more
+        self._search.seconds = round(time.monotonic() - self._began, 1)
         self._write()
         self._deleting.shutdown()
         self._needs.write(self._kept, is_over=True)

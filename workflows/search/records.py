@@ -170,6 +170,21 @@ class Search:
     """`tune.min_gain`, if it has ended the search"""
     measure: str = ""
     """the same for searches whose metrics measure the same: the same model on the same conversations"""
+    price_per_hour: float | None = None
+    """dollars for an hour of the nodes that its trials use; None if it is not known"""
+    spent_before: float = 0.0
+    """dollars, by earlier starts of the search"""
+    max_cost: float | None = None
+    """`tune.max_cost`"""
+    cost_with_another: float | None = None
+    """if `tune.max_cost` has ended the search: what it was expected to cost with another trial"""
+    stopped_by_cost: bool = False
+    """whether trials were stopped because of `tune.max_cost`"""
+
+    @property
+    def spent(self) -> float | None:
+        """Dollars, with those of earlier starts of the search; None if no price is known."""
+        return None if self.price_per_hour is None else self.spent_before + self.price_per_hour * self.seconds / 3600
 
     def leader(self) -> tuple[Trial, Report] | None:
         """The winner and its report, if it is known; else the best report of all trials by the first metric."""

@@ -13,11 +13,13 @@ import ray.tune
 from workflows.cluster.errors import StageCrashed, describe_error, is_users_mistake
 from workflows.cluster.ray_private import HEAD_NODE
 from workflows.progress import Progress
+from workflows.search.budget import Budget
 from workflows.search.packed_groups import PackedGroups
+from workflows.search.price_text import price_lines
+from workflows.search.priced import StopsAtCost
 from workflows.search.recorder import SearchRecorder
 from workflows.search.records import Search
 from workflows.search.steering import Steering
-from workflows.search.table import gain_line
 from workflows.search.trial import Shared, TrialRunner, event_of
 from workflows.search.tuner import tuner_of
 from workflows.search.warm_start import Prior
@@ -43,10 +45,11 @@ def run_trials(
     num_groups: int = 1,
     priors: Sequence[Prior] = (),
     steering: Steering | None = None,
+    budget: Budget | None = None,
 ) -> None:
     """Train all trials, and record them in `search` and the store; raises StageFailed or StageCrashed.
 
-    For `steps_of`, `earlier`, `chosen`, `priors` and `steering`, see `tuner_of`. `pack` trials share each of at most
+    For the settings from `steps_of` on, see `tuner_of`. `pack` trials share each of at most
     `num_groups` worker groups; 1: each trial has its own.
     """
     store = Store(shared.store)
@@ -65,12 +68,13 @@ def run_trials(
         chosen=chosen,
         priors=priors,
         steering=steering,
+        budget=budget,
         run_config=ray.tune.RunConfig(
             name="run",
             storage_path=shared.folder,
             storage_filesystem=store.filesystem,
             callbacks=[recorder],
-            stop=_ends_of(search, steering),
+            stop=_ends_of(search, steering, budget),
             failure_config=ray.tune.FailureConfig(max_failures=shared.max_failures),
             verbose=0,
         ),
@@ -93,18 +97,22 @@ def run_trials(
         raise failure(f"tune: {describe_error(error)}") from error
     if chosen is None and (used_up := _used_up(spec, search)):
         progress.note(used_up)
-    if search.min_gain is not None:
-        progress.note(f"tune: {gain_line(search)}")
+    for line in price_lines(search):
+        progress.note(f"tune: {line}")
 
 
-def _ends_of(search: Search, steering: Steering | None) -> Callable[[str, Mapping[str, Any]], bool] | None:
+def _ends_of(
+    search: Search, steering: Steering | None, budget: Budget | None
+) -> Callable[[str, Mapping[str, Any]], bool] | None:
     """What ends a trial at a report, besides the scheduler: for Tune's `stop`."""
-    if steering is None and not search.constraints:
+    if steering is None and budget is None and not search.constraints:
         return None
+    at_cost = None if budget is None else StopsAtCost(budget, search)
 
     def ends(trial_id: str, result: Mapping[str, Any]) -> bool:
+        is_over = at_cost is not None and at_cost(trial_id, result)
         is_stopped = steering is not None and steering.stops(trial_id, result["step"])
-        return is_stopped or is_excluded(search.constraints, result)
+        return is_over or is_stopped or is_excluded(search.constraints, result)
 
     return ends
 

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from workflows.progress import duration, figure, table_text
+from workflows.search.price_text import price_lines
 from workflows.search.records import FAILED, FINISHED, RUNNING, STOPPED, Search, Trial, badness
 
 if TYPE_CHECKING:
@@ -159,6 +160,8 @@ def time_left(search: Search) -> float | None:
     found = [_seconds_of_trials_left(search)]
     if search.seconds_allowed is not None:
         found.append(max(0.0, search.seconds_allowed - search.seconds))
+    if search.max_cost is not None and search.price_per_hour is not None and search.spent is not None:
+        found.append(max(0.0, (search.max_cost - search.spent) / search.price_per_hour * 3600))
     return min((seconds for seconds in found if seconds is not None), default=None)
 
 
@@ -218,7 +221,7 @@ def search_table(search: Search, width: int, max_rows: int = _MAX_LIVE_ROWS) -> 
         cells = [Text(row[column], style, no_wrap=True, overflow="ellipsis")
                  for column, style in zip(columns, styles, strict=True)]  # fmt: skip
         table.add_row(*cells, style="bold" if leader and leader[0] is trial else None)
-    below = []
+    below = price_lines(search)
     if more := Counter(trial.state for trial in trials[max_rows:]):
         below.append(f"and {sum(more.values())} more: " + ", ".join(f"{more[state]} {state}" for state in more))
     if left_out:
@@ -306,19 +309,9 @@ def winner_values(search: Search) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
 
 
-def gain_line(search: Search) -> str:
-    """What further trials were expected to gain, and whether that has ended the search; empty without a price."""
-    if search.expected_gain is None:
-        return ""
-    expected = f"{search.expected_gain:.4g} is expected of further trials for the tokens of a whole training"
-    if search.min_gain is None:
-        return f"an improvement by {expected}"
-    return f"the search ended, because an improvement by {expected}, less than tune.min_gain, {search.min_gain:.4g}"
-
-
 def _outcome(search: Search) -> list[str]:
     lines = [winner_line(search), *(f"  {field}: {value}" for field, value in winner_values(search).items())]
-    lines += filter(None, [gain_line(search)])
+    lines += price_lines(search)
     if len(search.metrics) > 1 and (front := search.front()):
         numbers = ", ".join(str(trial.number) for trial, _ in front)
         lines.append(f"Pareto front of {' and '.join(map(plain, search.metrics))}: trials {numbers}")

@@ -9,10 +9,11 @@ from ray.tune.search import Searcher
 
 from workflows.cluster.ray_private import HEAD_NODE
 from workflows.search.brackets import GRACE_SHARE, Brackets
+from workflows.search.budget import Budget
 from workflows.search.draws import Draws
 from workflows.search.hyperband import Hyperband
 from workflows.search.population import Population
-from workflows.search.priced import UntilGainIsSmall
+from workflows.search.priced import UntilGainIsSmall, WithinCost
 from workflows.search.records import Search, higher_is_better
 from workflows.search.schedulers import Asha, Median
 from workflows.search.steered import SteeredSearcher
@@ -60,13 +61,14 @@ def tuner_of(
     chosen: Sequence[Values] | None = None,
     priors: Sequence[Prior] = (),
     steering: Steering | None = None,
+    budget: Budget | None = None,
 ) -> Any:
     """A Tuner with this search's searcher and scheduler.
 
     `steps_of` is the number of steps of a training with these settings, which a scheduler may need to know; `earlier`
     are the settings that a searcher before this one chose, by their number; `chosen` are those of all trials, where
     they are known before; `priors` are the trials of other searches; `steering`: what people may ask of the search
-    while it runs.
+    while it runs; `budget`: what it may spend.
     """
     tune = spec.tune
     assert tune is not None
@@ -82,8 +84,10 @@ def tuner_of(
     resources = {HEAD_NODE: _seat(search.at_once)} if is_population else {"memory": 1.0}
     wanted = len(chosen) if chosen is not None else search.wanted
     searcher = InOrder(chosen) if chosen is not None else _searcher(tune, dimensions, earlier or {}, priors)
-    if tune.min_gain is not None:
-        searcher = UntilGainIsSmall(searcher, tune.min_gain, tune.metric[0], search)
+    if tune.min_gain is not None or budget is not None:
+        searcher = UntilGainIsSmall(searcher, tune.min_gain or 0.0, tune.metric[0], search)
+    if budget is not None:
+        searcher = WithinCost(searcher, budget, search)
     if steering is not None:
         searcher, wanted = SteeredSearcher(searcher, steering.wanted, steering), None
     space: dict[str, object] = {}

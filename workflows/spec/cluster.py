@@ -46,3 +46,7 @@ class ClusterSpec(Section):
     scales_to: ScaleSpec | None = None
     """Maximum size of the cluster at `address` if it autoscales but cannot report its size, as on Kubernetes. A head
     started with `ray up` reads it from its cluster file."""
+
+    price_per_hour: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
+    """Price of an hour of the whole cluster in dollars, for `tune.max_cost`. Left out, a head started with `ray up`
+    takes the prices of the nodes that a search uses from its cluster file."""

@@ -206,6 +206,11 @@ class TuneSpec(Section):
     """A price: the search ends when further trials, which read as many tokens as a whole training, are expected to
     improve the best value of the metric by less than this. Running trials go on to their ends."""
 
+    max_cost: Annotated[float, Field(gt=0.0, le=1e9)] | None = Field(default=None, json_schema_extra=ADDED)
+    """Maximum cost of the search in dollars, for the hours of the nodes that its trials use, with those of earlier
+    starts. No trial begins that would end above it, and running trials end at their last checkpoint before it.
+    Prices are those of the cluster file, or `cluster.price_per_hour`."""
+
     metric: Annotated[
         list[Metric], BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
         AfterValidator(_distinct),
@@ -257,7 +262,8 @@ class TuneSpec(Section):
     def _mixture_decides_itself(self) -> "TuneSpec":
         if self.searcher.name != "mixture":
             return self
-        given = [name for name in ("space", "trials", "time_minutes") if getattr(self, name)]
+        own = ("space", "trials", "time_minutes", "min_gain", "max_cost")
+        given = [name for name in own if getattr(self, name)]
         if given:
             raise ValueError(
                 f"searcher mixture tries its own mixtures, searcher.proxies of them; leave out {' and '.join(given)}"
@@ -270,8 +276,9 @@ class TuneSpec(Section):
     def _ends(self) -> "TuneSpec":
         if self.searcher.name == "mixture":
             return self
-        if self.trials is None and self.time_minutes is None and self.searcher.name != "grid":
-            raise ValueError("has neither trials nor time_minutes; set one of them, or both")
+        limits = (self.trials, self.time_minutes, self.max_cost)
+        if all(limit is None for limit in limits) and self.searcher.name != "grid":
+            raise ValueError("has neither trials nor time_minutes nor max_cost; set one of them, or several")
         return self
 
     @model_validator(mode="after")
@@ -287,6 +294,8 @@ class TuneSpec(Section):
                 raise ValueError("scheduler population needs trials, the number of its members, of 2 or more")
             if self.searcher.name != "random":
                 raise ValueError(f"scheduler population draws its members at random; leave out {self.searcher.name}")
+            if self.min_gain is not None:
+                raise ValueError("scheduler population has all its members from the start; leave out min_gain")
         return self
 
     @model_validator(mode="after")

@@ -15,22 +15,23 @@ import os
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from models.base import load as base
 from models.errors import RayconteurError
 from models.training.deepspeed_operator import check_build_tools
 from workflows.cluster.capacity import (
-    Resources,
     need_of_trial,
     nodes_of_cluster,
     trainings_at_once,
     trials_at_once,
     why_none_fits,
 )
+from workflows.cluster.price import price_of_trainings, why_no_price
 from workflows.cluster.workers import check_fits
 from workflows.figures import TuneFigures
+from workflows.search.budget import Budget
 from workflows.search.checkpoints import Needs, needs_of
 from workflows.search.mixture import PROXIES, forecast_mixtures, proxies_of
 from workflows.search.pack import own_figures, pack_of
@@ -73,6 +74,11 @@ def run(context: Context) -> TuneFigures:
         pack = pack_of(spec)
     except RayconteurError as error:
         raise StageFailed(str(error)) from error
+    at_once = trials_at_once(spec, nodes, pack)
+    num_groups = max(trainings_at_once(nodes, spec.train), math.ceil(at_once / pack))
+    price = price_of_trainings(spec, min(num_groups, at_once))
+    if why := why_no_price(spec, price):
+        raise StageFailed(why)
     check_fits(spec, ["tune"], context.progress)
     if not spec.train.gpus_per_worker:
         check_build_tools()
@@ -89,9 +95,11 @@ def run(context: Context) -> TuneFigures:
         scheduler=tune.scheduler.name,
         wanted=trials_wanted(tune),
         seconds_allowed=tune.time_minutes and tune.time_minutes * 60,
-        at_once=trials_at_once(spec, nodes, pack),
+        at_once=at_once,
         family=family_of(spec, inputs.keys),
         constraints=list(tune.constraints),
+        price_per_hour=price,
+        max_cost=tune.max_cost,
     )
     suites = metric_suites(spec)
     suites_key = content_key({"suites": suite_settings(spec.evaluate)}) if suites else ""
@@ -99,7 +107,9 @@ def run(context: Context) -> TuneFigures:
     priors, notes = read_priors(tune.warm_start, store, search, dimensions_of(tune.space))
     for note in notes:
         context.progress.note(f"tune: {note}")
-    before = _before(store, search)
+    family = searches_of(store, search.family)
+    search.spent_before = max((other.spent or 0.0 for other in family), default=0.0)
+    before = max(family, key=lambda other: len(other.trials), default=None)
     shared = Shared(
         spec=spec.model_copy(update={"tune": None}),
         store=store.uri,
@@ -116,14 +126,15 @@ def run(context: Context) -> TuneFigures:
     if before and read_search(store, search.key) is None:  # a wider search goes on where that one ended
         take_over(store, search.key, before.key)
     steering = Steering(spec, search, read_requests(store, search.key), known=_begun(before), pack=pack)
-    write_search(store, search)
+    if read_search(store, search.key) is None:  # otherwise it has what this start needs, should it end at once
+        write_search(store, search)
     each = f"packed by {pack}, each pack" if pack > 1 else "each"
     context.progress.note(f"tune: concurrent trials: {search.at_once}, {each} with {need_of_trial(spec.train)}")
     with Listener(store, search.key, steering.decide), context.watch(search) as address:
         if address:
             context.progress.note(f"tune: live at {address} (on {socket.gethostname()})", address=address)
         try:
-            _search(context, search, shared, steering, before, priors, pack, nodes)
+            _search(context, search, shared, steering, before, priors, pack, num_groups)
         finally:
             steering.close("the search has ended; run it again, and ask while it runs")
     write_search(store, search)
@@ -141,7 +152,7 @@ def _search(
     before: Search | None,
     priors: Sequence[Prior],
     pack: int,
-    nodes: list[Resources],
+    num_groups: int,
 ) -> None:
     """Train the trials, and find the winner."""
     spec, store = context.spec, context.store
@@ -151,18 +162,20 @@ def _search(
         search.forecast, chosen = forecast_mixtures(spec, store, context.progress, search, shared)
         search.wanted = len(chosen)
         search.at_once = min(search.at_once, len(chosen))
+    chosen_before = _chosen_before(before)
     run_trials(
         spec,
         search,
         shared,
         context.progress,
         steps_of=_steps_of(spec, store, shared.inputs),
-        earlier={**dict(enumerate(best_settings(priors, dimensions_of(spec.tune.space)))), **_chosen_before(before)},
+        earlier={**dict(enumerate(best_settings(priors, dimensions_of(spec.tune.space)))), **chosen_before},
         chosen=chosen,
         pack=pack,
-        num_groups=max(trainings_at_once(nodes, spec.train), math.ceil(search.at_once / pack)),
+        num_groups=num_groups,
         priors=priors,
         steering=steering if chosen is None and not shared.is_population else None,
+        budget=_budget(search, chosen_before),
     )
     search.winner = find_winner(spec, store, search, shared, context.progress)
     check_front(store, search, context.progress)
@@ -173,7 +186,7 @@ def family_of(spec: PipelineSpec, keys: Mapping[str, str]) -> str:
     """A key that is the same for searches that differ only in their budget."""
     assert spec.tune is not None
     settings = tune_fields(spec.tune)
-    for budget in ("trials", "time_minutes", "min_gain"):
+    for budget in ("trials", "time_minutes", "min_gain", "max_cost"):
         settings.pop(budget, None)
     return content_key({"tune": settings, "trial": key_of(spec, keys)})
 
@@ -200,11 +213,6 @@ def _steps_of(spec: PipelineSpec, store: Store, inputs: TrainingInputs) -> Calla
     return steps_of
 
 
-def _before(store: Store, search: Search) -> Search | None:
-    """The longest earlier search of this family."""
-    return max(searches_of(store, search.family), key=lambda other: len(other.trials), default=None)
-
-
 def _begun(before: Search | None) -> int:
     """How many trials an earlier search has begun."""
     return max((trial.number + 1 for trial in before.trials), default=0) if before else 0
@@ -217,6 +225,13 @@ def _chosen_before(before: Search | None) -> dict[int, Values]:
     return {
         trial.number - bisect.bisect_left(added, trial.number): trial.values for trial in trials if not trial.added
     }
+
+
+def _budget(search: Search, recorded: Collection[int]) -> Budget | None:
+    """What the search may spend from now on; None without a maximum."""
+    if search.max_cost is None or search.price_per_hour is None:
+        return None
+    return Budget(search.max_cost, search.price_per_hour, search.spent_before, recorded)
 
 
 def _figures(search: Search) -> TuneFigures:

@@ -17,9 +17,9 @@ from typing import Any
 
 from workflows.progress import figure
 from workflows.runs.page.html import render, styled
+from workflows.search.price_text import price_lines
 from workflows.search.records import Search, Trial
 from workflows.search.table import (
-    gain_line,
     headings,
     headline,
     running_then_best,
@@ -111,7 +111,7 @@ class LivePage:
             headline=headline(search),
             winner=winner_line(search),
             values=winner_values(search),
-            notes=[text for text in (_spent(search), gain_line(search)) if text],
+            notes=[*filter(None, [_tokens_read(search)]), *price_lines(search)],
             headings=[*titles[:-1], "tokens", titles[-1]],
             rows=rows,
             total=len(trials),
@@ -126,7 +126,7 @@ def _tokens(trial: Trial) -> str:
     return f"{int(trial.last.figures['num_tokens']):,}" if trial.last and "num_tokens" in trial.last.figures else ""
 
 
-def _spent(search: Search) -> str:
+def _tokens_read(search: Search) -> str:
     """The tokens that the trials have read; empty for a population, whose members continue from each other."""
     read = [trial.last.figures.get("num_tokens", 0.0) for trial in search.trials if trial.last]
     if not any(read) or any(trial.origin for trial in search.trials):

@@ -21,6 +21,7 @@ from workflows.runs.page.suites import SuiteTable, suite_table
 from workflows.runs.page.verdict import Verdict, verdict_of
 from workflows.runs.records import status_of
 from workflows.scorecard.records import PartLoss
+from workflows.search.price_text import price_lines
 from workflows.search.records import Search, read_search
 from workflows.search.table import (
     forecast_rows,
@@ -155,6 +156,7 @@ class _SearchPart:
     how: str
     headline: str
     winner: str
+    price: list[str]
     values: dict[str, str]
     plots: "list[Markup]"
     headings: list[str]
@@ -177,6 +179,7 @@ def _search(search: Search, plots: Plots) -> _SearchPart:
         how=f"{search.searcher}, {search.scheduler}",
         headline=headline(search),
         winner=winner_line(search),
+        price=price_lines(search),
         values=winner_values(search),
         plots=[plots.add(figure) for figure in figures if figure is not None],
         headings=headings(search),
