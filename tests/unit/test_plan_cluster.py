@@ -154,6 +154,7 @@ def test_a_head_knows_the_maximum_nodes_from_its_cluster_file(tmp_path, monkeypa
 
 
 LORA = {"adapter": {"rank": 16}, "gpus_per_worker": 1, "batch_tokens": 512, "num_workers": 2}
+DORA = {**LORA, "adapter": {"rank": 16, "method": "dora"}}
 SMALL = {"memory_gb_per_worker": 4}
 RATES = {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}}
 LONGEST = "each trial counted as the longest"
@@ -197,6 +198,41 @@ def test_a_time_limit_bounds_the_cost_of_a_search(planned):
     assert "the search: about 0.5 hours and $" in lines
     unknown = "\n".join(lines_on(planned(SMALL, tune={"space": RATES, "trials": 3})))
     assert "3 trials, at most 3 at once; their time is not known" in unknown
+
+
+def test_the_maximum_cost_bounds_the_cost_of_a_search(planned):
+    cost = planned(LORA, tune={"space": RATES, "trials": 200, "max_cost": 50}).stages["tune"].search
+    assert cost.price == pytest.approx(50)
+    assert cost.hours == pytest.approx(50 / (8 * 1.323))
+    assert cost.at_most == "tune.max_cost ends it"
+    ample = planned(LORA, tune={"space": RATES, "trials": 4, "max_cost": 50}).stages["tune"].search
+    assert ample.price == pytest.approx(4 * TRIAL * 2 * 1.323, rel=0.01)
+    assert ample.at_most is None
+    only = planned(LORA, tune={"space": RATES, "max_cost": 50}).stages["tune"].search
+    assert only.trials == 24
+    unknown = planned(SMALL, "clusters/on-prem.yaml", tune={"space": RATES, "max_cost": 50}).stages["tune"]
+    assert not unknown.fits
+    assert "tune.max_cost: got 50, but no price of this cluster is known" in unknown.why_not
+
+
+def test_packed_trials_share_the_rate_of_their_workers(planned, monkeypatch):
+    """More run at once, and each takes longer."""
+    monkeypatch.setattr("workflows.search.pack._why_not_base", lambda spec: "")  # of which there is a config alone
+    packed, solo = (planned(LORA, tune={"space": RATES, "trials": 200, "pack": pack}) for pack in (4, 1))
+    cost, alone = packed.stages["tune"].search, solo.stages["tune"].search
+    assert (cost.at_once, cost.groups, alone.at_once) == (16, 4, 4)
+    assert cost.hours_per_trial == pytest.approx(4 * alone.hours_per_trial)
+    assert (cost.hours, cost.price, cost.price_per_trial) == (alone.hours, alone.price, alone.price_per_trial)
+    assert "200 trials, at most 16 at once, packed in 4 worker groups" in "\n".join(lines_on(packed))
+    few = planned(LORA, tune={"space": RATES, "trials": 200, "pack": 4, "max_concurrent": 6}).stages["tune"].search
+    assert (few.at_once, few.groups, few.hours) == (6, 4, alone.hours)
+
+
+def test_trials_that_cannot_be_packed_are_named(planned):
+    row = planned(DORA, tune={"space": RATES, "trials": 9, "pack": 4}).stages["tune"]
+    assert not row.fits
+    assert row.search is None
+    assert "tune.pack: got 4, but DoRA changes the base model's weights" in row.why_not
 
 
 def test_the_cost_of_a_search_over_mixtures_has_its_small_models(planned):

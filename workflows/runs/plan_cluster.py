@@ -4,11 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from models.base.sizes import known_sizes
+from models.errors import RayconteurError
 from models.training.memory import estimate_training_memory
 from workflows.cluster.cluster_file import NodeKind
 from workflows.cluster.fit import UTILISATION, Fit, Need, fit_stage, hours, size_text
+from workflows.cluster.price import why_no_price
 from workflows.record import Record, optional
 from workflows.runs.search_cost import SearchCost, cost_lines, search_cost, training_operations
+from workflows.search.pack import pack_of
 from workflows.spec import AdapterSpec, PipelineSpec, TrainSpec, ZeroSpec
 
 # Do not propose a larger ZeRO group, nor fewer tokens per pass.
@@ -88,12 +91,25 @@ def plan_on(spec: PipelineSpec, kinds: Sequence[NodeKind], tokens: int, per_epoc
     fits = {need.stage: fit_stage(need, kinds, _others(spec) if need is training else ()) for need in needs}
     rows, fit = {stage: _row(fit) for stage, fit in fits.items()}, fits[training.stage]
     if spec.tune and not fit.why_not:
-        search = search_cost(spec, kinds, training, tokens, per_epoch)
-        rows["tune"] = replace(rows["tune"], search=search, trials_at_once=search.at_once)
+        rows["tune"] = _with_search(rows["tune"], spec, kinds, training, tokens, per_epoch)
     elif (operations := training_operations(spec, tokens)) and (took := hours(operations, fit, kinds)) is not None:
         price = fit.price_per_hour and fit.price_per_hour * took
         rows["train"] = replace(rows["train"], hours=took, price=price)
     return ClusterPlan(nodes=tuple(kinds), stages=rows)
+
+
+def _with_search(
+    row: FitRow, spec: PipelineSpec, kinds: Sequence[NodeKind], need: Need, tokens: int, per_epoch: int
+) -> FitRow:
+    """The row of a search of which one trial fits."""
+    try:
+        pack = pack_of(spec)
+    except RayconteurError as error:
+        return replace(row, fits=False, why_not=str(error))
+    if why := why_no_price(spec, spec.cluster.price_per_hour or row.price_per_hour):
+        return replace(row, fits=False, why_not=why)
+    search = search_cost(spec, kinds, need, tokens, per_epoch, pack)
+    return replace(row, search=search, trials_at_once=search.at_once)
 
 
 def _inference(stage: str, workers: int, cpus: float, gpus: float, weights_gb: float) -> Need:

@@ -2,7 +2,7 @@
 
     cost = search_cost(spec, kinds, need, tokens, per_epoch)
 
-Schedulers end trials early, and a time limit ends a search: the cost is then an upper bound.
+Schedulers end trials early, and a limit of time or money ends a search: the cost is then an upper bound.
 """
 
 import math
@@ -40,26 +40,35 @@ class SearchCost(Record):
     """why it may cost less"""
     small_models: int | None = optional()
     """trained before the trials, by the searcher `mixture`"""
+    groups: int | None = optional()
+    """of workers, which train packed trials"""
 
 
-def search_cost(spec: PipelineSpec, kinds: Sequence[NodeKind], need: Need, tokens: int, per_epoch: int) -> SearchCost:
-    """The cost of the whole search. `need` is that of one trial, which fits on the nodes. For `tokens` and
-    `per_epoch`, see `longest_trial`.
+def search_cost(
+    spec: PipelineSpec, kinds: Sequence[NodeKind], need: Need, tokens: int, per_epoch: int, pack: int = 1
+) -> SearchCost:
+    """The cost of the whole search. `need` is that of one trial, which fits on the nodes; the workers of each train
+    `pack` trials together. For `tokens` and `per_epoch`, see `longest_trial`.
     """
     assert spec.tune is not None
     tune = spec.tune
     longest, differs = longest_trial(spec, tokens, per_epoch)
     trials = _CANDIDATES if isinstance(tune.searcher, MixtureSearchSpec) else trials_wanted(tune)
-    # Packed trials share the rate of their workers, so they count as one after the other.
-    at_once = trials_within(tune, in_all(kinds, need) // need.workers, trials)
-    took, price_per_hour = _rate(kinds, need, at_once, training_operations(spec, longest))
-    whole = None if took is None or trials is None else took * math.ceil(trials / at_once)
-    price = None if took is None or price_per_hour is None else price_per_hour / at_once * took
+    capacity = in_all(kinds, need) // need.workers
+    at_once = trials_within(tune, pack * capacity, trials)
+    groups = min(capacity, at_once)
+    alone, price_of_nodes = _rate(kinds, need, groups, training_operations(spec, longest))
+    price_per_hour = spec.cluster.price_per_hour or price_of_nodes
+    # Packed trials share the rate of their workers: each takes longer, and more of them run at once.
+    took = None if alone is None else alone * at_once / groups
+    whole = None if alone is None or trials is None else alone * math.ceil(trials / groups)
+    price = None if alone is None or price_per_hour is None else price_per_hour / groups * alone
     total = None if price is None or trials is None else price * trials
-    limit = tune.time_minutes and tune.time_minutes / 60
-    if limit is not None and (whole is None or limit < whole):
-        if trials is None and took is not None:
-            trials = max(1, math.floor(limit / took)) * at_once
+    limit, ends_it = _limit(tune, price_per_hour)
+    is_over = limit is not None and (whole is None or limit < whole)
+    if limit is not None and is_over:
+        if trials is None and alone is not None:
+            trials = max(1, math.floor(limit / alone)) * groups
         whole, total = limit, None if price_per_hour is None else price_per_hour * limit
     cost = SearchCost(
         trials=trials,
@@ -68,9 +77,20 @@ def search_cost(spec: PipelineSpec, kinds: Sequence[NodeKind], need: Need, token
         price_per_trial=price,
         hours=whole,
         price=total,
-        at_most=_at_most(tune, differs, has_limit=limit is not None and limit == whole),
+        at_most=_at_most(tune, differs, ends_it if is_over else ""),
+        groups=groups if pack > 1 else None,
     )
     return _with_small_models(cost, spec, kinds, need) if isinstance(tune.searcher, MixtureSearchSpec) else cost
+
+
+def _limit(tune: TuneSpec, price_per_hour: float | None) -> tuple[float | None, str]:
+    """The hours after which a limit ends the search, None without one; and its field."""
+    limits = []
+    if tune.time_minutes is not None:
+        limits.append((tune.time_minutes / 60, "tune.time_minutes"))
+    if tune.max_cost is not None and price_per_hour:
+        limits.append((tune.max_cost / price_per_hour, "tune.max_cost"))
+    return min(limits, default=(None, ""))
 
 
 def longest_trial(spec: PipelineSpec, tokens: int, per_epoch: int) -> tuple[int, bool]:
@@ -104,22 +124,22 @@ def _step_tokens(train: TrainSpec) -> int:
 
 
 def _rate(
-    kinds: Sequence[NodeKind], need: Need, at_once: int, operations: float | None
+    kinds: Sequence[NodeKind], need: Need, groups: int, operations: float | None
 ) -> tuple[float | None, float | None]:
-    """The hours of one trial, and the price of an hour of all nodes that the concurrent trials use."""
-    fit = fit_stage(replace(need, workers=need.workers * at_once), kinds)
+    """The hours of one trial on its own, and the price of an hour of all nodes that so many worker groups use."""
+    fit = fit_stage(replace(need, workers=need.workers * groups), kinds)
     took = None if operations is None else hours(operations, replace(fit, need=need), kinds)
     return took, fit.price_per_hour
 
 
-def _at_most(tune: TuneSpec, differs: bool, has_limit: bool) -> str | None:
+def _at_most(tune: TuneSpec, differs: bool, ends_it: str) -> str | None:
     reasons = []
     if tune.scheduler.name in ("asha", "hyperband", "median"):
         reasons.append(f"{tune.scheduler.name} ends trials early")
     if differs:
         reasons.append("each trial counted as the longest of the space")
-    if has_limit:
-        reasons.append("tune.time_minutes ends it")
+    if ends_it:
+        reasons.append(f"{ends_it} ends it")
     return "; ".join(reasons) or None
 
 
@@ -149,7 +169,8 @@ def cost_lines(cost: SearchCost) -> list[str]:
     """The cost as lines of text."""
     before = f"{cost.small_models} small models, then " if cost.small_models else ""
     count = "1 trial" if cost.trials == 1 else f"{cost.trials:,} trials" if cost.trials else "trials"
-    lines = [f"{before}{count}, at most {cost.at_once} at once"]
+    packed = f", packed in {cost.groups} worker group{'s' if cost.groups > 1 else ''}" if cost.groups else ""
+    lines = [f"{before}{count}, at most {cost.at_once} at once{packed}"]
     if cost.hours_per_trial is None and cost.hours is None:
         return [f"{lines[0]}; their time is not known: the cluster file states no rate (tflops) of these nodes"]
     if cost.hours_per_trial is not None:
