@@ -32,24 +32,24 @@ MakeReply = Callable[[Sequence[Generation], ReplyOptions], AnyReply]
 
 def add_generation_routes(app: FastAPI, api: ApiContext) -> None:
     """POST /v1/chat/completions, /v1/completions, /v1/responses and /v1/responses/input_tokens."""
-    max_body_bytes = api.settings.max_body_bytes
+    max_body_bytes, defaults = api.settings.max_body_bytes, api.settings.sampling
 
     @app.post("/v1/chat/completions", **openapi.CHAT)
     async def chat_completions(request: Request) -> Response:
-        body = await read_json(ChatRequest, request, max_body_bytes)
+        body = defaults.filled(await read_json(ChatRequest, request, max_body_bytes))
         api.check_model(body.model)
         passages = await api.encoder.passages(body)
         return await _answer(api, ChatReply, request, body, await api.encoder.chat(body, passages), passages)
 
     @app.post("/v1/completions", **openapi.TEXT)
     async def completions(request: Request) -> Response:
-        body = await read_json(CompletionRequest, request, max_body_bytes)
+        body = defaults.filled(await read_json(CompletionRequest, request, max_body_bytes))
         api.check_model(body.model)
         return await _answer(api, TextReply, request, body, await api.encoder.completion(body))
 
     @app.post("/v1/responses", **openapi.RESPONSES)
     async def responses(request: Request) -> Response:
-        asked = await read_json(ResponsesRequest, request, max_body_bytes)
+        asked = defaults.filled(await read_json(ResponsesRequest, request, max_body_bytes))
         api.check_model(asked.model)
         chat = Translation(asked)
         passages = await passages_for(api.encoder, chat)

@@ -1,8 +1,33 @@
 """Limits of a replica's answers, with the endpoint's defaults."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TypeVar
 
+from serve.protocol.base import RequestModel
 from serve.protocol.transport import MAX_BODY_BYTES
+
+Asked = TypeVar("Asked", bound=RequestModel)
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What a request is answered with where it says nothing; None: the API's own default."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    def filled(self, request: Asked) -> Asked:
+        """The request with these in place of what it leaves out."""
+        known = type(request).model_fields
+        missing = {
+            name: value
+            for name, value in asdict(self).items()
+            if value is not None and name in known and getattr(request, name) is None
+        }
+        return request.model_copy(update=missing) if missing else request
 
 
 @dataclass(frozen=True)
@@ -16,3 +41,4 @@ class ApiSettings:
     max_seconds: float = 600.0
     """maximum duration of a reply, which then ends with an error"""
     max_body_bytes: int = MAX_BODY_BYTES
+    sampling: SamplingDefaults = SamplingDefaults()

@@ -55,7 +55,7 @@ def application(
     behind_proxy: bool = False,
 ) -> Any:
     """The Ray Serve application of a release; `surge` as in `Scaling`, `behind_proxy` as in `build`."""
-    from serve.api.settings import ApiSettings
+    from serve.api.settings import ApiSettings, SamplingDefaults
     from serve.deployment.application import build
     from serve.deployment.settings import EngineSettings, Scaling, ServedRelease
 
@@ -83,7 +83,12 @@ def application(
             num_gpus=serve.gpus_per_replica,
             surge=surge,
         ),
-        ApiSettings(serve.max_new_tokens, serve.max_queued_requests, serve.max_reply_seconds),
+        ApiSettings(
+            serve.max_new_tokens,
+            serve.max_queued_requests,
+            serve.max_reply_seconds,
+            sampling=SamplingDefaults(**serve.sampling.model_dump()),
+        ),
         read_keys=key_reader(spec, store),
         behind_proxy=behind_proxy,
     )

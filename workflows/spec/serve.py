@@ -41,6 +41,26 @@ class KnowledgeSpec(Section):
     """Minimum BM25 score of a passage, as a share of the best one's."""
 
 
+class SamplingSpec(Section):
+    """serve.sampling: how the endpoint samples replies to requests that leave these fields out. A field that is left
+    out here too has the API's default."""
+
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
+    """Sampling temperature; 0 always takes the most likely token. The API's default is 1."""
+
+    top_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """Samples from the most likely tokens that together have this probability."""
+
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    """Samples from this many of the most likely tokens; 0 for all."""
+
+    min_p: Share | None = None
+    """Minimum probability of a token, as a share of the most likely token's."""
+
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=2.0)] | None = None
+    """Divides the scores of tokens in prompt and reply (Keskar et al. 2019, arXiv:1909.05858, 4.1)."""
+
+
 # As browsers send it: scheme, host, and the port if it is not the default.
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[A-Za-z0-9.\[\]:_-]+)$")]
 
@@ -88,6 +108,9 @@ class ServeSpec(Section):
 
     max_new_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = ApiSettings.max_new_tokens
     """Maximum tokens of a reply if the request sets no limit."""
+
+    sampling: SamplingSpec = Field(default=SamplingSpec(), json_schema_extra=ADDED)
+    """Sampling settings of requests that set none."""
 
     max_reply_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = ApiSettings.max_seconds
     """Maximum seconds for a reply, including its wait; a longer one ends with an error."""
