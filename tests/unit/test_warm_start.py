@@ -119,7 +119,7 @@ def test_what_was_measured_on_other_data_is_not_comparable(store):
     other_search(store, [({RATE: 1e-4}, 2.0)], measure="other")
     [prior], [note] = read_priors(["0123456789abcdef"], store, this_search(), DIMENSIONS)
     assert not prior.is_comparable
-    assert note.endswith("measured on other data or another model, so only their order counts")
+    assert note.endswith("not comparable with values of this search, so only their order counts")
     other_search(store, [({RATE: 1e-4}, 2.0)], measure="")  # of an earlier version
     assert not read_priors(["0123456789abcdef"], store, this_search(""), DIMENSIONS)[0][0].is_comparable
 

@@ -101,7 +101,7 @@ def read_priors(
             )
         left_out = len(found) - len(inside)
         out = f"; {left_out} out of this space are left out" if left_out else ""
-        how = "" if is_comparable else "; measured on other data or another model, so only their order counts"
+        how = "" if is_comparable else "; not comparable with values of this search, so only their order counts"
         notes.append(f"warm start: {len(inside)} trials of {shown}{out}{how}")
         priors.append(Prior(inside, is_comparable))
     return priors, notes
