@@ -56,6 +56,7 @@ def tokens_of(search: Search) -> float:
 
 def searched(folder: Path, data: Path, policy: str, tokens: float, pack: int) -> Search:
     """A search that has read so many tokens."""
+    folder.mkdir(parents=True, exist_ok=True)
     trials, search = round(tokens / (STEPS * STEP_TOKENS)), None
     while search is None or tokens_of(search) < tokens:
         if search is not None:
@@ -78,9 +79,8 @@ def main() -> None:
     found: dict[str, Any] = {"tokens": tokens}
     with tempfile.TemporaryDirectory() as name:
         folder = options.folder or Path(name)
-        folder.mkdir(parents=True, exist_ok=True)
         for policy in POLICIES:
-            search = searched(folder, options.data, policy, tokens, options.pack)
+            search = searched(folder / policy.replace(" ", "-"), options.data, policy, tokens, options.pack)
             bests = [best.figures[METRIC] for trial in search.trials if (best := trial.best(METRIC))]
             found[policy] = {
                 "trials": len(search.trials),
