@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import inspect
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 import ray
 
 from workflows.cluster import connection
-from workflows.cluster.connection import Connection
+from workflows.cluster.connection import TOO_SLOW, Connection
 from workflows.cluster.errors import ClusterError
 from workflows.cluster.ray_private import ignore_uv_run
 from workflows.jobs.client import Jobs
@@ -56,6 +57,17 @@ def test_a_local_clusters_processes_ask_only_that_cluster(
     Connection(ClusterSpec(address=address)).open()
     assert seen == ["local" if address is None else before]
     assert os.environ.get("RAY_API_SERVER_ADDRESS") == before
+
+
+def test_a_machine_that_is_too_busy_for_ray_is_said(seen: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TOO_SLOW in inspect.getsource(ray._private.node.Node)
+
+    def slow(**_: Any) -> None:
+        raise Exception(f"The current node {TOO_SLOW}.")
+
+    monkeypatch.setattr(ray, "init", slow)
+    with pytest.raises(ClusterError, match="too busy, or has too little memory; end other programs"):
+        Connection(ClusterSpec()).open()
 
 
 @pytest.mark.parametrize("name", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])

@@ -39,6 +39,9 @@ ENVIRONMENT = {
 _CONNECTS_WITHIN_S = 10.0
 _ANSWERS_WITHIN_S = 30.0
 
+TOO_SLOW = "timed out during startup"
+"""in Ray's bare Exception"""
+
 
 class Connection:
     """A connection to the cluster, opened when first needed. Closing it stops a local cluster that it started."""
@@ -81,6 +84,13 @@ class Connection:
             if self._cluster.address is None:
                 raise
             raise ClusterError(f"cluster.address: {_why_not_connected(str(options['address']), error)}") from None
+        except Exception as error:
+            if TOO_SLOW not in str(error):
+                raise
+            raise ClusterError(
+                "Ray did not start on this machine within its 30 seconds: the machine is too busy, or has too little "
+                "memory; end other programs, and run the same command again"
+            ) from error
         signal.signal(signal.SIGTERM, terminate)  # Ray has replaced it with its own
         self.is_open = True
         _quieten()
