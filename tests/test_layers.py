@@ -28,7 +28,7 @@ LAYERS = {
         "cluster stage",
         "spec",
         "store progress figures",
-        "record pipelines lease",
+        "record pipelines lease pace",
     ],
     "serve": [
         "deployment",

@@ -13,9 +13,10 @@ import pytest
 
 from models.training.report import Report
 from workflows.cluster.errors import ClusterError
+from workflows.pace import Pace
 from workflows.progress import Progress
 from workflows.search.checkpoints import Needs, needs_of
-from workflows.search.recorder import SearchRecorder, _Pace
+from workflows.search.recorder import SearchRecorder
 from workflows.search.records import Origin, Search, read_search, read_trial, trial_folder, write_search
 from workflows.search.trial import RESULT, TrialEvent
 from workflows.store import Store, StoreError
@@ -324,7 +325,7 @@ def full(monkeypatch):
 def test_a_full_disk_ends_the_search_with_one_sentence_and_nothing_half_written(told, full, tmp_path, name):
     told.report(0, 10, 2.0)
     full.append(name)
-    told.recorder._whole_search = _Pace(0.0)
+    told.recorder._whole_search = Pace(0.0, 0.02)
     begun = Path(trial_folder(told.store, "key0"), "checkpoint_000020_search-abc0")
     begun.mkdir()
     with pytest.raises(
@@ -369,7 +370,7 @@ def test_the_cost_of_a_report_does_not_grow_with_the_trials(tmp_path, monkeypatc
         """The function calls that so many reports take, without what is bounded by its share of the time."""
         made = itertools.count()
         with monkeypatch.context() as patched:
-            patched.setattr(_Pace, "is_due", False)
+            patched.setattr(Pace, "is_due", False)
             sys.setprofile(lambda *_: next(made))
             report(count)
             sys.setprofile(None)

@@ -5,6 +5,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from workflows.search.around import Around
 from workflows.search.budget import Budget
 from workflows.search.gain import Gain
 from workflows.search.records import Search, compared_badness
@@ -12,51 +13,14 @@ from workflows.search.trial import event_of
 from workflows.spec.space import Values
 
 
-class _Around(Searcher):  # type: ignore[misc]
-    """Another searcher, whose trials are noted."""
-
-    def __init__(self, searcher: Any) -> None:
-        super().__init__()
-        self._searcher = searcher
-        self._numbers: dict[str, int] = {}
-
-    def __getstate__(self) -> dict[str, object]:
-        """Keep no state for Tune's restore: our searches resume from their own records."""
-        return {}
-
-    def suggest(self, trial_id: str) -> Any:
-        """Called by Tune for the settings of the next trial."""
-        suggested = self._searcher.suggest(trial_id)
-        if isinstance(suggested, dict):
-            self._numbers[trial_id] = len(self._numbers)
-        return suggested
-
-    def add(self, trial_id: str, values: Values) -> None:
-        """A trial that the searcher has not chosen."""
-        self._numbers[trial_id] = len(self._numbers)
-        self._searcher.add(trial_id, values)
-
-    def on_trial_result(self, trial_id: str, result: Mapping[str, object]) -> None:
-        """Called by Tune with a report, unless the trial ends with it."""
-        self._searcher.on_trial_result(trial_id, result)
-
-    def on_trial_complete(
-        self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False
-    ) -> None:
-        """Called by Tune at a trial's end, with its last report or failure if there is one."""
-        self._searcher.on_trial_complete(trial_id, result, error)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Called by Tune to keep a state."""
-
-
-class UntilGainIsSmall(_Around):
+class UntilGainIsSmall(Around):
     """Another searcher, until further trials are expected to gain less than `min_gain`; running ones go on."""
 
     def __init__(self, searcher: Any, min_gain: float, metric: str, search: Search) -> None:
         super().__init__(searcher)
         self._min_gain, self._decisive, self._search = min_gain, metric, search
         self._gain = Gain()
+        self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
         """Called by Tune for the settings of the next trial; ends the search."""
@@ -66,7 +30,15 @@ class UntilGainIsSmall(_Around):
             if expected < self._min_gain:
                 self._search.min_gain = self._min_gain
                 return Searcher.FINISHED
-        return super().suggest(trial_id)
+        suggested = super().suggest(trial_id)
+        if isinstance(suggested, dict):
+            self._numbers[trial_id] = len(self._numbers)
+        return suggested
+
+    def add(self, trial_id: str, values: Values) -> None:
+        """A trial that the searcher has not chosen."""
+        self._numbers[trial_id] = len(self._numbers)
+        super().add(trial_id, values)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, object]) -> None:
         """Called by Tune with a report, unless the trial ends with it."""
@@ -90,7 +62,7 @@ class UntilGainIsSmall(_Around):
             self._gain.report(self._numbers[trial_id], tokens, tokens * report.num_steps / report.step, value)
 
 
-class WithinCost(_Around):
+class WithinCost(Around):
     """Another searcher, until another trial would bring the search above its maximum cost."""
 
     def __init__(self, searcher: Any, budget: Budget, search: Search) -> None:

@@ -6,7 +6,7 @@ cost of a report does not grow with the number of trials; what does grow takes a
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import ray.tune
 from models.errors import RayconteurError
 from models.training.report import Report
 from workflows.cluster.errors import describe_error, full_traceback, is_users_mistake, root_cause, write_traceback
+from workflows.pace import Pace
 from workflows.progress import Progress
 from workflows.search.checkpoints import Named, Needs
 from workflows.search.records import (
@@ -43,25 +44,6 @@ _SECONDS_BETWEEN_WRITES = 1.0
 _SECONDS_BETWEEN_SEARCH_WRITES = 5.0
 _SECONDS_BETWEEN_SHOWS = 0.5
 _MAX_SHARE = 0.02
-
-
-class _Pace:
-    """When something is due again: some seconds after the last time, and later if it took long."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds, self._next = seconds, 0.0
-
-    @property
-    def is_due(self) -> bool:
-        return time.monotonic() >= self._next
-
-    @contextlib.contextmanager
-    def taking(self) -> Iterator[None]:
-        """Measure how long it takes."""
-        began = time.monotonic()
-        yield
-        now = time.monotonic()
-        self._next = now + max(self._seconds, (now - began) / _MAX_SHARE)
 
 
 class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
@@ -95,10 +77,10 @@ class SearchRecorder(ray.tune.Callback):  # type: ignore[misc]
         """the files of tracebacks, by traceback"""
         self._deleting = ThreadPoolExecutor(max_workers=1)
         self._began = time.monotonic()
-        self._records = _Pace(_SECONDS_BETWEEN_WRITES)
-        self._whole_search = _Pace(_SECONDS_BETWEEN_SEARCH_WRITES)
-        self._shows = _Pace(_SECONDS_BETWEEN_SHOWS)
-        self._tables = _Pace(0.0)
+        self._records = Pace(_SECONDS_BETWEEN_WRITES, _MAX_SHARE)
+        self._whole_search = Pace(_SECONDS_BETWEEN_SEARCH_WRITES, _MAX_SHARE)
+        self._shows = Pace(_SECONDS_BETWEEN_SHOWS, _MAX_SHARE)
+        self._tables = Pace(0.0, _MAX_SHARE)
         self._table: Table | None = None
 
     def __getstate__(self) -> dict[str, object]:

@@ -5,25 +5,22 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from workflows.search.around import Around
 from workflows.search.steering import Steering
 from workflows.search.trial import TOGETHER, values_of
 
 
-class SteeredSearcher(Searcher):  # type: ignore[misc]
+class SteeredSearcher(Around):
     """Another searcher, and the trials that people add. It ends when no trial runs: until then, some may be added."""
 
     def __init__(self, searcher: Any, wanted: int | None, steering: Steering) -> None:
         """`searcher` also has `add(trial_id, values)`, for a trial that it has not chosen; `wanted`: how many it
         chooses at most.
         """
-        super().__init__()
-        self._searcher, self._wanted, self._steering = searcher, wanted, steering
+        super().__init__(searcher)
+        self._wanted, self._steering = wanted, steering
         self._chosen = 0
         self._is_over = False
-
-    def __getstate__(self) -> dict[str, object]:
-        """Keep no state for Tune's restore: our searches resume from their own records."""
-        return {}
 
     def suggest(self, trial_id: str) -> Any:
         """Called by Tune for the settings of the next trial; ends the search."""
@@ -50,16 +47,9 @@ class SteeredSearcher(Searcher):  # type: ignore[misc]
     def _next_of_searcher(self, trial_id: str) -> Any:
         return Searcher.FINISHED if self._chosen == self._wanted else self._searcher.suggest(trial_id)
 
-    def on_trial_result(self, trial_id: str, result: Mapping[str, object]) -> None:
-        """Called by Tune with a report, unless the trial ends with it."""
-        self._searcher.on_trial_result(trial_id, result)
-
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False
     ) -> None:
         """Called by Tune at a trial's end, with its last report or failure if there is one."""
         self._steering.end(trial_id)
-        self._searcher.on_trial_complete(trial_id, result, error)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Called by Tune to keep a state."""
+        super().on_trial_complete(trial_id, result, error)

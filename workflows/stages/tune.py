@@ -123,10 +123,11 @@ def run(context: Context) -> TuneFigures:
         suites_key=suites_key,
         are_alone=bool(own_figures(tune)),
     )
-    if before and read_search(store, search.key) is None:  # a wider search goes on where that one ended
+    is_new = read_search(store, search.key) is None
+    if before and is_new:  # a wider search goes on where that one ended
         take_over(store, search.key, before.key)
     steering = Steering(spec, search, read_requests(store, search.key), known=_begun(before), pack=pack)
-    if read_search(store, search.key) is None:  # otherwise it has what this start needs, should it end at once
+    if is_new:  # otherwise it has what this start needs, should it end at once
         write_search(store, search)
     each = f"packed by {pack}, each pack" if pack > 1 else "each"
     context.progress.note(f"tune: concurrent trials: {search.at_once}, {each} with {need_of_trial(spec.train)}")

@@ -11,10 +11,11 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from workflows.pace import Pace
 from workflows.progress import figure
 from workflows.runs.page.html import render, styled
 from workflows.search.price_text import price_lines
@@ -39,23 +40,6 @@ _MAX_POINTS = 100
 _MAX_TRIALS_OF_IMPORTANCE = 2000
 
 
-class _Pace:
-    """Computes something again when it is due: some seconds after it was computed, and later if that took long."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self.free_at = 0.0
-        """when something else may be computed, for its share of the time"""
-
-    def measured(self, compute: Callable[[], str]) -> tuple[str, float]:
-        """What `compute` returns, and until when that is valid."""
-        began = time.monotonic()
-        found = compute()
-        now = time.monotonic()
-        self.free_at = now + (now - began) / _MAX_SHARE
-        return found, max(now + self._seconds, self.free_at)
-
-
 @dataclass(frozen=True)
 class _Row:
     state: str
@@ -69,9 +53,9 @@ class LivePage:
     def __init__(self, search: Search) -> None:
         self._search = search
         self._lock = threading.Lock()
-        self._part_pace, self._plot_pace = _Pace(_SECONDS_OF_PART), _Pace(_SECONDS_OF_PLOTS)
+        self._part_pace, self._plot_pace = Pace(_SECONDS_OF_PART, _MAX_SHARE), Pace(_SECONDS_OF_PLOTS, _MAX_SHARE)
         self._parts: dict[int, tuple[str, float]] = {}
-        self._plots = ("[]", 0.0)
+        self._plots = "[]"
 
     def whole(self, start: int) -> str:
         """The page, with the first state of its part."""
@@ -88,10 +72,12 @@ class LivePage:
                 return known
             time.sleep(max(0.0, self._part_pace.free_at - now))  # a second or so: the readers wait, not the search
             self._parts.pop(start, None)
-            self._parts[start] = self._part_pace.measured(lambda: self._made(start))
+            with self._part_pace.taking():
+                made = self._made(start)
+            self._parts[start] = made, self._part_pace.due_at
             if len(self._parts) > _MAX_PARTS:
                 del self._parts[next(iter(self._parts))]
-            return self._parts[start][0]
+            return made
 
     def _made(self, start: int) -> str:
         search = replace(self._search, trials=[*self._search.trials])
@@ -102,8 +88,9 @@ class LivePage:
             _Row(trial.state, [*cells[:-1], _tokens(trial), cells[-1]], leader is not None and leader[0] is trial)
             for trial, cells in zip(shown, trial_rows(search, shown), strict=True)
         ]
-        if time.monotonic() >= self._plots[1]:
-            self._plots = self._plot_pace.measured(lambda: _plots(search))
+        if self._plot_pace.is_due:
+            with self._plot_pace.taking():
+                self._plots = _plots(search)
         titles = headings(search)
         return render(
             "live_part.html.j2",
@@ -118,7 +105,7 @@ class LivePage:
             start=start,
             end=start + len(shown),
             per_page=ROWS,
-            plots=self._plots[0],
+            plots=self._plots,
         )
 
 
