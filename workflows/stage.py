@@ -45,6 +45,8 @@ class Context:
     progress: "Progress"
     watch: "Callable[[Any], AbstractContextManager[str]]" = lambda search: nullcontext("")
     """shows a running search on a page; gives its address"""
+    proxy: "Artifact | None" = None
+    """the search of `tune.proxy`, for the stage `tune`"""
 
 
 Keys = Mapping[str, str]

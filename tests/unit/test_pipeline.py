@@ -16,7 +16,7 @@ from workflows.corpus.files.sources import source_files
 from workflows.endpoint import status
 from workflows.progress import Progress
 from workflows.runs.order import STAGES
-from workflows.runs.plan import TrainingPlan, plan_of, plan_text
+from workflows.runs.plan import SearchAsks, TrainingPlan, plan_of, plan_text
 from workflows.runs.run import run_stages
 from workflows.runs.state import StageState, examine
 from workflows.spec import PipelineSpec
@@ -361,6 +361,36 @@ def test_the_plan_in_numbers(
     assert "prepare   will run: not done yet" in text
     assert "evaluate  needs 4 x worker: 6 CPUs: DOES NOT FIT" in text
     assert "about 15 steps" in text
+
+
+def test_the_plan_has_the_search_on_the_proxy_first(
+    spec_with: Callable[..., PipelineSpec], store: Store, tmp_path: Path, tiny_llama: Path, tiny_gpt2: Path
+) -> None:
+    (tmp_path / "talk.jsonl").write_bytes(b"x" * 46_000)
+    space = {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}}
+    tune = {"space": space, "trials": 4, "proxy": {"base_model": "random:tiny-gpt2", "trials": 20}}
+    spec = spec_with(tune=tune, cluster={"num_cpus": 2})
+    plan = plan_of(spec, store, examine(spec, store))
+    assert plan.proxy is not None
+    assert plan.proxy.resources is not None
+    assert plan.resources is not None
+    on_proxy, on_base = plan.proxy.resources.asked, plan.resources.asked
+    assert isinstance(on_proxy["tune"], SearchAsks)
+    assert isinstance(on_base["tune"], SearchAsks)
+    assert [*on_proxy] == ["tune"]
+    assert (on_proxy["tune"].trials, on_base["tune"].trials) == (20, 4)
+    assert [row.stage for row in plan.proxy.stages] == ["prepare", "tune"]
+    text = plan_text(plan)
+    assert "first, the search on the proxy (tune.proxy):\n  pipeline" in text
+    assert text.index("20 trials") < text.index("\nthen:") < text.index("4 trials, ")
+    assert plan.to_json()["proxy"]["training"]["is_of_a_trial"] is True  # type: ignore[index]
+    data = {"sources": [{"path": str(tmp_path / "talk.jsonl")}], "max_length": 2000}
+    spec = spec_with(tune=tune, data=data)
+    found = plan_of(spec, store, examine(spec, store)).troubles
+    assert found == (
+        "tune.proxy: data.max_length: 2000 exceeds the 1024 positions of random:tiny-gpt2; lower it, or give a base "
+        "model whose config.json allows more (max_position_embeddings, rope_scaling)",
+    )
 
 
 def test_the_plan_of_a_finished_corpus_counts_the_steps_of_training(

@@ -90,17 +90,19 @@ def trials(
     from workflows.search.table import search_text
 
     spec, store = open_pipeline(pipeline, overrides)
-    search = find_search(spec, store, run_name)
+    searches = find_searches(spec, store, run_name)
     if any(exports.values()):
-        export(search, json_lines, **exports)
+        export(searches[-1], json_lines, **exports)
         return
     if not json_lines:
-        click.echo(search_text(search))
+        click.echo("\n\n".join(map(search_text, searches)))
         return
-    every, search.trials = search.trials, []
-    content = {name: value for name, value in content_of(search).items() if name != "trials"}
-    lines = [json.dumps({"event": "trial", **content_of(trial)}) for trial in every]
-    click.echo("\n".join([*lines, json.dumps({"event": "search", **content})]))
+    for search in searches:
+        every, search.trials = search.trials, []
+        content = {name: value for name, value in content_of(search).items() if name != "trials"}
+        of = {"event": "trial", "pipeline": search.pipeline}
+        lines = [json.dumps({**of, **content_of(trial)}) for trial in every]
+        click.echo("\n".join([*lines, json.dumps({"event": "search", **content})]))
 
 
 def _field(override: str) -> str:
@@ -150,6 +152,25 @@ def _option(request: "SteeringRequest") -> str:
     if request.does == "add":
         return f"--add {' '.join(f'{field}={json.dumps(value)}' for field, value in request.values.items())}"
     return f"--{request.does} {request.trial}"
+
+
+def find_searches(spec: "PipelineSpec", store: "Store", run_name: str | None) -> list["Search"]:
+    """The search of a run, after that of its `tune.proxy`, which alone is there while it runs."""
+    from workflows.runs.state import examine
+    from workflows.search.records import read_search
+    from workflows.spec.space import proxy_pipeline
+
+    try:
+        found = find_search(spec, store, run_name)
+    except RayconteurError:
+        if run_name is not None or spec.tune is None or spec.tune.proxy is None:
+            raise
+        search = read_search(store, examine(proxy_pipeline(spec), store, "tune")[-1].key)
+        if search is None:
+            raise
+        return [search]
+    on_proxy = found.proxy and read_search(store, found.proxy.search)
+    return [on_proxy, found] if on_proxy else [found]
 
 
 def find_search(spec: "PipelineSpec", store: "Store", run_name: str | None) -> "Search":

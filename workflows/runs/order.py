@@ -77,6 +77,8 @@ def _reference_settings(spec: PipelineSpec) -> JsonObject:
 def _tune_settings(spec: PipelineSpec) -> JsonObject:
     assert spec.tune is not None
     settings = {"tune": tune_fields(spec.tune), **_train_settings(spec)}
+    if spec.tune.proxy is not None:
+        settings["proxy"] = base.identity(spec.tune.proxy.base_model)
     named = any(metric.startswith(SUITE) for metric in spec.tune.metric)
     return {**settings, "suites": suite_settings(spec.evaluate)} if named else settings
 

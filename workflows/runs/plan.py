@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.errors import RayconteurError
 from workflows.cluster.capacity import (
@@ -22,10 +22,10 @@ from workflows.figures import PrepareFigures
 from workflows.progress import duration
 from workflows.record import Record, optional
 from workflows.runs.plan_cluster import ClusterPlan, lines_on, plan_on, training_memory_gb
-from workflows.runs.state import StageState
+from workflows.runs.state import StageState, examine
 from workflows.search.pack import pack_of
 from workflows.spec import PipelineSpec
-from workflows.spec.space import trials_wanted
+from workflows.spec.space import proxy_pipeline, trials_wanted
 from workflows.store import Store
 from workflows.training.foresight import troubles
 from workflows.training.inputs import inputs_of
@@ -123,13 +123,16 @@ class Plan(Record):
     training: TrainingPlan
     troubles: tuple[str, ...]
     """why the run would fail"""
+    proxy: "Plan | None" = optional()
+    """what the search of `tune.proxy` would do before, and what it needs"""
 
     @property
     def will_fail(self) -> bool:
         """Whether a run would fail: a mistake, or a stage that is not up to date and does not fit."""
         asked = self.resources.asked if self.resources else {}
         to_run = [row.stage for row in self.stages if not row.up_to_date]
-        return bool(self.troubles) or any(not asked[stage].fits for stage in to_run if stage in asked)
+        fails = bool(self.troubles) or any(not asked[stage].fits for stage in to_run if stage in asked)
+        return fails or (self.proxy is not None and self.proxy.will_fail)
 
 
 def plan_of(spec: PipelineSpec, store: Store, states: list[StageState], cluster_file: str | None = None) -> Plan:
@@ -148,7 +151,25 @@ def plan_of(spec: PipelineSpec, store: Store, states: list[StageState], cluster_
         resources=None if cluster_file else _resources(spec),
         training=training,
         troubles=tuple(troubles(spec)) if will_train else (),
+        proxy=_proxy(spec, store, states, cluster_file),
     )
+
+
+def _proxy(spec: PipelineSpec, store: Store, states: list[StageState], cluster_file: str | None) -> Plan | None:
+    """The plan of the search on the small model; None if there is none to do."""
+    will_search = any(state.stage.name == "tune" and state.artifact is None for state in states)
+    if not will_search or spec.tune is None or spec.tune.proxy is None:
+        return None
+    proxy = proxy_pipeline(spec)
+    plan = plan_of(proxy, store, examine(proxy, store, "tune"), cluster_file)
+    kept = ("prepare", "reference", "tune")  # it trains and serves nothing else
+    if plan.resources is not None:
+        asked = {stage: row for stage, row in plan.resources.asked.items() if stage in kept}
+        plan = replace(plan, resources=replace(plan.resources, asked=asked))
+    if plan.cluster is not None:
+        stages = {stage: row for stage, row in plan.cluster.stages.items() if stage in kept}
+        plan = replace(plan, cluster=replace(plan.cluster, stages=stages))
+    return replace(plan, troubles=())  # which are those of the pipeline
 
 
 def _resources(spec: PipelineSpec) -> ResourcesPlan:
@@ -255,6 +276,9 @@ def _estimated_tokens(spec: PipelineSpec) -> int:
 def plan_text(plan: Plan) -> str:
     """The plan as text."""
     lines = [f"pipeline {plan.pipeline}"]
+    if plan.proxy is not None:
+        before = plan_text(plan.proxy).splitlines()
+        lines += ["first, the search on the proxy (tune.proxy):", *(f"  {line}" for line in before), "then:"]
     for row in plan.stages:
         word = "up to date" if row.up_to_date else f"will run: {row.reason}"
         lines.append(f"  {row.stage:<9} {word}")

@@ -24,6 +24,7 @@ from workflows.record import Record
 from workflows.runs.page.live_server import live_page
 from workflows.runs.state import StageState, examine
 from workflows.spec import PipelineSpec
+from workflows.spec.space import proxy_pipeline
 from workflows.stage import Context, Stage, StageFailed, check_gate
 from workflows.store import Artifact, RunRecord, RunStatus, StageEntry, Store, StoreError, without_secrets
 
@@ -63,7 +64,8 @@ def run_stages(
     def bring_up_to_date(state: StageState) -> None:
         if state.artifact is None:
             connect(to_run)
-            done[state.stage.name] = _run_stage(state, spec, store, progress, done)
+            proxy = _search_on_proxy(spec, store, progress) if state.stage.name == "tune" else None
+            done[state.stage.name] = _run_stage(state, spec, store, progress, done, proxy)
         else:
             progress.finish(state.stage.name, state.artifact.figures, up_to_date=True)
             done[state.stage.name] = state.artifact
@@ -81,6 +83,17 @@ def run_stages(
     if last == "deploy":
         bring_up_to_date(states[-1])
     return done
+
+
+def _search_on_proxy(spec: PipelineSpec, store: Store, progress: Progress) -> Artifact | None:
+    """The search on the small model, a run of its own in the same store; None without `tune.proxy`."""
+    if spec.tune is None or spec.tune.proxy is None:
+        return None
+    proxy = spec.tune.proxy
+    progress.note(f"tune: first a search on the proxy {proxy.base_model}: {proxy.trials} trials")
+    done = run_stages(proxy_pipeline(spec), store, progress, "tune", lambda stages: None)
+    progress.note(f"tune: the search on the proxy is done; next, the region of its best trials on {spec.base_model}")
+    return done["tune"]
 
 
 class _Run:
@@ -124,8 +137,9 @@ def _recorded(spec: PipelineSpec, store: Store, last: str) -> Iterator[_Run]:
 
 
 def _run_stage(
-    state: StageState, spec: PipelineSpec, store: Store, progress: Progress, done: dict[str, Artifact]
-) -> Artifact:
+    state: StageState, spec: PipelineSpec, store: Store, progress: Progress, done: dict[str, Artifact],
+    proxy: Artifact | None = None,
+) -> Artifact:  # fmt: skip
     stage = state.stage
     with store.lock(stage.name, state.key, progress.note):
         finished = state.find(spec, store)
@@ -139,6 +153,7 @@ def _run_stage(
             {name: done[name] for name in (*stage.inputs, *stage.also_reads) if name in done},
             progress,
             live_page,
+            proxy,
         )
         started, began = _now(), time.monotonic()
         progress.start(stage.name, stage.detail(context) if stage.detail else f"{stage.summary}; {state.reason}")

@@ -139,6 +139,23 @@ class Forecast:
 
 
 @dataclass
+class OnProxy:
+    """The search on a small model, whose region of best trials a search has as its space."""
+
+    base_model: str
+    search: str
+    """its key"""
+    trials: int
+    """of it, those that have reported"""
+    best: int
+    """of these, those that span the region"""
+    first: Values
+    """the settings of the best one, with which the base model begins"""
+    rate_factor: float = 1.0
+    """what the region's learning rates were multiplied by, for the width of the base model"""
+
+
+@dataclass
 class Search:
     """A whole search; the display, the page and `rayconteur trials` show it."""
 
@@ -162,6 +179,8 @@ class Search:
     """the same for searches that differ only in their budget"""
     forecast: Forecast | None = None
     """of a search over mixtures"""
+    proxy: OnProxy | None = None
+    """with `tune.proxy`"""
     constraints: list[str] = field(default_factory=list)
     """`tune.constraints`"""
     expected_gain: float | None = None

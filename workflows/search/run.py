@@ -41,6 +41,7 @@ def run_trials(
     steps_of: Callable[[Values], int] = lambda values: 1,
     earlier: Mapping[int, Values] | None = None,
     chosen: Sequence[Values] | None = None,
+    first: Values | None = None,
     pack: int = 1,
     num_groups: int = 1,
     priors: Sequence[Prior] = (),
@@ -67,6 +68,7 @@ def run_trials(
         earlier=earlier,
         chosen=chosen,
         priors=priors,
+        first=first,
         steering=steering,
         budget=budget,
         run_config=ray.tune.RunConfig(

@@ -7,13 +7,14 @@ print(search_text(search))
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from workflows.progress import duration, figure, table_text
 from workflows.search.price_text import price_lines
-from workflows.search.records import FAILED, FINISHED, RUNNING, STOPPED, Search, Trial, badness
+from workflows.search.records import FAILED, FINISHED, RUNNING, STOPPED, OnProxy, Search, Trial, badness
+from workflows.spec.space import Choice, dimension_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -269,6 +270,20 @@ def search_text(search: Search) -> str:
     return "\n".join(lines).rstrip()
 
 
+def region_text(proxy: OnProxy, space: Mapping[str, object]) -> str:
+    """The region of the best trials of the search on a small model."""
+    region = ", ".join(f"{field} {_entry_text(entry)}" for field, entry in space.items())
+    moved = f" (rates times {proxy.rate_factor:g} for the width)" if proxy.rate_factor != 1 else ""
+    return f"the best {proxy.best} of {proxy.trials} trials on {proxy.base_model} span the region {region}{moved}"
+
+
+def _entry_text(entry: Any) -> str:
+    dimension = dimension_of(entry)
+    if isinstance(dimension, Choice):
+        return " or ".join(map(value_word, dimension.values))
+    return f"{dimension.low:.4g} to {dimension.high:.4g}"
+
+
 def _are_numbers(words: Sequence[str]) -> bool:
     return any(words) and all(word[-1:].isdigit() or not word for word in words)
 
@@ -312,6 +327,8 @@ def winner_values(search: Search) -> dict[str, str]:
 def _outcome(search: Search) -> list[str]:
     lines = [winner_line(search), *(f"  {field}: {value}" for field, value in winner_values(search).items())]
     lines += price_lines(search)
+    if search.proxy is not None:
+        lines.append(f"proxy: {region_text(search.proxy, search.space)}")
     if len(search.metrics) > 1 and (front := search.front()):
         numbers = ", ".join(str(trial.number) for trial, _ in front)
         lines.append(f"Pareto front of {' and '.join(map(plain, search.metrics))}: trials {numbers}")

@@ -59,6 +59,7 @@ def tuner_of(
     steps_of: Callable[[Values], int],
     earlier: Mapping[int, Values] | None = None,
     chosen: Sequence[Values] | None = None,
+    first: Values | None = None,
     priors: Sequence[Prior] = (),
     steering: Steering | None = None,
     budget: Budget | None = None,
@@ -67,8 +68,8 @@ def tuner_of(
 
     `steps_of` is the number of steps of a training with these settings, which a scheduler may need to know; `earlier`
     are the settings that a searcher before this one chose, by their number; `chosen` are those of all trials, where
-    they are known before; `priors` are the trials of other searches; `steering`: what people may ask of the search
-    while it runs; `budget`: what it may spend.
+    they are known before; `first` are those of the first trial; `priors` are the trials of other searches;
+    `steering`: what people may ask of the search while it runs; `budget`: what it may spend.
     """
     tune = spec.tune
     assert tune is not None
@@ -83,7 +84,7 @@ def tuner_of(
     # A trial's memory is a word: its workers' own request says what it really needs.
     resources = {HEAD_NODE: _seat(search.at_once)} if is_population else {"memory": 1.0}
     wanted = len(chosen) if chosen is not None else search.wanted
-    searcher = InOrder(chosen) if chosen is not None else _searcher(tune, dimensions, earlier or {}, priors)
+    searcher = InOrder(chosen) if chosen is not None else _searcher(tune, dimensions, earlier or {}, first, priors)
     if tune.min_gain is not None or budget is not None:
         searcher = UntilGainIsSmall(searcher, tune.min_gain or 0.0, tune.metric[0], search)
     if budget is not None:
@@ -114,15 +115,22 @@ def tuner_of(
 
 
 def _searcher(
-    tune: TuneSpec, dimensions: dict[str, Dimension], earlier: Mapping[int, Values], priors: Sequence[Prior]
+    tune: TuneSpec,
+    dimensions: dict[str, Dimension],
+    earlier: Mapping[int, Values],
+    first: Values | None,
+    priors: Sequence[Prior],
 ) -> Any:
     if isinstance(tune.searcher, TpeSpec):
         from workflows.search.tpe import TpeSearch  # other searches do not need Optuna
 
-        return TpeSearch(tune.searcher, tune.seed, dimensions, tune.metric, earlier, tune.constraints, priors)
-    if isinstance(tune.searcher, GridSpec):
-        return InOrder(all_settings(dimensions))
-    return InOrder(Draws(dimensions, tune.seed))
+        before = {**earlier, 0: first} if first else earlier
+        return TpeSearch(tune.searcher, tune.seed, dimensions, tune.metric, before, tune.constraints, priors)
+    is_grid = isinstance(tune.searcher, GridSpec)
+    settings: Iterable[Values] = all_settings(dimensions) if is_grid else Draws(dimensions, tune.seed)
+    if first:
+        settings = itertools.chain([first], (values for values in settings if values != first))
+    return InOrder(settings)
 
 
 class InOrder(Searcher):  # type: ignore[misc]

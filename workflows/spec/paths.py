@@ -13,6 +13,8 @@ def local_paths(spec: PipelineSpec) -> dict[str, str]:
     models = {"base_model": spec.base_model}
     if isinstance(objective, TeacherSpec):
         models["train.objective.teacher"] = objective.teacher
+    if spec.tune and spec.tune.proxy:
+        models["tune.proxy.base_model"] = spec.tune.proxy.base_model
     paths = {f"data.sources.{index}.path": source.path for index, source in enumerate(spec.data.sources)}
     data = spec.data
     named = {
@@ -51,6 +53,10 @@ def with_paths(spec: PipelineSpec, paths: dict[str, str]) -> PipelineSpec:
     if isinstance(objective, TeacherSpec):
         teacher = paths.get("train.objective.teacher", objective.teacher)
         objective = objective.model_copy(update={"teacher": teacher})
+    tune = spec.tune
+    if tune is not None and tune.proxy is not None:
+        model = paths.get("tune.proxy.base_model", tune.proxy.base_model)
+        tune = tune.model_copy(update={"proxy": tune.proxy.model_copy(update={"base_model": model})})
     suites = [
         suite.model_copy(update={"path": paths.get(f"evaluate.suites.{index}.path", suite.path)})
         for index, suite in enumerate(spec.evaluate.suites)
@@ -64,7 +70,6 @@ def with_paths(spec: PipelineSpec, paths: dict[str, str]) -> PipelineSpec:
         entry.model_copy(update={"task": paths.get(f"evaluate.lm_eval.{index}.task", entry.task)})
         for index, entry in enumerate(spec.evaluate.lm_eval)
     ]
-    tune = spec.tune
     if tune is not None and tune.warm_start:
         named = enumerate(tune.warm_start)
         studies = [_with_study_file(name, paths.get(f"tune.warm_start.{index}")) for index, name in named]

@@ -148,6 +148,24 @@ class PipelineSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _proxy_is_another_model(self) -> "PipelineSpec":
+        proxy = self.tune.proxy if self.tune else None
+        if proxy is None:
+            return self
+        if NEW_MODEL in (proxy.base_model, self.base_model):
+            field = "tune.proxy.base_model" if proxy.base_model == NEW_MODEL else "base_model"
+            raise ValueError(
+                f"tune.proxy takes settings from one trained model to another, and {field} is {NEW_MODEL}; give a "
+                "model that exists, or leave out tune.proxy"
+            )
+        if proxy.base_model == self.base_model:
+            raise ValueError(
+                f"tune.proxy.base_model is base_model itself, {self.base_model}; give a smaller model, or leave out "
+                "tune.proxy"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rounded_weights_need_a_form(self) -> "PipelineSpec":
         optimize = self.optimize
         if optimize.is_rounded and not optimize.targets and not self.serve.may_use_openvino:

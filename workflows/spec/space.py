@@ -26,6 +26,7 @@ Condition = Mapping[str, tuple[object, ...]]
 
 _KINDS = ("uniform", "loguniform", "int", "logint")
 _COMBINATIONS = 256
+_LONGEST_NAME = 57  # with `.proxy`, the longest name of a pipeline
 # A search that only time ends is expected to try all of at most this many settings.
 _MAX_WHOLE = 10_000
 
@@ -142,6 +143,17 @@ def _parts(entry: Any) -> tuple[str, Any, Any, Any]:
     return kinds[0], entry[kinds[0]], entry.get("step"), entry.get("when", {})
 
 
+def entry_of(dimension: Dimension) -> Any:
+    """The entry of `tune.space` with this dimension."""
+    when = {"when": {name: list(choices) for name, choices in dimension.when.items()}} if dimension.when else {}
+    if isinstance(dimension, Choice):
+        return {**when, "choices": [*dimension.values]} if when else [*dimension.values]
+    kind = ("log" if dimension.is_log else "") + ("int" if dimension.is_whole else "")
+    kind = {"": "uniform", "log": "loguniform"}.get(kind, kind)
+    step = {"step": dimension.step} if dimension.step > 1 else {}
+    return {**when, kind: [dimension.low, dimension.high], **step}
+
+
 def dimension_of(entry: Any) -> Dimension:
     """An entry that `parse` has checked before, such as one of a search on the store."""
     kind, bounds, step, when = _parts(entry)
@@ -241,6 +253,16 @@ def value_of(spec: PipelineSpec, field: str) -> Any:
     for section in field.split("."):
         place = place[int(section)] if section.isdigit() else getattr(place, section)
     return place
+
+
+def proxy_pipeline(spec: PipelineSpec) -> PipelineSpec:
+    """The pipeline whose search is that of `tune.proxy`: like `spec`, with the small model."""
+    assert spec.tune is not None
+    proxy = spec.tune.proxy
+    assert proxy is not None
+    tune = spec.tune.model_copy(update={"proxy": None, "trials": proxy.trials, "time_minutes": None})
+    name = f"{spec.name[:_LONGEST_NAME]}.proxy"
+    return spec.model_copy(update={"name": name, "base_model": proxy.base_model, "tune": tune})
 
 
 def combinations(spec: PipelineSpec) -> Iterator[Values]:

@@ -166,6 +166,22 @@ class PopulationSpec(Section):
     by at least 1; in a list, to the next value)."""
 
 
+class ProxySearchSpec(Section):
+    """A search on a small model first: the region of its best trials, with learning rates multiplied for the width of
+    the base model, is what that then searches."""
+
+    base_model: Annotated[str, Field(min_length=1)]
+    """The proxy: a smaller base model, by name, path or Hub id as `base_model`. Its data is prepared anew, with its
+    own tokenizer."""
+
+    trials: Annotated[int, Field(ge=3, le=1_000_000)]
+    """Number of settings to try on the proxy."""
+
+    best_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.25
+    """Share of the proxy's trials, at least three, that span the region: of a range their lowest and highest value,
+    each moved outwards by the usual distance between trials, of a list their choices."""
+
+
 def _distinct(metrics: list[str]) -> list[str]:
     if not metrics or len(set(metrics)) < len(metrics):
         raise ValueError(f"got {metrics}; name one metric, or several different ones")
@@ -226,6 +242,10 @@ class TuneSpec(Section):
     """Bounds on what a checkpoint measures: `peak_memory_gb <= 20`, `tokens_per_second >= 500`, `seconds <= 3600`, or
     a held-out figure of the objective. A trial that breaks one is stopped at that checkpoint, which cannot win."""
 
+    proxy: ProxySearchSpec | None = Field(default=None, json_schema_extra=ADDED)
+    """Search on a small model first, with the same searcher and scheduler. `trials` and `time_minutes` are then those
+    of the base model, which tries the proxy's best setting first and searches the region of its best trials."""
+
     searcher: Annotated[
         Annotated[RandomSpec | GridSpec | TpeSpec | MixtureSearchSpec, Field(discriminator="name")],
         BeforeValidator(named),
@@ -270,6 +290,17 @@ class TuneSpec(Section):
             )
         if self.scheduler.name != "none" or self.metric != ["held_out_loss"]:
             raise ValueError("searcher mixture compares held_out_loss at the end; leave out scheduler and metric")
+        return self
+
+    @model_validator(mode="after")
+    def _proxy_finds_a_region(self) -> "TuneSpec":
+        if self.proxy is not None and self.searcher.name == "mixture":
+            raise ValueError("searcher mixture has small models of its own (searcher.proxies); leave out proxy")
+        if self.proxy is not None and self.scheduler.name == "population":
+            raise ValueError(
+                "scheduler population changes settings during a training, so its best members span no region for "
+                "proxy; use another scheduler"
+            )
         return self
 
     @model_validator(mode="after")

@@ -16,9 +16,11 @@ import socket
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from models.base import load as base
+from models.base.sizes import describe
 from models.errors import RayconteurError
 from models.training.deepspeed_operator import check_build_tools
 from workflows.cluster.capacity import (
@@ -39,14 +41,17 @@ from workflows.search.records import (
     FAILED,
     FINISHED,
     STOPPED,
+    OnProxy,
     Search,
     read_search,
     searches_of,
     write_search,
 )
+from workflows.search.region import for_width, region_of
 from workflows.search.run import run_trials
 from workflows.search.steering import Steering
 from workflows.search.steering_requests import Listener, read_requests, take_over
+from workflows.search.table import region_text
 from workflows.search.tensorboard import write_events
 from workflows.search.trial import Shared, key_of
 from workflows.search.tuner import ENVIRONMENT
@@ -55,7 +60,7 @@ from workflows.search.winner import check_front, find_winner
 from workflows.spec import MixtureSearchSpec, PipelineSpec, PopulationSpec
 from workflows.spec.space import Values, dimensions_of, space_of, trials_wanted, with_values
 from workflows.stage import Context, StageFailed
-from workflows.store import Store, content_key
+from workflows.store import Artifact, Store, content_key
 from workflows.suites.read import metric_suites
 from workflows.suites.settings import suite_settings
 from workflows.training.inputs import TrainingInputs, inputs_of
@@ -64,9 +69,11 @@ from workflows.training.steps import num_steps, steps_per_epoch
 
 def run(context: Context) -> TuneFigures:
     """Run the search, and measure the winner again; returns the figures."""
-    spec, store = context.spec, context.store
-    assert spec.tune is not None
-    tune = spec.tune
+    on_proxy = None
+    if context.proxy is not None:
+        context, on_proxy = _in_region(context, context.proxy)
+    spec, store, tune = context.spec, context.store, context.spec.tune
+    assert tune is not None
     nodes = nodes_of_cluster(spec.cluster)
     if (why := why_none_fits(nodes, spec.train)) and not (spec.cluster.address and tune.max_concurrent):
         raise StageFailed(f"tune: {why}")
@@ -97,6 +104,7 @@ def run(context: Context) -> TuneFigures:
         seconds_allowed=tune.time_minutes and tune.time_minutes * 60,
         at_once=at_once,
         family=family_of(spec, inputs.keys),
+        proxy=on_proxy,
         constraints=list(tune.constraints),
         price_per_hour=price,
         max_cost=tune.max_cost,
@@ -172,6 +180,7 @@ def _search(
         steps_of=_steps_of(spec, store, shared.inputs),
         earlier={**dict(enumerate(best_settings(priors, dimensions_of(spec.tune.space)))), **chosen_before},
         chosen=chosen,
+        first=search.proxy.first if search.proxy else None,
         pack=pack,
         num_groups=num_groups,
         priors=priors,
@@ -181,6 +190,28 @@ def _search(
     search.winner = find_winner(spec, store, search, shared, context.progress)
     check_front(store, search, context.progress)
     Needs(store, search.key).write(needs_of(search), is_over=True)
+
+
+def _in_region(context: Context, proxy: Artifact) -> tuple[Context, OnProxy]:
+    """The context with the region of the proxy's best trials as the space of its pipeline, and that region."""
+    spec, tune = context.spec, context.spec.tune
+    assert tune is not None
+    assert tune.proxy is not None
+    search = read_search(context.store, proxy.key)
+    assert search is not None
+    large, small = (describe(base.resolve(name))["hidden_size"] for name in (spec.base_model, tune.proxy.base_model))
+    region = for_width(region_of(search, tune.proxy.best_share), spec.train, large / small)
+    found = OnProxy(
+        base_model=tune.proxy.base_model,
+        search=proxy.key,
+        trials=sum(1 for trial in search.trials if trial.best(search.metrics[0]) is not None),
+        best=region.num_best,
+        first=region.best,
+        rate_factor=region.rate_factor,
+    )
+    context.progress.note(f"tune: {region_text(found, region.space)}")
+    narrowed = tune.model_copy(update={"space": region.space})
+    return replace(context, spec=spec.model_copy(update={"tune": narrowed})), found
 
 
 def family_of(spec: PipelineSpec, keys: Mapping[str, str]) -> str:

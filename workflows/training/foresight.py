@@ -16,6 +16,7 @@ from models.training.deepspeed_config import DeepSpeedSettings, deepspeed_config
 from models.training.deepspeed_names import mistakes
 from workflows.corpus.chat_tokenizer import chat_tokenizer
 from workflows.spec import NEW_MODEL, PipelineSpec, TeacherSpec, TrainSpec
+from workflows.spec.space import proxy_pipeline
 
 if TYPE_CHECKING:
     from workflows.corpus.reader import Examples
@@ -26,6 +27,9 @@ _MAX_NAMED = 5
 def troubles(spec: PipelineSpec) -> list[str]:
     """One sentence for each mistake, with its field and the fix; empty if none is found."""
     found = [*_of_deepspeed(spec.train), *_of_teacher(spec)]
+    if spec.tune and spec.tune.proxy:
+        proxy = troubles(proxy_pipeline(spec))
+        found += [f"tune.proxy: {trouble}" for trouble in proxy if trouble not in found]
     folder = known_folder(spec.base_model) if spec.base_model != NEW_MODEL else None
     return found if folder is None else [*found, *troubles_of_model(spec, folder), *_of_template(spec)]
 

@@ -28,6 +28,7 @@ from workflows.search.table import (
     headings,
     headline,
     ranked,
+    region_text,
     trial_rows,
     winner_line,
     winner_values,
@@ -63,7 +64,7 @@ def run_page(store: Store, record: RunRecord) -> str:
         card=_card(store, evaluate) if evaluate else None,
         curves=_curves(store, artifacts["train"], plots) if "train" in artifacts else [],
         data=_data(store, prepare, plots) if prepare else None,
-        search=_search(search, plots) if search else None,
+        search=_search(store, search, plots) if search else None,
         changes=_changes(store, record, artifacts),
         spec=yaml.safe_dump(record.spec, sort_keys=False, allow_unicode=True),
         versions=next((artifact.versions for artifact in reversed(list(artifacts.values()))), {}),
@@ -166,13 +167,18 @@ class _SearchPart:
     is_long: bool
     mixtures: tuple[list[str], list[list[str]]]
     """of a search over mixtures: headings and rows of the candidates"""
+    region: str
+    """with `tune.proxy`: where the proxy's best trials were"""
+    on_proxy: tuple[list[str], list[list[str]]]
+    """headings and rows of the proxy's trials"""
 
 
-def _search(search: Search, plots: Plots) -> _SearchPart:
+def _search(store: Store, search: Search, plots: Plots) -> _SearchPart:
     """A search on the page."""
     from workflows.search.plot_lines import metric_over_steps
     from workflows.search.plots import forecast_points, importance_bars, parallel_coordinates, pareto
 
+    proxy = read_search(store, search.proxy.search) if search.proxy else None
     draws = (forecast_points, parallel_coordinates, metric_over_steps, importance_bars, pareto)
     figures = [draw(search) for draw in draws]
     return _SearchPart(
@@ -187,6 +193,8 @@ def _search(search: Search, plots: Plots) -> _SearchPart:
         num_trials=len(search.trials),
         is_long=len(search.trials) > _MAX_OPEN_TRIALS,
         mixtures=forecast_rows(search),
+        region=region_text(search.proxy, search.space) if search.proxy else "",
+        on_proxy=(headings(proxy), trial_rows(proxy, ranked(proxy))) if proxy else ([], []),
     )
 
 
