@@ -34,8 +34,8 @@ class AdapterSpec(Section):
     """`lora`, `rslora` (Kalajdzievski 2023, arXiv:2312.03732), which scales by alpha / sqrt(rank), `dora` (Liu et
     al. 2024, arXiv:2402.09353), which also learns the magnitude of every row of W, or `mua` (Chen et al. 2026,
     arXiv:2602.06204): W + B A, which starts with A = 0 and B random with variance 1 / rank, so that the first step is
-    about as large at any rank. We found one best learning rate for ranks 4 to 128 with `lora` and the same alpha, not
-    with `rslora` or `mua` (docs/log.md)."""
+    about as large at any rank. We found one best learning rate for all ranks with `lora` and the same alpha, not with
+    `rslora` or `mua` (docs/search_figures.md)."""
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     """Rank of the update: the inner size of its two factors."""
