@@ -17,6 +17,7 @@ from workflows.search.table import search_text
 from workflows.search.trial import RESULT, TrialEvent
 from workflows.search.tuner import InOrder
 from workflows.spec import PipelineSpec, TuneSpec
+from workflows.store import Store
 
 DATA = {"sources": [{"path": "x.jsonl"}]}
 SPACE = {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}}
@@ -226,11 +227,11 @@ def test_the_fields_of_a_price(problems, tune, words):
     assert bool(text) == bool(words)
 
 
-def test_the_table_and_the_page_show_what_was_spent_and_expected():
+def test_the_table_and_the_page_show_what_was_spent_and_expected(tmp_path):
     search = Search("p", "k", ["held_out_loss"], SPACE, "random", "none", 3, seconds=1800.0, price_per_hour=2.0)
     search.trials = [
         Trial(0, "key", {"train.learning_rate": 1e-4}, "finished", [Report(1, 1, {"held_out_loss": 2.0})])
     ]
     search.expected_gain = 0.0031
     assert "\nspent $1.00, at $2.00 an hour\nan improvement by 0.0031 is expected" in search_text(search)
-    assert _search(search, Plots()).price == price_lines(search)
+    assert _search(Store(str(tmp_path)), search, Plots()).price == price_lines(search)

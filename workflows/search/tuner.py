@@ -118,8 +118,8 @@ def _searcher(
     tune: TuneSpec,
     dimensions: dict[str, Dimension],
     earlier: Mapping[int, Values],
-    first: Values | None,
-    priors: Sequence[Prior],
+    first: Values | None = None,
+    priors: Sequence[Prior] = (),
 ) -> Any:
     if isinstance(tune.searcher, TpeSpec):
         from workflows.search.tpe import TpeSearch  # other searches do not need Optuna
