@@ -82,6 +82,10 @@ def test_learning_rates_fall_with_the_width(adapter: Any, factor: float) -> None
     )
     assert chosen.space[RATE] == [2.5e-4, 7.5e-4]
     assert chosen.best[RATE] == 7.5e-4
+    assert (
+        for_width(narrow := Region({RATE: {"loguniform": [1 / 3000, 4e-3]}}, {RATE: 1 / 700}, 3), train, 1.0)
+        == narrow
+    )
     same = Region({RANK: [4, 8]}, {RANK: 4}, 3)
     assert for_width(same, train, 4.0) == same
 

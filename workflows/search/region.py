@@ -58,7 +58,7 @@ def for_width(region: Region, train: TrainSpec, ratio: float) -> Region:
     factor = float(f"{ratio ** (-1.0 if method in (None, 'mua') else -0.5):.3g}")
 
     def scaled(rate: float) -> float:
-        return float(f"{min(1.0, rate * factor):.3g}")
+        return min(1.0, rate * factor)
 
     dimension = dimension_of(region.space[RATE])
     if isinstance(dimension, Choice):
