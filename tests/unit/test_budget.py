@@ -148,6 +148,20 @@ def test_a_search_ends_at_its_maximum_cost_and_says_so(clock):
     ]
 
 
+def test_all_trials_end_at_the_maximum_cost_also_those_that_have_not_reported(clock):
+    budget = Budget(1.0, 36.0, known=(0,), clock=clock)
+    budget.begin("0", is_known=True)
+    budget.begin("1")
+    clock.now += 100
+    assert not budget.is_used_up()  # trial 0 is still repeated
+    budget.report("0", 1, 3, 5.0, was_known=True)
+    assert not budget.is_used_up()
+    budget.report("0", 2, 3, 10.0)
+    assert budget.is_used_up()
+    assert not Budget(1.0, 36.0, known=(0,), clock=clock).is_used_up()
+    assert not Budget(1.0, 36.0, spent_before=1.0, clock=clock).is_used_up()  # only what is known runs
+
+
 def test_a_search_waits_where_running_trials_may_turn_out_to_be_shorter(clock):
     driven = Driven(clock)
     assert isinstance(driven.searcher.suggest("long"), dict)

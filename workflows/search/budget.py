@@ -21,6 +21,8 @@ class _Running:
     began: float
     reported: float
     """when it reported last, or began"""
+    is_known: bool
+    """whether an earlier start has recorded it, and it has not reported more yet"""
     trained: float = 0.0
     """seconds of its steps until then"""
     interval: float = 0.0
@@ -55,13 +57,15 @@ class Budget:
         """from the start of this search to its end"""
         self._running: dict[str, _Running] = {}
         self._durations: list[float] = []
+        self._begun_again = 0
 
-    def begin(self, trial: str) -> None:
-        """A trial has begun."""
+    def begin(self, trial: str, is_known: bool = False) -> None:
+        """A trial has begun; `is_known` if an earlier start has recorded it."""
         now = self._clock()
-        self._running[trial] = _Running(now, now)
+        self._running[trial] = _Running(now, now, is_known)
+        self._begun_again += is_known
 
-    def report(self, trial: str, step: int, num_steps: int, trained: float = 0.0) -> None:
+    def report(self, trial: str, step: int, num_steps: int, trained: float = 0.0, was_known: bool = False) -> None:
         """A trial has reached a checkpoint; `trained`: the seconds of its steps, by its report. They count where an
         earlier start has made the report, which then comes at once.
         """
@@ -69,7 +73,7 @@ class Budget:
             self.begin(trial)
         now, mine = self._clock(), self._running[trial]
         mine.interval = max(now - mine.reported, trained - mine.trained)
-        mine.reported, mine.trained = now, trained
+        mine.reported, mine.trained, mine.is_known = now, trained, mine.is_known and was_known
         mine.whole = max(now - mine.began, trained) * num_steps / step
 
     def end(self, trial: str, is_new: bool) -> None:
@@ -89,6 +93,13 @@ class Budget:
     def may_allow_another(self) -> bool:
         """Whether another trial may begin later: running ones may turn out to be shorter."""
         return self._elapsed() < self._seconds
+
+    def is_used_up(self) -> bool:
+        """Whether all trials end at once, also those that have not reported: the search has cost its maximum. What
+        earlier starts have recorded is repeated before.
+        """
+        is_repeating = self._begun_again < len(self.known) or any(each.is_known for each in self._running.values())
+        return 0 < self._seconds <= self._elapsed() and not is_repeating
 
     def cost_with_another(self) -> float:
         """The dollars that the search is expected to have cost at the end of another trial."""

@@ -81,18 +81,18 @@ class WithinCost(Around):
             return Searcher.FINISHED
         suggested = super().suggest(trial_id)
         if isinstance(suggested, dict):
+            self._begin(trial_id, self._chosen in budget.known)
             self._chosen += 1
-            self._begin(trial_id)
         return suggested
 
     def add(self, trial_id: str, values: Values) -> None:
         """A trial that the searcher has not chosen; it begins also above the maximum cost, and ends as others do."""
         super().add(trial_id, values)
-        self._begin(trial_id)
+        self._begin(trial_id, is_known=False)
 
-    def _begin(self, trial_id: str) -> None:
+    def _begin(self, trial_id: str, is_known: bool) -> None:
         self._running.add(trial_id)
-        self._budget.begin(trial_id)
+        self._budget.begin(trial_id, is_known)
 
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False
@@ -119,7 +119,7 @@ class StopsAtCost:
         if event.report is None:
             return False
         trained = event.report.figures.get("seconds", 0.0)
-        self._budget.report(trial_id, event.report.step, event.report.num_steps, trained)
+        self._budget.report(trial_id, event.report.step, event.report.num_steps, trained, event.was_known)
         if event.was_known and event.report.step < self._known.get(trial_id, 0):
             return False
         is_over = event.report.step < event.report.num_steps and not self._budget.allows_more(trial_id)

@@ -76,7 +76,7 @@ def run_trials(
             storage_path=shared.folder,
             storage_filesystem=store.filesystem,
             callbacks=[recorder],
-            stop=_ends_of(search, steering, budget),
+            stop=_Ends(search, steering, budget),
             failure_config=ray.tune.FailureConfig(max_failures=shared.max_failures),
             verbose=0,
         ),
@@ -103,20 +103,29 @@ def run_trials(
         progress.note(f"tune: {line}")
 
 
-def _ends_of(
-    search: Search, steering: Steering | None, budget: Budget | None
-) -> Callable[[str, Mapping[str, Any]], bool] | None:
-    """What ends a trial at a report, besides the scheduler: for Tune's `stop`."""
-    if steering is None and budget is None and not search.constraints:
-        return None
-    at_cost = None if budget is None else StopsAtCost(budget, search)
+class _Ends(ray.tune.Stopper):  # type: ignore[misc]
+    """What ends trials besides the scheduler."""
 
-    def ends(trial_id: str, result: Mapping[str, Any]) -> bool:
-        is_over = at_cost is not None and at_cost(trial_id, result)
-        is_stopped = steering is not None and steering.stops(trial_id, result["step"])
-        return is_over or is_stopped or is_excluded(search.constraints, result)
+    def __init__(self, search: Search, steering: Steering | None, budget: Budget | None) -> None:
+        self._search, self._steering, self._budget = search, steering, budget
+        self._at_cost = None if budget is None else StopsAtCost(budget, search)
 
-    return ends
+    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Called by Tune with each report; whether the trial ends."""
+        is_over = self._at_cost is not None and self._at_cost(trial_id, result)
+        is_stopped = self._steering is not None and self._steering.stops(trial_id, result["step"])
+        return is_over or is_stopped or is_excluded(self._search.constraints, result)
+
+    def stop_all(self) -> bool:
+        """Called by Tune between reports; whether all trials end."""
+        if self._budget is None or not self._budget.is_used_up():
+            return False
+        self._search.stopped_by_cost = True
+        return True
+
+    def __getstate__(self) -> dict[str, object]:
+        """Keep no state for Tune's restore: our searches resume from their own records."""
+        return {}
 
 
 def is_excluded(constraints: list[str], result: Mapping[str, object]) -> bool:
