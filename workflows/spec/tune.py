@@ -244,7 +244,8 @@ class TuneSpec(Section):
 
     proxy: ProxySearchSpec | None = Field(default=None, json_schema_extra=ADDED)
     """Search on a small model first, with the same searcher and scheduler. `trials` and `time_minutes` are then those
-    of the base model, which tries the proxy's best setting first and searches the region of its best trials."""
+    of the base model, which tries the proxy's best setting first and searches the region of its best trials;
+    `min_gain` and `max_cost` are those of each of the two searches."""
 
     searcher: Annotated[
         Annotated[RandomSpec | GridSpec | TpeSpec | MixtureSearchSpec, Field(discriminator="name")],
