@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from workflows.endpoint.application import application, chosen_engine
+from workflows.endpoint.application import application, chosen_engine, with_winner
 from workflows.figures import OptimizeFigures
 from workflows.record import JsonObject
 from workflows.spec import PipelineSpec
@@ -38,7 +38,7 @@ def endpoint(args: Served) -> Any:
     """Build the application; raises StageFailed for a release that does not exist or did not pass."""
     store = Store(args.store)
     release = store.find("optimize", args.release)
-    made_by = [run.spec for run in store.runs() if run.key_of("optimize") == args.release]
+    made_by = [run for run in store.runs() if run.key_of("optimize") == args.release]
     if release is None or not made_by:
         known = ", ".join(artifact.key for artifact in store.all_of("optimize")) or "none"
         raise StageFailed(f"args.release: the store has no release {args.release!r}; it has: {known}")
@@ -46,8 +46,11 @@ def endpoint(args: Served) -> Any:
     if not args.force:
         where = f"args.release: {args.release} has not passed"
         check_gate(cards[-1] if cards else None, where, "set force: true to serve it anyway")
-    serve = made_by[-1]["serve"]
+    made, search = made_by[-1].spec, made_by[-1].key_of("tune")
+    serve = made["serve"]
     assert isinstance(serve, Mapping)
-    spec = PipelineSpec.model_validate({**made_by[-1], "serve": {**serve, **args.serve}})
+    spec = PipelineSpec.model_validate({**made, "serve": {**serve, **args.serve}})
+    if "sampling" not in args.serve and search is not None:
+        spec = with_winner(spec, store.find("tune", search))
     engine, _ = chosen_engine(spec.serve, OptimizeFigures.from_json(release.figures).openvino)
     return application(spec, store, release, engine, behind_proxy=True)

@@ -9,7 +9,7 @@ from models.training.report import Report
 from workflows.search.records import OnProxy, Search, Trial, read_search, write_search
 from workflows.search.region import Region, for_width, region_of
 from workflows.search.table import region_text, search_text
-from workflows.search.tuner import _searcher
+from workflows.search.tuner import searcher_of
 from workflows.spec import TrainSpec, TuneSpec
 from workflows.spec.errors import SpecError
 from workflows.spec.paths import local_paths, with_paths
@@ -106,7 +106,7 @@ def test_an_entry_comes_back_from_its_dimension(entry: Any) -> None:
 @pytest.mark.parametrize("searcher", ["random", "grid", "tpe"])
 def test_the_base_model_tries_the_best_setting_of_the_proxy_first(searcher: str) -> None:
     tune = TuneSpec.model_validate({"space": {RANK: [4, 8, 16]}, "trials": 3, "searcher": searcher})
-    made = _searcher(tune, dimensions_of(tune.space), {}, {RANK: 16})
+    made = searcher_of(tune, dimensions_of(tune.space), {}, {RANK: 16})
     tried = [made.suggest(str(number))["values"][RANK] for number in range(3)]
     assert tried[0] == 16
     assert sorted(tried) == [4, 8, 16]

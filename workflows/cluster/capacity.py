@@ -69,11 +69,12 @@ def workers_of(spec: PipelineSpec) -> dict[str, Workers]:
     # The engine vllm has a worker for each GPU of a replica, and these may be on several nodes.
     parts = max(1, int(serve.gpus_per_replica))
     serving = {"CPU": serve.cpus_per_replica if parts == 1 else 0.0, "GPU": serve.gpus_per_replica / parts}
+    evaluating = _workers("evaluate.num_workers", evaluate.num_workers, judging)
     return {
         "reference": replace(training, each={name: each for name, each in training.each.items() if name != "memory"}),
-        "tune": training,
+        "tune": evaluating if spec.searches_sampling else training,
         "train": training,
-        "evaluate": _workers("evaluate.num_workers", evaluate.num_workers, judging),
+        "evaluate": evaluating,
         "optimize": _workers("optimize.cpus_per_worker", 1, {"CPU": spec.optimize_cpus}),
         "deploy": _workers("serve.min_replicas", max(1, serve.min_replicas) * parts, serving, "replica"),
     }

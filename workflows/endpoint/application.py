@@ -9,6 +9,7 @@ from workflows.endpoint.api_keys import KeyFile
 from workflows.endpoint.knowledge import served_knowledge
 from workflows.figures import OptimizeFigures, Part
 from workflows.spec import PipelineSpec, ServeSpec
+from workflows.spec.serve import SAMPLING, SamplingSpec
 from workflows.stage import DISCRIMINATOR, StageFailed
 from workflows.store import Artifact, Store
 
@@ -92,6 +93,16 @@ def application(
         read_keys=key_reader(spec, store),
         behind_proxy=behind_proxy,
     )
+
+
+def with_winner(spec: PipelineSpec, search: Artifact | None) -> PipelineSpec:
+    """The pipeline with the sampling settings that won a search over `serve.sampling`, if it has one."""
+    figures = {} if search is None else search.figures
+    found = {name.removeprefix(SAMPLING): value for name, value in figures.items() if name.startswith(SAMPLING)}
+    if not found:
+        return spec
+    sampling = SamplingSpec.model_validate({**spec.serve.sampling.model_dump(), **found})
+    return spec.model_copy(update={"serve": spec.serve.model_copy(update={"sampling": sampling})})
 
 
 def key_reader(spec: PipelineSpec, store: Store) -> Callable[[], list[ApiKey] | None] | None:

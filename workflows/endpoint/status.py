@@ -59,21 +59,24 @@ def _reason(error: OSError) -> str:
     return str(getattr(error, "reason", None) or error)
 
 
-def deployment_key(spec: PipelineSpec, release: str) -> str:
-    """A hash of the release and of every setting of the endpoint."""
+def deployment_key(spec: PipelineSpec, release: str, search: str | None = None) -> str:
+    """A hash of the release and of every setting of the endpoint; `search`: the key of one over `serve.sampling`."""
     serve = spec.serve.result_fields()
     if spec.serve.knowledge is not None:
         serve["passages"] = passages_key(read_knowledge(spec.serve.knowledge))
-    return content_key({"release": release, "serve": serve, "model": model_name(spec)})
+    searched = {} if search is None else {"search": search}
+    return content_key({"release": release, "serve": serve, "model": model_name(spec), **searched})
 
 
-def living_endpoint(spec: PipelineSpec, store: Store, release: str) -> Artifact | None:
-    """The deployment of this release with these settings, if its endpoint answers; otherwise None."""
+def living_endpoint(spec: PipelineSpec, store: Store, release: str, search: str | None = None) -> Artifact | None:
+    """The deployment of this release with these settings, if its endpoint answers; otherwise None. For `search`, see
+    `deployment_key`.
+    """
     url = url_of(spec.serve)
     deployed = [
         artifact for artifact in store.all_of("deploy") if DeployFigures.from_json(artifact.figures).url == url
     ]
-    if not deployed or deployed[-1].key != deployment_key(spec, release):
+    if not deployed or deployed[-1].key != deployment_key(spec, release, search):
         return None
     return deployed[-1] if _served_release(url, spec.serve) == release else None
 

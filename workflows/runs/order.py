@@ -3,6 +3,8 @@
 prepare -> (reference ->) (tune ->) train -> evaluate -> optimize -> deploy
 """
 
+from dataclasses import replace
+
 import pyarrow as pa
 
 from models.base import load as base
@@ -83,6 +85,17 @@ def _tune_settings(spec: PipelineSpec) -> JsonObject:
     return {**settings, "suites": suite_settings(spec.evaluate)} if named else settings
 
 
+def _sampling_search_settings(spec: PipelineSpec) -> JsonObject:
+    assert spec.tune is not None
+    sampling: dict[str, object] = {
+        "sampling": spec.serve.sampling.result_fields(),
+        "suites": suite_settings(spec.evaluate),
+    }
+    if (knowledge := spec.serve.knowledge) is not None:
+        sampling["knowledge"] = [passages_key(read_knowledge(knowledge)), knowledge.passages, knowledge.min_share]
+    return {"tune": spec.tune.result_fields(), **sampling}
+
+
 def _train_settings(spec: PipelineSpec) -> JsonObject:
     settings = {"train": spec.train.result_fields(), "base_model": _base(spec)}
     mixture = spec.data.mixture_fields()
@@ -137,13 +150,13 @@ def _deploy_settings(spec: PipelineSpec) -> JsonObject:
 def _deploy_key(spec: PipelineSpec, inputs: Keys) -> str:
     from workflows.endpoint.status import deployment_key
 
-    return deployment_key(spec, inputs["optimize"])
+    return deployment_key(spec, inputs["optimize"], inputs.get("tune"))
 
 
 def _living_endpoint(spec: PipelineSpec, store: Store, inputs: Keys) -> Artifact | None:
     from workflows.endpoint.status import living_endpoint
 
-    return living_endpoint(spec, store, inputs["optimize"])
+    return living_endpoint(spec, store, inputs["optimize"], inputs.get("tune"))
 
 
 def _deploy_detail(context: Context) -> str:
@@ -179,3 +192,21 @@ STAGES = (
 )  # fmt: skip
 
 assert tuple(stage.name for stage in STAGES) == STAGE_NAMES
+
+
+def stages_of(spec: PipelineSpec) -> tuple[Stage, ...]:
+    """The stages in the order of this pipeline. A search over `serve.sampling` follows the training, whose replies it
+    compares, and decides the endpoint.
+    """
+    if not spec.searches_sampling:
+        return STAGES
+    by_name = {stage.name: stage for stage in STAGES}
+    tune = replace(
+        by_name["tune"], inputs=("train",), also_reads=("prepare",), settings=_sampling_search_settings,
+        summary="search over serve.sampling",
+    )  # fmt: skip
+    by_name["train"] = replace(by_name["train"], inputs=("prepare", "reference"))
+    by_name["deploy"] = replace(by_name["deploy"], inputs=(*by_name["deploy"].inputs, "tune"))
+    del by_name["tune"]
+    first = [by_name.pop(name) for name in ("prepare", "reference", "train")]
+    return (*first, tune, *by_name.values())

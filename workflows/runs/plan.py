@@ -177,9 +177,9 @@ def _resources(spec: PipelineSpec) -> ResourcesPlan:
     there = _there(spec)
     nodes = _nodes(spec, there)
     asked: dict[str, SearchAsks | StageAsks] = {}
-    if spec.tune is not None:
+    if spec.tune is not None and not spec.searches_sampling:
         asked["tune"] = _search(spec, nodes)  # train uses the winner's checkpoint
-    stages = ["train"] if spec.tune is None else []
+    stages = [] if asked else ["train", *["tune"] * spec.searches_sampling]
     stages = ["reference"] * (train.objective.reference != "none") + stages + ["evaluate", "deploy"]
     for stage in stages:
         workers = workers_of(spec)[stage]
@@ -260,7 +260,7 @@ def _training(spec: PipelineSpec, store: Store, prepare: StageState) -> Training
         pair_steps=train.pair_steps,
         tokens=int(tokens * steps / in_epoch),
         memory_gb_per_worker=None if memory is None else round(memory, 1),
-        is_of_a_trial=spec.tune is not None,
+        is_of_a_trial=spec.tune is not None and not spec.searches_sampling,
         conversations_are=reading_text(reading) if reading and reading.how != "packed" else None,
     )
 

@@ -77,7 +77,8 @@ def training_memory_gb(base_model: str, train: TrainSpec) -> float | None:
 def plan_on(spec: PipelineSpec, kinds: Sequence[NodeKind], tokens: int, per_epoch: int) -> ClusterPlan:
     """How every stage fits; `tokens` is the number of tokens of one training, `per_epoch` that of an epoch."""
     evaluate, serve = spec.evaluate, spec.serve
-    training = _need("tune" if spec.tune else "train", spec, spec.train)
+    searches_training = spec.tune is not None and not spec.searches_sampling
+    training = _need("tune" if searches_training else "train", spec, spec.train)
     needs = [training]
     if spec.train.objective.reference != "none":
         needs.insert(0, Need("reference", training.workers, training.cpus, training.gpus))
@@ -90,7 +91,7 @@ def plan_on(spec: PipelineSpec, kinds: Sequence[NodeKind], tokens: int, per_epoc
     needs.append(_inference("deploy", replicas, serve.cpus_per_replica, serve.gpus_per_replica, weights))
     fits = {need.stage: fit_stage(need, kinds, _others(spec) if need is training else ()) for need in needs}
     rows, fit = {stage: _row(fit) for stage, fit in fits.items()}, fits[training.stage]
-    if spec.tune and not fit.why_not:
+    if searches_training and not fit.why_not:
         rows["tune"] = _with_search(rows["tune"], spec, kinds, training, tokens, per_epoch)
     elif (operations := training_operations(spec, tokens)) and (took := hours(operations, fit, kinds)) is not None:
         price = fit.price_per_hour and fit.price_per_hour * took

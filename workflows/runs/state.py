@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from workflows.record import JsonObject
-from workflows.runs.order import STAGES
+from workflows.runs.order import stages_of
 from workflows.spec import PipelineSpec
-from workflows.stage import STAGE_NAMES, Keys, Stage
+from workflows.stage import Keys, Stage
 from workflows.store import Artifact, Store, content_key
 
 
@@ -30,7 +30,8 @@ def examine(spec: PipelineSpec, store: Store, last: str = "deploy") -> list[Stag
     """The state of every stage up to `last`; changes nothing."""
     states: list[StageState] = []
     keys: dict[str, str] = {}
-    for stage in STAGES[: STAGE_NAMES.index(last) + 1]:
+    stages = stages_of(spec)
+    for stage in stages[: [stage.name for stage in stages].index(last) + 1]:
         if not stage.is_needed(spec):
             continue
         inputs = {name: keys[name] for name in stage.inputs if name in keys}

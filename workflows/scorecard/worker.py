@@ -136,7 +136,7 @@ class ScoringWorker:
         return pa.table({"result": pa.array([json.dumps(result) for result in results], pa.string())})
 
     def _answers(self, model: str, rows: list[ScoredRow]) -> list[ScoreRow]:
-        answering, cache = self._answering_model(model)
+        answering, cache = self.answering_model(model)
         prompts = [row for row in rows if not row["request"]]
         asked = [Asked(_turns(row), row["max_new_tokens"] or 1) for row in prompts]
         requests = [EndpointRequest(**json.loads(row["request"])) for row in rows if row["request"]]
@@ -157,8 +157,8 @@ class ScoringWorker:
     def _one_more(self) -> None:
         self._board.add.remote(done=1)
 
-    def _answering_model(self, model: str) -> tuple[AnsweringModel, ReplyCache]:
-        """The model's engine, the only one in memory."""
+    def answering_model(self, model: str) -> tuple[AnsweringModel, ReplyCache]:
+        """The model's engine, the only one in memory, and its replies so far, to save after use."""
         from models.base.load import load_tokenizer
 
         if self._answering is None or self._answering[0] != model:

@@ -84,7 +84,7 @@ def tuner_of(
     # A trial's memory is a word: its workers' own request says what it really needs.
     resources = {HEAD_NODE: _seat(search.at_once)} if is_population else {"memory": 1.0}
     wanted = len(chosen) if chosen is not None else search.wanted
-    searcher = InOrder(chosen) if chosen is not None else _searcher(tune, dimensions, earlier or {}, first, priors)
+    searcher = InOrder(chosen) if chosen is not None else searcher_of(tune, dimensions, earlier or {}, first, priors)
     if tune.min_gain is not None or budget is not None:
         searcher = UntilGainIsSmall(searcher, tune.min_gain or 0.0, tune.metric[0], search)
     if budget is not None:
@@ -114,13 +114,14 @@ def tuner_of(
     )
 
 
-def _searcher(
+def searcher_of(
     tune: TuneSpec,
     dimensions: dict[str, Dimension],
     earlier: Mapping[int, Values],
     first: Values | None = None,
     priors: Sequence[Prior] = (),
 ) -> Any:
+    """The searcher that `tune.searcher` names; for `earlier` and `priors`, see `tuner_of`."""
     if isinstance(tune.searcher, TpeSpec):
         from workflows.search.tpe import TpeSearch  # other searches do not need Optuna
 

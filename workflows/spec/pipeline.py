@@ -16,7 +16,7 @@ from workflows.spec.data import NEW_MODEL, DataSpec, NewModelSpec
 from workflows.spec.evaluate import EvaluateSpec
 from workflows.spec.optimize import OptimizeSpec
 from workflows.spec.section import Section
-from workflows.spec.serve import ServeSpec
+from workflows.spec.serve import SAMPLING, ServeSpec
 from workflows.spec.train import TrainSpec
 from workflows.spec.tune import SUITE, TuneSpec
 
@@ -58,6 +58,11 @@ class PipelineSpec(Section):
 
     cluster: ClusterSpec = ClusterSpec()
     """The Ray cluster that runs all of it."""
+
+    @property
+    def searches_sampling(self) -> bool:
+        """Whether the search is over `serve.sampling`: it compares the trained model's replies and trains nothing."""
+        return self.tune is not None and any(field.startswith(SAMPLING) for field in self.tune.space)
 
     @property
     def optimize_cpus(self) -> float:
@@ -122,6 +127,8 @@ class PipelineSpec(Section):
                     f"tune.metric: {SUITE}{name} is of given replies, whose losses a training does not measure; "
                     "take held_out_loss, or a suite of replies"
                 )
+        if self.searches_sampling and every is None:
+            return self
         if self.train.zero.stage == 3:
             raise ValueError(
                 f"{field} lets each worker generate replies, which needs the whole model; use train.zero.stage 0, 1 "

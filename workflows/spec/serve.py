@@ -41,9 +41,13 @@ class KnowledgeSpec(Section):
     """Minimum BM25 score of a passage, as a share of the best one's."""
 
 
+SAMPLING = "serve.sampling."
+"""the beginning of the dotted fields of `SamplingSpec`"""
+
+
 class SamplingSpec(Section):
     """serve.sampling: how the endpoint samples replies to requests that leave these fields out. A field that is left
-    out here too has the API's default."""
+    out here too has the API's default. They may be searched: `serve.sampling.temperature: {uniform: [0, 1.2]}`."""
 
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     """Sampling temperature; 0 always takes the most likely token. The API's default is 1."""

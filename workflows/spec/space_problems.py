@@ -13,6 +13,7 @@ from models.errors import nearest
 from workflows.spec.constraints import parse_constraint
 from workflows.spec.pipeline import PipelineSpec
 from workflows.spec.section import HOW
+from workflows.spec.serve import SAMPLING
 from workflows.spec.space import Dimension, Range, Values, combinations, parse, with_values
 from workflows.spec.train import TrainSpec
 from workflows.spec.tune import COSTS, SUITE, TuneSpec
@@ -107,7 +108,9 @@ def _listed(names: Iterable[str], conjunction: str = "and") -> str:
 def _space_problems(spec: PipelineSpec, tune: TuneSpec) -> list[SpaceProblem]:
     if not tune.space and tune.searcher.name != "mixture":
         return [SpaceProblem("", "is empty; give it a field of train, such as train.learning_rate: [1e-4, 3e-4]")]
-    found = []
+    found = _sampling_problems(spec, tune) if spec.searches_sampling else []
+    if found:
+        return found
     for field, entry in tune.space.items():
         if problem := _field_problem(spec, field) or _incomparable(spec, tune, field):
             found.append(SpaceProblem(field, problem))
@@ -136,6 +139,24 @@ def _space_problems(spec: PipelineSpec, tune: TuneSpec) -> list[SpaceProblem]:
         if (error := _error_of(spec, values)) is not None:
             said = ", ".join(f"{name}={value!r}" for name, value in values.items())
             return [SpaceProblem("", f"with {said}: {error['msg'].removeprefix('Value error, ')}")]
+    return []
+
+
+def _sampling_problems(spec: PipelineSpec, tune: TuneSpec) -> list[SpaceProblem]:
+    """What a search over `serve.sampling`, which trains nothing, cannot have."""
+    others = [field for field in tune.space if not field.startswith(SAMPLING)]
+    if others:
+        why = f"needs a training for each trial, and fields of {SAMPLING[:-1]} need none; search it first, on its own"
+        return [SpaceProblem(others[0], why)]
+    if wrong := [metric for metric in tune.metric if not metric.startswith(SUITE)]:
+        why = f"got {wrong[0]}, on which sampling has no effect; name a suite to score replies by, as in {SUITE}NAME"
+        return [SpaceProblem("", why, section="metric")]
+    given = {
+        "scheduler": tune.scheduler.name != "none", "constraints": tune.constraints, "min_gain": tune.min_gain,
+        "max_cost": tune.max_cost, "warm_start": tune.warm_start, "pack": tune.pack != 1,
+    }  # fmt: skip
+    if unused := [f"tune.{name}" for name, is_given in given.items() if is_given]:
+        return [SpaceProblem("", f"is of {SAMPLING[:-1]} and trains nothing; leave out {_listed(unused)}")]
     return []
 
 
@@ -172,10 +193,10 @@ def _field_problem(spec: PipelineSpec, field: str) -> str:
     *sections, last = field.split(".")
     if sections[:2] == ["data", "sources"] and last == "weight" and len(sections) == 3:
         return _weight_problem(spec, sections[2])
-    if not sections or sections[0] != "train":
+    if not field.startswith(("train.", SAMPLING)):
         return (
             "decides what all trials share; the space contains fields of train, such as train.learning_rate, and "
-            "data.sources.N.weight"
+            f"data.sources.N.weight, or those of {SAMPLING[:-1]} alone"
         )
     place: Any = spec
     for depth, section in enumerate(sections):

@@ -7,7 +7,7 @@ release.
 """
 
 from workflows.cluster.errors import StageCrashed, describe_error, mistake_in
-from workflows.endpoint.application import application, chosen_engine, key_reader, model_name
+from workflows.endpoint.application import application, chosen_engine, key_reader, model_name, with_winner
 from workflows.endpoint.status import check_certificate, url_of
 from workflows.figures import DeployFigures, OptimizeFigures
 from workflows.spec import ServeSpec
@@ -22,7 +22,8 @@ def run(context: Context) -> DeployFigures:
     from serve.front.server import Endpoint
     from workflows.cluster.workers import check_fits
 
-    spec, store, release = context.spec, context.store, context.inputs["optimize"]
+    store, release = context.store, context.inputs["optimize"]
+    spec = with_winner(context.spec, context.inputs.get("tune"))
     serve = spec.serve
     check_certificate(serve)
     check_fits(spec, ["deploy"], context.progress)

@@ -49,6 +49,7 @@ from workflows.search.records import (
 )
 from workflows.search.region import for_width, region_of
 from workflows.search.run import run_trials
+from workflows.search.sampling import search_sampling
 from workflows.search.steering import Steering
 from workflows.search.steering_requests import Listener, read_requests, take_over
 from workflows.search.table import region_text
@@ -69,6 +70,9 @@ from workflows.training.steps import num_steps, steps_per_epoch
 
 def run(context: Context) -> TuneFigures:
     """Run the search, and measure the winner again; returns the figures."""
+    assert context.spec.tune is not None
+    if context.spec.searches_sampling:
+        return _figures(search_sampling(context))
     on_proxy = None
     if context.proxy is not None:
         context, on_proxy = _in_region(context, context.proxy)
@@ -290,6 +294,8 @@ def _figures(search: Search) -> TuneFigures:
 def tidy(context: Context) -> None:
     """Once the artifact is complete, delete Tune's and the worker groups' files, and checkpoints without a record."""
     store = context.store
+    if context.spec.searches_sampling:
+        return
     for name in ("run", "gangs", f"{PROXIES}/run", f"{PROXIES}/gangs"):
         store.remove(store.path("tune", context.key, name))
     search = read_search(store, context.key)

@@ -9,8 +9,8 @@ import asyncio
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -39,6 +39,8 @@ class Asked:
 
     turns: Sequence[Turn]
     max_new_tokens: int
+    sampling: Mapping[str, object] = field(default_factory=dict)
+    """fields of the requests, such as temperature and seed; without any, replies are greedy"""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class AnsweringModel:
         replies: list[Message] = []
         while len(replies) < len(asked.turns):
             conversation = self._informed(item.conversation(replies), asked.turns[0].brings_knowledge)
-            answer = await self._answer(conversation, asked.max_new_tokens)
+            answer = await self._answer(conversation, asked)
             if answer.message is None:  # nor is there one to the turns that would answer it
                 return [*map(Answer, replies), *[answer] * (len(asked.turns) - len(replies))]
             replies.append(answer.message)
@@ -141,12 +143,12 @@ class AnsweringModel:
         messages = with_knowledge(conversation.messages, self._knowledge.find(asked))
         return Conversation(messages, conversation.tools)
 
-    async def _answer(self, conversation: Conversation, max_new_tokens: int) -> Answer:
+    async def _answer(self, conversation: Conversation, asked: Asked) -> Answer:
         request: dict[str, Any] = {
             "model": "model",
             "messages": [_sent(message) for message in conversation.messages],
-            "temperature": 0,
-            "max_tokens": max_new_tokens,
+            **(asked.sampling or {"temperature": 0}),
+            "max_tokens": asked.max_new_tokens,
         }
         if conversation.tools:
             request["tools"] = conversation.tools
