@@ -12,7 +12,7 @@ from workflows.spec import PipelineSpec
 
 @pytest.mark.slow
 def test_a_search_over_sampling_trains_nothing_and_repeats_no_reply(run, tiny, tmp_path):
-    tiny["train"] |= {"max_steps": 2, "batch_tokens": 256}
+    tiny["train"] |= {"max_steps": 2, "checkpoint_every_steps": 2, "batch_tokens": 256}
     done, store = run("train", tiny)
     trained = done["train"].key
     (tmp_path / "letters.jsonl").write_text("".join(
