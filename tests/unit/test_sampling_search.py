@@ -170,6 +170,7 @@ def mistakes(spec, tmp_path, monkeypatch):
     ({"metric": "held_out_loss"}, "tune.metric: got held_out_loss, on which sampling has no effect"),
     ({"scheduler": "asha", "constraints": ["suite_rules >= 0.1"]}, "leave out tune.scheduler and tune.constraints"),
     ({"max_cost": 5}, "leave out tune.max_cost"),
+    ({"proxy": {"base_model": "random:tiny-gpt2", "trials": 6}}, "leave out tune.proxy"),
 ])  # fmt: skip
 def test_what_cannot_be_searched_is_named(mistakes, tune, words):
     text = mistakes(tune)

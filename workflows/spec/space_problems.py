@@ -154,6 +154,7 @@ def _sampling_problems(spec: PipelineSpec, tune: TuneSpec) -> list[SpaceProblem]
     given = {
         "scheduler": tune.scheduler.name != "none", "constraints": tune.constraints, "min_gain": tune.min_gain,
         "max_cost": tune.max_cost, "warm_start": tune.warm_start, "pack": tune.pack != 1,
+        "proxy": tune.proxy,
     }  # fmt: skip
     if unused := [f"tune.{name}" for name, is_given in given.items() if is_given]:
         return [SpaceProblem("", f"is of {SAMPLING[:-1]} and trains nothing; leave out {_listed(unused)}")]
