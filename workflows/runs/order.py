@@ -87,13 +87,19 @@ def _tune_settings(spec: PipelineSpec) -> JsonObject:
 
 def _sampling_search_settings(spec: PipelineSpec) -> JsonObject:
     assert spec.tune is not None
-    sampling: dict[str, object] = {
+    return {
+        "tune": spec.tune.result_fields(),
         "sampling": spec.serve.sampling.result_fields(),
         "suites": suite_settings(spec.evaluate),
+        **_knowledge_settings(spec),
     }
-    if (knowledge := spec.serve.knowledge) is not None:
-        sampling["knowledge"] = [passages_key(read_knowledge(knowledge)), knowledge.passages, knowledge.min_share]
-    return {"tune": spec.tune.result_fields(), **sampling}
+
+
+def _knowledge_settings(spec: PipelineSpec) -> dict[str, object]:
+    """What the endpoint finds for prompts; empty without `serve.knowledge`."""
+    if (knowledge := spec.serve.knowledge) is None:
+        return {}
+    return {"knowledge": [passages_key(read_knowledge(knowledge)), knowledge.passages, knowledge.min_share]}
 
 
 def _train_settings(spec: PipelineSpec) -> JsonObject:
@@ -112,9 +118,7 @@ def _evaluate_settings(spec: PipelineSpec) -> JsonObject:
         section["suites"] = suite_settings(spec.evaluate)
     if spec.evaluate.judge is not None:
         section["judge"] = judge_settings(spec.evaluate.judge)
-    if (knowledge := spec.serve.knowledge) is not None:
-        passages = passages_key(read_knowledge(knowledge))
-        section["knowledge"] = [passages, knowledge.passages, knowledge.min_share]
+    section |= _knowledge_settings(spec)
     if spec.evaluate.lm_eval:
         section["lm_eval"] = lm_eval_settings(spec.evaluate)
     return {"evaluate": section}

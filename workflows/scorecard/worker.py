@@ -9,10 +9,13 @@ from typing import Any, TypedDict
 
 import pyarrow as pa
 
+from models.base.load import identity
 from serve.knowledge.retrieval import ServedKnowledge
 from workflows.corpus.rows import CorpusRow
+from workflows.endpoint.knowledge import served_knowledge
 from workflows.lm_eval.requests import EndpointRequest
 from workflows.record import JsonObject
+from workflows.stage import Context
 from workflows.store import Store, content_key
 from workflows.suites.answering import Answer, AnsweringModel, Asked, engine_of
 from workflows.suites.reply_cache import ReplyCache
@@ -96,6 +99,23 @@ class ScoringSettings:
     """the key of the release in service"""
     knowledge: ServedKnowledge | None = None
     """the endpoint's, which every model gets"""
+
+
+def scoring_settings(context: Context, *, in_bulk: bool, service: str | None = None) -> ScoringSettings:
+    """Of the workers of `evaluate`, for the model that `train` has made."""
+    spec, evaluate = context.spec, context.spec.evaluate
+    return ScoringSettings(
+        store=context.store.uri,
+        checkpoint=context.inputs["train"].key,
+        base_model=spec.base_model,
+        base_identity=identity(spec.base_model),
+        precision=spec.train.precision,
+        threads=evaluate.cpus_per_worker,
+        gpus=evaluate.gpus_per_worker,
+        in_bulk=in_bulk,
+        service=service,
+        knowledge=served_knowledge(spec.serve, context.store),
+    )
 
 
 class ScoringWorker:

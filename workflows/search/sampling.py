@@ -16,13 +16,11 @@ from typing import Any
 
 import ray
 
-from models.base.load import identity
 from models.training.report import Report
 from workflows.cluster.board import watching
 from workflows.cluster.workers import check_fits, worker_environment
-from workflows.endpoint.knowledge import served_knowledge
 from workflows.progress import Progress
-from workflows.scorecard.worker import TUNED, ScoringSettings, ScoringWorker
+from workflows.scorecard.worker import TUNED, ScoringSettings, ScoringWorker, scoring_settings
 from workflows.search.records import FAILED, FINISHED, Search, Trial, Winner, ranking, write_search
 from workflows.search.table import search_table
 from workflows.search.trial import RESULT, TrialEvent, values_of
@@ -135,18 +133,7 @@ def _suggested(searcher: Any, numbers: Iterator[int]) -> Iterator[tuple[int, Val
 
 def _converse(context: Context, board: Any) -> Converse:
     """The trained model on the workers of `evaluate`, who share what is asked."""
-    spec, evaluate = context.spec, context.spec.evaluate
-    settings = ScoringSettings(
-        store=context.store.uri,
-        checkpoint=context.inputs["train"].key,
-        base_model=spec.base_model,
-        base_identity=identity(spec.base_model),
-        precision=spec.train.precision,
-        threads=evaluate.cpus_per_worker,
-        gpus=evaluate.gpus_per_worker,
-        in_bulk=True,
-        knowledge=served_knowledge(spec.serve, context.store),
-    )
+    settings, evaluate = scoring_settings(context, in_bulk=True), context.spec.evaluate
     actor: Any = ray.remote(SamplingWorker).options(
         num_cpus=evaluate.cpus_per_worker,
         num_gpus=evaluate.gpus_per_worker,

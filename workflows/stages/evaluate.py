@@ -16,14 +16,12 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from models.base.load import identity
 from workflows.cluster.board import watching
 from workflows.cluster.workers import check_fits, worker_environment
 from workflows.corpus.files.sources import source_files
 from workflows.corpus.reader import corpus_files
 from workflows.corpus.revision.contamination import find_contamination
 from workflows.corpus.split import TRAIN, used_files
-from workflows.endpoint.knowledge import served_knowledge
 from workflows.figures import EvaluateFigures, PrepareFigures
 from workflows.judge.judge import read_judge
 from workflows.record import Record
@@ -53,6 +51,7 @@ from workflows.scorecard.worker import (
     ScoringSettings,
     ScoringWorker,
     reads_the_same,
+    scoring_settings,
 )
 from workflows.spec import AdversarialSpec, PipelineSpec
 from workflows.stage import Context
@@ -196,18 +195,7 @@ def _release_in_service(context: Context) -> str | None:
 def _settings(context: Context, to_answer: Sequence[ScoredRow], service: str | None) -> ScoringSettings:
     evaluate = context.spec.evaluate
     tokens = sum(row.get("max_new_tokens") or 0 for row in to_answer)
-    return ScoringSettings(
-        store=context.store.uri,
-        checkpoint=context.inputs["train"].key,
-        base_model=context.spec.base_model,
-        base_identity=identity(context.spec.base_model),
-        precision=context.spec.train.precision,
-        threads=evaluate.cpus_per_worker,
-        gpus=evaluate.gpus_per_worker,
-        in_bulk=tokens > _TOKENS_IN_BULK * evaluate.num_workers,
-        service=service,
-        knowledge=served_knowledge(context.spec.serve, context.store),
-    )
+    return scoring_settings(context, in_bulk=tokens > _TOKENS_IN_BULK * evaluate.num_workers, service=service)
 
 
 def _write_lines(context: Context, name: str, records: Sequence[Record]) -> None:
